@@ -1,0 +1,102 @@
+"""Files that are whole or absent: temporary file, fsync, rename; and JSON that knows its own digest."""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from logitcache.errors import CacheIncompleteError, CorruptCacheError
+
+__all__ = ["FileRecord", "append_line", "describe", "digest_bytes", "read_json", "write_bytes", "write_json"]
+
+FileRecord = dict[str, Any]  # {"bytes": length, "blake2b": 256-bit digest in hexadecimal}
+
+
+def digest_bytes(data: bytes | memoryview) -> str:
+    """Hash bytes: BLAKE2b-256 in hexadecimal."""
+    return blake2b(data, digest_size=32).hexdigest()
+
+
+def describe(data: bytes) -> FileRecord:
+    """Return what the ledger keeps of a file: length and digest."""
+    return {"bytes": len(data), "blake2b": digest_bytes(data)}
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that is either whole or not there, also after a power failure.
+
+    Raises:
+        CacheIncompleteError: The disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        _discard(temporary)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise CacheIncompleteError(
+                f"no space left for {path} ({len(data):,} bytes). What was committed before is whole; make room and run the same "
+                "command again to go on from there."
+            ) from error
+        raise
+    except BaseException:
+        _discard(temporary)
+        raise
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an object with its own digest under `check`, so that a flipped bit in it is found when it is read."""
+    checked = {**content, "check": digest_bytes(_canonical(content))}
+    write_bytes(path, (json.dumps(checked, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote, without `check`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CorruptCacheError: It is not what was written.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        if content.pop("check") != digest_bytes(_canonical(content)):
+            raise ValueError("its check does not match its content")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CorruptCacheError(
+            f"{path} is damaged: {error}. Restore it from a copy, or dump the cache again."
+        ) from error
+    return dict(content)
+
+
+def append_line(path: Path, content: Mapping[str, Any]) -> None:
+    """Append one JSON object to a history that nobody depends on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(content) + "\n")
