@@ -1,0 +1,83 @@
+"""From a shared rendition to one network's input: resize and normalise.
+
+Teacher and student may differ here (384 and 224 pixels, say) and still see the same rendition.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as TF
+
+from logitcache.errors import InputError
+
+__all__ = ["Preprocessing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How pixels become one network's input.
+
+    Attributes:
+        image_size: Height and width of the input, in pixels.
+        crop_pct: Share of the shorter side that `center-crop` keeps (timm's name).
+        resize: `none` (pixels have the right size already), `stretch` (to a square, as after a random resized crop) or
+            `center-crop` (shorter side to image_size / crop_pct, then the middle).
+        mean, std: Of each of three channels, for pixels in [0, 1].
+    """
+
+    image_size: int
+    crop_pct: float
+    resize: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.resize not in ("none", "stretch", "center-crop"):
+            raise InputError(f"resize must be none, stretch or center-crop, not {self.resize!r}")
+        if self.image_size < 1 or not 0 < self.crop_pct <= 1 or min(self.std) <= 0:
+            raise InputError(f"preprocessing needs image_size >= 1, 0 < crop_pct <= 1 and std > 0, not {self}")
+
+    def fit(self, pixels: Tensor | Sequence[Tensor]) -> Tensor:
+        """Bring renditions, [C, h, w] uint8 each, to one size: [B, C, image_size, image_size] uint8.
+
+        Resizing is bilinear with antialiasing and always happens on the CPU: devices round differently.
+        """
+        if self.resize == "none":
+            return pixels if isinstance(pixels, Tensor) else torch.stack(list(pixels))
+        device = pixels.device if isinstance(pixels, Tensor) else None
+        return torch.stack([self._resized(row.cpu()) for row in pixels]).to(device)
+
+    def _resized(self, row: Tensor) -> Tensor:
+        size = self.image_size
+        if self.resize == "stretch":
+            return _resize(row, [size, size])
+        if row.shape[-2:] == (size, size) and self.crop_pct == 1:
+            return row
+        height, width = row.shape[-2:]
+        scale = round(size / self.crop_pct) / min(height, width)
+        target = [max(size, round(height * scale)), max(size, round(width * scale))]
+        cropped: Tensor = TF.center_crop_image(_resize(row, target), [size, size])
+        return cropped
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Turn [B, 1 or 3, H, W] uint8 into [B, 3, H, W] float32 of the recorded mean and deviation; grey fills all three."""
+        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
+        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
+        return (pixels.float() / 255 - mean) / std
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of the manifest."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "Preprocessing":
+        """Read the entry of the manifest."""
+        return cls(**{**entry, "mean": tuple(entry["mean"]), "std": tuple(entry["std"])})
+
+
+def _resize(row: Tensor, size: list[int]) -> Tensor:
+    resized: Tensor = TF.resize_image(row, size, antialias=True)
+    return resized
