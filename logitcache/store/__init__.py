@@ -1,0 +1,25 @@
+"""The cache on disk: arrays and bytes, specified in docs/format.md. Knows no torch, no dataset, no model."""
+
+from logitcache.store.decode import decode_rows
+from logitcache.store.layout import block_rows_for
+from logitcache.store.manifest import FORMAT, Manifest, read_manifest
+from logitcache.store.reader import Cache, ViewStream, find_newest, open_cache
+from logitcache.store.verify import FileProblem, check_files, drop_damaged
+from logitcache.store.writer import CacheWriter, Columns
+
+__all__ = [
+    "FORMAT",
+    "Cache",
+    "CacheWriter",
+    "Columns",
+    "FileProblem",
+    "Manifest",
+    "ViewStream",
+    "block_rows_for",
+    "check_files",
+    "decode_rows",
+    "drop_damaged",
+    "find_newest",
+    "open_cache",
+    "read_manifest",
+]

@@ -1,0 +1,152 @@
+"""Which arrays a cache has, how they are cut into blocks, and the bytes of their metadata and chunks.
+
+zarr writes both, into memory; where and when these bytes reach the disk is the writer's business. So any zarr reader
+understands them, and a block is still committed as one thing.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
+
+from logitcache.store.manifest import Manifest
+
+__all__ = [
+    "ArraySpec",
+    "ChunkEncoder",
+    "block_rows_for",
+    "cache_arrays",
+    "chunk_key",
+    "metadata_files",
+    "row_arrays",
+    "whole_array_files",
+]
+
+_LABEL_CHUNK = 1 << 20
+_WIDEST_CHUNK = 8 << 20  # bytes
+_ROUND = 256  # rows; a multiple of the usual batch sizes, so that only the last batch of a view is padded
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array of a cache.
+
+    Attributes:
+        key: Path inside the group.
+        shape, chunks: As zarr's.
+        dtype: numpy's name, little-endian.
+        dimensions: zarr's `dimension_names`.
+        compressed: Whether zstd stands before the checksum.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    dtype: str
+    dimensions: tuple[str, ...]
+    compressed: bool = False
+
+
+def block_rows_for(samples: int, row_bytes: int) -> int:
+    """Divide the samples evenly into the fewest blocks whose widest chunk is at most 8 MiB and 16,384 rows.
+
+    Evenly, because chunks of logits are not compressed and a part-filled last block would store its padding: with
+    powers of two, CIFAR-100 in float16 would take 31 % more. 16,384 rows bound what a kill can lose.
+    """
+    most = min(max(_WIDEST_CHUNK // row_bytes // _ROUND * _ROUND, 1024), 16384)
+    blocks = -(-samples // most)
+    return -(-samples // blocks // _ROUND) * _ROUND
+
+
+def row_arrays(manifest: Manifest, columns: dict[str, dict[str, tuple[tuple[int, ...], str]]]) -> dict[str, ArraySpec]:
+    """List the arrays that are written in blocks.
+
+    Args:
+        manifest: Of the cache.
+        columns: For each teacher's slug, the encoding's columns: name to (shape of one row, dtype).
+    """
+    head, chunk = (len(manifest.views), manifest.samples), (1, manifest.block_rows)
+    specs = [ArraySpec("digests", head, chunk, "<u8", ("view", "sample"))]
+    for slug, encoded in columns.items():
+        for name, (row, dtype) in encoded.items():
+            dimensions = ("view", "sample", *(("class",) if row else ()))
+            specs.append(ArraySpec(f"teachers/{slug}/{name}", head + row, chunk + row, dtype, dimensions))
+    return {spec.key: spec for spec in specs}
+
+
+def cache_arrays(manifest: Manifest, rows: dict[str, ArraySpec], probe: int) -> dict[str, ArraySpec]:
+    """List every array of a cache: those written in blocks, labels and the probe."""
+    n, c = manifest.samples, len(manifest.classes)
+    whole = [
+        ArraySpec("labels", (n,), (min(n, _LABEL_CHUNK),), "<i4", ("sample",), compressed=True),
+        ArraySpec("probe/samples", (probe,), (probe,), "<i8", ("row",), compressed=True),
+        *(
+            ArraySpec(f"probe/logits/{teacher['slug']}", (probe, c), (probe, c), "<f4", ("row", "class"))
+            for teacher in manifest.teachers
+        ),
+    ]
+    return rows | {spec.key: spec for spec in whole}
+
+
+def _create(group: zarr.Group, spec: ArraySpec, shape: tuple[int, ...] | None = None) -> zarr.Array:  # type: ignore[type-arg]
+    compressors = [ZstdCodec(level=3), Crc32cCodec()] if spec.compressed else [Crc32cCodec()]
+    return group.create_array(
+        spec.key,
+        shape=shape or spec.shape,
+        chunks=spec.chunks,
+        dtype=spec.dtype,
+        filters=None,
+        serializer=BytesCodec(endian="little") if np.dtype(spec.dtype).itemsize > 1 else BytesCodec(endian=None),
+        compressors=compressors,
+        fill_value=0,
+        dimension_names=spec.dimensions,
+        config={"write_empty_chunks": True},  # a chunk of zeros must exist: absence means corruption
+    )
+
+
+def metadata_files(manifest: Manifest, specs: dict[str, ArraySpec]) -> dict[str, bytes]:
+    """Return path and content of every `zarr.json` of a cache."""
+    memory: dict[str, Buffer] = {}
+    store = MemoryStore(memory)
+    group = zarr.create_group(store, zarr_format=3, attributes={"logitcache": manifest.to_json()})
+    for spec in specs.values():
+        _create(group, spec)
+    with warnings.catch_warnings():
+        # Readers take the arrays' metadata from the root then, and never list the folder (where .logitcache would make zarr warn).
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(store)
+    return {key: memory[key].to_bytes() for key in sorted(memory)}
+
+
+def whole_array_files(spec: ArraySpec, values: NDArray[np.generic]) -> dict[str, bytes]:
+    """Return path and content of every chunk of an array that is written at once."""
+    memory: dict[str, Buffer] = {}
+    _create(zarr.create_group(MemoryStore(memory)), spec)[...] = values
+    return {key: buffer.to_bytes() for key, buffer in sorted(memory.items()) if not key.endswith("zarr.json")}
+
+
+def chunk_key(spec: ArraySpec, view: int, block: int) -> str:
+    """Path of the chunk that holds one block of one view."""
+    return "/".join([spec.key, "c", str(view), str(block), *("0" for _ in spec.shape[2:])])
+
+
+class ChunkEncoder:
+    """Turn one block of one array into the bytes of its chunk file."""
+
+    def __init__(self, spec: ArraySpec) -> None:
+        self._memory: dict[str, Buffer] = {}
+        self._template = _create(zarr.create_group(MemoryStore(self._memory)), spec, shape=spec.chunks)
+        self._key = chunk_key(spec, 0, 0)
+        self._shape, self._dtype = spec.chunks, np.dtype(spec.dtype)
+
+    def __call__(self, rows: NDArray[np.generic]) -> bytes:
+        """Encode at most `block_rows` rows; what is missing to a full block is zeros."""
+        block = np.zeros(self._shape, self._dtype)
+        block[0, : len(rows)] = rows
+        self._template[...] = block
+        return self._memory[self._key].to_bytes()

@@ -1,0 +1,145 @@
+"""The manifest: everything that decides the bytes of a cache, and everything that `train` would otherwise have to ask.
+
+The store does not interpret the sections that belong to others (views, preprocessing, encoding): it keeps them as
+plain objects, and the module that wrote one reads it back.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from logitcache.errors import CorruptCacheError, FormatVersionError, InputError
+
+__all__ = ["FORMAT", "HOME", "Manifest", "read_manifest"]
+
+FORMAT = 1
+HOME = ".logitcache"  # our own files inside a cache
+_CONVENIENCE = {"data.spec", "teachers.0.weights"}  # as typed; two dumps of one cache may spell them differently
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Identity of a cache; the keys are specified in docs/format.md.
+
+    Attributes:
+        samples: Number of samples, N.
+        classes: Class names in index order, C of them.
+        block_rows: Rows of a block.
+        batch_size: Rows of every forward pass of the teacher.
+        threads: CPU threads of the forward pass.
+        device: Kind of device of the forward pass: `cpu`, `cuda`, ...
+        views: One entry a view.
+        data: `spec`, `length`, `digest`.
+        preprocessing: How pixels became the teacher's input.
+        teachers: One entry a teacher: `slug`, `name`, `weights`, `weights_sha256`, `class_map`.
+        encoding: `kind`, `dtype`.
+        software: Versions that decide bits.
+    """
+
+    samples: int
+    classes: tuple[str, ...]
+    block_rows: int
+    batch_size: int
+    threads: int
+    device: str
+    views: tuple[dict[str, Any], ...]
+    data: dict[str, Any]
+    preprocessing: dict[str, Any]
+    teachers: tuple[dict[str, Any], ...]
+    encoding: dict[str, Any]
+    software: dict[str, str]
+    format: int = FORMAT
+    row_shape: tuple[int, ...] = ()
+    byte_order: Literal["little"] = "little"
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of one view."""
+        return -(-self.samples // self.block_rows)
+
+    def rows(self, block: int) -> tuple[int, int]:
+        """First and one-past-last sample of a block."""
+        return block * self.block_rows, min((block + 1) * self.block_rows, self.samples)
+
+    def with_views(self, views: tuple[dict[str, Any], ...]) -> "Manifest":
+        """Return the same cache with these views."""
+        return replace(self, views=views)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the attribute of the zarr group."""
+        plain = asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any], where: str) -> "Manifest":
+        """Read the attribute of the zarr group.
+
+        Raises:
+            FormatVersionError: A newer logitcache wrote it.
+            CorruptCacheError: Keys are missing or unknown.
+        """
+        found = entry.get("format")
+        if not isinstance(found, int):
+            raise CorruptCacheError(f"{where}: the manifest names no format. Dump the cache again.")
+        if found > FORMAT:
+            raise FormatVersionError(
+                f"{where} has cache format {found}; this logitcache reads formats up to {FORMAT}. Upgrade logitcache to read it."
+            )
+        expected = {field.name for field in fields(cls)}
+        if entry.keys() != expected:
+            odd = ", ".join(sorted(expected ^ entry.keys()))
+            raise CorruptCacheError(
+                f"{where}: the manifest does not follow format {found} (keys missing or unknown: {odd}). Dump again."
+            )
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+        }
+        return cls(**values)
+
+    def differences(self, other: "Manifest") -> list[tuple[str, Any, Any]]:
+        """List (key, here, there) where two caches are not the same; spellings of paths are left out."""
+        here, there = dict(_flatten(self.to_json())), dict(_flatten(other.to_json()))
+        missing = "absent"
+        return [
+            (key, here.get(key, missing), there.get(key, missing))
+            for key in sorted(here.keys() | there.keys())
+            if key not in _CONVENIENCE and here.get(key, missing) != there.get(key, missing)
+        ]
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Return the manifest of a cache, finished or not; None where nothing is there yet.
+
+    Raises:
+        InputError: Something else is there.
+        CorruptCacheError, FormatVersionError: It cannot be read.
+    """
+    root = path / "zarr.json"
+    if not path.exists() or (
+        path.is_dir() and not root.exists() and all(entry.name == HOME for entry in path.iterdir())
+    ):
+        return None
+    entry: object = None
+    if root.is_file():
+        try:
+            entry = json.loads(root.read_bytes()).get("attributes", {}).get("logitcache")
+        except (ValueError, AttributeError) as error:
+            raise CorruptCacheError(
+                f"{root} is damaged: {error}. Restore it from a copy, or dump into another path."
+            ) from error
+    if not isinstance(entry, dict):
+        raise InputError(f"{path} exists and is not a logit cache; nothing in it was touched. Choose another --out.")
+    return Manifest.from_json(entry, str(path))
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{key}" if prefix else key)
+    elif isinstance(value, list | tuple) and any(isinstance(inner, dict) for inner in value):
+        for position, inner in enumerate(value):
+            yield from _flatten(inner, f"{prefix}.{position}")
+    else:
+        yield prefix, list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,205 @@
+"""Reading a cache: open it (two small files), take a whole view into memory, gather batches from there.
+
+Never look a row up in zarr: a view is decoded once, block by block, and the next one is fetched by one background
+thread meanwhile.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, InputError
+from logitcache.files import describe, digest_bytes
+from logitcache.store.ledger import Ledger, last_command
+from logitcache.store.manifest import Manifest, read_manifest
+
+__all__ = ["Cache", "ViewStream", "find_newest", "open_cache"]
+
+
+class Cache:
+    """A finished cache.
+
+    Attributes:
+        path: Where it lies.
+        manifest: What it is.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, ledger: Ledger) -> None:
+        self.path, self.manifest, self._ledger = path, manifest, ledger
+        self._group = zarr.open_group(path, mode="r", use_consolidated=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything in the cache: of the completion mark and, through it, of manifest, labels and probe."""
+        return digest_bytes(self._ledger.mark_path.read_bytes())[:16]
+
+    @property
+    def teachers(self) -> list[str]:
+        """Slugs of the teachers."""
+        return [teacher["slug"] for teacher in self.manifest.teachers]
+
+    def labels(self) -> NDArray[np.int32]:
+        """Class of each sample, [N]."""
+        return self._whole("labels")
+
+    def probe(self, teacher: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return sample ids (of view 0), [P], and their exact logits, [P, C]."""
+        return self._whole("probe/samples"), self._whole(f"probe/logits/{teacher}")
+
+    def _whole(self, key: str) -> NDArray[Any]:
+        try:
+            return np.asarray(self._array(key)[...])
+        except (ValueError, RuntimeError) as error:
+            raise CorruptCacheError(f"{self.path}: {key} is damaged ({error}). {self._remedy}") from error
+
+    def _array(self, key: str) -> "zarr.Array":  # type: ignore[type-arg]
+        array = self._group[key]
+        if not isinstance(array, zarr.Array):
+            raise CorruptCacheError(f"{self.path}: {key} is not an array. Dump the cache again.")
+        return array
+
+    @property
+    def _remedy(self) -> str:
+        return f"`logitcache verify --repair {self.path}` drops what is damaged; the dump's own command then writes it again."
+
+    def columns(self, teacher: str) -> dict[str, str]:
+        """Return the encoding's columns of a teacher: name to key of the array."""
+        group = self._group[f"teachers/{teacher}"]
+        if not isinstance(group, zarr.Group):
+            raise CorruptCacheError(f"{self.path}: teachers/{teacher} is not a group. Dump the cache again.")
+        return {name: f"teachers/{teacher}/{name}" for name in sorted(group.array_keys())}
+
+    def digests(self, view: int) -> NDArray[np.uint64]:
+        """Digests of the pixels the teacher was shown in one view, [N]."""
+        return self._read(view, "digests")
+
+    def view(self, view: int, teacher: str) -> dict[str, NDArray[Any]]:
+        """Decode one view of one teacher into memory: each column, [N, ...].
+
+        Raises:
+            CorruptCacheError: A chunk is missing, short or damaged; names the block.
+        """
+        return {name: self._read(view, key) for name, key in self.columns(teacher).items()}
+
+    def blocks(self, view: int, teacher: str) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
+        """Yield (first sample, one past the last, columns) of one view, a block at a time: for reading in bounded memory."""
+        for block in range(self.manifest.blocks):
+            first, last = self.manifest.rows(block)
+            yield first, last, {name: self._read_block(view, key, block) for name, key in self.columns(teacher).items()}
+
+    def _read(self, view: int, key: str) -> NDArray[Any]:
+        array = self._array(key)
+        out = np.empty(array.shape[1:], array.dtype)
+        for block in range(self.manifest.blocks):
+            first, last = self.manifest.rows(block)
+            out[first:last] = self._read_block(view, key, block)
+        return out
+
+    def _read_block(self, view: int, key: str, block: int) -> NDArray[Any]:
+        first, last = self.manifest.rows(block)
+        where = f"{self.path}: {key}, view {view}, block {block} (samples {first} to {last - 1})"
+        records = self._records(view)
+        prefix = f"{key}/c/{view}/{block}"
+        name = next((name for name in records.get(block, {}) if name == prefix or name.startswith(f"{prefix}/")), None)
+        if name is None:
+            raise CorruptCacheError(f"{where} has no record in the ledger. {self._remedy}")
+        expected, file = records[block][name]["bytes"], self.path / name
+        if not file.exists():
+            raise CorruptCacheError(f"{where} is missing: {name} should have {expected:,} bytes. {self._remedy}")
+        if file.stat().st_size != expected:
+            raise CorruptCacheError(
+                f"{where} has {file.stat().st_size:,} bytes instead of {expected:,}. {self._remedy}"
+            )
+        try:
+            return np.asarray(self._array(key)[view, first:last])
+        except (ValueError, RuntimeError) as error:
+            raise CorruptCacheError(f"{where} is damaged: its checksum does not match. {self._remedy}") from error
+
+    def _records(self, view: int) -> dict[int, dict[str, dict[str, int]]]:
+        if getattr(self, "_records_of", None) != view:
+            self._records_of, self._view_records = view, self._ledger.view(view)
+        return self._view_records
+
+
+def open_cache(path: str | Path) -> Cache:
+    """Open a finished cache for reading.
+
+    Raises:
+        CacheNotFoundError: Nothing is there.
+        CacheIncompleteError: Its dump has not finished.
+        CorruptCacheError: Manifest or completion mark are not what was written.
+        FormatVersionError: A newer logitcache wrote it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CacheNotFoundError(
+            f"there is no cache at {path}. Check the path, or make one with `logitcache dump --out {path}`."
+        )
+    try:
+        manifest = read_manifest(path)
+    except InputError as error:
+        raise CacheNotFoundError(
+            f"{path} is not a logit cache (no manifest in {path / 'zarr.json'}). Check the path."
+        ) from error
+    ledger = Ledger(path)
+    marked = ledger.marked()
+    if manifest is None or marked is None:
+        raise CacheIncompleteError(_unfinished(path, manifest, ledger))
+    root = (path / "zarr.json").read_bytes()
+    if marked.get("zarr.json") != describe(root):
+        raise CorruptCacheError(
+            f"{path / 'zarr.json'} (the manifest) is not the one that was written. Restore it from a copy, or dump into another path."
+        )
+    return Cache(path, manifest, ledger)
+
+
+def _unfinished(path: Path, manifest: Manifest | None, ledger: Ledger) -> str:
+    command = last_command(path)
+    remedy = f"Complete it with:\n  {command}" if command else "Run the command that began it once more."
+    if manifest is None:
+        return f"the dump of {path} was stopped before its first block. {remedy}"
+    done, total = len(list(ledger.committed(len(manifest.views)))), manifest.blocks * len(manifest.views)
+    return f"the dump of {path} has not finished: {done} of {total} blocks are committed. {remedy}"
+
+
+def find_newest(folder: str | Path = ".") -> Path:
+    """Return the cache of a folder whose dump finished last.
+
+    Raises:
+        CacheNotFoundError: The folder has none.
+    """
+    marks = [path for path in Path(folder).glob("*/.logitcache/complete.json") if path.is_file()]
+    if not marks:
+        raise CacheNotFoundError(
+            f"there is no finished cache in {Path(folder).resolve()}. Name one, or make one with `logitcache dump`."
+        )
+    return max(marks, key=lambda path: path.stat().st_mtime_ns).parent.parent
+
+
+class ViewStream:
+    """Views of one teacher, one after another: the one in use in memory, the next being read."""
+
+    def __init__(self, cache: Cache, teacher: str) -> None:
+        self._cache, self._teacher = cache, teacher
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="logitcache-reader")
+        self._pending: tuple[int, Future[dict[str, NDArray[Any]]]] | None = None
+        self._current: tuple[int, dict[str, NDArray[Any]]] | None = None
+
+    def take(self, view: int, upcoming: int) -> dict[str, NDArray[Any]]:
+        """Return the columns of a view, and begin to read the one that comes next."""
+        if self._current is None or self._current[0] != view:
+            pending, self._pending, self._current = self._pending, None, None
+            fetched = pending[1].result() if pending and pending[0] == view else self._cache.view(view, self._teacher)
+            self._current = (view, fetched)
+        if upcoming != view:
+            self._pending = (upcoming, self._executor.submit(self._cache.view, upcoming, self._teacher))
+        return self._current[1]
+
+    def close(self) -> None:
+        """End the background thread."""
+        self._executor.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,76 @@
+"""Is a cache whole? Every file against ledger and completion mark, at the speed of the disk."""
+
+from dataclasses import dataclass
+
+from logitcache.errors import CorruptCacheError
+from logitcache.files import FileRecord, describe
+from logitcache.progress import OnProgress, Progress, silent
+from logitcache.store.ledger import Ledger
+from logitcache.store.reader import Cache
+
+__all__ = ["FileProblem", "check_files", "drop_damaged"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileProblem:
+    """A file that is not what was written.
+
+    Attributes:
+        file: Path inside the cache.
+        problem: What is wrong, in words.
+        view, block: Where it belongs; None for what belongs to no block, block None for a whole view.
+    """
+
+    file: str
+    problem: str
+    view: int | None = None
+    block: int | None = None
+
+
+def check_files(cache: Cache, on_progress: OnProgress = silent) -> list[FileProblem]:
+    """Compare every file with its recorded length and BLAKE2b-256."""
+    ledger, manifest = Ledger(cache.path), cache.manifest
+    problems = [
+        FileProblem(name, problem)
+        for name, record in (ledger.marked() or {}).items()
+        if (problem := _problem(cache, name, record))
+    ]
+    total = len(manifest.views) * manifest.blocks
+    for view in range(len(manifest.views)):
+        try:
+            blocks = ledger.view(view)
+        except CorruptCacheError as error:
+            problems.append(FileProblem(f".logitcache/ledger/{view}.json", str(error), view))
+            continue
+        for block in range(manifest.blocks):
+            on_progress(Progress("checking files", view * manifest.blocks + block, total, "blocks"))
+            if block not in blocks:
+                problems.append(
+                    FileProblem(f".logitcache/ledger/{view}.json", f"has no record of block {block}", view, block)
+                )
+            for name, record in blocks.get(block, {}).items():
+                if problem := _problem(cache, name, record):
+                    problems.append(FileProblem(name, problem, view, block))
+    on_progress(Progress("checking files", total, total, "blocks"))
+    return problems
+
+
+def _problem(cache: Cache, name: str, record: FileRecord) -> str | None:
+    try:
+        found = describe((cache.path / name).read_bytes())
+    except FileNotFoundError:
+        return "is missing"
+    if found["bytes"] != record["bytes"]:
+        return f"has {found['bytes']:,} bytes instead of {record['bytes']:,}"
+    return None if found == record else "has other bytes than were written (BLAKE2b differs)"
+
+
+def drop_damaged(cache: Cache, problems: list[FileProblem]) -> None:
+    """Forget damaged blocks and take the completion mark away, so that the dump's own command writes them again."""
+    ledger = Ledger(cache.path)
+    ledger.unmark()
+    for problem in problems:
+        if problem.view is None or problem.block is None:
+            (cache.path / problem.file).unlink(missing_ok=True)
+        else:
+            ledger.drop(problem.view, {problem.block})

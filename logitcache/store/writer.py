@@ -1,0 +1,246 @@
+"""Writing a cache: whole blocks, each committed after its files are on disk; continued where a killed dump stopped.
+
+Encoding to chunks, checksums and fsync run on one background thread with at most two blocks waiting; its errors come
+out of the next call here.
+"""
+
+import fcntl
+import os
+import socket
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcache.errors import CacheIncompleteError, CacheMismatchError, InputError
+from logitcache.files import append_line, describe, write_bytes
+from logitcache.store.layout import (
+    ChunkEncoder,
+    cache_arrays,
+    chunk_key,
+    metadata_files,
+    row_arrays,
+    whole_array_files,
+)
+from logitcache.store.ledger import Ledger
+from logitcache.store.manifest import HOME, Manifest, read_manifest
+
+__all__ = ["CacheWriter", "Columns"]
+
+Columns = dict[str, dict[str, tuple[tuple[int, ...], str]]]  # teacher's slug -> column -> (shape of one row, dtype)
+_WAITING = 2  # blocks between the teacher and the disk
+
+
+class CacheWriter:
+    """An open cache that is being filled. Use as a context manager: the lock is released and the thread ended in any case."""
+
+    def __init__(
+        self, path: Path, manifest: Manifest, columns: Columns, labels: NDArray[np.integer[Any]], *, command: str
+    ) -> None:
+        """Create a cache, or continue one of the same identity.
+
+        Args:
+            path: Where it lies.
+            manifest: Its identity.
+            columns: What the encoding writes.
+            labels: Class of each sample, [N].
+            command: What would continue this dump; shown to whoever finds it unfinished.
+
+        Raises:
+            CacheMismatchError: Another cache is there.
+            InputError: Something else is there, or another dump is writing it.
+        """
+        self.path, self.manifest = path, manifest
+        _refuse_another(path, manifest)
+        self._ledger = Ledger(path)
+        self._lock = _lock(path)
+        self._rows = row_arrays(manifest, columns)
+        self._labels = labels
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="logitcache-writer")
+        self._pending: deque[Future[int]] = deque()
+        self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}
+        try:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            append_line(
+                path / HOME / "history.jsonl",
+                {"event": "dump", "time": now, "host": socket.gethostname(), "command": command},
+            )
+            self.committed = self._trusted()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _trusted(self) -> set[tuple[int, int]]:
+        """Take over the blocks whose record and files are there at full length."""
+        committed = set()
+        for view in range(len(self.manifest.views)):
+            for block, files in self._ledger.view(view).items():
+                if all(_size(self.path / name) == record["bytes"] for name, record in files.items()):
+                    committed.add((view, block))
+        return committed
+
+    @property
+    def complete(self) -> bool:
+        """Whether the cache was whole, with these very views, when it was opened."""
+        return self._ledger.marked() is not None and read_manifest(self.path) == self.manifest and not self.missing()
+
+    def missing(self) -> list[tuple[int, int]]:
+        """List (view, block) still to be written, in order."""
+        everything = ((v, b) for v in range(len(self.manifest.views)) for b in range(self.manifest.blocks))
+        return [key for key in everything if key not in self.committed]
+
+    def begin(
+        self, probe_samples: NDArray[np.int64], probe: Mapping[str, NDArray[np.float32]], *, allow_mixed: bool = False
+    ) -> None:
+        """Write metadata, labels and probe where they are not there yet.
+
+        Args:
+            probe_samples: Sample ids of the probe, [P]; view 0.
+            probe: For each teacher's slug its logits, [P, C] float32.
+            allow_mixed: Whether to go on when they are not, bit for bit, what an earlier start computed.
+
+        Raises:
+            CacheMismatchError: The teacher computes other bits here than where the dump was begun.
+        """
+        specs = cache_arrays(self.manifest, self._rows, len(probe_samples))
+        probe = dict(probe)
+        for slug, values in probe.items():
+            stored = _stored_probe(self.path, slug, values.shape) if self.committed else None
+            if stored is None or np.array_equal(stored, values):
+                continue
+            if not allow_mixed:
+                raise CacheMismatchError(
+                    f"{self.path}: on this machine teacher {slug} gives other logits than where the dump was begun (largest gap "
+                    f"{np.abs(stored - values).max():.2g} over {len(values)} probe rows), although weights and versions are "
+                    "the same: another processor, or a teacher that is not deterministic. Continue on the first machine, or "
+                    "pass --allow-mixed to accept such gaps."
+                )
+            probe[slug] = stored
+        whole: list[tuple[str, NDArray[np.generic]]] = [("labels", self._labels), ("probe/samples", probe_samples)]
+        whole += [(f"probe/logits/{slug}", values) for slug, values in probe.items()]
+        self._whole_files = {
+            name: data for key, values in whole for name, data in whole_array_files(specs[key], values).items()
+        }
+        self._metadata = metadata_files(self.manifest, specs)
+        if not (
+            self.path / "zarr.json"
+        ).exists():  # metadata of a cache with fewer views stays until the new views are there
+            self._write_changed(self._metadata)
+        self._write_changed(self._whole_files)
+
+    def _write_changed(self, files: dict[str, bytes]) -> None:
+        """Write files that are not there with this content; the root's metadata last, since it makes the folder a cache."""
+        for name in sorted(files, key=lambda name: name == "zarr.json"):
+            path = self.path / name
+            if _size(path) != len(files[name]) or path.read_bytes() != files[name]:
+                write_bytes(path, files[name])
+
+    def write(self, view: int, block: int, rows: dict[str, NDArray[np.generic]]) -> int:
+        """Hand over one block, every array's rows; returns the bytes committed meanwhile.
+
+        The arrays must not be changed afterwards.
+        """
+        self._pending.append(self._executor.submit(self._commit, view, block, rows))
+        written = 0
+        while len(self._pending) > _WAITING:
+            written += self._pending.popleft().result()
+        return written
+
+    def _commit(self, view: int, block: int, rows: dict[str, NDArray[np.generic]]) -> int:
+        files = {}
+        for key, spec in self._rows.items():
+            data = self._encoders[key](rows[key])
+            name = chunk_key(spec, view, block)
+            write_bytes(self.path / name, data)
+            files[name] = describe(data)
+        self._ledger.commit(view, block, files)
+        return sum(record["bytes"] for record in files.values())
+
+    def drain(self) -> int:
+        """Wait until every block handed over is committed; returns their bytes."""
+        written = 0
+        while self._pending:
+            written += self._pending.popleft().result()
+        return written
+
+    def finish(self) -> None:
+        """Declare the cache whole.
+
+        Raises:
+            CacheIncompleteError: A block is missing.
+        """
+        self.drain()
+        self.committed = self._trusted()
+        if missing := self.missing():
+            raise CacheIncompleteError(
+                f"{self.path}: {len(missing)} blocks are missing, the first is (view, block) {missing[0]}."
+            )
+        for view in range(len(self.manifest.views)):
+            self._ledger.fold(view)
+        if read_manifest(self.path) != self.manifest or self._ledger.marked() is None:
+            self._ledger.unmark()
+            self._write_changed(self._metadata)
+        files = {name: describe(data) for name, data in sorted((self._metadata | self._whole_files).items())}
+        self._ledger.mark(files)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._lock.close()
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _stored_probe(path: Path, slug: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
+    """Read the probe of an earlier start; None where it is absent or damaged (it is then written again)."""
+    file = path / f"probe/logits/{slug}/c/0/0"
+    count = int(np.prod(shape)) * 4
+    data = file.read_bytes() if file.exists() else b""
+    return np.frombuffer(data[:count], "<f4").reshape(shape) if len(data) == count + 4 else None
+
+
+def _refuse_another(path: Path, manifest: Manifest) -> None:
+    found = read_manifest(path)
+    if found is None:
+        return
+    views = manifest.views[: len(found.views)]
+    differences = found.differences(manifest.with_views(views))
+    if differences:
+        lines = "".join(f"\n  {key}: there {there!r}, asked for {asked!r}" for key, there, asked in differences)
+        raise CacheMismatchError(
+            f"{path} is another cache; nothing in it was touched. It differs from this dump in:{lines}\n"
+            "Repeat the options it was made with to continue it, or choose another --out."
+        )
+
+
+def _lock(path: Path) -> Any:
+    """Hold the cache for this process; the lock goes away with the process, however it ends."""
+    file = path / HOME / "lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = file.open("a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        handle.seek(0)
+        holder = handle.read().strip() or "another process"
+        handle.close()
+        raise InputError(f"{path} is being written by {holder}. Wait until it is done, or stop it.") from error
+    handle.truncate(0)
+    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+    handle.flush()
+    return handle

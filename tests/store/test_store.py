@@ -1,0 +1,268 @@
+"""The cache on disk against docs/format.md."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from logitcache.errors import (
+    CacheIncompleteError,
+    CacheMismatchError,
+    CacheNotFoundError,
+    CorruptCacheError,
+    FormatVersionError,
+    InputError,
+)
+from logitcache.store import CacheWriter, Manifest, ViewStream, block_rows_for, check_files, find_newest, open_cache
+
+CLASSES, SAMPLES, VIEWS = 4, 300, 2
+COLUMNS = {"t": {"logits": ((CLASSES,), "<f4")}}
+RANDOM = np.random.RandomState(0)
+LOGITS = RANDOM.randn(VIEWS + 1, SAMPLES, CLASSES).astype(np.float32)
+DIGESTS = RANDOM.randint(0, 2**62, (VIEWS + 1, SAMPLES)).astype(np.uint64)
+LABELS = RANDOM.randint(0, CLASSES, SAMPLES)
+PROBE = np.array([0, 7, 299])
+
+
+def manifest(views=VIEWS, **changes):
+    fields = {
+        "samples": SAMPLES,
+        "classes": tuple("abcd"),
+        "block_rows": 128,
+        "batch_size": 64,
+        "threads": 1,
+        "device": "cpu",
+        "views": tuple({"index": view} for view in range(views)),
+        "data": {"spec": "x", "length": SAMPLES, "digest": "d"},
+        "preprocessing": {"mean": [0.5]},
+        "teachers": ({"slug": "t", "name": "T", "weights": "w", "weights_sha256": "s", "class_map": None},),
+        "encoding": {"kind": "full", "dtype": "f32"},
+        "software": {"torch": "1"},
+    }
+    return Manifest(**(fields | changes))
+
+
+def write(path: Path, what: Manifest, only=None, finish=True, probe=None):
+    with CacheWriter(path, what, COLUMNS, LABELS, command="logitcache dump --again") as writer:
+        writer.begin(PROBE, {"t": LOGITS[0, PROBE] if probe is None else probe})
+        for view, block in writer.missing():
+            if only is None or (view, block) in only:
+                first, last = what.rows(block)
+                rows = {"digests": DIGESTS[view, first:last], "teachers/t/logits": LOGITS[view, first:last]}
+                writer.write(view, block, rows)
+        writer.drain()
+        if finish:
+            writer.finish()
+
+
+def bytes_of(path: Path) -> dict[str, bytes]:
+    """Everything but what the format leaves outside of every comparison."""
+    outside = {".logitcache/history.jsonl", ".logitcache/lock"}
+    files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    return {name: data for name, data in files.items() if name not in outside}
+
+
+@pytest.fixture
+def cache(tmp_path):
+    write(tmp_path / "c.zarr", manifest())
+    return tmp_path / "c.zarr"
+
+
+def test_plain_zarr_reads_the_arrays(cache, recwarn):
+    group = zarr.open(cache, mode="r")
+    assert (group["teachers/t/logits"][...] == LOGITS[:VIEWS]).all()
+    assert (group["digests"][...] == DIGESTS[:VIEWS]).all()
+    assert (group["labels"][...] == LABELS).all()
+    assert (group["probe/samples"][...] == PROBE).all()
+    assert (group["probe/logits/t"][...] == LOGITS[0, PROBE]).all()
+    assert group["teachers/t/logits"].metadata.dimension_names == ("view", "sample", "class")
+    assert sorted(group.array_keys()) == ["digests", "labels"]
+    assert not recwarn.list
+
+
+def test_the_reader_returns_what_was_written(cache):
+    opened = open_cache(cache)
+    assert (opened.view(1, "t")["logits"] == LOGITS[1]).all()
+    assert (opened.digests(0) == DIGESTS[0]).all()
+    assert (opened.labels() == LABELS).all()
+    assert opened.manifest == manifest()
+    parts = list(opened.blocks(1, "t"))
+    assert [(first, last) for first, last, _ in parts] == [(0, 128), (128, 256), (256, 300)]
+    assert (np.concatenate([columns["logits"] for _, _, columns in parts]) == LOGITS[1]).all()
+
+
+def test_a_stream_gives_each_view_whichever_comes(cache):
+    stream = ViewStream(open_cache(cache), "t")
+    for view, upcoming in [(0, 1), (1, 0), (1, 1), (0, 1)]:
+        assert (stream.take(view, upcoming)["logits"] == LOGITS[view]).all()
+    stream.close()
+
+
+def test_chunks_carry_a_checksum_and_the_format_is_in_every_file(cache):
+    metadata = json.loads((cache / "teachers/t/logits/zarr.json").read_text())
+    assert [codec["name"] for codec in metadata["codecs"]] == ["bytes", "crc32c"]
+    assert metadata["codecs"][0]["configuration"] == {"endian": "little"}
+    assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [1, 128, CLASSES]
+    assert json.loads((cache / "zarr.json").read_text())["attributes"]["logitcache"]["format"] == 1
+
+
+def test_a_chunk_of_zeros_is_written_too(tmp_path):
+    with CacheWriter(tmp_path / "z.zarr", manifest(), COLUMNS, LABELS * 0, command="") as writer:
+        writer.begin(PROBE, {"t": np.zeros((3, CLASSES), np.float32)})
+        for view, block in writer.missing():
+            first, last = manifest().rows(block)
+            zeros = np.zeros((last - first, CLASSES), np.float32)
+            writer.write(view, block, {"digests": zeros[:, 0].astype(np.uint64), "teachers/t/logits": zeros})
+        writer.finish()
+    assert not open_cache(tmp_path / "z.zarr").view(1, "t")["logits"].any()
+    assert not check_files(open_cache(tmp_path / "z.zarr"))
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 5])
+def test_a_dump_continued_in_any_order_leaves_the_same_bytes(tmp_path, cache, stop):
+    everything = [(v, b) for v in range(VIEWS) for b in range(3)]
+    write(tmp_path / "other.zarr", manifest(), only=everything[::-1][:stop], finish=False)
+    write(tmp_path / "other.zarr", manifest())
+    assert bytes_of(tmp_path / "other.zarr") == bytes_of(cache)
+
+
+def test_added_views_leave_the_bytes_of_a_cache_that_always_had_them(tmp_path, cache):
+    write(cache, manifest(views=VIEWS + 1))
+    write(tmp_path / "whole.zarr", manifest(views=VIEWS + 1))
+    assert bytes_of(cache) == bytes_of(tmp_path / "whole.zarr")
+
+
+def test_a_cache_stays_readable_while_views_are_added(cache):
+    write(cache, manifest(views=VIEWS + 1), only={(VIEWS, 0)}, finish=False)
+    assert len(open_cache(cache).manifest.views) == VIEWS
+    assert (open_cache(cache).view(1, "t")["logits"] == LOGITS[1]).all()
+    write(cache, manifest(views=VIEWS + 1))
+    assert (open_cache(cache).view(VIEWS, "t")["logits"] == LOGITS[VIEWS]).all()
+
+
+def test_fewer_views_than_there_are_is_another_cache(cache):
+    with pytest.raises(CacheMismatchError, match="views"):
+        write(cache, manifest(views=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"batch_size": 32}, "batch_size: there 64, asked for 32"),
+        ({"encoding": {"kind": "full", "dtype": "f16"}}, "encoding.dtype: there 'f32', asked for 'f16'"),
+        ({"software": {"torch": "2"}}, "software.torch: there '1', asked for '2'"),
+        ({"classes": tuple("abce")}, "classes: there"),
+    ],
+)
+def test_another_cache_is_refused_and_left_alone(cache, changes, named):
+    before = bytes_of(cache)
+    with pytest.raises(CacheMismatchError, match=named.replace(".", r"\.")):
+        write(cache, manifest(**changes))
+    assert bytes_of(cache) == before
+
+
+def test_another_spelling_of_a_path_is_the_same_cache(cache):
+    spelled = manifest(data=manifest().data | {"spec": "elsewhere"})
+    write(cache, spelled)
+
+
+def test_something_that_is_no_cache_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.txt").write_text("words")
+    with pytest.raises(InputError, match="exists and is not a logit cache; nothing in it was touched"):
+        write(tmp_path / "thesis", manifest())
+    assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
+
+
+def test_other_bits_from_the_teacher_stop_a_continued_dump(tmp_path):
+    write(tmp_path / "c.zarr", manifest(), only={(0, 0)}, finish=False)
+    with pytest.raises(CacheMismatchError, match="largest gap .* over 3 probe rows"):
+        write(tmp_path / "c.zarr", manifest(), probe=LOGITS[0, PROBE] + 1e-6)
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    with (
+        CacheWriter(tmp_path / "c.zarr", manifest(), COLUMNS, LABELS, command=""),
+        pytest.raises(InputError, match=r"is being written by process \d+ on "),
+    ):
+        CacheWriter(tmp_path / "c.zarr", manifest(), COLUMNS, LABELS, command="")
+    write(tmp_path / "c.zarr", manifest())  # the lock went with its holder
+
+
+def test_finish_refuses_a_missing_block(tmp_path):
+    with pytest.raises(CacheIncompleteError, match="1 blocks are missing, the first is .* \\(1, 2\\)"):
+        write(tmp_path / "c.zarr", manifest(), only={(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)})
+
+
+def test_errors_of_the_writing_thread_reach_the_caller(tmp_path):
+    with (
+        pytest.raises(ValueError, match="could not broadcast"),
+        CacheWriter(tmp_path / "c.zarr", manifest(), COLUMNS, LABELS, command="") as writer,
+    ):
+        writer.begin(PROBE, {"t": LOGITS[0, PROBE]})
+        writer.write(0, 0, {"digests": DIGESTS[0, :128], "teachers/t/logits": LOGITS[0, :128, :2]})
+        writer.drain()
+
+
+def test_an_unfinished_cache_is_refused_with_the_command_that_completes_it(tmp_path):
+    write(tmp_path / "c.zarr", manifest(), only={(0, 0), (1, 2)}, finish=False)
+    with pytest.raises(
+        CacheIncompleteError, match=r"2 of 6 blocks are committed. Complete it with:\n  logitcache dump --again"
+    ):
+        open_cache(tmp_path / "c.zarr")
+
+
+def test_nothing_there_and_something_else_there_are_said_apart(tmp_path):
+    with pytest.raises(CacheNotFoundError, match="there is no cache at"):
+        open_cache(tmp_path / "nothing.zarr")
+    (tmp_path / "file.txt").write_text("x")
+    with pytest.raises(CacheNotFoundError, match="is not a logit cache"):
+        open_cache(tmp_path)
+
+
+def test_a_newer_format_is_refused(cache):
+    root = json.loads((cache / "zarr.json").read_text())
+    root["attributes"]["logitcache"]["format"] = 2
+    (cache / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(FormatVersionError, match="has cache format 2; this logitcache reads formats up to 1. Upgrade"):
+        open_cache(cache)
+
+
+@pytest.mark.parametrize("change", ["add", "remove"])
+def test_unknown_and_missing_manifest_keys_are_refused(cache, change):
+    root = json.loads((cache / "zarr.json").read_text())
+    if change == "add":
+        root["attributes"]["logitcache"]["flavour"] = 1
+    else:
+        del root["attributes"]["logitcache"]["samples"]
+    (cache / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(CorruptCacheError, match="keys missing or unknown: (flavour|samples)"):
+        open_cache(cache)
+
+
+def test_the_newest_finished_cache_is_found(tmp_path, cache):
+    write(tmp_path / "later.zarr", manifest())
+    write(tmp_path / "unfinished.zarr", manifest(), only=set(), finish=False)
+    assert find_newest(tmp_path) == tmp_path / "later.zarr"
+    with pytest.raises(CacheNotFoundError, match="there is no finished cache in"):
+        find_newest(tmp_path / "later.zarr")
+
+
+@given(st.integers(1, 3_000_000), st.integers(2, 600_000))
+def test_blocks_are_even_and_nearly_full(samples, row_bytes):
+    rows = block_rows_for(samples, row_bytes)
+    blocks = -(-samples // rows)
+    assert rows % 256 == 0
+    assert rows <= 16384
+    assert rows * row_bytes <= 8 << 20 or rows <= 1024
+    assert blocks * rows - samples < 256 * blocks + rows * (blocks == 1) * (samples < 256)
+
+
+def test_manifests_read_back():
+    entry = json.loads(json.dumps(manifest().to_json()))
+    assert Manifest.from_json(entry, "here") == Manifest.from_json(manifest().to_json(), "here")
+    assert not Manifest.from_json(entry, "here").differences(manifest())
