@@ -1,0 +1,1 @@
+"""The demo's images and teacher; see README.md beside this file."""

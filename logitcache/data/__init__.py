@@ -1,0 +1,19 @@
+"""Data sets by name, and how samples become batches of pixels."""
+
+from logitcache.data.images import ArrayImages, FolderImages, ImageSet, MappedImages
+from logitcache.data.rendering import Rendered, Renderer, preprocessing_for, render
+from logitcache.data.sources import NAMED_DATA, held_out_split, load_data
+
+__all__ = [
+    "NAMED_DATA",
+    "ArrayImages",
+    "FolderImages",
+    "ImageSet",
+    "MappedImages",
+    "Rendered",
+    "Renderer",
+    "held_out_split",
+    "load_data",
+    "preprocessing_for",
+    "render",
+]

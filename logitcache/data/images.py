@@ -1,0 +1,229 @@
+"""Labelled images, by sample id: in memory as one array, or one at a time from files or somebody's data set."""
+
+import json
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from logitcache.errors import InputError
+
+__all__ = ["IMAGENET", "ArrayImages", "FolderImages", "ImageSet", "MappedImages", "Normalization"]
+
+Normalization = tuple[
+    tuple[float, float, float], tuple[float, float, float]
+]  # mean and deviation of three channels in [0, 1]
+IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class ImageSet(Protocol):
+    """What every data set here offers.
+
+    Attributes:
+        labels: Class of each sample, [N] int64.
+        classes: Class names in index order.
+        normalization: Mean and deviation that networks for this data usually take.
+        native_size: Height and width where all images share them, else None.
+    """
+
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    normalization: Normalization
+    native_size: tuple[int, int] | None
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def image(self, sample: int) -> Tensor:
+        """Return one image, [C, H, W] uint8."""
+        ...
+
+    def digest(self) -> str:
+        """Identify the list of samples."""
+        ...
+
+
+class ArrayImages:
+    """Images of one size, all in memory."""
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.integer[Any]],
+        classes: Sequence[str] | None = None,
+        normalization: Normalization | None = None,
+    ) -> None:
+        """Take arrays.
+
+        Args:
+            images: [N, H, W] or [N, H, W, 1 or 3] uint8.
+            labels: [N] integers.
+            classes: Names in index order; without them as many as the largest label says.
+            normalization: Mean and deviation; without them those of the images themselves.
+
+        Raises:
+            InputError: Shapes, types or labels do not fit.
+        """
+        images, labels = np.asarray(images), np.asarray(labels)
+        if (
+            images.dtype != np.uint8
+            or images.ndim not in (3, 4)
+            or (images.ndim == 4 and images.shape[3] not in (1, 3))
+        ):
+            raise InputError(
+                f"images must be uint8 of shape [N, H, W] or [N, H, W, 1 or 3], found {images.dtype} {list(images.shape)}"
+            )
+        self.labels, self.classes = _checked_labels(labels, classes, len(images))
+        stacked = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+        self.images = torch.from_numpy(np.ascontiguousarray(stacked))
+        self.normalization = normalization or _measured(self.images)
+        self.native_size: tuple[int, int] | None = (int(self.images.shape[2]), int(self.images.shape[3]))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, sample: int) -> Tensor:
+        """Return one image, [C, H, W] uint8."""
+        return self.images[sample]
+
+    def digest(self) -> str:
+        """Hash every pixel, the labels and the class names."""
+        hasher = blake2b(json.dumps([list(self.images.shape), self.classes]).encode(), digest_size=16)
+        hasher.update(self.images.numpy().data)
+        hasher.update(self.labels.data)
+        return hasher.hexdigest()
+
+
+class FolderImages:
+    """Images in one folder per class; classes are the sorted folder names, samples the sorted relative paths."""
+
+    native_size: tuple[int, int] | None = None
+    normalization: Normalization = IMAGENET
+
+    def __init__(self, root: Path) -> None:
+        """List a folder.
+
+        Raises:
+            InputError: There are no images in folders below it.
+        """
+        suffixes = set(Image.registered_extensions())
+        if not root.is_dir():
+            raise InputError(f"there is no folder {root} to read images from")
+        self.root = root
+        self.paths = sorted(
+            path.relative_to(root).as_posix()
+            for folder in root.iterdir()
+            if folder.is_dir() and not folder.name.startswith(".")
+            for path in folder.rglob("*")
+            if path.suffix.lower() in suffixes and path.is_file()
+        )
+        if not self.paths:
+            raise InputError(f"{root} has no images in class folders (expected {root}/CLASS/IMAGE.jpg, .png, ...)")
+        self.classes = tuple(sorted({path.split("/", 1)[0] for path in self.paths}))
+        index = {name: position for position, name in enumerate(self.classes)}
+        self.labels = np.array([index[path.split("/", 1)[0]] for path in self.paths], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def image(self, sample: int) -> Tensor:
+        """Decode one file, [3, H, W] uint8.
+
+        Raises:
+            InputError: The file is no image.
+        """
+        path = self.root / self.paths[sample]
+        try:
+            with Image.open(path) as image:
+                return _pixels(image.convert("RGB"), sample)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read as an image: {error}") from error
+
+    def digest(self) -> str:
+        """Hash relative paths and labels."""
+        lines = [f"{path}\t{label}" for path, label in zip(self.paths, self.labels, strict=True)]
+        return blake2b("\n".join([*self.classes, "", *lines]).encode(), digest_size=16).hexdigest()
+
+
+class MappedImages:
+    """Somebody's map-style data set: items are (PIL image, uint8 array [H, W(, C)] or uint8 tensor [C, H, W]; label)."""
+
+    native_size: tuple[int, int] | None = None
+    normalization: Normalization = IMAGENET
+
+    def __init__(self, dataset: Any) -> None:
+        """Wrap a data set; labels come from its `targets`, or from going through it once."""
+        self.dataset = dataset
+        targets = getattr(dataset, "targets", None)
+        labels = np.asarray(targets if targets is not None else [dataset[i][1] for i in range(len(dataset))])
+        self.labels, self.classes = _checked_labels(labels, getattr(dataset, "classes", None), len(dataset))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, sample: int) -> Tensor:
+        """Return one image, [C, H, W] uint8."""
+        return _pixels(self.dataset[sample][0], sample)
+
+    def digest(self) -> str:
+        """Hash length, labels and class names; pixels are held by the digests of the views."""
+        hasher = blake2b(json.dumps([len(self.labels), self.classes]).encode(), digest_size=16)
+        hasher.update(self.labels.data)
+        return hasher.hexdigest()
+
+
+def _pixels(image: Any, sample: int) -> Tensor:
+    if isinstance(image, Image.Image):
+        image = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1)))
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
+        found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise InputError(
+            f"sample {sample} must be a PIL image or uint8 pixels, found {found}. Give the data set without transforms: "
+            "--augment and --mean/--std do that part, the same way for teacher and student."
+        )
+    return image
+
+
+def _checked_labels(
+    labels: NDArray[Any], classes: Sequence[str] | None, samples: int
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    if labels.shape != (samples,) or not np.issubdtype(labels.dtype, np.integer) or not samples:
+        raise InputError(
+            f"labels must be one integer a sample: expected [{samples}] integers, found {labels.dtype} {list(labels.shape)}"
+        )
+    labels = labels.astype(np.int64)
+    names = tuple(str(name) for name in (range(int(labels.max()) + 1) if classes is None else classes))
+    bad = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    if len(bad):
+        raise InputError(
+            f"labels must lie in 0 ... {len(names) - 1} ({len(names)} classes); sample {bad[0]} has {labels[bad[0]]}"
+            f"{f', and {len(bad) - 1:,} more do not' if len(bad) > 1 else ''}. Correct the labels, or name all classes."
+        )
+    return labels, names
+
+
+def _measured(images: Tensor) -> Normalization:
+    """Mean and deviation of each channel, from integer sums; a grey image's for all three."""
+    counts = torch.stack(
+        [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])]
+    ).double()
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = (counts @ values) / counts.sum(1)
+    std = ((counts @ values**2) / counts.sum(1) - mean**2).clamp_min(1e-12).sqrt()
+    expand = (
+        [round(float(x), 4) for x in mean.repeat(3)[:3]],
+        [max(round(float(x), 4), 1e-4) for x in std.repeat(3)[:3]],
+    )
+    if images.shape[1] == 3:
+        expand = [round(float(x), 4) for x in mean], [max(round(float(x), 4), 1e-4) for x in std]
+    (m0, m1, m2), (s0, s1, s2) = expand
+    return (m0, m1, m2), (s0, s1, s2)

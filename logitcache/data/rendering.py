@@ -1,0 +1,162 @@
+"""From sample ids to pixels, in batches: one gather for arrays in memory, worker processes for files; the same pixels either way."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from logitcache.data.images import ArrayImages, ImageSet
+from logitcache.errors import LogitCacheError
+from logitcache.views import RECIPES, View
+from logitcache.views.geometry import Preprocessing
+from logitcache.views.render import cut, cut_batch, digests
+
+__all__ = ["Rendered", "Renderer", "preprocessing_for", "render"]
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A batch of pixels.
+
+    Attributes:
+        samples: Sample ids, [B].
+        pixels: For each network's preprocessing one tensor, [B, C, size, size] uint8; not yet normalised.
+        digests: Of the shared rendition, [B] uint64, where they were asked for.
+    """
+
+    samples: Ids
+    pixels: tuple[Tensor, ...]
+    digests: NDArray[np.uint64] | None
+
+
+def render(data: ImageSet, view: View, samples: Ids) -> Tensor | list[Tensor]:
+    """Show samples in a view: [B, C, H, W] uint8 where sizes agree, else one tensor a sample. Shared by teacher and student."""
+    if isinstance(data, ArrayImages) and RECIPES[view.recipe].keeps_size:
+        height, width = data.images.shape[-2:]
+        boxes = view.boxes(samples, np.full(len(samples), height), np.full(len(samples), width))
+        return cut_batch(data.images, torch.from_numpy(samples), boxes)
+    images = [data.image(int(sample)) for sample in samples]
+    boxes = view.boxes(samples, np.array([i.shape[1] for i in images]), np.array([i.shape[2] for i in images]))
+    return [cut(image, boxes, row) for row, image in enumerate(images)]
+
+
+class Renderer:
+    """Renders batches for one or two networks."""
+
+    def __init__(
+        self,
+        data: ImageSet,
+        preprocessings: Sequence[Preprocessing],
+        *,
+        with_digests: bool = False,
+        workers: int | None = None,
+    ) -> None:
+        """Choose what comes out.
+
+        Args:
+            data: Where images come from.
+            preprocessings: One for each network that looks.
+            with_digests: Whether to hash the shared rendition.
+            workers: Processes that decode and render; None chooses 0 for arrays and up to 8 for files.
+        """
+        in_memory = isinstance(data, ArrayImages)
+        self._workers = (0 if in_memory else min(8, torch.get_num_threads())) if workers is None else workers
+        self._source = _Source(data, tuple(preprocessings), with_digests)
+        self._loader: DataLoader[Rendered] | None = None
+        self._order = _Order()
+
+    def batches(self, view: View, batches: Iterable[Ids]) -> Iterator[Rendered]:
+        """Yield the batches of sample ids rendered in a view, in order."""
+        one_gather = isinstance(self._source.data, ArrayImages) and RECIPES[view.recipe].keeps_size
+        if self._workers == 0 or one_gather:  # a gather is cheaper than sending its result between processes
+            for samples in batches:
+                yield self._source.rendered(view, samples)
+            return
+        if self._loader is None:
+            self._loader = DataLoader(
+                self._source,
+                batch_sampler=self._order,
+                num_workers=self._workers,
+                persistent_workers=True,
+                collate_fn=_as_is,
+            )
+        self._order.batches = [[(view, samples)] for samples in batches]
+        try:
+            yield from self._loader
+        except LogitCacheError as error:  # torch prefixes the worker's traceback; the last line is the sentence
+            raise type(error)(str(error).strip().rpartition(f"{type(error).__name__}: ")[2]) from None
+
+
+class _Order:
+    """The batch sampler of a loader that outlives an epoch: what its workers do next."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[View, Ids]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[View, Ids]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Source(Dataset[Rendered]):
+    """What a worker runs: one item is one whole batch."""
+
+    def __init__(self, data: ImageSet, preprocessings: tuple[Preprocessing, ...], with_digests: bool) -> None:
+        self.data, self._preprocessings, self._with_digests = data, preprocessings, with_digests
+
+    def rendered(self, view: View, samples: Ids) -> Rendered:
+        shared = render(self.data, view, samples)
+        fitted: list[Tensor] = []
+        for position, network in enumerate(self._preprocessings):
+            twin = next((i for i in range(position) if _same_geometry(self._preprocessings[i], network)), None)
+            fitted.append(network.fit(shared) if twin is None else fitted[twin])
+        return Rendered(samples, tuple(fitted), digests(shared) if self._with_digests else None)
+
+    def __getitem__(self, item: tuple[View, Ids]) -> Rendered:
+        return self.rendered(*item)
+
+
+def _same_geometry(one: Preprocessing, other: Preprocessing) -> bool:
+    return (one.image_size, one.crop_pct, one.resize) == (other.image_size, other.crop_pct, other.resize)
+
+
+def _as_is(items: list[Any]) -> Any:
+    return items[0]
+
+
+def preprocessing_for(
+    data: ImageSet,
+    recipe: str,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    image_size: int | None = None,
+    crop_pct: float | None = None,
+) -> Preprocessing:
+    """Choose a network's preprocessing, where nothing else is said.
+
+    Images of one size keep it and the data set's own mean and deviation; others are brought to 224 pixels. After a
+    random resized crop the box is stretched to the input; otherwise the shorter side is resized to image_size /
+    crop_pct and the middle taken (crop_pct 0.875 for files, 1 for arrays).
+    """
+    native = data.native_size
+    size = image_size or (min(native) if native else 224)
+    keeps_size = RECIPES[recipe].keeps_size
+    if not keeps_size:
+        resize = "stretch"
+    elif native and (image_size is None or native == (size, size)):
+        resize = "none"
+    else:
+        resize = "center-crop"
+    m, s = mean or data.normalization[0], std or data.normalization[1]
+    (m0, m1, m2), (s0, s1, s2) = (x if len(x) == 3 else list(x) * 3 for x in (m, s))
+    return Preprocessing(size, crop_pct or (1.0 if native else 0.875), resize, (m0, m1, m2), (s0, s1, s2))

@@ -1,0 +1,89 @@
+"""What tests share. One thread: tiny networks gain nothing from more, and two busy test runs on one machine lose much."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import tiny
+import torch
+from logitcache.cli.app import app
+from typer.testing import CliRunner, Result
+
+import logitcache
+from logitcache.data import ArrayImages
+from logitcache.store import Cache
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=50)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def images() -> ArrayImages:
+    return ArrayImages(*tiny.arrays())
+
+
+@pytest.fixture
+def test_images() -> ArrayImages:
+    return ArrayImages(*tiny.arrays("test"))
+
+
+@pytest.fixture
+def npz(tmp_path: Path) -> Path:
+    """The same images as a file."""
+    pixels, labels, classes = tiny.arrays()
+    path = tmp_path / "data.npz"
+    np.savez(path, images=pixels, labels=labels, classes=np.array(classes))
+    return path
+
+
+Dump = Callable[..., Cache]
+
+
+@pytest.fixture
+def dump(tmp_path: Path, images: ArrayImages) -> Dump:
+    """Dump the tiny teacher over the tiny data: 300 samples in three blocks, two views, batches of 64."""
+
+    def make(**changes: Any) -> Cache:
+        arguments: dict[str, Any] = {
+            "teacher": tiny.net(tiny.CLASSES),
+            "data": images,
+            "out": tmp_path / "c.zarr",
+            "augment": "pad-crop-flip",
+            "views": 2,
+            "precision": "f32",
+            "batch_size": 64,
+            "block_rows": 128,
+        }
+        return logitcache.dump_logits(**(arguments | changes))
+
+    return make
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Type a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(HERE))
+
+    def type_(*words: str) -> Result:
+        return CliRunner().invoke(app, list(words), prog_name="logitcache", catch_exceptions=False)
+
+    return type_

@@ -1,0 +1,93 @@
+"""Small networks and data for the tests; named on command lines as tiny:NAME."""
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SAMPLES, SIZE, CLASSES = 300, 16, 5
+
+
+def net(classes: int) -> nn.Module:
+    """A network with batch normalisation and dropout, the same every time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        return _layers(classes)
+
+
+def _layers(classes: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.1),
+        nn.Linear(32, classes),
+    )
+
+
+def student(classes: int) -> nn.Module:
+    """The same with weights from the global generator, as real students have."""
+    return _layers(classes)
+
+
+class Slow(nn.Module):
+    """Takes its time, so that a test can kill it in the middle."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.net = net(classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.15)
+        return self.net(x)
+
+
+class Poisoned(nn.Module):
+    """Answers NaN for bright images."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.net = net(classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.mean((1, 2, 3)) > x.mean((1, 2, 3)).median()
+        return self.net(x).masked_fill(bright[:, None], torch.nan)
+
+
+class Loud(nn.Module):
+    """Answers beyond float16."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.net = net(classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * 1e6
+
+
+class Tuple(nn.Module):
+    """Answers something else."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.net = net(classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(x), x
+
+
+def seven(_classes: int) -> nn.Module:
+    """A teacher of seven classes, whatever it is asked for."""
+    return net(7)
+
+
+def arrays(split: str = "train") -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Coloured noise; the colour says the class."""
+    samples = SAMPLES if split == "train" else 60
+    random = np.random.RandomState(len(split))
+    labels = random.randint(0, CLASSES, samples)
+    images = random.randint(0, 120, (samples, SIZE, SIZE, 3)) + (labels * 25)[:, None, None, None] * np.array([1, 0, 1])
+    return images.clip(0, 255).astype(np.uint8), labels, [f"class {i}" for i in range(CLASSES)]
