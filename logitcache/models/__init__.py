@@ -1,0 +1,129 @@
+"""Teachers and students by name: CIFAR networks of the literature, torchvision's, or anybody's factory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from logitcache.errors import InputError, unknown_name
+from logitcache.models.cifar import CIFAR_NETWORKS
+from logitcache.models.weights import DEMO_TEACHER, hash_weights, read_notes, read_weights, save_weights
+from logitcache.resolve import resolve
+
+__all__ = ["CIFAR_NETWORKS", "DEMO_TEACHER", "Network", "hash_weights", "load_network", "read_weights", "save_weights"]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network and what is known about it.
+
+    Attributes:
+        module: Takes [B, 3, H, W] float32 and returns logits, [B, C].
+        name: As it was asked for.
+        weights: As they were asked for; empty for a fresh network.
+        preprocessing: What the weights were trained with, as far as they say: `mean`, `std`, `image_size`, `crop_pct`.
+    """
+
+    module: nn.Module
+    name: str
+    weights: str
+    preprocessing: dict[str, Any]
+
+
+def load_network(name: str | nn.Module, classes: int, weights: str | None = None) -> Network:
+    """Build a network and load its weights.
+
+    Args:
+        name: One of `CIFAR_NETWORKS`, `torchvision:NAME`, `package.module:factory` (called with the number of
+            classes), or a module that is ready.
+        classes: Number of classes of the data.
+        weights: A file (`read_weights`), `demo`, or for torchvision the name of its weights (`IMAGENET1K_V1`,
+            `DEFAULT`).
+
+    Raises:
+        UnknownNameError: No such network.
+        InputError: Weights that are missing or do not fit.
+    """
+    if isinstance(name, nn.Module):
+        return Network(name, type(name).__name__, "", {})
+    library, _, network = name.partition(":")
+    if library == "torchvision" and network:
+        return _torchvision(name, network, classes, weights)
+    if name in CIFAR_NETWORKS:
+        module = CIFAR_NETWORKS[name](classes)
+    elif ":" in name:
+        module = resolve(name, "network")(classes)
+        if not isinstance(module, nn.Module):
+            raise InputError(
+                f"{name} returned {type(module).__name__}; a factory takes the number of classes and returns a torch module"
+            )
+    else:
+        raise unknown_name("network", name, [*CIFAR_NETWORKS, "torchvision:NAME", "package.module:factory"])
+    if not weights:
+        return Network(module, name, "", {})
+    _fill(module, read_weights(weights), name, weights, classes)
+    return Network(module, name, weights, read_notes(weights).get("preprocessing", {}))
+
+
+def _torchvision(name: str, network: str, classes: int, weights: str | None) -> Network:
+    from torchvision import models  # noqa: PLC0415  (a second of import that most commands do not need)
+
+    if network not in models.list_models(module=models):
+        raise unknown_name("torchvision network", network, models.list_models(module=models))
+    if not weights or Path(weights).is_file():
+        module = models.get_model(network, weights=None, num_classes=classes)
+        if weights:
+            _fill(module, read_weights(weights), name, weights, classes)
+        return Network(module, name, weights or "", read_notes(weights).get("preprocessing", {}) if weights else {})
+    known = {str(entry.name): entry for entry in models.get_model_weights(network)}
+    if weights != "DEFAULT" and weights not in known:
+        raise unknown_name(f"weights file or weights of {name}", weights, [*known, "DEFAULT"])
+    entry = models.get_model_weights(network).DEFAULT if weights == "DEFAULT" else known[weights]
+    try:
+        module = models.get_model(network, weights=entry)
+    except OSError as error:
+        raise InputError(
+            f"weights {weights} of {name} cannot be downloaded: {error}. Download them elsewhere and name the file."
+        ) from error
+    recipe = entry.transforms()
+    side = recipe.crop_size[0]
+    return Network(
+        module,
+        name,
+        weights,
+        {
+            "mean": list(recipe.mean),
+            "std": list(recipe.std),
+            "image_size": side,
+            "crop_pct": side / recipe.resize_size[0],
+        },
+    )
+
+
+def _fill(module: nn.Module, weights: dict[str, Tensor], name: str, file: str, classes: int) -> None:
+    expected = module.state_dict()
+    wrong = {
+        key: (list(expected[key].shape), list(value.shape))
+        for key, value in weights.items()
+        if key in expected and expected[key].shape != value.shape
+    }
+    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if (
+        not missing
+        and not unknown
+        and wrong
+        and all(found[0] != want[0] == classes and found[1:] == want[1:] for want, found in wrong.values())
+    ):
+        found = next(iter(wrong.values()))[1][0]
+        raise InputError(
+            f"{file} is a {name} for {found} classes; the data has {classes}. Use weights trained on these classes."
+        )
+    if missing or unknown or wrong:
+        parts = [f"lacks {', '.join(missing[:3])}{' ...' * (len(missing) > 3)}"] * bool(missing)
+        parts += [f"has {', '.join(unknown[:3])}{' ...' * (len(unknown) > 3)}, which it does not know"] * bool(unknown)
+        parts += [f"{key} is {found} instead of {want}" for key, (want, found) in list(wrong.items())[:2]]
+        raise InputError(
+            f"{file} does not fit {name}: it {'; '.join(parts)}. Name the network the weights were saved from."
+        )
+    module.load_state_dict(weights)

@@ -1,0 +1,129 @@
+import pickle
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from logitcache.errors import InputError, UnknownNameError
+from logitcache.models import hash_weights, load_network, read_weights, save_weights
+from logitcache.models.weights import read_notes
+
+WEIGHTS = tiny.net(5).state_dict()
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "wrap", [dict, lambda w: {"model": w, "epoch": 3}, lambda w: {"state_dict": w}, lambda w: {"model_state_dict": w}]
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_checkpoints_are_read_as_the_literature_saves_them(tmp_path, wrap, prefix):
+    torch.save(wrap({prefix + name: value for name, value in WEIGHTS.items()}), tmp_path / "a.pth")
+    assert same(read_weights(str(tmp_path / "a.pth")), WEIGHTS)
+
+
+def test_safetensors_carry_notes(tmp_path):
+    save_weights(WEIGHTS, tmp_path / "a.safetensors", {"network": "tiny", "classes": ["x"]})
+    assert same(read_weights(str(tmp_path / "a.safetensors")), WEIGHTS)
+    assert read_notes(str(tmp_path / "a.safetensors")) == {"network": "tiny", "classes": ["x"]}
+    save_file(WEIGHTS, tmp_path / "b.safetensors")
+    assert read_notes(str(tmp_path / "b.safetensors")) == {}
+
+
+def test_a_hash_is_of_the_content_and_not_of_the_file(tmp_path):
+    save_file(WEIGHTS, tmp_path / "a.safetensors")
+    torch.save(WEIGHTS, tmp_path / "a.pt")
+    assert hash_weights(read_weights(str(tmp_path / "a.safetensors"))) == hash_weights(
+        read_weights(str(tmp_path / "a.pt"))
+    )
+    changed = {**WEIGHTS, "0.bias": WEIGHTS["0.bias"] + 1e-6}
+    assert hash_weights(changed) != hash_weights(WEIGHTS)
+    assert hash_weights({name: value.double() for name, value in WEIGHTS.items()}) != hash_weights(WEIGHTS)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("ran",))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
+    (tmp_path / "a.pth").write_bytes(pickle.dumps(Evil(), protocol=2))
+    torch.save({"model": Evil()}, tmp_path / "b.pth")
+    for name in ("a.pth", "b.pth"):
+        with pytest.raises(InputError, match=r"cannot be read with torch.load\(weights_only=True\)"):
+            read_weights(str(tmp_path / name))
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.safetensors", b"nonsense"), ("a.pt", b"nonsense"), ("b.pt", b"")])
+def test_files_that_are_no_weights_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match="is not a safetensors file|cannot be read with torch.load"):
+        read_weights(str(tmp_path / name))
+
+
+def test_a_missing_file_and_an_empty_dict_are_refused(tmp_path):
+    with pytest.raises(InputError, match="there is no weights file"):
+        read_weights(str(tmp_path / "a.pt"))
+    torch.save({"epoch": 3}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="holds no state dict"):
+        read_weights(str(tmp_path / "a.pt"))
+
+
+def test_networks_come_by_name_factory_or_module():
+    assert load_network("resnet8", 7).module(torch.zeros(1, 3, 28, 28)).shape == (1, 7)
+    assert load_network("tiny:net", 7).module.eval()(torch.zeros(1, 3, 16, 16)).shape == (1, 7)
+    assert load_network("torchvision:resnet18", 7).module.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
+    module = nn.Linear(1, 1)
+    assert load_network(module, 7).module is module
+
+
+def test_weights_for_other_classes_are_refused_by_number(tmp_path):
+    save_weights(load_network("resnet8", 7).module.state_dict(), tmp_path / "a.safetensors", {})
+    with pytest.raises(InputError, match="is a resnet8 for 7 classes; the data has 10"):
+        load_network("resnet8", 10, str(tmp_path / "a.safetensors"))
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    save_weights(load_network("resnet14", 10).module.state_dict(), tmp_path / "a.safetensors", {})
+    with pytest.raises(InputError, match="does not fit resnet8: it has layer1.1.bn1.bias, .* which it does not know"):
+        load_network("resnet8", 10, str(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "error", "message"),
+    [
+        ("resnet9", None, UnknownNameError, "unknown network 'resnet9'; did you mean 'resnet"),
+        ("torchvision:resnet17", None, UnknownNameError, "unknown torchvision network 'resnet17'; did you mean"),
+        ("torchvision:resnet18", "IMAGENET1K_V9", UnknownNameError, "did you mean 'IMAGENET1K_V1'"),
+        ("tiny:nothing", None, InputError, "network 'tiny:nothing' cannot be imported"),
+        ("tiny:arrays", None, InputError, "a factory takes the number of classes and returns a torch module"),
+    ],
+)
+def test_networks_that_are_not_are_refused(name, weights, error, message, monkeypatch):
+    monkeypatch.setattr(tiny, "arrays", lambda classes: classes)
+    with pytest.raises(error, match=message):
+        load_network(name, 10, weights)
+
+
+def test_torchvisions_weights_come_with_their_preprocessing(monkeypatch):
+    """The download itself is torch's; what is ours is to ask for the right one and to read its transforms."""
+    asked = []
+
+    def give(self, *_args, **_more):
+        asked.append(self.name)
+        return load_network("torchvision:resnet18", 1000).module.state_dict()
+
+    monkeypatch.setattr("torchvision.models.ResNet18_Weights.get_state_dict", give)
+    network = load_network("torchvision:resnet18", 10, "IMAGENET1K_V1")
+    assert asked == ["IMAGENET1K_V1"]
+    assert network.preprocessing == {
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "image_size": 224,
+        "crop_pct": 0.875,
+    }
