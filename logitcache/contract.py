@@ -1,0 +1,85 @@
+"""Is this the data that the teacher saw? Checked before every epoch that trains on its answers."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcache.data import ImageSet, load_data, render
+from logitcache.errors import CacheMismatchError, InputError
+from logitcache.store import Cache
+from logitcache.views import View
+from logitcache.views.render import digests
+
+__all__ = ["check_pixels", "check_samples", "recorded_data"]
+
+
+def recorded_data(cache: Cache, data: str | ImageSet | None) -> ImageSet:
+    """Open the data set of a cache: the one given, or the one its manifest names; and check that it is the same.
+
+    Raises:
+        CacheMismatchError: It has other samples.
+        InputError: It cannot be opened from here.
+    """
+    spec = data if data is not None else cache.manifest.data["spec"]
+    if spec == "":
+        raise InputError(f"{cache.path} was dumped from a data set given as an object; give it again, as `data`.")
+    try:
+        images = load_data(spec) if isinstance(spec, str) else spec
+    except InputError as error:
+        if data is not None:
+            raise
+        raise InputError(
+            f"the data of {cache.path}, {spec}, cannot be opened from here ({error}). Say where it is with --data."
+        ) from error
+    check_samples(cache, images)
+    return images
+
+
+def check_samples(cache: Cache, images: ImageSet) -> None:
+    """Compare length, classes, labels and the digest of the sample list.
+
+    Raises:
+        CacheMismatchError: They differ; says in what.
+    """
+    manifest, name = cache.manifest, f"the data of {cache.path}"
+    remedy = "Give the data it was dumped from with --data, or dump again."
+    if len(images) != manifest.samples:
+        raise CacheMismatchError(
+            f"{name} has {manifest.samples:,} samples, this data set has {len(images):,}. {remedy}"
+        )
+    if images.classes != manifest.classes:
+        differing = [(a, b) for a, b in zip(manifest.classes, images.classes, strict=False) if a != b]
+        detail = (
+            f"first difference {differing[0][0]!r} against {differing[0][1]!r}"
+            if differing
+            else "the others are the same"
+        )
+        raise CacheMismatchError(
+            f"{name} has {len(manifest.classes)} classes, this data set {len(images.classes)}; {detail}. {remedy}"
+        )
+    other = np.flatnonzero(cache.labels() != images.labels)
+    if len(other):
+        first = int(other[0])
+        raise CacheMismatchError(
+            f"{name} has other labels: sample {first} is {manifest.classes[cache.labels()[first]]!r} in the cache and "
+            f"{images.classes[images.labels[first]]!r} here; {len(other):,} of {len(images):,} differ. {remedy}"
+        )
+    if images.digest() != manifest.data["digest"]:
+        raise CacheMismatchError(
+            f"{name} has other samples (digest {manifest.data['digest']}) than this data set ({images.digest()}). {remedy}"
+        )
+
+
+def check_pixels(cache: Cache, images: ImageSet, view: View, samples: NDArray[np.int64]) -> None:
+    """Render samples of a view again and compare them with the digests of what the teacher was shown.
+
+    Raises:
+        CacheMismatchError: A sample's pixels differ.
+    """
+    expected, found = cache.digests(view.index)[samples], digests(render(images, view, samples))
+    bad = np.flatnonzero(expected != found)
+    if len(bad):
+        raise CacheMismatchError(
+            f"the teacher of {cache.path} was shown other pixels: view {view.index}, sample {samples[bad[0]]} has digest "
+            f"{found[bad[0]]:016x} here and {expected[bad[0]]:016x} in the cache; {len(bad)} of {len(samples)} samples looked "
+            "at differ. The images or their decoding have changed: restore them, or dump again."
+        )

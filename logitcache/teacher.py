@@ -1,0 +1,98 @@
+"""The teacher's forward pass, the same in `dump` and with a live teacher, down to the last bit.
+
+A logit's last bits depend on the shape of the batch and on the number of threads, not on a row's neighbours. So
+batches are always full: the last one is padded, and padding is thrown away.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import InputError, first_line
+from logitcache.models import Network
+from logitcache.views.geometry import Preprocessing
+
+__all__ = ["Teacher", "pick_device"]
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of this name; `auto` is the first GPU, or else the CPU.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used here: {first_line(error)}") from error
+    return device
+
+
+class Teacher:
+    """A network that only ever answers."""
+
+    def __init__(
+        self,
+        network: Network,
+        preprocessing: Preprocessing,
+        *,
+        classes: int,
+        batch_size: int,
+        threads: int,
+        device: torch.device,
+    ) -> None:
+        """Prepare a network.
+
+        Args:
+            network: The network with its weights.
+            preprocessing: What turns pixels into its input.
+            classes: Logits that a row must have.
+            batch_size: Rows of every forward pass.
+            threads: CPU threads of every forward pass.
+            device: Where it runs.
+        """
+        self.name, self.preprocessing = network.name, preprocessing
+        self._module = network.module.to(device).eval().requires_grad_(requires_grad=False)
+        self._classes, self._batch_size, self._threads, self._device = classes, batch_size, threads, device
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Answer for pixels, [B, C, H, W] uint8 of any B: raw logits, [B, classes] float32 on the teacher's device.
+
+        Raises:
+            InputError: The network's output is something else.
+        """
+        with torch.inference_mode(), _threads(self._threads):
+            parts = [self._full_batch(part) for part in torch.split(pixels, self._batch_size)]
+        return torch.cat(parts).clone()  # cloned outside of inference mode, so that autograd takes it as a constant
+
+    def _full_batch(self, pixels: Tensor) -> Tensor:
+        rows = len(pixels)
+        if rows < self._batch_size:
+            pixels = torch.cat([pixels, pixels[-1:].expand(self._batch_size - rows, *pixels.shape[1:])])
+        output = self._module(self.preprocessing.normalize(pixels.to(self._device, non_blocking=True)))
+        if not isinstance(output, Tensor) or output.ndim != 2:
+            found = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            raise InputError(f"teacher {self.name} must return logits [B, {self._classes}], found {found}")
+        if output.shape[1] != self._classes:
+            raise InputError(
+                f"teacher {self.name} answers for {output.shape[1]} classes, the data has {self._classes}. Use a teacher of these classes."
+            )
+        return output[:rows].float()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

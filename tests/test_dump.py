@@ -1,0 +1,247 @@
+"""From a teacher to a cache: the right numbers, once, whatever happens on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import zarr
+
+import logitcache
+from logitcache.data import ArrayImages
+from logitcache.errors import CacheIncompleteError, CacheMismatchError, InputError
+from logitcache.store import check_files, open_cache
+from logitcache.views import View
+from logitcache.views.render import cut
+
+HERE = Path(__file__).parent
+
+
+def bytes_of(path: Path) -> dict[str, bytes]:
+    outside = {".logitcache/history.jsonl", ".logitcache/lock"}
+    files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    return {name: data for name, data in files.items() if name not in outside}
+
+
+def by_hand(cache: logitcache.Cache, images: ArrayImages, teacher: torch.nn.Module, view: int) -> torch.Tensor:
+    """The teacher's answers, with nothing of ours but the boxes: full batches of 64 in order, from block to block."""
+    recipe = View.from_json(cache.manifest.views[view])
+    everything = np.arange(len(images))
+    boxes = recipe.boxes(everything, np.full(len(images), tiny.SIZE), np.full(len(images), tiny.SIZE))
+    pixels = torch.stack([cut(images.image(i), boxes, i) for i in everything])
+    mean, std = (torch.tensor(x)[:, None, None] for x in images.normalization)
+    answers = []
+    with torch.no_grad():
+        for start in (0, 64, 128, 192, 256):
+            batch = (pixels[start : start + 64].float() / 255 - mean) / std
+            padding = 64 - len(batch)
+            answers.append(teacher.eval()(torch.cat([batch, batch[-1:].expand(padding, -1, -1, -1)]))[: len(batch)])
+    return torch.cat(answers)
+
+
+def test_plain_zarr_finds_the_teachers_logits(dump, images):
+    teacher = tiny.net(tiny.CLASSES)
+    cache = dump(teacher=teacher)
+    stored = zarr.open(cache.path, mode="r")["teachers/sequential/logits"]
+    for view in range(2):
+        assert (stored[view] == by_hand(cache, images, teacher, view).numpy()).all()
+    assert (stored[0] != stored[1]).any()
+
+
+def test_half_precision_is_the_nearest_and_half_as_large(dump, images, tmp_path):
+    teacher = tiny.net(tiny.CLASSES)
+    exact = dump(teacher=teacher)
+    half = dump(teacher=teacher, precision="f16", out=tmp_path / "half.zarr")
+    logits = exact.view(0, "sequential")["logits"]
+    assert (half.view(0, "sequential")["logits"] == logits.astype(np.float16)).all()
+
+
+def test_the_manifest_says_what_train_would_ask(dump, images):
+    manifest = dump(mean=[0.1, 0.2, 0.3]).manifest
+    assert manifest.classes == images.classes
+    assert manifest.preprocessing["mean"] == [0.1, 0.2, 0.3]
+    assert manifest.preprocessing["std"] == list(images.normalization[1])
+    assert [view["recipe"] for view in manifest.views] == ["pad-crop-flip"] * 2
+    assert manifest.teachers[0]["weights_sha256"]
+    assert manifest.software.keys() >= {"torch", "torchvision", "zarr", "logitcache"}
+    assert manifest.data["digest"] == images.digest()
+
+
+def test_a_rows_logits_do_not_depend_on_how_rows_were_divided(dump, tmp_path):
+    one = dump(block_rows=300)
+    other = dump(block_rows=64, out=tmp_path / "other.zarr")
+    for view in range(2):
+        assert (one.view(view, "sequential")["logits"] == other.view(view, "sequential")["logits"]).all()
+        assert (one.digests(view) == other.digests(view)).all()
+
+
+def test_random_crops_are_dumped_too(dump, tmp_path):
+    cache = dump(augment="random-resized-crop-flip", out=tmp_path / "crops.zarr")
+    assert cache.manifest.preprocessing["resize"] == "stretch"
+    assert len(np.unique(cache.digests(0))) == 300
+
+
+def test_the_probe_is_the_stored_rows_in_full(dump, tmp_path):
+    cache = dump(precision="f16")
+    samples, exact = cache.probe("sequential")
+    assert len(samples) == 256
+    assert (np.diff(samples) > 0).all()
+    stored = cache.view(0, "sequential")["logits"][samples]
+    assert (exact.astype(np.float16) == stored).all()
+    assert (exact != stored).any()
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_after(rows):
+    def on_progress(progress):
+        if progress.task == "dumping" and progress.done >= rows:
+            raise Interrupted
+
+    return on_progress
+
+
+@pytest.mark.parametrize("rows", [1, 200, 301, 599])
+def test_a_dump_that_was_stopped_goes_on_and_leaves_the_same_bytes(dump, tmp_path, rows):
+    whole = dump()
+    with pytest.raises(Interrupted):
+        dump(out=tmp_path / "stopped.zarr", on_progress=stop_after(rows))
+    with pytest.raises(CacheIncompleteError):
+        open_cache(tmp_path / "stopped.zarr")
+    dump(out=tmp_path / "stopped.zarr")
+    assert bytes_of(tmp_path / "stopped.zarr") == bytes_of(whole.path)
+
+
+def test_only_what_is_missing_is_computed_again(dump, tmp_path):
+    with pytest.raises(Interrupted):
+        dump(on_progress=stop_after(450))
+    seen = []
+    dump(on_progress=lambda progress: seen.append(progress.done))
+    assert min(seen) > 300
+    dump(on_progress=lambda _: pytest.fail("a finished dump computes nothing"))
+
+
+def test_more_views_extend_a_cache(dump, tmp_path):
+    before = dump(views=1)
+    logits = before.view(0, "sequential")["logits"]
+    seen = []
+    after = dump(views=3, on_progress=lambda progress: seen.append(progress.done))
+    assert min(seen) > 300
+    assert (after.view(0, "sequential")["logits"] == logits).all()
+    whole = dump(views=3, out=tmp_path / "whole.zarr")
+    assert bytes_of(after.path) == bytes_of(whole.path)
+
+
+def command(npz: Path, out: Path, teacher: str = "tiny:Slow") -> list[str]:
+    words = f"dump --teacher {teacher} --data arrays:{npz} --out {out} --augment pad-crop-flip --views 4 --batch-size 64 --threads 1"
+    return [sys.executable, "-m", "logitcache", *words.split()]
+
+
+def test_a_killed_process_leaves_nothing_half_written_and_is_continued(tmp_path, npz):
+    """SIGKILL to a real process while it dumps; the cache is refused; the same command leaves the bytes of an unbroken dump."""
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    line = command(npz, tmp_path / "killed.zarr")
+    process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
+    blocks = tmp_path / "killed.zarr/.logitcache/blocks"
+    deadline = time.monotonic() + 120
+    while len(list(blocks.glob("[0-9]*.json"))) < 2:
+        assert process.poll() is None, "the dump ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with pytest.raises(
+        CacheIncompleteError,
+        match=r"2 of 4 blocks are committed. Complete it with:\n  logitcache dump --teacher tiny:Slow",
+    ):
+        open_cache(tmp_path / "killed.zarr")
+
+    arguments = {
+        "teacher": "tiny:Slow",
+        "data": f"arrays:{npz}",
+        "augment": "pad-crop-flip",
+        "views": 4,
+        "batch_size": 64,
+    }
+    continued = logitcache.dump_logits(**arguments, out=tmp_path / "killed.zarr")
+    whole = logitcache.dump_logits(**arguments, out=tmp_path / "whole.zarr")
+    assert bytes_of(continued.path) == bytes_of(whole.path)
+    assert not check_files(continued)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "precision", "message"),
+    [
+        (
+            tiny.Poisoned,
+            "f32",
+            r"logits that are no numbers; sample \d+ \(class 'class \d'\), view 0: logit 0 is nan; \d+ rows",
+        ),
+        (tiny.Loud, "f16", r"logits beyond 65,504, which float16 cannot hold; sample 0 .* Use --precision f32"),
+        (tiny.Tuple, "f32", r"teacher Tuple must return logits \[B, 5\], found tuple"),
+        (tiny.seven, "f32", r"teacher Sequential answers for 7 classes, the data has 5"),
+    ],
+)
+def test_a_teacher_that_cannot_be_stored_is_refused_and_nothing_is_left_to_train_from(
+    dump, tmp_path, teacher, precision, message
+):
+    with pytest.raises(InputError, match=message):
+        dump(teacher=teacher(tiny.CLASSES), precision=precision)
+    with pytest.raises(logitcache.LogitCacheError):
+        open_cache(tmp_path / "c.zarr")
+
+
+def test_logits_that_only_float32_holds_are_stored_there(dump):
+    assert np.abs(dump(teacher=tiny.Loud(tiny.CLASSES)).view(0, "loud")["logits"]).max() > 65504
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "views.0.seed: there 0, asked for 1"),
+        ({"augment": "none"}, "views.0.recipe: there 'pad-crop-flip', asked for 'none'"),
+        ({"precision": "f16"}, "encoding.dtype"),
+        ({"batch_size": 32}, "batch_size: there 64, asked for 32"),
+        ({"threads": 2}, "threads: there 1, asked for 2"),
+        ({"mean": [0.5, 0.5, 0.5]}, "preprocessing.mean"),
+        ({"views": 1}, "views.1"),
+        ({"data": ArrayImages(tiny.arrays()[0][::-1], tiny.arrays()[1][::-1], tiny.arrays()[2])}, "data.digest"),
+    ],
+)
+def test_another_dump_into_the_same_path_is_refused(dump, changes, named):
+    dump()
+    with pytest.raises(CacheMismatchError, match=f"(?s)is another cache; nothing in it was touched.*{named}"):
+        dump(**changes)
+
+
+def test_another_teacher_into_the_same_path_is_refused(dump):
+    dump()
+    changed = tiny.net(tiny.CLASSES)
+    with torch.no_grad():
+        changed[0].bias += 1e-3
+    with pytest.raises(CacheMismatchError, match=r"teachers.0.weights_sha256"):
+        dump(teacher=changed)
+
+
+def test_an_untrained_teacher_by_name_is_refused(dump):
+    with pytest.raises(InputError, match="teacher resnet8 has no weights, so its logits would be noise"):
+        dump(teacher="resnet8")
+
+
+@pytest.mark.parametrize("bad", [{"views": 0}, {"batch_size": 0}, {"seed": -1}, {"seed": 2**64}])
+def test_numbers_that_mean_nothing_are_refused(dump, bad):
+    with pytest.raises(InputError, match="views and batch size must be 1 or more"):
+        dump(**bad)
+
+
+def test_an_unknown_device_is_refused(dump):
+    with pytest.raises(InputError, match="device 'gpu' cannot be used here"):
+        dump(device="gpu")
