@@ -1,0 +1,125 @@
+"""The directory of a run: what was asked, what came out, and all that is needed to go on.
+
+    run.json              settings (also a --config file), cache, versions, and at the end the results
+    metrics.jsonl         one object an epoch, full precision
+    checkpoint.pt         state after the last whole epoch; gone when the run is over
+    student.safetensors   the final weights, with a note on what they are
+
+Every file is written whole or not at all.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from logitcache.errors import CacheMismatchError, InputError
+from logitcache.files import write_bytes
+
+__all__ = ["RunDirectory", "free_name", "read_run"]
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Read the `run.json` of a run.
+
+    Raises:
+        InputError: The directory holds no run.
+    """
+    try:
+        content = json.loads((path / "run.json").read_text())
+        if not isinstance(content["settings"], dict):
+            raise TypeError("its settings are no object")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} holds no run ({error}); a run is what `logitcache train` writes") from error
+    return dict(content)
+
+
+def free_name(folder: Path, stem: str) -> Path:
+    """Return the first of folder/stem, folder/stem-2, folder/stem-3 ... that does not exist."""
+    number = 1
+    while (path := folder / (stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return path
+
+
+class RunDirectory:
+    """A run that is being made."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], facts: Mapping[str, Any], *, resume: bool) -> None:
+        """Begin a run, or take one up.
+
+        Args:
+            path: Where.
+            settings: What decides the result.
+            facts: What else to record (cache, versions).
+            resume: Whether a run of the same settings is to be continued.
+
+        Raises:
+            InputError: There is a run and `resume` is false, or there is none and it is true.
+            CacheMismatchError: The run has other settings, or another cache.
+        """
+        self.path, self._record = path, {"settings": dict(settings), **facts}
+        if (path / "run.json").exists():
+            if not resume:
+                raise InputError(
+                    f"{path} already holds a run; nothing in it was touched. Continue it with --resume, or choose another --out."
+                )
+            self._refuse_other(read_run(path))
+        elif resume:
+            raise InputError(f"{path} holds no run to resume. Leave out --resume to begin one.")
+        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path} exists and is not empty. Choose another --out.")
+        else:
+            self._write_record()
+
+    def _refuse_other(self, there: dict[str, Any]) -> None:
+        ours, theirs = self._record["settings"], there["settings"]
+        names = sorted(
+            (ours.keys() | theirs.keys()) - {"cache", "data", "test_data"}
+        )  # paths; what they lead to is checked itself
+        different = [name for name in names if ours.get(name) != theirs.get(name)]
+        if different:
+            lines = "".join(
+                f"\n  {name}: there {theirs.get(name)!r}, asked for {ours.get(name)!r}" for name in different
+            )
+            raise CacheMismatchError(
+                f"{self.path} is a run with other settings:{lines}\nRepeat them to resume it, or choose another --out."
+            )
+        if there.get("cache") != self._record.get("cache"):
+            raise CacheMismatchError(
+                f"{self.path} was begun with another cache (then {there.get('cache')}, now {self._record.get('cache')}). "
+                "Give it that cache to resume it."
+            )
+        self._record = there
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What came out, where the run is over."""
+        results = self._record.get("results")
+        return dict(results) if results else None
+
+    def checkpoint(self) -> bytes | None:
+        """Return the state after the last whole epoch, or None before the first."""
+        file = self.path / "checkpoint.pt"
+        return file.read_bytes() if file.exists() else None
+
+    def keep_metrics(self, epochs: int) -> None:
+        """Drop the metrics of epochs whose state was never saved."""
+        metrics = self.path / "metrics.jsonl"
+        lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
+        write_bytes(metrics, b"".join(lines[:epochs]))
+
+    def epoch_done(self, metrics: Mapping[str, Any], state: bytes) -> None:
+        """Record an epoch: its metrics, then the state to go on from."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        write_bytes(self.path / "checkpoint.pt", state)
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Record the results; the checkpoint is no longer needed."""
+        self._record["results"] = dict(results)
+        self._write_record()
+        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+
+    def _write_record(self) -> None:
+        write_bytes(self.path / "run.json", (json.dumps(self._record, indent=2) + "\n").encode())

@@ -1,0 +1,365 @@
+"""From a cache to a student: the promise that the cache changes nothing, and that nothing wrong gets through."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+import logitcache
+from logitcache.data import ArrayImages
+from logitcache.errors import CacheIncompleteError, CacheMismatchError, CorruptCacheError, InputError
+from logitcache.optimize import learning_rate
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def train(tmp_path, images, test_images):
+    """Train the tiny student for three epochs of the tiny cache."""
+
+    def go(**changes):
+        arguments = {
+            "cache": tmp_path / "c.zarr",
+            "student": "tiny:student",
+            "method": "kd",
+            "data": images,
+            "test_data": test_images,
+            "epochs": 3,
+            "batch_size": 48,
+            "out": tmp_path / "run",
+        }
+        return logitcache.train_student(**(arguments | changes))
+
+    return go
+
+
+def weights(result):
+    return {name: value.clone() for name, value in result.student.state_dict().items()}
+
+
+def metrics_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("augment", ["pad-crop-flip", "random-resized-crop-flip"])
+@pytest.mark.parametrize("method", ["kd", "rld"])
+def test_cached_is_live(dump, train, tmp_path, method, augment, threads):
+    """Promise 1: three epochs over two views, shuffled, give the same weights, bit for bit, from the cache and beside the teacher.
+
+    The student's batches (48) are not the teacher's (64), the last of both are short, and the teacher has batch normalisation and dropout.
+    """
+    teacher = tiny.net(tiny.CLASSES)
+    dump(teacher=teacher, augment=augment, threads=threads)
+    cached = train(method=method, out=tmp_path / "cached")
+    live = train(method=method, out=tmp_path / "live", live_teacher=teacher)
+    assert same(weights(cached), weights(live))
+    assert cached.results["loss"] == live.results["loss"]
+    assert json.loads((tmp_path / "live/run.json").read_text())["cache"]["logits"] == "live"
+
+
+def test_a_rounded_cache_is_not_live(dump, train, tmp_path):
+    """The test above can fail: half precision is enough to be seen."""
+    teacher = tiny.net(tiny.CLASSES)
+    dump(teacher=teacher, precision="f16")
+    cached = train(out=tmp_path / "cached")
+    assert not same(weights(cached), weights(train(out=tmp_path / "live", live_teacher=teacher)))
+
+
+def test_methods_and_seeds_and_settings_change_the_student(dump, train, tmp_path):
+    dump()
+    first = weights(train(out=tmp_path / "a"))
+    assert same(first, weights(train(out=tmp_path / "b")))
+    for number, changes in enumerate(
+        [{"method": "rld"}, {"seed": 1}, {"parameters": {"temperature": 2}}, {"standardize": True}]
+    ):
+        assert not same(first, weights(train(out=tmp_path / f"c{number}", **changes)))
+
+
+def test_the_teacher_is_worth_something(dump, train, tmp_path):
+    """A student of a good teacher, without labels, learns the classes."""
+    teacher = train(cache=None, method="ce", epochs=20, lr=0.1, out=tmp_path / "teacher").student
+    dump(teacher=teacher, views=4)
+    found = train(epochs=12, ce_weight=0.0, kd_weight=1.0, lr=0.05, out=tmp_path / "student")
+    assert found.results["test_accuracy"] > 0.6  # chance is 0.2
+    assert found.results["teacher_agreement"] > 0.6
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 2])
+@pytest.mark.parametrize("opt", ["sgd", "adamw"])
+def test_a_resumed_run_ends_like_an_unbroken_one(dump, train, tmp_path, after, opt):
+    dump()
+
+    def stop(metrics):
+        if metrics["epoch"] == after:
+            raise Stopped
+
+    settings = {"opt": opt, "lr": 0.01, "sched": "cosine", "warmup_epochs": 1, "method": "rld"}
+    whole = train(out=tmp_path / "whole", **settings)
+    with pytest.raises(Stopped):
+        train(on_epoch=stop, **settings)
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 99}\n')  # an epoch that was measured but whose state was never saved
+    resumed = train(resume=True, **settings)
+    assert same(weights(resumed), weights(whole))
+    read = [metrics_of(tmp_path / run) for run in ("run", "whole")]
+    timeless = [[{k: v for k, v in epoch.items() if "second" not in k} for epoch in run] for run in read]
+    assert timeless[0] == timeless[1]
+    assert not (tmp_path / "run/checkpoint.pt").exists()
+
+
+def test_a_killed_run_resumes_from_the_command_line(tmp_path, npz, dump, run):
+    """SIGKILL to a real process while it trains; `--resume --out RUN` alone knows the rest."""
+    dump(data=f"arrays:{npz}")
+    words = f"train {tmp_path}/c.zarr --student tiny:student --method rld --epochs 60 --lr 0.001 --out".split()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "logitcache", *words, str(tmp_path / "killed")],
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed/checkpoint.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not logitcache.compare_runs([tmp_path / "killed"])[0].finished
+    assert run("train", "--resume", "--out", "killed").exit_code == 0
+    assert run(*words, "whole").exit_code == 0
+    assert (tmp_path / "killed/student.safetensors").read_bytes() == (
+        tmp_path / "whole/student.safetensors"
+    ).read_bytes()
+    assert len(metrics_of(tmp_path / "killed")) == 60
+
+
+def test_a_finished_run_is_not_trained_again(dump, train):
+    dump()
+    first = train()
+    again = train(resume=True, on_progress=lambda _: pytest.fail("trains again"))
+    assert same(weights(first), weights(again))
+    assert again.results == first.results
+
+
+def test_a_run_that_exists_is_refused_and_left_alone(dump, train, tmp_path):
+    dump()
+    train()
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    with pytest.raises(InputError, match="already holds a run; nothing in it was touched. Continue it with --resume"):
+        train()
+    with pytest.raises(CacheMismatchError, match=r"is a run with other settings:\n  lr: there 0.05, asked for 0.1"):
+        train(resume=True, lr=0.1)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+    with pytest.raises(InputError, match="holds no run to resume"):
+        train(resume=True, out=tmp_path / "elsewhere")
+
+
+def test_a_run_resumed_with_another_cache_is_refused(dump, train, tmp_path):
+    dump()
+
+    def stop(_metrics):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        train(on_epoch=stop)
+    dump(seed=9, out=tmp_path / "other.zarr")
+    with pytest.raises(CacheMismatchError, match="was begun with another cache"):
+        train(resume=True, cache=tmp_path / "other.zarr")
+
+
+def test_a_run_leaves_weights_metrics_and_settings(dump, train, tmp_path):
+    cache = dump()
+    result = train()
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["settings"]["method"] == "kd"
+    assert record["cache"]["fingerprint"] == cache.fingerprint
+    assert record["cache"]["bytes_per_row"] == 20
+    assert record["results"] == result.results
+    metrics = metrics_of(tmp_path / "run")
+    assert [epoch["view"] for epoch in metrics] == [0, 1, 0]
+    assert metrics[-1]["test_accuracy"] == result.results["test_accuracy"]
+    stored = logitcache.models.load_network("tiny:student", 5, str(tmp_path / "run/student.safetensors"))
+    assert same(stored.module.state_dict(), weights(result))
+    assert stored.preprocessing["mean"] == cache.manifest.preprocessing["mean"]
+
+
+def test_metrics_are_what_their_names_say(dump, train, test_images):
+    dump()
+    result = train()
+    with torch.no_grad():
+        mean, std = (torch.tensor(x)[:, None, None] for x in ArrayImages(*tiny.arrays()).normalization)
+        logits = result.student.eval()((test_images.images.float() / 255 - mean) / std)
+    labels = torch.from_numpy(test_images.labels)
+    assert result.results["test_accuracy"] == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+    assert result.results["test_loss"] == pytest.approx(
+        float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5
+    )
+
+
+def test_an_unfinished_cache_is_refused_with_its_command(train, tmp_path, npz, monkeypatch):
+    def stop(_progress):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        logitcache.dump_logits(
+            teacher="tiny:net", data=f"arrays:{npz}", out=tmp_path / "c.zarr", views=2, on_progress=stop
+        )
+    command = rf"logitcache dump --teacher tiny:net --data arrays:{npz} --out .*c.zarr --views 2"
+    with pytest.raises(CacheIncompleteError, match=rf"0 of 2 blocks are committed. Complete it with:\n  {command}"):
+        train()
+
+
+def change(what):
+    pixels, labels, names = (x.copy() for x in tiny.arrays())
+    match what:
+        case "pixels":
+            pixels = 255 - pixels
+        case "labels":
+            labels[4] = (labels[4] + 1) % 5
+        case "length":
+            pixels, labels = pixels[:-1], labels[:-1]
+        case "classes":
+            names[1] = "another"
+    return ArrayImages(pixels, labels, names)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("pixels", r"has other samples \(digest .*\) than this data set"),
+        ("labels", r"has other labels: sample 4 is 'class \d' in the cache and 'class \d' here; 1 of 300 differ"),
+        ("length", r"has 300 samples, this data set has 299"),
+        ("classes", r"has 5 classes, this data set 5; first difference 'class 1' against 'another'"),
+    ],
+)
+def test_other_data_is_refused(dump, train, what, message):
+    dump()
+    with pytest.raises(CacheMismatchError, match=message):
+        train(data=change(what))
+
+
+def test_pixels_that_change_behind_the_sample_list_are_refused(dump, train, tmp_path):
+    """Files are listed by name, so new pixels under old names are found by the digests of the views."""
+    from PIL import Image
+
+    pixels, labels, names = tiny.arrays()
+    for sample in range(80):
+        path = tmp_path / "images" / names[labels[sample]] / f"{sample:03}.png"
+        path.parent.mkdir(exist_ok=True, parents=True)
+        Image.fromarray(pixels[sample]).save(path)
+    spec = f"imagefolder:{tmp_path / 'images'}"
+    dump(data=spec, image_size=16)
+    train(data=spec, workers=0, out=tmp_path / "before")
+    for path in (tmp_path / "images").rglob("*.png"):
+        with Image.open(path) as image:
+            image.point(lambda value: value ^ 1).save(path)
+    with pytest.raises(CacheMismatchError, match=r"was shown other pixels: view 0, sample \d+ has digest"):
+        train(data=spec, workers=0, out=tmp_path / "after")
+
+
+def test_another_live_teacher_is_refused(dump, train):
+    dump()
+    other = tiny.net(tiny.CLASSES)
+    with torch.no_grad():
+        other[-1].bias += 1
+    with pytest.raises(CacheMismatchError, match="the live teacher Sequential has weights sha256 .* was dumped with"):
+        train(live_teacher=other)
+
+
+def test_damage_met_while_training_stops_it(dump, train):
+    cache = dump()
+    chunk = cache.path / "teachers/sequential/logits/c/1/2/0"
+    content = bytearray(chunk.read_bytes())
+    content[10] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(CorruptCacheError, match="view 1, block 2"):
+        train()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cache": None}, "method kd needs a teacher's logits: name a cache"),
+        ({"cache": None, "method": "ce", "data": None}, "name a cache, or with --method ce a data set"),
+        ({"augment": "none"}, r"has its own views \(pad-crop-flip\): leave out --augment"),
+        ({"epochs": 0}, "epochs and batch size must be 1 or more"),
+        ({"lr": 0}, "training needs lr > 0"),
+        ({"opt": "sgdd"}, "unknown optimizer 'sgdd'; did you mean 'sgd'"),
+        ({"sched": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
+        ({"method": "kdd"}, "unknown method 'kdd'; did you mean 'kd'"),
+        ({"student": "resnet9"}, "unknown network 'resnet9'"),
+        ({"lr": 1e9}, "the loss is .* in epoch 1: training has diverged. Lower --lr"),
+    ],
+)
+def test_requests_that_mean_nothing_are_refused(dump, train, changes, message):
+    dump()
+    with pytest.raises(logitcache.LogitCacheError, match=message):
+        train(**changes)
+
+
+def test_test_data_of_other_classes_is_refused(dump, train):
+    dump()
+    other = ArrayImages(tiny.arrays("test")[0], tiny.arrays("test")[1], ["a", "b", "c", "d", "e"])
+    with pytest.raises(CacheMismatchError, match=r"the test data has other classes \(a, b, c, d, e, ...; 5\)"):
+        train(test_data=other)
+
+
+def test_labels_alone_train_without_a_cache(train, tmp_path):
+    result = train(cache=None, method="ce", augment="pad-crop-flip")
+    assert "teacher_agreement" not in result.results
+    assert json.loads((tmp_path / "run/run.json").read_text())["cache"] is None
+    views = [epoch["view"] for epoch in metrics_of(tmp_path / "run")]
+    assert views == [0, 1, 2]
+
+
+def test_bfloat16_autocast_trains(dump, train):
+    dump()
+    assert np.isfinite(train(amp=True).results["loss"])
+
+
+def test_a_student_may_have_its_own_input_size(dump, train, tmp_path):
+    dump(augment="random-resized-crop-flip")
+    train(image_size=24)
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["student"]["preprocessing"]["image_size"] == 24
+
+
+SCHEDULE = {"lr": 1.0, "epochs": 240, "warmup_epochs": 0, "decay_milestones": None, "decay_rate": 0.1, "sched": "step"}
+
+
+@pytest.mark.parametrize(
+    ("epoch", "rate"), [(0, 1), (149, 1), (150, 0.1), (179, 0.1), (180, 0.01), (210, 0.001), (239, 0.001)]
+)
+def test_the_papers_steps(epoch, rate):
+    assert learning_rate(SCHEDULE, epoch, 0, 10) == pytest.approx(rate)
+
+
+def test_cosine_falls_to_nothing_after_its_warm_up():
+    settings = SCHEDULE | {"sched": "cosine", "epochs": 10, "warmup_epochs": 2}
+    rates = [learning_rate(settings, epoch, step, 5) for epoch in range(10) for step in range(5)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == 1.0
+    assert rates[30] == pytest.approx(0.5)
+    assert rates[-1] < 0.01
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_chosen_milestones_are_kept():
+    settings = SCHEDULE | {"decay_milestones": [3, 5], "decay_rate": 0.5}
+    assert [learning_rate(settings, epoch, 0, 1) for epoch in (2, 3, 4, 5)] == [1, 0.5, 0.5, 0.25]
