@@ -1,0 +1,94 @@
+"""The command `logitcache`: its verbs, and the one place where errors become a sentence and an exit code.
+
+Heavy imports stand inside the commands: `logitcache --help` must not wait for torch.
+"""
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from logitcache.errors import LogitCacheError
+
+from .compare import compare
+from .demo import demo
+from .dump import dump
+from .methods import methods
+from .stats import stats
+from .train import train
+from .verify import verify
+
+__all__ = ["app", "main"]
+
+
+class _Boundary(TyperGroup):
+    """Turns our own errors into one sentence on stderr and exit code 1; usage errors keep 2, bugs keep their traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except LogitCacheError as error:
+            if ctx.params.get("traceback"):
+                raise
+            Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]error:[/] ", end="")
+            sys.stderr.write(f"{error}\n")
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            sys.stderr.write(
+                "\nstopped; what was committed is whole, and the same command goes on from there (train: with --resume)\n"
+            )
+            raise typer.Exit(130) from error
+
+
+app = typer.Typer(
+    cls=_Boundary,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Run the teacher once, train any student from what it said.\n\nBegin with [bold]logitcache demo[/].",
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"logitcache {importlib.metadata.version('logitcache')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error came from, instead of one sentence.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    del traceback, version
+
+
+_COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
+    "dump": (dump, "Cache"),
+    "stats": (stats, "Cache"),
+    "verify": (verify, "Cache"),
+    "train": (train, "Students"),
+    "compare": (compare, "Students"),
+    "methods": (methods, "Students"),
+    "demo": (demo, "Start here"),
+}
+for _name, (_function, _panel) in _COMMANDS.items():
+    app.command(_name, rich_help_panel=_panel)(_function)
+
+
+def main() -> None:
+    """Run the command line."""
+    # Threads that wait for each other without ever yielding cost nothing on an idle machine and everything on a busy one: beside one other
+    # process on two cores, ResNet-8 trained at 87 images/s by default, at 1,492 with this, at 1,782 with the machine to itself.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    app()

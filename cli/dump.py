@@ -1,0 +1,146 @@
+"""`logitcache dump`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import ConfigOption, numbers, show_progress
+
+__all__ = ["dump"]
+
+
+def dump(
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The teacher: a CIFAR network (resnet56, wrn-40-2, ...), torchvision:NAME, or package.module:factory.",
+        ),
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="SPEC",
+            help="The data: fashion-mnist-mini, cifar10, cifar100, fashion-mnist (each also :test), imagefolder:PATH, arrays:FILE.npz, or "
+            "package.module:factory.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="PATH", help="Where the cache goes. A dump that was stopped is continued there.")
+    ],
+    teacher_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="The teacher's weights: safetensors, a torch checkpoint, the name of torchvision weights, or `demo` for the "
+            "teacher that ships with logitcache.",
+        ),
+    ] = None,
+    augment: Annotated[
+        str,
+        typer.Option(metavar="RECIPE", help="How views are made: none, pad-crop-flip or random-resized-crop-flip."),
+    ] = "none",
+    views: Annotated[
+        int,
+        typer.Option(
+            metavar="V",
+            min=1,
+            help="Renditions of the whole data set; epoch e trains on view e mod V. More later extend the cache.",
+        ),
+    ] = 1,
+    precision: Annotated[
+        str, typer.Option(metavar="f32|f16", help="f32 loses nothing; f16 takes half the space.")
+    ] = "f16",
+    batch_size: Annotated[
+        int, typer.Option(metavar="ROWS", min=1, help="Rows of every forward pass; lower it if memory runs out.")
+    ] = 256,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", help="Where the teacher runs: auto, cpu, cuda, cuda:1, ...")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Key of the augmentation.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=0, show_default="by the data", help="Processes that decode images.")
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,G,B",
+            show_default="of the weights or data",
+            help="Mean of the teacher's input, for pixels in [0, 1].",
+        ),
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", show_default="of the weights or data", help="Deviation, likewise.")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            min=1,
+            show_default="of the weights or data",
+            help="Height and width of the teacher's input.",
+        ),
+    ] = None,
+    crop_pct: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            show_default="of the weights or data",
+            help="Share of the shorter side kept when an image is resized.",
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            show_default="torch's",
+            help="CPU threads of a forward pass; part of the cache's identity.",
+        ),
+    ] = None,
+    allow_mixed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mixed", help="Continue a cache that was begun on another device or with other library versions."
+        ),
+    ] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Run a teacher once over every view of a data set and store its logits.
+
+    Stopped or killed, the same command goes on where it was and leaves the same bytes.
+
+    Example: logitcache dump --teacher resnet20 --teacher-weights demo --data fashion-mnist-mini --augment
+    pad-crop-flip --views 4 --out fashion.zarr
+    """
+    del config
+    means, deviations = numbers(mean, float, "--mean"), numbers(std, float, "--std")
+    from logitcache.dump import dump_logits
+
+    with show_progress() as on_progress:
+        cache = dump_logits(
+            teacher=teacher,
+            data=data,
+            out=out,
+            teacher_weights=teacher_weights,
+            augment=augment,
+            views=views,
+            precision=precision,
+            batch_size=batch_size,
+            device=device,
+            seed=seed,
+            workers=workers,
+            mean=means,
+            std=deviations,
+            image_size=image_size,
+            crop_pct=crop_pct,
+            threads=threads,
+            allow_mixed=allow_mixed,
+            on_progress=on_progress,
+        )
+    manifest = cache.manifest
+    typer.echo(
+        f"{out}: {manifest.samples:,} samples x {len(manifest.views)} views, {len(manifest.classes)} classes, complete"
+    )

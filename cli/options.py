@@ -1,0 +1,173 @@
+"""What several commands share: `--config`, the newest cache, lists of numbers, progress on stderr."""
+
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from json import JSONDecodeError, loads
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from logitcache.progress import OnProgress, Progress
+
+__all__ = ["CacheArgument", "ConfigOption", "JsonOption", "newest_unless", "numbers", "parameters", "show_progress"]
+
+
+def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Make the words of a file the defaults of this command; what stands on the command line wins."""
+    if path is None:
+        return None
+    try:
+        text = path.read_text()
+        content = loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, JSONDecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error}") from error
+    if isinstance(content, dict) and path.suffix == ".json":
+        content = content.get("settings", content)
+    if not isinstance(content, dict):
+        raise typer.BadParameter(f"{path} holds no words; expected name = value")
+    known = {
+        parameter.name: parameter for parameter in ctx.command.params if parameter.name not in (None, "config", "help")
+    }
+    chosen: dict[str, Any] = {}
+    for word, value in content.items():
+        name = {"parameters": "set_", "set": "set_"}.get(word.replace("-", "_"), word.replace("-", "_"))
+        if name not in known:
+            close = get_close_matches(name, [str(other) for other in known], n=1)
+            raise typer.BadParameter(
+                f"{path}: {word!r} is no option of this command" + (f"; did you mean {close[0]!r}?" if close else "")
+            )
+        if value is not None:
+            chosen[name] = _spelled(name, value)
+    ctx.default_map = {**(ctx.default_map or {}), **chosen}
+    return path
+
+
+def _spelled(name: str, value: Any) -> Any:
+    """Write a value from a file as the command line would."""
+    if name == "set_":
+        return [f"{key}={inner}" for key, inner in value.items()] if isinstance(value, dict) else value
+    return ",".join(str(inner) for inner in value) if isinstance(value, list) else value
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        callback=_load_config,
+        is_eager=True,
+        help="Read options from a TOML file or a run's run.json, by the same words; the command line wins.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+CacheArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="[CACHE]", show_default=False, help="The cache; without it the newest in this folder."),
+]
+
+
+def newest_unless(cache: Path | None) -> Path:
+    """Return the cache named, or the newest here, saying which."""
+    if cache is not None:
+        return cache
+    from logitcache.store import find_newest
+
+    found = find_newest()
+    typer.echo(f"using {found} (the newest cache here)", err=True)
+    return found
+
+
+def numbers(text: str | None, kind: type, option: str) -> list[Any] | None:
+    """Read `0.5,0.5,0.5`."""
+    if text is None:
+        return None
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"expected numbers with commas between them, not {text!r}", param_hint=option
+        ) from error
+
+
+def parameters(settings: list[str]) -> dict[str, float]:
+    """Read `--set beta=4 --set alpha=1`."""
+    found: dict[str, float] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise typer.BadParameter(f"expected name=number, not {setting!r}", param_hint="--set")
+    return found
+
+
+@contextmanager
+def show_progress(*, quiet: bool = False) -> Iterator[OnProgress]:
+    """Show progress on stderr: a bar on a terminal, a line every ten seconds elsewhere."""
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda _: None
+    elif console.is_terminal:
+        with Bars(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+            transient=True,
+        ) as bars:
+            yield _Bar(bars)
+    else:
+        yield _Lines()
+
+
+class _Bar:
+    """One bar; a new task takes its place."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._task: TaskID | None = None
+        self._name = ""
+
+    def __call__(self, progress: Progress) -> None:
+        if self._task is None or progress.task != self._name:
+            if self._task is not None:
+                self._bars.remove_task(self._task)
+            # Rows done by an earlier start are not this one's speed.
+            self._task = self._bars.add_task(
+                progress.task, total=progress.total, completed=progress.done, unit=progress.unit, note=progress.note
+            )
+            self._name = progress.task
+        self._bars.update(self._task, completed=progress.done, total=progress.total, note=progress.note)
+
+
+class _Lines:
+    """Plain lines, for logs."""
+
+    def __init__(self) -> None:
+        self._last, self._name = time.monotonic(), ""
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.task == self._name and now - self._last < 10 and progress.done < progress.total:
+            return
+        if progress.task != self._name or now - self._last >= 10 or progress.done == progress.total:
+            note = f", {progress.note}" if progress.note else ""
+            if progress.task != self._name and progress.done < progress.total:
+                self._name, self._last = progress.task, now
+                return
+            sys.stderr.write(f"{progress.task}: {progress.done:,}/{progress.total:,} {progress.unit}{note}\n")
+        self._name, self._last = progress.task, now

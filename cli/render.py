@@ -1,0 +1,54 @@
+"""How results look in a terminal; plain text where there is none."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["bytes_text", "print_json", "print_pairs", "print_table"]
+
+_PLAIN_WIDTH = 160  # columns, where output goes to a file or a pipe
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+
+
+def bytes_text(count: float) -> str:
+    """Write a number of bytes: 1.53 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def print_json(content: Any) -> None:
+    """Print JSON on stdout."""
+    typer.echo(json.dumps(content, indent=2))
+
+
+def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
+    """Print names and values in two columns."""
+    table = Table(
+        title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs.items():
+        table.add_row(name, value)
+    _console().print(table)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 2) -> None:
+    """Print a table; the first `left` columns hold words, the others numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)

@@ -1,0 +1,183 @@
+"""`logitcache train`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .options import CacheArgument, ConfigOption, newest_unless, numbers, parameters, show_progress
+
+__all__ = ["train"]
+
+
+def train(
+    ctx: typer.Context,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="The student: a CIFAR network (resnet8, ...), torchvision:NAME, or package.module:factory.",
+        ),
+    ] = None,
+    cache: CacheArgument = None,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="How to learn from the teacher; `logitcache methods` lists them.")
+    ] = "kd",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", show_default=False, help="A parameter of the method; repeatable."),
+    ] = None,
+    standardize: Annotated[bool, typer.Option("--standardize", help="Z-score both networks' logits first.")] = False,
+    ce_weight: Annotated[
+        float | None, typer.Option(metavar="W", show_default="the method's", help="Weight of cross-entropy.")
+    ] = None,
+    kd_weight: Annotated[
+        float | None, typer.Option(metavar="W", show_default="the method's", help="Weight of the distillation term.")
+    ] = None,
+    kd_warmup: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            show_default="the method's",
+            help="Share of the epochs over which that weight grows from 0.",
+        ),
+    ] = None,
+    student_weights: Annotated[
+        str | None, typer.Option(metavar="FILE", show_default=False, help="Weights the student begins with.")
+    ] = None,
+    live_teacher: Annotated[
+        bool,
+        typer.Option(
+            "--live-teacher", help="Run the teacher in every step instead of reading what it said: the baseline."
+        ),
+    ] = False,
+    teacher_weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", show_default="as dumped", help="The live teacher's weights, where they have moved."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC",
+            show_default="as dumped",
+            help="The data, where it has moved; or the data of --method ce without a cache.",
+        ),
+    ] = None,
+    test_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEC", show_default="the data's test split", help="Images to measure accuracy on after each epoch."
+        ),
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            show_default=False,
+            help="Only without a cache: none, pad-crop-flip or random-resized-crop-flip.",
+        ),
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", show_default="as dumped", help="Mean of the student's input.")
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(metavar="R,G,B", show_default="as dumped", help="Deviation, likewise.")
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS", min=1, show_default="as dumped", help="Height and width of the student's input."
+        ),
+    ] = None,
+    crop_pct: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", show_default="as dumped", help="Share of the shorter side kept when an image is resized."
+        ),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data set.")] = 240,
+    batch_size: Annotated[int, typer.Option(metavar="IMAGES", min=1, help="Images of a step.")] = 64,
+    opt: Annotated[str, typer.Option(metavar="sgd|adamw", help="Optimizer.")] = "sgd",
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.05,
+    momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Of every parameter.")] = 5e-4,
+    sched: Annotated[str, typer.Option(metavar="step|cosine", help="How the learning rate falls.")] = "step",
+    warmup_epochs: Annotated[int, typer.Option(min=0, help="Epochs over which it first grows.")] = 0,
+    decay_milestones: Annotated[
+        str | None,
+        typer.Option(
+            metavar="E,E,...",
+            show_default="62.5, 75 and 87.5 % of the epochs",
+            help="Epochs after which --sched step lets it fall.",
+        ),
+    ] = None,
+    decay_rate: Annotated[float, typer.Option(help="Factor of such a fall.")] = 0.1,
+    amp: Annotated[bool, typer.Option("--amp", help="Run the student under bfloat16 autocast.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the student's weights and the order of samples.")] = 0,
+    device: Annotated[str, typer.Option(metavar="NAME", help="Where to train: auto, cpu, cuda, ...")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=0, show_default="by the data", help="Processes that decode images.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out; its settings are those it was begun with.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", show_default="a new folder in runs/", help="Where weights, metrics and settings go."
+        ),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Train a student from a cache; what was decided at the dump is not asked again.
+
+    The defaults are the papers' CIFAR-100 recipe.
+
+    Example: logitcache train fashion.zarr --method rld --student resnet8 --epochs 6 --sched cosine
+    """
+    del config
+    given: dict[str, Any] = {
+        name: value for name, value in ctx.params.items() if name not in ("config", "resume", "out", "set_")
+    }
+    given["parameters"] = parameters(set_ or [])
+    given["mean"], given["std"] = numbers(mean, float, "--mean"), numbers(std, float, "--std")
+    given["decay_milestones"] = numbers(decay_milestones, int, "--decay-milestones")
+    if resume:
+        if out is None:
+            raise typer.BadParameter("which run? Name its folder with --out RUN.", param_hint="--resume")
+        from logitcache.rundir import read_run
+
+        recorded = read_run(out)["settings"]
+        given |= {name: recorded[name] for name in given if name in recorded and _left_alone(ctx, name)}
+    if given["student"] is None:
+        raise typer.BadParameter("which network? Name it with --student NAME.", param_hint="--student")
+    if given["cache"] is None and not (method == "ce" and given["data"]):
+        given["cache"] = newest_unless(None)
+    from logitcache.train import train_student
+
+    with show_progress() as on_progress:
+        result = train_student(**given, resume=resume, out=out, on_progress=on_progress, on_epoch=_say_epoch)
+    line = [f"{result.out}: {given['method']}, {given['student']}"]
+    if "test_accuracy" in result.results:
+        line.append(f"test accuracy {result.results['test_accuracy']:.2%}")
+    if "teacher_agreement" in result.results:
+        line.append(f"agrees with the teacher on {result.results['teacher_agreement']:.1%}")
+    typer.echo(", ".join(line))
+
+
+def _left_alone(ctx: typer.Context, name: str) -> bool:
+    """Whether the command line and --config say nothing about a parameter."""
+    source = ctx.get_parameter_source("set_" if name == "parameters" else name)
+    return source is not None and source.name == "DEFAULT"
+
+
+def _say_epoch(metrics: dict[str, Any]) -> None:
+    test = f"  test {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else ""
+    typer.echo(
+        f"epoch {metrics['epoch']:>3}  lr {metrics['lr']:.3g}  loss {metrics['loss']:.4f}  train {metrics['train_accuracy']:.2%}{test}  "
+        f"{metrics['seconds']:.1f} s",
+        err=True,
+    )

@@ -1,0 +1,71 @@
+"""`logitcache verify`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import CacheArgument, JsonOption, newest_unless, show_progress
+from .render import print_json
+
+if TYPE_CHECKING:
+    from logitcache.verify import VerifyReport
+
+__all__ = ["verify"]
+
+
+def verify(
+    cache: CacheArgument = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SPEC", show_default="as dumped", help="The data, where it has moved.")
+    ] = None,
+    rows: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Rows of each view to render again and compare with what the teacher was shown; 0 leaves the data alone.",
+        ),
+    ] = 256,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Drop damaged blocks; the dump's own command then writes them again.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Check that a cache is whole, and that the data still looks as the teacher saw it.
+
+    Exit code 0: all is well. 1: something is not, and it is said what.
+
+    Example: logitcache verify fashion.zarr
+    """
+    from logitcache.verify import verify_cache
+
+    path = newest_unless(cache)
+    with show_progress(quiet=json) as on_progress:
+        report = verify_cache(path, data=data, rows=rows, repair=repair, on_progress=on_progress)
+    if json:
+        print_json(report.to_json())
+    else:
+        _print(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def _print(report: "VerifyReport") -> None:
+    for problem in report.problems:
+        typer.echo(f"  {problem.file}: {problem.problem}")
+    if report.problems:
+        typer.echo(f"{report.path}: {len(report.problems)} files are not what was written.")
+        if report.repaired:
+            typer.echo("They were dropped; the cache is unfinished until the dump's own command is run again.")
+        else:
+            typer.echo(
+                f"`logitcache verify --repair {report.path}` drops them, so that the dump's own command writes them again."
+            )
+        return
+    exact = "bit for bit" if report.probe_gap == 0 else f"to {report.probe_gap:.1e}, relative"
+    typer.echo(f"{report.path}: {report.blocks:,} blocks are what was written; the probe agrees {exact}")
+    if report.pixels_problem:
+        typer.echo(report.pixels_problem)
+    elif report.pixels_checked is None:
+        typer.echo("pixels were not compared (--rows 0)")
+    else:
+        typer.echo(f"{report.pixels_checked:,} rows rendered again: the same pixels as the teacher was shown")

@@ -1,0 +1,126 @@
+"""`logitcache verify`: is a cache whole, are its rows the teacher's, and does the data still look as the teacher saw it?"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from logitcache.errors import CacheMismatchError, CorruptCacheError
+from logitcache.progress import OnProgress, silent
+from logitcache.store import Cache, FileProblem, check_files, decode_rows, drop_damaged, open_cache
+
+if TYPE_CHECKING:
+    from logitcache.data import ImageSet
+
+__all__ = ["VerifyReport", "verify_cache"]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What was looked at and what was found.
+
+    Attributes:
+        path: Of the cache.
+        blocks: Blocks whose every byte was compared.
+        problems: Files that are not what was written; empty for a whole cache.
+        probe_gap: Largest relative gap between stored rows and the probe, beyond rounding; 0.0 means bit for bit.
+        pixels_checked: Rows rendered again and compared with the digest of what the teacher was shown; None if that
+            was not asked for.
+        pixels_problem: What differs, or None.
+        repaired: Whether damaged blocks were dropped, so that the dump's own command writes them again.
+    """
+
+    path: str
+    blocks: int
+    problems: list[FileProblem]
+    probe_gap: float
+    pixels_checked: int | None
+    pixels_problem: str | None
+    repaired: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether the cache can be trusted."""
+        return not self.problems and self.pixels_problem is None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as plain objects."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify_cache(
+    cache: str | Path,
+    *,
+    data: "str | ImageSet | None" = None,
+    rows: int = 256,
+    repair: bool = False,
+    on_progress: OnProgress = silent,
+) -> VerifyReport:
+    """Check a cache.
+
+    Args:
+        cache: Its path.
+        data: The data set, if it is not where the dump found it.
+        rows: Rows of each view to render again and compare with their digests; 0 leaves the data alone.
+        repair: Whether to drop damaged blocks. The cache is unfinished then, until the dump's own command is run again.
+        on_progress: Called as files are read.
+
+    Raises:
+        LogitCacheError: It cannot be opened at all, or its data cannot.
+    """
+    opened = open_cache(cache)
+    manifest = opened.manifest
+    problems = check_files(opened, on_progress)
+    gap = 0.0
+    if not problems:
+        gap = _probe_gap(opened)
+        if gap > 1e-3:
+            problems.append(
+                FileProblem(
+                    f"teachers/{opened.teachers[0]}", f"rows of view 0 differ from the probe by {gap:.2g}, relative", 0
+                )
+            )
+    pixels_problem = None
+    if rows and not problems:
+        try:
+            _check_data(opened, data, rows)
+        except CacheMismatchError as error:
+            pixels_problem = str(error)
+    if repair and problems:
+        drop_damaged(opened, problems)
+    return VerifyReport(
+        path=str(cache),
+        blocks=len(manifest.views) * manifest.blocks,
+        problems=problems,
+        probe_gap=gap,
+        pixels_checked=len(manifest.views) * min(rows, manifest.samples) if rows and not problems else None,
+        pixels_problem=pixels_problem,
+        repaired=repair and bool(problems),
+    )
+
+
+def _probe_gap(cache: Cache) -> float:
+    """Compare stored rows with the same rows kept in full, as the encoding would have rounded them."""
+    samples, exact = cache.probe(cache.teachers[0])
+    try:
+        columns = {name: column[samples] for name, column in cache.view(0, cache.teachers[0]).items()}
+    except IndexError as error:
+        raise CorruptCacheError(
+            f"{cache.path}: the probe names samples that do not exist. Dump the cache again."
+        ) from error
+    stored = decode_rows(cache.manifest.encoding, columns)
+    rounded = exact.astype(columns["logits"].dtype).astype(np.float32)
+    return float(np.abs(stored - rounded).max() / max(float(np.abs(rounded).max()), 1e-30))
+
+
+def _check_data(cache: Cache, data: "str | ImageSet | None", rows: int) -> None:
+    from logitcache.contract import check_pixels, recorded_data  # noqa: PLC0415  (torch; not needed for the files)
+    from logitcache.views import View  # noqa: PLC0415
+
+    images, samples = recorded_data(cache, data), cache.manifest.samples
+    count = min(rows, samples)
+    for entry in cache.manifest.views:
+        view = View.from_json(entry)
+        offset = view.index * samples // (count * len(cache.manifest.views))  # other rows in every view
+        check_pixels(cache, images, view, np.unique((np.arange(count) * samples // count + offset) % samples))

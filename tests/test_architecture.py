@@ -1,0 +1,135 @@
+"""The shape of the house: arrows point one way, torch stays out of what does not need it, one default for one thing."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import logitcache
+
+ROOT = Path(logitcache.__file__).parent
+CLI = Path(__file__).parents[1] / "cli"
+
+# Room: what it may import of ours. The rooms at the top are the ground floor; nothing points upwards.
+ARROWS: dict[str, set[str]] = {
+    "errors": set(),
+    "progress": set(),
+    "files": {"errors"},
+    "resolve": {"errors"},
+    "rundir": {"errors", "files"},
+    "methods": {"errors"},
+    "encoding": {"errors"},
+    "views": {"errors"},
+    "store": {"errors", "files", "progress"},
+    "models": {"errors", "files", "resolve"},
+    "data": {"errors", "resolve", "views"},
+    "optimize": {"errors"},
+    "teacher": {"errors", "models", "views"},
+    "contract": {"errors", "data", "store", "views"},
+    "evaluate": {"data", "views"},
+    "stats": {"progress", "store"},
+    "verify": {"contract", "data", "errors", "progress", "store", "views"},
+    "compare": {"errors", "rundir"},
+    "dump": {"data", "encoding", "errors", "models", "progress", "store", "teacher", "views"},
+    "train": {
+        *("contract", "data", "encoding", "errors", "evaluate", "methods", "models", "optimize", "progress", "rundir"),
+        *("store", "teacher", "views"),
+    },
+    "cli": {"compare", "dump", "errors", "methods", "progress", "rundir", "stats", "store", "train", "verify"},
+    "__main__": {"cli"},
+}
+OUTSIDE = {  # packages that only these rooms may import
+    "typer": {"cli"},
+    "rich": {"cli"},
+    "zarr": {"store"},
+    "torch": {"methods", "encoding", "views", "models", "data", "optimize", "teacher", "evaluate", "dump", "train"},
+}
+FILES = [*sorted(ROOT.rglob("*.py")), *sorted(CLI.rglob("*.py"))]
+
+
+def room(path: Path) -> str:
+    inside = path.relative_to(ROOT) if path.is_relative_to(ROOT) else Path("cli") / path.relative_to(CLI)
+    return inside.parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(str(node.module))
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if path != ROOT / "__init__.py"], ids=lambda p: f"{room(p)}/{p.name}"
+)
+def test_arrows_point_one_way(path):
+    here = room(path)
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("logitcache.")}
+    assert ours - {here} <= ARROWS[here]
+    for package, rooms in OUTSIDE.items():
+        assert here in rooms or package not in {name.split(".")[0] for name in imports(path)}
+
+
+def test_every_arrow_on_the_list_is_there():
+    used = {
+        (room(path), name.split(".")[1]) for path in FILES for name in imports(path) if name.startswith("logitcache.")
+    }
+    assert {(a, b) for a, targets in ARROWS.items() for b in targets} <= used
+
+
+def test_every_name_of_the_front_door_opens():
+    for name in logitcache.__all__:
+        assert getattr(logitcache, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = logitcache.nothing
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["--version"],
+        ["dump", "--help"],
+        ["train", "--help"],
+        ["compare", "nothing"],
+        ["stats", "nothing"],
+        ["verify", "no"],
+    ],
+)
+def test_what_needs_no_torch_does_not_import_it(words, tmp_path):
+    code = f"import sys; from logitcache.cli.app import app; app({words!r}, standalone_mode=False)"
+    probe = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, 'zarr' in sys.modules))\n{code}"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=tmp_path, check=False)
+    torch_is_in, zarr_is_in = done.stdout.split()[-2:]
+    assert torch_is_in == "False"
+    assert zarr_is_in == str(words[0] in ("stats", "verify") and words[-1] != "--help")
+
+
+@pytest.mark.parametrize(
+    ("command", "function", "names"),
+    [("dump", "dump_logits", {}), ("train", "train_student", {"set_": "parameters"})],
+)
+def test_command_and_function_have_the_same_words_and_defaults(command, function, names):
+    module = __import__(f"logitcache.cli.{command}", fromlist=[command])
+    shown = inspect.signature(getattr(module, command)).parameters
+    ours = inspect.signature(getattr(logitcache, function)).parameters
+    for name, parameter in shown.items():
+        if name not in ("config", "ctx"):
+            assert names.get(name, name) in ours
+            asked_later = name in ("student",)  # --resume knows it
+            if not asked_later:
+                assert parameter.default == ours[names.get(name, name)].default, name
+    hidden = ours.keys() - {names.get(name, name) for name in shown}
+    assert hidden <= {"on_progress", "on_epoch", "block_rows"}
+
+
+def test_every_public_function_says_what_it_is_for():
+    for name in logitcache.__all__:
+        thing = getattr(logitcache, name)
+        assert isinstance(thing, dict) or (thing.__doc__ or "").strip()

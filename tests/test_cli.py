@@ -1,0 +1,304 @@
+"""The command line as a stranger types it."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+import tiny
+from logitcache.cli.demo import steps
+
+DUMP = "dump --teacher tiny:net --data arrays:data.npz --augment pad-crop-flip --views 2 --batch-size 64 --out"
+TRAIN = "--student tiny:student --epochs 2 --batch-size 50"
+
+
+@pytest.fixture
+def ready(run, npz):
+    """A folder with data and one cache."""
+    assert run(*DUMP.split(), "c.zarr").exit_code == 0
+    return run
+
+
+def test_the_whole_way(run, npz):
+    done = run(*DUMP.split(), "c.zarr")
+    assert (done.exit_code, done.stdout) == (0, "c.zarr: 300 samples x 2 views, 5 classes, complete\n")
+    assert "dumping: 600/600 rows, view 2/2, teacher" in done.stderr
+
+    done = run("stats")
+    assert done.exit_code == 0
+    assert "using c.zarr (the newest cache here)" in done.stderr
+    assert "tiny:net, weights sha256" in done.stdout
+    assert "arrays:data.npz, 300 samples, 5 classes" in done.stdout
+
+    done = run("verify", "c.zarr")
+    assert done.exit_code == 0
+    assert done.stdout.splitlines() == [
+        "c.zarr: 2 blocks are what was written; the probe agrees bit for bit",
+        "512 rows rendered again: the same pixels as the teacher was shown",
+    ]
+
+    for method in ("ce", "kd", "rld"):
+        done = run(
+            "train",
+            "c.zarr",
+            "--method",
+            method,
+            *TRAIN.split(),
+            "--test-data",
+            "tiny:arrays:test",
+            "--out",
+            f"runs/{method}",
+        )
+        assert done.exit_code == 0
+        assert re.fullmatch(
+            rf"runs/{method}: {method}, tiny:student, test accuracy \d+\.\d\d%, agrees with the teacher on \d+\.\d%\n",
+            done.stdout,
+        )
+        assert len(re.findall(r"epoch +\d  lr .*  test \d+\.\d\d%  \d+\.\d s", done.stderr)) == 2
+
+    done = run("compare", "runs")
+    assert done.exit_code == 0
+    assert [line.split()[3] for line in done.stdout.splitlines() if "runs/" in line] == ["ce", "kd", "rld"]
+    rows = {run["method"]: run for run in json.loads(run("compare", "runs/ce", "runs/rld", "--json").stdout)}
+    assert rows.keys() == {"ce", "rld"}
+    assert (rows["ce"]["bytes_per_sample"], rows["rld"]["bytes_per_sample"]) == (0, 2 * 5 * 2)
+    assert (rows["ce"]["logits"], rows["rld"]["logits"]) == ("unused", "cached")
+
+
+def test_stats_as_json_are_the_numbers(ready, npz):
+    from logitcache import open_cache
+
+    found = json.loads(ready("stats", "c.zarr", "--json").stdout)
+    cache = open_cache("c.zarr")
+    labels, logits = cache.labels(), cache.view(1, "tiny-net")["logits"].astype(np.float64)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    view = found["views"][1]
+    assert view["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean())
+    assert view["mis_instruction_rate"] == pytest.approx(1 - view["accuracy"])
+    assert view["confidence"] == pytest.approx(p.max(1).mean())
+    assert view["entropy_nats"] == pytest.approx(-(p * np.log(p)).sum(1).mean())
+    assert view["top5_accuracy"] == 1.0
+    assert found["bytes_total"] == sum(file.stat().st_size for file in cache.path.rglob("*") if file.is_file())
+    assert 0 < found["probe"]["largest_gap"] < 1e-2
+    assert found["manifest"]["encoding"] == {"kind": "full", "dtype": "f16"}
+
+
+def test_a_live_teacher_is_rebuilt_from_the_manifest(ready):
+    exact = ["--precision", "f32"]
+    assert ready(*DUMP.split(), "exact.zarr", *exact).exit_code == 0
+    for name, live in (("cached", []), ("live", ["--live-teacher"])):
+        assert ready("train", "exact.zarr", *TRAIN.split(), *live, "--out", name).exit_code == 0
+    from pathlib import Path
+
+    assert Path("cached/student.safetensors").read_bytes() == Path("live/student.safetensors").read_bytes()
+    assert "kd (live teacher)" in ready("compare", "live").stdout
+
+
+def test_words_come_from_a_file_and_the_command_line_wins(ready):
+    from pathlib import Path
+
+    Path("recipe.toml").write_text(
+        'student = "tiny:student"\nmethod = "rld"\nepochs = 9\nbatch-size = 50\nsched = "step"\n'
+        "decay-milestones = [1, 2]\n[set]\nbeta = 2.5\n"
+    )
+    assert ready("train", "c.zarr", "--config", "recipe.toml", "--epochs", "1", "--out", "a").exit_code == 0
+    settings = json.loads(Path("a/run.json").read_text())["settings"]
+    assert (settings["method"], settings["epochs"], settings["batch_size"]) == ("rld", 1, 50)
+    assert (settings["parameters"], settings["decay_milestones"]) == ({"beta": 2.5}, [1, 2])
+    assert ready("train", "--config", "a/run.json", "--out", "b").exit_code == 0
+    assert json.loads(Path("b/run.json").read_text())["settings"] == settings
+    assert Path("a/student.safetensors").read_bytes() == Path("b/student.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epoch = 3", "'epoch' is no option of this command; did you mean 'epochs'?"),
+        ("epochs = [", "cannot be read"),
+        ("epochs = 'many'", "many"),
+    ],
+)
+def test_a_file_with_unknown_words_is_refused(ready, text, message):
+    from pathlib import Path
+
+    Path("bad.toml").write_text(text)
+    done = ready("train", "c.zarr", "--config", "bad.toml", "--student", "tiny:student")
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_without_a_name_the_newest_cache_and_a_new_run_folder_are_used(ready):
+    for expected in ("kd-tiny-student", "kd-tiny-student-2"):
+        done = ready("train", *TRAIN.split())
+        assert done.exit_code == 0
+        assert "using c.zarr (the newest cache here)" in done.stderr
+        assert done.stdout.startswith(f"runs/{expected}: ")
+
+
+REFUSALS = [
+    ("stats nowhere.zarr", 1, "there is no cache at nowhere.zarr. Check the path, or make one with"),
+    ("train nowhere.zarr --student resnet8", 1, "there is no cache at nowhere.zarr"),
+    ("train c.zarr --student resnet9", 1, "unknown network 'resnet9'; did you mean"),
+    ("train c.zarr --student resnet8 --method rdl", 1, "unknown method 'rdl'; did you mean 'rld'? Known: ce, kd, rld"),
+    ("train c.zarr --student resnet8 --set beta=2", 1, "kd has no parameter 'beta'; it takes temperature"),
+    ("train c.zarr --student resnet8 --set beta", 2, "expected name=number, not 'beta'"),
+    ("train c.zarr --student resnet8 --augment none", 1, "has its own views (pad-crop-flip): leave out --augment"),
+    ("train c.zarr", 2, "which network? Name it with --student NAME"),
+    ("train --resume", 2, "which run? Name its folder with --out RUN"),
+    ("train --resume --out nothing", 1, "nothing holds no run"),
+    (
+        "train c.zarr --student resnet8 --data arrays:other.npz",
+        1,
+        "has 300 samples, this data set has 60. Give the data",
+    ),
+    ("train c.zarr --student resnet8 --mean 1,2,x", 2, "expected numbers with commas between them, not '1,2,x'"),
+    (
+        "dump --teacher resnet20 --teacher-weights demo --data arrays:data.npz --out d.zarr",
+        1,
+        "is a resnet20 for 10 classes; the data has 5",
+    ),
+    ("dump --teacher resnet20 --data arrays:data.npz --out d.zarr", 1, "teacher resnet20 has no weights"),
+    ("dump --teacher tiny:net --data cifr10 --out d.zarr", 1, "unknown data set 'cifr10'; did you mean 'cifar10'"),
+    (
+        "dump --teacher tiny:net --data arrays:data.npz --out c.zarr",
+        1,
+        "c.zarr is another cache; nothing in it was touched",
+    ),
+    ("dump --teacher tiny:net --data arrays:data.npz --out folder", 1, "folder exists and is not a logit cache"),
+    ("dump --teacher tiny:net --data arrays:data.npz --augment flip --out d.zarr", 1, "unknown augmentation 'flip'"),
+    ("dump --teacher tiny:net --data arrays:data.npz --precision f8 --out d.zarr", 1, "unknown precision 'f8'"),
+    ("dump --teacher tiny:net --data arrays:data.npz", 2, "Missing option '--out'"),
+    ("dump --teacher tiny:Poisoned --data arrays:data.npz --out d.zarr", 1, "gives logits that are no numbers"),
+    ("dump --teacher tiny:seven --data arrays:data.npz --out d.zarr", 1, "answers for 7 classes, the data has 5"),
+    (
+        "dump --teacher tiny:net --data arrays:bad.npz --out d.zarr",
+        1,
+        "labels must lie in 0 ... 4 (5 classes); sample 0 has 9",
+    ),
+    ("compare folder", 1, "folder is no run and holds none"),
+    ("methods rdl", 1, "unknown method 'rdl'; did you mean 'rld'"),
+    ("verify folder", 1, "folder is not a logit cache"),
+    ("frobnicate", 2, "No such command 'frobnicate'"),
+]
+
+
+@pytest.mark.parametrize(("line", "code", "message"), REFUSALS, ids=[line for line, _, _ in REFUSALS])
+def test_what_cannot_be_done_is_one_sentence_and_an_exit_code(ready, line, code, message, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/file").write_text("x")
+    pixels, labels, names = tiny.arrays("test")
+    np.savez(tmp_path / "other.npz", images=pixels, labels=labels, classes=np.array(names))
+    np.savez(tmp_path / "bad.npz", images=pixels, labels=np.r_[9, labels[1:]], classes=np.array(names))
+    done = ready(*line.split())
+    assert done.exit_code == code
+    assert not done.stdout
+    said = " ".join(done.stderr.replace("│", " ").split())
+    assert message in said
+    assert ("error: " in said) == (code == 1)
+
+
+def test_traceback_shows_where_an_error_came_from(run):
+    from logitcache.errors import CacheNotFoundError
+
+    with pytest.raises(CacheNotFoundError):
+        run("--traceback", "stats", "nowhere.zarr")
+
+
+@pytest.mark.parametrize("kind", ["flipped", "missing"])
+def test_damage_is_found_repaired_and_dumped_again(ready, kind, tmp_path):
+    chunk = tmp_path / "c.zarr/teachers/tiny-net/logits/c/1/0/0"
+    whole = chunk.read_bytes()
+    if kind == "missing":
+        chunk.unlink()
+    else:
+        chunk.write_bytes(whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
+    done = ready("verify", "c.zarr")
+    assert done.exit_code == 1
+    assert "teachers/tiny-net/logits/c/1/0/0: " in done.stdout
+    assert "`logitcache verify --repair c.zarr` drops them" in done.stdout
+    assert ready("train", "c.zarr", *TRAIN.split(), "--out", "a").exit_code == 1
+    done = ready("verify", "--repair", "c.zarr")
+    assert done.exit_code == 1
+    assert "They were dropped; the cache is unfinished" in done.stdout
+    done = ready("train", "c.zarr", *TRAIN.split(), "--out", "b")
+    assert done.exit_code == 1
+    command = re.search(r"Complete it with:\s+logitcache (.*)", done.stderr)
+    assert command
+    assert ready(*command[1].split()).exit_code == 0
+    assert ready("verify", "c.zarr").exit_code == 0
+    assert chunk.read_bytes() == whole
+
+
+def test_verify_says_when_the_data_has_changed(ready, tmp_path):
+    pixels, labels, names = tiny.arrays()
+    np.savez(tmp_path / "data.npz", images=255 - pixels, labels=labels, classes=np.array(names))
+    done = ready("verify", "c.zarr")
+    assert done.exit_code == 1
+    assert "has other samples" in done.stdout
+    done = ready("verify", "c.zarr", "--rows", "0")
+    assert done.exit_code == 0
+    assert "pixels were not compared (--rows 0)" in done.stdout
+    assert json.loads(ready("verify", "c.zarr", "--json").stdout)["ok"] is False
+
+
+def test_methods_are_listed_and_explained(run):
+    listed = json.loads(run("methods", "--json").stdout)
+    assert listed["rld"]["parameters"] == {"alpha": 1.0, "beta": 8.0, "temperature": 4.0, "confidence_temperature": 1.0}
+    assert "2408.07703" in run("methods").stdout
+    explained = run("methods", "rld").stdout
+    assert "MCD = τ₂² KL( p̃ || q̃ )" in explained
+
+
+HELP = {"dump", "stats", "verify", "train", "compare", "methods", "demo"}
+
+
+@pytest.mark.parametrize("command", sorted(HELP))
+def test_help_teaches_the_command_with_an_example_that_parses(run, command):
+    shown = run(command, "--help")
+    assert shown.exit_code == 0
+    text = " ".join(shown.stdout.replace("│", " ").split())
+    example = re.search(rf"Example: logitcache ({command}.*?)(?= ╭|$)", text)
+    assert example
+    parsed = run(*example[1].split(), "--help")
+    assert parsed.exit_code == 0
+    assert len(re.findall(r" --[a-z-]+ ", text)) >= 1
+
+
+def test_the_module_runs_like_the_command():
+    done = subprocess.run([sys.executable, "-m", "logitcache", "--version"], capture_output=True, text=True, check=True)
+    from importlib.metadata import version
+
+    assert done.stdout == f"logitcache {version('logitcache')}\n"
+
+
+def test_the_version_stands_in_one_place():
+    from importlib.metadata import version
+    from pathlib import Path
+
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert version("logitcache") == project["project"]["version"]
+
+
+@pytest.mark.slow
+def test_the_demo_runs_and_so_do_the_commands_it_prints(run, tmp_path):
+    """With the real data and the real teacher, as `logitcache demo` does it; twice, since it prints what to type by hand."""
+    done = run("demo")
+    assert done.exit_code == 0
+    printed = [
+        line.partition("logitcache ")[2]
+        for line in done.stdout.splitlines()
+        if " --out fashion.zarr" in line or "fashion.zarr" in line
+    ]
+    by_hand = [line for _, line in steps("fashion.zarr", "runs")]
+    assert [line for line in printed if "logitcache-demo" not in line] == by_hand[:-1]
+    for line in by_hand:
+        assert run(*line.split()).exit_code == 0, line
+    first = {row["method"]: row for row in json.loads(run("compare", "logitcache-demo/runs", "--json").stdout)}
+    second = {row["method"]: row for row in json.loads(run("compare", "runs", "--json").stdout)}
+    assert first.keys() == second.keys() == {"ce", "kd", "rld"}
+    for method in first:
+        assert first[method]["test_accuracy"] == second[method]["test_accuracy"]
+    assert first["kd"]["test_accuracy"] > first["ce"]["test_accuracy"]
