@@ -108,13 +108,9 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], name: str, file: str, c
         for key, value in weights.items()
         if key in expected and expected[key].shape != value.shape
     }
-    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
-    if (
-        not missing
-        and not unknown
-        and wrong
-        and all(found[0] != want[0] == classes and found[1:] == want[1:] for want, found in wrong.values())
-    ):
+    missing = sorted(name for name in expected.keys() - weights.keys() if not name.endswith("num_batches_tracked"))
+    unknown = sorted(weights.keys() - expected.keys())
+    if not missing and not unknown and wrong and all(_only_classes_differ(*pair, classes) for pair in wrong.values()):
         found = next(iter(wrong.values()))[1][0]
         raise InputError(
             f"{file} is a {name} for {found} classes; the data has {classes}. Use weights trained on these classes."
@@ -126,4 +122,8 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], name: str, file: str, c
         raise InputError(
             f"{file} does not fit {name}: it {'; '.join(parts)}. Name the network the weights were saved from."
         )
-    module.load_state_dict(weights)
+    module.load_state_dict(weights, strict=False)  # old checkpoints lack the counters of batch normalisation
+
+
+def _only_classes_differ(want: list[int], found: list[int], classes: int) -> bool:
+    return want[:1] == [classes] != found[:1] and want[1:] == found[1:]

@@ -88,6 +88,13 @@ def test_weights_for_other_classes_are_refused_by_number(tmp_path):
         load_network("resnet8", 10, str(tmp_path / "a.safetensors"))
 
 
+def test_checkpoints_from_before_batch_counters_load(tmp_path):
+    old = {name: value + 1 for name, value in WEIGHTS.items() if not name.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "a.pt")
+    loaded = load_network("tiny:net", 5, str(tmp_path / "a.pt")).module.state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in old.items())
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     save_weights(load_network("resnet14", 10).module.state_dict(), tmp_path / "a.safetensors", {})
     with pytest.raises(InputError, match="does not fit resnet8: it has layer1.1.bn1.bias, .* which it does not know"):
