@@ -119,7 +119,7 @@ def dump(
     means, deviations = numbers(mean, float, "--mean"), numbers(std, float, "--std")
     from logitcache.dump import dump_logits
 
-    with show_progress() as on_progress:
+    with show_progress() as display:
         cache = dump_logits(
             teacher=teacher,
             data=data,
@@ -138,7 +138,7 @@ def dump(
             crop_pct=crop_pct,
             threads=threads,
             allow_mixed=allow_mixed,
-            on_progress=on_progress,
+            on_progress=display,
         )
     manifest = cache.manifest
     typer.echo(

@@ -8,16 +8,27 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from json import JSONDecodeError, loads
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from logitcache.progress import OnProgress, Progress
+from logitcache.progress import Progress
 
-__all__ = ["CacheArgument", "ConfigOption", "JsonOption", "newest_unless", "numbers", "parameters", "show_progress"]
+__all__ = [
+    "CacheArgument",
+    "ConfigOption",
+    "Display",
+    "JsonOption",
+    "newest_unless",
+    "numbers",
+    "parameters",
+    "show_progress",
+]
+
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -111,31 +122,38 @@ def parameters(settings: list[str]) -> dict[str, float]:
     return found
 
 
+class Display(Protocol):
+    """Shows progress, and lines that stay."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Show a moment."""
+
+    def say(self, line: str) -> None:
+        """Leave a line on stderr."""
+
+
 @contextmanager
-def show_progress(*, quiet: bool = False) -> Iterator[OnProgress]:
-    """Show progress on stderr: a bar on a terminal, a line every ten seconds elsewhere."""
-    console = Console(stderr=True)
-    if quiet:
-        yield lambda _: None
-    elif console.is_terminal:
-        with Bars(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
-            console=console,
-            transient=True,
-        ) as bars:
-            yield _Bar(bars)
-    else:
-        yield _Lines()
+def show_progress(*, quiet: bool = False) -> Iterator[Display]:
+    """Show progress on stderr: a bar on a terminal, a line every ten seconds elsewhere, nothing where `quiet`."""
+    if quiet or not sys.stderr.isatty():  # rich would believe FORCE_COLOR, and fill a log with moments of a bar
+        yield _Lines(quiet=quiet)
+        return
+    with Bars(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} {task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+        console=Console(stderr=True, highlight=False),
+        transient=True,
+    ) as bars:
+        yield _Bar(bars)
 
 
 class _Bar:
-    """One bar; a new task takes its place."""
+    """One bar; a new task takes its place, and lines go above it."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -146,28 +164,32 @@ class _Bar:
         if self._task is None or progress.task != self._name:
             if self._task is not None:
                 self._bars.remove_task(self._task)
-            # Rows done by an earlier start are not this one's speed.
+            # Begun with what is done already: rows of an earlier start are not this one's speed.
             self._task = self._bars.add_task(
-                progress.task, total=progress.total, completed=progress.done, unit=progress.unit, note=progress.note
+                progress.task, completed=progress.done, total=progress.total, unit=progress.unit, note=progress.note
             )
             self._name = progress.task
         self._bars.update(self._task, completed=progress.done, total=progress.total, note=progress.note)
 
+    def say(self, line: str) -> None:
+        self._bars.console.print(line, markup=False, soft_wrap=True)
+
 
 class _Lines:
-    """Plain lines, for logs."""
+    """Plain lines, for logs: the end of a task, and every ten seconds on the way."""
 
-    def __init__(self) -> None:
-        self._last, self._name = time.monotonic(), ""
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet, self._name, self._last = quiet, "", 0.0
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
-        if progress.task == self._name and now - self._last < 10 and progress.done < progress.total:
-            return
-        if progress.task != self._name or now - self._last >= 10 or progress.done == progress.total:
+        if progress.task != self._name:
+            self._name, self._last = progress.task, now
+        if progress.done == progress.total or now - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = now
             note = f", {progress.note}" if progress.note else ""
-            if progress.task != self._name and progress.done < progress.total:
-                self._name, self._last = progress.task, now
-                return
-            sys.stderr.write(f"{progress.task}: {progress.done:,}/{progress.total:,} {progress.unit}{note}\n")
-        self._name, self._last = progress.task, now
+            self.say(f"{progress.task}: {progress.done:,}/{progress.total:,} {progress.unit}{note}")
+
+    def say(self, line: str) -> None:
+        if not self._quiet:
+            typer.echo(line, err=True)

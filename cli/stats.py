@@ -21,8 +21,8 @@ def stats(cache: CacheArgument = None, json: JsonOption = False) -> None:
     from logitcache.stats import cache_stats
 
     path = newest_unless(cache)
-    with show_progress(quiet=json) as on_progress:
-        found = cache_stats(path, on_progress=on_progress)
+    with show_progress(quiet=json) as display:
+        found = cache_stats(path, on_progress=display)
     if json:
         print_json(found.to_json())
     else:

@@ -158,8 +158,14 @@ def train(
         given["cache"] = newest_unless(None)
     from logitcache.train import train_student
 
-    with show_progress() as on_progress:
-        result = train_student(**given, resume=resume, out=out, on_progress=on_progress, on_epoch=_say_epoch)
+    with show_progress() as display:
+        result = train_student(
+            **given,
+            resume=resume,
+            out=out,
+            on_progress=display,
+            on_epoch=lambda metrics: display.say(_epoch_line(metrics)),
+        )
     line = [f"{result.out}: {given['method']}, {given['student']}"]
     if "test_accuracy" in result.results:
         line.append(f"test accuracy {result.results['test_accuracy']:.2%}")
@@ -174,10 +180,9 @@ def _left_alone(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "DEFAULT"
 
 
-def _say_epoch(metrics: dict[str, Any]) -> None:
+def _epoch_line(metrics: dict[str, Any]) -> str:
     test = f"  test {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else ""
-    typer.echo(
+    return (
         f"epoch {metrics['epoch']:>3}  lr {metrics['lr']:.3g}  loss {metrics['loss']:.4f}  train {metrics['train_accuracy']:.2%}{test}  "
-        f"{metrics['seconds']:.1f} s",
-        err=True,
+        f"{metrics['seconds']:.1f} s"
     )

@@ -39,8 +39,8 @@ def verify(
     from logitcache.verify import verify_cache
 
     path = newest_unless(cache)
-    with show_progress(quiet=json) as on_progress:
-        report = verify_cache(path, data=data, rows=rows, repair=repair, on_progress=on_progress)
+    with show_progress(quiet=json) as display:
+        report = verify_cache(path, data=data, rows=rows, repair=repair, on_progress=display)
     if json:
         print_json(report.to_json())
     else:

@@ -4,10 +4,15 @@
 python docs/picture.py docs/demo.svg
 """
 
+import fcntl
+import io
 import os
+import pty
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 from pathlib import Path
 
 import pyte
@@ -20,7 +25,6 @@ WIDTH = 150
 def screen_of(output: str) -> list[Text]:
     """Play terminal output into an emulator and return its lines."""
     screen = pyte.Screen(WIDTH, 300)
-    screen.set_mode(pyte.modes.LNM)  # the output came through a pipe: a new line begins at the left
     pyte.Stream(screen).feed(output)
     lines = []
     for row in range(screen.lines):
@@ -35,21 +39,32 @@ def screen_of(output: str) -> list[Text]:
     return lines
 
 
+def run_in_terminal(command: list[str], folder: str) -> bytes:
+    """Run a command in a pseudo-terminal of our width and return what it sent there."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 300, WIDTH, 0, 0))
+    process = subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    output = b""
+    while True:
+        try:
+            part = os.read(ours, 1 << 16)
+        except OSError:  # Linux's end of file on a pseudo-terminal
+            part = b""
+        if not part:
+            break
+        output += part
+    if process.wait():
+        sys.exit(output.decode(errors="replace"))
+    return output
+
+
 def main(target: Path) -> None:
     """Run the demo and export its screen."""
-    environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(WIDTH), "GOMP_SPINCOUNT": "1000"}
     with tempfile.TemporaryDirectory() as folder:
-        shown = subprocess.run(
-            [Path(sys.executable).with_name("logitcache"), "demo"],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=True,
-        ).stdout
-    console = Console(record=True, width=WIDTH, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    for line in screen_of(shown):
+        output = run_in_terminal([str(Path(sys.executable).with_name("logitcache")), "demo"], folder)
+    console = Console(record=True, width=WIDTH, file=io.StringIO())
+    for line in screen_of(output.decode()):
         console.print(line, style="dim" if line.plain.startswith("$ ") else None)
     target.write_text(console.export_svg(title="logitcache demo"))
 

@@ -118,7 +118,7 @@ def test_words_come_from_a_file_and_the_command_line_wins(ready):
     [
         ("epoch = 3", "'epoch' is no option of this command; did you mean 'epochs'?"),
         ("epochs = [", "cannot be read"),
-        ("epochs = 'many'", "many"),
+        ("epochs = 'many'", "as an integer"),
     ],
 )
 def test_a_file_with_unknown_words_is_refused(ready, text, message):
