@@ -16,25 +16,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from logitcache.answers import Answers, CachedAnswers, LabelsOnly, LiveAnswers, live_teacher_of, teacher_classes
 from logitcache.contract import check_pixels, recorded_data
 from logitcache.data import ImageSet, Rendered, Renderer, held_out_split, load_data, preprocessing_for
 from logitcache.encoding import FullEncoding
 from logitcache.errors import CacheMismatchError, InputError, first_line
 from logitcache.evaluate import evaluate, for_evaluation
 from logitcache.methods import METHODS, Objective, make_objective
-from logitcache.models import Network, hash_weights, load_network, save_weights
+from logitcache.models import Network, load_network, save_weights
 from logitcache.optimize import learning_rate, make_optimizer
 from logitcache.progress import OnProgress, Progress, silent
 from logitcache.rundir import RunDirectory, free_name
-from logitcache.store import Cache, ViewStream, open_cache
-from logitcache.teacher import Teacher, pick_device
+from logitcache.store import Cache, open_cache
+from logitcache.teacher import pick_device
 from logitcache.views import View, make_views
 from logitcache.views.geometry import Preprocessing
 
@@ -178,17 +179,20 @@ def train_student(
         data = opened.manifest.data["spec"]
     test = _test_images(test_data, data, images)
     model = network.module.to(where)
-    source = _source(opened, images, objective, live_teacher, teacher_weights, where)
+    answers = _answers(opened, objective, live_teacher, teacher_weights, where)
     run = RunDirectory(
         Path(out) if out else free_name(Path("runs"), f"{method}-{network.name}".replace(":", "-")),
         settings,
-        _facts(opened, source.name, network, eyes, where),
+        _facts(opened, answers.name, network, eyes, where),
         resume=resume,
     )
-    loop = _Loop(model, objective, source, images, eyes, test, where, settings, run, workers, on_progress, on_epoch)
+    loop = _Loop(model, objective, answers, images, eyes, test, where, settings, run, workers, on_progress, on_epoch)
     results = run.results
     if results is None:
-        results = loop.run(shown, opened)
+        try:
+            results = loop.run(shown, opened)
+        finally:
+            answers.close()
         notes = {
             "network": network.name,
             "classes": list(images.classes),
@@ -334,97 +338,19 @@ def _test_images(test_data: str | ImageSet | None, data: Any, images: ImageSet) 
     return test
 
 
-class _Source(Protocol):
-    """Where a teacher's logits come from. `eyes` is what a live one looks through."""
-
-    name: str
-    eyes: tuple[Preprocessing, ...]
-
-    def begin(self, view: View, upcoming: View) -> None: ...
-
-    def logits(self, batch: Rendered) -> Tensor | None: ...
-
-
-class _Labels:
-    """No teacher."""
-
-    name = "unused"
-    eyes: tuple[Preprocessing, ...] = ()
-
-    def begin(self, view: View, upcoming: View) -> None:
-        pass
-
-    def logits(self, batch: Rendered) -> Tensor | None:
-        del batch
-        return None
-
-
-class _Cached(_Labels):
-    """What the teacher said, read from the cache: a view in memory, a batch one gather, decoded on the student's device."""
-
-    name = "cached"
-
-    def __init__(self, cache: Cache, device: torch.device) -> None:
-        self._stream, self._device = ViewStream(cache, cache.teachers[0]), device
-        self._encoding = FullEncoding.from_json(cache.manifest.encoding)
-
-    def begin(self, view: View, upcoming: View) -> None:
-        columns = self._stream.take(view.index, upcoming.index)
-        self._columns = {name: torch.from_numpy(column) for name, column in columns.items()}
-
-    def logits(self, batch: Rendered) -> Tensor:
-        samples = torch.from_numpy(batch.samples)
-        rows = {name: column.index_select(0, samples).to(self._device) for name, column in self._columns.items()}
-        return self._encoding.decode(rows)
-
-
-class _Live(_Labels):
-    """The teacher itself, run as it was for the cache."""
-
-    name = "live"
-
-    def __init__(self, teacher: Teacher) -> None:
-        self._teacher, self.eyes = teacher, (teacher.preprocessing,)
-
-    def logits(self, batch: Rendered) -> Tensor:
-        return self._teacher.logits(batch.pixels[1])
-
-
-def _source(
+def _answers(
     cache: Cache | None,
-    images: ImageSet,
     objective: Objective,
     live_teacher: bool | nn.Module,
     teacher_weights: str | None,
     device: torch.device,
-) -> _Source:
+) -> Answers:
     if cache is None or objective.loss is None:
-        return _Labels()
+        return LabelsOnly()
     if live_teacher is False:
-        return _Cached(cache, device)
-    manifest, entry = cache.manifest, cache.manifest.teachers[0]
-    network = load_network(
-        entry["name"] if live_teacher is True else live_teacher,
-        len(images.classes),
-        teacher_weights or entry["weights"] or None,
-    )
-    found = hash_weights(network.module.state_dict())
-    if found != entry["weights_sha256"]:
-        raise CacheMismatchError(
-            f"the live teacher {network.name} has weights sha256 {found[:12]}, {cache.path} was dumped with "
-            f"{entry['weights_sha256'][:12]}. "
-            "Name the recorded weights with --teacher-weights, or dump again."
-        )
-    return _Live(
-        Teacher(
-            network,
-            Preprocessing.from_json(manifest.preprocessing),
-            classes=len(images.classes),
-            batch_size=manifest.batch_size,
-            threads=manifest.threads,
-            device=device,
-        )
-    )
+        return CachedAnswers(cache, device)
+    module = live_teacher if isinstance(live_teacher, nn.Module) else None
+    return LiveAnswers(live_teacher_of(cache, module, teacher_weights, device))
 
 
 class _Loop:
@@ -434,7 +360,7 @@ class _Loop:
         self,
         model: nn.Module,
         objective: Objective,
-        source: _Source,
+        answers: Answers,
         images: ImageSet,
         eyes: Preprocessing,
         test: ImageSet | None,
@@ -445,12 +371,12 @@ class _Loop:
         on_progress: OnProgress,
         on_epoch: Callable[[dict[str, Any]], None] | None,
     ) -> None:
-        self.model, self.objective, self.source, self.images, self.eyes = model, objective, source, images, eyes
+        self.model, self.objective, self.answers, self.images, self.eyes = model, objective, answers, images, eyes
         self.device, self.settings, self.directory = device, settings, run
         self.on_progress, self.on_epoch = on_progress, on_epoch
         self.epochs, self.batch_size, self.seed = settings["epochs"], settings["batch_size"], settings["seed"]
         self.optimizer = make_optimizer(model, settings)
-        self.renderer = Renderer(images, [eyes, *source.eyes], workers=workers)
+        self.renderer = Renderer(images, [eyes, *answers.eyes], workers=workers)
         self.test = test
         self.workers = workers
 
@@ -507,7 +433,7 @@ class _Loop:
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss, ce, kd, right answers; weighted by rows
         self.model.train()
         started = time.perf_counter()
-        self.source.begin(view, upcoming)
+        self.answers.begin(view, upcoming)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(_mixed(self.seed, epoch))  # dropout
             for step, batch in enumerate(self.renderer.batches(view, batches)):
@@ -534,7 +460,7 @@ class _Loop:
     def _step(self, batch: Rendered, rate: float, progress: float) -> Tensor:
         labels = torch.from_numpy(self.images.labels[batch.samples]).to(self.device)
         inputs = self.eyes.normalize(batch.pixels[0].to(self.device, non_blocking=True))
-        teacher = self.source.logits(batch)
+        teacher = self.answers.logits(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings["amp"]):
             logits = self.model(inputs)
         logits = logits.float()
@@ -560,14 +486,12 @@ class _Loop:
         """Compare the student, in evaluation mode, with what the teacher said about some rows of the first view."""
         count = min(_AGREEMENT_ROWS, len(self.images))
         samples = np.arange(count) * len(self.images) // count
-        columns = {
-            name: torch.from_numpy(column[samples])
-            for name, column in cache.view(view.index, cache.teachers[0]).items()
-        }
-        teacher = FullEncoding.from_json(cache.manifest.encoding).decode(columns).argmax(1).numpy()
         renderer = Renderer(self.images, [self.eyes], workers=self.workers)
         student = evaluate(self.model, renderer, self.eyes, self.images.labels, self.device, view=view, samples=samples)
-        return {"teacher_agreement": float((student.predictions == teacher).mean()), "agreement_rows": count}
+        return {
+            "teacher_agreement": float((student.predictions == teacher_classes(cache, view, samples)).mean()),
+            "agreement_rows": count,
+        }
 
     def _sample(self, epoch: int) -> NDArray[np.int64]:
         generator = np.random.Generator(np.random.Philox(key=_mixed(self.seed, epoch)))
