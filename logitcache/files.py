@@ -4,14 +4,23 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from logitcache.errors import CacheIncompleteError, CorruptCacheError
 
-__all__ = ["FileRecord", "append_line", "describe", "digest_bytes", "read_json", "write_bytes", "write_json"]
+__all__ = [
+    "FileRecord",
+    "append_line",
+    "describe",
+    "digest_bytes",
+    "read_json",
+    "saying_when_full",
+    "write_bytes",
+    "write_json",
+]
 
 FileRecord = dict[str, Any]  # {"bytes": length, "blake2b": 256-bit digest in hexadecimal}
 
@@ -32,31 +41,38 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         CacheIncompleteError: The disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        _discard(temporary)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise CacheIncompleteError(
-                f"no space left for {path} ({len(data):,} bytes). What was committed before is whole; make room and run the same "
-                "command again to go on from there."
-            ) from error
-        raise
+        with saying_when_full(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
     except BaseException:
-        _discard(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 
-def _discard(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+@contextlib.contextmanager
+def saying_when_full(path: Path) -> Iterator[None]:
+    """Turn a full disk, met while writing a file, into a sentence.
+
+    Raises:
+        CacheIncompleteError: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise CacheIncompleteError(
+            f"no space left for {path}. What was committed before is whole; make room and run the same command again to "
+            "go on from there."
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -96,7 +112,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append one JSON object to a history that nobody depends on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(content) + "\n")
+    """Append one JSON object to a log.
+
+    Raises:
+        CacheIncompleteError: The disk is full.
+    """
+    with saying_when_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps(content) + "\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.errors import CacheMismatchError, InputError
-from logitcache.files import write_bytes
+from logitcache.files import append_line, write_bytes
 
 __all__ = ["RunDirectory", "free_name", "read_run"]
 
@@ -111,8 +111,7 @@ class RunDirectory:
 
     def epoch_done(self, metrics: Mapping[str, Any], state: bytes) -> None:
         """Record an epoch: its metrics, then the state to go on from."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        append_line(self.path / "metrics.jsonl", metrics)
         write_bytes(self.path / "checkpoint.pt", state)
 
     def finish(self, results: Mapping[str, Any]) -> None:

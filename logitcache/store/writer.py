@@ -4,6 +4,7 @@ Encoding to chunks, checksums and fsync run on one background thread with at mos
 out of the next call here.
 """
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -13,13 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.errors import CacheIncompleteError, CacheMismatchError, InputError
-from logitcache.files import append_line, describe, write_bytes
+from logitcache.files import append_line, describe, saying_when_full, write_bytes
 from logitcache.store.layout import (
     ChunkEncoder,
     cache_arrays,
@@ -228,11 +229,12 @@ def _refuse_another(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _lock(path: Path) -> Any:
+def _lock(path: Path) -> TextIO:
     """Hold the cache for this process; the lock goes away with the process, however it ends."""
     file = path / HOME / "lock"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle = file.open("a+")
+    with saying_when_full(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = file.open("a+")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -240,7 +242,8 @@ def _lock(path: Path) -> Any:
         holder = handle.read().strip() or "another process"
         handle.close()
         raise InputError(f"{path} is being written by {holder}. Wait until it is done, or stop it.") from error
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-    handle.flush()
+    with contextlib.suppress(OSError):  # who holds it is a courtesy
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
     return handle

@@ -124,6 +124,15 @@ def test_no_flipped_byte_anywhere_escapes_verify(cache):
     assert not check_files(open_cache(cache))
 
 
+def test_a_disk_that_is_full_from_the_start_is_said_too(tmp_path, monkeypatch):
+    def full(*_args, **_more):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.open", full)
+    with pytest.raises(CacheIncompleteError, match="no space left for"):
+        write(tmp_path / "c.zarr", manifest())
+
+
 def test_a_full_disk_is_said_and_what_was_committed_is_whole(tmp_path, monkeypatch):
     real, left = os.fsync, [40]  # metadata, labels and probe fit, and some blocks
 
