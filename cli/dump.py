@@ -1,7 +1,7 @@
 """`logitcache dump`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ __all__ = ["dump"]
 
 
 def dump(
+    ctx: typer.Context,
     teacher: Annotated[
         str,
         typer.Option(
@@ -115,32 +116,11 @@ def dump(
     Example: logitcache dump --teacher resnet20 --teacher-weights demo --data fashion-mnist-mini --augment
     pad-crop-flip --views 4 --out fashion.zarr
     """
-    del config
-    means, deviations = numbers(mean, float, "--mean"), numbers(std, float, "--std")
+    given: dict[str, Any] = {name: value for name, value in ctx.params.items() if name != "config"}
+    given["mean"], given["std"] = numbers(mean, float, "--mean"), numbers(std, float, "--std")
     from logitcache.dump import dump_logits
 
     with show_progress() as display:
-        cache = dump_logits(
-            teacher=teacher,
-            data=data,
-            out=out,
-            teacher_weights=teacher_weights,
-            augment=augment,
-            views=views,
-            precision=precision,
-            batch_size=batch_size,
-            device=device,
-            seed=seed,
-            workers=workers,
-            mean=means,
-            std=deviations,
-            image_size=image_size,
-            crop_pct=crop_pct,
-            threads=threads,
-            allow_mixed=allow_mixed,
-            on_progress=display,
-        )
-    manifest = cache.manifest
-    typer.echo(
-        f"{out}: {manifest.samples:,} samples x {len(manifest.views)} views, {len(manifest.classes)} classes, complete"
-    )
+        manifest = dump_logits(**given, on_progress=display).manifest
+    shape = f"{manifest.samples:,} samples x {len(manifest.views)} views, {len(manifest.classes)} classes"
+    typer.echo(f"{out}: {shape}, complete")

@@ -138,7 +138,6 @@ def train(
 
     Example: logitcache train fashion.zarr --method rld --student resnet8 --epochs 6 --sched cosine
     """
-    del config
     given: dict[str, Any] = {
         name: value for name, value in ctx.params.items() if name not in ("config", "resume", "out", "set_")
     }

@@ -1,0 +1,66 @@
+"""What the documents say is so."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from logitcache import METHODS
+from logitcache.data import NAMED_DATA
+from logitcache.models import CIFAR_NETWORKS
+from logitcache.views import RECIPES
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.strip() for line in README.splitlines() if re.match(r"    logitcache \w", line) and "  the " not in line
+]
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "/" not in line.split()[0]])
+def test_the_commands_of_the_readme_parse(run, line):
+    words = shlex.split(line)[1:]
+    assert run(*words, "--help").exit_code == 0
+
+
+def test_the_readme_has_its_four_commands():
+    assert [line.split()[1] for line in COMMANDS] == ["dump", "stats", "train", "compare"]
+
+
+@pytest.mark.parametrize("name", [*METHODS, *NAMED_DATA, *RECIPES])
+def test_every_name_is_in_the_readme(name):
+    assert f"`{name}`" in README
+
+
+def test_the_networks_of_the_readme_exist():
+    row = next(line for line in README.splitlines() if line.startswith("| `--teacher`, `--student`"))
+    for name in re.findall(r"`([a-z0-9-]+)`", row):
+        assert name in CIFAR_NETWORKS or name.startswith("--")
+
+
+def test_the_file_map_names_what_is_there():
+    block = README.partition("## File map")[2].partition("## ")[0]
+    named = set(re.findall(r"(?:^    |  )((?:logitcache/)?[\w/]+(?:\.py|/))(?= |$)", block, re.MULTILINE))
+    for path in named:
+        assert (ROOT / path).exists() or (ROOT / "logitcache" / path).exists(), path
+    for path in (ROOT / "logitcache").iterdir():
+        if path.suffix == ".py" and not path.name.startswith("__"):
+            assert path.name in block, path.name
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for text in (page.read_text(), README):
+        base = page.parent if text != README else ROOT
+        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+            assert (base / target).exists(), target
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(run, tmp_path, capsys):
+    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile(block[1], "README.md", "exec"), {})
+    accuracy, agreement = (float(x) for x in capsys.readouterr().out.split())
+    assert accuracy > 0.75
+    assert agreement > 0.75
