@@ -53,7 +53,8 @@ def _print(report: "VerifyReport") -> None:
     for problem in report.problems:
         typer.echo(f"  {problem.file}: {problem.problem}")
     if report.problems:
-        typer.echo(f"{report.path}: {len(report.problems)} files are not what was written.")
+        count = len(report.problems)
+        typer.echo(f"{report.path}: {count} {'file is' if count == 1 else 'files are'} not what was written.")
         if report.repaired:
             typer.echo("They were dropped; the cache is unfinished until the dump's own command is run again.")
         else:

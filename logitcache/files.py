@@ -17,6 +17,7 @@ __all__ = [
     "describe",
     "digest_bytes",
     "read_json",
+    "remove_leftovers",
     "saying_when_full",
     "write_bytes",
     "write_json",
@@ -44,7 +45,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with saying_when_full(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(path.parent)
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -73,6 +74,21 @@ def saying_when_full(path: Path) -> Iterator[None]:
             f"no space left for {path}. What was committed before is whole; make room and run the same command again to "
             "go on from there."
         ) from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it; each is on disk before a file in it can be."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync_folder(folder.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of processes that were killed while they wrote; nobody else may be writing here."""
+    for leftover in folder.rglob(".*.partial"):
+        leftover.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -106,7 +122,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError("its check does not match its content")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CorruptCacheError(
-            f"{path} is damaged: {error}. Restore it from a copy, or dump the cache again."
+            f"{path} is damaged: {error}. Run the dump's own command again: it writes anew what is damaged."
         ) from error
     return dict(content)
 
@@ -119,5 +135,7 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
     """
     with saying_when_full(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(content) + "\n")
+        with path.open("ab+") as file:
+            file.seek(max(file.tell() - 1, 0))
+            torn = file.read(1) not in (b"", b"\n")  # a line whose writer was killed in the middle
+            file.write(b"\n" * torn + json.dumps(content).encode() + b"\n")

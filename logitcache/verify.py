@@ -8,12 +8,22 @@ import numpy as np
 
 from logitcache.errors import CacheMismatchError, CorruptCacheError
 from logitcache.progress import OnProgress, silent
-from logitcache.store import Cache, FileProblem, check_files, decode_rows, drop_damaged, open_cache
+from logitcache.store import (
+    Cache,
+    FileProblem,
+    check_files,
+    decode_rows,
+    drop_damaged,
+    forget_damaged_records,
+    open_cache,
+)
 
 if TYPE_CHECKING:
     from logitcache.data import ImageSet
 
 __all__ = ["VerifyReport", "verify_cache"]
+
+_PROBE_TOLERANCE = 1e-3  # relative; two devices differ by 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +79,20 @@ def verify_cache(
     Raises:
         LogitCacheError: It cannot be opened at all, or its data cannot.
     """
+    if repair:
+        forget_damaged_records(Path(cache))
     opened = open_cache(cache)
     manifest = opened.manifest
     problems = check_files(opened, on_progress)
     gap = 0.0
     if not problems:
-        gap = _probe_gap(opened)
-        if gap > 1e-3:
-            problems.append(
-                FileProblem(
-                    f"teachers/{opened.teachers[0]}", f"rows of view 0 differ from the probe by {gap:.2g}, relative", 0
-                )
+        gap, unlike = _probe_gap(opened)
+        problems += [
+            FileProblem(
+                f"teachers/{opened.teachers[0]}", f"rows differ from the probe by {gap:.2g}, relative", 0, block
             )
+            for block in unlike
+        ]
     pixels_problem = None
     if rows and not problems:
         try:
@@ -100,8 +112,12 @@ def verify_cache(
     )
 
 
-def _probe_gap(cache: Cache) -> float:
-    """Compare stored rows with the same rows kept in full, as the encoding would have rounded them."""
+def _probe_gap(cache: Cache) -> tuple[float, list[int]]:
+    """Compare stored rows with the same rows kept in full, as the encoding would have rounded them.
+
+    Returns:
+        The largest relative gap, and the blocks of view 0 that hold rows with a gap beyond `_PROBE_TOLERANCE`.
+    """
     samples, exact = cache.probe(cache.teachers[0])
     try:
         columns = {name: column[samples] for name, column in cache.view(0, cache.teachers[0]).items()}
@@ -111,7 +127,9 @@ def _probe_gap(cache: Cache) -> float:
         ) from error
     stored = decode_rows(cache.manifest.encoding, columns)
     rounded = exact.astype(columns["logits"].dtype).astype(np.float32)
-    return float(np.abs(stored - rounded).max() / max(float(np.abs(rounded).max()), 1e-30))
+    gaps = np.abs(stored - rounded).max(1) / max(float(np.abs(rounded).max()), 1e-30)
+    unlike = np.unique(samples[gaps > _PROBE_TOLERANCE] // cache.manifest.block_rows)
+    return float(gaps.max()), unlike.tolist()
 
 
 def _check_data(cache: Cache, data: "str | ImageSet | None", rows: int) -> None:

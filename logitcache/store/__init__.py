@@ -4,7 +4,7 @@ from logitcache.store.decode import decode_rows
 from logitcache.store.layout import block_rows_for
 from logitcache.store.manifest import FORMAT, Manifest, read_manifest
 from logitcache.store.reader import Cache, ViewStream, find_newest, open_cache
-from logitcache.store.verify import FileProblem, check_files, drop_damaged
+from logitcache.store.verify import FileProblem, check_files, drop_damaged, forget_damaged_records
 from logitcache.store.writer import CacheWriter, Columns
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "decode_rows",
     "drop_damaged",
     "find_newest",
+    "forget_damaged_records",
     "open_cache",
     "read_manifest",
 ]

@@ -5,6 +5,7 @@ A block counts as written when its record is there, and not before: the record i
 
 import contextlib
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,23 @@ class Ledger:
         for block in bad:
             self._record(view, block).unlink(missing_ok=True)
 
+    def forget_damaged(self) -> None:
+        """Remove records that are not what was written, and with them the mark: their blocks count as not written."""
+        for path in [*self.home.glob("ledger/*.json"), *self.home.glob("blocks/*.json"), self.mark_path]:
+            try:
+                read_json(path)
+            except FileNotFoundError:
+                continue
+            except CorruptCacheError:
+                self.unmark()
+                path.unlink(missing_ok=True)
+
+    def forget_views_from(self, views: int) -> None:
+        """Remove the records of views that the cache does not have: of an extension that was given up."""
+        for path in self.home.glob("ledger/*.json"):
+            if int(path.stem) >= views:
+                path.unlink()
+
     def mark(self, files: dict[str, FileRecord]) -> None:
         """Say that the cache is whole; records of single blocks are no longer needed."""
         write_json(self.mark_path, {"files": files})
@@ -94,9 +112,14 @@ class Ledger:
 
 
 def last_command(path: Path) -> str | None:
-    """Return the command that began or last continued the dump of this cache."""
-    command = None
-    with contextlib.suppress(OSError, ValueError), (path / HOME / "history.jsonl").open() as lines:
+    """Return the command that began or last continued the dump of this cache, spelled for where the cache is now."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(OSError), (path / HOME / "history.jsonl").open() as lines:
         for line in lines:
-            command = json.loads(line).get("command", command)
-    return command
+            with contextlib.suppress(ValueError):  # a line whose writer was killed
+                entry = json.loads(line)
+                found = entry if "command" in entry else found
+    words = shlex.split(found.get("command") or "")
+    if "--out" in words[:-1]:
+        words[words.index("--out") + 1] = str(path)
+    return shlex.join(words) or None

@@ -100,13 +100,16 @@ class Manifest:
 
     def differences(self, other: "Manifest") -> list[tuple[str, Any, Any]]:
         """List (key, here, there) where two caches are not the same; spellings of paths are left out."""
-        here, there = dict(_flatten(self.to_json())), dict(_flatten(other.to_json()))
-        missing = "absent"
+        here, there, missing = self.identity(), other.identity(), "absent"
         return [
             (key, here.get(key, missing), there.get(key, missing))
             for key in sorted(here.keys() | there.keys())
-            if key not in _CONVENIENCE and here.get(key, missing) != there.get(key, missing)
+            if here.get(key, missing) != there.get(key, missing)
         ]
+
+    def identity(self) -> dict[str, Any]:
+        """Return every key and value, flat; spellings of paths are left out."""
+        return {key: value for key, value in _flatten(self.to_json()) if key not in _CONVENIENCE}
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -117,9 +120,8 @@ def read_manifest(path: Path) -> Manifest | None:
         CorruptCacheError, FormatVersionError: It cannot be read.
     """
     root = path / "zarr.json"
-    if not path.exists() or (
-        path.is_dir() and not root.exists() and all(entry.name == HOME for entry in path.iterdir())
-    ):
+    begun = path.is_dir() and not root.exists() and ((path / HOME).is_dir() or not any(path.iterdir()))
+    if begun or not path.exists():  # begun: metadata is written before the root's, which makes the folder a cache
         return None
     entry: object = None
     if root.is_file():

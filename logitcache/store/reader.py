@@ -4,6 +4,7 @@ Never look a row up in zarr: a view is decoded once, block by block, and the nex
 thread meanwhile.
 """
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -35,8 +36,9 @@ class Cache:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything in the cache: of the completion mark and, through it, of manifest, labels and probe."""
-        return digest_bytes(self._ledger.mark_path.read_bytes())[:16]
+        """Digest of what the cache is: of its manifest, without spellings of paths, and of labels and probe."""
+        files = {name: record for name, record in (self._ledger.marked() or {}).items() if name != "zarr.json"}
+        return digest_bytes(json.dumps([self.manifest.identity(), files], sort_keys=True).encode())[:16]
 
     @property
     def teachers(self) -> list[str]:

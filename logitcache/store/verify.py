@@ -1,6 +1,7 @@
 """Is a cache whole? Every file against ledger and completion mark, at the speed of the disk."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from logitcache.errors import CorruptCacheError
 from logitcache.files import FileRecord, describe
@@ -8,7 +9,7 @@ from logitcache.progress import OnProgress, Progress, silent
 from logitcache.store.ledger import Ledger
 from logitcache.store.reader import Cache
 
-__all__ = ["FileProblem", "check_files", "drop_damaged"]
+__all__ = ["FileProblem", "check_files", "drop_damaged", "forget_damaged_records"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +75,8 @@ def drop_damaged(cache: Cache, problems: list[FileProblem]) -> None:
             (cache.path / problem.file).unlink(missing_ok=True)
         else:
             ledger.drop(problem.view, {problem.block})
+
+
+def forget_damaged_records(path: Path) -> None:
+    """Remove records and a completion mark that cannot be read, so that the dump's own command writes them again."""
+    Ledger(path).forget_damaged()

@@ -7,6 +7,7 @@ out of the next call here.
 import contextlib
 import fcntl
 import os
+import shutil
 import socket
 from collections import deque
 from collections.abc import Mapping
@@ -17,10 +18,11 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from logitcache.errors import CacheIncompleteError, CacheMismatchError, InputError
-from logitcache.files import append_line, describe, saying_when_full, write_bytes
+from logitcache.files import append_line, describe, remove_leftovers, saying_when_full, write_bytes
 from logitcache.store.layout import (
     ChunkEncoder,
     cache_arrays,
@@ -67,6 +69,9 @@ class CacheWriter:
         self._pending: deque[Future[int]] = deque()
         self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}
         try:
+            _refuse_another(path, manifest)  # another dump may have begun or finished it meanwhile
+            remove_leftovers(path)
+            self._ledger.forget_damaged()
             now = datetime.now(UTC).isoformat(timespec="seconds")
             append_line(
                 path / HOME / "history.jsonl",
@@ -89,7 +94,9 @@ class CacheWriter:
     @property
     def complete(self) -> bool:
         """Whether the cache was whole, with these very views, when it was opened."""
-        return self._ledger.marked() is not None and read_manifest(self.path) == self.manifest and not self.missing()
+        found = read_manifest(self.path)
+        same = found is not None and not found.differences(self.manifest)
+        return same and self._ledger.marked() is not None and not self.missing()
 
     def missing(self) -> list[tuple[int, int]]:
         """List (view, block) still to be written, in order."""
@@ -187,8 +194,17 @@ class CacheWriter:
         if read_manifest(self.path) != self.manifest or self._ledger.marked() is None:
             self._ledger.unmark()
             self._write_changed(self._metadata)
+        self._remove_views_from(len(self.manifest.views))
         files = {name: describe(data) for name, data in sorted((self._metadata | self._whole_files).items())}
         self._ledger.mark(files)
+
+    def _remove_views_from(self, views: int) -> None:
+        """Remove what an extension left that was given up before it was whole."""
+        self._ledger.forget_views_from(views)
+        for key in self._rows:
+            for folder in (self.path / key / "c").iterdir():
+                if int(folder.name) >= views:
+                    shutil.rmtree(folder)
 
     def __enter__(self) -> Self:
         return self
@@ -209,10 +225,13 @@ def _size(path: Path) -> int | None:
 
 def _stored_probe(path: Path, slug: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
     """Read the probe of an earlier start; None where it is absent or damaged (it is then written again)."""
-    file = path / f"probe/logits/{slug}/c/0/0"
-    count = int(np.prod(shape)) * 4
-    data = file.read_bytes() if file.exists() else b""
-    return np.frombuffer(data[:count], "<f4").reshape(shape) if len(data) == count + 4 else None
+    if not (path / f"probe/logits/{slug}/c/0/0").exists():
+        return None
+    try:
+        values = np.asarray(zarr.open_array(path / f"probe/logits/{slug}", mode="r")[...])
+    except (ValueError, RuntimeError, OSError):
+        return None
+    return values if values.shape == shape else None
 
 
 def _refuse_another(path: Path, manifest: Manifest) -> None:

@@ -5,10 +5,12 @@ import os
 import random
 
 import pytest
-from test_store import LOGITS, bytes_of, manifest, write
+from test_store import COLUMNS, LABELS, LOGITS, VIEWS, bytes_of, manifest, write
 
 from logitcache.errors import CacheIncompleteError, CorruptCacheError, LogitCacheError
-from logitcache.store import check_files, drop_damaged, open_cache
+from logitcache.store import CacheWriter, check_files, drop_damaged, open_cache
+from logitcache.store.ledger import Ledger
+from logitcache.verify import verify_cache
 
 CHUNK = "teachers/t/logits/c/1/1/0"
 
@@ -152,3 +154,120 @@ def test_a_full_disk_is_said_and_what_was_committed_is_whole(tmp_path, monkeypat
     write(tmp_path / "c.zarr", manifest())
     write(tmp_path / "whole.zarr", manifest())
     assert bytes_of(tmp_path / "c.zarr") == bytes_of(tmp_path / "whole.zarr")
+
+
+def killed_at(step, path, what):
+    """Write in a process of its own that dies, as by SIGKILL, in the step-th wait for the disk; whether it got to the end."""
+    child = os.fork()
+    if child == 0:
+        left, real = [step], os.fsync
+
+        def fsync(descriptor):
+            left[0] -= 1
+            if left[0] < 0:
+                os._exit(9)
+            real(descriptor)
+
+        os.fsync = fsync
+        write(path, what)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) in (0, 9)
+    return status == 0
+
+
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("views", [0, 1], ids=["new", "one view more"])
+def test_a_dump_killed_at_any_step_is_continued_to_the_same_bytes(tmp_path, views, stride):
+    """Every fsync in turn: temporary files, metadata, chunks, records, ledger, mark. The cache is refused or whole, never between."""
+    write(tmp_path / "whole.zarr", manifest())
+    whole, steps = bytes_of(tmp_path / "whole.zarr"), 0
+    while True:
+        path = tmp_path / f"{steps}.zarr"
+        if views:
+            write(path, manifest(views=views))
+        finished = killed_at(steps, path, manifest())
+        try:
+            opened = open_cache(path)
+            assert len(opened.manifest.views) in (views, VIEWS)
+            assert not check_files(opened)
+        except CacheIncompleteError:
+            pass
+        write(path, manifest())
+        assert bytes_of(path) == whole, f"killed at fsync {steps}"
+        if finished:
+            break
+        steps += stride
+    assert steps > 30
+
+
+def test_what_a_given_up_extension_left_does_not_stay(cache):
+    """Killed on the way to three views, after their records were folded; then two are asked for."""
+    before = bytes_of(cache)
+    write(cache, manifest(views=3), finish=False)
+    Ledger(cache).fold(2)
+    (cache / ".logitcache/complete.json").unlink()
+    write(cache, manifest())
+    assert bytes_of(cache) == before
+
+
+@pytest.mark.parametrize("name", ["complete.json", "ledger/0.json", "ledger/1.json"])
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "empty"])
+def test_damaged_records_are_written_anew_by_the_dumps_own_command(cache, kind, name):
+    before = bytes_of(cache)
+    damage(cache, kind, f".logitcache/{name}")
+    write(cache, manifest())
+    assert bytes_of(cache) == before
+
+
+@pytest.mark.parametrize("kind", ["flipped", "empty"])
+def test_a_damaged_record_of_a_running_dump_is_a_block_not_written(tmp_path, cache, kind):
+    write(tmp_path / "a.zarr", manifest(), only={(0, 0), (0, 1)}, finish=False)
+    damage(tmp_path / "a.zarr", kind, ".logitcache/blocks/0-1.json")
+    write(tmp_path / "a.zarr", manifest())
+    assert bytes_of(tmp_path / "a.zarr") == bytes_of(cache)
+
+
+def test_a_damaged_probe_is_not_blamed_on_the_machine(tmp_path, cache):
+    write(tmp_path / "a.zarr", manifest(), only={(0, 0)}, finish=False)
+    damage(tmp_path / "a.zarr", "flipped", "probe/logits/t/c/0/0")
+    write(tmp_path / "a.zarr", manifest())
+    assert bytes_of(tmp_path / "a.zarr") == bytes_of(cache)
+
+
+def test_the_line_after_a_torn_one_is_read(tmp_path):
+    write(tmp_path / "a.zarr", manifest(), only={(0, 0)}, finish=False)
+    with (tmp_path / "a.zarr/.logitcache/history.jsonl").open("a") as history:
+        history.write('{"event": "du')
+    write(tmp_path / "a.zarr", manifest(), only={(0, 1)}, finish=False)
+    with pytest.raises(CacheIncompleteError, match="Complete it with:\n  logitcache dump --again"):
+        open_cache(tmp_path / "a.zarr")
+
+
+def test_the_command_names_the_cache_where_it_is_now(tmp_path):
+    line = "logitcache dump --out elsewhere.zarr --views 2"
+    with CacheWriter(tmp_path / "a.zarr", manifest(), COLUMNS, LABELS, command=line):
+        pass
+    with pytest.raises(CacheIncompleteError, match=rf"--out {tmp_path}/a.zarr --views 2"):
+        open_cache(tmp_path / "a.zarr")
+
+
+def test_rows_unlike_the_probe_are_found_and_their_blocks_dropped(tmp_path):
+    probe = LOGITS[0, [0, 7, 299]].copy()
+    probe[1] += 1
+    write(tmp_path / "a.zarr", manifest(), probe=probe)
+    report = verify_cache(tmp_path / "a.zarr", rows=0, repair=True)
+    assert [(problem.view, problem.block) for problem in report.problems] == [(0, 0)]
+    with pytest.raises(CacheIncompleteError, match="5 of 6 blocks are committed"):
+        open_cache(tmp_path / "a.zarr")
+
+
+def test_repair_forgets_a_damaged_mark_and_says_how_to_go_on(cache):
+    before = bytes_of(cache)
+    damage(cache, "flipped", ".logitcache/complete.json")
+    with pytest.raises(CorruptCacheError, match="Run the dump's own command again"):
+        verify_cache(cache, rows=0)
+    with pytest.raises(CacheIncompleteError, match="6 of 6 blocks are committed. Complete it with"):
+        verify_cache(cache, rows=0, repair=True)
+    write(cache, manifest())
+    assert bytes_of(cache) == before

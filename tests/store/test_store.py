@@ -167,7 +167,13 @@ def test_another_cache_is_refused_and_left_alone(cache, changes, named):
 
 def test_another_spelling_of_a_path_is_the_same_cache(cache):
     spelled = manifest(data=manifest().data | {"spec": "elsewhere"})
+    before, fingerprint = bytes_of(cache), open_cache(cache).fingerprint
     write(cache, spelled)
+    assert open_cache(cache).fingerprint == fingerprint
+    with CacheWriter(cache, spelled, COLUMNS, LABELS, command="") as writer:
+        assert writer.complete
+    write(cache, manifest())
+    assert bytes_of(cache) == before
 
 
 def test_something_that_is_no_cache_is_refused_and_left_alone(tmp_path):
