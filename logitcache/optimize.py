@@ -26,13 +26,15 @@ def make_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim
         raise unknown_name("optimizer", settings["opt"], OPTIMIZERS)
     if settings["sched"] not in SCHEDULES:
         raise unknown_name("schedule", settings["sched"], SCHEDULES)
-    if (
-        not settings["lr"] > 0
-        or settings["weight_decay"] < 0
-        or not 0 <= settings["momentum"] < 1
-        or settings["warmup_epochs"] < 0
+    for name, good, wanted in (
+        ("lr", 0 < settings["lr"] < math.inf, "greater than 0"),
+        ("weight_decay", 0 <= settings["weight_decay"] < math.inf, "0 or more"),
+        ("momentum", 0 <= settings["momentum"] < 1, "from 0 to below 1"),
+        ("decay_rate", 0 <= settings["decay_rate"] < math.inf, "0 or more"),
+        ("warmup_epochs", settings["warmup_epochs"] >= 0, "0 or more"),
     ):
-        raise InputError("training needs lr > 0, weight decay >= 0, 0 <= momentum < 1 and warm-up epochs >= 0")
+        if not good:
+            raise InputError(f"--{name.replace('_', '-')} must be {wanted}, not {settings[name]}")
     parameters = list(model.parameters())
     if settings["opt"] == "adamw":
         return torch.optim.AdamW(parameters, lr=settings["lr"], weight_decay=settings["weight_decay"])

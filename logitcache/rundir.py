@@ -9,7 +9,7 @@ Every file is written whole or not at all.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,12 @@ def read_run(path: Path) -> dict[str, Any]:
         content = json.loads((path / "run.json").read_text())
         if not isinstance(content["settings"], dict):
             raise TypeError("its settings are no object")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} holds no run; a run is a folder that `logitcache train --out` wrote") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} holds no run ({error}); a run is what `logitcache train` writes") from error
+        raise InputError(
+            f"{path / 'run.json'} is damaged ({error}). Restore it from a copy, or train again."
+        ) from error
     return dict(content)
 
 
@@ -67,8 +71,10 @@ class RunDirectory:
             self._refuse_other(read_run(path))
         elif resume:
             raise InputError(f"{path} holds no run to resume. Leave out --resume to begin one.")
-        elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path} exists and is not empty. Choose another --out.")
+        elif path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file. Choose another --out.")
+        elif path.exists() and any(path.iterdir()):
+            raise InputError(f"{path} exists, is not empty and holds no run. Choose another --out.")
         else:
             self._write_record()
 
@@ -85,11 +91,12 @@ class RunDirectory:
             raise CacheMismatchError(
                 f"{self.path} is a run with other settings:{lines}\nRepeat them to resume it, or choose another --out."
             )
-        if there.get("cache") != self._record.get("cache"):
-            raise CacheMismatchError(
-                f"{self.path} was begun with another cache (then {there.get('cache')}, now {self._record.get('cache')}). "
-                "Give it that cache to resume it."
-            )
+        for fact, word in (("cache", "another cache"), ("data", "other data")):
+            if there.get(fact) != self._record.get(fact):
+                raise CacheMismatchError(
+                    f"{self.path} was begun with {word} (then {there.get(fact)}, now {self._record.get(fact)}). "
+                    "Give it the same to resume it, or choose another --out."
+                )
         self._record = there
 
     @property
@@ -103,11 +110,10 @@ class RunDirectory:
         file = self.path / "checkpoint.pt"
         return file.read_bytes() if file.exists() else None
 
-    def keep_metrics(self, epochs: int) -> None:
-        """Drop the metrics of epochs whose state was never saved."""
-        metrics = self.path / "metrics.jsonl"
-        lines = metrics.read_bytes().splitlines(keepends=True) if metrics.exists() else []
-        write_bytes(metrics, b"".join(lines[:epochs]))
+    def keep_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write the metrics of the epochs whose state was saved, and no others."""
+        lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
+        write_bytes(self.path / "metrics.jsonl", lines.encode())
 
     def epoch_done(self, metrics: Mapping[str, Any], state: bytes) -> None:
         """Record an epoch: its metrics, then the state to go on from."""

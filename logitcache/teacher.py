@@ -10,31 +10,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from logitcache.errors import InputError, first_line
+from logitcache.device import saying_when_out_of_memory
+from logitcache.errors import InputError
 from logitcache.models import Network
 from logitcache.views.geometry import Preprocessing
 
-__all__ = ["Teacher", "pick_device"]
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device of this name; `auto` is the first GPU, or else the CPU.
-
-    Raises:
-        InputError: There is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used here: {first_line(error)}") from error
-    return device
+__all__ = ["Teacher"]
 
 
 class Teacher:
-    """A network that only ever answers."""
+    """A network that only ever answers. Close it to have the network back in the mode it was in."""
 
     def __init__(
         self,
@@ -57,7 +42,8 @@ class Teacher:
             device: Where it runs.
         """
         self.name, self.preprocessing = network.name, preprocessing
-        self._module = network.module.to(device).eval().requires_grad_(requires_grad=False)
+        self._modes = [(module, module.training) for module in network.module.modules()]
+        self._module = network.module.to(device).eval()
         self._classes, self._batch_size, self._threads, self._device = classes, batch_size, threads, device
 
     def logits(self, pixels: Tensor) -> Tensor:
@@ -66,9 +52,14 @@ class Teacher:
         Raises:
             InputError: The network's output is something else.
         """
-        with torch.inference_mode(), _threads(self._threads):
+        with torch.inference_mode(), _threads(self._threads), saying_when_out_of_memory(self._batch_size):
             parts = [self._full_batch(part) for part in torch.split(pixels, self._batch_size)]
         return torch.cat(parts).clone()  # cloned outside of inference mode, so that autograd takes it as a constant
+
+    def close(self) -> None:
+        """Put the network's parts back in the mode, training or evaluation, that they were in."""
+        for module, training in self._modes:
+            module.training = training
 
     def _full_batch(self, pixels: Tensor) -> Tensor:
         rows = len(pixels)

@@ -142,9 +142,15 @@ class FolderImages:
         path = self.root / self.paths[sample]
         try:
             with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise InputError(
+                        f"{path} has more than 8 bits a channel (mode {image.mode}), which would be clipped to white. Convert it first."
+                    )
                 return _pixels(image.convert("RGB"), sample)
         except OSError as error:
-            raise InputError(f"{path} cannot be read as an image: {error}") from error
+            raise InputError(
+                f"{path} cannot be read as an image: {error}. Replace it or remove it from the folder."
+            ) from error
 
     def digest(self) -> str:
         """Hash relative paths and labels."""

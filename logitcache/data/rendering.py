@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from logitcache.data.images import ArrayImages, ImageSet
-from logitcache.errors import LogitCacheError
+from logitcache.errors import InputError, LogitCacheError
 from logitcache.views import RECIPES, View
 from logitcache.views.geometry import Preprocessing
 from logitcache.views.render import cut, cut_batch, digests
@@ -86,6 +86,7 @@ class Renderer:
                 num_workers=self._workers,
                 persistent_workers=True,
                 collate_fn=_as_is,
+                generator=torch.Generator(),  # or it would draw from the global one, and change what dropout draws next
             )
         self._order.batches = [[(view, samples)] for samples in batches]
         try:
@@ -158,5 +159,9 @@ def preprocessing_for(
     else:
         resize = "center-crop"
     m, s = mean or data.normalization[0], std or data.normalization[1]
+    if {len(m), len(s)} - {1, 3}:
+        raise InputError(
+            f"mean and std must be one number each, or three (red, green, blue), not {list(m)} and {list(s)}"
+        )
     (m0, m1, m2), (s0, s1, s2) = (x if len(x) == 3 else list(x) * 3 for x in (m, s))
     return Preprocessing(size, crop_pct or (1.0 if native else 0.875), resize, (m0, m1, m2), (s0, s1, s2))

@@ -46,7 +46,7 @@ def load_network(name: str | nn.Module, classes: int, weights: str | None = None
         InputError: Weights that are missing or do not fit.
     """
     if isinstance(name, nn.Module):
-        return Network(name, type(name).__name__, "", {})
+        return _filled(name, type(name).__name__, classes, weights)
     library, _, network = name.partition(":")
     if library == "torchvision" and network:
         return _torchvision(name, network, classes, weights)
@@ -60,6 +60,11 @@ def load_network(name: str | nn.Module, classes: int, weights: str | None = None
             )
     else:
         raise unknown_name("network", name, [*CIFAR_NETWORKS, "torchvision:NAME", "package.module:factory"])
+    return _filled(module, name, classes, weights)
+
+
+def _filled(module: nn.Module, name: str, classes: int, weights: str | None) -> Network:
+    """Load a file of weights, where there is one."""
     if not weights:
         return Network(module, name, "", {})
     _fill(module, read_weights(weights), name, weights, classes)
@@ -72,10 +77,7 @@ def _torchvision(name: str, network: str, classes: int, weights: str | None) -> 
     if network not in models.list_models(module=models):
         raise unknown_name("torchvision network", network, models.list_models(module=models))
     if not weights or Path(weights).is_file():
-        module = models.get_model(network, weights=None, num_classes=classes)
-        if weights:
-            _fill(module, read_weights(weights), name, weights, classes)
-        return Network(module, name, weights or "", read_notes(weights).get("preprocessing", {}) if weights else {})
+        return _filled(models.get_model(network, weights=None, num_classes=classes), name, classes, weights)
     known = {str(entry.name): entry for entry in models.get_model_weights(network)}
     if weights != "DEFAULT" and weights not in known:
         raise unknown_name(f"weights file or weights of {name}", weights, [*known, "DEFAULT"])

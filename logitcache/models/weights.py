@@ -50,11 +50,8 @@ def read_weights(file: str) -> dict[str, Tensor]:
             raise InputError(f"{path} is not a safetensors file: {error}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read with torch.load(weights_only=True): {first_line(error)} If you trust it, "
-            "load it yourself and save its state dict as safetensors."
-        ) from error
+    except Exception as error:  # torch raises whatever a broken or hostile pickle makes it stumble over
+        raise InputError(f"{path} {_why_unread(path, error)}") from error
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -63,6 +60,19 @@ def read_weights(file: str) -> dict[str, Tensor]:
             f"{path} holds no state dict (looked at the top level and under model, state_dict, model_state_dict)"
         )
     return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def _why_unread(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        head = file.read(2)
+    if not head:
+        return "is empty. Copy it again."
+    if isinstance(error, pickle.UnpicklingError) and head in (b"PK", b"\x80\x02"):  # a torch file, new or old
+        return (
+            "holds Python objects besides tensors, which could run code and are not loaded. If you trust it, load it yourself and "
+            "save its state dict as safetensors."
+        )
+    return f"is no file of weights that torch can read ({first_line(error) or type(error).__name__}). Copy it again."
 
 
 def read_notes(file: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Teacher and student may differ here (384 and 224 pixels, say) and still see the same rendition.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,8 +38,14 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.resize not in ("none", "stretch", "center-crop"):
             raise InputError(f"resize must be none, stretch or center-crop, not {self.resize!r}")
-        if self.image_size < 1 or not 0 < self.crop_pct <= 1 or min(self.std) <= 0:
-            raise InputError(f"preprocessing needs image_size >= 1, 0 < crop_pct <= 1 and std > 0, not {self}")
+        for name, good, wanted in (
+            ("image_size", self.image_size >= 2, "2 pixels or more"),
+            ("crop_pct", 0 < self.crop_pct <= 1, "a share above 0, at most 1"),
+            ("std", all(0 < value < math.inf for value in self.std), "greater than 0"),
+            ("mean", all(math.isfinite(value) for value in self.mean), "finite"),
+        ):
+            if not good:
+                raise InputError(f"--{name.replace('_', '-')} must be {wanted}, not {getattr(self, name)}")
 
     def fit(self, pixels: Tensor | Sequence[Tensor]) -> Tensor:
         """Bring renditions, [C, h, w] uint8 each, to one size: [B, C, image_size, image_size] uint8.

@@ -136,3 +136,14 @@ def test_a_data_set_with_transforms_is_refused():
     images = MappedImages(Mapped([(torch.zeros(3, 4, 4), 0)]))
     with pytest.raises(InputError, match=r"found torch.float32 \[3, 4, 4\]. Give the data set without transforms"):
         images.image(0)
+
+
+def test_sixteen_bits_are_refused_because_they_would_be_clipped(folder):
+    path = next(folder.rglob("*.png"))
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(path)
+    images = FolderImages(folder)
+    sample = images.paths.index(path.relative_to(folder).as_posix())
+    with pytest.raises(
+        InputError, match=r"has more than 8 bits a channel \(mode I;16\), which would be clipped to white"
+    ):
+        images.image(sample)

@@ -54,7 +54,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
     (tmp_path / "a.pth").write_bytes(pickle.dumps(Evil(), protocol=2))
     torch.save({"model": Evil()}, tmp_path / "b.pth")
     for name in ("a.pth", "b.pth"):
-        with pytest.raises(InputError, match=r"cannot be read with torch.load\(weights_only=True\)"):
+        with pytest.raises(InputError, match="holds Python objects besides tensors, which could run code"):
             read_weights(str(tmp_path / name))
     assert not capsys.readouterr().out
 
@@ -62,7 +62,10 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(("name", "content"), [("a.safetensors", b"nonsense"), ("a.pt", b"nonsense"), ("b.pt", b"")])
 def test_files_that_are_no_weights_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match="is not a safetensors file|cannot be read with torch.load"):
+    with pytest.raises(
+        InputError,
+        match="is not a safetensors file|is no file of weights that torch can read|is empty",
+    ):
         read_weights(str(tmp_path / name))
 
 

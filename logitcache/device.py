@@ -1,0 +1,46 @@
+"""Where tensors live, and what to say when they do not fit there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from logitcache.errors import InputError, first_line
+
+__all__ = ["pick_device", "saying_when_out_of_memory"]
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of this name; `auto` is the first GPU, or else the CPU.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"there is no device {name!r}; usual are auto, cpu, cuda, cuda:1 and mps") from error
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {name!r} cannot be used here: {first_line(error)}") from error
+    return device
+
+
+@contextmanager
+def saying_when_out_of_memory(batch_size: int) -> Iterator[None]:
+    """Turn memory that runs out into a sentence.
+
+    Raises:
+        InputError: It ran out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise InputError(
+            f"memory ran out with batches of {batch_size:,}: lower --batch-size ({first_line(error)})"
+        ) from error
