@@ -43,7 +43,9 @@ def compare(
         [
             [
                 run.run,
-                run.method + (" (live teacher)" if run.logits == "live" else ""),
+                run.method
+                + (f" {run.changes}" if run.changes else "")
+                + (" (live teacher)" if run.logits == "live" else ""),
                 run.student,
                 str(run.epochs) + ("" if run.finished else ", unfinished"),
                 _share(run.test_accuracy),

@@ -41,14 +41,17 @@ def dump(
     ] = None,
     augment: Annotated[
         str,
-        typer.Option(metavar="RECIPE", help="How views are made: none, pad-crop-flip or random-resized-crop-flip."),
+        typer.Option(
+            metavar="RECIPE[,RECIPE]",
+            help="How views are made: none, pad-crop-flip or random-resized-crop-flip; two with a comma make pairs.",
+        ),
     ] = "none",
     views: Annotated[
         int,
         typer.Option(
             metavar="V",
             min=1,
-            help="Renditions of the whole data set; epoch e trains on view e mod V. More later extend the cache.",
+            help="Renditions of the whole data set by each recipe; epoch e trains on view e mod V. More later extend the cache.",
         ),
     ] = 1,
     precision: Annotated[

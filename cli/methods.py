@@ -1,6 +1,6 @@
 """`logitcache methods`."""
 
-import inspect
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -21,48 +21,46 @@ def methods(
 
     Example: logitcache methods rld
     """
-    from logitcache.methods import METHODS, parameters_of
+    from logitcache.methods import METHODS, describe, spell
 
     if name is None:
-        rows = {
-            key: {
-                "summary": method.summary,
-                "paper": method.paper,
-                "parameters": parameters_of(key),
-                "ce_weight": method.ce_weight,
-                "kd_weight": method.kd_weight,
-                "kd_warmup": method.warmup,
-                "needs": method.needs,
-            }
-            for key, method in METHODS.items()
-        }
+        found = [describe(key) for key in METHODS]
         if json:
-            print_json(rows)
+            print_json({one.name: asdict(one) for one in found})
             return
-        print_table(
-            "methods",
-            ["method", "what it does", "paper", "parameters", "CE / KD weight", "needs"],
+        rows = [
             [
-                [
-                    key,
-                    method.summary,
-                    method.paper,
-                    " ".join(f"{parameter}={value:g}" for parameter, value in parameters_of(key).items()) or "-",
-                    f"{method.ce_weight:g} / {method.kd_weight:g}",
-                    method.needs,
-                ]
-                for key, method in METHODS.items()
-            ],
-            left=4,
-        )
+                one.name,
+                one.summary,
+                one.paper,
+                " ".join(f"{word}={default}" for word, default, _ in one.parameters) or "-",
+                one.objective.partition(",")[0],
+                one.needs.partition(";")[0] + (", coupled" if METHODS[one.name].couples_batch else ""),
+            ]
+            for one in found
+        ]
+        print_table("methods", ["method", "what it does", "paper", "parameters", "objective", "needs"], rows, left=6)
         return
-    known = parameters_of(name)
-    method = METHODS[name]
-    text = inspect.getdoc(method.loss) or method.summary
+    one = describe(name)
     if json:
-        print_json({"name": name, "paper": method.paper, "parameters": known, "text": text})
+        print_json(asdict(one))
         return
-    weights = f"{method.ce_weight:g} · CE + {method.kd_weight:g} · {name}" if method.loss else "CE"
-    warmup = f", the second growing over the first {method.warmup:.1%} of the epochs" if method.warmup else ""
-    print_pairs(name, {"paper": method.paper, "objective": weights + warmup, "needs": method.needs})
-    typer.echo(f"\n{text}")
+    facts = {
+        "paper": one.paper,
+        "checked against": one.source,
+        "objective": one.objective,
+        "pieces": one.pieces,
+        "needs": one.needs,
+    }
+    print_pairs(name, {word: fact for word, fact in facts.items() if fact})
+    typer.echo(f"\n{one.text or one.summary}\n")
+    if one.parameters:
+        print_table("parameters", ["--set", "default", "what it is"], [list(row) for row in one.parameters], left=3)
+    if one.presets:
+        settings = [
+            [key, " ".join(f"{word}={spell(value)}" for word, value in preset.items())]
+            for key, preset in one.presets.items()
+        ]
+        print_table("presets", ["--preset", "settings"], settings)
+    for word, text in one.notes.items():
+        typer.echo(f"\n{word}: {text}")

@@ -26,6 +26,7 @@ __all__ = [
     "numbers",
     "parameters",
     "show_progress",
+    "spelled",
 ]
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -56,16 +57,29 @@ def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
                 f"{path}: {word!r} is no option of this command" + (f"; did you mean {close[0]!r}?" if close else "")
             )
         if value is not None:
-            chosen[name] = _spelled(name, value)
+            chosen[name] = _spelled(name, value, f"{path}: {word}", flag=getattr(known[name], "is_flag", False))
     ctx.default_map = {**(ctx.default_map or {}), **chosen}
     return path
 
 
-def _spelled(name: str, value: Any) -> Any:
+def _spelled(name: str, value: Any, where: str, *, flag: bool) -> Any:
     """Write a value from a file as the command line would."""
     if name == "set_":
-        return [f"{key}={inner}" for key, inner in value.items()] if isinstance(value, dict) else value
-    return ",".join(str(inner) for inner in value) if isinstance(value, list) else value
+        if isinstance(value, dict):
+            return [f"{key}={_word(inner)}" for key, inner in value.items()]
+        if isinstance(value, list) and all(isinstance(inner, str) for inner in value):
+            return value
+        raise typer.BadParameter(f'{where} must be a table, or a list of "name=value", not {value!r}')
+    if isinstance(value, bool) != flag or isinstance(value, dict):
+        raise typer.BadParameter(f"{where} must be {'true or false' if flag else 'a number or a word'}, not {value!r}")
+    return value if flag else _word(value)
+
+
+def _word(value: Any) -> str:
+    """Write a number, a word, true or false, or several of them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(_word, value)) if isinstance(value, list | tuple) else str(value)
 
 
 ConfigOption = Annotated[
@@ -108,18 +122,26 @@ def numbers(text: str | None, kind: type, option: str) -> list[Any] | None:
         ) from error
 
 
-def parameters(settings: list[str]) -> dict[str, float]:
-    """Read `--set beta=4 --set alpha=1`."""
-    found: dict[str, float] = {}
+def parameters(settings: list[str]) -> dict[str, Any]:
+    """Read `--set beta=4 --set reduction=sum`."""
+    found: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
-        try:
-            found[name.strip()] = float(value)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise typer.BadParameter(f"expected name=number, not {setting!r}", param_hint="--set")
+        if not equals or not name.strip() or not value.strip():
+            raise typer.BadParameter(f"expected name=value, not {setting!r}", param_hint="--set")
+        found[name.strip()] = spelled(value)
     return found
+
+
+def spelled(text: str) -> Any:
+    """Read a value: a number, true or false, a word, or several with commas between them."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 1:
+        return tuple(spelled(part) for part in parts)
+    try:
+        return float(text)
+    except ValueError:
+        return {"true": True, "false": False}.get(parts[0].lower(), parts[0])
 
 
 class Display(Protocol):

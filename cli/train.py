@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import CacheArgument, ConfigOption, newest_unless, numbers, parameters, show_progress
+from .options import CacheArgument, ConfigOption, newest_unless, numbers, parameters, show_progress, spelled
 
 __all__ = ["train"]
 
@@ -28,7 +28,42 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", show_default=False, help="A parameter of the method; repeatable."),
     ] = None,
-    standardize: Annotated[bool, typer.Option("--standardize", help="Z-score both networks' logits first.")] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Another setting of its paper; `logitcache methods NAME` lists them.",
+        ),
+    ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="loca|swap|none", show_default="the method's", help="Edit of the teacher's logits by the label."
+        ),
+    ] = None,
+    standardize: Annotated[
+        bool | None,
+        typer.Option(
+            "--standardize/--no-standardize", show_default="the method's", help="Z-score both networks' logits first."
+        ),
+    ] = None,
+    temperature: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T",
+            show_default="the method's",
+            help="A number, several with commas between them, adaptive or deviation.",
+        ),
+    ] = None,
+    pair_views: Annotated[
+        bool | None,
+        typer.Option(
+            "--pair-views/--no-pair-views",
+            show_default="as the method's paper, where the cache has pairs",
+            help="Sum the objective over the views of a pair.",
+        ),
+    ] = None,
     ce_weight: Annotated[
         float | None, typer.Option(metavar="W", show_default="the method's", help="Weight of cross-entropy.")
     ] = None,
@@ -141,7 +176,10 @@ def train(
     given: dict[str, Any] = {
         name: value for name, value in ctx.params.items() if name not in ("config", "resume", "out", "set_")
     }
-    given["parameters"] = parameters(set_ or [])
+    given["parameters"], given["temperature"] = (
+        parameters(set_ or []),
+        None if temperature is None else spelled(temperature),
+    )
     given["mean"], given["std"] = numbers(mean, float, "--mean"), numbers(std, float, "--std")
     given["decay_milestones"] = numbers(decay_milestones, int, "--decay-milestones")
     if resume:
@@ -181,7 +219,8 @@ def _left_alone(ctx: typer.Context, name: str) -> bool:
 
 def _epoch_line(metrics: dict[str, Any]) -> str:
     test = f"  test {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else ""
+    refined = f"  refined {metrics['refined_rows']:.2%}" if "refined_rows" in metrics else ""
     return (
-        f"epoch {metrics['epoch']:>3}  lr {metrics['lr']:.3g}  loss {metrics['loss']:.4f}  train {metrics['train_accuracy']:.2%}{test}  "
-        f"{metrics['seconds']:.1f} s"
+        f"epoch {metrics['epoch']:>3}  lr {metrics['lr']:.3g}  loss {metrics['loss']:.4f}{refined}  "
+        f"train {metrics['train_accuracy']:.2%}{test}  {metrics['seconds']:.1f} s"
     )

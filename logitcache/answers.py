@@ -1,5 +1,6 @@
 """What the teacher says about a batch: from the cache, live, or nothing at all. The training loop cannot tell them apart."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -30,11 +31,11 @@ class Answers(Protocol):
     name: str
     eyes: tuple[Preprocessing, ...]
 
-    def begin(self, view: View, upcoming: View) -> None:
-        """Prepare for an epoch of one view; another comes next."""
+    def begin(self, turn: Sequence[View], upcoming: Sequence[View]) -> None:
+        """Prepare for an epoch of one view, or of the views of a pair; others come next."""
 
-    def logits(self, batch: Rendered) -> Tensor | None:
-        """Answer for a batch: [B, C] float32 without gradient, on the student's device; None where nobody answers."""
+    def logits(self, position: int, batch: Rendered) -> Tensor | None:
+        """Answer for a batch in one view of the turn: [B, C] float32 without gradient, on the student's device; None: nobody does."""
 
     def close(self) -> None:
         """Let go of threads."""
@@ -46,12 +47,12 @@ class LabelsOnly:
     name = "unused"
     eyes: tuple[Preprocessing, ...] = ()
 
-    def begin(self, view: View, upcoming: View) -> None:
+    def begin(self, turn: Sequence[View], upcoming: Sequence[View]) -> None:
         """Do nothing."""
 
-    def logits(self, batch: Rendered) -> Tensor | None:
+    def logits(self, position: int, batch: Rendered) -> Tensor | None:
         """Answer nothing."""
-        del batch
+        del position, batch
         return None
 
     def close(self) -> None:
@@ -65,23 +66,30 @@ class CachedAnswers:
     eyes: tuple[Preprocessing, ...] = ()
 
     def __init__(self, cache: Cache, device: torch.device) -> None:
-        self._stream, self._device = ViewStream(cache, cache.teachers[0]), device
+        self._cache, self._device = cache, device
         self._encoding = FullEncoding.from_json(cache.manifest.encoding)
+        self._streams: list[ViewStream] = []
 
-    def begin(self, view: View, upcoming: View) -> None:
-        """Take the view into memory, and have the next one fetched meanwhile."""
-        columns = self._stream.take(view.index, upcoming.index)
-        self._columns = {name: torch.from_numpy(column) for name, column in columns.items()}
+    def begin(self, turn: Sequence[View], upcoming: Sequence[View]) -> None:
+        """Take the views into memory, and have the next ones fetched meanwhile."""
+        self._streams = self._streams or [ViewStream(self._cache, self._cache.teachers[0]) for _ in turn]
+        self._columns = [
+            {name: torch.from_numpy(column) for name, column in stream.take(view.index, later.index).items()}
+            for stream, view, later in zip(self._streams, turn, upcoming, strict=True)
+        ]
 
-    def logits(self, batch: Rendered) -> Tensor:
+    def logits(self, position: int, batch: Rendered) -> Tensor:
         """Gather and decode the batch's rows."""
         samples = torch.from_numpy(batch.samples)
-        rows = {name: column.index_select(0, samples).to(self._device) for name, column in self._columns.items()}
-        return self._encoding.decode(rows)
+        columns = self._columns[position]
+        return self._encoding.decode(
+            {name: column.index_select(0, samples).to(self._device) for name, column in columns.items()}
+        )
 
     def close(self) -> None:
-        """End the thread that reads ahead."""
-        self._stream.close()
+        """End the threads that read ahead."""
+        for stream in self._streams:
+            stream.close()
 
 
 class LiveAnswers(LabelsOnly):
@@ -92,9 +100,14 @@ class LiveAnswers(LabelsOnly):
     def __init__(self, teacher: Teacher) -> None:
         self._teacher, self.eyes = teacher, (teacher.preprocessing,)
 
-    def logits(self, batch: Rendered) -> Tensor:
+    def logits(self, position: int, batch: Rendered) -> Tensor:
         """Run the teacher."""
+        del position
         return self._teacher.logits(batch.pixels[1])
+
+    def close(self) -> None:
+        """Give the network back as it was."""
+        self._teacher.close()
 
 
 def live_teacher_of(cache: Cache, module: nn.Module | None, weights: str | None, device: torch.device) -> Teacher:
@@ -111,7 +124,8 @@ def live_teacher_of(cache: Cache, module: nn.Module | None, weights: str | None,
         InputError: It cannot be built.
     """
     manifest, entry = cache.manifest, cache.manifest.teachers[0]
-    network = load_network(module or entry["name"], len(manifest.classes), weights or entry["weights"] or None)
+    file = weights or (entry["weights"] if module is None else None) or None
+    network = load_network(module or entry["name"], len(manifest.classes), file)
     found = hash_weights(network.module.state_dict())
     if found != entry["weights_sha256"]:
         raise CacheMismatchError(

@@ -1,5 +1,6 @@
 """`logitcache compare`: runs side by side. Without torch."""
 
+import contextlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ class RunSummary:
     Attributes:
         run: Its directory.
         method, student, epochs, seed: What was asked for.
+        changes: What was changed about the method: `preset same-t, beta=4`.
         logits: Where the teacher's logits came from: `cached`, `live`, or `unused`.
         finished: Whether the run is over.
         test_accuracy: After the last epoch; None where there were no test images.
@@ -31,6 +33,7 @@ class RunSummary:
 
     run: str
     method: str
+    changes: str
     student: str
     epochs: int
     seed: int
@@ -72,6 +75,7 @@ def _summary(path: Path) -> RunSummary:
     return RunSummary(
         run=str(path),
         method=settings["method"],
+        changes=_changes(settings),
         student=settings["student"],
         epochs=settings["epochs"],
         seed=settings["seed"],
@@ -85,9 +89,24 @@ def _summary(path: Path) -> RunSummary:
     )
 
 
+def _changes(settings: dict[str, Any]) -> str:
+    """Say what was changed about a method, in the words of `get_loss`."""
+    words = {word: settings.get(word) for word in ("preset", "refine", "standardize", "temperature")}
+    found = {word: value for word, value in words.items() if value is not None} | (settings["parameters"] or {})
+    return ", ".join(f"{word}={_spelled(value)}" for word, value in found.items())
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_spelled, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _unfinished(path: Path) -> dict[str, Any]:
     """Return the metrics of the last epoch of a run that is not over."""
     metrics = path / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+    last: dict[str, Any] = {}
+    for line in metrics.read_text().splitlines() if metrics.exists() else []:
+        with contextlib.suppress(ValueError):  # a line whose writer was killed
+            last = json.loads(line)
     return {"test_accuracy": last.get("test_accuracy"), "seconds_per_epoch": last.get("seconds")}

@@ -7,6 +7,7 @@ import inspect
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from logitcache.data import ImageSet, Renderer, load_data, preprocessing_for
+from logitcache.device import pick_device
 from logitcache.encoding import FullEncoding
 from logitcache.errors import InputError
 from logitcache.models import Network, hash_weights, load_network
 from logitcache.progress import OnProgress, Progress, silent
 from logitcache.store import Cache, CacheWriter, Manifest, block_rows_for, open_cache, read_manifest
-from logitcache.teacher import Teacher, pick_device
+from logitcache.teacher import Teacher
 from logitcache.views import View, make_views
 from logitcache.views.philox import integers, words
 
@@ -64,8 +66,9 @@ def dump_logits(
         data: Name of a data set (`data.load_data`), or one that is open.
         out: Path of the cache.
         teacher_weights: File or name of the teacher's weights.
-        augment: Recipe of the views, a key of `views.RECIPES`.
-        views: Renditions of the whole data set; epoch e trains on view e mod views.
+        augment: Recipe of the views, a key of `views.RECIPES`; or several with commas between them: one view of each makes
+            a group, for methods that pair views.
+        views: Renditions of the whole data set, of each recipe; epoch e trains on view e mod views.
         precision: `f32` (lossless) or `f16`.
         batch_size: Rows of a forward pass.
         device: `auto`, `cpu`, `cuda`, ...
@@ -100,7 +103,7 @@ def dump_logits(
     network = _with_weights(teacher, classes, teacher_weights)
     preprocessing = preprocessing_for(
         images,
-        augment,
+        recipes[0].recipe,
         mean=mean or network.preprocessing.get("mean"),
         std=std or network.preprocessing.get("std"),
         image_size=image_size or network.preprocessing.get("image_size"),
@@ -134,12 +137,12 @@ def dump_logits(
         software={name: version(name) for name in ("logitcache", "numpy", "pillow", "torch", "torchvision", "zarr")},
     )
     if begun and allow_mixed:
-        manifest = replace(manifest, software=begun.software, device=begun.device, threads=begun.threads)
+        manifest = replace(manifest, software=begun.software, device=begun.device)
     runner = Teacher(
         network, preprocessing, classes=classes, batch_size=batch_size, threads=manifest.threads, device=where
     )
     columns, labels = {slug: encoding.columns(classes)}, images.labels.astype(np.int32)
-    with CacheWriter(out, manifest, columns, labels, command=command) as writer:
+    with closing(runner), CacheWriter(out, manifest, columns, labels, command=command) as writer:
         if not writer.complete:
             renderer = Renderer(images, [preprocessing], with_digests=True, workers=workers)
             samples = _probe_samples(seed, len(images))

@@ -7,11 +7,8 @@ Batches, their order and every random number are functions of (seed, epoch), so 
 the teacher's logits come from.
 """
 
-import io
 import json
-import pickle
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,29 +17,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from logitcache.answers import Answers, CachedAnswers, LabelsOnly, LiveAnswers, live_teacher_of, teacher_classes
-from logitcache.contract import check_pixels, recorded_data
-from logitcache.data import ImageSet, Rendered, Renderer, held_out_split, load_data, preprocessing_for
+from logitcache.answers import Answers, CachedAnswers, LabelsOnly, LiveAnswers, live_teacher_of
+from logitcache.contract import recorded_data
+from logitcache.data import ImageSet, held_out_split, load_data, preprocessing_for
+from logitcache.device import pick_device
 from logitcache.encoding import FullEncoding
-from logitcache.errors import CacheMismatchError, InputError, first_line
-from logitcache.evaluate import evaluate, for_evaluation
-from logitcache.methods import METHODS, Objective, make_objective
-from logitcache.models import Network, load_network, save_weights
-from logitcache.optimize import learning_rate, make_optimizer
-from logitcache.progress import OnProgress, Progress, silent
+from logitcache.errors import CacheMismatchError, InputError
+from logitcache.loop import Loop
+from logitcache.methods import Objective, TemperatureChoice, find_method, make_objective
+from logitcache.models import Network, load_network, read_weights, save_weights
+from logitcache.optimize import make_optimizer
+from logitcache.progress import OnProgress, silent
 from logitcache.rundir import RunDirectory, free_name
 from logitcache.store import Cache, open_cache
-from logitcache.teacher import pick_device
-from logitcache.views import View, make_views
+from logitcache.views import View, make_turns, make_views
 from logitcache.views.geometry import Preprocessing
 
 __all__ = ["RunResult", "train_student"]
-
-_CHECKED_ROWS = 64  # rendered again and compared with their digests before each epoch
-_AGREEMENT_ROWS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +58,15 @@ def train_student(
     student: str | nn.Module,
     cache: str | Path | Cache | None = None,
     method: str = "kd",
-    parameters: Mapping[str, float] | None = None,
-    standardize: bool = False,
+    preset: str | None = None,
+    refine: str | None = None,
+    standardize: bool | None = None,
+    temperature: TemperatureChoice | None = None,
+    parameters: Mapping[str, Any] | None = None,
     ce_weight: float | None = None,
     kd_weight: float | None = None,
     kd_warmup: float | None = None,
+    pair_views: bool | None = None,
     student_weights: str | None = None,
     live_teacher: bool | nn.Module = False,
     teacher_weights: str | None = None,
@@ -104,12 +101,17 @@ def train_student(
     Args:
         student: Name of a network (`models.load_network`), or a module.
         cache: Where the teacher's logits are. None trains from labels alone (method `ce`, with `data`).
-        method: A key of `methods.METHODS`.
-        parameters: The method's own parameters; what is not named keeps the paper's default.
-        standardize: Whether logits are z-scored before the method sees them.
+        method: A key of `methods.METHODS`, or `package.module:name` of somebody's own.
+        preset: Another setting of the method's paper.
+        refine: Edit of the teacher's logits by the label: "loca", "swap" or "none"; None keeps the method's.
+        standardize: Whether both networks' logits are z-scored first; None keeps the method's.
+        temperature: A number, several, "adaptive" or "deviation"; None keeps the method's.
+        parameters: Those of the method and its pieces; what is not named keeps the paper's default.
         ce_weight: Weight of cross-entropy; None takes the method's.
         kd_weight: Weight of the distillation term; None takes the method's.
         kd_warmup: Share of the epochs over which that weight grows from 0; None takes the method's.
+        pair_views: Whether a step sums the objective over all views of a group; None: where the method's paper does and
+            the cache holds such views.
         student_weights: File of weights to begin with.
         live_teacher: Run the teacher in every step, instead of reading what it said; True builds the one the cache
             names.
@@ -121,7 +123,7 @@ def train_student(
         std: Deviation, likewise.
         image_size: The student's input in pixels; None takes the weights', or the teacher's.
         crop_pct: Share of the shorter side kept of an image that is resized.
-        epochs: Passes over the data set; epoch e shows view e mod views.
+        epochs: Passes over the data set; epoch e shows view e mod views, or pair of views e mod pairs.
         batch_size: Samples of a step.
         opt: `sgd` (Nesterov off) or `adamw`.
         lr: Highest learning rate.
@@ -145,8 +147,14 @@ def train_student(
         LogitCacheError: See its kinds; nothing is trained on data, pixels or logits that are not those of the cache.
     """
     settings = _settings({name: value for name, value in locals().items() if name in _SETTINGS})
+    pieces = {"refine": refine, "standardize": standardize, "temperature": temperature}
     objective = make_objective(
-        method, parameters or {}, standardize=standardize, ce_weight=ce_weight, kd_weight=kd_weight, warmup=kd_warmup
+        method,
+        {word: value for word, value in pieces.items() if value is not None} | dict(parameters or {}),
+        preset=preset,
+        ce_weight=ce_weight,
+        kd_weight=kd_weight,
+        warmup=kd_warmup,
     )
     opened = open_cache(cache) if isinstance(cache, str | Path) else cache
     _refuse_nonsense(
@@ -160,6 +168,11 @@ def train_student(
         assert data is not None  # refused above
         images = load_data(data) if isinstance(data, str) else data
         shown, recorded = list(make_views(augment or "none", epochs, seed)), {}
+    turns = make_turns(shown, paired=objective.pairs_views if pair_views is None else pair_views)
+    if pair_views and len(turns) == len(shown):
+        raise CacheMismatchError(
+            f"{opened.path if opened else 'the data'} holds no pairs of views. Dump some: --augment RECIPE,RECIPE makes one view of each."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = load_network(student, len(images.classes), student_weights)
@@ -179,18 +192,21 @@ def train_student(
         data = opened.manifest.data["spec"]
     test = _test_images(test_data, data, images)
     model = network.module.to(where)
+    optimizer = make_optimizer(model, settings)
     answers = _answers(opened, objective, live_teacher, teacher_weights, where)
     run = RunDirectory(
         Path(out) if out else free_name(Path("runs"), f"{method}-{network.name}".replace(":", "-")),
         settings,
-        _facts(opened, answers.name, network, eyes, where),
+        _facts(opened, answers.name, network, eyes, where) | {"data": _digests(images, test)},
         resume=resume,
     )
-    loop = _Loop(model, objective, answers, images, eyes, test, where, settings, run, workers, on_progress, on_epoch)
+    loop = Loop(
+        model, optimizer, objective, answers, images, eyes, test, where, settings, run, workers, on_progress, on_epoch
+    )
     results = run.results
     if results is None:
         try:
-            results = loop.run(shown, opened)
+            results = loop.run(turns, opened)
         finally:
             answers.close()
         notes = {
@@ -202,9 +218,7 @@ def train_student(
         save_weights(model.state_dict(), run.path / "student.safetensors", notes)
         run.finish(results)
     else:
-        model.load_state_dict(
-            load_network(student, len(images.classes), str(run.path / "student.safetensors")).module.state_dict()
-        )
+        model.load_state_dict(read_weights(str(run.path / "student.safetensors")))
     return RunResult(run.path, model.eval(), results)
 
 
@@ -230,7 +244,10 @@ _SETTINGS = frozenset(
         "method",
         "momentum",
         "opt",
+        "pair_views",
         "parameters",
+        "preset",
+        "refine",
         "sched",
         "seed",
         "standardize",
@@ -238,6 +255,7 @@ _SETTINGS = frozenset(
         "student",
         "student_weights",
         "teacher_weights",
+        "temperature",
         "test_data",
         "warmup_epochs",
         "weight_decay",
@@ -259,6 +277,11 @@ def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
 
     found: dict[str, Any] = json.loads(json.dumps({name: plain(value) for name, value in sorted(arguments.items())}))
     return found
+
+
+def _digests(images: ImageSet, test: ImageSet | None) -> dict[str, str | None]:
+    """Identify what is trained and tested on: paths may move, this may not change in the middle of a run."""
+    return {"train": images.digest(), "test": None if test is None else test.digest()}
 
 
 def _portable(eyes: Preprocessing) -> dict[str, Any]:
@@ -310,7 +333,7 @@ def _refuse_nonsense(
 ) -> None:
     if epochs < 1 or batch_size < 1:
         raise InputError(f"epochs and batch size must be 1 or more, not {epochs} and {batch_size}")
-    if cache is None and METHODS[method].loss is not None:
+    if cache is None and find_method(method).divergence is not None:
         raise InputError(
             f"method {method} needs a teacher's logits: name a cache. Without one, only --method ce trains, with --data."
         )
@@ -351,153 +374,3 @@ def _answers(
         return CachedAnswers(cache, device)
     module = live_teacher if isinstance(live_teacher, nn.Module) else None
     return LiveAnswers(live_teacher_of(cache, module, teacher_weights, device))
-
-
-class _Loop:
-    """The epochs of one run."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        answers: Answers,
-        images: ImageSet,
-        eyes: Preprocessing,
-        test: ImageSet | None,
-        device: torch.device,
-        settings: dict[str, Any],
-        run: RunDirectory,
-        workers: int | None,
-        on_progress: OnProgress,
-        on_epoch: Callable[[dict[str, Any]], None] | None,
-    ) -> None:
-        self.model, self.objective, self.answers, self.images, self.eyes = model, objective, answers, images, eyes
-        self.device, self.settings, self.directory = device, settings, run
-        self.on_progress, self.on_epoch = on_progress, on_epoch
-        self.epochs, self.batch_size, self.seed = settings["epochs"], settings["batch_size"], settings["seed"]
-        self.optimizer = make_optimizer(model, settings)
-        self.renderer = Renderer(images, [eyes, *answers.eyes], workers=workers)
-        self.test = test
-        self.workers = workers
-
-    def run(self, views: Sequence[View], cache: Cache | None) -> dict[str, Any]:
-        """Train all epochs that are left, and measure the student."""
-        history = self._taken_up()
-        for epoch in range(len(history), self.epochs):
-            view, upcoming = views[epoch % len(views)], views[(epoch + 1) % len(views)]
-            if cache:
-                check_pixels(cache, self.images, view, self._sample(epoch))
-            metrics = {"epoch": epoch + 1, "view": view.index, **self._epoch(epoch, view, upcoming), **self._tested()}
-            history.append(metrics)
-            self.directory.epoch_done(metrics, self._packed(history))
-            if self.on_epoch:
-                self.on_epoch(metrics)
-        last = history[-1]
-        kept = ("loss", "train_accuracy", "test_accuracy", "test_loss")
-        results: dict[str, Any] = {name: last[name] for name in kept if name in last}
-        if "test_accuracy" in last:
-            results["best_test_accuracy"] = max(metrics["test_accuracy"] for metrics in history)
-        results["seconds_per_epoch"] = sum(metrics["seconds"] for metrics in history) / len(history)
-        return results | (self._beside_teacher(cache, views[0]) if cache else {})
-
-    def _packed(self, history: list[dict[str, Any]]) -> bytes:
-        buffer = io.BytesIO()
-        torch.save(
-            {"student": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "history": history}, buffer
-        )
-        return buffer.getvalue()
-
-    def _taken_up(self) -> list[dict[str, Any]]:
-        """Load the state of the last whole epoch, where there is one, and return the metrics so far."""
-        packed, history = self.directory.checkpoint(), []
-        if packed is not None:
-            try:
-                state = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
-            except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-                raise InputError(
-                    f"the checkpoint of {self.directory.path} is damaged ({first_line(error)}). "
-                    "Remove the folder and begin the run again."
-                ) from error
-            self.model.load_state_dict(state["student"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            history = state["history"]
-        self.directory.keep_metrics(len(history))
-        return history
-
-    def _epoch(self, epoch: int, view: View, upcoming: View) -> dict[str, Any]:
-        """Train one pass; metrics are summed on the device and read once."""
-        order = torch.randperm(
-            len(self.images), generator=torch.Generator().manual_seed(_mixed(self.seed, epoch))
-        ).numpy()
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss, ce, kd, right answers; weighted by rows
-        self.model.train()
-        started = time.perf_counter()
-        self.answers.begin(view, upcoming)
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(_mixed(self.seed, epoch))  # dropout
-            for step, batch in enumerate(self.renderer.batches(view, batches)):
-                rate = learning_rate(self.settings, epoch, step, len(batches))
-                sums += self._step(batch, rate, (epoch + 1) / self.epochs)
-                done = step * self.batch_size + len(batch.samples)
-                self.on_progress(Progress(f"epoch {epoch + 1}/{self.epochs}", done, len(order), "images"))
-        loss, cross_entropy, distillation, right = (sums / len(order)).tolist()
-        seconds = time.perf_counter() - started
-        if not np.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss} in epoch {epoch + 1}: training has diverged. Lower --lr, or add --warmup-epochs."
-            )
-        return {
-            "lr": rate,
-            "loss": loss,
-            "ce": cross_entropy,
-            "kd": distillation,
-            "train_accuracy": right,
-            "seconds": seconds,
-            "images_per_second": len(order) / seconds,
-        }
-
-    def _step(self, batch: Rendered, rate: float, progress: float) -> Tensor:
-        labels = torch.from_numpy(self.images.labels[batch.samples]).to(self.device)
-        inputs = self.eyes.normalize(batch.pixels[0].to(self.device, non_blocking=True))
-        teacher = self.answers.logits(batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings["amp"]):
-            logits = self.model(inputs)
-        logits = logits.float()
-        loss, cross_entropy, distillation = self.objective(logits, teacher, labels, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        self.optimizer.step()
-        right = (logits.detach().argmax(1) == labels).float().mean()
-        return torch.stack([loss.detach(), cross_entropy, distillation, right]).double() * len(labels)
-
-    def _tested(self) -> dict[str, float]:
-        if self.test is None:
-            return {}
-        eyes = for_evaluation(self.eyes, self.test)
-        measured = evaluate(
-            self.model, Renderer(self.test, [eyes], workers=self.workers), eyes, self.test.labels, self.device
-        )
-        return {"test_accuracy": measured.accuracy, "test_loss": measured.loss}
-
-    def _beside_teacher(self, cache: Cache, view: View) -> dict[str, float]:
-        """Compare the student, in evaluation mode, with what the teacher said about some rows of the first view."""
-        count = min(_AGREEMENT_ROWS, len(self.images))
-        samples = np.arange(count) * len(self.images) // count
-        renderer = Renderer(self.images, [self.eyes], workers=self.workers)
-        student = evaluate(self.model, renderer, self.eyes, self.images.labels, self.device, view=view, samples=samples)
-        return {
-            "teacher_agreement": float((student.predictions == teacher_classes(cache, view, samples)).mean()),
-            "agreement_rows": count,
-        }
-
-    def _sample(self, epoch: int) -> NDArray[np.int64]:
-        generator = np.random.Generator(np.random.Philox(key=_mixed(self.seed, epoch)))
-        return np.unique(generator.integers(0, len(self.images), _CHECKED_ROWS))
-
-
-def _mixed(seed: int, epoch: int) -> int:
-    """Derive the seed of an epoch: neighbouring seeds and epochs never meet."""
-    return (seed * 1_000_003 + epoch) % 2**63

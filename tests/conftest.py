@@ -28,6 +28,10 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 HERE = Path(__file__).parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--method", help="hold this method, package.module:name, against the contract instead of ours")
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()

@@ -113,12 +113,40 @@ def test_words_come_from_a_file_and_the_command_line_wins(ready):
     assert Path("a/student.safetensors").read_bytes() == Path("b/student.safetensors").read_bytes()
 
 
+def test_pieces_and_presets_go_from_the_command_line_into_the_run_and_the_table(ready):
+    from pathlib import Path
+
+    words = "--method dkd --preset resnet56-resnet20 --refine loca --temperature 2,4 --set calibration_temperature=1 --no-standardize"
+    done = ready("train", "c.zarr", *TRAIN.split(), *words.split(), "--out", "a")
+    assert done.exit_code == 0
+    assert re.search(r"epoch   1 .* refined \d+\.\d\d%", done.stderr)
+    settings = json.loads(Path("a/run.json").read_text())["settings"]
+    assert (settings["preset"], settings["refine"], settings["temperature"]) == (
+        "resnet56-resnet20",
+        "loca",
+        [2.0, 4.0],
+    )
+    (row,) = json.loads(ready("compare", "a", "--json").stdout)
+    assert (
+        row["changes"]
+        == "preset=resnet56-resnet20, refine=loca, standardize=false, temperature=2,4, calibration_temperature=1"
+    )
+    assert ready("train", "--config", "a/run.json", "--out", "b").exit_code == 0
+    assert Path("a/student.safetensors").read_bytes() == Path("b/student.safetensors").read_bytes()
+    refused = ready("train", "c.zarr", *TRAIN.split(), "--method", "rld", "--refine", "swap")
+    assert refused.exit_code == 1
+    assert "rld takes no refinement" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("epoch = 3", "'epoch' is no option of this command; did you mean 'epochs'?"),
         ("epochs = [", "cannot be read"),
         ("epochs = 'many'", "as an integer"),
+        ("epochs = true", "bad.toml: epochs must be a number or a word, not True"),
+        ("amp = 1", "bad.toml: amp must be true or false, not 1"),
+        ("set = 'x'", 'bad.toml: set must be a table, or a list of "name=value", not'),
     ],
 )
 def test_a_file_with_unknown_words_is_refused(ready, text, message):
@@ -142,9 +170,13 @@ REFUSALS = [
     ("stats nowhere.zarr", 1, "there is no cache at nowhere.zarr. Check the path, or make one with"),
     ("train nowhere.zarr --student resnet8", 1, "there is no cache at nowhere.zarr"),
     ("train c.zarr --student resnet9", 1, "unknown network 'resnet9'; did you mean"),
-    ("train c.zarr --student resnet8 --method rdl", 1, "unknown method 'rdl'; did you mean 'rld'? Known: ce, kd, rld"),
+    (
+        "train c.zarr --student resnet8 --method rdl",
+        1,
+        "unknown method 'rdl'; did you mean 'rld'? Known: atkd, ce, clkd",
+    ),
     ("train c.zarr --student resnet8 --set beta=2", 1, "kd has no parameter 'beta'; it takes temperature"),
-    ("train c.zarr --student resnet8 --set beta", 2, "expected name=number, not 'beta'"),
+    ("train c.zarr --student resnet8 --set beta", 2, "expected name=value, not 'beta'"),
     ("train c.zarr --student resnet8 --augment none", 1, "has its own views (pad-crop-flip): leave out --augment"),
     ("train c.zarr", 2, "which network? Name it with --student NAME"),
     ("train --resume", 2, "which run? Name its folder with --out RUN"),
@@ -246,7 +278,12 @@ def test_verify_says_when_the_data_has_changed(ready, tmp_path):
 
 def test_methods_are_listed_and_explained(run):
     listed = json.loads(run("methods", "--json").stdout)
-    assert listed["rld"]["parameters"] == {"alpha": 1.0, "beta": 8.0, "temperature": 4.0, "confidence_temperature": 1.0}
+    assert [word for word, _, _ in listed["rld"]["parameters"]] == [
+        "temperature",
+        "alpha",
+        "beta",
+        "confidence_temperature",
+    ]
     assert "2408.07703" in run("methods").stdout
     explained = run("methods", "rld").stdout
     assert "MCD = τ₂² KL( p̃ || q̃ )" in explained

@@ -1,17 +1,24 @@
 """What the documents say is so."""
 
 import re
+import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import logitcache
 from logitcache import METHODS
 from logitcache.data import NAMED_DATA
+from logitcache.methods import find_method
 from logitcache.models import CIFAR_NETWORKS
 from logitcache.views import RECIPES
 
 ROOT = Path(__file__).parents[1]
+METHODS_PAGE = (ROOT / "docs/methods.md").read_text()
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line.strip() for line in README.splitlines() if re.match(r"    logitcache \w", line) and "  the " not in line
@@ -55,6 +62,42 @@ def test_links_lead_somewhere(page):
         base = page.parent if text != README else ROOT
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (base / target).exists(), target
+
+
+def test_the_page_of_methods_is_what_the_code_says():
+    generate = runpy.run_path(str(ROOT / "docs/generate.py"))
+    assert generate["page"]() == METHODS_PAGE, "run python docs/generate.py"
+
+
+def test_adding_a_method_works_as_its_page_says(run, tmp_path, monkeypatch):
+    """The page's code, its commands, and the contract tests on it."""
+    text = (ROOT / "docs/adding-a-method.md").read_text()
+    code = "\n\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    find_method.cache_clear()
+    assert "SURE = p_max^power" in run("methods", "mine:sure").stdout
+    loss = logitcache.get_loss("mine:SURE", preset="hard")
+    student, teacher = torch.randn(2, 4, 5)
+    assert loss(student, teacher, torch.zeros(4, dtype=torch.int64)).shape == (4,)
+    contract = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(ROOT / "tests/methods/test_contract.py"),
+    ]
+    done = subprocess.run(
+        [*contract, "--method", "mine:sure"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert " passed" in done.stdout
 
 
 @pytest.mark.slow

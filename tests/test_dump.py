@@ -242,6 +242,29 @@ def test_numbers_that_mean_nothing_are_refused(dump, bad):
         dump(**bad)
 
 
+def test_the_callers_network_comes_back_as_it_was(dump):
+    teacher = tiny.net(tiny.CLASSES).train()
+    dump(teacher=teacher)
+    assert all(module.training for module in teacher.modules())
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_recipes_of_other_sizes_do_not_pair(dump):
+    with pytest.raises(InputError, match="augmentations none,random-resized-crop-flip do not go together"):
+        dump(augment="none,random-resized-crop-flip")
+
+
+def test_more_memory_than_there_is_is_one_sentence(dump):
+    with pytest.raises(InputError, match="memory ran out with batches of 100,000,000,000: lower --batch-size"):
+        dump(batch_size=100_000_000_000)
+
+
+@pytest.mark.parametrize("mean", [[0.5, 0.5], []])
+def test_a_mean_is_one_number_or_three(dump, mean):
+    with pytest.raises(InputError, match="mean and std must be one number each, or three"):
+        dump(mean=mean or [0.1] * 4)
+
+
 def test_an_unknown_device_is_refused(dump):
-    with pytest.raises(InputError, match="device 'gpu' cannot be used here"):
+    with pytest.raises(InputError, match="there is no device 'gpu'; usual are auto, cpu, cuda"):
         dump(device="gpu")

@@ -157,6 +157,135 @@ def test_a_finished_run_is_not_trained_again(dump, train):
     assert again.results == first.results
 
 
+def test_a_finished_run_gives_its_weights_into_a_module_too(dump, train):
+    dump()
+    first = train(student=tiny.student(5))
+    again = train(student=tiny.student(5), resume=True)
+    assert same(weights(first), weights(again))
+
+
+def test_worker_processes_change_no_weight_nor_does_stopping_between_epochs(dump, train, tmp_path):
+    """The student has dropout: nothing but its own seed may draw from the global generator."""
+    dump(augment="random-resized-crop-flip")
+
+    def stop(_metrics):
+        raise Stopped
+
+    alone = weights(train(out=tmp_path / "alone", workers=0))
+    assert same(alone, weights(train(out=tmp_path / "one", workers=1)))
+    with pytest.raises(Stopped):
+        train(workers=1, on_epoch=stop)
+    assert same(alone, weights(train(workers=1, resume=True)))
+
+
+def test_a_run_without_a_cache_goes_on_with_its_own_data_alone(train, images, tmp_path):
+    def stop(_metrics):
+        raise Stopped
+
+    settings = {"cache": None, "method": "ce"}
+    with pytest.raises(Stopped):
+        train(**settings, on_epoch=stop)
+    for changed in ({"data": change("labels")}, {"test_data": images}):
+        with pytest.raises(CacheMismatchError, match="was begun with other data"):
+            train(**settings, resume=True, **changed)
+    train(**settings, resume=True)
+
+
+def test_metrics_that_were_lost_are_written_again_from_the_checkpoint(dump, train, tmp_path):
+    dump()
+
+    def stop(metrics):
+        if metrics["epoch"] == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(on_epoch=stop)
+    (tmp_path / "run/metrics.jsonl").write_text('{"epoch": 1, "lo')
+    assert logitcache.compare_runs([tmp_path / "run"])[0].test_accuracy is None
+    train(resume=True)
+    assert [epoch["epoch"] for epoch in metrics_of(tmp_path / "run")] == [1, 2, 3]
+
+
+def test_a_slip_leaves_no_run_behind(dump, train, tmp_path):
+    dump()
+    for slip in ({"opt": "sgdd"}, {"lr": 0}, {"method": "rdl"}, {"student": "resnet9"}, {"parameters": {"x": 1.0}}):
+        with pytest.raises(logitcache.LogitCacheError):
+            train(**slip)
+        assert not (tmp_path / "run").exists()
+
+
+def test_weights_beside_a_module_are_loaded_or_refused(dump, train, tmp_path):
+    dump()
+    trained = train(out=tmp_path / "a")
+    module = tiny.student(5)
+    train(
+        student=module, student_weights=str(tmp_path / "a/student.safetensors"), epochs=1, lr=1e-30, out=tmp_path / "b"
+    )
+    gap = (module[-1].weight - trained.student[-1].weight).abs().max()
+    assert gap < 1e-6
+    with pytest.raises(InputError, match="there is no weights file"):
+        train(student=tiny.student(5), student_weights="no/such/file", out=tmp_path / "c")
+
+
+def test_a_live_teacher_comes_back_in_the_mode_it_was_in(dump, train):
+    teacher = tiny.net(tiny.CLASSES).train()
+    teacher[1].eval()
+    dump(teacher=teacher)
+    train(live_teacher=teacher)
+    assert teacher.training
+    assert not teacher[1].training
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_rows_that_the_label_changed_are_counted_in_every_epoch(dump, train, images, tmp_path):
+    """LoCa acts on the rows that the teacher gets wrong, in the view of that epoch."""
+    cache = dump()
+    train(method="loca")
+    slug = cache.teachers[0]
+    wrong = [float((cache.view(v, slug)["logits"].argmax(1) != images.labels).mean()) for v in (0, 1, 0)]
+    assert [epoch["refined_rows"] for epoch in metrics_of(tmp_path / "run")] == pytest.approx(wrong)
+    train(method="kd", out=tmp_path / "kd")
+    assert "refined_rows" not in metrics_of(tmp_path / "kd")[0]
+
+
+@pytest.mark.parametrize("method", ["sld", "mlkd"])
+def test_cached_is_live_over_pairs_of_views(dump, train, tmp_path, method):
+    """A weak and another view of every image, four epochs over two pairs; each step sees both."""
+    teacher = tiny.net(tiny.CLASSES)
+    cache = dump(teacher=teacher, augment="none,pad-crop-flip")
+    assert [(view["recipe"], view["group"]) for view in cache.manifest.views] == [
+        ("none", 0),
+        ("pad-crop-flip", 0),
+        ("none", 1),
+        ("pad-crop-flip", 1),
+    ]
+    cached = train(method=method, epochs=4, out=tmp_path / "cached")
+    assert same(weights(cached), weights(train(method=method, epochs=4, out=tmp_path / "live", live_teacher=teacher)))
+    assert [epoch["views"] for epoch in metrics_of(tmp_path / "cached")] == [[0, 1], [2, 3], [0, 1], [2, 3]]
+    alone = train(method=method, epochs=4, pair_views=False, out=tmp_path / "alone")
+    assert [epoch["view"] for epoch in metrics_of(tmp_path / "alone")] == [0, 1, 2, 3]
+    assert not same(weights(cached), weights(alone))
+
+
+def test_the_objective_of_a_pair_is_the_sum_over_its_views(dump, train, tmp_path):
+    """Two views alike give twice the loss, and a step twice as long: the same weights at half the rate without momentum."""
+    dump(augment="none,none")
+    settings = {"method": "kd", "momentum": 0.0, "weight_decay": 0.0, "epochs": 1, "student": "tiny:still"}
+    pair = train(pair_views=True, lr=0.01, out=tmp_path / "pair", **settings)
+    single = train(lr=0.02, out=tmp_path / "single", **settings)
+    first, second = (metrics_of(tmp_path / run)[0] for run in ("pair", "single"))
+    assert first["loss"] == pytest.approx(2 * second["loss"], rel=1e-5)
+    assert first["train_accuracy"] == second["train_accuracy"]
+    for name, value in weights(pair).items():
+        torch.testing.assert_close(value, weights(single)[name], atol=1e-6, rtol=1e-4)
+
+
+def test_pairs_that_are_not_there_are_refused_with_the_dump_that_makes_them(dump, train):
+    dump()
+    with pytest.raises(CacheMismatchError, match=r"holds no pairs of views. Dump some: --augment RECIPE,RECIPE"):
+        train(pair_views=True)
+
+
 def test_a_run_that_exists_is_refused_and_left_alone(dump, train, tmp_path):
     dump()
     train()
@@ -299,7 +428,10 @@ def test_damage_met_while_training_stops_it(dump, train):
         ({"cache": None, "method": "ce", "data": None}, "name a cache, or with --method ce a data set"),
         ({"augment": "none"}, r"has its own views \(pad-crop-flip\): leave out --augment"),
         ({"epochs": 0}, "epochs and batch size must be 1 or more"),
-        ({"lr": 0}, "training needs lr > 0"),
+        ({"lr": 0}, "--lr must be greater than 0, not 0"),
+        ({"lr": float("nan")}, "--lr must be greater than 0, not nan"),
+        ({"weight_decay": float("nan")}, "--weight-decay must be 0 or more, not nan"),
+        ({"decay_rate": float("nan")}, "--decay-rate must be 0 or more, not nan"),
         ({"opt": "sgdd"}, "unknown optimizer 'sgdd'; did you mean 'sgd'"),
         ({"sched": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
         ({"method": "kdd"}, "unknown method 'kdd'; did you mean 'kd'"),

@@ -33,6 +33,13 @@ def student(classes: int) -> nn.Module:
     return _layers(classes)
 
 
+def still(classes: int) -> nn.Module:
+    """A student whose answer depends on nothing but its weights and the image: no dropout, no batch normalisation."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, classes)
+    )
+
+
 class Slow(nn.Module):
     """Takes its time, so that a test can kill it in the middle."""
 

@@ -1,21 +1,89 @@
-"""The few operations that losses share. Log space throughout; `p` is the teacher's, `q` the student's."""
+"""What losses share: types, and the few operations on scores. Log space throughout; `p` is the teacher's, `q` the student's."""
 
+import math
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Labels", "Logits", "PerSample", "binary_log_probs", "kl", "masked_kl", "standardize"]
+__all__ = [
+    "Interval",
+    "Labels",
+    "Logits",
+    "PerSample",
+    "Positive",
+    "Share",
+    "Temperature",
+    "Whole",
+    "binary_log_probs",
+    "deviation",
+    "gram_distance",
+    "kl",
+    "log_probs",
+    "masked_kl",
+    "mix",
+    "others",
+    "squared",
+    "wrong",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The values a number may take, ends excluded."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __contains__(self, value: float) -> bool:
+        return self.low < value < self.high
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"between {self.low:g} and {self.high:g}"
+        return f"greater than {self.low:g}"
+
 
 Logits = Annotated[Tensor, "[B, C] float"]  # unnormalised scores, one row a sample
 Labels = Annotated[Tensor, "[B] int64"]  # class index, 0 <= y < C
 PerSample = Annotated[Tensor, "[B] float"]  # one loss value a sample
+Coupled = Annotated[Tensor, "0-dim float"]  # one loss value a batch: rows see each other
+Positive = Annotated[float, Interval(0)]
+Share = Annotated[float, Interval(0, 1)]
+Whole = Annotated[int, Interval(0)]
+Temperature = Annotated[float | Tensor, Interval(0)]  # one number, or one a row, [B, 1]
+
+
+def squared(temperature: Temperature) -> float | Tensor:
+    """T², a number or [B]: what keeps the size of a gradient (Hinton et al., 2014, Section 2)."""
+    return temperature.squeeze(-1) ** 2 if isinstance(temperature, Tensor) else temperature**2
+
+
+def log_probs(logits: Logits, temperature: Temperature) -> Logits:
+    """Log softmax(v / T), [B, C]."""
+    return F.log_softmax(logits / temperature, -1)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> PerSample:
     """KL(p || q) over the last dimension, from log probabilities."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def mix(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+    """log(share · p + (1 - share) · q), element by element."""
+    return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
+
+
+def others(labels: Labels, classes: int) -> Tensor:
+    """Which classes are not the label, [B, C] bool."""
+    return torch.arange(classes, device=labels.device) != labels[:, None]
+
+
+def wrong(teacher: Logits, labels: Labels) -> Tensor:
+    """Which rows rank another class first (the papers' mis-instruction), [B] bool."""
+    return teacher.argmax(-1) != labels
 
 
 def masked_kl(teacher: Logits, student: Logits, keep: Tensor) -> PerSample:
@@ -32,7 +100,7 @@ def masked_kl(teacher: Logits, student: Logits, keep: Tensor) -> PerSample:
     some = keep.any(-1, keepdim=True)
     taking_part = (
         keep | ~some
-    )  # a row that keeps nothing is computed over all classes, so that it stays finite, and dropped below
+    )  # a row that keeps nothing is computed over all classes, to stay finite, and dropped below
     log_p = F.log_softmax(teacher.masked_fill(~taking_part, -torch.inf), -1)
     log_q = F.log_softmax(student.masked_fill(~taking_part, -torch.inf), -1)
     log_ratio = torch.where(taking_part, log_p - log_q, 0)  # outside it is -inf - (-inf)
@@ -47,10 +115,23 @@ def binary_log_probs(scores: Logits, classes: Labels) -> Tensor:
     return torch.cat([F.logsigmoid(chosen - rest), F.logsigmoid(rest - chosen)], 1)
 
 
-def standardize(logits: Logits) -> Logits:
-    """Z-score each row: unbiased deviation plus 1e-7, as LSKD's released code (Sun et al., CVPR 2024); a constant row gives zeros."""
+def deviation(logits: Logits) -> Tensor:
+    """Unbiased standard deviation of each row, [B, 1]; 0, with gradient 0, where a row is constant."""
     centred = logits - logits.mean(-1, keepdim=True)
     variance = centred.square().sum(-1, keepdim=True) / (logits.shape[-1] - 1)
     varies = variance > 0  # the root has no gradient at 0
-    deviation = torch.where(varies, torch.where(varies, variance, 1).sqrt(), 0)
-    return centred / (deviation + 1e-7)
+    return torch.where(varies, torch.where(varies, variance, 1).sqrt(), 0)
+
+
+def gram_distance(one: Tensor, other: Tensor) -> Tensor:
+    """‖AᵀA - BᵀB‖²_F of two [n, m] matrices, 0-dim, without forming more than min(n, m)² entries.
+
+    With D = A - B and S = A + B, AᵀA - BᵀB = (DᵀS + SᵀD) / 2, whose squared norm is (⟨DDᵀ, SSᵀ⟩ + ⟨SDᵀ, DSᵀ⟩) / 2:
+    three n by n products, and no small difference of large numbers. 32,000 classes would otherwise want a matrix of 4 GB.
+    """
+    n, m = one.shape
+    if m <= n:
+        return (one.T @ one - other.T @ other).square().sum()
+    difference, total = one - other, one + other
+    cross = difference @ total.T
+    return ((difference @ difference.T) * (total @ total.T)).sum() / 2 + (cross * cross.T).sum() / 2

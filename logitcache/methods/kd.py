@@ -4,14 +4,12 @@ Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. NeurIPS wor
 https://arxiv.org/abs/1503.02531
 """
 
-from torch.nn import functional as F
-
-from logitcache.methods._ops import Labels, Logits, PerSample, kl
+from logitcache.methods._ops import Labels, Logits, PerSample, Temperature, kl, log_probs, squared
 
 __all__ = ["kd"]
 
 
-def kd(student: Logits, teacher: Logits, labels: Labels, *, temperature: float = 4.0) -> PerSample:
+def kd(student: Logits, teacher: Logits, labels: Labels, *, temperature: Temperature = 4.0) -> PerSample:
     """Match the teacher's softened distribution.
 
         KD = T² KL( softmax(z / T) || softmax(s / T) )                     (Section 2; T² keeps the gradient's size)
@@ -26,4 +24,4 @@ def kd(student: Logits, teacher: Logits, labels: Labels, *, temperature: float =
         [B]; zero where student and teacher agree up to a constant.
     """
     del labels
-    return temperature**2 * kl(F.log_softmax(teacher / temperature, -1), F.log_softmax(student / temperature, -1))
+    return squared(temperature) * kl(log_probs(teacher, temperature), log_probs(student, temperature))

@@ -1,5 +1,5 @@
 """Replayable augmentation: a view's pixels are a pure function of (seed, view, sample)."""
 
-from logitcache.views.recipes import RECIPES, Boxes, View, make_views
+from logitcache.views.recipes import RECIPES, Boxes, View, make_turns, make_views
 
-__all__ = ["RECIPES", "Boxes", "View", "make_views"]
+__all__ = ["RECIPES", "Boxes", "View", "make_turns", "make_views"]

@@ -5,17 +5,17 @@ may reach beyond the image; what lies outside is black. Rendering cuts the box o
 every device. Resizing and normalising belong to each network and come later (`geometry.py`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.errors import FormatVersionError, unknown_name
+from logitcache.errors import FormatVersionError, InputError, unknown_name
 from logitcache.views.philox import integers, uniforms, words
 
-__all__ = ["RECIPES", "Boxes", "View", "make_views"]
+__all__ = ["RECIPES", "Boxes", "View", "make_turns", "make_views"]
 
 Ints = NDArray[np.int64]
 
@@ -144,11 +144,38 @@ class View:
 
 
 def make_views(recipe: str, count: int, seed: int) -> tuple[View, ...]:
-    """Number the views of one recipe.
+    """Number the views of one recipe, or of several with commas between them: then a group has one view of each.
+
+    Args:
+        recipe: `pad-crop-flip`, or `pad-crop-flip,none`: a weak and a strong view of every image, say.
+        count: Views of each recipe.
+        seed: Key of the random numbers.
 
     Raises:
         UnknownNameError: No such recipe.
+        InputError: Recipes whose views are of different sizes, so that a network would have to see them differently.
     """
-    if recipe not in RECIPES:
-        raise unknown_name("augmentation", recipe, RECIPES)
-    return tuple(View(recipe, RECIPES[recipe].version, seed, index, index) for index in range(count))
+    recipes = recipe.split(",")
+    for name in recipes:
+        if name not in RECIPES:
+            raise unknown_name("augmentation", name, RECIPES)
+    if len({RECIPES[name].keeps_size for name in recipes}) > 1:
+        raise InputError(
+            f"augmentations {recipe} do not go together: one keeps the size of an image and another does not, so that a network "
+            "would see them at different scales"
+        )
+    return tuple(
+        View(name, RECIPES[name].version, seed, group * len(recipes) + position, group)
+        for group in range(count)
+        for position, name in enumerate(recipes)
+    )
+
+
+def make_turns(views: Sequence[View], *, paired: bool) -> list[tuple[View, ...]]:
+    """Say what each epoch shows: one view, or where `paired` all views of a group."""
+    if not paired:
+        return [(view,) for view in views]
+    groups: dict[int, list[View]] = {}
+    for view in views:
+        groups.setdefault(view.group, []).append(view)
+    return [tuple(group) for group in groups.values()]

@@ -1,0 +1,354 @@
+"""From pieces to a loss: refine ∘ scale ∘ temperature ∘ divergence.
+
+loss(student, teacher, y) = Σ_T  divergence( scale(student), scale(refine(teacher, y)), y, temperature=T )
+"""
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import InputError, UnknownNameError, unknown_name
+from logitcache.methods._ops import Interval, wrong
+from logitcache.methods.atkd import adaptive
+from logitcache.methods.loca import loca
+from logitcache.methods.lskd import standardize
+from logitcache.methods.method import Method, TemperatureChoice
+from logitcache.methods.normkd import by_deviation
+from logitcache.methods.sld import swap
+from logitcache.methods.table import find_method
+
+__all__ = ["REFINEMENTS", "TEMPERATURES", "Distillation", "Parameter", "compose", "get_loss", "parameters_of"]
+
+REFINEMENTS: dict[str, Callable[..., Tensor]] = {"loca": loca, "swap": swap}
+TEMPERATURES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"adaptive": adaptive, "deviation": by_deviation}
+_POSITIVE = Interval(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A parameter of a loss: which piece takes it, under what name, what it may be."""
+
+    piece: str
+    name: str
+    default: Any
+    annotation: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """The distillation term of a method, composed: `loss(student [B, C], teacher [B, C], labels [B])`.
+
+    Attributes:
+        divergence: With its own parameters bound.
+        refine: Edit of the teacher's logits by the label, or None.
+        standardize: Whether both sets of logits are z-scored.
+        temperatures: Numbers, or functions that give each row its own; values are summed. Empty where the divergence
+            has no temperature.
+        couples_batch: Whether the value is 0-dim, because rows see each other.
+        acts_on: What the divergence itself treats differently, or None.
+    """
+
+    divergence: Callable[..., Tensor]
+    refine: Callable[[Tensor, Tensor], Tensor] | None
+    standardize: bool
+    temperatures: tuple[float | Callable[..., tuple[Tensor, Tensor]], ...]
+    couples_batch: bool
+    acts_on: Callable[[Tensor, Tensor], Tensor] | None
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor, **switches: bool) -> Tensor:
+        """Return [B], or 0-dim where the batch is coupled; its mean is what one trains with.
+
+        Args:
+            student: Scores of the model being trained, [B, C]; half precision is computed on in float32.
+            teacher: Scores of the teacher, [B, C]; gets no gradient.
+            labels: True classes, [B] int64.
+            **switches: Boolean parameters of the divergence that change over a training.
+        """
+        student, teacher = _wide(student), _wide(teacher.detach())
+        if self.refine is not None:
+            teacher = self.refine(teacher, labels)
+        if self.standardize:
+            student, teacher = standardize(student), standardize(teacher)
+        if not self.temperatures:
+            return self.divergence(student, teacher, labels, **switches)
+        values = [self._at(chosen, student, teacher, labels, switches) for chosen in self.temperatures]
+        return functools.reduce(torch.add, values)
+
+    def _at(
+        self, chosen: Any, student: Tensor, teacher: Tensor, labels: Tensor, switches: Mapping[str, bool]
+    ) -> Tensor:
+        """Evaluate at one temperature; where the student has its own, its logits are brought to the teacher's."""
+        if not callable(chosen):
+            return self.divergence(student, teacher, labels, temperature=chosen, **switches)
+        of_student, of_teacher = chosen(student, teacher)
+        if of_student is not of_teacher:
+            student = (student - student.mean(-1, keepdim=True)) * (of_teacher / of_student)
+        return self.divergence(student, teacher, labels, temperature=of_teacher, **switches)
+
+    def refined_rows(self, teacher: Tensor, labels: Tensor) -> Tensor | None:
+        """Say which rows of a batch the label changed: [B] bool, or None where labels change nothing."""
+        if self.refine is not None:
+            return wrong(teacher, labels)
+        return None if self.acts_on is None else self.acts_on(teacher, labels)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype.itemsize >= 4 else logits.float()
+
+
+def get_loss(
+    name: str,
+    *,
+    preset: str | None = None,
+    refine: str | None = None,
+    standardize: bool | None = None,
+    temperature: TemperatureChoice | None = None,
+    **parameters: Any,
+) -> Distillation:
+    """Return a method's distillation term.
+
+    Args:
+        name: A key of `METHODS`, or `package.module:function`.
+        preset: Another setting of its paper, as `logitcache methods NAME` lists them.
+        refine: Edit of the teacher's logits by the label: "loca", "swap" or "none"; None keeps the method's.
+        standardize: Whether both sets of logits are z-scored first (LSKD's plug-in); None keeps the method's.
+        temperature: A number, several (summed over), "adaptive" (ATKD) or "deviation" (NormKD); None keeps the method's.
+        **parameters: Those of the method and its pieces, as `logitcache methods NAME` lists them.
+
+    Returns:
+        `loss(student, teacher, labels)` with [B, C], [B, C], [B] -> [B], or 0-dim where the method couples the batch.
+
+    Raises:
+        UnknownNameError: No such method, piece, preset or parameter.
+        InputError: A value out of its range, or pieces that mean nothing together.
+    """
+    given = {"refine": refine, "standardize": standardize, "temperature": temperature}
+    pieces = {word: value for word, value in given.items() if value is not None}
+    chosen = with_preset(name, preset, {**pieces, **parameters})
+    return compose(name, find_method(name), {word: v for word, v in chosen.items() if word not in WEIGHTS})
+
+
+WEIGHTS = ("ce_weight", "kd_weight", "warmup")
+
+
+def with_preset(name: str, preset: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Put a preset's settings below those that are given."""
+    presets = find_method(name).presets
+    if preset is None:
+        return dict(given)
+    if not presets:
+        raise UnknownNameError(f"{name} has no presets")
+    if preset not in presets:
+        raise unknown_name(f"preset of {name}", preset, presets)
+    return {**presets[preset], **given}
+
+
+def parameters_of(
+    name: str, *, refine: str | None = None, temperature: TemperatureChoice | None = None
+) -> dict[str, Any]:
+    """Return the parameters that a method takes with these pieces, and their defaults.
+
+    Raises:
+        UnknownNameError: No such method or piece.
+    """
+    method = find_method(name)
+    if method.divergence is None:
+        return {}
+    pieces = _Pieces.of(name, method, {"refine": refine, "temperature": temperature})
+    found = {word: parameter.default for word, parameter in pieces.parameters().items()}
+    return ({"temperature": pieces.temperature} if pieces.temperature is not None else {}) | found
+
+
+def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillation:
+    """Build the loss of a method with some pieces and parameters changed (see `get_loss`)."""
+    if method.divergence is None:
+        raise InputError(f"{name} has no distillation term")
+    pieces = _Pieces.of(name, method, settings)
+    pieces.refuse_nonsense()
+    words = {word: value for word, value in settings.items() if word not in ("refine", "standardize", "temperature")}
+    bound = pieces.bind(words)
+    refinement = functools.partial(REFINEMENTS[pieces.refine], **bound["refine"]) if pieces.refine else None
+    temperatures = tuple(
+        functools.partial(TEMPERATURES[one], **bound[one]) if isinstance(one, str) else one for one in pieces.several()
+    )
+    divergence = functools.partial(method.divergence, **bound["divergence"])
+    return Distillation(divergence, refinement, pieces.standardize, temperatures, method.couples_batch, method.acts_on)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """What a composition is made of, before parameters are bound."""
+
+    name: str
+    method: Method
+    refine: str | None
+    standardize: bool
+    temperature: TemperatureChoice | None
+    base: float | None  # the number that a method whose temperature is by deviation was given
+    said: Mapping[str, Any]  # what was asked for, beside the method's own
+
+    @classmethod
+    def of(cls, name: str, method: Method, settings: Mapping[str, Any]) -> "_Pieces":
+        refine = settings.get("refine")
+        if refine is not None and refine != "none" and refine not in REFINEMENTS:
+            raise unknown_name("refinement", refine, {"none": None, **REFINEMENTS})
+        refine = method.refine if refine is None else None if refine == "none" else str(refine)
+        given = settings.get("temperature")
+        temperature: Any = method.temperature if given is None else _checked_temperature(name, given)
+        base: float | None = None
+        if method.temperature == "deviation" and isinstance(temperature, float | int):
+            base, temperature = temperature, "deviation"
+        if temperature is None:
+            temperature = _keywords(method.divergence).get("temperature", (None, None))[0]
+        scaled = settings.get("standardize")
+        by_row = "adaptive" in _as_tuple(temperature)
+        return cls(
+            name,
+            method,
+            refine,
+            by_row or method.standardize if scaled is None else scaled,
+            temperature,
+            base,
+            settings,
+        )
+
+    def several(self) -> tuple[Any, ...]:
+        return _as_tuple(self.temperature)
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Name every parameter; one of a plug-in that meets the divergence's own bears the plug-in's name before it."""
+        found = {
+            word: Parameter("divergence", word, default, annotation)
+            for word, (default, annotation) in _keywords(self.method.divergence).items()
+            if word != "temperature"
+        }
+        plugged: list[tuple[str, str, Callable[..., Any]]] = []
+        if self.refine:
+            plugged.append(("refine", self.refine, REFINEMENTS[self.refine]))
+        plugged += [(one, one, TEMPERATURES[one]) for one in self.several() if isinstance(one, str)]
+        for piece, name, function in plugged:
+            for word, (default, annotation) in _keywords(function).items():
+                key = f"{name}_{word}" if word in found else word
+                found[key] = Parameter(piece, word, self._default(word, default), annotation)
+        return found
+
+    def _default(self, word: str, default: Any) -> Any:
+        """Return a plug-in's default, where it depends on the other pieces."""
+        if word == "calibration_temperature":
+            numbers = self.several()
+            return numbers[0] if len(numbers) == 1 and not isinstance(numbers[0], str) else None
+        return self.base if word == "base" and self.base is not None else default
+
+    def bind(self, words: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Hand every value to its piece, checked."""
+        known, checked = self.parameters(), dict[str, Any]()
+        for word, value in words.items():
+            if word not in known:
+                tempered = ["temperature"] if self.temperature is not None else []
+                raise UnknownNameError(
+                    f"{self.name} has no parameter {word!r}; it takes {', '.join([*tempered, *known]) or 'none'}"
+                )
+            checked[word] = _checked(self.name, word, known[word].annotation, value)
+        if self.base is not None and "base" in words:
+            raise InputError(
+                f"{self.name}: temperature {self.base:g} and base {words['base']:g} say the same; give one"
+            )
+        bound: dict[str, dict[str, Any]] = {"divergence": {}, "refine": {}, **{name: {} for name in TEMPERATURES}}
+        for word, parameter in known.items():
+            value = checked.get(word, parameter.default)
+            if value is None:
+                raise InputError(
+                    f"{self.name}: loca reads probabilities at one temperature, and here is no single one: "
+                    f"give {word} (1 and 4 are usual)"
+                )
+            bound[parameter.piece][parameter.name] = value
+        return bound
+
+    def refuse_nonsense(self) -> None:
+        """Refuse what has no meaning, with the reason."""
+        asked = {piece for piece in ("refine", "standardize") if self.said.get(piece) not in (None, False, "none")}
+        asked |= {one for one in self.several() if isinstance(one, str)}
+        if "adaptive" in asked:
+            asked.add("standardize")  # which it brings
+        for piece, reason in self.method.refuses.items():
+            if piece in asked:
+                raise InputError(f"{self.name} takes no {_SPELLED.get(piece, piece)}: {reason}")
+        if self.said.get("temperature") is not None and "temperature" not in _keywords(self.method.divergence):
+            raise InputError(
+                f"{self.name} has no temperature; it takes {', '.join(self.parameters()) or 'no parameters'}"
+            )
+        if "adaptive" in self.several() and not self.standardize:
+            raise InputError(
+                f"{self.name}: an adaptive temperature is read from z-scored logits; leave them standardized"
+            )
+        if "deviation" in self.several() and self.standardize:
+            raise InputError(
+                f"{self.name}: z-scored logits all have deviation 1, so a temperature by deviation says nothing"
+            )
+
+
+_SPELLED = {"refine": "refinement", "standardize": "standardization", "deviation": "temperature by deviation"}
+
+
+def _as_tuple(temperature: Any) -> tuple[Any, ...]:
+    if temperature is None:
+        return ()
+    return tuple(temperature) if isinstance(temperature, tuple | list) else (temperature,)
+
+
+def _checked_temperature(name: str, temperature: Any) -> TemperatureChoice:
+    for one in _as_tuple(temperature):
+        if isinstance(one, str):
+            if one not in TEMPERATURES:
+                raise unknown_name("temperature", one, TEMPERATURES)
+        else:
+            _checked(name, "temperature", typing.Annotated[float, _POSITIVE], one)
+    if temperature in ((), []):
+        raise InputError(f"{name}: temperature must be at least one number")
+    several: TemperatureChoice = tuple(temperature) if isinstance(temperature, list) else temperature
+    return several
+
+
+@functools.cache
+def _keywords(function: Callable[..., Any] | None) -> dict[str, tuple[Any, Any]]:
+    """Return the keyword-only parameters of a function: default and annotation."""
+    if function is None:
+        return {}
+    signature = inspect.signature(function, eval_str=True).parameters.values()
+    return {p.name: (p.default, p.annotation) for p in signature if p.kind is p.KEYWORD_ONLY}
+
+
+def _checked(name: str, word: str, annotation: Any, value: Any) -> Any:
+    """Return a value that fits a parameter's annotation.
+
+    Raises:
+        InputError: It is of another kind, or out of range.
+    """
+    interval = next((x for x in getattr(annotation, "__metadata__", ()) if isinstance(x, Interval)), Interval())
+    kind = typing.get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise InputError(f"{name}: {word} must be {' or '.join(map(str, choices))}, not {value!r}")
+        return value
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise InputError(f"{name}: {word} must be true or false, not {value!r}")
+        return value
+    numeric = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if not {int, float}.intersection(numeric):
+        return value  # somebody's own kind: theirs to check
+    whole = int in numeric and float not in numeric
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    if not good or (whole and value != int(value)):
+        raise InputError(f"{name}: {word} must be a {'whole' if whole else 'finite'} number, not {value!r}")
+    if value not in interval:
+        raise InputError(f"{name}: {word} must be {interval}, not {value!r}")
+    return int(value) if whole else value

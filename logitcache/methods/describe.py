@@ -1,0 +1,116 @@
+"""What a method is, in words: from the table, the signatures and the docstrings, so that nothing is said twice."""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, parameters_of
+from logitcache.methods.table import find_method
+
+__all__ = ["Description", "describe", "spell"]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A method, to be shown.
+
+    Attributes:
+        name, summary, paper, source: As in the table.
+        objective: Cross-entropy and distillation term with their weights.
+        pieces: What it is made of, where it is more than a divergence.
+        needs: What a cache must hold, and whether the batch is coupled.
+        text: What it does and its equation.
+        parameters: (name, default, explanation).
+        notes: "Returns", "Departures" and "Doubts", where there are any.
+        presets: Settings by name.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    source: str
+    objective: str
+    pieces: str
+    needs: str
+    text: str
+    parameters: list[tuple[str, str, str]]
+    notes: dict[str, str]
+    presets: Mapping[str, Mapping[str, Any]]
+
+
+def describe(name: str) -> Description:
+    """Describe a method.
+
+    Raises:
+        UnknownNameError: No such method.
+        InputError: Somebody's own that cannot be imported.
+    """
+    method = find_method(name)
+    explained = method.about or method.divergence
+    text, sections = _sections(explained)
+    if method.about is not None:
+        sections.pop("Returns", None)  # of a piece, not of the method
+    known = {**_arguments(explained), **_arguments(method.divergence)}
+    if method.temperature is not None:
+        known["temperature"] = "A number, several (summed over), adaptive or deviation."
+    for piece in (REFINEMENTS.get(method.refine or ""), *(TEMPERATURES[one] for one in _words(method.temperature))):
+        known = {**_arguments(piece), **known}
+    parameters = [(word, spell(default), known.get(word, "")) for word, default in parameters_of(name).items()]
+    for word, share in method.begins.items():
+        parameters.append((f"{word}_after", spell(share), f"Share of the training after which {word} is true."))
+    weights = "CE" if method.divergence is None else f"{method.ce_weight:g} · CE + {method.kd_weight:g} · {name}"
+    if method.warmup:
+        weights += f", the second growing over the first {method.warmup:.1%} of the epochs"
+    pieces = [f"refine {method.refine}"] if method.refine else []
+    pieces += ["standardize"] if method.standardize else []
+    pieces += [f"temperature {spell(method.temperature)}"] if method.temperature is not None else []
+    if pieces and method.divergence is not None:
+        pieces.append(f"divergence {method.divergence.__name__}")
+    needs = method.needs
+    if method.couples_batch:
+        needs += "; couples the rows of a batch"
+    if method.pairs_views:
+        needs += "; one view, or pairs of a weak and a strong one as in its paper"
+    return Description(
+        name,
+        method.summary,
+        method.paper,
+        method.source,
+        weights,
+        " ∘ ".join(pieces),
+        needs,
+        text,
+        parameters,
+        {word: sections[word] for word in ("Returns", "Departures", "Doubts") if word in sections},
+        method.presets,
+    )
+
+
+def spell(value: Any) -> str:
+    """Write a value as the command line reads it."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(spell, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _words(temperature: Any) -> list[str]:
+    several = temperature if isinstance(temperature, tuple) else (temperature,)
+    return [one for one in several if isinstance(one, str)]
+
+
+def _sections(function: Callable[..., Any] | None) -> tuple[str, dict[str, str]]:
+    """Split a docstring into what stands before its sections, and the sections."""
+    parts = re.split(r"^(Args|Returns|Departures|Doubts|Raises):\n", inspect.getdoc(function) or "", flags=re.MULTILINE)
+    bodies = {word: inspect.cleandoc(body) for word, body in zip(parts[1::2], parts[2::2], strict=True)}
+    return parts[0].strip(), bodies
+
+
+def _arguments(function: Callable[..., Any] | None) -> dict[str, str]:
+    """Return what a docstring says of each argument."""
+    _, sections = _sections(function)
+    found = re.findall(r"^(\w+): (.*(?:\n .*)*)", sections.get("Args", ""), flags=re.MULTILINE)
+    return {word: " ".join(text.split()) for word, text in found}

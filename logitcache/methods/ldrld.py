@@ -1,0 +1,60 @@
+"""Local dense relational logit distillation (LDRLD).
+
+Local Dense Logit Relations for Enhanced Knowledge Distillation. ICCV 2025. https://arxiv.org/abs/2507.15911
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from logitcache.methods._ops import Labels, Logits, PerSample, Temperature, Whole, kl, log_probs, masked_kl, squared
+
+__all__ = ["ldrld"]
+
+
+def ldrld(
+    student: Logits,
+    teacher: Logits,
+    labels: Labels,
+    *,
+    alpha: float = 10.5,
+    beta: float = 7.0,
+    depth: Whole = 7,
+    temperature: Temperature = 4.0,
+) -> PerSample:
+    """Match the student's own first classes pair by pair, all of them together, and the rest apart.
+
+        w_ij  = 2 exp(-0.05 (i + j)) / (|i - j| + 1.5)                           i, j: ranks among the student's first d, from 1
+        LOCAL = mean over the d (d - 1) / 2 pairs, weighed by w_ij, and the d together, weight 1, of KL( p_set || q_set )
+        LDRLD = T² (alpha · LOCAL + beta · KL( p_rest || q_rest ))               each set renormalised by itself
+
+    Args:
+        student: Scores of the model being trained, [B, C]; it chooses the classes.
+        teacher: Scores of the teacher, [B, C].
+        labels: Not used.
+        alpha: Weight of the local terms.
+        beta: Weight of the rest.
+        depth: d; at most C.
+        temperature: T.
+
+    Returns:
+        [B]; zero where student and teacher agree up to a constant.
+    """
+    del labels
+    chosen = student.detach().topk(min(depth, student.shape[1]), -1).indices  # [B, d], first the largest
+    s, z = student / temperature, teacher / temperature
+    first_s, first_z = s.gather(1, chosen), z.gather(1, chosen)
+    i, j = torch.triu_indices(chosen.shape[1], chosen.shape[1], 1, device=student.device)  # [pairs], ranks from 0
+    weight = 2 * torch.exp(-0.05 * (i + j + 2).to(s.dtype)) / ((j - i).to(s.dtype) + 1.5)
+    of_pairs = _binary_kl(first_z[:, i] - first_z[:, j], first_s[:, i] - first_s[:, j])  # [B, pairs]
+    together = kl(log_probs(first_z, 1.0), log_probs(first_s, 1.0))
+    local = ((weight * of_pairs).sum(-1) + together) / (len(i) + 1)
+    rest = torch.ones_like(student, dtype=torch.bool).scatter(1, chosen, False)
+    value: Tensor = alpha * local + beta * masked_kl(z, s, rest)
+    return squared(temperature) * value
+
+
+def _binary_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL between two classes' distributions, from the differences of their scores, element by element."""
+    first = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    return first + (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))

@@ -1,0 +1,60 @@
+"""What a row of the table of methods says."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Loss", "Method", "TemperatureChoice"]
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+TemperatureChoice = float | str | tuple[float | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method: its pieces, the paper's settings, and what it needs.
+
+        objective = ce_weight · CE(student, y) + ramp · kd_weight · divergence(scale(student), scale(refine(teacher, y)), T)
+
+    Attributes:
+        summary: What it does, in one line.
+        paper: Authors, venue, arXiv number.
+        divergence: `(student [B, C], teacher [B, C], labels [B], *, ...) -> [B]`, or 0-dim where `couples_batch`; None for
+            labels alone. Its keyword-only parameters are the method's.
+        source: Released code it was checked against.
+        refine: Edit of the teacher's logits by the label: None, "loca" or "swap".
+        standardize: Whether both networks' logits are z-scored.
+        temperature: A number, several (summed over), "adaptive" or "deviation"; None is the divergence's own default.
+        ce_weight: Weight of cross-entropy.
+        kd_weight: Weight of the divergence.
+        warmup: Share of the training over which that weight grows from 0.
+        begins: Boolean parameters of the divergence that turn true after a share of the training.
+        needs: What a cache must hold: "labels", "top-k" or "every class".
+        couples_batch: Whether rows of a batch see each other, so that the result depends on its size.
+        pairs_views: Whether the paper sums the objective over a weak and a strong view of every image.
+        acts_on: `(teacher, labels) -> [B] bool`, where the divergence itself treats some rows differently.
+        refuses: Pieces that mean nothing here, and why.
+        presets: Other settings of the paper, by name; the words are those of `get_loss` and the weights above.
+        about: What explains the method: the piece that is its idea; None is the divergence.
+    """
+
+    summary: str
+    paper: str
+    divergence: Callable[..., Tensor] | None
+    source: str = "-"
+    refine: str | None = None
+    standardize: bool = False
+    temperature: TemperatureChoice | None = None
+    ce_weight: float = 1.0
+    kd_weight: float = 1.0
+    warmup: float = 0.0
+    begins: Mapping[str, float] = field(default_factory=dict)
+    needs: str = "top-k"
+    couples_batch: bool = False
+    pairs_views: bool = False
+    acts_on: Callable[[Tensor, Tensor], Tensor] | None = None
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    about: Callable[..., Any] | None = None

@@ -1,0 +1,123 @@
+"""What a training step minimises: cross-entropy and a method's distillation term, weighed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from logitcache.errors import InputError
+from logitcache.methods.composition import WEIGHTS, Distillation, compose, with_preset
+from logitcache.methods.table import find_method
+
+__all__ = ["Objective", "Terms", "make_objective"]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """An objective's value for a batch, 0-dim each.
+
+    Attributes:
+        total: What is minimised.
+        ce: Cross-entropy, without its weight or gradient.
+        kd: The distillation term, likewise; 0 where there is none.
+        refined: Share of rows that the label changed; NaN where the method changes none.
+    """
+
+    total: Tensor
+    ce: Tensor
+    kd: Tensor
+    refined: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What a training step minimises.
+
+        total = ce_weight · CE(student, y) + ramp(progress) · kd_weight · mean loss(student, teacher, y)
+
+    Attributes:
+        ce_weight: Weight of cross-entropy.
+        kd_weight: Weight of the distillation term.
+        warmup: Share of the training over which that grows from 0.
+        loss: The distillation term, or None.
+        begins: Boolean parameters of the term that turn true when progress exceeds a share.
+        pairs_views: Whether it is summed over the views of a pair.
+    """
+
+    ce_weight: float
+    kd_weight: float
+    warmup: float
+    loss: Distillation | None
+    begins: Mapping[str, float]
+    pairs_views: bool
+
+    def __call__(self, student: Tensor, teacher: Tensor | None, labels: Tensor, progress: float) -> Terms:
+        """Evaluate a batch.
+
+        Args:
+            student: [B, C]; computed on in float32 or wider.
+            teacher: [B, C], gets no gradient; not looked at where `loss` is None.
+            labels: [B] int64.
+            progress: Share of the epochs that will be over when this one is, in (0, 1].
+        """
+        student = student if student.dtype.itemsize >= 4 else student.float()
+        cross_entropy = F.cross_entropy(student, labels)
+        if self.loss is None or teacher is None:
+            nothing = torch.zeros_like(cross_entropy)
+            return Terms(self.ce_weight * cross_entropy, cross_entropy.detach(), nothing, nothing * torch.nan)
+        switches = {word: progress > share for word, share in self.begins.items()}
+        distillation = self.loss(student, teacher, labels, **switches).mean()
+        ramp = min(progress / self.warmup, 1.0) if self.warmup else 1.0
+        total = self.ce_weight * cross_entropy + ramp * self.kd_weight * distillation
+        rows = self.loss.refined_rows(teacher, labels)
+        refined = torch.full_like(cross_entropy, torch.nan) if rows is None else rows.to(cross_entropy.dtype).mean()
+        return Terms(total, cross_entropy.detach(), distillation.detach(), refined)
+
+
+def make_objective(
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    preset: str | None = None,
+    ce_weight: float | None = None,
+    kd_weight: float | None = None,
+    warmup: float | None = None,
+) -> Objective:
+    """Build a method's objective.
+
+    Args:
+        name: The method.
+        settings: Pieces and parameters, in the words of `get_loss`; besides, for each word of the method's `begins`,
+            `<word>_after`: the share of the training after which it turns true.
+        preset: Another setting of its paper.
+        ce_weight: Weight of cross-entropy; None is the preset's, or the method's.
+        kd_weight: Weight of the distillation term, likewise.
+        warmup: Share of the training over which that grows, likewise.
+
+    Raises:
+        UnknownNameError: No such method, piece, preset or parameter.
+        InputError: A value that means nothing.
+    """
+    method = find_method(name)
+    given = {"ce_weight": ce_weight, "kd_weight": kd_weight, "warmup": warmup}
+    chosen = with_preset(
+        name, preset, {word: value for word, value in given.items() if value is not None} | dict(settings)
+    )
+    weights = {word: chosen.pop(word, getattr(method, word)) for word in WEIGHTS}
+    if method.divergence is None and (chosen or kd_weight):
+        raise InputError(
+            f"{name} has no distillation term, so parameters, pieces and --kd-weight mean nothing beside it"
+        )
+    if not all(0 <= weight < float("inf") for weight in weights.values()) or weights["warmup"] > 1:
+        raise InputError(
+            f"{name}: weights must be 0 or more and the warm-up a share from 0 to 1, not {tuple(weights.values())}"
+        )
+    begins = {word: chosen.pop(f"{word}_after", share) for word, share in method.begins.items() if word not in chosen}
+    for word, share in begins.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise InputError(f"{name}: {word}_after must be a share from 0 to 1, not {share!r}")
+    loss = compose(name, method, chosen) if method.divergence else None
+    return Objective(**weights, loss=loss, begins=begins, pairs_views=method.pairs_views)

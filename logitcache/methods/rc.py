@@ -1,0 +1,38 @@
+"""Response correction (RC), as the RLD authors re-ran it (zju-SWJ/RLD)."""
+
+from logitcache.methods._ops import Labels, Logits, PerSample, Temperature
+from logitcache.methods.kd import kd
+
+__all__ = ["rc"]
+
+
+def rc(
+    student: Logits,
+    teacher: Logits,
+    labels: Labels,
+    *,
+    kl_weight: float = 1.0,
+    rc_weight: float = 0.1,
+    temperature: Temperature = 4.0,
+) -> PerSample:
+    """Learn from the teacher, and from the student's own answer with the label lifted above everything.
+
+        ŝ = s without gradient, with ŝ_y = s_y + max s
+        RC = kl_weight · T² KL( softmax(z / T) || softmax(s / T) ) + rc_weight · T² KL( softmax(ŝ / T) || softmax(s / T) )
+
+    Args:
+        student: Scores of the model being trained, [B, C].
+        teacher: Scores of the teacher, [B, C].
+        labels: True classes, [B].
+        kl_weight: Weight of the first term, which is KD.
+        rc_weight: Weight of the second.
+        temperature: T.
+
+    Returns:
+        [B]; not shift-invariant, because max s is added to a logit; a perfect student still pays the second term.
+    """
+    own = student.detach()
+    lifted = own.scatter_add(1, labels[:, None], own.amax(-1, keepdim=True))
+    return kl_weight * kd(student, teacher, labels, temperature=temperature) + rc_weight * kd(
+        student, lifted, labels, temperature=temperature
+    )

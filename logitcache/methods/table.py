@@ -1,0 +1,303 @@
+"""The methods: one row each. A new one is a file beside this one and a row here."""
+
+import functools
+
+from logitcache.errors import InputError, unknown_name
+from logitcache.methods._ops import wrong
+from logitcache.methods.atkd import adaptive
+from logitcache.methods.clkd import clkd
+from logitcache.methods.dist import dist
+from logitcache.methods.distillm import jsd, reverse_kl, skew_kl, skew_reverse_kl
+from logitcache.methods.dkd import dkd
+from logitcache.methods.kd import kd
+from logitcache.methods.ldrld import ldrld
+from logitcache.methods.loca import loca
+from logitcache.methods.lskd import standardize
+from logitcache.methods.method import Method
+from logitcache.methods.mlkd import mlkd
+from logitcache.methods.normkd import by_deviation
+from logitcache.methods.rc import rc
+from logitcache.methods.revision import revision
+from logitcache.methods.rld import contradicts, rld
+from logitcache.methods.sld import sld, swap
+from logitcache.methods.ttm import ttm, wttm
+from logitcache.methods.wsld import wsld
+from logitcache.resolve import resolve
+
+__all__ = ["METHODS", "find_method"]
+
+_TWENTY_EPOCHS = 20 / 240  # the warm-up of DKD and RLD on CIFAR-100, as a share
+
+METHODS: dict[str, Method] = {
+    "atkd": Method(
+        "A temperature for every row, from its largest z-scored logit.",
+        "Adaptive Temperature Based on Logits Correlation, 2025, arXiv 2503.09030",
+        kd,
+        source="kei813121/atkd",
+        standardize=True,
+        temperature="adaptive",
+        ce_weight=0.1,
+        kd_weight=9.0,
+        about=adaptive,
+    ),
+    "ce": Method("Labels alone: the baseline without a teacher.", "-", None, kd_weight=0.0, needs="labels"),
+    "clkd": Method(
+        "Match rows, columns and class correlations of raw logits.",
+        "Class-aware Information for Logit-based KD, 2022, arXiv 2211.14773",
+        clkd,
+        source="none released; third party HyunJunSik/Malware-KD",
+        needs="every class",
+        ce_weight=0.1,
+        couples_batch=True,
+        presets={"malware-kd": {"correlation": "batch_gram", "divisor": "classes"}},
+    ),
+    "dist": Method(
+        "Match the order of classes and of samples, not the values.",
+        "Huang et al., NeurIPS 2022, arXiv 2205.10536",
+        dist,
+        source="hunto/DIST_KD, zkxufo/TTM",
+        needs="every class",
+        couples_batch=True,
+        presets={"t-1": {"temperature": 1.0}},
+    ),
+    "dkd": Method(
+        "Weigh the target and the other classes apart.",
+        "Zhao et al., CVPR 2022, arXiv 2203.08679",
+        dkd,
+        source="megvii-research/mdistiller",
+        warmup=_TWENTY_EPOCHS,
+        presets={
+            "vgg13-vgg8": {"beta": 6.0},
+            "wrn-40-2-wrn-16-2": {"beta": 6.0},
+            "resnet56-resnet20": {"beta": 2.0},
+            "resnet110-resnet32": {"beta": 2.0},
+            "imagenet-resnet34-resnet18": {"beta": 0.5, "temperature": 1.0, "warmup": 0.01},
+            "imagenet-resnet50-mobilenetv1": {"beta": 2.0, "temperature": 1.0, "warmup": 0.01},
+            "standardize": {"alpha": 9.0, "beta": 72.0, "temperature": 2.0, "standardize": True},
+            "adaptive": {"temperature": "adaptive"},
+        },
+    ),
+    "jsd": Method(
+        "Compare both with their mixture.",
+        "Ko et al., ICML 2024, arXiv 2402.03898",
+        jsd,
+        source="jongwooko/distillm",
+        ce_weight=0.1,
+        kd_weight=0.9,
+    ),
+    "kd": Method(
+        "Match the teacher's softened distribution.",
+        "Hinton et al., 2014, arXiv 1503.02531",
+        kd,
+        source="megvii-research/mdistiller",
+        ce_weight=0.1,
+        kd_weight=0.9,
+        presets={
+            "imagenet-resnet34-resnet18": {"temperature": 1.0, "ce_weight": 1.0, "kd_weight": 0.5},
+            "imagenet-resnet50-mobilenetv1": {"temperature": 1.0, "ce_weight": 0.5, "kd_weight": 0.5},
+        },
+    ),
+    "ldrld": Method(
+        "Match the student's first classes pair by pair.",
+        "Local Dense Logit Relations, ICCV 2025, arXiv 2507.15911",
+        ldrld,
+        source="yema-web/LDRLD",
+        needs="every class",
+    ),
+    "loca": Method(
+        "Lift the label of rows that the teacher gets wrong.",
+        "LoCa, ECAI 2024, arXiv 2409.04778",
+        kd,
+        source="none released",
+        refine="loca",
+        ce_weight=0.1,
+        kd_weight=0.9,
+        about=loca,
+    ),
+    "lskd": Method(
+        "KD on z-scored logits.",
+        "Sun et al., CVPR 2024, arXiv 2403.01427",
+        kd,
+        source="sunshangquan/logit-standardization-KD",
+        standardize=True,
+        temperature=2.0,
+        ce_weight=0.1,
+        kd_weight=9.0,
+        about=standardize,
+    ),
+    "mlkd": Method(
+        "Match samples, likeness of samples and likeness of classes.",
+        "Jin et al., CVPR 2023",
+        mlkd,
+        source="Jin-Ying/Multi-Level-Logit-Distillation (its slips not followed)",
+        needs="every class",
+        temperature=(4.0, 2.0, 3.0, 5.0, 6.0),
+        ce_weight=0.1,
+        kd_weight=0.9,
+        couples_batch=True,
+        pairs_views=True,
+        presets={"adaptive": {"temperature": ("adaptive", 2.0, 3.0, 5.0, 6.0)}},
+    ),
+    "normkd": Method(
+        "A temperature for every row of each network, from its deviation.",
+        "NormKD, 2023, arXiv 2308.00520",
+        kd,
+        source="gizi1/NormKD",
+        temperature="deviation",
+        ce_weight=0.1,
+        kd_weight=0.9,
+        presets={"imagenet": {"temperature": 1.0, "ce_weight": 0.5, "kd_weight": 0.5}},
+        about=by_deviation,
+    ),
+    "rc": Method(
+        "KD, and the student's own answer with the label lifted.",
+        "as re-run by Sun et al., ICCV 2025",
+        rc,
+        source="zju-SWJ/RLD",
+    ),
+    "reverse_kl": Method(
+        "Put the student where the teacher has mass.",
+        "Gu et al., ICLR 2024, arXiv 2306.08543",
+        reverse_kl,
+        source="jongwooko/distillm",
+        ce_weight=0.1,
+        kd_weight=0.9,
+    ),
+    "revision": Method(
+        "Match logits on right rows, a corrected distribution on wrong ones.",
+        "Lan et al., 2024, arXiv 2404.03693",
+        revision,
+        source="zju-SWJ/RLD",
+        needs="every class",
+        ce_weight=0.0,
+        couples_batch=True,
+        acts_on=wrong,
+        refuses={
+            "refine": "it corrects wrong rows itself, and after a refinement none is wrong",
+            "standardize": "its cross-entropy and squared error are those of raw logits",
+        },
+    ),
+    "rld": Method(
+        "Put the teacher's confidence on the true class; learn class relations only below it.",
+        "Sun et al., ICCV 2025, arXiv 2408.07703",
+        rld,
+        source="zju-SWJ/RLD @d54578f",
+        warmup=_TWENTY_EPOCHS,
+        acts_on=contradicts,
+        refuses={
+            "refine": "it leaves out what contradicts the label, and after a refinement nothing does: it would be dkd, "
+            "so use --method dkd with the refinement",
+            "deviation": "its confidence has a temperature of its own, which is one of unscaled logits",
+        },
+        presets={
+            "same-t": {"confidence_temperature": 4.0},
+            "imagenet-resnet34-resnet18": {
+                "beta": 0.5,
+                "temperature": 1.0,
+                "confidence_temperature": 1.0,
+                "warmup": 0.01,
+            },
+            "imagenet-resnet50-mobilenetv1": {
+                "beta": 2.0,
+                "temperature": 1.0,
+                "confidence_temperature": 1.0,
+                "warmup": 0.01,
+            },
+            "standardize": {
+                "alpha": 9.0,
+                "beta": 72.0,
+                "temperature": 2.0,
+                "confidence_temperature": 2.0,
+                "standardize": True,
+            },
+        },
+    ),
+    "skew_kl": Method(
+        "KL with some of the teacher mixed into the student.",
+        "Ko et al., ICML 2024, arXiv 2402.03898",
+        skew_kl,
+        source="jongwooko/distillm",
+        ce_weight=0.1,
+        kd_weight=0.9,
+    ),
+    "skew_reverse_kl": Method(
+        "Reverse KL with some of the student mixed into the teacher.",
+        "Ko et al., ICML 2024, arXiv 2402.03898",
+        skew_reverse_kl,
+        source="jongwooko/distillm",
+        ce_weight=0.1,
+        kd_weight=0.9,
+    ),
+    "sld": Method(
+        "Swap label and winner where teacher, later student, is wrong; six temperatures.",
+        "Multimedia Systems 31:264, 2025, arXiv 2504.20108",
+        sld,
+        source="StephenEkaputra/Swapped-Logit-Distillation @f035ede",
+        refine="swap",
+        temperature=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
+        ce_weight=0.1,
+        kd_weight=0.9,
+        begins={"student_swap": 150 / 240},
+        pairs_views=True,
+        presets={
+            "imagenet-resnet34-resnet18": {"ce_weight": 0.5, "kd_weight": 0.5},
+            "imagenet-resnet50-mobilenetv2": {"ce_weight": 1.0, "kd_weight": 0.5},
+        },
+    ),
+    "swap": Method(
+        "KD without labels, from a teacher whose wrong rows are swapped.",
+        "as re-run by Sun et al., ICCV 2025",
+        kd,
+        source="zju-SWJ/RLD",
+        refine="swap",
+        ce_weight=0.0,
+        about=swap,
+    ),
+    "ttm": Method(
+        "Soften the teacher alone.",
+        "Zheng and Yang, ICLR 2024, arXiv 2402.11148",
+        ttm,
+        source="zkxufo/TTM",
+        kd_weight=45.0,
+    ),
+    "wsld": Method(
+        "Weigh rows by how far the student is behind on the label.",
+        "Zhou et al., ICLR 2021, arXiv 2102.00650",
+        wsld,
+        source="bellymonster/Weighted-Soft-Label-Distillation",
+        refuses={"standardize": "its weight is a ratio of cross-entropies of raw logits"},
+        presets={"ldrld-copy": {"alpha": 2.25, "temperature": 4.0}},
+    ),
+    "wttm": Method(
+        "TTM, heavier where the teacher is unsure.",
+        "Zheng and Yang, ICLR 2024, arXiv 2402.11148",
+        wttm,
+        source="zkxufo/TTM",
+        kd_weight=45.0,
+    ),
+}
+
+
+@functools.cache
+def find_method(name: str) -> Method:
+    """Look a method up: a key of `METHODS`, or somebody's own as `package.module:name`.
+
+    What that names is a `Method`, or a divergence, which then stands beside cross-entropy with weights 1 and 1.
+
+    Raises:
+        UnknownNameError: No such method.
+        InputError: It cannot be imported, or is neither.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if ":" not in name:
+        raise unknown_name("method", name, METHODS)
+    found = resolve(name, "method")
+    if isinstance(found, Method):
+        return found
+    if not callable(found):
+        raise InputError(
+            f"method {name} is a {type(found).__name__}; expected a function or a logitcache.methods.Method"
+        )
+    summary = (found.__doc__ or "").strip().partition("\n")[0] or name
+    return Method(summary, "-", found)

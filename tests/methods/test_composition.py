@@ -1,0 +1,262 @@
+"""Pieces put together: what they mean, what they refuse, and what an objective makes of them."""
+
+import pytest
+import torch
+
+from logitcache.errors import InputError, UnknownNameError
+from logitcache.methods import METHODS, describe, get_loss, make_objective, parameters_of
+from logitcache.methods.dkd import dkd
+from logitcache.methods.kd import kd
+from logitcache.methods.loca import loca
+from logitcache.methods.lskd import standardize
+from logitcache.methods.rld import rld
+from logitcache.methods.sld import swap
+
+
+def draw(batch=8, classes=7, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    student, teacher = (3 * torch.randn(batch, classes, generator=random, dtype=torch.float64) for _ in range(2))
+    return student, teacher, torch.randint(0, classes, (batch,), generator=random)
+
+
+def same(one, other):
+    torch.testing.assert_close(one, other)
+
+
+def test_a_refinement_acts_once_on_raw_logits_before_scaling():
+    s, z, y = draw()
+    ours = get_loss("dkd", refine="loca", standardize=True, temperature=2.0, loca_alpha=0.9, alpha=2.0)(s, z, y)
+    edited = loca(z, y, alpha=0.9, calibration_temperature=2.0)
+    same(ours, dkd(standardize(s), standardize(edited), y, alpha=2.0, temperature=2.0))
+
+
+def test_loca_calibrates_at_the_divergences_temperature_unless_told():
+    s, z, y = draw()
+    same(get_loss("loca", temperature=3.0)(s, z, y), kd(s, loca(z, y, calibration_temperature=3.0), y, temperature=3.0))
+    told = get_loss("loca", temperature=3.0, calibration_temperature=1.0)(s, z, y)
+    same(told, kd(s, loca(z, y, calibration_temperature=1.0), y, temperature=3.0))
+
+
+def test_several_temperatures_are_summed():
+    s, z, y = draw()
+    same(get_loss("kd", temperature=(1, 2.0))(s, z, y), kd(s, z, y, temperature=1.0) + kd(s, z, y, temperature=2.0))
+
+
+def test_sld_is_made_of_pieces():
+    s, z, y = draw()
+    same(get_loss("sld")(s, z, y), get_loss("kd", refine="swap", temperature=(1, 2, 3, 4, 5, 6))(s, z, y))
+
+
+def test_adaptive_brings_standardization():
+    s, z, y = draw()
+    same(get_loss("kd", temperature="adaptive")(s, z, y), get_loss("atkd")(s, z, y))
+
+
+def test_adaptive_may_stand_among_several():
+    s, z, y = draw()
+    both = get_loss("kd", temperature=("adaptive", 2.0))(s, z, y)
+    same(both, get_loss("atkd")(s, z, y) + get_loss("lskd", temperature=2.0)(s, z, y))
+
+
+def test_rld_standardized_masks_by_the_same_ranks():
+    s, z, y = draw()
+    ours = get_loss("rld", preset="standardize")(s, z, y)
+    same(
+        ours, rld(standardize(s), standardize(z), y, alpha=9.0, beta=72.0, temperature=2.0, confidence_temperature=2.0)
+    )
+
+
+def test_a_methods_own_piece_can_be_taken_out():
+    s, z, y = draw()
+    same(get_loss("loca", refine="none")(s, z, y), kd(s, z, y))
+    same(get_loss("lskd", standardize=False)(s, z, y), kd(s, z, y, temperature=2.0))
+    same(get_loss("normkd", temperature=3.0)(s, z, y), get_loss("kd", temperature="deviation", base=3.0)(s, z, y))
+
+
+def test_what_is_given_wins_over_a_preset_and_that_over_the_method():
+    s, z, y = draw()
+    same(get_loss("dkd", preset="resnet56-resnet20")(s, z, y), dkd(s, z, y, beta=2.0))
+    same(get_loss("dkd", preset="resnet56-resnet20", beta=3.0)(s, z, y), dkd(s, z, y, beta=3.0))
+    objective = make_objective("kd", {}, preset="imagenet-resnet34-resnet18", kd_weight=0.7)
+    assert (objective.ce_weight, objective.kd_weight) == (1.0, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("rld", {"refine": "loca"}, "rld takes no refinement: it leaves out what contradicts the label"),
+        ("rld", {"temperature": "deviation"}, "rld takes no temperature by deviation"),
+        ("revision", {"refine": "swap"}, "revision takes no refinement: it corrects wrong rows itself"),
+        ("revision", {"standardize": True}, "revision takes no standardization"),
+        ("wsld", {"temperature": "adaptive"}, "wsld takes no standardization: its weight is a ratio"),
+        ("clkd", {"temperature": 2.0}, "clkd has no temperature; it takes mu, nu, beta"),
+        ("ttm", {"temperature": 2.0}, "ttm has no temperature; it takes gamma"),
+        (
+            "kd",
+            {"temperature": "adaptive", "standardize": False},
+            "an adaptive temperature is read from z-scored logits",
+        ),
+        ("kd", {"temperature": "deviation", "standardize": True}, "z-scored logits all have deviation 1"),
+        ("atkd", {"refine": "loca"}, "loca reads probabilities at one temperature.* give calibration_temperature"),
+        ("sld", {"refine": "loca"}, "give calibration_temperature"),
+        ("normkd", {"temperature": 2.0, "base": 2.0}, "temperature 2 and base 2 say the same"),
+        ("ce", {}, "ce has no distillation term"),
+        ("kd", {"temperature": ()}, "temperature must be at least one number"),
+        ("kd", {"temperature": (1.0, -1.0)}, "kd: temperature must be greater than 0, not -1.0"),
+        ("loca", {"alpha": 1.0}, "loca: alpha must be between 0 and 1, not 1.0"),
+        ("ldrld", {"depth": 2.5}, "ldrld: depth must be a whole number, not 2.5"),
+        ("ldrld", {"depth": 0}, "ldrld: depth must be greater than 0, not 0"),
+        ("clkd", {"reduction": "max"}, "clkd: reduction must be mean or sum, not 'max'"),
+        ("clkd", {"squared": 1.0}, "clkd: squared must be true or false, not 1.0"),
+        ("atkd", {"source": "student"}, "atkd: source must be both or teacher, not 'student'"),
+    ],
+)
+def test_what_means_nothing_is_refused_with_the_reason(name, changes, reason):
+    with pytest.raises(InputError, match=reason):
+        get_loss(name, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("rdl", {}, r"unknown method 'rdl'; did you mean 'rld'\?"),
+        ("kd", {"refine": "locca"}, r"unknown refinement 'locca'; did you mean 'loca'\? Known: loca, none, swap"),
+        ("kd", {"temperature": "adaptiv"}, r"unknown temperature 'adaptiv'; did you mean 'adaptive'\?"),
+        ("rld", {"preset": "imagenet"}, "unknown preset of rld 'imagenet'"),
+        ("ttm", {"preset": "x"}, "ttm has no presets"),
+        (
+            "rld",
+            {"gamma": 1.0},
+            "rld has no parameter 'gamma'; it takes temperature, alpha, beta, confidence_temperature",
+        ),
+        ("dkd", {"loca_alpha": 0.9}, "dkd has no parameter 'loca_alpha'"),
+        (
+            "dkd",
+            {"refine": "loca", "calibration": 1.0},
+            "it takes temperature, alpha, beta, loca_alpha, calibration_temperature",
+        ),
+    ],
+)
+def test_what_is_not_known_is_refused_with_what_there_is(name, changes, message):
+    with pytest.raises(UnknownNameError, match=message):
+        get_loss(name, **changes)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "4", True, None])
+def test_a_number_must_be_a_finite_number(value):
+    with pytest.raises(InputError, match="rld: beta must be a finite number"):
+        get_loss("rld", beta=value)
+
+
+def test_parameters_are_those_of_the_signatures():
+    assert parameters_of("rld") == {"temperature": 4.0, "alpha": 1.0, "beta": 8.0, "confidence_temperature": 1.0}
+    assert parameters_of("atkd") == {"temperature": "adaptive", "source": "both"}
+    assert parameters_of("loca") == {"temperature": 4.0, "alpha": 0.95, "calibration_temperature": 4.0}
+    assert parameters_of("dkd", refine="loca").keys() == {
+        "temperature",
+        "alpha",
+        "beta",
+        "loca_alpha",
+        "calibration_temperature",
+    }
+    assert parameters_of("ce") == {}
+
+
+def test_refined_rows_are_those_the_teacher_gets_wrong():
+    _, z, y = draw(64)
+    wrong = z.argmax(1) != y
+    for name in ("loca", "swap", "sld", "rld", "revision"):
+        assert torch.equal(get_loss(name).refined_rows(z, y), wrong)
+    assert torch.equal(get_loss("dkd", refine="swap").refined_rows(z, y), wrong)
+    for name in ("kd", "dkd", "atkd", "clkd", "wsld"):
+        assert get_loss(name).refined_rows(z, y) is None
+
+
+def test_an_objective_reports_the_share_of_refined_rows():
+    s, z, y = draw(64)
+    terms = make_objective("loca", {})(s, z, y, 1.0)
+    assert terms.refined.item() == pytest.approx((z.argmax(1) != y).double().mean().item())
+    assert make_objective("kd", {})(s, z, y, 1.0).refined.isnan()
+
+
+def test_the_distillation_term_grows_over_the_warm_up():
+    s, z, y = draw()
+    objective = make_objective("rld", {}, warmup=0.5)
+    early = objective(s, z, y, 0.125)
+    assert early.total.item() == pytest.approx(early.ce.item() + 0.25 * early.kd.item())
+    late = objective(s, z, y, 0.75)
+    assert late.total.item() == pytest.approx(late.ce.item() + late.kd.item())
+
+
+def test_the_papers_warm_up_is_twenty_of_240_epochs():
+    s, z, y = draw()
+    terms = make_objective("rld", {})(s, z, y, 5 / 240)
+    assert terms.total.item() == pytest.approx(terms.ce.item() + 0.25 * terms.kd.item())
+
+
+def test_the_second_term_of_sld_begins_after_150_of_240_epochs():
+    s, z, y = draw()
+    objective, without, full = make_objective("sld", {}), get_loss("sld"), get_loss("sld", student_swap=True)
+    same(objective(s, z, y, 150 / 240).kd, without(s, z, y).mean())
+    same(objective(s, z, y, 151 / 240).kd, full(s, z, y).mean())
+    same(make_objective("sld", {"student_swap_after": 0.0})(s, z, y, 0.1).kd, full(s, z, y).mean())
+    same(make_objective("sld", {"student_swap": False})(s, z, y, 1.0).kd, without(s, z, y).mean())
+    same(make_objective("sld", {"student_swap": True})(s, z, y, 0.1).kd, full(s, z, y).mean())
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, True, "half"])
+def test_a_share_after_which_a_term_begins_is_a_share(share):
+    with pytest.raises(InputError, match="sld: student_swap_after must be a share from 0 to 1"):
+        make_objective("sld", {"student_swap_after": share})
+
+
+@pytest.mark.parametrize("weights", [{"ce_weight": -1.0}, {"kd_weight": float("nan")}, {"warmup": 1.5}])
+def test_weights_that_mean_nothing_are_refused(weights):
+    with pytest.raises(InputError, match="kd: weights must be 0 or more"):
+        make_objective("kd", {}, **weights)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 4.0}, {"standardize": True}, {"refine": "loca"}])
+def test_labels_alone_take_no_distillation_settings(settings):
+    with pytest.raises(InputError, match="ce has no distillation term"):
+        make_objective("ce", settings)
+
+
+def test_every_preset_can_be_built():
+    for name, method in METHODS.items():
+        for preset in method.presets:
+            assert make_objective(name, {}, preset=preset).loss is not None
+
+
+def test_every_method_is_described_with_its_parameters():
+    for name in METHODS:
+        found = describe(name)
+        assert found.summary
+        assert found.text or name == "ce"
+        assert all(text for _, _, text in found.parameters), name
+
+
+# Somebody's own, as docs/adding-a-method.md shows it.
+
+
+def halved(student, teacher, labels, *, temperature: float = 4.0, share: float = 0.5):
+    """KD, half of it."""
+    return share * kd(student, teacher, labels, temperature=temperature)
+
+
+NOT_A_METHOD = 3
+
+
+def test_a_strangers_own_method_has_the_same_pieces(monkeypatch):
+    monkeypatch.syspath_prepend(str(__import__("pathlib").Path(__file__).parent))
+    s, z, y = draw()
+    name = "test_composition:halved"
+    same(get_loss(name, temperature=2.0)(s, z, y), 0.5 * kd(s, z, y, temperature=2.0))
+    same(get_loss(name, refine="swap", share=1.0)(s, z, y), kd(s, swap(z, y), y))
+    objective = make_objective(name, {})
+    assert (objective.ce_weight, objective.kd_weight) == (1.0, 1.0)
+    assert describe(name).summary == "KD, half of it."
+    with pytest.raises(InputError, match=r"is a int; expected a function or a logitcache.methods.Method"):
+        get_loss("test_composition:NOT_A_METHOD")
+    with pytest.raises(InputError, match="method 'no_such_module:x' cannot be imported"):
+        get_loss("no_such_module:x")
