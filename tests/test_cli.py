@@ -324,13 +324,10 @@ def test_the_demo_runs_and_so_do_the_commands_it_prints(run, tmp_path):
     """With the real data and the real teacher, as `logitcache demo` does it; twice, since it prints what to type by hand."""
     done = run("demo")
     assert done.exit_code == 0
-    printed = [
-        line.partition("logitcache ")[2]
-        for line in done.stdout.splitlines()
-        if " --out fashion.zarr" in line or "fashion.zarr" in line
-    ]
+    printed = done.stdout.partition("The same by hand:")[2].split("\n")
     by_hand = [line for _, line in steps("fashion.zarr", "runs")]
-    assert [line for line in printed if "logitcache-demo" not in line] == by_hand[:-1]
+    for found, line in zip(filter(None, printed), by_hand, strict=True):
+        assert found.endswith(f" {line}")
     for line in by_hand:
         assert run(*line.split()).exit_code == 0, line
     first = {row["method"]: row for row in json.loads(run("compare", "logitcache-demo/runs", "--json").stdout)}
