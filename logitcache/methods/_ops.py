@@ -17,14 +17,14 @@ __all__ = [
     "Share",
     "Temperature",
     "Whole",
-    "binary_log_probs",
+    "apart",
+    "binary_kl",
     "deviation",
     "gram_distance",
     "kl",
     "log_probs",
     "masked_kl",
     "mix",
-    "others",
     "squared",
     "wrong",
 ]
@@ -76,43 +76,46 @@ def mix(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
     return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
 
 
-def others(labels: Labels, classes: int) -> Tensor:
-    """Which classes are not the label, [B, C] bool."""
-    return torch.arange(classes, device=labels.device) != labels[:, None]
-
-
 def wrong(teacher: Logits, labels: Labels) -> Tensor:
     """Which rows rank another class first (the papers' mis-instruction), [B] bool."""
     return teacher.argmax(-1) != labels
 
 
-def masked_kl(teacher: Logits, student: Logits, keep: Tensor) -> PerSample:
-    """KL between the two distributions over the kept classes alone, each renormalised there.
+def masked_kl(teacher: Logits, student: Logits, drop: Tensor) -> PerSample:
+    """KL between the two distributions over the classes that are not dropped, each renormalised there.
 
     Args:
         teacher: Scores, already divided by the temperature, [B, C].
         student: The same, [B, C].
-        keep: Classes that take part, [B, C] bool.
+        drop: Classes that take no part, [B, C] bool.
 
     Returns:
         [B]; a row that keeps nothing costs 0 and has gradient 0.
     """
-    some = keep.any(-1, keepdim=True)
-    taking_part = (
-        keep | ~some
-    )  # a row that keeps nothing is computed over all classes, to stay finite, and dropped below
-    log_p = F.log_softmax(teacher.masked_fill(~taking_part, -torch.inf), -1)
-    log_q = F.log_softmax(student.masked_fill(~taking_part, -torch.inf), -1)
-    log_ratio = torch.where(taking_part, log_p - log_q, 0)  # outside it is -inf - (-inf)
-    value = (log_p.exp() * log_ratio).sum(-1)
-    return torch.where(some.squeeze(-1), value, 0)
+    empty = drop.all(-1, keepdim=True)
+    out = drop & ~empty  # a row that keeps nothing is computed over all classes, to stay finite, and dropped below
+    log_p = F.log_softmax(teacher.masked_fill(out, -torch.inf), -1)
+    log_q = F.log_softmax(student.masked_fill(out, -torch.inf), -1)
+    log_ratio = (log_p - log_q).masked_fill(out, 0)  # there it is -inf - (-inf)
+    return (log_p.exp() * log_ratio).sum(-1).masked_fill(empty.squeeze(-1), 0)
 
 
-def binary_log_probs(scores: Logits, classes: Labels) -> Tensor:
-    """Log of (p_c, 1 - p_c) for one class a row, [B, 2]; finite at any gap, where log(1 - softmax) is not."""
-    chosen = scores.gather(1, classes[:, None])  # [B, 1]
-    rest = scores.scatter(1, classes[:, None], -torch.inf).logsumexp(1, keepdim=True)  # [B, 1]
-    return torch.cat([F.logsigmoid(chosen - rest), F.logsigmoid(rest - chosen)], 1)
+def apart(scores: Logits, classes: Labels) -> tuple[Tensor, Logits, Tensor]:
+    """Part a row into one class and the rest.
+
+    Returns:
+        The score of the class above the log-sum-exp of the rest, [B]: log p / (1 - p), finite at any gap, where
+        log(1 - softmax) is not; the scores with minus infinity at the class, [B, C]; their log-sum-exp, [B, 1].
+    """
+    others = scores.scatter(1, classes[:, None], -torch.inf)
+    rest = others.logsumexp(1, keepdim=True)
+    return (scores.gather(1, classes[:, None]) - rest).squeeze(1), others, rest
+
+
+def binary_kl(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL between (p, 1 - p) and (q, 1 - q), element by element, from log p / (1 - p) of both."""
+    first = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    return first + (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
 
 
 def deviation(logits: Logits) -> Tensor:

@@ -4,17 +4,7 @@ Zhao, Cui, Song, Qiu, Liang: Decoupled Knowledge Distillation. CVPR 2022.
 https://arxiv.org/abs/2203.08679
 """
 
-from logitcache.methods._ops import (
-    Labels,
-    Logits,
-    PerSample,
-    Temperature,
-    binary_log_probs,
-    kl,
-    masked_kl,
-    others,
-    squared,
-)
+from logitcache.methods._ops import Labels, Logits, PerSample, Temperature, apart, binary_kl, squared
 
 __all__ = ["dkd"]
 
@@ -50,7 +40,9 @@ def dkd(
         leaves the target out by subtracting 1000; here it is a logsigmoid and a fill with minus infinity. Equal where
         the release is finite.
     """
-    q, p = (binary_log_probs(scores / temperature, labels) for scores in (student, teacher))
-    tckd = kl(p, q)
-    nckd = masked_kl(teacher / temperature, student / temperature, others(labels, student.shape[1]))
-    return squared(temperature) * (alpha * tckd + beta * nckd)
+    q_gap, q_others, q_rest = apart(student / temperature, labels)
+    p_gap, p_others, p_rest = apart(teacher / temperature, labels)
+    log_p, log_q = p_others - p_rest, q_others - q_rest  # over the others alone, [B, C]
+    log_ratio = (log_p - log_q).scatter(1, labels[:, None], 0)  # at the target it is -inf - (-inf)
+    nckd = (log_p.exp() * log_ratio).sum(-1)
+    return squared(temperature) * (alpha * binary_kl(p_gap, q_gap) + beta * nckd)

@@ -5,9 +5,19 @@ Local Dense Logit Relations for Enhanced Knowledge Distillation. ICCV 2025. http
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from logitcache.methods._ops import Labels, Logits, PerSample, Temperature, Whole, kl, log_probs, masked_kl, squared
+from logitcache.methods._ops import (
+    Labels,
+    Logits,
+    PerSample,
+    Temperature,
+    Whole,
+    binary_kl,
+    kl,
+    log_probs,
+    masked_kl,
+    squared,
+)
 
 __all__ = ["ldrld"]
 
@@ -46,15 +56,9 @@ def ldrld(
     first_s, first_z = s.gather(1, chosen), z.gather(1, chosen)
     i, j = torch.triu_indices(chosen.shape[1], chosen.shape[1], 1, device=student.device)  # [pairs], ranks from 0
     weight = 2 * torch.exp(-0.05 * (i + j + 2).to(s.dtype)) / ((j - i).to(s.dtype) + 1.5)
-    of_pairs = _binary_kl(first_z[:, i] - first_z[:, j], first_s[:, i] - first_s[:, j])  # [B, pairs]
+    of_pairs = binary_kl(first_z[:, i] - first_z[:, j], first_s[:, i] - first_s[:, j])  # [B, pairs]
     together = kl(log_probs(first_z, 1.0), log_probs(first_s, 1.0))
     local = ((weight * of_pairs).sum(-1) + together) / (len(i) + 1)
-    rest = torch.ones_like(student, dtype=torch.bool).scatter(1, chosen, False)
-    value: Tensor = alpha * local + beta * masked_kl(z, s, rest)
+    drop = torch.zeros_like(student, dtype=torch.bool).scatter(1, chosen, True)
+    value: Tensor = alpha * local + beta * masked_kl(z, s, drop)
     return squared(temperature) * value
-
-
-def _binary_kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL between two classes' distributions, from the differences of their scores, element by element."""
-    first = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
-    return first + (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))

@@ -12,8 +12,8 @@ from logitcache.methods._ops import (
     PerSample,
     Positive,
     Temperature,
-    binary_log_probs,
-    kl,
+    apart,
+    binary_kl,
     masked_kl,
     squared,
 )
@@ -64,9 +64,9 @@ def rld(
         τ₁ behind the published CIFAR-100 numbers, 1 or 4, is unknown: the paper writes one τ, the released default is 1,
         its README's example sets 4. The pairs' own alpha and beta are not in the release; a reader's note gives beta 4.
     """
-    p = binary_log_probs(teacher / confidence_temperature, teacher.argmax(-1))
-    q = binary_log_probs(student / confidence_temperature, labels)
-    scd = confidence_temperature**2 * kl(p, q)
-    keep = teacher < teacher.gather(1, labels[:, None])
-    mcd = squared(temperature) * masked_kl(teacher / temperature, student / temperature, keep)
+    p_gap, _, _ = apart(teacher / confidence_temperature, teacher.argmax(-1))
+    q_gap, _, _ = apart(student / confidence_temperature, labels)
+    scd = confidence_temperature**2 * binary_kl(p_gap, q_gap)
+    drop = teacher >= teacher.gather(1, labels[:, None])
+    mcd = squared(temperature) * masked_kl(teacher / temperature, student / temperature, drop)
     return alpha * scd + beta * mcd

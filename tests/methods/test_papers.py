@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from logitcache.methods import get_loss
-from logitcache.methods._ops import binary_log_probs, gram_distance, kl, masked_kl, others
+from logitcache.methods._ops import apart, binary_kl, gram_distance, kl, masked_kl
 from logitcache.methods.dkd import dkd
 from logitcache.methods.kd import kd
 from logitcache.methods.loca import loca
@@ -239,14 +239,19 @@ def test_the_distance_of_near_matrices_is_not_rounded_away():
 
 def test_masked_kl_is_kl_over_the_kept_classes():
     student, teacher, labels = draw()
-    keep = others(labels, 7)
+    drop = torch.arange(7) == labels[:, None]
     for row in range(8):
-        kept = keep[row]
+        kept = ~drop[row]
         expected = kl(F.log_softmax(teacher[row, kept], 0), F.log_softmax(student[row, kept], 0))
-        assert masked_kl(teacher, student, keep)[row].item() == pytest.approx(expected.item())
+        assert masked_kl(teacher, student, drop)[row].item() == pytest.approx(expected.item())
 
 
-def test_binary_log_probs_are_those_of_one_class_against_the_rest():
-    _, teacher, labels = draw()
-    p = F.softmax(teacher, 1).gather(1, labels[:, None]).squeeze(1)
-    torch.testing.assert_close(binary_log_probs(teacher, labels).exp(), torch.stack([p, 1 - p], 1))
+def test_a_row_parts_into_one_class_and_the_rest():
+    student, teacher, labels = draw()
+    gap, others, rest = apart(teacher, labels)
+    p, q = (F.softmax(scores, 1).gather(1, labels[:, None]).squeeze(1) for scores in (teacher, student))
+    torch.testing.assert_close(gap.sigmoid(), p)
+    alone = (F.softmax(teacher, 1) / (1 - p[:, None])).scatter(1, labels[:, None], 0)
+    torch.testing.assert_close((others - rest).exp(), alone)
+    expected = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    torch.testing.assert_close(binary_kl(gap, apart(student, labels)[0]), expected)

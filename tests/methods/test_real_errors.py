@@ -25,7 +25,11 @@ def batch():
     with torch.no_grad():
         logits = teacher.module.eval()(eyes.normalize(rendered.pixels[0]))
     random = torch.Generator().manual_seed(0)
-    return torch.randn(logits.shape, generator=random), logits, torch.from_numpy(images.labels[samples])
+    return (
+        torch.randn(logits.shape, generator=random).double(),
+        logits.double(),
+        torch.from_numpy(images.labels[samples]),
+    )
 
 
 @pytest.fixture(scope="module")
