@@ -19,12 +19,12 @@ __all__ = [
     "Whole",
     "apart",
     "binary_kl",
-    "deviation",
     "gram_distance",
     "kl",
     "log_probs",
     "masked_kl",
     "mix",
+    "spread",
     "squared",
     "wrong",
 ]
@@ -118,12 +118,12 @@ def binary_kl(teacher: Tensor, student: Tensor) -> Tensor:
     return first + (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
 
 
-def deviation(logits: Logits) -> Tensor:
-    """Unbiased standard deviation of each row, [B, 1]; 0, with gradient 0, where a row is constant."""
+def spread(logits: Logits) -> tuple[Logits, Tensor]:
+    """Rows less their mean, [B, C], and their unbiased standard deviation, [B, 1]; 0, with gradient 0, where a row is constant."""
     centred = logits - logits.mean(-1, keepdim=True)
     variance = centred.square().sum(-1, keepdim=True) / (logits.shape[-1] - 1)
     varies = variance > 0  # the root has no gradient at 0
-    return torch.where(varies, torch.where(varies, variance, 1).sqrt(), 0)
+    return centred, torch.where(varies, torch.where(varies, variance, 1).sqrt(), 0)
 
 
 def gram_distance(one: Tensor, other: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Sun, Ren, Li, Wang, Cao: Logit Standardization in Knowledge Distillation. CVPR 2024. https://arxiv.org/abs/2403.01427
 """
 
-from logitcache.methods._ops import Logits, deviation
+from logitcache.methods._ops import Logits, spread
 
 __all__ = ["standardize"]
 
@@ -25,4 +25,5 @@ def standardize(logits: Logits) -> Logits:
     Doubts:
         The released logs hold weights from 3 to 18 and temperatures from 2 to 4, by the pair.
     """
-    return (logits - logits.mean(-1, keepdim=True)) / (deviation(logits) + 1e-7)
+    centred, deviation = spread(logits)
+    return centred / (deviation + 1e-7)
