@@ -54,8 +54,23 @@ def dump(
             help="Renditions of the whole data set by each recipe; epoch e trains on view e mod V. More later extend the cache.",
         ),
     ] = 1,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="full|topk",
+            show_default="full up to 1,000 classes",
+            help="Keep every class, or the largest with statistics of the rest.",
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K", min=1, show_default="64", help="How many of the largest logits --encoding topk keeps."
+        ),
+    ] = None,
     precision: Annotated[
-        str, typer.Option(metavar="f32|f16", help="f32 loses nothing; f16 takes half the space.")
+        str,
+        typer.Option(metavar="f32|f16|u8", help="f32 loses nothing; f16 takes half the space; u8 a quarter."),
     ] = "f16",
     batch_size: Annotated[
         int, typer.Option(metavar="ROWS", min=1, help="Rows of every forward pass; lower it if memory runs out.")

@@ -129,6 +129,8 @@ def parameters(settings: list[str]) -> dict[str, Any]:
         name, equals, value = setting.partition("=")
         if not equals or not name.strip() or not value.strip():
             raise typer.BadParameter(f"expected name=value, not {setting!r}", param_hint="--set")
+        if name.strip() in found:
+            raise typer.BadParameter(f"{name.strip()} is set twice", param_hint="--set")
         found[name.strip()] = spelled(value)
     return found
 

@@ -33,6 +33,11 @@ def _print(found: "CacheStats") -> None:
     manifest = found.manifest
     teacher, encoding, views = manifest["teachers"][0], manifest["encoding"], manifest["views"]
     data, probe, software = manifest["data"], found.probe, manifest["software"]
+    kept = (
+        "every class"
+        if encoding["kind"] == "full"
+        else f"the {encoding['k']} largest, the label's and statistics of the rest"
+    )
     recipes = " + ".join(view["recipe"] for view in views if view["group"] == 0)
     print_pairs(
         found.path,
@@ -40,7 +45,7 @@ def _print(found: "CacheStats") -> None:
             "teacher": f"{teacher['name']}, weights sha256 {teacher['weights_sha256'][:12]}",
             "data": f"{data['spec'] or 'an object'}, {data['length']:,} samples, {len(manifest['classes'])} classes",
             "views": f"{len({view['group'] for view in views})} x {recipes}, seed {views[0]['seed']}",
-            "logits": f"every class, {encoding['dtype']}; made on {manifest['device']} with torch {software['torch']}",
+            "logits": f"{kept}, {encoding['dtype']}; made on {manifest['device']} with torch {software['torch']}",
             "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row, "
             f"{found.ratio_to_float32:.2f} of the logits in raw float32",
             "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in found.bytes_by_array.items()),

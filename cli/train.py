@@ -56,6 +56,14 @@ def train(
             help="A number, several with commas between them, adaptive or deviation.",
         ),
     ] = None,
+    tail: Annotated[
+        str | None,
+        typer.Option(
+            metavar="uniform|bucket",
+            show_default="uniform",
+            help="Of a top-k cache: complete what was not kept evenly, or count it as one class.",
+        ),
+    ] = None,
     pair_views: Annotated[
         bool | None,
         typer.Option(

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from logitcache.data import Rendered
-from logitcache.encoding import FullEncoding
-from logitcache.errors import CacheMismatchError
+from logitcache.encoding import TopKRows, dense, read_encoding
+from logitcache.errors import CacheMismatchError, CorruptCacheError
 from logitcache.models import hash_weights, load_network
 from logitcache.store import Cache, ViewStream
 from logitcache.teacher import Teacher
@@ -34,7 +34,7 @@ class Answers(Protocol):
     def begin(self, turn: Sequence[View], upcoming: Sequence[View]) -> None:
         """Prepare for an epoch of one view, or of the views of a pair; others come next."""
 
-    def logits(self, position: int, batch: Rendered) -> Tensor | None:
+    def logits(self, position: int, batch: Rendered) -> Tensor | TopKRows | None:
         """Answer for a batch in one view of the turn: [B, C] float32 without gradient, on the student's device; None: nobody does."""
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class LabelsOnly:
     def begin(self, turn: Sequence[View], upcoming: Sequence[View]) -> None:
         """Do nothing."""
 
-    def logits(self, position: int, batch: Rendered) -> Tensor | None:
+    def logits(self, position: int, batch: Rendered) -> Tensor | TopKRows | None:
         """Answer nothing."""
         del position, batch
         return None
@@ -67,7 +67,8 @@ class CachedAnswers:
 
     def __init__(self, cache: Cache, device: torch.device) -> None:
         self._cache, self._device = cache, device
-        self._encoding = FullEncoding.from_json(cache.manifest.encoding)
+        self._encoding, self._classes = read_encoding(cache.manifest.encoding), len(cache.manifest.classes)
+        self._labels = torch.from_numpy(cache.labels()).long()
         self._streams: list[ViewStream] = []
 
     def begin(self, turn: Sequence[View], upcoming: Sequence[View]) -> None:
@@ -77,14 +78,17 @@ class CachedAnswers:
             {name: torch.from_numpy(column) for name, column in stream.take(view.index, later.index).items()}
             for stream, view, later in zip(self._streams, turn, upcoming, strict=True)
         ]
+        for view, columns in zip(turn, self._columns, strict=True):
+            if problem := self._encoding.check(columns, self._classes):
+                raise CorruptCacheError(f"{self._cache.path}, view {view.index}: {problem}. Dump the cache again.")
 
-    def logits(self, position: int, batch: Rendered) -> Tensor:
+    def logits(self, position: int, batch: Rendered) -> Tensor | TopKRows:
         """Gather and decode the batch's rows."""
         samples = torch.from_numpy(batch.samples)
-        columns = self._columns[position]
-        return self._encoding.decode(
-            {name: column.index_select(0, samples).to(self._device) for name, column in columns.items()}
-        )
+        rows = {
+            name: column.index_select(0, samples).to(self._device) for name, column in self._columns[position].items()
+        }
+        return self._encoding.decode(rows, self._labels[samples].to(self._device), self._classes)
 
     def close(self) -> None:
         """End the threads that read ahead."""
@@ -146,4 +150,6 @@ def teacher_classes(cache: Cache, view: View, samples: NDArray[np.int64]) -> NDA
     """Return the class of the teacher's largest stored logit for samples of a view, [B]."""
     stored = cache.view(view.index, cache.teachers[0])
     rows = {name: torch.from_numpy(column[samples]) for name, column in stored.items()}
-    return FullEncoding.from_json(cache.manifest.encoding).decode(rows).argmax(1).numpy()
+    labels = torch.from_numpy(cache.labels()[samples]).long()
+    decoded = read_encoding(cache.manifest.encoding).decode(rows, labels, len(cache.manifest.classes))
+    return dense(decoded).argmax(1).numpy()

@@ -20,8 +20,8 @@ from torch import nn
 
 from logitcache.data import ImageSet, Renderer, load_data, preprocessing_for
 from logitcache.device import pick_device
-from logitcache.encoding import FullEncoding
-from logitcache.errors import InputError
+from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
+from logitcache.errors import InputError, unknown_name
 from logitcache.models import Network, hash_weights, load_network
 from logitcache.progress import OnProgress, Progress, silent
 from logitcache.store import Cache, CacheWriter, Manifest, block_rows_for, open_cache, read_manifest
@@ -32,6 +32,9 @@ from logitcache.views.philox import integers, words
 __all__ = ["dump_logits"]
 
 _PROBE_ROWS = 256
+_PROBE_BYTES = 64_000_000
+_MANY_CLASSES = 1000  # up to here a full row of float16 is 2 kB
+_TOP_K = 64
 
 
 def dump_logits(
@@ -42,6 +45,8 @@ def dump_logits(
     teacher_weights: str | None = None,
     augment: str = "none",
     views: int = 1,
+    encoding: str | None = None,
+    top_k: int | None = None,
     precision: str = "f16",
     batch_size: int = 256,
     device: str = "auto",
@@ -69,7 +74,9 @@ def dump_logits(
         augment: Recipe of the views, a key of `views.RECIPES`; or several with commas between them: one view of each makes
             a group, for methods that pair views.
         views: Renditions of the whole data set, of each recipe; epoch e trains on view e mod views.
-        precision: `f32` (lossless) or `f16`.
+        encoding: `full` (every class) or `topk`; None: full up to 1,000 classes, unless `top_k` is given.
+        top_k: How many of the largest logits are kept; None: 64.
+        precision: `f32` (lossless), `f16` or `u8` (an even grid for each row).
         batch_size: Rows of a forward pass.
         device: `auto`, `cpu`, `cuda`, ...
         seed: Of augmentation and probe.
@@ -97,9 +104,10 @@ def dump_logits(
         raise InputError(
             f"views and batch size must be 1 or more and 0 <= seed < 2**64, not {views}, {batch_size} and {seed}"
         )
-    out, encoding, recipes = Path(out), FullEncoding(precision), make_views(augment, views, seed)
+    out, recipes = Path(out), make_views(augment, views, seed)
     images = load_data(data) if isinstance(data, str) else data
     classes = len(images.classes)
+    chosen = _encoding(encoding, top_k, precision, classes)
     network = _with_weights(teacher, classes, teacher_weights)
     preprocessing = preprocessing_for(
         images,
@@ -111,9 +119,8 @@ def dump_logits(
     )
     begun, where = read_manifest(out), pick_device(device)
     slug = re.sub(r"[^a-z0-9]+", "-", network.name.lower()).strip("-")
-    row_bytes = max(
-        int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in encoding.columns(classes).values()
-    )
+    stored = chosen.columns(classes)
+    row_bytes = max(int(np.prod(column.shape)) * np.dtype(column.dtype).itemsize for column in stored.values())
     manifest = Manifest(
         samples=len(images),
         classes=images.classes,
@@ -133,7 +140,7 @@ def dump_logits(
                 "class_map": None,
             },
         ),
-        encoding=encoding.to_json(),
+        encoding=chosen.to_json(),
         software={name: version(name) for name in ("logitcache", "numpy", "pillow", "torch", "torchvision", "zarr")},
     )
     if begun and allow_mixed:
@@ -141,18 +148,18 @@ def dump_logits(
     runner = Teacher(
         network, preprocessing, classes=classes, batch_size=batch_size, threads=manifest.threads, device=where
     )
-    columns, labels = {slug: encoding.columns(classes)}, images.labels.astype(np.int32)
+    columns, labels = {slug: stored}, images.labels.astype(np.int32)
     with closing(runner), CacheWriter(out, manifest, columns, labels, command=command) as writer:
         if not writer.complete:
             renderer = Renderer(images, [preprocessing], with_digests=True, workers=workers)
-            samples = _probe_samples(seed, len(images))
+            samples = _probe_samples(seed, len(images), classes)
             probe = torch.cat(
                 [runner.logits(batch.pixels[0]) for batch in renderer.batches(recipes[0], _split(samples, batch_size))]
             )
             exact = probe.cpu().numpy()
             _refuse_unusable(exact, samples, recipes[0], images, runner.name)
             writer.begin(samples, {slug: exact}, allow_mixed=allow_mixed)
-            _fill(writer, runner, renderer, recipes, encoding, slug, images, on_progress)
+            _fill(writer, runner, renderer, recipes, chosen, slug, images, on_progress)
             writer.finish()
     return open_cache(out)
 
@@ -162,13 +169,13 @@ def _fill(
     teacher: Teacher,
     renderer: Renderer,
     views: Sequence[View],
-    encoding: FullEncoding,
+    encoding: Encoding,
     slug: str,
     images: ImageSet,
     on_progress: OnProgress,
 ) -> None:
     """Answer for every row that is not committed yet, block by block; batches never straddle a block."""
-    manifest, missing = writer.manifest, writer.missing()
+    manifest, missing, labels = writer.manifest, writer.missing(), torch.from_numpy(images.labels).long()
     total = len(views) * manifest.samples
     ranges = {key: manifest.rows(key[1]) for key in missing}
     done = total - sum(last - first for first, last in ranges.values())
@@ -186,7 +193,7 @@ def _fill(
             for batch in _take(stream, -(-(last - first) // manifest.batch_size)):
                 assert batch.digests is not None
                 logits = teacher.logits(batch.pixels[0])
-                parts.append(encoding.encode(logits))
+                parts.append(encoding.encode(logits, labels[batch.samples].to(logits.device)))
                 digests[batch.samples - first] = batch.digests
                 right += int((logits.argmax(1).cpu().numpy() == images.labels[batch.samples]).sum())
                 done += len(batch.samples)
@@ -202,8 +209,9 @@ def _fill(
                 )
             rows: dict[str, NDArray[np.generic]] = {"digests": digests}
             for name in parts[0]:
-                rows[f"teachers/{slug}/{name}"] = torch.cat([part[name] for part in parts]).cpu().numpy()
-            _refuse_unusable(rows[f"teachers/{slug}/logits"], np.arange(first, last), view, images, teacher.name)
+                column = torch.cat([part[name] for part in parts]).cpu().numpy()
+                _refuse_unusable(column, np.arange(first, last), view, images, teacher.name)
+                rows[f"teachers/{slug}/{name}"] = column
             writer.write(view.index, block, rows)
     writer.drain()
 
@@ -217,9 +225,23 @@ def _split(samples: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
     return [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
-def _probe_samples(seed: int, samples: int) -> NDArray[np.int64]:
-    """Choose the probe: one sample at random out of each of 256 equal stretches of the data set, or all of a smaller one."""
-    count = min(_PROBE_ROWS, samples)
+def _encoding(kind: str | None, top_k: int | None, precision: str, classes: int) -> Encoding:
+    """Choose how rows are stored: every class where there are few, the largest where there are many."""
+    if kind not in (None, "full", "topk"):
+        raise unknown_name("encoding", kind, ["full", "topk"])
+    if kind == "full" and top_k is not None:
+        raise InputError("--encoding full keeps every class: leave out --top-k")
+    if kind is None:
+        kind = "topk" if top_k is not None or classes > _MANY_CLASSES else "full"
+    return FullEncoding(precision) if kind == "full" else TopKEncoding(top_k or _TOP_K, precision)
+
+
+def _probe_samples(seed: int, samples: int, classes: int) -> NDArray[np.int64]:
+    """Choose the probe: one sample at random out of each of 256 equal stretches of the data set, or all of a smaller one.
+
+    Fewer where rows are long: at most 64 MB.
+    """
+    count = min(_PROBE_ROWS, samples, max(_PROBE_BYTES // (4 * classes), 1))
     edges = np.arange(count + 1) * samples // count
     random = words(seed, 0xFFFFFFFF, np.arange(count), 0)[:, 0]  # a view that no data set has
     return edges[:-1] + integers(random, np.diff(edges))
@@ -229,11 +251,11 @@ def _refuse_unusable(
     logits: NDArray[np.generic], samples: NDArray[np.int64], view: View, images: ImageSet, teacher: str
 ) -> None:
     """Raise where a logit is no number, or is one that the precision cannot hold: a cache never stores such a row."""
-    finite = np.isfinite(logits)
-    if finite.all():
+    if logits.dtype.kind != "f" or np.isfinite(logits).all():
         return
+    finite = np.isfinite(logits.reshape(len(logits), -1))
     row, column = (int(x) for x in np.argwhere(~finite)[0])
-    value, sample = logits[row, column], int(samples[row])
+    value, sample = logits.reshape(len(logits), -1)[row, column], int(samples[row])
     where = f"sample {sample} (class {images.classes[images.labels[sample]]!r}), view {view.index}: logit {column} is {value}"
     if np.isinf(value) and logits.dtype == np.float16:
         raise InputError(

@@ -35,7 +35,7 @@ __all__ = ["Loop"]
 
 _CHECKED_ROWS = 64  # rendered again and compared with their digests before each epoch
 _AGREEMENT_ROWS = 2048
-_SUMS = ("loss", "ce", "kd", "train_accuracy", "refined_rows")
+_SUMS = ("loss", "ce", "kd", "train_accuracy", "refined_rows", "unranked_rows")
 
 Turn = Sequence[View]
 
@@ -142,8 +142,9 @@ class Loop:
             raise InputError(
                 f"the loss is {means['loss']} in epoch {epoch + 1}: training has diverged. Lower --lr, or add --warmup-epochs."
             )
-        if np.isnan(means["refined_rows"]):
-            del means["refined_rows"]
+        means = {
+            name: value for name, value in means.items() if not np.isnan(value)
+        }  # what the method has nothing to say of
         return {"lr": rate, **means, "seconds": seconds, "images_per_second": len(order) / seconds}
 
     def _step(self, shown: Sequence[Rendered], rate: float, progress: float) -> Tensor:
@@ -171,7 +172,7 @@ class Loop:
         right = (logits.detach().argmax(1) == labels).float().mean()
         return terms.total, (
             torch.stack([terms.total.detach(), terms.ce, terms.kd]),
-            torch.stack([right, terms.refined]),
+            torch.stack([right, terms.refined, terms.unranked]),
         )
 
     def _tested(self) -> dict[str, float]:

@@ -12,6 +12,8 @@ from logitcache.store import Cache, decode_rows, open_cache
 
 __all__ = ["CacheStats", "ProbeLoss", "ViewStats", "cache_stats"]
 
+_VALUES_AT_ONCE = 16_000_000  # logits in memory, as float64
+
 
 @dataclass(frozen=True, slots=True)
 class ViewStats:
@@ -120,17 +122,23 @@ def _view_stats(cache: Cache, view: int, teacher: str, labels: NDArray[np.int32]
     manifest = cache.manifest
     sums = np.zeros(5)  # right, among five, confidence, entropy, constant
     for first, last, columns in cache.blocks(view, teacher):
-        logits = decode_rows(manifest.encoding, columns).astype(np.float64)
-        own = logits[np.arange(last - first), labels[first:last]]
-        log_p = _log_softmax(logits)
-        p = np.exp(log_p)
-        sums += (
-            (logits.argmax(1) == labels[first:last]).sum(),
-            ((logits > own[:, None]).sum(1) < 5).sum(),
-            p.max(1).sum(),
-            -(p * log_p).sum(),
-            (np.ptp(logits, 1) == 0).sum(),
-        )
+        step = max(_VALUES_AT_ONCE // len(manifest.classes), 1)
+        for start in range(0, last - first, step):
+            part = slice(start, min(start + step, last - first))
+            logits = decode_rows(
+                manifest.encoding, {name: column[part] for name, column in columns.items()}, len(manifest.classes)
+            ).astype(np.float64)
+            true = labels[first:last][part]
+            own = logits[np.arange(len(true)), true]
+            log_p = _log_softmax(logits)
+            p = np.exp(log_p)
+            sums += (
+                (logits.argmax(1) == true).sum(),
+                ((logits > own[:, None]).sum(1) < 5).sum(),
+                p.max(1).sum(),
+                -(p * log_p).sum(),
+                (np.ptp(logits, 1) == 0).sum(),
+            )
         done = view * manifest.samples + last
         on_progress(Progress("reading", done, len(manifest.views) * manifest.samples, "rows"))
     right, five, confidence, entropy = (float(x) for x in sums[:4] / manifest.samples)
@@ -140,7 +148,7 @@ def _view_stats(cache: Cache, view: int, teacher: str, labels: NDArray[np.int32]
 def _probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
     samples, exact = cache.probe(teacher)
     columns = {name: column[samples] for name, column in cache.view(0, teacher).items()}
-    stored = decode_rows(cache.manifest.encoding, columns)
+    stored = decode_rows(cache.manifest.encoding, columns, len(cache.manifest.classes))
     divergence = {}
     for temperature in (1, 4):
         log_p, log_q = (_log_softmax(x.astype(np.float64) / temperature) for x in (exact, stored))

@@ -23,7 +23,7 @@ from logitcache.answers import Answers, CachedAnswers, LabelsOnly, LiveAnswers, 
 from logitcache.contract import recorded_data
 from logitcache.data import ImageSet, held_out_split, load_data, preprocessing_for
 from logitcache.device import pick_device
-from logitcache.encoding import FullEncoding
+from logitcache.encoding import read_encoding
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.loop import Loop
 from logitcache.methods import Objective, TemperatureChoice, find_method, make_objective
@@ -62,6 +62,7 @@ def train_student(
     refine: str | None = None,
     standardize: bool | None = None,
     temperature: TemperatureChoice | None = None,
+    tail: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     ce_weight: float | None = None,
     kd_weight: float | None = None,
@@ -106,6 +107,7 @@ def train_student(
         refine: Edit of the teacher's logits by the label: "loca", "swap" or "none"; None keeps the method's.
         standardize: Whether both networks' logits are z-scored first; None keeps the method's.
         temperature: A number, several, "adaptive" or "deviation"; None keeps the method's.
+        tail: What a top-k cache did not keep: "uniform" or "bucket"; None: uniform.
         parameters: Those of the method and its pieces; what is not named keeps the paper's default.
         ce_weight: Weight of cross-entropy; None takes the method's.
         kd_weight: Weight of the distillation term; None takes the method's.
@@ -147,7 +149,9 @@ def train_student(
         LogitCacheError: See its kinds; nothing is trained on data, pixels or logits that are not those of the cache.
     """
     settings = _settings({name: value for name, value in locals().items() if name in _SETTINGS})
-    pieces = {"refine": refine, "standardize": standardize, "temperature": temperature}
+    pieces = {"refine": refine, "standardize": standardize, "temperature": temperature, "tail": tail}
+    if twice := [word for word in parameters or {} if pieces.get(word) is not None]:
+        raise InputError(f"{twice[0]} is given twice, by its own option and as a parameter")
     objective = make_objective(
         method,
         {word: value for word, value in pieces.items() if value is not None} | dict(parameters or {}),
@@ -161,6 +165,8 @@ def train_student(
         opened, method, data, augment, live_teacher=bool(live_teacher), epochs=epochs, batch_size=batch_size
     )
     where = pick_device(device)
+    if opened and not live_teacher:
+        _refuse_too_little(opened, objective)
     if opened:
         images, shown = recorded_data(opened, data), [View.from_json(entry) for entry in opened.manifest.views]
         recorded = opened.manifest.preprocessing
@@ -170,9 +176,12 @@ def train_student(
         shown, recorded = list(make_views(augment or "none", epochs, seed)), {}
     turns = make_turns(shown, paired=objective.pairs_views if pair_views is None else pair_views)
     if pair_views and len(turns) == len(shown):
-        raise CacheMismatchError(
-            f"{opened.path if opened else 'the data'} holds no pairs of views. Dump some: --augment RECIPE,RECIPE makes one view of each."
+        remedy = (
+            "Dump some: --augment RECIPE,RECIPE makes one view of each"
+            if opened
+            else "Name two: --augment RECIPE,RECIPE"
         )
+        raise CacheMismatchError(f"{opened.path if opened else 'this training'} holds no pairs of views. {remedy}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = load_network(student, len(images.classes), student_weights)
@@ -254,6 +263,7 @@ _SETTINGS = frozenset(
         "std",
         "student",
         "student_weights",
+        "tail",
         "teacher_weights",
         "temperature",
         "test_data",
@@ -295,8 +305,8 @@ def _facts(
     encoded = None
     if cache:
         slug = cache.teachers[0]
-        columns = FullEncoding.from_json(cache.manifest.encoding).columns(len(cache.manifest.classes))
-        row_bytes = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in columns.values())
+        columns = read_encoding(cache.manifest.encoding).columns(len(cache.manifest.classes)).values()
+        row_bytes = sum(int(np.prod(column.shape)) * np.dtype(column.dtype).itemsize for column in columns)
         encoded = {
             "fingerprint": cache.fingerprint,
             "teacher": slug,
@@ -344,6 +354,20 @@ def _refuse_nonsense(
     if cache is not None and augment is not None:
         raise InputError(
             f"{cache.path} has its own views ({cache.manifest.views[0]['recipe']}): leave out --augment, or dump again with it."
+        )
+
+
+def _refuse_too_little(cache: Cache, objective: Objective) -> None:
+    """Refuse a method that needs more of a row than the cache keeps, naming the dump that would serve."""
+    encoding, loss = cache.manifest.encoding, objective.loss
+    if loss is None or encoding["kind"] != "topk":
+        if loss is not None and loss.bucket:
+            raise InputError(f"{cache.path} keeps every class: nothing is left for --tail bucket. Leave it out.")
+        return
+    if loss.every_class:
+        raise CacheMismatchError(
+            f"{cache.path} keeps the {encoding['k']} largest of {len(cache.manifest.classes)} logits, and {loss.every_class}. "
+            "Dump again with --encoding full, or choose another method."
         )
 
 

@@ -12,10 +12,11 @@ from logitcache.store import (
     Cache,
     FileProblem,
     check_files,
-    decode_rows,
     drop_damaged,
     forget_damaged_records,
+    kept_values,
     open_cache,
+    rounding,
 )
 
 if TYPE_CHECKING:
@@ -125,9 +126,10 @@ def _probe_gap(cache: Cache) -> tuple[float, list[int]]:
         raise CorruptCacheError(
             f"{cache.path}: the probe names samples that do not exist. Dump the cache again."
         ) from error
-    stored = decode_rows(cache.manifest.encoding, columns)
-    rounded = exact.astype(columns["logits"].dtype).astype(np.float32)
-    gaps = np.abs(stored - rounded).max(1) / max(float(np.abs(rounded).max()), 1e-30)
+    ids, stored = kept_values(cache.manifest.encoding, columns)
+    kept = exact if ids is None else np.take_along_axis(exact, ids, 1)
+    beyond = np.abs(stored - kept) - rounding(cache.manifest.encoding, columns, kept)
+    gaps = beyond.max(1).clip(0) / max(float(np.abs(kept).max()), 1e-30)
     unlike = np.unique(samples[gaps > _PROBE_TOLERANCE] // cache.manifest.block_rows)
     return float(gaps.max()), unlike.tolist()
 

@@ -242,6 +242,59 @@ def test_numbers_that_mean_nothing_are_refused(dump, bad):
         dump(**bad)
 
 
+@pytest.mark.parametrize("precision", ["f32", "f16", "u8"])
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_every_encoding_is_dumped_continued_verified_and_described(dump, tmp_path, images, top_k, precision):
+    whole = dump(precision=precision, top_k=top_k)
+    assert whole.manifest.encoding["kind"] == ("full" if top_k is None else "topk")
+    with pytest.raises(Interrupted):
+        dump(out=tmp_path / "stopped.zarr", precision=precision, top_k=top_k, on_progress=stop_after(301))
+    dump(out=tmp_path / "stopped.zarr", precision=precision, top_k=top_k)
+    assert bytes_of(tmp_path / "stopped.zarr") == bytes_of(whole.path)
+    report = logitcache.verify_cache(whole.path, data=images)
+    assert report.ok
+    assert report.probe_gap == 0
+    exact = dump(precision="f32", out=tmp_path / "exact.zarr")
+    ours, theirs = (logitcache.cache_stats(cache).views[1] for cache in (whole, exact))
+    assert (ours.accuracy, ours.mis_instruction_rate) == (theirs.accuracy, theirs.mis_instruction_rate)
+    assert ours.confidence == pytest.approx(theirs.confidence, abs=2e-3)
+
+
+def test_a_top_k_row_is_read_with_zarr_and_numpy_alone(dump, images, tmp_path):
+    """As docs/format.md says it."""
+    group = zarr.open(dump(top_k=2, precision="u8").path)["teachers/sequential"]
+    ids = group["ids"][1].astype("int64").cumsum(1)
+    top, step = group["scale"][1][:, :1], group["scale"][1][:, 1:]
+    codes = group["values"][1]
+    logits = np.where(codes == 255, top + group["label"][1][:, None], top - step * codes)
+    assert (ids == images.labels[:, None]).any(1).all()
+    assert (np.diff(ids, axis=1) > 0).all()
+    mass = np.exp(logits).sum(1) + np.exp(group["rest"][1][:, 2].astype("float32") + top[:, 0])
+    exact = np.exp(dump(precision="f32", out=tmp_path / "exact.zarr").view(1, "sequential")["logits"]).sum(1)
+    np.testing.assert_allclose(mass, exact, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoding": "topk", "top_k": 4}, "top-k 4 of 5 classes leaves no rest: keep every class"),
+        ({"encoding": "full", "top_k": 2}, "--encoding full keeps every class: leave out --top-k"),
+        ({"encoding": "sparse"}, "unknown encoding 'sparse'"),
+    ],
+)
+def test_encodings_that_mean_nothing_are_refused(dump, changes, message):
+    with pytest.raises(logitcache.LogitCacheError, match=message):
+        dump(**changes)
+
+
+def test_many_classes_choose_the_largest_and_few_choose_all():
+    from logitcache.dump import _encoding
+
+    assert _encoding(None, None, "f16", 1000).to_json() == {"kind": "full", "dtype": "f16"}
+    assert _encoding(None, None, "f16", 1001).to_json()["k"] == 64
+    assert _encoding(None, 5, "u8", 100).to_json() == {"kind": "topk", "k": 5, "dtype": "u8", "stats_ddof": 0}
+
+
 def test_the_callers_network_comes_back_as_it_was(dump):
     teacher = tiny.net(tiny.CLASSES).train()
     dump(teacher=teacher)

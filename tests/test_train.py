@@ -280,6 +280,31 @@ def test_the_objective_of_a_pair_is_the_sum_over_its_views(dump, train, tmp_path
         torch.testing.assert_close(value, weights(single)[name], atol=1e-6, rtol=1e-4)
 
 
+def test_a_top_k_cache_trains_what_it_serves_and_refuses_the_rest(dump, train, tmp_path):
+    dump(top_k=2, precision="u8")
+    train(method="rld", out=tmp_path / "rld")
+    first = metrics_of(tmp_path / "rld")[0]
+    assert 0 < first["unranked_rows"] < first["refined_rows"] < 1
+    bucket = weights(train(method="kd", tail="bucket", out=tmp_path / "bucket"))
+    assert not same(bucket, weights(train(method="kd", out=tmp_path / "uniform")))
+    for changes, reason in (
+        ({"method": "clkd"}, "clkd looks at every logit of a row"),
+        ({"method": "kd", "standardize": True}, "z-scores are those of every class"),
+        ({"method": "normkd"}, r"a temperature by row \(deviation\) is read from every class"),
+    ):
+        with pytest.raises(
+            CacheMismatchError, match=rf"keeps the 2 largest of 5 logits, and {reason}. Dump again with --encoding full"
+        ):
+            train(**changes, out=tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_bucket_needs_something_left_out(dump, train):
+    dump()
+    with pytest.raises(InputError, match="keeps every class: nothing is left for --tail bucket"):
+        train(tail="bucket")
+
+
 def test_pairs_that_are_not_there_are_refused_with_the_dump_that_makes_them(dump, train):
     dump()
     with pytest.raises(CacheMismatchError, match=r"holds no pairs of views. Dump some: --augment RECIPE,RECIPE"):
@@ -432,6 +457,7 @@ def test_damage_met_while_training_stops_it(dump, train):
         ({"lr": float("nan")}, "--lr must be greater than 0, not nan"),
         ({"weight_decay": float("nan")}, "--weight-decay must be 0 or more, not nan"),
         ({"decay_rate": float("nan")}, "--decay-rate must be 0 or more, not nan"),
+        ({"temperature": 2.0, "parameters": {"temperature": 3.0}}, "temperature is given twice"),
         ({"opt": "sgdd"}, "unknown optimizer 'sgdd'; did you mean 'sgd'"),
         ({"sched": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
         ({"method": "kdd"}, "unknown method 'kdd'; did you mean 'kd'"),

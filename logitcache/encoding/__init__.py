@@ -1,5 +1,33 @@
 """Logits to rows and back, on the device where they are: what is lost on the way is chosen here and nowhere else."""
 
-from logitcache.encoding.full import PRECISIONS, FullEncoding
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["PRECISIONS", "FullEncoding"]
+from torch import Tensor
+
+from logitcache.encoding.columns import Column
+from logitcache.encoding.full import PRECISIONS, FullEncoding
+from logitcache.encoding.topk import TopKEncoding, TopKRows
+from logitcache.errors import UnknownNameError
+
+__all__ = ["PRECISIONS", "Column", "Encoding", "FullEncoding", "TopKEncoding", "TopKRows", "dense", "read_encoding"]
+
+Encoding = FullEncoding | TopKEncoding
+
+
+def read_encoding(entry: Mapping[str, Any]) -> Encoding:
+    """Read the entry of the manifest.
+
+    Raises:
+        UnknownNameError: Another encoding.
+    """
+    if entry.get("kind") == "full":
+        return FullEncoding(entry["dtype"])
+    if entry.get("kind") == "topk":
+        return TopKEncoding(entry["k"], entry["dtype"])
+    raise UnknownNameError(f"unknown encoding {entry.get('kind')!r}; this logitcache reads: full, topk. Upgrade it.")
+
+
+def dense(rows: Tensor | TopKRows, temperature: float = 1.0) -> Tensor:
+    """Return logits of every class, [B, C] float32; what was not kept is completed for this temperature."""
+    return rows if isinstance(rows, Tensor) else rows.at(temperature)

@@ -1,4 +1,4 @@
-"""Every class is kept, as float32 (lossless) or float16 (relative error up to 2**-11, half the space)."""
+"""Every class is kept: float32 (lossless), float16 (relative error up to 2**-11) or 8 bits (an even grid for each row)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,11 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitcache.errors import UnknownNameError, unknown_name
+from logitcache.encoding.columns import Column
+from logitcache.encoding.quantize import dequantize, quantize
+from logitcache.errors import unknown_name
 
 __all__ = ["PRECISIONS", "FullEncoding"]
 
-PRECISIONS: dict[str, tuple[torch.dtype, str]] = {"f16": (torch.float16, "<f2"), "f32": (torch.float32, "<f4")}
+PRECISIONS: dict[str, tuple[torch.dtype, str]] = {
+    "f16": (torch.float16, "<f2"),
+    "f32": (torch.float32, "<f4"),
+    "u8": (torch.uint8, "|u1"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +25,7 @@ class FullEncoding:
     """All C logits of a row.
 
     Attributes:
-        dtype: `f32` or `f16`.
+        dtype: A key of `PRECISIONS`.
     """
 
     dtype: str
@@ -28,29 +34,32 @@ class FullEncoding:
         if self.dtype not in PRECISIONS:
             raise unknown_name("precision", self.dtype, PRECISIONS)
 
-    def columns(self, classes: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Return name to (shape of one row, numpy dtype) of what is stored."""
-        return {"logits": ((classes,), PRECISIONS[self.dtype][1])}
+    def columns(self, classes: int) -> dict[str, Column]:
+        """Return what is stored of a row."""
+        found = {"logits": Column((classes,), PRECISIONS[self.dtype][1], ("class",))}
+        if self.dtype == "u8":
+            found["scale"] = Column((2,), "<f4", ("statistic",), compressed=True)
+        return found
 
-    def encode(self, logits: Tensor) -> dict[str, Tensor]:
+    def encode(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Turn logits, [B, C] float32, into columns. A logit that float16 cannot hold becomes infinite; the dump refuses it."""
-        return {"logits": logits.to(PRECISIONS[self.dtype][0])}
+        if self.dtype != "u8":
+            return {"logits": logits.to(PRECISIONS[self.dtype][0])}
+        codes, scale = quantize(logits, labels, 255)
+        return {"logits": codes, "scale": scale}
 
-    def decode(self, columns: Mapping[str, Tensor]) -> Tensor:
+    def decode(self, columns: Mapping[str, Tensor], labels: Tensor, classes: int) -> Tensor:
         """Turn columns into logits, [B, C] float32, on the columns' device."""
+        del labels, classes
+        if self.dtype == "u8":
+            return dequantize(columns["logits"], columns["scale"])
         return columns["logits"].float()
+
+    def check(self, columns: Mapping[str, Tensor], classes: int) -> str | None:
+        """Find nothing: any bits are logits."""
+        del columns, classes
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the manifest."""
         return {"kind": "full", "dtype": self.dtype}
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> "FullEncoding":
-        """Read the entry of the manifest.
-
-        Raises:
-            UnknownNameError: Another encoding.
-        """
-        if entry.get("kind") != "full":
-            raise UnknownNameError(f"unknown encoding {entry.get('kind')!r}; this logitcache reads: full. Upgrade it.")
-        return cls(entry["dtype"])

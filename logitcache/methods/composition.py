@@ -5,6 +5,7 @@ loss(student, teacher, y) = Σ_T  divergence( scale(student), scale(refine(teach
 
 import functools
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from logitcache.methods._ops import Interval, wrong
 from logitcache.methods.atkd import adaptive
 from logitcache.methods.loca import loca
 from logitcache.methods.lskd import standardize
-from logitcache.methods.method import Method, TemperatureChoice
+from logitcache.methods.method import Method, Rows, TemperatureChoice
 from logitcache.methods.normkd import by_deviation
 from logitcache.methods.sld import swap
 from logitcache.methods.table import find_method
@@ -29,6 +30,9 @@ __all__ = ["REFINEMENTS", "TEMPERATURES", "Distillation", "Parameter", "compose"
 REFINEMENTS: dict[str, Callable[..., Tensor]] = {"loca": loca, "swap": swap}
 TEMPERATURES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"adaptive": adaptive, "deviation": by_deviation}
 _POSITIVE = Interval(0)
+PIECES = ("refine", "standardize", "temperature", "tail")
+WEIGHTS = ("ce_weight", "kd_weight", "warmup")
+_RESERVED = {"refine", "standardize", "tail", "preset", "name", *WEIGHTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,9 @@ class Distillation:
             has no temperature.
         couples_batch: Whether the value is 0-dim, because rows see each other.
         acts_on: What the divergence itself treats differently, or None.
+        bucket: Whether classes that a cache did not keep count as one, instead of being completed evenly.
+        every_class: Why rows of which only the largest were kept will not do, or None.
+        unranked: The divergence for rows whose label is not among the largest, or None.
     """
 
     divergence: Callable[..., Tensor]
@@ -61,16 +68,29 @@ class Distillation:
     temperatures: tuple[float | Callable[..., tuple[Tensor, Tensor]], ...]
     couples_batch: bool
     acts_on: Callable[[Tensor, Tensor], Tensor] | None
+    bucket: bool = False
+    every_class: str | None = None
+    unranked: Callable[..., Tensor] | None = None
 
-    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor, **switches: bool) -> Tensor:
+    def __call__(self, student: Tensor, teacher: Tensor | Rows, labels: Tensor, **switches: bool) -> Tensor:
         """Return [B], or 0-dim where the batch is coupled; its mean is what one trains with.
 
         Args:
             student: Scores of the model being trained, [B, C]; half precision is computed on in float32.
-            teacher: Scores of the teacher, [B, C]; gets no gradient.
+            teacher: Scores of the teacher, [B, C], which get no gradient; or rows of which the largest were kept.
             labels: True classes, [B] int64.
             **switches: Boolean parameters of the divergence that change over a training.
+
+        Raises:
+            InputError: Shapes that do not fit, or rows of which the largest were kept where every class is needed.
         """
+        if not isinstance(teacher, Tensor):
+            return self._of_rows(student, teacher, labels, switches)
+        if student.shape != teacher.shape or student.shape[:1] != labels.shape:
+            raise InputError(
+                f"a loss takes student and teacher [B, C] and labels [B], found {list(student.shape)}, "
+                f"{list(teacher.shape)} and {list(labels.shape)}"
+            )
         student, teacher = _wide(student), _wide(teacher.detach())
         if self.refine is not None:
             teacher = self.refine(teacher, labels)
@@ -79,6 +99,23 @@ class Distillation:
         if not self.temperatures:
             return self.divergence(student, teacher, labels, **switches)
         values = [self._at(chosen, student, teacher, labels, switches) for chosen in self.temperatures]
+        return functools.reduce(torch.add, values)
+
+    def _of_rows(self, student: Tensor, rows: Rows, labels: Tensor, switches: Mapping[str, bool]) -> Tensor:
+        """Evaluate with rows completed for each temperature in turn."""
+        if self.every_class:
+            raise InputError(f"rows of which the largest were kept will not do: {self.every_class}")
+        student, values = _wide(student), []
+        for temperature in self.temperatures or (1.0,):
+            assert isinstance(temperature, float | int)  # see every_class
+            teacher = rows.at(temperature, student if self.bucket else None)
+            if self.refine is not None:
+                teacher = self.refine(teacher, labels)
+            more: dict[str, Any] = {**switches, **({"temperature": temperature} if self.temperatures else {})}
+            value = self.divergence(student, teacher, labels, **more)
+            if self.unranked is not None:
+                value = torch.where(rows.unranked, self.unranked(student, teacher, labels, **more), value)
+            values.append(value)
         return functools.reduce(torch.add, values)
 
     def _at(
@@ -92,8 +129,10 @@ class Distillation:
             student = (student - student.mean(-1, keepdim=True)) * (of_teacher / of_student)
         return self.divergence(student, teacher, labels, temperature=of_teacher, **switches)
 
-    def refined_rows(self, teacher: Tensor, labels: Tensor) -> Tensor | None:
+    def refined_rows(self, teacher: Tensor | Rows, labels: Tensor) -> Tensor | None:
         """Say which rows of a batch the label changed: [B] bool, or None where labels change nothing."""
+        if not isinstance(teacher, Tensor):
+            teacher = teacher.at()
         if self.refine is not None:
             return wrong(teacher, labels)
         return None if self.acts_on is None else self.acts_on(teacher, labels)
@@ -110,6 +149,7 @@ def get_loss(
     refine: str | None = None,
     standardize: bool | None = None,
     temperature: TemperatureChoice | None = None,
+    tail: str | None = None,
     **parameters: Any,
 ) -> Distillation:
     """Return a method's distillation term.
@@ -120,6 +160,7 @@ def get_loss(
         refine: Edit of the teacher's logits by the label: "loca", "swap" or "none"; None keeps the method's.
         standardize: Whether both sets of logits are z-scored first (LSKD's plug-in); None keeps the method's.
         temperature: A number, several (summed over), "adaptive" (ATKD) or "deviation" (NormKD); None keeps the method's.
+        tail: Of a top-k cache: "uniform" completes what was not kept evenly, "bucket" counts it as one class; None: uniform.
         **parameters: Those of the method and its pieces, as `logitcache methods NAME` lists them.
 
     Returns:
@@ -129,25 +170,28 @@ def get_loss(
         UnknownNameError: No such method, piece, preset or parameter.
         InputError: A value out of its range, or pieces that mean nothing together.
     """
-    given = {"refine": refine, "standardize": standardize, "temperature": temperature}
+    given = {"refine": refine, "standardize": standardize, "temperature": temperature, "tail": tail}
     pieces = {word: value for word, value in given.items() if value is not None}
-    chosen = with_preset(name, preset, {**pieces, **parameters})
-    return compose(name, find_method(name), {word: v for word, v in chosen.items() if word not in WEIGHTS})
+    chosen = {word: value for word, value in preset_of(name, preset).items() if word not in WEIGHTS}
+    return compose(name, find_method(name), over(chosen, {**pieces, **parameters}))
 
 
-WEIGHTS = ("ce_weight", "kd_weight", "warmup")
-
-
-def with_preset(name: str, preset: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Put a preset's settings below those that are given."""
+def preset_of(name: str, preset: str | None) -> Mapping[str, Any]:
+    """Return the settings of a preset; none where it is None."""
     presets = find_method(name).presets
     if preset is None:
-        return dict(given)
+        return {}
     if not presets:
         raise UnknownNameError(f"{name} has no presets")
-    if preset not in presets:
-        raise unknown_name(f"preset of {name}", preset, presets)
-    return {**presets[preset], **given}
+    if not isinstance(preset, str) or preset not in presets:
+        raise unknown_name(f"preset of {name}", str(preset), presets)
+    return presets[preset]
+
+
+def over(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Put what is given over a preset; `base` replaces a preset's number where the temperature is by deviation."""
+    kept = {word: value for word, value in preset.items() if not (word == "temperature" and "base" in given)}
+    return {**kept, **given}
 
 
 def parameters_of(
@@ -172,14 +216,24 @@ def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillat
         raise InputError(f"{name} has no distillation term")
     pieces = _Pieces.of(name, method, settings)
     pieces.refuse_nonsense()
-    words = {word: value for word, value in settings.items() if word not in ("refine", "standardize", "temperature")}
+    words = {word: value for word, value in settings.items() if word not in PIECES}
     bound = pieces.bind(words)
     refinement = functools.partial(REFINEMENTS[pieces.refine], **bound["refine"]) if pieces.refine else None
     temperatures = tuple(
         functools.partial(TEMPERATURES[one], **bound[one]) if isinstance(one, str) else one for one in pieces.several()
     )
     divergence = functools.partial(method.divergence, **bound["divergence"])
-    return Distillation(divergence, refinement, pieces.standardize, temperatures, method.couples_batch, method.acts_on)
+    return Distillation(
+        divergence,
+        refinement,
+        pieces.standardize,
+        temperatures,
+        method.couples_batch,
+        method.acts_on,
+        bucket=settings.get("tail") == "bucket",
+        every_class=pieces.every_class(),
+        unranked=functools.partial(divergence, **method.unranked) if method.unranked else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,18 +250,22 @@ class _Pieces:
 
     @classmethod
     def of(cls, name: str, method: Method, settings: Mapping[str, Any]) -> "_Pieces":
-        refine = settings.get("refine")
-        if refine is not None and refine != "none" and refine not in REFINEMENTS:
-            raise unknown_name("refinement", refine, {"none": None, **REFINEMENTS})
-        refine = method.refine if refine is None else None if refine == "none" else str(refine)
-        given = settings.get("temperature")
-        temperature: Any = method.temperature if given is None else _checked_temperature(name, given)
+        refine = method.refine if settings.get("refine") is None else settings["refine"]
+        if refine is not None and refine not in ["none", *REFINEMENTS]:
+            raise unknown_name("refinement", str(refine), ["none", *REFINEMENTS])
+        refine = None if refine == "none" else refine
+        given = method.temperature if settings.get("temperature") is None else settings["temperature"]
+        temperature: Any = None if given is None else _checked_temperature(name, given)
         base: float | None = None
-        if method.temperature == "deviation" and isinstance(temperature, float | int):
-            base, temperature = temperature, "deviation"
+        if method.temperature == "deviation" and not any(isinstance(one, str) for one in _as_tuple(temperature)):
+            if len(_as_tuple(temperature)) != 1:
+                raise InputError(f"{name}: its number multiplies the deviation of a row; give one, not {temperature}")
+            base, temperature = _as_tuple(temperature)[0], "deviation"
         if temperature is None:
             temperature = _keywords(method.divergence).get("temperature", (None, None))[0]
         scaled = settings.get("standardize")
+        if scaled is not None and not isinstance(scaled, bool):
+            raise InputError(f"{name}: standardize must be true or false, not {scaled!r}")
         by_row = "adaptive" in _as_tuple(temperature)
         return cls(
             name,
@@ -242,7 +300,7 @@ class _Pieces:
     def _default(self, word: str, default: Any) -> Any:
         """Return a plug-in's default, where it depends on the other pieces."""
         if word == "calibration_temperature":
-            numbers = self.several()
+            numbers = () if self.standardize else self.several()  # z-scores have no temperature of raw logits
             return numbers[0] if len(numbers) == 1 and not isinstance(numbers[0], str) else None
         return self.base if word == "base" and self.base is not None else default
 
@@ -263,13 +321,23 @@ class _Pieces:
         bound: dict[str, dict[str, Any]] = {"divergence": {}, "refine": {}, **{name: {} for name in TEMPERATURES}}
         for word, parameter in known.items():
             value = checked.get(word, parameter.default)
-            if value is None:
+            if value is None and parameter.piece == "refine":
                 raise InputError(
-                    f"{self.name}: loca reads probabilities at one temperature, and here is no single one: "
+                    f"{self.name}: loca reads probabilities at one temperature of raw logits, and here is no such one: "
                     f"give {word} (1 and 4 are usual)"
                 )
             bound[parameter.piece][parameter.name] = value
         return bound
+
+    def every_class(self) -> str | None:
+        """Say why this cannot be computed from the largest logits of a row, or None where it can."""
+        if self.method.needs == "every class":
+            return f"{self.name} looks at every logit of a row"
+        if self.standardize:
+            return "z-scores are those of every class"
+        if any(isinstance(one, str) for one in self.several()):
+            return f"a temperature by row ({', '.join(map(str, self.several()))}) is read from every class"
+        return None
 
     def refuse_nonsense(self) -> None:
         """Refuse what has no meaning, with the reason."""
@@ -277,6 +345,8 @@ class _Pieces:
         asked |= {one for one in self.several() if isinstance(one, str)}
         if "adaptive" in asked:
             asked.add("standardize")  # which it brings
+        if len(self.several()) > 1:
+            asked.add("several")
         for piece, reason in self.method.refuses.items():
             if piece in asked:
                 raise InputError(f"{self.name} takes no {_SPELLED.get(piece, piece)}: {reason}")
@@ -284,6 +354,10 @@ class _Pieces:
             raise InputError(
                 f"{self.name} has no temperature; it takes {', '.join(self.parameters()) or 'no parameters'}"
             )
+        if self.said.get("tail") not in (None, "uniform", "bucket"):
+            raise unknown_name("tail", str(self.said["tail"]), ["uniform", "bucket"])
+        if self.said.get("tail") == "bucket" and not self.method.takes_bucket:
+            raise InputError(f"{self.name} takes no bucket: only a forward KL over all classes has the value of one")
         if "adaptive" in self.several() and not self.standardize:
             raise InputError(
                 f"{self.name}: an adaptive temperature is read from z-scored logits; leave them standardized"
@@ -294,7 +368,12 @@ class _Pieces:
             )
 
 
-_SPELLED = {"refine": "refinement", "standardize": "standardization", "deviation": "temperature by deviation"}
+_SPELLED = {
+    "several": "sum over temperatures",
+    "refine": "refinement",
+    "standardize": "standardization",
+    "deviation": "temperature by deviation",
+}
 
 
 def _as_tuple(temperature: Any) -> tuple[Any, ...]:
@@ -321,8 +400,19 @@ def _keywords(function: Callable[..., Any] | None) -> dict[str, tuple[Any, Any]]
     """Return the keyword-only parameters of a function: default and annotation."""
     if function is None:
         return {}
-    signature = inspect.signature(function, eval_str=True).parameters.values()
-    return {p.name: (p.default, p.annotation) for p in signature if p.kind is p.KEYWORD_ONLY}
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except NameError:  # names that only a type checker imports
+        signature = inspect.signature(function)
+    found = {p.name: (p.default, p.annotation) for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for word, (default, _) in found.items():
+        if default is inspect.Parameter.empty:
+            raise InputError(f"parameter {word} of {function.__name__} has no default, so nobody would know what it is")
+        if word in _RESERVED:
+            raise InputError(
+                f"{function.__name__} calls a parameter {word!r}, which is a word of every method: choose another"
+            )
+    return found
 
 
 def _checked(name: str, word: str, annotation: Any, value: Any) -> Any:
@@ -342,11 +432,15 @@ def _checked(name: str, word: str, annotation: Any, value: Any) -> Any:
         if not isinstance(value, bool):
             raise InputError(f"{name}: {word} must be true or false, not {value!r}")
         return value
-    numeric = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    numeric = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    if value is None and types.NoneType in numeric:
+        return value
+    if kind is str and not isinstance(value, str):
+        raise InputError(f"{name}: {word} must be a word, not {value!r}")
     if not {int, float}.intersection(numeric):
         return value  # somebody's own kind: theirs to check
     whole = int in numeric and float not in numeric
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not good or (whole and value != int(value)):
         raise InputError(f"{name}: {word} must be a {'whole' if whole else 'finite'} number, not {value!r}")
     if value not in interval:

@@ -23,7 +23,8 @@ def standardize(logits: Logits) -> Logits:
         [B, C]; a constant row gives zeros.
 
     Doubts:
-        The released logs hold weights from 3 to 18 and temperatures from 2 to 4, by the pair.
+        The released logs hold weights from 3 to 18 and temperatures from 2 to 4, by the pair. The gradient of a student row
+        that is constant to within rounding is huge, as in the release: 1 / 1e-7.
     """
     centred, deviation = spread(logits)
     return centred / (deviation + 1e-7)

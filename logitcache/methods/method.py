@@ -2,11 +2,27 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Loss", "Method", "TemperatureChoice"]
+__all__ = ["Loss", "Method", "Rows", "TemperatureChoice"]
+
+
+class Rows(Protocol):
+    """Logits of which only the largest were kept; completed for the temperature that a loss takes them at.
+
+    Attributes:
+        unranked: Rows whose label is not among the largest, [B] bool.
+    """
+
+    @property
+    def unranked(self) -> Tensor:
+        """Rows whose label is not among the largest."""
+
+    def at(self, temperature: float = 1.0, student: Tensor | None = None) -> Tensor:
+        """Complete them: [B, C]; evenly, or as the student divides what is left."""
+
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 TemperatureChoice = float | str | tuple[float | str, ...]
@@ -34,6 +50,8 @@ class Method:
         needs: What a cache must hold: "labels", "top-k" or "every class".
         couples_batch: Whether rows of a batch see each other, so that the result depends on its size.
         pairs_views: Whether the paper sums the objective over a weak and a strong view of every image.
+        takes_bucket: Whether it is a forward KL, for which classes that were not kept may count as one (`tail="bucket"`).
+        unranked: Parameters for rows of a top-k cache whose label is not among the k largest, where its rank decides.
         acts_on: `(teacher, labels) -> [B] bool`, where the divergence itself treats some rows differently.
         refuses: Pieces that mean nothing here, and why.
         presets: Other settings of the paper, by name; the words are those of `get_loss` and the weights above.
@@ -54,6 +72,8 @@ class Method:
     needs: str = "top-k"
     couples_batch: bool = False
     pairs_views: bool = False
+    takes_bucket: bool = False
+    unranked: Mapping[str, Any] = field(default_factory=dict)
     acts_on: Callable[[Tensor, Tensor], Tensor] | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

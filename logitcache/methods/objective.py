@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from logitcache.errors import InputError
-from logitcache.methods.composition import WEIGHTS, Distillation, compose, with_preset
+from logitcache.errors import InputError, UnknownNameError
+from logitcache.methods.composition import WEIGHTS, Distillation, compose, over, preset_of
+from logitcache.methods.method import Rows
 from logitcache.methods.table import find_method
 
 __all__ = ["Objective", "Terms", "make_objective"]
@@ -24,12 +25,14 @@ class Terms:
         ce: Cross-entropy, without its weight or gradient.
         kd: The distillation term, likewise; 0 where there is none.
         refined: Share of rows that the label changed; NaN where the method changes none.
+        unranked: Share of rows whose label is not among the largest that a cache kept; NaN where it kept all.
     """
 
     total: Tensor
     ce: Tensor
     kd: Tensor
     refined: Tensor
+    unranked: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,12 @@ class Objective:
     begins: Mapping[str, float]
     pairs_views: bool
 
-    def __call__(self, student: Tensor, teacher: Tensor | None, labels: Tensor, progress: float) -> Terms:
+    def __call__(self, student: Tensor, teacher: Tensor | Rows | None, labels: Tensor, progress: float) -> Terms:
         """Evaluate a batch.
 
         Args:
             student: [B, C]; computed on in float32 or wider.
-            teacher: [B, C], gets no gradient; not looked at where `loss` is None.
+            teacher: [B, C], gets no gradient, or rows of which the largest were kept; not looked at where `loss` is None.
             labels: [B] int64.
             progress: Share of the epochs that will be over when this one is, in (0, 1].
         """
@@ -67,14 +70,20 @@ class Objective:
         cross_entropy = F.cross_entropy(student, labels)
         if self.loss is None or teacher is None:
             nothing = torch.zeros_like(cross_entropy)
-            return Terms(self.ce_weight * cross_entropy, cross_entropy.detach(), nothing, nothing * torch.nan)
+            unknown = nothing * torch.nan
+            return Terms(self.ce_weight * cross_entropy, cross_entropy.detach(), nothing, unknown, unknown)
         switches = {word: progress > share for word, share in self.begins.items()}
         distillation = self.loss(student, teacher, labels, **switches).mean()
         ramp = min(progress / self.warmup, 1.0) if self.warmup else 1.0
         total = self.ce_weight * cross_entropy + ramp * self.kd_weight * distillation
-        rows = self.loss.refined_rows(teacher, labels)
-        refined = torch.full_like(cross_entropy, torch.nan) if rows is None else rows.to(cross_entropy.dtype).mean()
-        return Terms(total, cross_entropy.detach(), distillation.detach(), refined)
+        refined = _share(self.loss.refined_rows(teacher, labels), cross_entropy)
+        unranked = _share(None if isinstance(teacher, Tensor) else teacher.unranked, cross_entropy)
+        return Terms(total, cross_entropy.detach(), distillation.detach(), refined, unranked)
+
+
+def _share(rows: Tensor | None, like: Tensor) -> Tensor:
+    """Return the share of rows that are true, 0-dim; NaN where there is nothing to say."""
+    return torch.full_like(like, torch.nan) if rows is None else rows.to(like.dtype).mean()
 
 
 def make_objective(
@@ -103,15 +112,17 @@ def make_objective(
     """
     method = find_method(name)
     given = {"ce_weight": ce_weight, "kd_weight": kd_weight, "warmup": warmup}
-    chosen = with_preset(
-        name, preset, {word: value for word, value in given.items() if value is not None} | dict(settings)
-    )
+    if misplaced := [word for word in WEIGHTS if word in settings]:
+        raise UnknownNameError(f"{name} has no parameter {misplaced[0]!r}: weights have options of their own")
+    chosen = over(preset_of(name, preset), settings)
     weights = {word: chosen.pop(word, getattr(method, word)) for word in WEIGHTS}
+    weights |= {word: value for word, value in given.items() if value is not None}
     if method.divergence is None and (chosen or kd_weight):
         raise InputError(
             f"{name} has no distillation term, so parameters, pieces and --kd-weight mean nothing beside it"
         )
-    if not all(0 <= weight < float("inf") for weight in weights.values()) or weights["warmup"] > 1:
+    numbers = all(isinstance(weight, int | float) and not isinstance(weight, bool) for weight in weights.values())
+    if not numbers or not all(0 <= weight < float("inf") for weight in weights.values()) or weights["warmup"] > 1:
         raise InputError(
             f"{name}: weights must be 0 or more and the warm-up a share from 0 to 1, not {tuple(weights.values())}"
         )

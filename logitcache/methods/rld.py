@@ -62,7 +62,8 @@ def rld(
 
     Doubts:
         τ₁ behind the published CIFAR-100 numbers, 1 or 4, is unknown: the paper writes one τ, the released default is 1,
-        its README's example sets 4. The pairs' own alpha and beta are not in the release; a reader's note gives beta 4.
+        its README's example sets 4. Beside z-scored logits τ₁ stays what it is unless given; the preset sets 2. The
+        pairs' own alpha and beta are not in the release; a reader's note gives beta 4.
     """
     p_gap, _, _ = apart(teacher / confidence_temperature, teacher.argmax(-1))
     q_gap, _, _ = apart(student / confidence_temperature, labels)

@@ -1,6 +1,7 @@
 """The methods: one row each. A new one is a file beside this one and a row here."""
 
 import functools
+import inspect
 
 from logitcache.errors import InputError, unknown_name
 from logitcache.methods._ops import wrong
@@ -90,6 +91,7 @@ METHODS: dict[str, Method] = {
         "Hinton et al., 2014, arXiv 1503.02531",
         kd,
         source="megvii-research/mdistiller",
+        takes_bucket=True,
         ce_weight=0.1,
         kd_weight=0.9,
         presets={
@@ -109,6 +111,7 @@ METHODS: dict[str, Method] = {
         "LoCa, ECAI 2024, arXiv 2409.04778",
         kd,
         source="none released",
+        takes_bucket=True,
         refine="loca",
         ce_weight=0.1,
         kd_weight=0.9,
@@ -183,11 +186,13 @@ METHODS: dict[str, Method] = {
         rld,
         source="zju-SWJ/RLD @d54578f",
         warmup=_TWENTY_EPOCHS,
+        unranked={"beta": 0.0},
         acts_on=contradicts,
         refuses={
             "refine": "it leaves out what contradicts the label, and after a refinement nothing does: it would be dkd, "
             "so use --method dkd with the refinement",
             "deviation": "its confidence has a temperature of its own, which is one of unscaled logits",
+            "several": "its confidence has a temperature of its own and would be counted once for each",
         },
         presets={
             "same-t": {"confidence_temperature": 4.0},
@@ -233,6 +238,7 @@ METHODS: dict[str, Method] = {
         "Multimedia Systems 31:264, 2025, arXiv 2504.20108",
         sld,
         source="StephenEkaputra/Swapped-Logit-Distillation @f035ede",
+        takes_bucket=True,
         refine="swap",
         temperature=(1.0, 2.0, 3.0, 4.0, 5.0, 6.0),
         ce_weight=0.1,
@@ -249,6 +255,7 @@ METHODS: dict[str, Method] = {
         "as re-run by Sun et al., ICCV 2025",
         kd,
         source="zju-SWJ/RLD",
+        takes_bucket=True,
         refine="swap",
         ce_weight=0.0,
         about=swap,
@@ -258,6 +265,7 @@ METHODS: dict[str, Method] = {
         "Zheng and Yang, ICLR 2024, arXiv 2402.11148",
         ttm,
         source="zkxufo/TTM",
+        needs="every class",
         kd_weight=45.0,
     ),
     "wsld": Method(
@@ -265,7 +273,10 @@ METHODS: dict[str, Method] = {
         "Zhou et al., ICLR 2021, arXiv 2102.00650",
         wsld,
         source="bellymonster/Weighted-Soft-Label-Distillation",
-        refuses={"standardize": "its weight is a ratio of cross-entropies of raw logits"},
+        refuses={
+            "standardize": "its weight is a ratio of cross-entropies of raw logits",
+            "deviation": "its weight is a ratio of cross-entropies of raw logits",
+        },
         presets={"ldrld-copy": {"alpha": 2.25, "temperature": 4.0}},
     ),
     "wttm": Method(
@@ -273,6 +284,7 @@ METHODS: dict[str, Method] = {
         "Zheng and Yang, ICLR 2024, arXiv 2402.11148",
         wttm,
         source="zkxufo/TTM",
+        needs="every class",
         kd_weight=45.0,
     ),
 }
@@ -290,8 +302,8 @@ def find_method(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    if ":" not in name:
-        raise unknown_name("method", name, METHODS)
+    if not isinstance(name, str) or ":" not in name:
+        raise unknown_name("method", str(name), METHODS)
     found = resolve(name, "method")
     if isinstance(found, Method):
         return found
@@ -299,5 +311,8 @@ def find_method(name: str) -> Method:
         raise InputError(
             f"method {name} is a {type(found).__name__}; expected a function or a logitcache.methods.Method"
         )
+    positional = [p for p in inspect.signature(found).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if len(positional) < 3:
+        raise InputError(f"method {name} must take student, teacher and labels; it takes {len(positional)} of them")
     summary = (found.__doc__ or "").strip().partition("\n")[0] or name
     return Method(summary, "-", found)

@@ -1,6 +1,6 @@
 """The cache on disk: arrays and bytes, specified in docs/format.md. Knows no torch, no dataset, no model."""
 
-from logitcache.store.decode import decode_rows
+from logitcache.store.decode import decode_rows, kept_values, rounding
 from logitcache.store.layout import block_rows_for
 from logitcache.store.manifest import FORMAT, Manifest, read_manifest
 from logitcache.store.reader import Cache, ViewStream, find_newest, open_cache
@@ -21,6 +21,8 @@ __all__ = [
     "drop_damaged",
     "find_newest",
     "forget_damaged_records",
+    "kept_values",
     "open_cache",
     "read_manifest",
+    "rounding",
 ]

@@ -8,11 +8,16 @@ from numpy.typing import NDArray
 
 from logitcache.errors import FormatVersionError
 
-__all__ = ["decode_rows"]
+__all__ = ["decode_rows", "kept_values", "rounding"]
+
+Floats = NDArray[np.float32]
+_FAR = 255  # code of a label that is not among the k largest
 
 
-def decode_rows(encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """Turn columns into logits, [B, C] float32.
+def kept_values(
+    encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]
+) -> tuple[NDArray[np.int64] | None, Floats]:
+    """Return what was kept of each row: class ids, [B, K] (None: every class in order), and logits, [B, K] float32.
 
     Args:
         encoding: The manifest's entry.
@@ -21,8 +26,40 @@ def decode_rows(encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]
     Raises:
         FormatVersionError: This logitcache does not know the encoding.
     """
-    if encoding["kind"] != "full":
-        raise FormatVersionError(
-            f"the cache has encoding {encoding['kind']!r}; this logitcache reads: full. Upgrade it."
-        )
-    return columns["logits"].astype(np.float32)
+    kind, dtype = encoding["kind"], encoding["dtype"]
+    if kind not in ("full", "topk"):
+        raise FormatVersionError(f"the cache has encoding {kind!r}; this logitcache reads: full, topk. Upgrade it.")
+    stored = columns["logits" if kind == "full" else "values"]
+    values = stored.astype(np.float32)
+    if dtype == "u8":
+        top, step = columns["scale"][:, :1], columns["scale"][:, 1:]
+        values = top - step * values
+        if kind == "topk":
+            values = np.where(stored == _FAR, top + columns["label"][:, None].astype(np.float32), values)
+    ids = None if kind == "full" else columns["ids"].astype(np.int64).cumsum(1)
+    return ids, values
+
+
+def decode_rows(encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], classes: int) -> Floats:
+    """Turn columns into logits of every class, [B, C] float32.
+
+    What was not kept gets one logit a row, so that its mass at temperature 1 is right.
+    """
+    ids, values = kept_values(encoding, columns)
+    if ids is None:
+        return values
+    top = columns["scale"][:, :1] if encoding["dtype"] == "u8" else values.max(1, keepdims=True)
+    level = columns["rest"][:, 2:3].astype(np.float32) + top - np.float32(np.log(classes - ids.shape[1]))
+    dense = np.repeat(level, classes, 1)
+    np.put_along_axis(dense, ids, values, 1)
+    return dense
+
+
+def rounding(encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], exact: Floats) -> Floats:
+    """Return by how much a kept logit may differ from the exact one, [B, K], given the exact ones."""
+    if encoding["dtype"] == "u8":
+        top, step = columns["scale"][:, :1], columns["scale"][:, 1:]
+        far = (columns["values"] == _FAR) * (top - exact) if encoding["kind"] == "topk" else 0
+        return 2.01 * step + np.float32(2**-9) * far + np.abs(exact) * np.float32(2**-20)
+    spacing = {"f32": 0.0, "f16": 2.0**-9 if encoding["kind"] == "topk" else 2.0**-11}[encoding["dtype"]]
+    return np.abs(exact) * np.float32(spacing) + np.float32(2**-13 if spacing else 0)

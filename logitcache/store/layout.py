@@ -5,20 +5,26 @@ understands them, and a block is still committed as one thing.
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numcodecs.blosc
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from logitcache.store.manifest import Manifest
 
+numcodecs.blosc.use_threads = False  # with threads the bytes of a chunk differ from call to call
+
 __all__ = [
     "ArraySpec",
     "ChunkEncoder",
+    "Column",
     "block_rows_for",
     "cache_arrays",
     "chunk_key",
@@ -26,6 +32,8 @@ __all__ = [
     "row_arrays",
     "whole_array_files",
 ]
+
+Column = tuple[tuple[int, ...], str, tuple[str, ...], bool]
 
 _LABEL_CHUNK = 1 << 20
 _WIDEST_CHUNK = 8 << 20  # bytes
@@ -41,7 +49,7 @@ class ArraySpec:
         shape, chunks: As zarr's.
         dtype: numpy's name, little-endian.
         dimensions: zarr's `dimension_names`.
-        compressed: Whether zstd stands before the checksum.
+        compression: What stands before the checksum: None, "zstd", or "blosc" (zstd on bytes shuffled by significance).
     """
 
     key: str
@@ -49,7 +57,7 @@ class ArraySpec:
     chunks: tuple[int, ...]
     dtype: str
     dimensions: tuple[str, ...]
-    compressed: bool = False
+    compression: str | None = None
 
 
 def block_rows_for(samples: int, row_bytes: int) -> int:
@@ -63,19 +71,28 @@ def block_rows_for(samples: int, row_bytes: int) -> int:
     return -(-samples // blocks // _ROUND) * _ROUND
 
 
-def row_arrays(manifest: Manifest, columns: dict[str, dict[str, tuple[tuple[int, ...], str]]]) -> dict[str, ArraySpec]:
+def row_arrays(manifest: Manifest, columns: Mapping[str, Mapping[str, Column]]) -> dict[str, ArraySpec]:
     """List the arrays that are written in blocks.
 
     Args:
         manifest: Of the cache.
-        columns: For each teacher's slug, the encoding's columns: name to (shape of one row, dtype).
+        columns: For each teacher's slug, the encoding's columns: name to (shape of one row, dtype, its dimensions' names,
+            whether compression pays).
     """
     head, chunk = (len(manifest.views), manifest.samples), (1, manifest.block_rows)
     specs = [ArraySpec("digests", head, chunk, "<u8", ("view", "sample"))]
     for slug, encoded in columns.items():
-        for name, (row, dtype) in encoded.items():
-            dimensions = ("view", "sample", *(("class",) if row else ()))
-            specs.append(ArraySpec(f"teachers/{slug}/{name}", head + row, chunk + row, dtype, dimensions))
+        for name, (row, dtype, names, compressed) in encoded.items():
+            specs.append(
+                ArraySpec(
+                    f"teachers/{slug}/{name}",
+                    head + row,
+                    chunk + row,
+                    dtype,
+                    ("view", "sample", *names),
+                    "blosc" if compressed else None,
+                )
+            )
     return {spec.key: spec for spec in specs}
 
 
@@ -83,8 +100,8 @@ def cache_arrays(manifest: Manifest, rows: dict[str, ArraySpec], probe: int) -> 
     """List every array of a cache: those written in blocks, labels and the probe."""
     n, c = manifest.samples, len(manifest.classes)
     whole = [
-        ArraySpec("labels", (n,), (min(n, _LABEL_CHUNK),), "<i4", ("sample",), compressed=True),
-        ArraySpec("probe/samples", (probe,), (probe,), "<i8", ("row",), compressed=True),
+        ArraySpec("labels", (n,), (min(n, _LABEL_CHUNK),), "<i4", ("sample",), "zstd"),
+        ArraySpec("probe/samples", (probe,), (probe,), "<i8", ("row",), "zstd"),
         *(
             ArraySpec(f"probe/logits/{teacher['slug']}", (probe, c), (probe, c), "<f4", ("row", "class"))
             for teacher in manifest.teachers
@@ -94,15 +111,20 @@ def cache_arrays(manifest: Manifest, rows: dict[str, ArraySpec], probe: int) -> 
 
 
 def _create(group: zarr.Group, spec: ArraySpec, shape: tuple[int, ...] | None = None) -> zarr.Array:  # type: ignore[type-arg]
-    compressors = [ZstdCodec(level=3), Crc32cCodec()] if spec.compressed else [Crc32cCodec()]
+    size = np.dtype(spec.dtype).itemsize
+    before: list[Any] = []
+    if spec.compression == "zstd":
+        before = [ZstdCodec(level=3)]
+    elif spec.compression == "blosc":
+        before = [BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=size)]
     return group.create_array(
         spec.key,
         shape=shape or spec.shape,
         chunks=spec.chunks,
         dtype=spec.dtype,
         filters=None,
-        serializer=BytesCodec(endian="little") if np.dtype(spec.dtype).itemsize > 1 else BytesCodec(endian=None),
-        compressors=compressors,
+        serializer=BytesCodec(endian="little") if size > 1 else BytesCodec(endian=None),
+        compressors=[*before, Crc32cCodec()],
         fill_value=0,
         dimension_names=spec.dimensions,
         config={"write_empty_chunks": True},  # a chunk of zeros must exist: absence means corruption

@@ -25,6 +25,7 @@ from logitcache.errors import CacheIncompleteError, CacheMismatchError, InputErr
 from logitcache.files import append_line, describe, remove_leftovers, saying_when_full, write_bytes
 from logitcache.store.layout import (
     ChunkEncoder,
+    Column,
     cache_arrays,
     chunk_key,
     metadata_files,
@@ -36,7 +37,7 @@ from logitcache.store.manifest import HOME, Manifest, read_manifest
 
 __all__ = ["CacheWriter", "Columns"]
 
-Columns = dict[str, dict[str, tuple[tuple[int, ...], str]]]  # teacher's slug -> column -> (shape of one row, dtype)
+Columns = Mapping[str, Mapping[str, Column]]  # teacher's slug -> column -> what is stored of a row
 _WAITING = 2  # blocks between the teacher and the disk
 
 

@@ -25,7 +25,8 @@ def same(one, other):
 
 def test_a_refinement_acts_once_on_raw_logits_before_scaling():
     s, z, y = draw()
-    ours = get_loss("dkd", refine="loca", standardize=True, temperature=2.0, loca_alpha=0.9, alpha=2.0)(s, z, y)
+    words = {"loca_alpha": 0.9, "calibration_temperature": 2.0, "alpha": 2.0}
+    ours = get_loss("dkd", refine="loca", standardize=True, temperature=2.0, **words)(s, z, y)
     edited = loca(z, y, alpha=0.9, calibration_temperature=2.0)
     same(ours, dkd(standardize(s), standardize(edited), y, alpha=2.0, temperature=2.0))
 
@@ -97,9 +98,32 @@ def test_what_is_given_wins_over_a_preset_and_that_over_the_method():
             "an adaptive temperature is read from z-scored logits",
         ),
         ("kd", {"temperature": "deviation", "standardize": True}, "z-scored logits all have deviation 1"),
-        ("atkd", {"refine": "loca"}, "loca reads probabilities at one temperature.* give calibration_temperature"),
+        (
+            "atkd",
+            {"refine": "loca"},
+            "loca reads probabilities at one temperature of raw logits.* give calibration_temperature",
+        ),
         ("sld", {"refine": "loca"}, "give calibration_temperature"),
         ("normkd", {"temperature": 2.0, "base": 2.0}, "temperature 2 and base 2 say the same"),
+        (
+            "normkd",
+            {"temperature": (1.0, 2.0)},
+            r"its number multiplies the deviation of a row; give one, not \(1.0, 2.0\)",
+        ),
+        ("kd", {"standardize": "false"}, "kd: standardize must be true or false, not 'false'"),
+        ("wsld", {"temperature": "deviation"}, "wsld takes no temperature by deviation"),
+        (
+            "rld",
+            {"temperature": (2.0, 4.0)},
+            "rld takes no sum over temperatures: its confidence has a temperature of its own",
+        ),
+        (
+            "lskd",
+            {"refine": "loca"},
+            "at one temperature of raw logits, and here is no such one: give calibration_temperature",
+        ),
+        ("kd", {"temperature": 10**400}, "kd: temperature must be a finite number"),
+        ("clkd", {"tail": "bucket"}, "clkd takes no bucket"),
         ("ce", {}, "ce has no distillation term"),
         ("kd", {"temperature": ()}, "temperature must be at least one number"),
         ("kd", {"temperature": (1.0, -1.0)}, "kd: temperature must be greater than 0, not -1.0"),
@@ -124,6 +148,10 @@ def test_what_means_nothing_is_refused_with_the_reason(name, changes, reason):
         ("kd", {"temperature": "adaptiv"}, r"unknown temperature 'adaptiv'; did you mean 'adaptive'\?"),
         ("rld", {"preset": "imagenet"}, "unknown preset of rld 'imagenet'"),
         ("ttm", {"preset": "x"}, "ttm has no presets"),
+        ("kd", {"refine": ["loca", "swap"]}, "unknown refinement"),
+        ("kd", {"kd_weight": 2.0}, "kd has no parameter 'kd_weight'"),
+        ("kd", {"tail": "gone"}, "unknown tail 'gone'"),
+        (3, {}, "unknown method '3'"),
         (
             "rld",
             {"gamma": 1.0},
@@ -216,10 +244,24 @@ def test_weights_that_mean_nothing_are_refused(weights):
         make_objective("kd", {}, **weights)
 
 
+def test_weights_are_no_parameters_and_win_over_presets_where_they_stand():
+    with pytest.raises(UnknownNameError, match="kd has no parameter 'ce_weight': weights have options of their own"):
+        make_objective("kd", {"ce_weight": 3.0})
+    s, z, y = draw()
+    same(get_loss("normkd", preset="imagenet", base=3.0)(s, z, y), get_loss("normkd", temperature=3.0)(s, z, y))
+
+
 @pytest.mark.parametrize("settings", [{"temperature": 4.0}, {"standardize": True}, {"refine": "loca"}])
 def test_labels_alone_take_no_distillation_settings(settings):
     with pytest.raises(InputError, match="ce has no distillation term"):
         make_objective("ce", settings)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    s, z, y = draw()
+    for bad in ((s, z[:, :1], y), (s, z[:1], y), (s, z, y[:3])):
+        with pytest.raises(InputError, match=r"a loss takes student and teacher \[B, C\] and labels \[B\], found"):
+            get_loss("kd")(*bad)
 
 
 def test_every_preset_can_be_built():
@@ -244,6 +286,23 @@ def halved(student, teacher, labels, *, temperature: float = 4.0, share: float =
     return share * kd(student, teacher, labels, temperature=temperature)
 
 
+def careless(student, teacher, labels, *, power):
+    """A parameter without default."""
+
+
+def reserved(student, teacher, labels, *, warmup: float = 0.5):
+    """A parameter that is everybody's word."""
+
+
+def optional(student, teacher, labels, *, cap: float | None = None, mode: str = "a"):
+    """A default that is None."""
+    return (student - teacher).square().sum(1)
+
+
+def two(student, teacher):
+    """One argument too few."""
+
+
 NOT_A_METHOD = 3
 
 
@@ -258,5 +317,14 @@ def test_a_strangers_own_method_has_the_same_pieces(monkeypatch):
     assert describe(name).summary == "KD, half of it."
     with pytest.raises(InputError, match=r"is a int; expected a function or a logitcache.methods.Method"):
         get_loss("test_composition:NOT_A_METHOD")
+    with pytest.raises(InputError, match="parameter power of careless has no default"):
+        get_loss("test_composition:careless")
+    with pytest.raises(InputError, match="reserved calls a parameter 'warmup', which is a word of every method"):
+        get_loss("test_composition:reserved")
+    with pytest.raises(InputError, match="must take student, teacher and labels; it takes 2 of them"):
+        get_loss("test_composition:two")
+    assert get_loss("test_composition:optional", cap=2.0)(s, z, y).shape == (8,)
+    with pytest.raises(InputError, match="mode must be a word, not 3.0"):
+        get_loss("test_composition:optional", mode=3.0)
     with pytest.raises(InputError, match="method 'no_such_module:x' cannot be imported"):
         get_loss("no_such_module:x")

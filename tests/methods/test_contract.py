@@ -40,6 +40,9 @@ def variants(name):
     words += ["standardize"] * ("standardize" not in refuses and find_method(name).temperature != "deviation")
     words += ["loca", "swap"] * ("refine" not in refuses)
     words += ["adaptive"] * ("temperature" in parameters(name) and "standardize" not in refuses)
+    words += ["deviation"] * (
+        "temperature" in parameters(name) and "deviation" not in refuses and not find_method(name).standardize
+    )
     words += ["begun"] * (name in BEGUN)
     return [(name, word) for word in words]
 
@@ -58,9 +61,10 @@ def loss_of(variant):
         "loca": {"refine": "loca", "calibration_temperature": 2.0},
         "swap": {"refine": "swap"},
         "adaptive": {"temperature": "adaptive"},
+        "deviation": {"temperature": "deviation"},
         "begun": BEGUN.get(name, {}),
     }[word]
-    if word == "adaptive" and find_method(name).refine == "loca":
+    if word in ("adaptive", "deviation", "standardize") and find_method(name).refine == "loca":
         changes = changes | {"calibration_temperature": 2.0}
     return get_loss(name, **changes)
 

@@ -20,7 +20,7 @@ from logitcache.errors import (
 from logitcache.store import CacheWriter, Manifest, ViewStream, block_rows_for, check_files, find_newest, open_cache
 
 CLASSES, SAMPLES, VIEWS = 4, 300, 2
-COLUMNS = {"t": {"logits": ((CLASSES,), "<f4")}}
+COLUMNS = {"t": {"logits": ((CLASSES,), "<f4", ("class",), False)}}
 RANDOM = np.random.RandomState(0)
 LOGITS = RANDOM.randn(VIEWS + 1, SAMPLES, CLASSES).astype(np.float32)
 DIGESTS = RANDOM.randint(0, 2**62, (VIEWS + 1, SAMPLES)).astype(np.uint64)

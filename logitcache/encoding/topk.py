@@ -1,0 +1,183 @@
+"""The k largest logits and the label's are kept, and what there is to say about the rest: enough to complete it at any temperature.
+
+With n classes that were not kept, their mean m, variance v (over n) and log-sum-exp l at temperature 1, b = 1 / T:
+
+    f(b) = log Σ_rest e^{b z} ≈ log n + m b + v b²/2 + (l - log n - m - v/2) b³        exact at b = 0 and 1, with the slopes at 0
+
+so that every class of the rest gets the logit T (f(1/T) - log n). The mass of the rest is right; its shape is flat.
+The k largest are never renormalised.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logitcache.encoding.columns import Column
+from logitcache.encoding.full import PRECISIONS
+from logitcache.encoding.quantize import dequantize, quantize
+from logitcache.errors import InputError, unknown_name
+
+__all__ = ["TopKEncoding", "TopKRows"]
+
+_FAR = 255  # code of a label that is not among the k largest: its logit stands in the statistics
+_LOWEST = -65504.0  # float16
+
+
+@dataclass(frozen=True, slots=True)
+class TopKRows:
+    """Decoded rows: what was kept, and what is known of the rest.
+
+    Attributes:
+        ids: Classes that were kept, ascending, [B, K] int64; K = k + 1.
+        values: Their logits, [B, K] float32.
+        rest: Of the classes that were not kept: mean, standard deviation (over n), log-sum-exp, minimum, [B, 4] float32.
+        classes: C.
+        unranked: Rows whose label is not among the k largest, so that its rank among the rest is not known, [B] bool.
+    """
+
+    ids: Tensor
+    values: Tensor
+    rest: Tensor
+    classes: int
+    unranked: Tensor
+
+    def rest_logit(self, temperature: float) -> Tensor:
+        """Return the logit that gives every class of the rest its share of their mass at a temperature, [B, 1]."""
+        mean, deviation, total, _ = torch.unbind(self.rest[:, :, None], 1)
+        n, b = math.log(self.classes - self.ids.shape[1]), 1 / temperature
+        estimate = n + mean * b + deviation**2 * b**2 / 2 + (total - n - mean - deviation**2 / 2) * b**3
+        if b < 1:  # certified: Jensen below, the chord of a convex function above
+            estimate = estimate.maximum(n + mean * b).minimum((1 - b) * n + b * total)
+        elif b > 1:
+            estimate = (1 - b) * n + b * total
+        level: Tensor = (estimate - n) * temperature
+        return level
+
+    def at(self, temperature: float = 1.0, student: Tensor | None = None) -> Tensor:
+        """Complete the rows: [B, C] float32, with the mass of the rest right at this temperature.
+
+        Args:
+            temperature: Of the softmax that will be taken.
+            student: Where given, [B, C], the mass of the rest is divided as the student divides it (without gradient), so that
+                KL(p || q) has the value and gradient of one bucket for the rest; else evenly.
+        """
+        level = self.rest_logit(temperature)
+        if student is None:
+            dense = level.expand(-1, self.classes)
+        else:
+            own = (student.detach() / temperature).scatter(1, self.ids, -torch.inf)
+            n = math.log(self.classes - self.ids.shape[1])
+            dense = level + temperature * (own - own.logsumexp(1, keepdim=True) + n)
+        return dense.scatter(1, self.ids, self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class TopKEncoding:
+    """The k largest logits of a row, the label's, and statistics of the rest.
+
+    Attributes:
+        k: How many of the largest are kept; one more column holds the label, or the next largest where it is among them.
+        dtype: Of the values: a key of `PRECISIONS`.
+    """
+
+    k: int
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in PRECISIONS:
+            raise unknown_name("precision", self.dtype, PRECISIONS)
+        if self.k < 1:
+            raise InputError(f"top-k must be 1 or more, not {self.k}")
+
+    def columns(self, classes: int) -> dict[str, Column]:
+        """Return what is stored of a row.
+
+        Raises:
+            InputError: There is no rest, or nearly none.
+        """
+        if self.k + 2 > classes:
+            raise InputError(f"top-k {self.k} of {classes} classes leaves no rest: keep every class (--encoding full)")
+        width = self.k + 1
+        ids = "|u1" if classes <= 1 << 8 else "<u2" if classes <= 1 << 16 else "<u4"
+        found = {
+            "ids": Column((width,), ids, ("rank",), compressed=True),
+            "values": Column((width,), PRECISIONS[self.dtype][1], ("rank",), compressed=self.dtype == "u8"),
+            "rest": Column((4,), "<f2", ("statistic",), compressed=True),
+        }
+        if self.dtype == "u8":
+            found["scale"] = Column((2,), "<f4", ("statistic",), compressed=True)
+            found["label"] = Column((), "<f2", (), compressed=True)
+        return found
+
+    def encode(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Turn logits, [B, C] float32, into columns; those of the rest are relative to the largest value as it is stored."""
+        true = labels[:, None]
+        ids = logits.scatter(1, true, torch.inf).topk(self.k + 1, 1).indices.sort(1).values
+        values, own = logits.gather(1, ids), logits.gather(1, true)
+        is_label = ids == true
+        far = is_label & ((values > own).sum(1, keepdim=True) == self.k)  # the label, where all others are above it
+        lowest = values.masked_fill(is_label, torch.inf).amin(1, keepdim=True)  # of the k others
+        columns: dict[str, Tensor] = {"ids": torch.diff(ids, dim=1, prepend=torch.zeros_like(ids[:, :1]))}
+        if self.dtype == "u8":
+            place = is_label.int().argmax(1)
+            codes, scale = quantize(torch.where(far, lowest, values), place, _FAR - 1)
+            columns |= {"values": codes.masked_fill(far, _FAR), "scale": scale}
+            top, stored = scale[:, :1], dequantize(codes, scale)
+            ceiling = stored.masked_fill(is_label, torch.inf).amin(1, keepdim=True)
+            columns["label"] = _half_below(own.minimum(ceiling) - top).squeeze(1)
+        else:
+            rounded = values.to(PRECISIONS[self.dtype][0])
+            if self.dtype == "f16":  # a label below the k largest stays below them
+                beneath = _half_below(lowest.half().float(), strictly=True)
+                rounded = torch.where(far, rounded.minimum(beneath), rounded)
+            columns["values"] = rounded
+            top = rounded.float().amax(1, keepdim=True)
+        n = logits.shape[1] - ids.shape[1]
+        mean = logits.scatter(1, ids, 0).sum(1, keepdim=True) / n
+        variance = (logits - mean).square().scatter(1, ids, 0).sum(1, keepdim=True) / n
+        total = logits.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
+        minimum = logits.scatter(1, ids, torch.inf).amin(1, keepdim=True)
+        rest = torch.cat([mean - top, variance.sqrt(), total - top, minimum - top], 1)
+        columns["rest"] = rest.clamp(_LOWEST, -_LOWEST).half()
+        return columns
+
+    def decode(self, columns: Mapping[str, Tensor], labels: Tensor, classes: int) -> TopKRows:
+        """Turn columns into rows, on the columns' device."""
+        ids = columns["ids"].long().cumsum(1)
+        is_label = ids == labels[:, None].to(ids.device)
+        if self.dtype == "u8":
+            far = columns["values"] == _FAR
+            top = columns["scale"][:, :1]
+            values = dequantize(columns["values"], columns["scale"])
+            values = torch.where(far, top + columns["label"].float()[:, None], values)
+        else:
+            values = columns["values"].float()
+            top = values.amax(1, keepdim=True)
+            own = values.masked_fill(~is_label, 0).sum(1, keepdim=True)
+            far = is_label & ((values > own).sum(1, keepdim=True) == self.k)
+        mean, deviation, total, minimum = torch.unbind(columns["rest"].float()[:, :, None], 1)
+        rest = torch.cat([mean + top, deviation, total + top, minimum + top], 1)
+        return TopKRows(ids, values, rest, classes, far.any(1))
+
+    def check(self, columns: Mapping[str, Tensor], classes: int) -> str | None:
+        """Say what cannot be in a cache that was written whole: a class that does not exist, or one named twice."""
+        steps = columns["ids"].to(torch.int64)
+        if len(steps) and (int(steps.sum(1).max()) >= classes or int(steps[:, 1:].min()) < 1):
+            return f"a row names classes beyond {classes - 1}, or one twice"
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of the manifest."""
+        return {"kind": "topk", "k": self.k, "dtype": self.dtype, "stats_ddof": 0}
+
+
+def _half_below(values: Tensor, *, strictly: bool = False) -> Tensor:
+    """Round float32 to a float16 that is not larger, or `strictly` smaller."""
+    rounded = values.clamp(_LOWEST, -_LOWEST).half()
+    too_large = (rounded.float() >= values) if strictly else (rounded.float() > values)
+    lower = (values - (values.abs() * 2**-10).clamp_min(2**-14)).clamp(_LOWEST, -_LOWEST).half()
+    return torch.where(too_large, lower, rounded)

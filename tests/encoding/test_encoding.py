@@ -1,0 +1,207 @@
+"""Rows and back: what survives, what is lost, and that numpy alone reads the same."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from logitcache.encoding import FullEncoding, TopKEncoding, dense, read_encoding
+from logitcache.errors import InputError, UnknownNameError
+from logitcache.methods import get_loss
+from logitcache.store import decode_rows, kept_values, rounding
+
+ENCODINGS = [
+    *(FullEncoding(dtype) for dtype in ("f32", "f16", "u8")),
+    *(TopKEncoding(k, dtype) for k in (1, 5) for dtype in ("f32", "f16", "u8")),
+]
+
+
+def draw(batch=64, classes=30, seed=0, scale=3.0, wrong=0.5):
+    """Logits with a few large classes; labels that are the argmax, or any class."""
+    random = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(batch, classes, generator=random)
+    logits[:, :4] += 4
+    labels = torch.randint(0, classes, (batch,), generator=random)
+    return logits, torch.where(torch.rand(batch, generator=random) < wrong, labels, logits.argmax(1))
+
+
+def stored(encoding, logits, labels):
+    """Encode, and cast as the arrays do."""
+    columns = encoding.encode(logits, labels)
+    specs = encoding.columns(logits.shape[1])
+    assert columns.keys() == specs.keys()
+    found = {name: column.numpy().astype(specs[name].dtype) for name, column in columns.items()}
+    assert all(found[name].shape[1:] == specs[name].shape for name in found)
+    return found
+
+
+def decoded(encoding, columns, labels, classes):
+    return encoding.decode({name: torch.from_numpy(column) for name, column in columns.items()}, labels, classes)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
+def test_what_is_kept_is_within_its_rounding_and_numpy_reads_the_same(encoding):
+    logits, labels = draw()
+    columns = stored(encoding, logits, labels)
+    rows = decoded(encoding, columns, labels, 30)
+    entry = encoding.to_json()
+    assert read_encoding(entry) == encoding
+    ids, values = kept_values(entry, columns)
+    exact = logits.numpy() if ids is None else np.take_along_axis(logits.numpy(), ids, 1)
+    assert (np.abs(values - exact) <= rounding(entry, columns, exact)).all()
+    np.testing.assert_allclose(decode_rows(entry, columns, 30), dense(rows).numpy(), rtol=1e-5, atol=1e-5)
+    if encoding.dtype == "f32":
+        assert (values == exact).all()
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "u8"])
+def test_the_largest_and_the_label_are_kept(dtype):
+    logits, labels = draw()
+    rows = decoded(TopKEncoding(5, dtype), stored(TopKEncoding(5, dtype), logits, labels), labels, 30)
+    assert (rows.ids.diff(dim=1) > 0).all()
+    assert (rows.ids == labels[:, None]).any(1).all()
+    largest = logits.topk(5, 1).indices
+    assert (largest[:, :, None] == rows.ids[:, None, :]).any(2).all()
+    expected = (logits > logits.gather(1, labels[:, None])).sum(1) >= 5
+    assert 0 < expected.sum() < 64
+    assert torch.equal(rows.unranked, expected)
+
+
+@given(seed=st.integers(0, 2**31 - 1), classes=st.integers(3, 40), scale=st.sampled_from([1e-3, 0.1, 3.0, 1e3]))
+@pytest.mark.parametrize("k", [None, 1, 4])
+def test_eight_bits_keep_the_first_class_and_the_labels_order(k, seed, classes, scale):
+    """The mask of RLD depends on >=: rounding may neither make a tie with the label nor break one."""
+    logits, labels = draw(16, classes, seed, scale)
+    logits[::2] = (logits[::2] * 2 / scale).round() * scale / 2  # ties
+    logits[1::4] = logits[1::4] * 1e-2 + torch.randn(len(logits[1::4]), 1)  # rows that hardly differ
+    if k is None:
+        encoding = FullEncoding("u8")
+        values, exact, own = (
+            decoded(encoding, stored(encoding, logits, labels), labels, classes),
+            logits,
+            labels[:, None],
+        )
+    else:
+        k = min(k, classes - 2)
+        encoding = TopKEncoding(k, "u8")
+        rows = decoded(encoding, stored(encoding, logits, labels), labels, classes)
+        values, exact = rows.values, logits.gather(1, rows.ids)
+        own = (rows.ids == labels[:, None]).int().argmax(1, keepdim=True)
+    assert torch.equal(values >= values.gather(1, own), exact >= exact.gather(1, own))
+    first = exact.argmax(1, keepdim=True)
+    assert torch.equal(values == values.amax(1, keepdim=True), exact == exact.gather(1, first))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "u8"])
+def test_the_rest_keeps_its_mass_at_one_and_nearly_at_other_temperatures(dtype):
+    logits, labels = draw(256, 100, scale=1.7)
+    encoding = TopKEncoding(10, dtype)
+    rows = decoded(encoding, stored(encoding, logits, labels), labels, 100)
+    out = logits.scatter(1, rows.ids, -torch.inf)
+    for temperature, most in ((1.0, 0.01), (2.0, 0.08), (4.0, 0.02)):
+        exact = (out / temperature).logsumexp(1)
+        found = rows.rest_logit(temperature)[:, 0] / temperature + math.log(89)
+        assert (found - exact).abs().max() < most
+        completed = rows.at(temperature)
+        assert torch.equal(completed.gather(1, rows.ids), rows.values)
+    mean = (rows.rest[:, 0] - logits.scatter(1, rows.ids, 0).sum(1) / 89).abs().max()
+    lowest = (rows.rest[:, 3] - logits.scatter(1, rows.ids, torch.inf).amin(1)).abs().max()
+    assert max(mean, lowest) < 0.02
+
+
+def test_one_bucket_is_the_rest_divided_as_the_student_divides_it():
+    """KL over the kept classes and one bucket for the rest, in value and gradient."""
+    logits, labels = draw(32, 20)
+    encoding = TopKEncoding(4, "f32")
+    rows = decoded(encoding, stored(encoding, logits, labels), labels, 20)
+    student = torch.randn(32, 20, generator=torch.Generator().manual_seed(1), requires_grad=True)
+
+    def bucket(scores):
+        kept = scores.gather(1, rows.ids)
+        return torch.cat([kept, scores.scatter(1, rows.ids, -torch.inf).logsumexp(1, keepdim=True)], 1)
+
+    log_p, log_q = F.log_softmax(bucket(rows.at(1.0)), 1), F.log_softmax(bucket(student), 1)
+    expected = (log_p.exp() * (log_p - log_q)).sum(1)
+    ours = get_loss("kd", temperature=1.0, tail="bucket")(student, rows, labels)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+    gradients = [torch.autograd.grad(value.sum(), student)[0] for value in (ours, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+def test_losses_take_rows_completed_for_their_own_temperatures():
+    logits, labels = draw()
+    encoding = TopKEncoding(5, "f32")
+    rows = decoded(encoding, stored(encoding, logits, labels), labels, 30)
+    student = torch.randn(64, 30, generator=torch.Generator().manual_seed(1))
+    both = get_loss("kd", temperature=(1.0, 4.0))(student, rows, labels)
+    apart = [get_loss("kd", temperature=t)(student, rows.at(t), labels) for t in (1.0, 4.0)]
+    torch.testing.assert_close(both, apart[0] + apart[1])
+    swapped = get_loss("swap", temperature=2.0)(student, rows, labels)
+    torch.testing.assert_close(swapped, get_loss("swap", temperature=2.0)(student, rows.at(2.0), labels))
+
+
+def test_rld_learns_no_relations_from_rows_whose_label_has_no_rank():
+    logits, labels = draw()
+    encoding = TopKEncoding(5, "f32")
+    rows = decoded(encoding, stored(encoding, logits, labels), labels, 30)
+    student = torch.randn(64, 30, generator=torch.Generator().manual_seed(1))
+    found = get_loss("rld")(student, rows, labels)
+    whole, confidence = (get_loss("rld", beta=beta)(student, rows.at(4.0), labels) for beta in (8.0, 0.0))
+    torch.testing.assert_close(found, torch.where(rows.unranked, confidence, whole))
+    assert torch.equal(get_loss("rld").refined_rows(rows, labels), logits.argmax(1) != labels)
+
+
+def test_with_little_left_out_losses_are_nearly_exact():
+    logits, labels = draw(256, 40, wrong=0.1)
+    student = torch.randn(256, 40, generator=torch.Generator().manual_seed(1))
+    for name in ("kd", "dkd", "rld", "loca", "sld", "wsld"):
+        exact = get_loss(name)(student, logits, labels).mean()
+        gaps = []
+        for k in (5, 20, 38):
+            encoding = TopKEncoding(k, "f32")
+            rows = decoded(encoding, stored(encoding, logits, labels), labels, 40)
+            gaps.append(float((get_loss(name)(student, rows, labels).mean() - exact).abs() / exact))
+        assert gaps[2] < gaps[0]
+        assert gaps[2] < 0.02, name
+
+
+@pytest.mark.parametrize("name", ["clkd", "dist", "mlkd", "ldrld", "revision", "ttm", "lskd", "atkd", "normkd"])
+def test_methods_that_need_every_class_refuse_rows_of_the_largest(name):
+    logits, labels = draw()
+    encoding = TopKEncoding(5, "f32")
+    rows = decoded(encoding, stored(encoding, logits, labels), labels, 30)
+    with pytest.raises(InputError, match="rows of which the largest were kept will not do"):
+        get_loss(name)(logits, rows, labels)
+
+
+def test_ids_that_no_dump_wrote_are_found():
+    logits, labels = draw()
+    encoding = TopKEncoding(5, "f32")
+    columns = {name: torch.from_numpy(column) for name, column in stored(encoding, logits, labels).items()}
+    assert encoding.check(columns, 30) is None
+    beyond = columns | {"ids": columns["ids"].clone()}
+    beyond["ids"][3, 5] += 30
+    assert "classes beyond 29" in encoding.check(beyond, 30)
+    twice = columns | {"ids": columns["ids"].clone()}
+    twice["ids"][3, 2] = 0
+    assert "one twice" in encoding.check(twice, 30)
+
+
+def test_what_cannot_be_encoded_is_refused():
+    with pytest.raises(InputError, match="top-k 9 of 10 classes leaves no rest"):
+        TopKEncoding(9, "f16").columns(10)
+    with pytest.raises(InputError, match="top-k must be 1 or more, not 0"):
+        TopKEncoding(0, "f16")
+    with pytest.raises(UnknownNameError, match=r"unknown precision 'f8'"):
+        FullEncoding("f8")
+    with pytest.raises(UnknownNameError, match=r"unknown encoding 'sparse'; this logitcache reads: full, topk"):
+        read_encoding({"kind": "sparse"})
+
+
+def test_ids_are_as_wide_as_the_classes_need():
+    widths = [TopKEncoding(5, "f16").columns(classes)["ids"].dtype for classes in (256, 257, 65536, 65537)]
+    assert widths == ["|u1", "<u2", "<u2", "<u4"]
