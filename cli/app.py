@@ -18,6 +18,7 @@ from logitcache.errors import LogitCacheError
 from .compare import compare
 from .demo import demo
 from .dump import dump
+from .fidelity import fidelity
 from .methods import methods
 from .stats import stats
 from .train import train
@@ -76,6 +77,7 @@ def _common(
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "dump": (dump, "Cache"),
     "stats": (stats, "Cache"),
+    "fidelity": (fidelity, "Cache"),
     "verify": (verify, "Cache"),
     "train": (train, "Students"),
     "compare": (compare, "Students"),

@@ -139,6 +139,12 @@ def dump(
     from logitcache.dump import dump_logits
 
     with show_progress() as display:
-        manifest = dump_logits(**given, on_progress=display).manifest
+        cache = dump_logits(**given, on_progress=display)
+        manifest = cache.manifest
+        if manifest.encoding["kind"] == "topk":
+            from logitcache.fidelity import what_is_poor
+
+            for sentence in what_is_poor(cache):
+                display.say(f"note: {sentence}")
     shape = f"{manifest.samples:,} samples x {len(manifest.views)} views, {len(manifest.classes)} classes"
     typer.echo(f"{out}: {shape}, complete")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from logitcache.compare import compare_runs as compare_runs
     from logitcache.dump import dump_logits as dump_logits
     from logitcache.errors import LogitCacheError as LogitCacheError
+    from logitcache.fidelity import cache_fidelity as cache_fidelity
     from logitcache.methods import METHODS as METHODS
     from logitcache.methods import get_loss as get_loss
     from logitcache.progress import Progress as Progress
@@ -24,6 +25,7 @@ _HOMES = {
     "Cache": "logitcache.store",
     "LogitCacheError": "logitcache.errors",
     "Progress": "logitcache.progress",
+    "cache_fidelity": "logitcache.fidelity",
     "cache_stats": "logitcache.stats",
     "compare_runs": "logitcache.compare",
     "dump_logits": "logitcache.dump",

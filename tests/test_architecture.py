@@ -33,6 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "answers": {"data", "encoding", "errors", "models", "store", "teacher", "views"},
     "evaluate": {"data", "views"},
     "stats": {"progress", "store"},
+    "fidelity": {"encoding", "methods", "store"},
     "verify": {"contract", "data", "errors", "progress", "store", "views"},
     "compare": {"errors", "rundir"},
     "dump": {"data", "device", "encoding", "errors", "models", "progress", "store", "teacher", "views"},
@@ -44,7 +45,19 @@ ARROWS: dict[str, set[str]] = {
         *("answers", "contract", "data", "device", "encoding", "errors", "loop", "methods", "models", "optimize"),
         *("progress", "rundir", "store", "views"),
     },
-    "cli": {"compare", "dump", "errors", "methods", "progress", "rundir", "stats", "store", "train", "verify"},
+    "cli": {
+        "compare",
+        "dump",
+        "errors",
+        "fidelity",
+        "methods",
+        "progress",
+        "rundir",
+        "stats",
+        "store",
+        "train",
+        "verify",
+    },
     "__main__": {"cli"},
 }
 OUTSIDE = {  # packages that only these rooms may import
@@ -64,6 +77,7 @@ OUTSIDE = {  # packages that only these rooms may import
         "dump",
         "train",
         "device",
+        "fidelity",
         "loop",
     },
 }

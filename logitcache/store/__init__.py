@@ -1,7 +1,7 @@
 """The cache on disk: arrays and bytes, specified in docs/format.md. Knows no torch, no dataset, no model."""
 
 from logitcache.store.decode import decode_rows, kept_values, rounding
-from logitcache.store.layout import block_rows_for
+from logitcache.store.layout import block_rows_for, compressed_bytes
 from logitcache.store.manifest import FORMAT, Manifest, read_manifest
 from logitcache.store.reader import Cache, ViewStream, find_newest, open_cache
 from logitcache.store.verify import FileProblem, check_files, drop_damaged, forget_damaged_records
@@ -17,6 +17,7 @@ __all__ = [
     "ViewStream",
     "block_rows_for",
     "check_files",
+    "compressed_bytes",
     "decode_rows",
     "drop_damaged",
     "find_newest",

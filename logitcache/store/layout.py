@@ -28,6 +28,7 @@ __all__ = [
     "block_rows_for",
     "cache_arrays",
     "chunk_key",
+    "compressed_bytes",
     "metadata_files",
     "row_arrays",
     "whole_array_files",
@@ -172,3 +173,13 @@ class ChunkEncoder:
         block[0, : len(rows)] = rows
         self._template[...] = block
         return self._memory[self._key].to_bytes()
+
+
+def compressed_bytes(column: Column, rows: NDArray[np.generic]) -> int:
+    """Return the size of the chunk that would hold these rows of a column."""
+    shape, dtype, names, compressed = column
+    block = (1, len(rows), *shape)
+    encode = ChunkEncoder(
+        ArraySpec("x", block, block, dtype, ("view", "sample", *names), "blosc" if compressed else None)
+    )
+    return len(encode(rows))

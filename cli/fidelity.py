@@ -1,0 +1,100 @@
+"""`logitcache fidelity`."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import CacheArgument, JsonOption, newest_unless, parameters, spelled
+from .render import print_json, print_table
+
+if TYPE_CHECKING:
+    from logitcache.fidelity import Fidelity
+
+__all__ = ["fidelity"]
+
+
+def fidelity(
+    cache: CacheArgument = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", show_default="all", help="What to measure it for; repeatable."),
+    ] = None,
+    temperature: Annotated[
+        str | None, typer.Option(metavar="T", show_default="the method's", help="As in `logitcache train`.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", show_default=False, help="A parameter of the method; repeatable."),
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Measure the encodings that could have been chosen, too.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Measure what the stored rows do to a method's loss and gradient, against rows kept in full.
+
+    Two stand in for a student: a fresh one, and a trained one near the teacher. Gradient: norm of its error, relative.
+
+    Example: logitcache fidelity fashion.zarr --method rld --temperature 4
+    """
+    from logitcache.fidelity import cache_fidelity, sweep_encodings
+
+    path = newest_unless(cache)
+    settings = parameters(set_ or []) | ({} if temperature is None else {"temperature": spelled(temperature)})
+    arguments: dict[str, Any] = {"methods": method or None, "settings": settings}
+    found = cache_fidelity(path, **arguments)
+    others = sweep_encodings(path, **arguments) if sweep else []
+    if json:
+        print_json({"stored": found.to_json(), "sweep": [one.to_json() for one in others]})
+        return
+    _print(str(path), found)
+    if others:
+        _print_sweep(found, others)
+
+
+def _name(encoding: dict[str, Any]) -> str:
+    return f"{'full' if encoding['kind'] == 'full' else 'top-' + str(encoding['k'])} {encoding['dtype']}"
+
+
+def _print(path: str, found: "Fidelity") -> None:
+    divergence = ", ".join(f"{value:.2g} at {word}" for word, value in found.kl_nats.items())
+    typer.echo(f"{path}: {_name(found.encoding)}, {found.bytes_per_row:.1f} B a row; {found.rows} rows kept in full")
+    typer.echo(f"KL from exact to stored, in nats: {divergence}")
+    if found.unranked:
+        typer.echo(f"label not among the largest, so without rank: {found.unranked:.1%} of rows")
+    rows = [
+        [
+            one.method,
+            *(f"{_percent(part['fresh'])} / {_percent(part['trained'])}" for part in (one.loss, one.gradient)),
+            f"{one.angle_degrees['fresh']:.2g} / {one.angle_degrees['trained']:.2g}",
+        ]
+        for one in found.methods
+        if not one.refused
+    ]
+    columns = ["method", "loss error", "gradient error", "angle, degrees"]
+    print_table("what a method notices (fresh / trained student)", columns, rows, left=1)
+    for one in found.methods:
+        if one.refused:
+            typer.echo(f"{one.method} is refused: {one.refused}")
+
+
+def _print_sweep(stored: "Fidelity", others: list["Fidelity"]) -> None:
+    names = [one.method for one in stored.methods][:6]
+    rows = []
+    for one in others:
+        errors = {error.method: error for error in one.methods}
+        rows.append(
+            [
+                _name(one.encoding) + (" (stored)" if one.encoding == stored.encoding else ""),
+                f"{one.bytes_per_row:.1f}",
+                f"{one.kl_nats['T=1']:.1e}",
+                f"{one.kl_nats['T=4']:.1e}",
+                *("refused" if errors[name].refused else _percent(errors[name].gradient["trained"]) for name in names),
+            ]
+        )
+    columns = ["encoding", "bytes a row", "KL, T=1", "KL, T=4", *(f"{name}: gradient" for name in names)]
+    print_table("what could have been chosen (trained student)", columns, rows, left=1)
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}" if share >= 1e-4 else f"{share:.0e}"

@@ -1,0 +1,185 @@
+"""`logitcache fidelity`: what the rows of a cache do to a method's loss and gradient, measured on rows kept in full.
+
+The probe holds a few hundred exact rows, so every later question is answered without the teacher. A gradient needs a student;
+two stand in: one that has learned nothing (logits near 0), and one that has (the teacher's logits with noise of half their
+deviation).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, dense, read_encoding
+from logitcache.methods import METHODS, Distillation, get_loss
+from logitcache.store import Cache, compressed_bytes, open_cache
+
+__all__ = ["Fidelity", "MethodError", "cache_fidelity", "sweep_encodings", "what_is_poor"]
+
+_TEMPERATURES = (1.0, 2.0, 4.0)
+_USUAL = ("kd", "dkd", "loca", "sld", "rld")
+_POOR = 0.1  # relative error of a gradient
+
+
+@dataclass(frozen=True, slots=True)
+class MethodError:
+    """What one method notices, for each stand-in of a student: `fresh` and `trained`.
+
+    Attributes:
+        method: Its name.
+        loss: Relative error of the mean loss.
+        gradient: Norm of the gradient's error, relative to the gradient's.
+        angle_degrees: Between the two gradients.
+        refused: Why these rows will not do, or None; then there are no numbers.
+    """
+
+    method: str
+    loss: dict[str, float]
+    gradient: dict[str, float]
+    angle_degrees: dict[str, float]
+    refused: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """What storing has changed.
+
+    Attributes:
+        encoding: How rows are stored, as in the manifest.
+        bytes_per_row: Compressed, of a row's logits.
+        rows: Rows measured.
+        kl_nats: Mean KL(exact || stored) at temperatures 1, 2 and 4.
+        unranked: Share of rows whose label is not among the largest; 0 where every class is kept.
+        methods: What each method notices.
+    """
+
+    encoding: dict[str, Any]
+    bytes_per_row: float
+    rows: int
+    kl_nats: dict[str, float]
+    unranked: float
+    methods: list[MethodError]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as plain objects."""
+        return asdict(self)
+
+
+def cache_fidelity(
+    cache: str | Path | Cache,
+    *,
+    methods: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Fidelity:
+    """Measure what is stored against the probe.
+
+    Args:
+        cache: Its path.
+        methods: Names; None: every method.
+        settings: Pieces and parameters for all of them, in the words of `get_loss`.
+
+    Raises:
+        LogitCacheError: The cache cannot be opened, or a method cannot be built.
+    """
+    opened = open_cache(cache) if isinstance(cache, str | Path) else cache
+    samples, exact = opened.probe(opened.teachers[0])
+    stored = {name: column[samples] for name, column in opened.view(0, opened.teachers[0]).items()}
+    labels = torch.from_numpy(opened.labels()[samples]).long()
+    encoding = read_encoding(opened.manifest.encoding)
+    columns = {name: torch.from_numpy(column) for name, column in stored.items()}
+    return _measured(encoding, columns, torch.from_numpy(exact), labels, _losses(methods, settings or {}))
+
+
+def what_is_poor(cache: Cache) -> list[str]:
+    """Say for which usual methods, at their papers' settings, the stored rows are a poor stand-in for the teacher's."""
+    found = cache_fidelity(cache, methods=_USUAL)
+    sentences = [
+        f"what is stored turns the gradient of {one.method} by {one.angle_degrees['trained']:.0f}° "
+        f"({one.gradient['trained']:.0%} of its size)"
+        for one in found.methods
+        if not one.refused and one.gradient["trained"] > _POOR
+    ]
+    if sentences:
+        sentences.append("`logitcache fidelity --sweep` shows what other encodings would cost and keep")
+    return sentences
+
+
+def sweep_encodings(
+    cache: str | Path | Cache,
+    *,
+    methods: Sequence[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> list[Fidelity]:
+    """Measure the encodings that could have been chosen, on the probe, in order of bytes a row."""
+    opened = open_cache(cache) if isinstance(cache, str | Path) else cache
+    samples, logits = opened.probe(opened.teachers[0])
+    labels, exact = torch.from_numpy(opened.labels()[samples]).long(), torch.from_numpy(logits)
+    losses = _losses(methods, settings or {})
+    classes = exact.shape[1]
+    largest = [k for k in (1 << n for n in range(1, 13)) if k + 2 <= classes]
+    candidates: list[Encoding] = [FullEncoding(dtype) for dtype in ("f32", "f16", "u8")]
+    candidates += [TopKEncoding(k, dtype) for k in largest for dtype in ("f16", "u8")]
+    found = [_measured(one, one.encode(exact, labels), exact, labels, losses) for one in candidates]
+    return sorted(found, key=lambda one: one.bytes_per_row)
+
+
+def _losses(methods: Sequence[str] | None, settings: Mapping[str, Any]) -> dict[str, Distillation]:
+    names: Iterable[str] = methods or [name for name, method in METHODS.items() if method.divergence]
+    return {name: get_loss(name, **settings) for name in names}
+
+
+def _measured(
+    encoding: Encoding, columns: Mapping[str, Tensor], exact: Tensor, labels: Tensor, losses: Mapping[str, Distillation]
+) -> Fidelity:
+    classes = exact.shape[1]
+    rows = encoding.decode(columns, labels, classes)
+    specs = encoding.columns(classes)
+    size = sum(compressed_bytes(specs[name], column.numpy()) for name, column in columns.items())
+    return Fidelity(
+        encoding.to_json(),
+        size / len(exact),
+        len(exact),
+        {f"T={temperature:g}": _kl(exact, dense(rows, temperature), temperature) for temperature in _TEMPERATURES},
+        0.0 if isinstance(rows, Tensor) else float(rows.unranked.float().mean()),
+        [_method_error(name, loss, rows, exact, labels) for name, loss in losses.items()],
+    )
+
+
+def _kl(exact: Tensor, stored: Tensor, temperature: float) -> float:
+    log_p, log_q = (F.log_softmax(scores.double() / temperature, 1) for scores in (exact, stored))
+    return float((log_p.exp() * (log_p - log_q)).sum(1).mean())
+
+
+def _students(exact: Tensor) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(exact.shape, generator=random)
+    return {"fresh": 0.1 * noise, "trained": exact + 0.5 * exact.std(1, keepdim=True) * noise}
+
+
+def _method_error(name: str, loss: Distillation, rows: Tensor | TopKRows, exact: Tensor, labels: Tensor) -> MethodError:
+    if loss.every_class and not isinstance(rows, Tensor):
+        return MethodError(name, {}, {}, {}, loss.every_class)
+    found: dict[str, tuple[float, float, float]] = {}
+    for stage, student in _students(exact).items():
+        (one, g_one), (other, g_other) = (_value(loss, student, teacher, labels) for teacher in (exact, rows))
+        size = max(float(g_one.norm()), 1e-30)
+        cosine = float((g_one * g_other).sum()) / max(size * float(g_other.norm()), 1e-30)
+        found[stage] = (
+            abs(other - one) / max(abs(one), 1e-30),
+            float((g_other - g_one).norm()) / size,
+            float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))),
+        )
+    error, norm, angle = ({stage: numbers[i] for stage, numbers in found.items()} for i in range(3))
+    return MethodError(name, error, norm, angle, None)
+
+
+def _value(loss: Distillation, student: Tensor, teacher: Tensor | TopKRows, labels: Tensor) -> tuple[float, Tensor]:
+    student = student.clone().requires_grad_()
+    value = loss(student, teacher, labels).mean()
+    (gradient,) = torch.autograd.grad(value, student)
+    return float(value.detach()), gradient.double()

@@ -1,0 +1,75 @@
+"""What storing does to a method, measured on the probe."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import logitcache
+from logitcache.encoding import TopKEncoding
+from logitcache.fidelity import sweep_encodings, what_is_poor
+from logitcache.methods import METHODS
+
+
+def test_a_lossless_cache_loses_nothing_for_any_method(dump):
+    found = logitcache.cache_fidelity(dump())
+    assert found.kl_nats == {"T=1": 0.0, "T=2": 0.0, "T=4": 0.0}
+    assert {one.method for one in found.methods} == {name for name, method in METHODS.items() if method.divergence}
+    for one in found.methods:
+        assert set(one.loss.values()) == set(one.gradient.values()) == {0.0}
+        assert max(one.angle_degrees.values()) < 1e-3
+
+
+def test_numbers_are_what_they_say(dump, images):
+    """KD at T = 2 on the probe, by hand: loss, gradient and KL."""
+    cache = dump(top_k=2, precision="f32")
+    found = logitcache.cache_fidelity(cache, methods=["kd"], settings={"temperature": 2.0})
+    samples, exact = cache.probe("sequential")
+    exact, labels = torch.from_numpy(exact), torch.from_numpy(images.labels[samples])
+    encoding = TopKEncoding(2, "f32")
+    stored = {name: torch.from_numpy(c[samples]) for name, c in cache.view(0, "sequential").items()}
+    completed = encoding.decode(stored, labels, 5).at(2.0)
+    p, r = F.log_softmax(exact.double() / 2, 1), F.log_softmax(completed.double() / 2, 1)
+    assert found.kl_nats["T=2"] == pytest.approx(float((p.exp() * (p - r)).sum(1).mean()))
+    student = 0.1 * torch.randn(exact.shape, generator=torch.Generator().manual_seed(0))
+    q = F.softmax(student.double() / 2, 1)
+    one, other = q - p.exp(), q - r.exp()  # gradients of T² KL, up to one factor
+    (kd,) = found.methods
+    assert kd.gradient["fresh"] == pytest.approx(float((one - other).norm() / one.norm()), rel=1e-3)
+    cosine = float((one * other).sum() / one.norm() / other.norm())
+    assert kd.angle_degrees["fresh"] == pytest.approx(np.degrees(np.arccos(cosine)), rel=1e-2)
+    assert found.unranked == pytest.approx(
+        float(((exact > exact.gather(1, labels[:, None])).sum(1) >= 2).float().mean())
+    )
+
+
+def test_more_bytes_lose_less(dump):
+    found = {str(one.encoding): one for one in sweep_encodings(dump(), methods=["kd", "clkd"])}
+    assert len(found) == 5
+    by_name = {(one.encoding["kind"], one.encoding["dtype"]): one for one in found.values()}
+    assert by_name["full", "f32"].kl_nats["T=1"] == 0.0
+    assert by_name["full", "f16"].kl_nats["T=4"] < by_name["full", "u8"].kl_nats["T=4"]
+    assert by_name["full", "u8"].kl_nats["T=4"] < by_name["topk", "u8"].kl_nats["T=4"]
+    assert by_name["topk", "f16"].methods[1].refused == "clkd looks at every logit of a row"
+    sizes = [one.bytes_per_row for one in sweep_encodings(dump(), methods=["kd"])]
+    assert sizes == sorted(sizes)
+
+
+def test_a_poor_encoding_is_said_at_the_dump_and_a_good_one_is_not(dump, tmp_path):
+    poor = what_is_poor(dump(top_k=1))
+    assert any(sentence.startswith("what is stored turns the gradient of rld by ") for sentence in poor)
+    assert poor[-1].startswith("`logitcache fidelity --sweep`")
+    assert what_is_poor(dump(precision="u8", out=tmp_path / "good.zarr")) == []
+
+
+def test_fidelity_on_the_command_line(dump, run, tmp_path):
+    dump(top_k=2, precision="f16")
+    shown = run("fidelity", "c.zarr", "--method", "rld", "--method", "kd", "--temperature", "4", "--sweep")
+    assert shown.exit_code == 0
+    assert "clkd is refused: clkd looks at every logit of a row" in run("fidelity", "--method", "clkd").stdout
+    assert "top-2 f16 (stored)" in shown.stdout
+    found = json.loads(run("fidelity", "--json", "--method", "rld", "--set", "beta=1").stdout)
+    assert found["stored"]["methods"][0]["gradient"]["trained"] > 0
+    assert run("fidelity", "--method", "rdl").exit_code == 1
