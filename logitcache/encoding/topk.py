@@ -18,7 +18,7 @@ from torch import Tensor
 
 from logitcache.encoding.columns import Column
 from logitcache.encoding.full import PRECISIONS
-from logitcache.encoding.quantize import dequantize, quantize
+from logitcache.encoding.quantize import dequantize, half, half_below, quantize
 from logitcache.errors import InputError, unknown_name
 
 __all__ = ["TopKEncoding", "TopKRows"]
@@ -121,18 +121,21 @@ class TopKEncoding:
         is_label = ids == true
         far = is_label & ((values > own).sum(1, keepdim=True) == self.k)  # the label, where all others are above it
         lowest = values.masked_fill(is_label, torch.inf).amin(1, keepdim=True)  # of the k others
+        place = is_label.int().argmax(1)
         columns: dict[str, Tensor] = {"ids": torch.diff(ids, dim=1, prepend=torch.zeros_like(ids[:, :1]))}
         if self.dtype == "u8":
-            place = is_label.int().argmax(1)
             codes, scale = quantize(torch.where(far, lowest, values), place, _FAR - 1)
             columns |= {"values": codes.masked_fill(far, _FAR), "scale": scale}
             top, stored = scale[:, :1], dequantize(codes, scale)
             ceiling = stored.masked_fill(is_label, torch.inf).amin(1, keepdim=True)
-            columns["label"] = _half_below(own.minimum(ceiling) - top).squeeze(1)
+            columns["label"] = half_below(own.minimum(ceiling) - top).squeeze(1)
         else:
-            rounded = values.to(PRECISIONS[self.dtype][0])
+            rounded = values
             if self.dtype == "f16":  # a label below the k largest stays below them
-                beneath = _half_below(lowest.half().float(), strictly=True)
+                rounded = half(values, place)
+                beneath = half_below(
+                    rounded.masked_fill(is_label, torch.inf).amin(1, keepdim=True).float(), strictly=True
+                )
                 rounded = torch.where(far, rounded.minimum(beneath), rounded)
             columns["values"] = rounded
             top = rounded.float().amax(1, keepdim=True)
@@ -173,11 +176,3 @@ class TopKEncoding:
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the manifest."""
         return {"kind": "topk", "k": self.k, "dtype": self.dtype, "stats_ddof": 0}
-
-
-def _half_below(values: Tensor, *, strictly: bool = False) -> Tensor:
-    """Round float32 to a float16 that is not larger, or `strictly` smaller."""
-    rounded = values.clamp(_LOWEST, -_LOWEST).half()
-    too_large = (rounded.float() >= values) if strictly else (rounded.float() > values)
-    lower = (values - (values.abs() * 2**-10).clamp_min(2**-14)).clamp(_LOWEST, -_LOWEST).half()
-    return torch.where(too_large, lower, rounded)

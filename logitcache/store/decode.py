@@ -61,5 +61,5 @@ def rounding(encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], e
         top, step = columns["scale"][:, :1], columns["scale"][:, 1:]
         far = (columns["values"] == _FAR) * (top - exact) if encoding["kind"] == "topk" else 0
         return 2.01 * step + np.float32(2**-9) * far + np.abs(exact) * np.float32(2**-20)
-    spacing = {"f32": 0.0, "f16": 2.0**-9 if encoding["kind"] == "topk" else 2.0**-11}[encoding["dtype"]]
+    spacing = {"f32": 0.0, "f16": 2.0**-9}[encoding["dtype"]]
     return np.abs(exact) * np.float32(spacing) + np.float32(2**-13 if spacing else 0)

@@ -72,14 +72,15 @@ def test_the_largest_and_the_label_are_kept(dtype):
 
 
 @given(seed=st.integers(0, 2**31 - 1), classes=st.integers(3, 40), scale=st.sampled_from([1e-3, 0.1, 3.0, 1e3]))
+@pytest.mark.parametrize("dtype", ["f16", "u8"])
 @pytest.mark.parametrize("k", [None, 1, 4])
-def test_eight_bits_keep_the_first_class_and_the_labels_order(k, seed, classes, scale):
+def test_rounding_keeps_the_first_class_and_the_labels_order(k, dtype, seed, classes, scale):
     """The mask of RLD depends on >=: rounding may neither make a tie with the label nor break one."""
     logits, labels = draw(16, classes, seed, scale)
     logits[::2] = (logits[::2] * 2 / scale).round() * scale / 2  # ties
     logits[1::4] = logits[1::4] * 1e-2 + torch.randn(len(logits[1::4]), 1)  # rows that hardly differ
     if k is None:
-        encoding = FullEncoding("u8")
+        encoding = FullEncoding(dtype)
         values, exact, own = (
             decoded(encoding, stored(encoding, logits, labels), labels, classes),
             logits,
@@ -87,7 +88,7 @@ def test_eight_bits_keep_the_first_class_and_the_labels_order(k, seed, classes, 
         )
     else:
         k = min(k, classes - 2)
-        encoding = TopKEncoding(k, "u8")
+        encoding = TopKEncoding(k, dtype)
         rows = decoded(encoding, stored(encoding, logits, labels), labels, classes)
         values, exact = rows.values, logits.gather(1, rows.ids)
         own = (rows.ids == labels[:, None]).int().argmax(1, keepdim=True)
@@ -205,3 +206,16 @@ def test_what_cannot_be_encoded_is_refused():
 def test_ids_are_as_wide_as_the_classes_need():
     widths = [TopKEncoding(5, "f16").columns(classes)["ids"].dtype for classes in (256, 257, 65536, 65537)]
     assert widths == ["|u1", "<u2", "<u2", "<u4"]
+
+
+def test_the_next_float16_below_is_the_next():
+    """Every finite float16 in turn."""
+    from logitcache.encoding.quantize import _next_below
+
+    values = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    values = values[np.isfinite(values)]
+    below = _next_below(torch.from_numpy(values)).numpy()
+    with np.errstate(over="ignore"):
+        expected = np.nextafter(values, np.float16(-np.inf))
+    expected[~np.isfinite(expected)] = values[~np.isfinite(expected)]
+    assert (below == expected).all()
