@@ -1,7 +1,7 @@
 """What the teacher says about a batch: from the cache, live, or nothing at all. The training loop cannot tell them apart."""
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from logitcache.teacher import Teacher
 from logitcache.views import View
 from logitcache.views.geometry import Preprocessing
 
-__all__ = ["Answers", "CachedAnswers", "LabelsOnly", "LiveAnswers", "live_teacher_of", "teacher_classes"]
+__all__ = ["Answers", "CachedAnswers", "LabelsOnly", "LiveAnswers", "gather", "live_teacher_of", "teacher_classes"]
 
 
 class Answers(Protocol):
@@ -75,7 +75,7 @@ class CachedAnswers:
         """Take the views into memory, and have the next ones fetched meanwhile."""
         self._streams = self._streams or [ViewStream(self._cache, self._cache.teachers[0]) for _ in turn]
         self._columns = [
-            {name: torch.from_numpy(column) for name, column in stream.take(view.index, later.index).items()}
+            stream.take(view.index, later.index)
             for stream, view, later in zip(self._streams, turn, upcoming, strict=True)
         ]
         for view, columns in zip(turn, self._columns, strict=True):
@@ -84,16 +84,21 @@ class CachedAnswers:
 
     def logits(self, position: int, batch: Rendered) -> Tensor | TopKRows:
         """Gather and decode the batch's rows."""
-        samples = torch.from_numpy(batch.samples)
-        rows = {
-            name: column.index_select(0, samples).to(self._device) for name, column in self._columns[position].items()
-        }
-        return self._encoding.decode(rows, self._labels[samples].to(self._device), self._classes)
+        rows = gather(self._columns[position], batch.samples)
+        labels = self._labels[torch.from_numpy(batch.samples)]
+        on_device = {name: column.to(self._device) for name, column in rows.items()}
+        return self._encoding.decode(on_device, labels.to(self._device), self._classes)
 
     def close(self) -> None:
         """End the threads that read ahead."""
         for stream in self._streams:
             stream.close()
+
+
+def gather(columns: Mapping[str, NDArray[Any]], samples: NDArray[np.int64]) -> dict[str, Tensor]:
+    """Take a batch of rows out of the columns of a view in memory: one gather a column, copied."""
+    # Ids are positions in a data set of this length; `clip` spares numpy a pass that would check them.
+    return {name: torch.from_numpy(column.take(samples, 0, mode="clip")) for name, column in columns.items()}
 
 
 class LiveAnswers(LabelsOnly):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.encoding.columns import Column
@@ -57,7 +58,7 @@ class FullEncoding:
             return dequantize(columns["logits"], columns["scale"])
         return columns["logits"].float()
 
-    def check(self, columns: Mapping[str, Tensor], classes: int) -> str | None:
+    def check(self, columns: Mapping[str, NDArray[Any]], classes: int) -> str | None:
         """Find nothing: any bits are logits."""
         del columns, classes
         return None

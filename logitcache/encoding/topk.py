@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.encoding.columns import Column
@@ -166,10 +168,10 @@ class TopKEncoding:
         rest = torch.cat([mean + top, deviation, total + top, minimum + top], 1)
         return TopKRows(ids, values, rest, classes, far.any(1))
 
-    def check(self, columns: Mapping[str, Tensor], classes: int) -> str | None:
-        """Say what cannot be in a cache that was written whole: a class that does not exist, or one named twice."""
-        steps = columns["ids"].to(torch.int64)
-        if len(steps) and (int(steps.sum(1).max()) >= classes or int(steps[:, 1:].min()) < 1):
+    def check(self, columns: Mapping[str, NDArray[Any]], classes: int) -> str | None:
+        """Say what cannot be in a view that was written whole: a class that does not exist, or one named twice."""
+        steps = columns["ids"]
+        if len(steps) and (int(steps.sum(1, dtype=np.int64).max()) >= classes or int(steps[:, 1:].min()) < 1):
             return f"a row names classes beyond {classes - 1}, or one twice"
         return None
 

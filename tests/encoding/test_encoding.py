@@ -182,12 +182,11 @@ def test_methods_that_need_every_class_refuse_rows_of_the_largest(name):
 def test_ids_that_no_dump_wrote_are_found():
     logits, labels = draw()
     encoding = TopKEncoding(5, "f32")
-    columns = {name: torch.from_numpy(column) for name, column in stored(encoding, logits, labels).items()}
+    columns = stored(encoding, logits, labels)
     assert encoding.check(columns, 30) is None
-    beyond = columns | {"ids": columns["ids"].clone()}
+    beyond, twice = ({"ids": columns["ids"].copy()} for _ in range(2))
     beyond["ids"][3, 5] += 30
     assert "classes beyond 29" in encoding.check(beyond, 30)
-    twice = columns | {"ids": columns["ids"].clone()}
     twice["ids"][3, 2] = 0
     assert "one twice" in encoding.check(twice, 30)
 
