@@ -20,6 +20,7 @@ from .demo import demo
 from .dump import dump
 from .fidelity import fidelity
 from .methods import methods
+from .slice import slice_
 from .stats import stats
 from .train import train
 from .verify import verify
@@ -78,6 +79,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "dump": (dump, "Cache"),
     "stats": (stats, "Cache"),
     "fidelity": (fidelity, "Cache"),
+    "slice": (slice_, "Cache"),
     "verify": (verify, "Cache"),
     "train": (train, "Students"),
     "compare": (compare, "Students"),

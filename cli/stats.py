@@ -51,6 +51,7 @@ def _print(found: "CacheStats") -> None:
             "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in found.bytes_by_array.items()),
             "lost in storing": f"largest gap {probe.largest_gap:.2g}; KL {probe.kl_nats['T=1']:.1e} nats at T=1, "
             f"{probe.kl_nats['T=4']:.1e} at T=4; top class changed in {probe.top1_changed} of {probe.rows} rows",
+            **({"made from": f"{manifest['derived']['from']}, by slice"} if manifest["derived"] else {}),
             "fingerprint": found.fingerprint,
         },
     )

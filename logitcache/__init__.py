@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from logitcache.methods import METHODS as METHODS
     from logitcache.methods import get_loss as get_loss
     from logitcache.progress import Progress as Progress
+    from logitcache.slice import slice_cache as slice_cache
     from logitcache.stats import cache_stats as cache_stats
     from logitcache.store import Cache as Cache
     from logitcache.store import open_cache as open_cache
@@ -31,6 +32,7 @@ _HOMES = {
     "dump_logits": "logitcache.dump",
     "get_loss": "logitcache.methods",
     "open_cache": "logitcache.store",
+    "slice_cache": "logitcache.slice",
     "train_student": "logitcache.train",
     "verify_cache": "logitcache.verify",
 }

@@ -34,6 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluate": {"data", "views"},
     "stats": {"progress", "store"},
     "fidelity": {"encoding", "methods", "store"},
+    "slice": {"encoding", "errors", "progress", "store"},
     "verify": {"contract", "data", "errors", "progress", "store", "views"},
     "compare": {"errors", "rundir"},
     "dump": {"data", "device", "encoding", "errors", "models", "progress", "store", "teacher", "views"},
@@ -46,16 +47,7 @@ ARROWS: dict[str, set[str]] = {
         *("progress", "rundir", "store", "views"),
     },
     "cli": {
-        "compare",
-        "dump",
-        "errors",
-        "fidelity",
-        "methods",
-        "progress",
-        "rundir",
-        "stats",
-        "store",
-        "train",
+        *("compare", "dump", "errors", "fidelity", "methods", "progress", "rundir", "slice", "stats", "store", "train"),
         "verify",
     },
     "__main__": {"cli"},
@@ -79,6 +71,7 @@ OUTSIDE = {  # packages that only these rooms may import
         "device",
         "fidelity",
         "loop",
+        "slice",
     },
 }
 FILES = [*sorted(ROOT.rglob("*.py")), *sorted(CLI.rglob("*.py"))]

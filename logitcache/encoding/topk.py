@@ -116,14 +116,48 @@ class TopKEncoding:
         return found
 
     def encode(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Turn logits, [B, C] float32, into columns; those of the rest are relative to the largest value as it is stored."""
-        true = labels[:, None]
-        ids = logits.scatter(1, true, torch.inf).topk(self.k + 1, 1).indices.sort(1).values
-        values, own = logits.gather(1, ids), logits.gather(1, true)
-        is_label = ids == true
+        """Turn logits, [B, C] float32, into columns."""
+        ids = self._largest(logits, labels[:, None])
+        n = logits.shape[1] - ids.shape[1]
+        mean = logits.scatter(1, ids, 0).sum(1, keepdim=True) / n
+        variance = (logits - mean).square().scatter(1, ids, 0).sum(1, keepdim=True) / n
+        total = logits.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
+        minimum = logits.scatter(1, ids, torch.inf).amin(1, keepdim=True)
+        return self._packed(ids, logits.gather(1, ids), labels, torch.cat([mean, variance.sqrt(), total, minimum], 1))
+
+    def narrow(self, rows: TopKRows, labels: Tensor) -> dict[str, Tensor]:
+        """Turn rows of a larger k into columns: what is kept no longer joins the rest.
+
+        Raises:
+            InputError: They hold fewer than these.
+        """
+        width = rows.ids.shape[1]
+        if self.k + 1 > width:
+            raise InputError(f"the rows hold the {width - 1} largest: not {self.k}")
+        place = (rows.ids == labels[:, None]).int().argmax(1, keepdim=True)
+        chosen = self._largest(rows.values, place)
+        n, more = rows.classes - width, width - chosen.shape[1]
+        out = torch.ones_like(rows.ids, dtype=torch.bool).scatter(1, chosen, False)
+        mean, deviation, total, minimum = torch.unbind(rows.rest[:, :, None], 1)
+        joined = (n * mean + rows.values.masked_fill(~out, 0).sum(1, keepdim=True)) / (n + more)
+        square = n * (deviation**2 + mean**2) + rows.values.square().masked_fill(~out, 0).sum(1, keepdim=True)
+        variance = (square / (n + more) - joined**2).clamp_min(0)
+        total = torch.logaddexp(total, rows.values.masked_fill(~out, -torch.inf).logsumexp(1, keepdim=True))
+        minimum = minimum.minimum(rows.values.masked_fill(~out, torch.inf).amin(1, keepdim=True))
+        rest = torch.cat([joined, variance.sqrt(), total, minimum], 1)
+        return self._packed(rows.ids.gather(1, chosen), rows.values.gather(1, chosen), labels, rest)
+
+    def _largest(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Return the columns of the k largest and of the label, or of the next largest, ascending, [B, k + 1]."""
+        return logits.scatter(1, label, torch.inf).topk(self.k + 1, 1).indices.sort(1).values
+
+    def _packed(self, ids: Tensor, values: Tensor, labels: Tensor, rest: Tensor) -> dict[str, Tensor]:
+        """Round what is kept; what is said of the rest becomes relative to the largest value as it is stored."""
+        is_label = ids == labels[:, None]
+        place = is_label.int().argmax(1)
+        own = values.gather(1, place[:, None])
         far = is_label & ((values > own).sum(1, keepdim=True) == self.k)  # the label, where all others are above it
         lowest = values.masked_fill(is_label, torch.inf).amin(1, keepdim=True)  # of the k others
-        place = is_label.int().argmax(1)
         columns: dict[str, Tensor] = {"ids": torch.diff(ids, dim=1, prepend=torch.zeros_like(ids[:, :1]))}
         if self.dtype == "u8":
             codes, scale = quantize(torch.where(far, lowest, values), place, _FAR - 1)
@@ -135,19 +169,12 @@ class TopKEncoding:
             rounded = values
             if self.dtype == "f16":  # a label below the k largest stays below them
                 rounded = half(values, place)
-                beneath = half_below(
-                    rounded.masked_fill(is_label, torch.inf).amin(1, keepdim=True).float(), strictly=True
-                )
-                rounded = torch.where(far, rounded.minimum(beneath), rounded)
+                others = rounded.masked_fill(is_label, torch.inf).amin(1, keepdim=True).float()
+                rounded = torch.where(far, rounded.minimum(half_below(others, strictly=True)), rounded)
             columns["values"] = rounded
             top = rounded.float().amax(1, keepdim=True)
-        n = logits.shape[1] - ids.shape[1]
-        mean = logits.scatter(1, ids, 0).sum(1, keepdim=True) / n
-        variance = (logits - mean).square().scatter(1, ids, 0).sum(1, keepdim=True) / n
-        total = logits.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
-        minimum = logits.scatter(1, ids, torch.inf).amin(1, keepdim=True)
-        rest = torch.cat([mean - top, variance.sqrt(), total - top, minimum - top], 1)
-        columns["rest"] = rest.clamp(_LOWEST, -_LOWEST).half()
+        relative = torch.cat([rest[:, :1] - top, rest[:, 1:2], rest[:, 2:] - top], 1)
+        columns["rest"] = relative.clamp(_LOWEST, -_LOWEST).half()
         return columns
 
     def decode(self, columns: Mapping[str, Tensor], labels: Tensor, classes: int) -> TopKRows:

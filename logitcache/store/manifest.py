@@ -36,6 +36,7 @@ class Manifest:
         teachers: One entry a teacher: `slug`, `name`, `weights`, `weights_sha256`, `class_map`.
         encoding: `kind`, `dtype`.
         software: Versions that decide bits.
+        derived: What this cache was made from, if not by a teacher: `from` (its fingerprint), `encoding`, `views`.
     """
 
     samples: int
@@ -53,6 +54,7 @@ class Manifest:
     format: int = FORMAT
     row_shape: tuple[int, ...] = ()
     byte_order: Literal["little"] = "little"
+    derived: dict[str, Any] | None = None
 
     @property
     def blocks(self) -> int:

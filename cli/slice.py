@@ -1,0 +1,35 @@
+"""`logitcache slice`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import show_progress
+
+__all__ = ["slice_"]
+
+
+def slice_(
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", show_default=False, help="The larger cache.")],
+    out: Annotated[Path, typer.Option(metavar="PATH", show_default=False, help="Where the smaller one goes.")],
+    views: Annotated[
+        int | None, typer.Option(metavar="V", min=1, show_default="all", help="How many of its views, the first ones.")
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(metavar="K", min=1, show_default="all there are", help="How many of the largest logits of a row."),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="f32|f16|u8", show_default="as it is", help="Of what is kept.")
+    ] = None,
+) -> None:
+    """Write a part of a cache as a cache of its own, without the teacher: fewer views, fewer logits, fewer bits.
+
+    Example: logitcache slice fashion.zarr --out small.zarr --views 2 --top-k 4 --precision u8
+    """
+    from logitcache.slice import slice_cache
+
+    with show_progress() as display:
+        manifest = slice_cache(cache, out, views=views, top_k=top_k, precision=precision, on_progress=display).manifest
+    typer.echo(f"{out}: {manifest.samples:,} samples x {len(manifest.views)} views, complete")

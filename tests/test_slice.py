@@ -1,0 +1,100 @@
+"""A smaller cache out of a larger one: what is left is what it was."""
+
+import numpy as np
+import pytest
+
+import logitcache
+from logitcache.errors import CacheMismatchError, CacheNotFoundError
+from logitcache.slice import slice_cache
+
+
+def rows_of(cache, view=0):
+    return cache.view(view, "sequential")
+
+
+def test_fewer_views_are_the_first_ones_bit_for_bit(dump, tmp_path, images):
+    whole = dump(views=3)
+    part = slice_cache(whole.path, tmp_path / "part.zarr", views=2)
+    for view in (0, 1):
+        assert (rows_of(part, view)["logits"] == rows_of(whole, view)["logits"]).all()
+        assert (part.digests(view) == whole.digests(view)).all()
+    assert part.manifest.derived == {"from": whole.fingerprint, "encoding": whole.manifest.encoding, "views": 3}
+    assert logitcache.verify_cache(part.path, data=images).ok
+
+
+@pytest.mark.parametrize("precision", ["f16", "u8"])
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_a_slice_of_exact_rows_is_what_a_dump_would_have_stored(dump, tmp_path, images, top_k, precision):
+    part = slice_cache(dump().path, tmp_path / "part.zarr", top_k=top_k, precision=precision)
+    direct = dump(top_k=top_k, precision=precision, out=tmp_path / "direct.zarr")
+    for view in (0, 1):
+        ours, theirs = rows_of(part, view), rows_of(direct, view)
+        assert ours.keys() == theirs.keys()
+        assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert logitcache.verify_cache(part.path, data=images).ok
+
+
+def test_a_smaller_k_of_a_larger_one_keeps_the_mass_of_what_it_leaves(dump, tmp_path):
+    small = slice_cache(dump(top_k=3, precision="f32").path, tmp_path / "small.zarr", top_k=1)
+    direct = dump(top_k=1, precision="f32", out=tmp_path / "direct.zarr")
+    ours, theirs = rows_of(small), rows_of(direct)
+    assert (ours["ids"] == theirs["ids"]).all()
+    assert (ours["values"] == theirs["values"]).all()
+    np.testing.assert_allclose(ours["rest"].astype(float), theirs["rest"].astype(float), atol=5e-3)
+
+
+def test_a_student_trains_from_a_slice(dump, tmp_path, images):
+    slice_cache(dump().path, tmp_path / "part.zarr", views=1, precision="u8")
+    run = logitcache.train_student(
+        cache=tmp_path / "part.zarr", student="tiny:student", data=images, epochs=1, out=tmp_path / "r"
+    )
+    assert run.results["agreement_rows"] == 300
+
+
+def test_a_stopped_slice_continues_and_is_no_dump(dump, tmp_path):
+    whole = dump()
+
+    class Stopped(Exception):
+        pass
+
+    def stop(progress):
+        if progress.done > 300:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        slice_cache(whole.path, tmp_path / "part.zarr", precision="u8", on_progress=stop)
+    with pytest.raises(logitcache.LogitCacheError, match=r"Complete it with:\n  logitcache slice .* --precision u8"):
+        logitcache.open_cache(tmp_path / "part.zarr")
+    slice_cache(whole.path, tmp_path / "part.zarr", precision="u8")
+    with pytest.raises(CacheMismatchError, match="derived"):
+        dump(out=tmp_path / "part.zarr", precision="u8")
+
+
+@pytest.mark.parametrize(
+    ("made", "changes", "message"),
+    [
+        ({}, {}, "a slice must leave something out"),
+        ({}, {"views": 3}, "has 2 views: a slice takes 1 to that many, not 3"),
+        ({"precision": "f16"}, {"precision": "f32"}, "the cache holds f16: a slice cannot hold f32"),
+        ({"top_k": 2}, {"top_k": 3}, "the cache keeps the 2 largest: a slice cannot keep 3"),
+        ({}, {"top_k": 4}, "top-k 4 of 5 classes leaves no rest"),
+        ({}, {"precision": "f8"}, "unknown precision 'f8'"),
+    ],
+)
+def test_what_cannot_be_cut_out_is_refused(dump, tmp_path, made, changes, message):
+    with pytest.raises(logitcache.LogitCacheError, match=message):
+        slice_cache(dump(**made).path, tmp_path / "part.zarr", **changes)
+    assert not (tmp_path / "part.zarr").exists()
+
+
+def test_slice_on_the_command_line(dump, run):
+    dump()
+    assert (
+        run("slice", "c.zarr", "--out", "d.zarr", "--views", "1").stdout == "d.zarr: 300 samples x 1 views, complete\n"
+    )
+    assert "made from" in run("stats", "d.zarr").stdout
+
+
+def test_a_slice_needs_a_cache(tmp_path):
+    with pytest.raises(CacheNotFoundError, match="there is no cache at"):
+        slice_cache(tmp_path / "no.zarr", tmp_path / "part.zarr", views=1)
