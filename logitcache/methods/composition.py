@@ -4,19 +4,17 @@ loss(student, teacher, y) = Σ_T  divergence( scale(student), scale(refine(teach
 """
 
 import functools
-import inspect
-import sys
-import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from logitcache.errors import InputError, UnknownNameError, unknown_name
 from logitcache.methods._ops import Interval, wrong
+from logitcache.methods._parameters import PIECES, WEIGHTS, checked, keywords_of
 from logitcache.methods.atkd import adaptive
 from logitcache.methods.loca import loca
 from logitcache.methods.lskd import standardize
@@ -30,9 +28,6 @@ __all__ = ["REFINEMENTS", "TEMPERATURES", "Distillation", "Parameter", "compose"
 REFINEMENTS: dict[str, Callable[..., Tensor]] = {"loca": loca, "swap": swap}
 TEMPERATURES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"adaptive": adaptive, "deviation": by_deviation}
 _POSITIVE = Interval(0)
-PIECES = ("refine", "standardize", "temperature", "tail")
-WEIGHTS = ("ce_weight", "kd_weight", "warmup")
-_RESERVED = {"refine", "standardize", "tail", "preset", "name", *WEIGHTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +257,7 @@ class _Pieces:
                 raise InputError(f"{name}: its number multiplies the deviation of a row; give one, not {temperature}")
             base, temperature = _as_tuple(temperature)[0], "deviation"
         if temperature is None:
-            temperature = _keywords(method.divergence).get("temperature", (None, None))[0]
+            temperature = keywords_of(method.divergence).get("temperature", (None, None))[0]
         scaled = settings.get("standardize")
         if scaled is not None and not isinstance(scaled, bool):
             raise InputError(f"{name}: standardize must be true or false, not {scaled!r}")
@@ -284,7 +279,7 @@ class _Pieces:
         """Name every parameter; one of a plug-in that meets the divergence's own bears the plug-in's name before it."""
         found = {
             word: Parameter("divergence", word, default, annotation)
-            for word, (default, annotation) in _keywords(self.method.divergence).items()
+            for word, (default, annotation) in keywords_of(self.method.divergence).items()
             if word != "temperature"
         }
         plugged: list[tuple[str, str, Callable[..., Any]]] = []
@@ -292,7 +287,7 @@ class _Pieces:
             plugged.append(("refine", self.refine, REFINEMENTS[self.refine]))
         plugged += [(one, one, TEMPERATURES[one]) for one in self.several() if isinstance(one, str)]
         for piece, name, function in plugged:
-            for word, (default, annotation) in _keywords(function).items():
+            for word, (default, annotation) in keywords_of(function).items():
                 key = f"{name}_{word}" if word in found else word
                 found[key] = Parameter(piece, word, self._default(word, default), annotation)
         return found
@@ -306,21 +301,21 @@ class _Pieces:
 
     def bind(self, words: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         """Hand every value to its piece, checked."""
-        known, checked = self.parameters(), dict[str, Any]()
+        known, good = self.parameters(), dict[str, Any]()
         for word, value in words.items():
             if word not in known:
                 tempered = ["temperature"] if self.temperature is not None else []
                 raise UnknownNameError(
                     f"{self.name} has no parameter {word!r}; it takes {', '.join([*tempered, *known]) or 'none'}"
                 )
-            checked[word] = _checked(self.name, word, known[word].annotation, value)
+            good[word] = checked(self.name, word, known[word].annotation, value)
         if self.base is not None and "base" in words:
             raise InputError(
                 f"{self.name}: temperature {self.base:g} and base {words['base']:g} say the same; give one"
             )
         bound: dict[str, dict[str, Any]] = {"divergence": {}, "refine": {}, **{name: {} for name in TEMPERATURES}}
         for word, parameter in known.items():
-            value = checked.get(word, parameter.default)
+            value = good.get(word, parameter.default)
             if value is None and parameter.piece == "refine":
                 raise InputError(
                     f"{self.name}: loca reads probabilities at one temperature of raw logits, and here is no such one: "
@@ -350,7 +345,7 @@ class _Pieces:
         for piece, reason in self.method.refuses.items():
             if piece in asked:
                 raise InputError(f"{self.name} takes no {_SPELLED.get(piece, piece)}: {reason}")
-        if self.said.get("temperature") is not None and "temperature" not in _keywords(self.method.divergence):
+        if self.said.get("temperature") is not None and "temperature" not in keywords_of(self.method.divergence):
             raise InputError(
                 f"{self.name} has no temperature; it takes {', '.join(self.parameters()) or 'no parameters'}"
             )
@@ -388,61 +383,8 @@ def _checked_temperature(name: str, temperature: Any) -> TemperatureChoice:
             if one not in TEMPERATURES:
                 raise unknown_name("temperature", one, TEMPERATURES)
         else:
-            _checked(name, "temperature", typing.Annotated[float, _POSITIVE], one)
+            checked(name, "temperature", typing.Annotated[float, _POSITIVE], one)
     if temperature in ((), []):
         raise InputError(f"{name}: temperature must be at least one number")
     several: TemperatureChoice = tuple(temperature) if isinstance(temperature, list) else temperature
     return several
-
-
-@functools.cache
-def _keywords(function: Callable[..., Any] | None) -> dict[str, tuple[Any, Any]]:
-    """Return the keyword-only parameters of a function: default and annotation."""
-    if function is None:
-        return {}
-    try:
-        signature = inspect.signature(function, eval_str=True)
-    except NameError:  # names that only a type checker imports
-        signature = inspect.signature(function)
-    found = {p.name: (p.default, p.annotation) for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
-    for word, (default, _) in found.items():
-        if default is inspect.Parameter.empty:
-            raise InputError(f"parameter {word} of {function.__name__} has no default, so nobody would know what it is")
-        if word in _RESERVED:
-            raise InputError(
-                f"{function.__name__} calls a parameter {word!r}, which is a word of every method: choose another"
-            )
-    return found
-
-
-def _checked(name: str, word: str, annotation: Any, value: Any) -> Any:
-    """Return a value that fits a parameter's annotation.
-
-    Raises:
-        InputError: It is of another kind, or out of range.
-    """
-    interval = next((x for x in getattr(annotation, "__metadata__", ()) if isinstance(x, Interval)), Interval())
-    kind = typing.get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        if value not in choices:
-            raise InputError(f"{name}: {word} must be {' or '.join(map(str, choices))}, not {value!r}")
-        return value
-    if kind is bool:
-        if not isinstance(value, bool):
-            raise InputError(f"{name}: {word} must be true or false, not {value!r}")
-        return value
-    numeric = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
-    if value is None and types.NoneType in numeric:
-        return value
-    if kind is str and not isinstance(value, str):
-        raise InputError(f"{name}: {word} must be a word, not {value!r}")
-    if not {int, float}.intersection(numeric):
-        return value  # somebody's own kind: theirs to check
-    whole = int in numeric and float not in numeric
-    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if not good or (whole and value != int(value)):
-        raise InputError(f"{name}: {word} must be a {'whole' if whole else 'finite'} number, not {value!r}")
-    if value not in interval:
-        raise InputError(f"{name}: {word} must be {interval}, not {value!r}")
-    return int(value) if whole else value

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from logitcache.errors import InputError, UnknownNameError
-from logitcache.methods.composition import WEIGHTS, Distillation, compose, over, preset_of
+from logitcache.methods._parameters import WEIGHTS
+from logitcache.methods.composition import Distillation, compose, over, preset_of
 from logitcache.methods.method import Rows
 from logitcache.methods.table import find_method
 

@@ -1,5 +1,7 @@
 """Is a cache whole? Every file against ledger and completion mark, at the speed of the disk."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +31,7 @@ class FileProblem:
 
 
 def check_files(cache: Cache, on_progress: OnProgress = silent) -> list[FileProblem]:
-    """Compare every file with its recorded length and BLAKE2b-256."""
+    """Compare every file with its recorded length and BLAKE2b-256; several are read and hashed at once."""
     ledger, manifest = Ledger(cache.path), cache.manifest
     problems = [
         FileProblem(name, problem)
@@ -37,21 +39,24 @@ def check_files(cache: Cache, on_progress: OnProgress = silent) -> list[FileProb
         if (problem := _problem(cache, name, record))
     ]
     total = len(manifest.views) * manifest.blocks
-    for view in range(len(manifest.views)):
-        try:
-            blocks = ledger.view(view)
-        except CorruptCacheError as error:
-            problems.append(FileProblem(f".logitcache/ledger/{view}.json", str(error), view))
-            continue
-        for block in range(manifest.blocks):
-            on_progress(Progress("checking files", view * manifest.blocks + block, total, "blocks"))
-            if block not in blocks:
-                problems.append(
-                    FileProblem(f".logitcache/ledger/{view}.json", f"has no record of block {block}", view, block)
-                )
-            for name, record in blocks.get(block, {}).items():
-                if problem := _problem(cache, name, record):
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as executor:
+        for view in range(len(manifest.views)):
+            try:
+                blocks = ledger.view(view)
+            except CorruptCacheError as error:
+                problems.append(FileProblem(f".logitcache/ledger/{view}.json", str(error), view))
+                continue
+            problems += [
+                FileProblem(f".logitcache/ledger/{view}.json", f"has no record of block {block}", view, block)
+                for block in range(manifest.blocks)
+                if block not in blocks
+            ]
+            files = [(block, *file) for block, recorded in sorted(blocks.items()) for file in recorded.items()]
+            found = executor.map(lambda file: _problem(cache, *file[1:]), files)
+            for (block, name, _), problem in zip(files, found, strict=True):
+                if problem:
                     problems.append(FileProblem(name, problem, view, block))
+                on_progress(Progress("checking files", view * manifest.blocks + block, total, "blocks"))
     on_progress(Progress("checking files", total, total, "blocks"))
     return problems
 

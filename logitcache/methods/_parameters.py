@@ -1,0 +1,71 @@
+"""Parameters of methods: read from signatures, checked against their annotations."""
+
+import functools
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Literal
+
+from logitcache.errors import InputError
+from logitcache.methods._ops import Interval
+
+__all__ = ["PIECES", "WEIGHTS", "checked", "keywords_of"]
+
+PIECES = ("refine", "standardize", "temperature", "tail")
+WEIGHTS = ("ce_weight", "kd_weight", "warmup")
+_RESERVED = {"refine", "standardize", "tail", "preset", "name", *WEIGHTS}
+
+
+@functools.cache
+def keywords_of(function: Callable[..., Any] | None) -> dict[str, tuple[Any, Any]]:
+    """Return the keyword-only parameters of a function: default and annotation."""
+    if function is None:
+        return {}
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except NameError:  # names that only a type checker imports
+        signature = inspect.signature(function)
+    found = {p.name: (p.default, p.annotation) for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for word, (default, _) in found.items():
+        if default is inspect.Parameter.empty:
+            raise InputError(f"parameter {word} of {function.__name__} has no default, so nobody would know what it is")
+        if word in _RESERVED:
+            raise InputError(
+                f"{function.__name__} calls a parameter {word!r}, which is a word of every method: choose another"
+            )
+    return found
+
+
+def checked(name: str, word: str, annotation: Any, value: Any) -> Any:
+    """Return a value that fits a parameter's annotation.
+
+    Raises:
+        InputError: It is of another kind, or out of range.
+    """
+    interval = next((x for x in getattr(annotation, "__metadata__", ()) if isinstance(x, Interval)), Interval())
+    kind = typing.get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise InputError(f"{name}: {word} must be {' or '.join(map(str, choices))}, not {value!r}")
+        return value
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise InputError(f"{name}: {word} must be true or false, not {value!r}")
+        return value
+    numeric = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    if value is None and types.NoneType in numeric:
+        return value
+    if kind is str and not isinstance(value, str):
+        raise InputError(f"{name}: {word} must be a word, not {value!r}")
+    if not {int, float}.intersection(numeric):
+        return value  # somebody's own kind: theirs to check
+    whole = int in numeric and float not in numeric
+    good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not good or (whole and value != int(value)):
+        raise InputError(f"{name}: {word} must be a {'whole' if whole else 'finite'} number, not {value!r}")
+    if value not in interval:
+        raise InputError(f"{name}: {word} must be {interval}, not {value!r}")
+    return int(value) if whole else value
