@@ -1,5 +1,6 @@
 """What several commands share: `--config`, the newest cache, lists of numbers, progress on stderr."""
 
+import re
 import sys
 import time
 import tomllib
@@ -26,6 +27,7 @@ __all__ = [
     "numbers",
     "parameters",
     "show_progress",
+    "size",
     "spelled",
 ]
 
@@ -120,6 +122,15 @@ def numbers(text: str | None, kind: type, option: str) -> list[Any] | None:
         raise typer.BadParameter(
             f"expected numbers with commas between them, not {text!r}", param_hint=option
         ) from error
+
+
+def size(text: str, option: str) -> int:
+    """Read a number of bytes: 500MB, 8GB, 1.5TB, or a plain number."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([kMGT]?)B?\s*", text)
+    try:
+        return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " ")) if found else int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"expected a size like 500MB or 8GB, not {text!r}", param_hint=option) from error
 
 
 def parameters(settings: list[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import CacheArgument, ConfigOption, newest_unless, numbers, parameters, show_progress, spelled
+from .options import CacheArgument, ConfigOption, newest_unless, numbers, parameters, show_progress, size, spelled
 
 __all__ = ["train"]
 
@@ -164,6 +164,14 @@ def train(
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=0, show_default="by the data", help="Processes that decode images.")
     ] = None,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            show_default="whole views",
+            help="What decoded rows may take, 8GB say; larger views stream in windows, shuffled inside a window only.",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out; its settings are those it was begun with.")
     ] = False,
@@ -190,6 +198,7 @@ def train(
     )
     given["mean"], given["std"] = numbers(mean, float, "--mean"), numbers(std, float, "--std")
     given["decay_milestones"] = numbers(decay_milestones, int, "--decay-milestones")
+    given["memory_budget"] = None if memory_budget is None else size(memory_budget, "--memory-budget")
     if resume:
         if out is None:
             raise typer.BadParameter("which run? Name its folder with --out RUN.", param_hint="--resume")
@@ -226,9 +235,10 @@ def _left_alone(ctx: typer.Context, name: str) -> bool:
 
 
 def _epoch_line(metrics: dict[str, Any]) -> str:
+    windows = f"  in {metrics['windows']} windows" if "windows" in metrics else ""
     test = f"  test {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else ""
     refined = f"  refined {metrics['refined_rows']:.2%}" if "refined_rows" in metrics else ""
     return (
         f"epoch {metrics['epoch']:>3}  lr {metrics['lr']:.3g}  loss {metrics['loss']:.4f}{refined}  "
-        f"train {metrics['train_accuracy']:.2%}{test}  {metrics['seconds']:.1f} s"
+        f"train {metrics['train_accuracy']:.2%}{test}  {metrics['seconds']:.1f} s{windows}"
     )

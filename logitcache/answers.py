@@ -1,7 +1,7 @@
 """What the teacher says about a batch: from the cache, live, or nothing at all. The training loop cannot tell them apart."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,28 @@ from logitcache.teacher import Teacher
 from logitcache.views import View
 from logitcache.views.geometry import Preprocessing
 
-__all__ = ["Answers", "CachedAnswers", "LabelsOnly", "LiveAnswers", "gather", "live_teacher_of", "teacher_classes"]
+__all__ = [
+    "Answers",
+    "CachedAnswers",
+    "LabelsOnly",
+    "LiveAnswers",
+    "Shown",
+    "gather",
+    "live_teacher_of",
+    "teacher_classes",
+]
+
+
+class Shown(NamedTuple):
+    """What a stretch of training shows.
+
+    Attributes:
+        turn: One view, or those of a pair.
+        blocks: Of the cache, in this order; None for all.
+    """
+
+    turn: Sequence[View]
+    blocks: tuple[int, ...] | None = None
 
 
 class Answers(Protocol):
@@ -31,8 +52,8 @@ class Answers(Protocol):
     name: str
     eyes: tuple[Preprocessing, ...]
 
-    def begin(self, turn: Sequence[View], upcoming: Sequence[View]) -> None:
-        """Prepare for an epoch of one view, or of the views of a pair; others come next."""
+    def begin(self, shown: Shown, upcoming: Shown) -> None:
+        """Prepare for a view, or for the views of a pair, or for a window of them; `upcoming` comes next."""
 
     def logits(self, position: int, batch: Rendered) -> Tensor | TopKRows | None:
         """Answer for a batch in one view of the turn: [B, C] float32 without gradient, on the student's device; None: nobody does."""
@@ -47,7 +68,7 @@ class LabelsOnly:
     name = "unused"
     eyes: tuple[Preprocessing, ...] = ()
 
-    def begin(self, turn: Sequence[View], upcoming: Sequence[View]) -> None:
+    def begin(self, shown: Shown, upcoming: Shown) -> None:
         """Do nothing."""
 
     def logits(self, position: int, batch: Rendered) -> Tensor | TopKRows | None:
@@ -71,20 +92,28 @@ class CachedAnswers:
         self._labels = torch.from_numpy(cache.labels()).long()
         self._streams: list[ViewStream] = []
 
-    def begin(self, turn: Sequence[View], upcoming: Sequence[View]) -> None:
-        """Take the views into memory, and have the next ones fetched meanwhile."""
-        self._streams = self._streams or [ViewStream(self._cache, self._cache.teachers[0]) for _ in turn]
-        self._columns = [
-            stream.take(view.index, later.index)
-            for stream, view, later in zip(self._streams, turn, upcoming, strict=True)
-        ]
-        for view, columns in zip(turn, self._columns, strict=True):
+    def begin(self, shown: Shown, upcoming: Shown) -> None:
+        """Take what is shown into memory, and have what comes next fetched meanwhile."""
+        self._streams = self._streams or [ViewStream(self._cache, self._cache.teachers[0]) for _ in shown.turn]
+        parts = ([(view.index, one.blocks) for view in one.turn] for one in (shown, upcoming))
+        self._columns = [stream.take(part, later) for stream, part, later in zip(self._streams, *parts, strict=True)]
+        for view, columns in zip(shown.turn, self._columns, strict=True):
             if problem := self._encoding.check(columns, self._classes):
                 raise CorruptCacheError(f"{self._cache.path}, view {view.index}: {problem}. Dump the cache again.")
+        self._place = None
+        if shown.blocks is not None:  # where the rows of each block begin
+            manifest = self._cache.manifest
+            self._place = np.full(manifest.blocks, -1, np.int64)
+            lengths = [last - first for first, last in map(manifest.rows, shown.blocks)]
+            self._place[list(shown.blocks)] = np.cumsum([0, *lengths[:-1]])
 
     def logits(self, position: int, batch: Rendered) -> Tensor | TopKRows:
         """Gather and decode the batch's rows."""
-        rows = gather(self._columns[position], batch.samples)
+        at = batch.samples
+        if self._place is not None:
+            size = self._cache.manifest.block_rows
+            at = self._place[at // size] + at % size
+        rows = gather(self._columns[position], at)
         labels = self._labels[torch.from_numpy(batch.samples)]
         on_device = {name: column.to(self._device) for name, column in rows.items()}
         return self._encoding.decode(on_device, labels.to(self._device), self._classes)
@@ -152,9 +181,12 @@ def live_teacher_of(cache: Cache, module: nn.Module | None, weights: str | None,
 
 
 def teacher_classes(cache: Cache, view: View, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the class of the teacher's largest stored logit for samples of a view, [B]."""
-    stored = cache.view(view.index, cache.teachers[0])
-    rows = {name: torch.from_numpy(column[samples]) for name, column in stored.items()}
-    labels = torch.from_numpy(cache.labels()[samples]).long()
-    decoded = read_encoding(cache.manifest.encoding).decode(rows, labels, len(cache.manifest.classes))
-    return dense(decoded).argmax(1).numpy()
+    """Return the class of the teacher's largest stored logit for ascending samples of a view, [B]; a block in memory at a time."""
+    encoding, labels = read_encoding(cache.manifest.encoding), cache.labels()
+    found = []
+    for first, last, columns in cache.blocks(view.index, cache.teachers[0]):
+        here = samples[(samples >= first) & (samples < last)]
+        rows = gather(columns, here - first)
+        decoded = encoding.decode(rows, torch.from_numpy(labels[here]).long(), len(cache.manifest.classes))
+        found.append(dense(decoded).argmax(1).numpy())
+    return np.concatenate(found)

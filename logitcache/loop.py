@@ -3,7 +3,8 @@
     dataset ─(sample, view)→ augmentation ─→ student ─┐
     store ─→ reader ─→ decode ─→ refine ──────────────┴→ loss
 
-A **turn** is what an epoch shows: one view, or the views of a pair, over which the objective is summed.
+A **turn** is what an epoch shows: one view, or the views of a pair, over which the objective is summed. A **window** is a part of it:
+where the rows of a view do not fit into memory, blocks are drawn in random order, a few at a time, and shuffled together.
 """
 
 import functools
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from logitcache.answers import Answers, teacher_classes
+from logitcache.answers import Answers, Shown, teacher_classes
 from logitcache.contract import check_pixels
 from logitcache.data import ImageSet, Rendered, Renderer
 from logitcache.device import saying_when_out_of_memory
@@ -56,6 +57,7 @@ class Loop:
         settings: dict[str, Any],
         run: RunDirectory,
         workers: int | None,
+        window: tuple[int, int] | None,
         on_progress: OnProgress,
         on_epoch: Callable[[dict[str, Any]], None] | None,
     ) -> None:
@@ -64,7 +66,7 @@ class Loop:
         self.on_progress, self.on_epoch = on_progress, on_epoch
         self.epochs, self.batch_size, self.seed = settings["epochs"], settings["batch_size"], settings["seed"]
         self.optimizer = optimizer
-        self.workers = workers
+        self.workers, self.window = workers, window
         self.test = test
         if test is not None:
             self.test_eyes = for_evaluation(eyes, test)
@@ -79,9 +81,8 @@ class Loop:
             if cache:
                 for view in turn:
                     check_pixels(cache, self.images, view, self._sample(epoch))
-            self.answers.begin(turn, upcoming)
             shown = {"view": turn[0].index} | ({"views": [view.index for view in turn]} if len(turn) > 1 else {})
-            metrics = {"epoch": epoch + 1, **shown, **self._epoch(epoch, turn, renderers), **self._tested()}
+            metrics = {"epoch": epoch + 1, **shown, **self._epoch(epoch, turn, upcoming, renderers), **self._tested()}
             history.append(metrics)
             self.directory.epoch_done(metrics, self._packed(history))
             if self.on_epoch:
@@ -118,25 +119,29 @@ class Loop:
         self.directory.keep_metrics(history)
         return history
 
-    def _epoch(self, epoch: int, turn: Turn, renderers: Sequence[Renderer]) -> dict[str, Any]:
+    def _epoch(self, epoch: int, turn: Turn, upcoming: Turn, renderers: Sequence[Renderer]) -> dict[str, Any]:
         """Train one pass; metrics are summed on the device and read once."""
-        order = torch.randperm(
-            len(self.images), generator=torch.Generator().manual_seed(_mixed(self.seed, epoch))
-        ).numpy()
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        windows, following = self._windows(epoch), self._windows(epoch + 1)[0]
+        steps, step, done = sum(-(-len(order) // self.batch_size) for _, order in windows), 0, 0
         sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.device)  # weighted by rows
         self.model.train()
         started = time.perf_counter()
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), saying_when_out_of_memory(self.batch_size):
             torch.manual_seed(_mixed(self.seed, epoch))  # dropout
-            streams = [renderer.batches(view, batches) for renderer, view in zip(renderers, turn, strict=True)]
-            for step, shown in enumerate(zip(*streams, strict=True)):
-                rate = learning_rate(self.settings, epoch, step, len(batches))
-                sums += self._step(shown, rate, (epoch + 1) / self.epochs)
-                done = step * self.batch_size + len(shown[0].samples)
-                self.on_progress(Progress(f"epoch {epoch + 1}/{self.epochs}", done, len(order), "images"))
-        means = dict(zip(_SUMS, (sums / len(order)).tolist(), strict=True))
+            for number, (blocks, order) in enumerate(windows):
+                later = (
+                    Shown(turn, windows[number + 1][0]) if number + 1 < len(windows) else Shown(upcoming, following[0])
+                )
+                self.answers.begin(Shown(turn, blocks), later)
+                batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+                streams = [renderer.batches(view, batches) for renderer, view in zip(renderers, turn, strict=True)]
+                for shown in zip(*streams, strict=True):
+                    rate = learning_rate(self.settings, epoch, step, steps)
+                    sums += self._step(shown, rate, (epoch + 1) / self.epochs)
+                    step, done = step + 1, done + len(shown[0].samples)
+                    self.on_progress(Progress(f"epoch {epoch + 1}/{self.epochs}", done, len(self.images), "images"))
+        means = dict(zip(_SUMS, (sums / len(self.images)).tolist(), strict=True))
         seconds = time.perf_counter() - started
         if not np.isfinite(means["loss"]):
             raise InputError(
@@ -145,7 +150,27 @@ class Loop:
         means = {
             name: value for name, value in means.items() if not np.isnan(value)
         }  # what the method has nothing to say of
-        return {"lr": rate, **means, "seconds": seconds, "images_per_second": len(order) / seconds}
+        speed = {"seconds": seconds, "images_per_second": len(self.images) / seconds}
+        return {"lr": rate, **means, **speed, **({"windows": len(windows)} if len(windows) > 1 else {})}
+
+    def _windows(self, epoch: int) -> list[tuple[tuple[int, ...] | None, NDArray[np.int64]]]:
+        """Order the samples of an epoch: a permutation of all, or of a few blocks after the other where memory is bounded.
+
+        Returns:
+            For each window the blocks of the cache that hold it (None: all), and sample ids.
+        """
+        random = torch.Generator().manual_seed(_mixed(self.seed, epoch))
+        if self.window is None:
+            return [(None, torch.randperm(len(self.images), generator=random).numpy())]
+        size, count = self.window
+        blocks = torch.randperm(-(-len(self.images) // size), generator=random).tolist()
+        windows: list[tuple[tuple[int, ...] | None, NDArray[np.int64]]] = []
+        for start in range(0, len(blocks), count):
+            chosen = tuple(blocks[start : start + count])
+            rows = [np.arange(block * size, min((block + 1) * size, len(self.images))) for block in chosen]
+            order = np.concatenate(rows)
+            windows.append((chosen, order[torch.randperm(len(order), generator=random).numpy()]))
+        return windows
 
     def _step(self, shown: Sequence[Rendered], rate: float, progress: float) -> Tensor:
         """Take a step on a batch, in one view or summed over those of a pair; return what `_SUMS` names, times rows."""

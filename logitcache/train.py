@@ -92,6 +92,7 @@ def train_student(
     seed: int = 0,
     device: str = "auto",
     workers: int | None = None,
+    memory_budget: int | None = None,
     resume: bool = False,
     out: str | Path | None = None,
     on_progress: OnProgress = silent,
@@ -140,6 +141,8 @@ def train_student(
         seed: Of the student's weights and of the order of samples.
         device: `auto`, `cpu`, `cuda`, ...
         workers: Processes that decode images; None chooses by the data.
+        memory_budget: Bytes that decoded rows may take, those in use and those being read ahead together; views that need
+            more stream in windows of blocks, and samples are shuffled inside a window only. None: whole views.
         resume: Whether to continue the run in `out`; what follows is what an unbroken run would have given.
         out: Directory of the run; None makes a new one below `runs/`.
         on_progress: Called after every step.
@@ -202,6 +205,7 @@ def train_student(
     test = _test_images(test_data, data, images)
     model = network.module.to(where)
     optimizer = make_optimizer(model, settings)
+    window = _window(opened, memory_budget, len(turns[0])) if opened else None
     answers = _answers(opened, objective, live_teacher, teacher_weights, where)
     run = RunDirectory(
         Path(out) if out else free_name(Path("runs"), f"{method}-{network.name}".replace(":", "-")),
@@ -210,7 +214,20 @@ def train_student(
         resume=resume,
     )
     loop = Loop(
-        model, optimizer, objective, answers, images, eyes, test, where, settings, run, workers, on_progress, on_epoch
+        model,
+        optimizer,
+        objective,
+        answers,
+        images,
+        eyes,
+        test,
+        where,
+        settings,
+        run,
+        workers,
+        window,
+        on_progress,
+        on_epoch,
     )
     results = run.results
     if results is None:
@@ -250,6 +267,7 @@ _SETTINGS = frozenset(
         "live_teacher",
         "lr",
         "mean",
+        "memory_budget",
         "method",
         "momentum",
         "opt",
@@ -305,13 +323,11 @@ def _facts(
     encoded = None
     if cache:
         slug = cache.teachers[0]
-        columns = read_encoding(cache.manifest.encoding).columns(len(cache.manifest.classes)).values()
-        row_bytes = sum(int(np.prod(column.shape)) * np.dtype(column.dtype).itemsize for column in columns)
         encoded = {
             "fingerprint": cache.fingerprint,
             "teacher": slug,
             "views": len(cache.manifest.views),
-            "bytes_per_row": row_bytes,
+            "bytes_per_row": _row_bytes(cache),
             "logits": logits,
         }
     return {
@@ -355,6 +371,30 @@ def _refuse_nonsense(
         raise InputError(
             f"{cache.path} has its own views ({cache.manifest.views[0]['recipe']}): leave out --augment, or dump again with it."
         )
+
+
+def _window(cache: Cache, budget: int | None, views: int) -> tuple[int, int] | None:
+    """Choose how many blocks of a cache are held at once: (rows of a block, blocks), or None for all.
+
+    Raises:
+        InputError: Not even one block fits, twice.
+    """
+    if budget is None:
+        return None
+    manifest = cache.manifest
+    block = 2 * views * manifest.block_rows * _row_bytes(cache)
+    if budget < block:
+        raise InputError(
+            f"--memory-budget {budget:,} bytes does not hold one block of {cache.path} and the next beside it: that takes {block:,}"
+        )
+    count = budget // block
+    return None if count >= manifest.blocks else (manifest.block_rows, count)
+
+
+def _row_bytes(cache: Cache) -> int:
+    """Return what a decoded row of one view takes in memory."""
+    columns = read_encoding(cache.manifest.encoding).columns(len(cache.manifest.classes)).values()
+    return sum(int(np.prod(column.shape)) * np.dtype(column.dtype).itemsize for column in columns)
 
 
 def _refuse_too_little(cache: Cache, objective: Objective) -> None:

@@ -113,6 +113,17 @@ def test_words_come_from_a_file_and_the_command_line_wins(ready):
     assert Path("a/student.safetensors").read_bytes() == Path("b/student.safetensors").read_bytes()
 
 
+def test_a_memory_budget_is_a_size(ready):
+    from pathlib import Path
+
+    assert ready("train", "c.zarr", *TRAIN.split(), "--memory-budget", "1.5MB", "--out", "a").exit_code == 0
+    assert json.loads(Path("a/run.json").read_text())["settings"]["memory_budget"] == 1_500_000
+    assert ready("train", "--config", "a/run.json", "--out", "b").exit_code == 0
+    done = ready("train", "c.zarr", *TRAIN.split(), "--memory-budget", "much")
+    assert done.exit_code == 2
+    assert "expected a size like 500MB or 8GB, not 'much'" in " ".join(done.stderr.replace("│", " ").split())
+
+
 def test_pieces_and_presets_go_from_the_command_line_into_the_run_and_the_table(ready):
     from pathlib import Path
 

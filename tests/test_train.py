@@ -280,6 +280,61 @@ def test_the_objective_of_a_pair_is_the_sum_over_its_views(dump, train, tmp_path
         torch.testing.assert_close(value, weights(single)[name], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_a_view_beyond_the_memory_budget_streams_in_windows(dump, train, tmp_path, top_k):
+    """Cached = live all the same; every sample once an epoch; batches of one window hold samples of its blocks alone."""
+    teacher = tiny.net(tiny.CLASSES)
+    cache = dump(teacher=teacher, top_k=top_k, block_rows=64)
+    row = json.loads((tmp_path / "c.zarr/zarr.json").read_text())["attributes"]["logitcache"]["encoding"]
+    width = 20 if row["kind"] == "full" else 3 * (1 + 4) + 8
+    budget = 2 * 2 * 64 * width + 5  # two blocks and the next two
+    windowed = train(memory_budget=budget, out=tmp_path / "windowed")
+    assert [epoch["windows"] for epoch in metrics_of(tmp_path / "windowed")] == [3, 3, 3]
+    assert not same(weights(windowed), weights(train(out=tmp_path / "whole")))
+    assert same(weights(train(memory_budget=10**9, out=tmp_path / "much")), weights(train(out=tmp_path / "whole2")))
+    if top_k is None:
+        live = train(memory_budget=budget, live_teacher=teacher, out=tmp_path / "live")
+        assert same(weights(windowed), weights(live))
+    with pytest.raises(InputError, match=r"--memory-budget 100 bytes does not hold one block of .* that takes"):
+        train(memory_budget=100, out=tmp_path / "none")
+    assert cache.manifest.blocks == 5
+
+
+def test_windows_hold_every_sample_once_and_whole_blocks(dump, train, tmp_path, monkeypatch):
+    from logitcache.loop import Loop
+
+    seen = []
+    original = Loop._windows
+
+    def watched(self, epoch):
+        found = original(self, epoch)
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr(Loop, "_windows", watched)
+    dump(block_rows=64)
+    train(memory_budget=2 * 2 * 64 * 20, epochs=2)
+    for windows in seen:
+        assert sorted(np.concatenate([order for _, order in windows])) == list(range(300))
+        for blocks, order in windows:
+            assert set(order // 64) == set(blocks)
+            assert not (np.diff(order) == 1).all()
+    assert seen[0][0][0] != seen[2][0][0] or seen[0][1][0] != seen[2][1][0]
+
+
+def test_a_resumed_windowed_run_ends_like_an_unbroken_one(dump, train, tmp_path):
+    dump(block_rows=64)
+    budget = 2 * 2 * 64 * 20
+
+    def stop(_metrics):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        train(memory_budget=budget, on_epoch=stop)
+    resumed = train(memory_budget=budget, resume=True)
+    assert same(weights(resumed), weights(train(memory_budget=budget, out=tmp_path / "whole")))
+
+
 def test_a_top_k_cache_trains_what_it_serves_and_refuses_the_rest(dump, train, tmp_path):
     dump(top_k=2, precision="u8")
     train(method="rld", out=tmp_path / "rld")

@@ -5,7 +5,7 @@ thread meanwhile.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -80,13 +80,13 @@ class Cache:
         """Digests of the pixels the teacher was shown in one view, [N]."""
         return self._read(view, "digests")
 
-    def view(self, view: int, teacher: str) -> dict[str, NDArray[Any]]:
-        """Decode one view of one teacher into memory: each column, [N, ...].
+    def view(self, view: int, teacher: str, blocks: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
+        """Decode one view of one teacher into memory: each column, [N, ...], or some blocks of it, in this order.
 
         Raises:
             CorruptCacheError: A chunk is missing, short or damaged; names the block.
         """
-        return {name: self._read(view, key) for name, key in self.columns(teacher).items()}
+        return {name: self._read(view, key, blocks) for name, key in self.columns(teacher).items()}
 
     def blocks(self, view: int, teacher: str) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
         """Yield (first sample, one past the last, columns) of one view, a block at a time: for reading in bounded memory."""
@@ -94,12 +94,13 @@ class Cache:
             first, last = self.manifest.rows(block)
             yield first, last, {name: self._read_block(view, key, block) for name, key in self.columns(teacher).items()}
 
-    def _read(self, view: int, key: str) -> NDArray[Any]:
-        array = self._array(key)
-        out = np.empty(array.shape[1:], array.dtype)
-        for block in range(self.manifest.blocks):
-            first, last = self.manifest.rows(block)
-            out[first:last] = self._read_block(view, key, block)
+    def _read(self, view: int, key: str, blocks: Sequence[int] | None = None) -> NDArray[Any]:
+        array, chosen = self._array(key), range(self.manifest.blocks) if blocks is None else blocks
+        ranges = [self.manifest.rows(block) for block in chosen]
+        out, done = np.empty((sum(last - first for first, last in ranges), *array.shape[2:]), array.dtype), 0
+        for block, (first, last) in zip(chosen, ranges, strict=True):
+            out[done : done + last - first] = self._read_block(view, key, block)
+            done += last - first
         return out
 
     def _read_block(self, view: int, key: str, block: int) -> NDArray[Any]:
@@ -183,24 +184,30 @@ def find_newest(folder: str | Path = ".") -> Path:
     return max(marks, key=lambda path: path.stat().st_mtime_ns).parent.parent
 
 
+Part = tuple[int, tuple[int, ...] | None]  # of a cache: a view, and some of its blocks or all
+
+
 class ViewStream:
-    """Views of one teacher, one after another: the one in use in memory, the next being read."""
+    """Parts of one teacher's answers, one after another: the one in use in memory, the next being read."""
 
     def __init__(self, cache: Cache, teacher: str) -> None:
         self._cache, self._teacher = cache, teacher
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="logitcache-reader")
-        self._pending: tuple[int, Future[dict[str, NDArray[Any]]]] | None = None
-        self._current: tuple[int, dict[str, NDArray[Any]]] | None = None
+        self._pending: tuple[Part, Future[dict[str, NDArray[Any]]]] | None = None
+        self._current: tuple[Part, dict[str, NDArray[Any]]] | None = None
 
-    def take(self, view: int, upcoming: int) -> dict[str, NDArray[Any]]:
-        """Return the columns of a view, and begin to read the one that comes next."""
-        if self._current is None or self._current[0] != view:
+    def take(self, part: Part, upcoming: Part) -> dict[str, NDArray[Any]]:
+        """Return the columns of a view or of some blocks of it, and begin to read what comes next."""
+        if self._current is None or self._current[0] != part:
             pending, self._pending, self._current = self._pending, None, None
-            fetched = pending[1].result() if pending and pending[0] == view else self._cache.view(view, self._teacher)
-            self._current = (view, fetched)
-        if upcoming != view:
-            self._pending = (upcoming, self._executor.submit(self._cache.view, upcoming, self._teacher))
+            fetched = pending[1].result() if pending and pending[0] == part else self._read(part)
+            self._current = (part, fetched)
+        if upcoming != part:
+            self._pending = (upcoming, self._executor.submit(self._read, upcoming))
         return self._current[1]
+
+    def _read(self, part: Part) -> dict[str, NDArray[Any]]:
+        return self._cache.view(part[0], self._teacher, part[1])
 
     def close(self) -> None:
         """End the background thread."""

@@ -95,10 +95,13 @@ def test_the_reader_returns_what_was_written(cache):
     assert (np.concatenate([columns["logits"] for _, _, columns in parts]) == LOGITS[1]).all()
 
 
-def test_a_stream_gives_each_view_whichever_comes(cache):
+def test_a_stream_gives_each_part_whichever_comes(cache):
     stream = ViewStream(open_cache(cache), "t")
     for view, upcoming in [(0, 1), (1, 0), (1, 1), (0, 1)]:
-        assert (stream.take(view, upcoming)["logits"] == LOGITS[view]).all()
+        assert (stream.take((view, None), (upcoming, None))["logits"] == LOGITS[view]).all()
+    some = stream.take((1, (2, 0)), (1, (1,)))["logits"]
+    assert (some == np.concatenate([LOGITS[1, 256:], LOGITS[1, :128]])).all()
+    assert (stream.take((1, (1,)), (1, (1,)))["logits"] == LOGITS[1, 128:256]).all()
     stream.close()
 
 
