@@ -49,15 +49,17 @@ class TopKRows:
 
     def rest_logit(self, temperature: float) -> Tensor:
         """Return the logit that gives every class of the rest its share of their mass at a temperature, [B, 1]."""
-        mean, deviation, total, _ = torch.unbind(self.rest[:, :, None], 1)
         n, b = math.log(self.classes - self.ids.shape[1]), 1 / temperature
+        if b == 1:
+            return self.rest[:, 2:3] - n
+        mean, deviation, total, _ = torch.unbind(self.rest[:, :, None].double(), 1)  # terms of a wide row nearly cancel
         estimate = n + mean * b + deviation**2 * b**2 / 2 + (total - n - mean - deviation**2 / 2) * b**3
         if b < 1:  # certified: Jensen below, the chord of a convex function above
             estimate = estimate.maximum(n + mean * b).minimum((1 - b) * n + b * total)
         elif b > 1:
             estimate = (1 - b) * n + b * total
         level: Tensor = (estimate - n) * temperature
-        return level
+        return level.float()
 
     def at(self, temperature: float = 1.0, student: Tensor | None = None) -> Tensor:
         """Complete the rows: [B, C] float32, with the mass of the rest right at this temperature.
@@ -164,7 +166,8 @@ class TopKEncoding:
             columns |= {"values": codes.masked_fill(far, _FAR), "scale": scale}
             top, stored = scale[:, :1], dequantize(codes, scale)
             ceiling = stored.masked_fill(is_label, torch.inf).amin(1, keepdim=True)
-            columns["label"] = half_below(own.minimum(ceiling) - top).squeeze(1)
+            gap = own.minimum(ceiling) - top
+            columns["label"] = half_below(gap).masked_fill(gap < _LOWEST, -torch.inf).squeeze(1)  # which a dump refuses
         else:
             rounded = values
             if self.dtype == "f16":  # a label below the k largest stays below them

@@ -381,7 +381,7 @@ def _checked_temperature(name: str, temperature: Any) -> TemperatureChoice:
     for one in _as_tuple(temperature):
         if isinstance(one, str):
             if one not in TEMPERATURES:
-                raise unknown_name("temperature", one, TEMPERATURES)
+                raise unknown_name("temperature", one, [*TEMPERATURES, "a number", "several numbers"])
         else:
             checked(name, "temperature", typing.Annotated[float, _POSITIVE], one)
     if temperature in ((), []):

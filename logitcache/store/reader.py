@@ -15,7 +15,7 @@ import zarr
 from numpy.typing import NDArray
 
 from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, InputError
-from logitcache.files import describe, digest_bytes
+from logitcache.files import FileRecord, describe, digest_bytes
 from logitcache.store.ledger import Ledger, last_command
 from logitcache.store.manifest import Manifest, read_manifest
 
@@ -30,14 +30,14 @@ class Cache:
         manifest: What it is.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, ledger: Ledger) -> None:
-        self.path, self.manifest, self._ledger = path, manifest, ledger
+    def __init__(self, path: Path, manifest: Manifest, ledger: Ledger, marked: dict[str, FileRecord]) -> None:
+        self.path, self.manifest, self._ledger, self._marked = path, manifest, ledger, marked
         self._group = zarr.open_group(path, mode="r", use_consolidated=True)
 
     @property
     def fingerprint(self) -> str:
         """Digest of what the cache is: of its manifest, without spellings of paths, and of labels and probe."""
-        files = {name: record for name, record in (self._ledger.marked() or {}).items() if name != "zarr.json"}
+        files = {name: record for name, record in self._marked.items() if name != "zarr.json"}
         return digest_bytes(json.dumps([self.manifest.identity(), files], sort_keys=True).encode())[:16]
 
     @property
@@ -54,6 +54,11 @@ class Cache:
         return self._whole("probe/samples"), self._whole(f"probe/logits/{teacher}")
 
     def _whole(self, key: str) -> NDArray[Any]:
+        for name, record in self._marked.items():  # zarr would read a missing chunk as zeros
+            if name.startswith(f"{key}/c/") and not (self.path / name).exists():
+                raise CorruptCacheError(
+                    f"{self.path}: {name} is missing; it should have {record['bytes']:,} bytes. {self._remedy}"
+                )
         try:
             return np.asarray(self._array(key)[...])
         except (ValueError, RuntimeError) as error:
@@ -158,7 +163,7 @@ def open_cache(path: str | Path) -> Cache:
         raise CorruptCacheError(
             f"{path / 'zarr.json'} (the manifest) is not the one that was written. Restore it from a copy, or dump into another path."
         )
-    return Cache(path, manifest, ledger)
+    return Cache(path, manifest, ledger, marked)
 
 
 def _unfinished(path: Path, manifest: Manifest | None, ledger: Ledger) -> str:

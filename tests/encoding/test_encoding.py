@@ -218,3 +218,25 @@ def test_the_next_float16_below_is_the_next():
         expected = np.nextafter(values, np.float16(-np.inf))
     expected[~np.isfinite(expected)] = values[~np.isfinite(expected)]
     assert (below == expected).all()
+
+
+@pytest.mark.parametrize("low", [-1e4, -6e4])
+@pytest.mark.parametrize("dtype", ["f32", "u8"])
+def test_the_mass_of_the_rest_is_right_beside_classes_that_were_masked_away(dtype, low):
+    logits, labels = draw(32, 60)
+    logits[:, 30:] = low
+    labels = labels % 30
+    encoding = TopKEncoding(5, dtype)
+    rows = decoded(encoding, stored(encoding, logits, labels), labels, 60)
+    exact = logits.scatter(1, rows.ids, -torch.inf).logsumexp(1)
+    assert (rows.rest_logit(1.0)[:, 0] + math.log(54) - exact).abs().max() < 0.01
+    at_four = (logits.scatter(1, rows.ids, -torch.inf) / 4).logsumexp(1)
+    assert (rows.rest_logit(4.0)[:, 0] / 4 + math.log(54) - at_four).abs().max() < math.log(
+        54 / 24
+    ) + 1  # chord at worst
+
+
+def test_a_label_beyond_float16_below_the_top_is_not_stored():
+    logits, labels = draw(16, 12)
+    logits[:, 3], labels[:] = -1e5, 3
+    assert TopKEncoding(4, "u8").encode(logits, labels)["label"].isinf().all()

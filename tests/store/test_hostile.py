@@ -271,3 +271,14 @@ def test_repair_forgets_a_damaged_mark_and_says_how_to_go_on(cache):
         verify_cache(cache, rows=0, repair=True)
     write(cache, manifest())
     assert bytes_of(cache) == before
+
+
+@pytest.mark.parametrize("name", ["labels/c/0", "probe/samples/c/0", "probe/logits/t/c/0/0"])
+def test_a_missing_chunk_of_a_whole_array_is_not_zeros(cache, name):
+    """zarr reads it as zeros without a word."""
+    (cache / name).unlink()
+    opened = open_cache(cache)
+    with pytest.raises(
+        CorruptCacheError, match=rf"{name} is missing; it should have .* bytes. .*logitcache verify --repair"
+    ):
+        opened.labels() if name.startswith("labels") else opened.probe("t")
