@@ -41,6 +41,8 @@ def fidelity(
 
     path = newest_unless(cache)
     settings = parameters(set_ or []) | ({} if temperature is None else {"temperature": spelled(temperature)})
+    if settings and not method:
+        raise typer.BadParameter("for which method? Name it with --method NAME.", param_hint="--set, --temperature")
     arguments: dict[str, Any] = {"methods": method or None, "settings": settings}
     found = cache_fidelity(path, **arguments)
     others = sweep_encodings(path, **arguments) if sweep else []

@@ -210,7 +210,7 @@ def _fill(
             rows: dict[str, NDArray[np.generic]] = {"digests": digests}
             for name in parts[0]:
                 column = torch.cat([part[name] for part in parts]).cpu().numpy()
-                _refuse_unusable(column, np.arange(first, last), view, images, teacher.name)
+                _refuse_unusable(column, np.arange(first, last), view, images, teacher.name, name)
                 rows[f"teachers/{slug}/{name}"] = column
             writer.write(view.index, block, rows)
     writer.drain()
@@ -248,7 +248,12 @@ def _probe_samples(seed: int, samples: int, classes: int) -> NDArray[np.int64]:
 
 
 def _refuse_unusable(
-    logits: NDArray[np.generic], samples: NDArray[np.int64], view: View, images: ImageSet, teacher: str
+    logits: NDArray[np.generic],
+    samples: NDArray[np.int64],
+    view: View,
+    images: ImageSet,
+    teacher: str,
+    column_name: str = "logits",
 ) -> None:
     """Raise where a logit is no number, or is one that the precision cannot hold: a cache never stores such a row."""
     if logits.dtype.kind != "f" or np.isfinite(logits).all():
@@ -256,7 +261,8 @@ def _refuse_unusable(
     finite = np.isfinite(logits.reshape(len(logits), -1))
     row, column = (int(x) for x in np.argwhere(~finite)[0])
     value, sample = logits.reshape(len(logits), -1)[row, column], int(samples[row])
-    where = f"sample {sample} (class {images.classes[images.labels[sample]]!r}), view {view.index}: logit {column} is {value}"
+    where = f"sample {sample} (class {images.classes[images.labels[sample]]!r}), view {view.index}: "
+    where += f"logit {column} is {value}" if column_name == "logits" else f"among the stored {column_name} is {value}"
     if np.isinf(value) and logits.dtype == np.float16:
         raise InputError(
             f"teacher {teacher} gives logits beyond 65,504, which float16 cannot hold; {where}. Use --precision f32."

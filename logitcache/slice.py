@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, read_encoding
-from logitcache.errors import InputError
+from logitcache.errors import CorruptCacheError, InputError
 from logitcache.progress import OnProgress, Progress, silent
-from logitcache.store import Cache, CacheWriter, open_cache
+from logitcache.store import Cache, CacheWriter, check_files, open_cache
 
 __all__ = ["slice_cache"]
 
@@ -48,6 +48,8 @@ def slice_cache(
         LogitCacheError: It cannot be opened or written.
     """
     opened = open_cache(cache) if isinstance(cache, str | Path) else cache
+    if Path(out).resolve() == opened.path.resolve():
+        raise InputError(f"--out {out} is the cache that is cut: a slice is a cache of its own. Choose another path.")
     manifest, slug = opened.manifest, opened.teachers[0]
     source = read_encoding(manifest.encoding)
     target = _target(source, top_k, precision)
@@ -56,6 +58,11 @@ def slice_cache(
         raise InputError(f"{opened.path} has {len(manifest.views)} views: a slice takes 1 to that many, not {count}")
     if count == len(manifest.views) and target == source:
         raise InputError("a slice must leave something out: --views, --top-k or --precision")
+    if problems := check_files(opened):  # a slice has digests of its own: what is wrong here would look right there
+        raise CorruptCacheError(
+            f"{opened.path}: {problems[0].file} {problems[0].problem} ({len(problems)} such files). `logitcache verify --repair "
+            f"{opened.path}` and the dump's own command put it right; then cut."
+        )
     origin = {"from": opened.fingerprint, "encoding": manifest.encoding, "views": len(manifest.views)}
     made = replace(manifest, views=manifest.views[:count], encoding=target.to_json(), derived=origin)
     columns, labels = {slug: target.columns(len(manifest.classes))}, opened.labels()
@@ -89,7 +96,7 @@ def _target(source: Encoding, top_k: int | None, precision: str | None) -> Encod
     if isinstance(source, TopKEncoding):
         if top_k is not None and top_k > source.k:
             raise InputError(f"the cache keeps the {source.k} largest: a slice cannot keep {top_k}")
-        return TopKEncoding(top_k or source.k, dtype)
+        return TopKEncoding(source.k if top_k is None else top_k, dtype)
     return FullEncoding(dtype) if top_k is None else TopKEncoding(top_k, dtype)
 
 

@@ -9,6 +9,7 @@ the teacher's logits come from.
 
 import json
 import platform
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -407,8 +408,20 @@ def _refuse_too_little(cache: Cache, objective: Objective) -> None:
     if loss.every_class:
         raise CacheMismatchError(
             f"{cache.path} keeps the {encoding['k']} largest of {len(cache.manifest.classes)} logits, and {loss.every_class}. "
-            "Dump again with --encoding full, or choose another method."
+            f"Dump again with --encoding full{_fuller(cache)} or choose another method."
         )
+
+
+def _fuller(cache: Cache) -> str:
+    """Spell the dump that keeps every class, where it is known how the cache was made."""
+    words, kept = shlex.split(cache.command or ""), list[str]()
+    if "dump" not in words or "--out" not in words:
+        return ","
+    for position, word in enumerate(words):
+        if word not in ("--top-k", "--encoding") and words[position - 1] not in ("--top-k", "--encoding"):
+            kept.append(word)
+    kept[kept.index("--out") + 1] = str(cache.path.with_name(f"{cache.path.stem}-full.zarr"))
+    return f":\n  {shlex.join(kept)} --encoding full\n"
 
 
 def _test_images(test_data: str | ImageSet | None, data: Any, images: ImageSet) -> ImageSet | None:

@@ -73,3 +73,4 @@ def test_fidelity_on_the_command_line(dump, run, tmp_path):
     found = json.loads(run("fidelity", "--json", "--method", "rld", "--set", "beta=1").stdout)
     assert found["stored"]["methods"][0]["gradient"]["trained"] > 0
     assert run("fidelity", "--method", "rdl").exit_code == 1
+    assert "for which method?" in run("fidelity", "--set", "beta=1").stderr

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import logitcache
-from logitcache.errors import CacheMismatchError, CacheNotFoundError
+from logitcache.errors import CacheMismatchError, CacheNotFoundError, CorruptCacheError, InputError
 from logitcache.slice import slice_cache
 
 
@@ -76,6 +76,7 @@ def test_a_stopped_slice_continues_and_is_no_dump(dump, tmp_path):
         ({}, {}, "a slice must leave something out"),
         ({}, {"views": 3}, "has 2 views: a slice takes 1 to that many, not 3"),
         ({"precision": "f16"}, {"precision": "f32"}, "the cache holds f16: a slice cannot hold f32"),
+        ({"top_k": 2}, {"top_k": 0}, "top-k must be 1 or more, not 0"),
         ({"top_k": 2}, {"top_k": 3}, "the cache keeps the 2 largest: a slice cannot keep 3"),
         ({}, {"top_k": 4}, "top-k 4 of 5 classes leaves no rest"),
         ({}, {"precision": "f8"}, "unknown precision 'f8'"),
@@ -85,6 +86,22 @@ def test_what_cannot_be_cut_out_is_refused(dump, tmp_path, made, changes, messag
     with pytest.raises(logitcache.LogitCacheError, match=message):
         slice_cache(dump(**made).path, tmp_path / "part.zarr", **changes)
     assert not (tmp_path / "part.zarr").exists()
+
+
+def test_a_damaged_cache_is_not_cut_into_one_that_looks_whole(dump, tmp_path):
+    """A chunk of the right length and checksum in the wrong place: only the ledger of the larger one knows."""
+    whole = dump()
+    right, wrong = (whole.path / f"teachers/sequential/logits/c/{view}/0/0" for view in (0, 1))
+    wrong.write_bytes(right.read_bytes())
+    with pytest.raises(CorruptCacheError, match=r"logits/c/1/0/0 has other bytes than were written .* then cut"):
+        slice_cache(whole.path, tmp_path / "part.zarr", precision="u8")
+    assert not (tmp_path / "part.zarr").exists()
+
+
+def test_a_cache_is_not_cut_onto_itself(dump):
+    whole = dump()
+    with pytest.raises(InputError, match="is the cache that is cut"):
+        slice_cache(whole.path, whole.path, views=1)
 
 
 def test_slice_on_the_command_line(dump, run):

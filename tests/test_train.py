@@ -354,6 +354,17 @@ def test_a_top_k_cache_trains_what_it_serves_and_refuses_the_rest(dump, train, t
     assert not (tmp_path / "refused").exists()
 
 
+def test_a_cache_that_serves_too_little_names_the_dump_that_would_serve(run, npz):
+    line = f"dump --teacher tiny:net --data arrays:{npz} --views 2 --top-k 2 --precision u8 --out c.zarr"
+    assert run(*line.split()).exit_code == 0
+    refused = run("train", "c.zarr", "--student", "tiny:student", "--method", "clkd")
+    assert refused.exit_code == 1
+    command = refused.stderr.splitlines()[1].strip()
+    assert command.endswith("--out c-full.zarr --views 2 --precision u8 --encoding full")
+    assert run(*command.split()[1:]).exit_code == 0
+    assert run("train", "c-full.zarr", "--student", "tiny:student", "--method", "clkd", "--epochs", "1").exit_code == 0
+
+
 def test_a_bucket_needs_something_left_out(dump, train):
     dump()
     with pytest.raises(InputError, match="keeps every class: nothing is left for --tail bucket"):

@@ -45,6 +45,11 @@ class Cache:
         """Slugs of the teachers."""
         return [teacher["slug"] for teacher in self.manifest.teachers]
 
+    @property
+    def command(self) -> str | None:
+        """The command that made it, spelled for where it is now; None where it was not made from the command line."""
+        return last_command(self.path)
+
     def labels(self) -> NDArray[np.int32]:
         """Class of each sample, [N]."""
         return self._whole("labels")

@@ -244,7 +244,7 @@ def _refuse_another(path: Path, manifest: Manifest) -> None:
     if differences:
         lines = "".join(f"\n  {key}: there {there!r}, asked for {asked!r}" for key, there, asked in differences)
         raise CacheMismatchError(
-            f"{path} is another cache; nothing in it was touched. It differs from this dump in:{lines}\n"
+            f"{path} is another cache; nothing in it was touched. It differs from what is asked for in:{lines}\n"
             "Repeat the options it was made with to continue it, or choose another --out."
         )
 
