@@ -62,7 +62,7 @@ def _print(report: "VerifyReport") -> None:
                 f"`logitcache verify --repair {report.path}` drops them, so that the dump's own command writes them again."
             )
         return
-    exact = "bit for bit" if report.probe_gap == 0 else f"to {report.probe_gap:.1e}, relative"
+    exact = "within rounding" if report.probe_gap == 0 else f"to {report.probe_gap:.1e}, relative"
     typer.echo(f"{report.path}: {report.blocks:,} blocks are what was written; the probe agrees {exact}")
     if report.pixels_problem:
         typer.echo(report.pixels_problem)

@@ -35,7 +35,7 @@ class VerifyReport:
         path: Of the cache.
         blocks: Blocks whose every byte was compared.
         problems: Files that are not what was written; empty for a whole cache.
-        probe_gap: Largest relative gap between stored rows and the probe, beyond rounding; 0.0 means bit for bit.
+        probe_gap: Largest relative gap between stored rows and the probe, beyond rounding; 0.0 means none (f32: bit for bit).
         pixels_checked: Rows rendered again and compared with the digest of what the teacher was shown; None if that
             was not asked for.
         pixels_problem: What differs, or None.
