@@ -28,7 +28,7 @@ CLASSES, BATCH = 1000, 256
 def build(path: Path, rows: int, k: int) -> Cache:
     """Write a cache of one view of random top-k rows."""
     columns = TopKEncoding(k, "f16").columns(CLASSES)
-    width = max(int(np.prod(column.shape)) * np.dtype(column.dtype).itemsize for column in columns.values())
+    width = max(column.nbytes for column in columns.values())
     manifest = Manifest(
         samples=rows,
         classes=tuple(map(str, range(CLASSES))),

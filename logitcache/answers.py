@@ -181,12 +181,10 @@ def live_teacher_of(cache: Cache, module: nn.Module | None, weights: str | None,
 
 
 def teacher_classes(cache: Cache, view: View, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the class of the teacher's largest stored logit for ascending samples of a view, [B]; a block in memory at a time."""
-    encoding, labels = read_encoding(cache.manifest.encoding), cache.labels()
-    found = []
-    for first, last, columns in cache.blocks(view.index, cache.teachers[0]):
-        here = samples[(samples >= first) & (samples < last)]
-        rows = gather(columns, here - first)
-        decoded = encoding.decode(rows, torch.from_numpy(labels[here]).long(), len(cache.manifest.classes))
-        found.append(dense(decoded).argmax(1).numpy())
-    return np.concatenate(found)
+    """Return the class of the teacher's largest stored logit for ascending samples of a view, [B]."""
+    rows = {
+        name: torch.from_numpy(column) for name, column in cache.rows(view.index, cache.teachers[0], samples).items()
+    }
+    labels = torch.from_numpy(cache.labels()[samples]).long()
+    decoded = read_encoding(cache.manifest.encoding).decode(rows, labels, len(cache.manifest.classes))
+    return dense(decoded).argmax(1).numpy()

@@ -120,7 +120,7 @@ def dump_logits(
     begun, where = read_manifest(out), pick_device(device)
     slug = re.sub(r"[^a-z0-9]+", "-", network.name.lower()).strip("-")
     stored = chosen.columns(classes)
-    row_bytes = max(int(np.prod(column.shape)) * np.dtype(column.dtype).itemsize for column in stored.values())
+    row_bytes = max(column.nbytes for column in stored.values())
     manifest = Manifest(
         samples=len(images),
         classes=images.classes,

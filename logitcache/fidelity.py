@@ -88,7 +88,7 @@ def cache_fidelity(
     """
     opened = open_cache(cache) if isinstance(cache, str | Path) else cache
     samples, exact = opened.probe(opened.teachers[0])
-    stored = {name: column[samples] for name, column in opened.view(0, opened.teachers[0]).items()}
+    stored = opened.rows(0, opened.teachers[0], samples)
     labels = torch.from_numpy(opened.labels()[samples]).long()
     encoding = read_encoding(opened.manifest.encoding)
     columns = {name: torch.from_numpy(column) for name, column in stored.items()}
@@ -136,7 +136,7 @@ def _losses(methods: Sequence[str] | None, settings: Mapping[str, Any]) -> dict[
 def _measured(
     encoding: Encoding, columns: Mapping[str, Tensor], exact: Tensor, labels: Tensor, losses: Mapping[str, Distillation]
 ) -> Fidelity:
-    classes = exact.shape[1]
+    classes, students = exact.shape[1], _students(exact)
     rows = encoding.decode(columns, labels, classes)
     specs = encoding.columns(classes)
     size = sum(compressed_bytes(specs[name], column.numpy()) for name, column in columns.items())
@@ -146,7 +146,7 @@ def _measured(
         len(exact),
         {f"T={temperature:g}": _kl(exact, dense(rows, temperature), temperature) for temperature in _TEMPERATURES},
         0.0 if isinstance(rows, Tensor) else float(rows.unranked.float().mean()),
-        [_method_error(name, loss, rows, exact, labels) for name, loss in losses.items()],
+        [_method_error(name, loss, rows, exact, labels, students) for name, loss in losses.items()],
     )
 
 
@@ -161,11 +161,18 @@ def _students(exact: Tensor) -> dict[str, Tensor]:
     return {"fresh": 0.1 * noise, "trained": exact + 0.5 * exact.std(1, keepdim=True) * noise}
 
 
-def _method_error(name: str, loss: Distillation, rows: Tensor | TopKRows, exact: Tensor, labels: Tensor) -> MethodError:
+def _method_error(
+    name: str,
+    loss: Distillation,
+    rows: Tensor | TopKRows,
+    exact: Tensor,
+    labels: Tensor,
+    students: Mapping[str, Tensor],
+) -> MethodError:
     if loss.every_class and not isinstance(rows, Tensor):
         return MethodError(name, {}, {}, {}, loss.every_class)
     found: dict[str, tuple[float, float, float]] = {}
-    for stage, student in _students(exact).items():
+    for stage, student in students.items():
         (one, g_one), (other, g_other) = (_value(loss, student, teacher, labels) for teacher in (exact, rows))
         size = max(float(g_one.norm()), 1e-30)
         cosine = float((g_one * g_other).sum()) / max(size * float(g_other.norm()), 1e-30)

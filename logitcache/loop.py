@@ -39,6 +39,7 @@ _AGREEMENT_ROWS = 2048
 _SUMS = ("loss", "ce", "kd", "train_accuracy", "refined_rows", "unranked_rows")
 
 Turn = Sequence[View]
+Blocks = tuple[int, ...] | None  # None: all
 
 
 class Loop:
@@ -121,7 +122,8 @@ class Loop:
 
     def _epoch(self, epoch: int, turn: Turn, upcoming: Turn, renderers: Sequence[Renderer]) -> dict[str, Any]:
         """Train one pass; metrics are summed on the device and read once."""
-        windows, following = self._windows(epoch), self._windows(epoch + 1)[0]
+        windows = self._windows(epoch)
+        following = self._drawn(torch.Generator().manual_seed(_mixed(self.seed, epoch + 1)))[0]
         steps, step, done = sum(-(-len(order) // self.batch_size) for _, order in windows), 0, 0
         sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.device)  # weighted by rows
         self.model.train()
@@ -130,9 +132,8 @@ class Loop:
         with torch.random.fork_rng(devices=devices), saying_when_out_of_memory(self.batch_size):
             torch.manual_seed(_mixed(self.seed, epoch))  # dropout
             for number, (blocks, order) in enumerate(windows):
-                later = (
-                    Shown(turn, windows[number + 1][0]) if number + 1 < len(windows) else Shown(upcoming, following[0])
-                )
+                last = number + 1 == len(windows)
+                later = Shown(upcoming, following) if last else Shown(turn, windows[number + 1][0])
                 self.answers.begin(Shown(turn, blocks), later)
                 batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
                 streams = [renderer.batches(view, batches) for renderer, view in zip(renderers, turn, strict=True)]
@@ -147,30 +148,38 @@ class Loop:
             raise InputError(
                 f"the loss is {means['loss']} in epoch {epoch + 1}: training has diverged. Lower --lr, or add --warmup-epochs."
             )
-        means = {
-            name: value for name, value in means.items() if not np.isnan(value)
-        }  # what the method has nothing to say of
+        # What the method has nothing to say of is NaN.
+        means = {name: value for name, value in means.items() if not np.isnan(value)}
         speed = {"seconds": seconds, "images_per_second": len(self.images) / seconds}
         return {"lr": rate, **means, **speed, **({"windows": len(windows)} if len(windows) > 1 else {})}
 
-    def _windows(self, epoch: int) -> list[tuple[tuple[int, ...] | None, NDArray[np.int64]]]:
+    def _windows(self, epoch: int) -> list[tuple[Blocks, NDArray[np.int64]]]:
         """Order the samples of an epoch: a permutation of all, or of a few blocks after the other where memory is bounded.
 
         Returns:
             For each window the blocks of the cache that hold it (None: all), and sample ids.
         """
         random = torch.Generator().manual_seed(_mixed(self.seed, epoch))
+        windows = []
+        for blocks in self._drawn(random):
+            held = self._held(blocks)
+            windows.append((blocks, held[torch.randperm(len(held), generator=random).numpy()]))
+        return windows
+
+    def _drawn(self, random: torch.Generator) -> list[Blocks]:
+        """Draw the blocks of every window of an epoch."""
         if self.window is None:
-            return [(None, torch.randperm(len(self.images), generator=random).numpy())]
+            return [None]
         size, count = self.window
         blocks = torch.randperm(-(-len(self.images) // size), generator=random).tolist()
-        windows: list[tuple[tuple[int, ...] | None, NDArray[np.int64]]] = []
-        for start in range(0, len(blocks), count):
-            chosen = tuple(blocks[start : start + count])
-            rows = [np.arange(block * size, min((block + 1) * size, len(self.images))) for block in chosen]
-            order = np.concatenate(rows)
-            windows.append((chosen, order[torch.randperm(len(order), generator=random).numpy()]))
-        return windows
+        return [tuple(blocks[start : start + count]) for start in range(0, len(blocks), count)]
+
+    def _held(self, blocks: Blocks) -> NDArray[np.int64]:
+        """Return the samples of some blocks, or of all."""
+        if blocks is None or self.window is None:
+            return np.arange(len(self.images))
+        size = self.window[0]
+        return np.concatenate([np.arange(block * size, min((block + 1) * size, len(self.images))) for block in blocks])
 
     def _step(self, shown: Sequence[Rendered], rate: float, progress: float) -> Tensor:
         """Take a step on a batch, in one view or summed over those of a pair; return what `_SUMS` names, times rows."""

@@ -73,17 +73,14 @@ def slice_cache(
     with CacheWriter(Path(out), made, columns, labels, command=shlex.join(command)) as writer:
         if not writer.complete:
             writer.begin(samples, {slug: probe})
-            missing = set(writer.missing())
-            for view in range(count):
-                digests = opened.digests(view) if any(v == view for v, _ in missing) else None
-                for block, (first, last, stored) in enumerate(opened.blocks(view, slug)):
-                    if (view, block) not in missing or digests is None:
-                        continue
-                    found = _converted(source, target, stored, labels[first:last], len(manifest.classes))
-                    rows = {f"teachers/{slug}/{name}": column for name, column in found.items()}
-                    writer.write(view, block, rows | {"digests": digests[first:last]})
-                    done = view * manifest.samples + last
-                    on_progress(Progress("slicing", done, count * manifest.samples, "rows"))
+            for view, block in writer.missing():
+                first, last = manifest.rows(block)
+                stored = opened.view(view, slug, (block,))
+                found = _converted(source, target, stored, labels[first:last], len(manifest.classes))
+                rows = {f"teachers/{slug}/{name}": column for name, column in found.items()}
+                writer.write(view, block, rows | {"digests": opened.digests(view, (block,))})
+                done = view * manifest.samples + last
+                on_progress(Progress("slicing", done, count * manifest.samples, "rows"))
             writer.finish()
     return open_cache(out)
 

@@ -147,8 +147,7 @@ def _view_stats(cache: Cache, view: int, teacher: str, labels: NDArray[np.int32]
 
 def _probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
     samples, exact = cache.probe(teacher)
-    columns = {name: column[samples] for name, column in cache.view(0, teacher).items()}
-    stored = decode_rows(cache.manifest.encoding, columns, len(cache.manifest.classes))
+    stored = decode_rows(cache.manifest.encoding, cache.rows(0, teacher, samples), len(cache.manifest.classes))
     divergence = {}
     for temperature in (1, 4):
         log_p, log_q = (_log_softmax(x.astype(np.float64) / temperature) for x in (exact, stored))

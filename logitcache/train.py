@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -152,7 +151,7 @@ def train_student(
     Raises:
         LogitCacheError: See its kinds; nothing is trained on data, pixels or logits that are not those of the cache.
     """
-    settings = _settings({name: value for name, value in locals().items() if name in _SETTINGS})
+    settings = _settings({name: value for name, value in locals().items() if name not in _CONDUCT})
     pieces = {"refine": refine, "standardize": standardize, "temperature": temperature, "tail": tail}
     if twice := [word for word in parameters or {} if pieces.get(word) is not None]:
         raise InputError(f"{twice[0]} is given twice, by its own option and as a parameter")
@@ -249,47 +248,13 @@ def train_student(
     return RunResult(run.path, model.eval(), results)
 
 
-_SETTINGS = frozenset(
-    [
-        "amp",
-        "augment",
-        "batch_size",
-        "cache",
-        "ce_weight",
-        "crop_pct",
-        "data",
-        "decay_milestones",
-        "decay_rate",
-        "device",
-        "epochs",
-        "image_size",
-        "kd_warmup",
-        "kd_weight",
-        "live_teacher",
-        "lr",
-        "mean",
-        "memory_budget",
-        "method",
-        "momentum",
-        "opt",
-        "pair_views",
-        "parameters",
-        "preset",
-        "refine",
-        "sched",
-        "seed",
-        "standardize",
-        "std",
-        "student",
-        "student_weights",
-        "tail",
-        "teacher_weights",
-        "temperature",
-        "test_data",
-        "warmup_epochs",
-        "weight_decay",
-    ]
-)
+_CONDUCT = (
+    "workers",
+    "resume",
+    "out",
+    "on_progress",
+    "on_epoch",
+)  # arguments that decide no weight; the others are settings
 
 
 def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -395,7 +360,7 @@ def _window(cache: Cache, budget: int | None, views: int) -> tuple[int, int] | N
 def _row_bytes(cache: Cache) -> int:
     """Return what a decoded row of one view takes in memory."""
     columns = read_encoding(cache.manifest.encoding).columns(len(cache.manifest.classes)).values()
-    return sum(int(np.prod(column.shape)) * np.dtype(column.dtype).itemsize for column in columns)
+    return sum(column.nbytes for column in columns)
 
 
 def _refuse_too_little(cache: Cache, objective: Objective) -> None:

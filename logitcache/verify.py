@@ -120,12 +120,9 @@ def _probe_gap(cache: Cache) -> tuple[float, list[int]]:
         The largest relative gap, and the blocks of view 0 that hold rows with a gap beyond `_PROBE_TOLERANCE`.
     """
     samples, exact = cache.probe(cache.teachers[0])
-    try:
-        columns = {name: column[samples] for name, column in cache.view(0, cache.teachers[0]).items()}
-    except IndexError as error:
-        raise CorruptCacheError(
-            f"{cache.path}: the probe names samples that do not exist. Dump the cache again."
-        ) from error
+    if ((samples < 0) | (samples >= cache.manifest.samples)).any():
+        raise CorruptCacheError(f"{cache.path}: the probe names samples that do not exist. Dump the cache again.")
+    columns = cache.rows(0, cache.teachers[0], samples)
     ids, stored = kept_values(cache.manifest.encoding, columns)
     kept = exact if ids is None else np.take_along_axis(exact, ids, 1)
     beyond = np.abs(stored - kept) - rounding(cache.manifest.encoding, columns, kept)

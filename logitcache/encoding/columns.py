@@ -1,6 +1,9 @@
 """What an encoding stores of a row, in words that the store understands."""
 
+import math
 from typing import NamedTuple
+
+import numpy as np
 
 __all__ = ["Column"]
 
@@ -19,3 +22,8 @@ class Column(NamedTuple):
     dtype: str
     dimensions: tuple[str, ...]
     compressed: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one row, in memory."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize

@@ -2,7 +2,7 @@
 
 from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, Distillation, get_loss, parameters_of
 from logitcache.methods.describe import Description, describe, spell
-from logitcache.methods.method import Loss, Method, TemperatureChoice
+from logitcache.methods.method import Method, TemperatureChoice
 from logitcache.methods.objective import Objective, Terms, make_objective
 from logitcache.methods.table import METHODS, find_method
 
@@ -12,7 +12,6 @@ __all__ = [
     "TEMPERATURES",
     "Description",
     "Distillation",
-    "Loss",
     "Method",
     "Objective",
     "TemperatureChoice",

@@ -26,6 +26,7 @@ __all__ = [
     "mix",
     "spread",
     "squared",
+    "wide",
     "wrong",
 ]
 
@@ -54,6 +55,11 @@ Positive = Annotated[float, Interval(0)]
 Share = Annotated[float, Interval(0, 1)]
 Whole = Annotated[int, Interval(0)]
 Temperature = Annotated[float | Tensor, Interval(0)]  # one number, or one a row, [B, 1]
+
+
+def wide(logits: Tensor) -> Tensor:
+    """Return logits in float32 or wider: half precision is not computed on."""
+    return logits if logits.dtype.itemsize >= 4 else logits.float()
 
 
 def squared(temperature: Temperature) -> float | Tensor:

@@ -4,7 +4,6 @@ loss(student, teacher, y) = Σ_T  divergence( scale(student), scale(refine(teach
 """
 
 import functools
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import InputError, UnknownNameError, unknown_name
-from logitcache.methods._ops import Interval, wrong
+from logitcache.methods._ops import Positive, wide, wrong
 from logitcache.methods._parameters import PIECES, WEIGHTS, checked, keywords_of
 from logitcache.methods.atkd import adaptive
 from logitcache.methods.loca import loca
@@ -27,7 +26,6 @@ __all__ = ["REFINEMENTS", "TEMPERATURES", "Distillation", "Parameter", "compose"
 
 REFINEMENTS: dict[str, Callable[..., Tensor]] = {"loca": loca, "swap": swap}
 TEMPERATURES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"adaptive": adaptive, "deviation": by_deviation}
-_POSITIVE = Interval(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ class Distillation:
                 f"a loss takes student and teacher [B, C] and labels [B], found {list(student.shape)}, "
                 f"{list(teacher.shape)} and {list(labels.shape)}"
             )
-        student, teacher = _wide(student), _wide(teacher.detach())
+        student, teacher = wide(student), wide(teacher.detach())
         if self.refine is not None:
             teacher = self.refine(teacher, labels)
         if self.standardize:
@@ -100,7 +98,7 @@ class Distillation:
         """Evaluate with rows completed for each temperature in turn."""
         if self.every_class:
             raise InputError(f"rows of which the largest were kept will not do: {self.every_class}")
-        student, values = _wide(student), []
+        student, values = wide(student), []
         for temperature in self.temperatures or (1.0,):
             assert isinstance(temperature, float | int)  # see every_class
             teacher = rows.at(temperature, student if self.bucket else None)
@@ -126,15 +124,10 @@ class Distillation:
 
     def refined_rows(self, teacher: Tensor | Rows, labels: Tensor) -> Tensor | None:
         """Say which rows of a batch the label changed: [B] bool, or None where labels change nothing."""
-        if not isinstance(teacher, Tensor):
-            teacher = teacher.at()
-        if self.refine is not None:
-            return wrong(teacher, labels)
-        return None if self.acts_on is None else self.acts_on(teacher, labels)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype.itemsize >= 4 else logits.float()
+        acts_on = self.acts_on if self.refine is None else wrong
+        if acts_on is None:
+            return None
+        return acts_on(teacher if isinstance(teacher, Tensor) else teacher.at(), labels)
 
 
 def get_loss(
@@ -383,7 +376,7 @@ def _checked_temperature(name: str, temperature: Any) -> TemperatureChoice:
             if one not in TEMPERATURES:
                 raise unknown_name("temperature", one, [*TEMPERATURES, "a number", "several numbers"])
         else:
-            checked(name, "temperature", typing.Annotated[float, _POSITIVE], one)
+            checked(name, "temperature", Positive, one)
     if temperature in ((), []):
         raise InputError(f"{name}: temperature must be at least one number")
     several: TemperatureChoice = tuple(temperature) if isinstance(temperature, list) else temperature

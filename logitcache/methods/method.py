@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Loss", "Method", "Rows", "TemperatureChoice"]
+__all__ = ["Method", "Rows", "TemperatureChoice"]
 
 
 class Rows(Protocol):
@@ -24,7 +24,6 @@ class Rows(Protocol):
         """Complete them: [B, C]; evenly, or as the student divides what is left."""
 
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 TemperatureChoice = float | str | tuple[float | str, ...]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from logitcache.errors import InputError, UnknownNameError
+from logitcache.methods._ops import wide
 from logitcache.methods._parameters import WEIGHTS
 from logitcache.methods.composition import Distillation, compose, over, preset_of
 from logitcache.methods.method import Rows
@@ -67,7 +68,7 @@ class Objective:
             labels: [B] int64.
             progress: Share of the epochs that will be over when this one is, in (0, 1].
         """
-        student = student if student.dtype.itemsize >= 4 else student.float()
+        student = wide(student)
         cross_entropy = F.cross_entropy(student, labels)
         if self.loss is None or teacher is None:
             nothing = torch.zeros_like(cross_entropy)

@@ -83,18 +83,14 @@ def row_arrays(manifest: Manifest, columns: Mapping[str, Mapping[str, Column]]) 
     head, chunk = (len(manifest.views), manifest.samples), (1, manifest.block_rows)
     specs = [ArraySpec("digests", head, chunk, "<u8", ("view", "sample"))]
     for slug, encoded in columns.items():
-        for name, (row, dtype, names, compressed) in encoded.items():
-            specs.append(
-                ArraySpec(
-                    f"teachers/{slug}/{name}",
-                    head + row,
-                    chunk + row,
-                    dtype,
-                    ("view", "sample", *names),
-                    "blosc" if compressed else None,
-                )
-            )
+        for name, column in encoded.items():
+            specs.append(_row_array(f"teachers/{slug}/{name}", column, head, chunk))
     return {spec.key: spec for spec in specs}
+
+
+def _row_array(key: str, column: Column, head: tuple[int, int], chunk: tuple[int, int]) -> ArraySpec:
+    row, dtype, names, compressed = column
+    return ArraySpec(key, head + row, chunk + row, dtype, ("view", "sample", *names), "blosc" if compressed else None)
 
 
 def cache_arrays(manifest: Manifest, rows: dict[str, ArraySpec], probe: int) -> dict[str, ArraySpec]:
@@ -177,9 +173,5 @@ class ChunkEncoder:
 
 def compressed_bytes(column: Column, rows: NDArray[np.generic]) -> int:
     """Return the size of the chunk that would hold these rows of a column."""
-    shape, dtype, names, compressed = column
-    block = (1, len(rows), *shape)
-    encode = ChunkEncoder(
-        ArraySpec("x", block, block, dtype, ("view", "sample", *names), "blosc" if compressed else None)
-    )
-    return len(encode(rows))
+    block = (1, len(rows))
+    return len(ChunkEncoder(_row_array("x", column, block, block))(rows))

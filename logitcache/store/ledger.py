@@ -58,16 +58,16 @@ class Ledger:
 
     def fold(self, view: int) -> None:
         """Write all records of a view into one file."""
-        blocks = [{"block": block, "files": files} for block, files in sorted(self.view(view).items())]
-        write_json(self._folded(view), {"view": view, "blocks": blocks})
+        self._write_folded(view, self.view(view))
+
+    def _write_folded(self, view: int, blocks: dict[int, dict[str, FileRecord]]) -> None:
+        entries = [{"block": block, "files": files} for block, files in sorted(blocks.items())]
+        write_json(self._folded(view), {"view": view, "blocks": entries})
 
     def drop(self, view: int, bad: set[int]) -> None:
         """Forget blocks of a view, so that a dump writes them again; the cache is unfinished from here on."""
         self.unmark()
-        kept = {block: files for block, files in self.view(view).items() if block not in bad}
-        write_json(
-            self._folded(view), {"view": view, "blocks": [{"block": b, "files": f} for b, f in sorted(kept.items())]}
-        )
+        self._write_folded(view, {block: files for block, files in self.view(view).items() if block not in bad})
         for block in bad:
             self._record(view, block).unlink(missing_ok=True)
 

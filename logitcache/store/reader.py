@@ -86,9 +86,28 @@ class Cache:
             raise CorruptCacheError(f"{self.path}: teachers/{teacher} is not a group. Dump the cache again.")
         return {name: f"teachers/{teacher}/{name}" for name in sorted(group.array_keys())}
 
-    def digests(self, view: int) -> NDArray[np.uint64]:
-        """Digests of the pixels the teacher was shown in one view, [N]."""
-        return self._read(view, "digests")
+    def digests(self, view: int, blocks: Sequence[int] | None = None) -> NDArray[np.uint64]:
+        """Digests of the pixels the teacher was shown in one view, [N], or in some blocks of it, in this order."""
+        return self._read(view, "digests", blocks)
+
+    def rows(self, view: int, teacher: str, samples: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Read some rows of a view, a block in memory at a time: each column, [B, ...].
+
+        Args:
+            view: Its index.
+            teacher: Its slug.
+            samples: Their ids, ascending.
+
+        Raises:
+            CorruptCacheError: A chunk is missing, short or damaged; names the block.
+        """
+        found: dict[str, list[NDArray[Any]]] = {name: [] for name in self.columns(teacher)}
+        for block in np.unique(samples // self.manifest.block_rows).tolist():
+            first, last = self.manifest.rows(block)
+            here = samples[(samples >= first) & (samples < last)] - first
+            for name, column in self.view(view, teacher, (block,)).items():
+                found[name].append(column[here])
+        return {name: np.concatenate(parts) for name, parts in found.items()}
 
     def view(self, view: int, teacher: str, blocks: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
         """Decode one view of one teacher into memory: each column, [N, ...], or some blocks of it, in this order.

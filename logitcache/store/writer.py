@@ -137,9 +137,8 @@ class CacheWriter:
             name: data for key, values in whole for name, data in whole_array_files(specs[key], values).items()
         }
         self._metadata = metadata_files(self.manifest, specs)
-        if not (
-            self.path / "zarr.json"
-        ).exists():  # metadata of a cache with fewer views stays until the new views are there
+        # Metadata of a cache with fewer views stays until the new views are there.
+        if not (self.path / "zarr.json").exists():
             self._write_changed(self._metadata)
         self._write_changed(self._whole_files)
 
