@@ -1,6 +1,5 @@
 """`logitcache dump`."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -28,7 +27,11 @@ def dump(
         ),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="PATH", help="Where the cache goes. A dump that was stopped is continued there.")
+        str,
+        typer.Option(
+            metavar="PATH",
+            help="Where the cache goes: a folder or s3://BUCKET/PATH. A dump that was stopped is continued there.",
+        ),
     ],
     teacher_weights: Annotated[
         str | None,

@@ -96,18 +96,22 @@ ConfigOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 CacheArgument = Annotated[
-    Path | None,
-    typer.Argument(metavar="[CACHE]", show_default=False, help="The cache; without it the newest in this folder."),
+    str | None,
+    typer.Argument(
+        metavar="[CACHE]",
+        show_default=False,
+        help="The cache, a folder or s3://BUCKET/PATH; without it the newest here.",
+    ),
 ]
 
 
-def newest_unless(cache: Path | None) -> Path:
+def newest_unless(cache: str | None) -> str:
     """Return the cache named, or the newest here, saying which."""
     if cache is not None:
         return cache
     from logitcache.store import find_newest
 
-    found = find_newest()
+    found = str(find_newest())
     typer.echo(f"using {found} (the newest cache here)", err=True)
     return found
 

@@ -1,6 +1,5 @@
 """`logitcache slice`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,8 +10,8 @@ __all__ = ["slice_"]
 
 
 def slice_(
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", show_default=False, help="The larger cache.")],
-    out: Annotated[Path, typer.Option(metavar="PATH", show_default=False, help="Where the smaller one goes.")],
+    cache: Annotated[str, typer.Argument(metavar="CACHE", show_default=False, help="The larger cache.")],
+    out: Annotated[str, typer.Option(metavar="PATH", show_default=False, help="Where the smaller one goes.")],
     views: Annotated[
         int | None, typer.Option(metavar="V", min=1, show_default="all", help="How many of its views, the first ones.")
     ] = None,

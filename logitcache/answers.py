@@ -99,7 +99,7 @@ class CachedAnswers:
         self._columns = [stream.take(part, later) for stream, part, later in zip(self._streams, *parts, strict=True)]
         for view, columns in zip(shown.turn, self._columns, strict=True):
             if problem := self._encoding.check(columns, self._classes):
-                raise CorruptCacheError(f"{self._cache.path}, view {view.index}: {problem}. Dump the cache again.")
+                raise CorruptCacheError(f"{self._cache.place}, view {view.index}: {problem}. Dump the cache again.")
         self._place = None
         if shown.blocks is not None:  # where the rows of each block begin
             manifest = self._cache.manifest
@@ -167,7 +167,7 @@ def live_teacher_of(cache: Cache, module: nn.Module | None, weights: str | None,
     found = hash_weights(network.module.state_dict())
     if found != entry["weights_sha256"]:
         raise CacheMismatchError(
-            f"the live teacher {network.name} has weights sha256 {found[:12]}, {cache.path} was dumped with "
+            f"the live teacher {network.name} has weights sha256 {found[:12]}, {cache.place} was dumped with "
             f"{entry['weights_sha256'][:12]}. Name the recorded weights with --teacher-weights, or dump again."
         )
     return Teacher(

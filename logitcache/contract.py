@@ -21,14 +21,14 @@ def recorded_data(cache: Cache, data: str | ImageSet | None) -> ImageSet:
     """
     spec = data if data is not None else cache.manifest.data["spec"]
     if spec == "":
-        raise InputError(f"{cache.path} was dumped from a data set given as an object; give it again, as `data`.")
+        raise InputError(f"{cache.place} was dumped from a data set given as an object; give it again, as `data`.")
     try:
         images = load_data(spec) if isinstance(spec, str) else spec
     except InputError as error:
         if data is not None:
             raise
         raise InputError(
-            f"the data of {cache.path}, {spec}, cannot be opened from here ({error}). Say where it is with --data."
+            f"the data of {cache.place}, {spec}, cannot be opened from here ({error}). Say where it is with --data."
         ) from error
     check_samples(cache, images)
     return images
@@ -40,7 +40,7 @@ def check_samples(cache: Cache, images: ImageSet) -> None:
     Raises:
         CacheMismatchError: They differ; says in what.
     """
-    manifest, name = cache.manifest, f"the data of {cache.path}"
+    manifest, name = cache.manifest, f"the data of {cache.place}"
     remedy = "Give the data it was dumped from with --data, or dump again."
     if len(images) != manifest.samples:
         raise CacheMismatchError(
@@ -79,7 +79,7 @@ def check_pixels(cache: Cache, images: ImageSet, view: View, samples: NDArray[np
     bad = np.flatnonzero(expected != found)
     if len(bad):
         raise CacheMismatchError(
-            f"the teacher of {cache.path} was shown other pixels: view {view.index}, sample {samples[bad[0]]} has digest "
+            f"the teacher of {cache.place} was shown other pixels: view {view.index}, sample {samples[bad[0]]} has digest "
             f"{found[bad[0]]:016x} here and {expected[bad[0]]:016x} in the cache; {len(bad)} of {len(samples)} samples looked "
             "at differ. The images or their decoding have changed: restore them, or dump again."
         )

@@ -24,7 +24,7 @@ from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
 from logitcache.errors import InputError, unknown_name
 from logitcache.models import Network, hash_weights, load_network
 from logitcache.progress import OnProgress, Progress, silent
-from logitcache.store import Cache, CacheWriter, Manifest, block_rows_for, open_cache, read_manifest
+from logitcache.store import Cache, CacheWriter, Manifest, block_rows_for, open_cache, open_place, read_manifest
 from logitcache.teacher import Teacher
 from logitcache.views import View, make_views
 from logitcache.views.philox import integers, words
@@ -104,7 +104,7 @@ def dump_logits(
         raise InputError(
             f"views and batch size must be 1 or more and 0 <= seed < 2**64, not {views}, {batch_size} and {seed}"
         )
-    out, recipes = Path(out), make_views(augment, views, seed)
+    recipes = make_views(augment, views, seed)
     images = load_data(data) if isinstance(data, str) else data
     classes = len(images.classes)
     chosen = _encoding(encoding, top_k, precision, classes)
@@ -117,7 +117,7 @@ def dump_logits(
         image_size=image_size or network.preprocessing.get("image_size"),
         crop_pct=crop_pct or network.preprocessing.get("crop_pct"),
     )
-    begun, where = read_manifest(out), pick_device(device)
+    begun, where = read_manifest(open_place(out)), pick_device(device)
     slug = re.sub(r"[^a-z0-9]+", "-", network.name.lower()).strip("-")
     stored = chosen.columns(classes)
     row_bytes = max(column.nbytes for column in stored.values())

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temporary file, fsync, rename; and JSON that knows its own digest."""
+"""Files that are whole or absent: temporary file, fsync, rename; and logs of one JSON object a line."""
 
 import contextlib
 import errno
@@ -9,20 +9,20 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from logitcache.errors import CacheIncompleteError, CorruptCacheError
+from logitcache.errors import CacheIncompleteError
 
 __all__ = [
+    "PARTIAL",
     "FileRecord",
     "append_line",
     "describe",
     "digest_bytes",
-    "read_json",
     "remove_leftovers",
     "saying_when_full",
     "write_bytes",
-    "write_json",
 ]
 
+PARTIAL = ".partial"  # of the names of files that are being written
 FileRecord = dict[str, Any]  # {"bytes": length, "blake2b": 256-bit digest in hexadecimal}
 
 
@@ -42,7 +42,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         CacheIncompleteError: The disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with saying_when_full(path):
             _make_folder(path.parent)
@@ -87,7 +87,7 @@ def _make_folder(folder: Path) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of processes that were killed while they wrote; nobody else may be writing here."""
-    for leftover in folder.rglob(".*.partial"):
+    for leftover in folder.rglob(f".*{PARTIAL}"):
         leftover.unlink(missing_ok=True)
 
 
@@ -97,34 +97,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _canonical(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write an object with its own digest under `check`, so that a flipped bit in it is found when it is read."""
-    checked = {**content, "check": digest_bytes(_canonical(content))}
-    write_bytes(path, (json.dumps(checked, indent=1, sort_keys=True) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote, without `check`.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        CorruptCacheError: It is not what was written.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-        if content.pop("check") != digest_bytes(_canonical(content)):
-            raise ValueError("its check does not match its content")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CorruptCacheError(
-            f"{path} is damaged: {error}. Run the dump's own command again: it writes anew what is damaged."
-        ) from error
-    return dict(content)
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, read_encoding
 from logitcache.errors import CorruptCacheError, InputError
 from logitcache.progress import OnProgress, Progress, silent
-from logitcache.store import Cache, CacheWriter, check_files, open_cache
+from logitcache.store import Cache, CacheWriter, check_files, open_cache, open_place
 
 __all__ = ["slice_cache"]
 
@@ -48,29 +48,29 @@ def slice_cache(
         LogitCacheError: It cannot be opened or written.
     """
     opened = open_cache(cache) if isinstance(cache, str | Path) else cache
-    if Path(out).resolve() == opened.path.resolve():
+    if str(open_place(out)) == str(opened.place):
         raise InputError(f"--out {out} is the cache that is cut: a slice is a cache of its own. Choose another path.")
     manifest, slug = opened.manifest, opened.teachers[0]
     source = read_encoding(manifest.encoding)
     target = _target(source, top_k, precision)
     count = len(manifest.views) if views is None else views
     if not 1 <= count <= len(manifest.views):
-        raise InputError(f"{opened.path} has {len(manifest.views)} views: a slice takes 1 to that many, not {count}")
+        raise InputError(f"{opened.place} has {len(manifest.views)} views: a slice takes 1 to that many, not {count}")
     if count == len(manifest.views) and target == source:
         raise InputError("a slice must leave something out: --views, --top-k or --precision")
     if problems := check_files(opened):  # a slice has digests of its own: what is wrong here would look right there
         raise CorruptCacheError(
-            f"{opened.path}: {problems[0].file} {problems[0].problem} ({len(problems)} such files). `logitcache verify --repair "
-            f"{opened.path}` and the dump's own command put it right; then cut."
+            f"{opened.place}: {problems[0].file} {problems[0].problem} ({len(problems)} such files). `logitcache verify --repair "
+            f"{opened.place}` and the dump's own command put it right; then cut."
         )
     origin = {"from": opened.fingerprint, "encoding": manifest.encoding, "views": len(manifest.views)}
     made = replace(manifest, views=manifest.views[:count], encoding=target.to_json(), derived=origin)
     columns, labels = {slug: target.columns(len(manifest.classes))}, opened.labels()
     samples, probe = opened.probe(slug)
-    command = ["logitcache", "slice", str(opened.path), "--out", str(out)]
+    command = ["logitcache", "slice", str(opened.place), "--out", str(out)]
     for option, value in (("--views", views), ("--top-k", top_k), ("--precision", precision)):
         command += [option, str(value)] if value is not None else []
-    with CacheWriter(Path(out), made, columns, labels, command=shlex.join(command)) as writer:
+    with CacheWriter(out, made, columns, labels, command=shlex.join(command)) as writer:
         if not writer.complete:
             writer.begin(samples, {slug: probe})
             for view, block in writer.missing():

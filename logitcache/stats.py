@@ -99,14 +99,15 @@ def cache_stats(cache: str | Path | Cache, *, on_progress: OnProgress = silent) 
     manifest, teacher = opened.manifest, opened.teachers[0]
     labels = opened.labels()
     views = [_view_stats(opened, view, teacher, labels, on_progress) for view in range(len(manifest.views))]
+    files = opened.place.sizes()
     sizes = {
-        key: _bytes_below(opened.path / key)
+        key: sum(size for name, size in files.items() if name.startswith(f"{key}/"))
         for key in ("labels", "digests", f"teachers/{teacher}", "probe", ".logitcache")
     }
-    total = _bytes_below(opened.path)
+    total = sum(files.values())
     rows = manifest.samples * len(manifest.views)
     return CacheStats(
-        path=str(opened.path),
+        path=str(opened.place),
         fingerprint=opened.fingerprint,
         manifest=manifest.to_json(),
         bytes_by_array=sizes,
@@ -159,7 +160,3 @@ def _probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
 def _log_softmax(logits: NDArray[Any]) -> NDArray[Any]:
     shifted = logits - logits.max(1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
-
-
-def _bytes_below(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -184,7 +184,7 @@ def train_student(
             if opened
             else "Name two: --augment RECIPE,RECIPE"
         )
-        raise CacheMismatchError(f"{opened.path if opened else 'this training'} holds no pairs of views. {remedy}.")
+        raise CacheMismatchError(f"{opened.place if opened else 'this training'} holds no pairs of views. {remedy}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = load_network(student, len(images.classes), student_weights)
@@ -262,7 +262,7 @@ def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if isinstance(value, Cache):
-            return str(value.path)
+            return str(value.place)
         if isinstance(value, Mapping):
             return dict(value)
         if value is None or isinstance(value, bool | int | float | str | list | tuple):
@@ -335,7 +335,7 @@ def _refuse_nonsense(
         raise InputError("name a cache, or with --method ce a data set (--data)")
     if cache is not None and augment is not None:
         raise InputError(
-            f"{cache.path} has its own views ({cache.manifest.views[0]['recipe']}): leave out --augment, or dump again with it."
+            f"{cache.place} has its own views ({cache.manifest.views[0]['recipe']}): leave out --augment, or dump again with it."
         )
 
 
@@ -351,7 +351,7 @@ def _window(cache: Cache, budget: int | None, views: int) -> tuple[int, int] | N
     block = 2 * views * manifest.block_rows * _row_bytes(cache)
     if budget < block:
         raise InputError(
-            f"--memory-budget {budget:,} bytes does not hold one block of {cache.path} and the next beside it: that takes {block:,}"
+            f"--memory-budget {budget:,} bytes does not hold one block of {cache.place} and the next beside it: that takes {block:,}"
         )
     count = budget // block
     return None if count >= manifest.blocks else (manifest.block_rows, count)
@@ -368,11 +368,11 @@ def _refuse_too_little(cache: Cache, objective: Objective) -> None:
     encoding, loss = cache.manifest.encoding, objective.loss
     if loss is None or encoding["kind"] != "topk":
         if loss is not None and loss.bucket:
-            raise InputError(f"{cache.path} keeps every class: nothing is left for --tail bucket. Leave it out.")
+            raise InputError(f"{cache.place} keeps every class: nothing is left for --tail bucket. Leave it out.")
         return
     if loss.every_class:
         raise CacheMismatchError(
-            f"{cache.path} keeps the {encoding['k']} largest of {len(cache.manifest.classes)} logits, and {loss.every_class}. "
+            f"{cache.place} keeps the {encoding['k']} largest of {len(cache.manifest.classes)} logits, and {loss.every_class}. "
             f"Dump again with --encoding full{_fuller(cache)} or choose another method."
         )
 
@@ -385,7 +385,7 @@ def _fuller(cache: Cache) -> str:
     for position, word in enumerate(words):
         if word not in ("--top-k", "--encoding") and words[position - 1] not in ("--top-k", "--encoding"):
             kept.append(word)
-    kept[kept.index("--out") + 1] = str(cache.path.with_name(f"{cache.path.stem}-full.zarr"))
+    kept[kept.index("--out") + 1] = cache.place.beside("-full")
     return f":\n  {shlex.join(kept)} --encoding full\n"
 
 

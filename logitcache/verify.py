@@ -81,7 +81,7 @@ def verify_cache(
         LogitCacheError: It cannot be opened at all, or its data cannot.
     """
     if repair:
-        forget_damaged_records(Path(cache))
+        forget_damaged_records(cache)
     opened = open_cache(cache)
     manifest = opened.manifest
     problems = check_files(opened, on_progress)
@@ -121,7 +121,7 @@ def _probe_gap(cache: Cache) -> tuple[float, list[int]]:
     """
     samples, exact = cache.probe(cache.teachers[0])
     if ((samples < 0) | (samples >= cache.manifest.samples)).any():
-        raise CorruptCacheError(f"{cache.path}: the probe names samples that do not exist. Dump the cache again.")
+        raise CorruptCacheError(f"{cache.place}: the probe names samples that do not exist. Dump the cache again.")
     columns = cache.rows(0, cache.teachers[0], samples)
     ids, stored = kept_values(cache.manifest.encoding, columns)
     kept = exact if ids is None else np.take_along_axis(exact, ids, 1)

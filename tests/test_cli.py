@@ -81,7 +81,7 @@ def test_stats_as_json_are_the_numbers(ready, npz):
     assert view["confidence"] == pytest.approx(p.max(1).mean())
     assert view["entropy_nats"] == pytest.approx(-(p * np.log(p)).sum(1).mean())
     assert view["top5_accuracy"] == 1.0
-    assert found["bytes_total"] == sum(file.stat().st_size for file in cache.path.rglob("*") if file.is_file())
+    assert found["bytes_total"] == sum(file.stat().st_size for file in cache.place.path.rglob("*") if file.is_file())
     assert 0 < found["probe"]["largest_gap"] < 1e-2
     assert found["manifest"]["encoding"] == {"kind": "full", "dtype": "f16"}
 

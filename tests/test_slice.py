@@ -14,28 +14,28 @@ def rows_of(cache, view=0):
 
 def test_fewer_views_are_the_first_ones_bit_for_bit(dump, tmp_path, images):
     whole = dump(views=3)
-    part = slice_cache(whole.path, tmp_path / "part.zarr", views=2)
+    part = slice_cache(whole.place.path, tmp_path / "part.zarr", views=2)
     for view in (0, 1):
         assert (rows_of(part, view)["logits"] == rows_of(whole, view)["logits"]).all()
         assert (part.digests(view) == whole.digests(view)).all()
     assert part.manifest.derived == {"from": whole.fingerprint, "encoding": whole.manifest.encoding, "views": 3}
-    assert logitcache.verify_cache(part.path, data=images).ok
+    assert logitcache.verify_cache(part.place.path, data=images).ok
 
 
 @pytest.mark.parametrize("precision", ["f16", "u8"])
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_a_slice_of_exact_rows_is_what_a_dump_would_have_stored(dump, tmp_path, images, top_k, precision):
-    part = slice_cache(dump().path, tmp_path / "part.zarr", top_k=top_k, precision=precision)
+    part = slice_cache(dump().place.path, tmp_path / "part.zarr", top_k=top_k, precision=precision)
     direct = dump(top_k=top_k, precision=precision, out=tmp_path / "direct.zarr")
     for view in (0, 1):
         ours, theirs = rows_of(part, view), rows_of(direct, view)
         assert ours.keys() == theirs.keys()
         assert all((ours[name] == theirs[name]).all() for name in ours)
-    assert logitcache.verify_cache(part.path, data=images).ok
+    assert logitcache.verify_cache(part.place.path, data=images).ok
 
 
 def test_a_smaller_k_of_a_larger_one_keeps_the_mass_of_what_it_leaves(dump, tmp_path):
-    small = slice_cache(dump(top_k=3, precision="f32").path, tmp_path / "small.zarr", top_k=1)
+    small = slice_cache(dump(top_k=3, precision="f32").place.path, tmp_path / "small.zarr", top_k=1)
     direct = dump(top_k=1, precision="f32", out=tmp_path / "direct.zarr")
     ours, theirs = rows_of(small), rows_of(direct)
     assert (ours["ids"] == theirs["ids"]).all()
@@ -44,7 +44,7 @@ def test_a_smaller_k_of_a_larger_one_keeps_the_mass_of_what_it_leaves(dump, tmp_
 
 
 def test_a_student_trains_from_a_slice(dump, tmp_path, images):
-    slice_cache(dump().path, tmp_path / "part.zarr", views=1, precision="u8")
+    slice_cache(dump().place.path, tmp_path / "part.zarr", views=1, precision="u8")
     run = logitcache.train_student(
         cache=tmp_path / "part.zarr", student="tiny:student", data=images, epochs=1, out=tmp_path / "r"
     )
@@ -62,10 +62,10 @@ def test_a_stopped_slice_continues_and_is_no_dump(dump, tmp_path):
             raise Stopped
 
     with pytest.raises(Stopped):
-        slice_cache(whole.path, tmp_path / "part.zarr", precision="u8", on_progress=stop)
+        slice_cache(whole.place.path, tmp_path / "part.zarr", precision="u8", on_progress=stop)
     with pytest.raises(logitcache.LogitCacheError, match=r"Complete it with:\n  logitcache slice .* --precision u8"):
         logitcache.open_cache(tmp_path / "part.zarr")
-    slice_cache(whole.path, tmp_path / "part.zarr", precision="u8")
+    slice_cache(whole.place.path, tmp_path / "part.zarr", precision="u8")
     with pytest.raises(CacheMismatchError, match="derived"):
         dump(out=tmp_path / "part.zarr", precision="u8")
 
@@ -84,24 +84,24 @@ def test_a_stopped_slice_continues_and_is_no_dump(dump, tmp_path):
 )
 def test_what_cannot_be_cut_out_is_refused(dump, tmp_path, made, changes, message):
     with pytest.raises(logitcache.LogitCacheError, match=message):
-        slice_cache(dump(**made).path, tmp_path / "part.zarr", **changes)
+        slice_cache(dump(**made).place.path, tmp_path / "part.zarr", **changes)
     assert not (tmp_path / "part.zarr").exists()
 
 
 def test_a_damaged_cache_is_not_cut_into_one_that_looks_whole(dump, tmp_path):
     """A chunk of the right length and checksum in the wrong place: only the ledger of the larger one knows."""
     whole = dump()
-    right, wrong = (whole.path / f"teachers/sequential/logits/c/{view}/0/0" for view in (0, 1))
+    right, wrong = (whole.place.path / f"teachers/sequential/logits/c/{view}/0/0" for view in (0, 1))
     wrong.write_bytes(right.read_bytes())
     with pytest.raises(CorruptCacheError, match=r"logits/c/1/0/0 has other bytes than were written .* then cut"):
-        slice_cache(whole.path, tmp_path / "part.zarr", precision="u8")
+        slice_cache(whole.place.path, tmp_path / "part.zarr", precision="u8")
     assert not (tmp_path / "part.zarr").exists()
 
 
 def test_a_cache_is_not_cut_onto_itself(dump):
     whole = dump()
     with pytest.raises(InputError, match="is the cache that is cut"):
-        slice_cache(whole.path, whole.path, views=1)
+        slice_cache(whole.place.path, whole.place.path, views=1)
 
 
 def test_slice_on_the_command_line(dump, run):

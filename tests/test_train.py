@@ -504,7 +504,7 @@ def test_another_live_teacher_is_refused(dump, train):
 
 def test_damage_met_while_training_stops_it(dump, train):
     cache = dump()
-    chunk = cache.path / "teachers/sequential/logits/c/1/2/0"
+    chunk = cache.place.path / "teachers/sequential/logits/c/1/2/0"
     content = bytearray(chunk.read_bytes())
     content[10] ^= 1
     chunk.write_bytes(content)

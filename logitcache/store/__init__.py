@@ -1,8 +1,9 @@
-"""The cache on disk: arrays and bytes, specified in docs/format.md. Knows no torch, no dataset, no model."""
+"""The cache on disk or in object storage: arrays and bytes, specified in docs/format.md. Knows no torch, no dataset, no model."""
 
 from logitcache.store.decode import decode_rows, kept_values, rounding
 from logitcache.store.layout import block_rows_for, compressed_bytes
 from logitcache.store.manifest import FORMAT, Manifest, read_manifest
+from logitcache.store.places import Place, open_place
 from logitcache.store.reader import Cache, ViewStream, find_newest, open_cache
 from logitcache.store.verify import FileProblem, check_files, drop_damaged, forget_damaged_records
 from logitcache.store.writer import CacheWriter, Columns
@@ -14,6 +15,7 @@ __all__ = [
     "Columns",
     "FileProblem",
     "Manifest",
+    "Place",
     "ViewStream",
     "block_rows_for",
     "check_files",
@@ -24,6 +26,7 @@ __all__ = [
     "forget_damaged_records",
     "kept_values",
     "open_cache",
+    "open_place",
     "read_manifest",
     "rounding",
 ]

@@ -5,7 +5,7 @@ understands them, and a block is still committed as one thing.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer
+from zarr.core.buffer import Buffer, cpu
 from zarr.storage import MemoryStore
 
 from logitcache.store.manifest import Manifest
@@ -30,6 +30,7 @@ __all__ = [
     "chunk_key",
     "compressed_bytes",
     "metadata_files",
+    "read_array",
     "row_arrays",
     "whole_array_files",
 ]
@@ -147,6 +148,24 @@ def whole_array_files(spec: ArraySpec, values: NDArray[np.generic]) -> dict[str,
     memory: dict[str, Buffer] = {}
     _create(zarr.create_group(MemoryStore(memory)), spec)[...] = values
     return {key: buffer.to_bytes() for key, buffer in sorted(memory.items()) if not key.endswith("zarr.json")}
+
+
+def read_array(spec: ArraySpec, read: Callable[[str], bytes]) -> NDArray[Any]:
+    """Decode an array that was written at once.
+
+    Args:
+        spec: What it is.
+        read: Path of a chunk to its bytes.
+
+    Raises:
+        ValueError, RuntimeError: It is damaged.
+    """
+    memory: dict[str, Buffer] = {}
+    array = _create(zarr.create_group(MemoryStore(memory)), spec)
+    for number in range(-(-spec.shape[0] // spec.chunks[0])):
+        key = "/".join([spec.key, "c", str(number), *("0" for _ in spec.shape[1:])])
+        memory[key] = cpu.Buffer.from_bytes(read(key))
+    return np.asarray(array[...])
 
 
 def chunk_key(spec: ArraySpec, view: int, block: int) -> str:

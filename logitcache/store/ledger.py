@@ -6,28 +6,30 @@ A block counts as written when its record is there, and not before: the record i
 import contextlib
 import json
 import shlex
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from logitcache.errors import CorruptCacheError
-from logitcache.files import FileRecord, read_json, write_json
+from logitcache.files import FileRecord, digest_bytes
 from logitcache.store.manifest import HOME
+from logitcache.store.places import Place
 
 __all__ = ["Ledger", "last_command"]
+
+_MARK = f"{HOME}/complete.json"
+_RECORDS = f"{HOME}/blocks"
 
 
 class Ledger:
     """The records of one cache."""
 
-    def __init__(self, cache: Path) -> None:
-        self.home = cache / HOME
-        self.mark_path = self.home / "complete.json"
+    def __init__(self, place: Place) -> None:
+        self._place = place
 
     def commit(self, view: int, block: int, files: dict[str, FileRecord]) -> None:
         """Record a block whose files are all on disk."""
-        write_json(self._record(view, block), {"view": view, "block": block, "files": files})
+        self._write(_record(view, block), {"view": view, "block": block, "files": files})
 
     def view(self, view: int) -> dict[int, dict[str, FileRecord]]:
         """Return the committed blocks of one view: block number to its files.
@@ -36,19 +38,21 @@ class Ledger:
             CorruptCacheError: A record is not what was written.
         """
         blocks: dict[int, dict[str, FileRecord]] = {}
-        folded = self._folded(view)
-        if folded.exists():
-            content = read_json(folded)
-            if content["view"] != view:
+        folded = self._read(_folded(view))
+        if folded is not None:
+            if folded["view"] != view:
                 raise CorruptCacheError(
-                    f"{folded} holds the records of view {content['view']}. Restore it from a copy, or dump again."
+                    f"{self._place}/{_folded(view)} holds the records of view {folded['view']}. Restore it from a copy, or dump again."
                 )
-            blocks = {entry["block"]: entry["files"] for entry in content["blocks"]}
-        for path in (self.home / "blocks").glob(f"{view}-*.json"):
-            record = read_json(path)
-            if self._record(record["view"], record["block"]) != path:
-                raise CorruptCacheError(f"{path} is the record of another block. Delete it and run the dump again.")
-            blocks[record["block"]] = record["files"]
+            blocks = {entry["block"]: entry["files"] for entry in folded["blocks"]}
+        names = list(self._place.sizes(f"{_RECORDS}/{view}"))
+        with ThreadPoolExecutor(self._place.at_once) as executor:
+            for name, record in zip(names, executor.map(self._read, names), strict=True):
+                if record is None or _record(record["view"], record["block"]) != name:
+                    raise CorruptCacheError(
+                        f"{self._place}/{name} is the record of another block. Delete it and run the dump again."
+                    )
+                blocks[record["block"]] = record["files"]
         return blocks
 
     def committed(self, views: int) -> Iterator[tuple[int, int]]:
@@ -62,64 +66,89 @@ class Ledger:
 
     def _write_folded(self, view: int, blocks: dict[int, dict[str, FileRecord]]) -> None:
         entries = [{"block": block, "files": files} for block, files in sorted(blocks.items())]
-        write_json(self._folded(view), {"view": view, "blocks": entries})
+        self._write(_folded(view), {"view": view, "blocks": entries})
 
     def drop(self, view: int, bad: set[int]) -> None:
         """Forget blocks of a view, so that a dump writes them again; the cache is unfinished from here on."""
         self.unmark()
         self._write_folded(view, {block: files for block, files in self.view(view).items() if block not in bad})
         for block in bad:
-            self._record(view, block).unlink(missing_ok=True)
+            self._place.remove(_record(view, block))
 
     def forget_damaged(self) -> None:
         """Remove records that are not what was written, and with them the mark: their blocks count as not written."""
-        for path in [*self.home.glob("ledger/*.json"), *self.home.glob("blocks/*.json"), self.mark_path]:
+        for name in [*self._place.sizes(f"{HOME}/ledger"), *self._place.sizes(_RECORDS), _MARK]:
             try:
-                read_json(path)
-            except FileNotFoundError:
-                continue
+                self._read(name)
             except CorruptCacheError:
                 self.unmark()
-                path.unlink(missing_ok=True)
+                self._place.remove(name)
 
     def forget_views_from(self, views: int) -> None:
         """Remove the records of views that the cache does not have: of an extension that was given up."""
-        for path in self.home.glob("ledger/*.json"):
-            if int(path.stem) >= views:
-                path.unlink()
+        for name in self._place.sizes(f"{HOME}/ledger"):
+            if int(name.rpartition("/")[2].removesuffix(".json")) >= views:
+                self._place.remove(name)
 
     def mark(self, files: dict[str, FileRecord]) -> None:
         """Say that the cache is whole; records of single blocks are no longer needed."""
-        write_json(self.mark_path, {"files": files})
-        shutil.rmtree(self.home / "blocks", ignore_errors=True)
+        self._write(_MARK, {"files": files})
+        self._place.remove_below(_RECORDS)
 
     def unmark(self) -> None:
         """Take the completion mark away."""
-        self.mark_path.unlink(missing_ok=True)
+        self._place.remove(_MARK)
 
     def marked(self) -> dict[str, FileRecord] | None:
         """Return the files named by the completion mark, or None where there is no mark."""
-        if not self.mark_path.exists():
+        content = self._read(_MARK)
+        return None if content is None else dict(content["files"])
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write an object with its own digest under `check`, so that a flipped bit in it is found when it is read."""
+        checked = {**content, "check": digest_bytes(_canonical(content))}
+        self._place.write(name, (json.dumps(checked, indent=1, sort_keys=True) + "\n").encode())
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        """Read what `_write` wrote, without `check`; None where nothing is there.
+
+        Raises:
+            CorruptCacheError: It is not what was written.
+        """
+        try:
+            content = json.loads(self._place.read(name))
+            if content.pop("check") != digest_bytes(_canonical(content)):
+                raise ValueError("its check does not match its content")
+        except FileNotFoundError:
             return None
-        files: dict[str, Any] = read_json(self.mark_path)["files"]
-        return files
-
-    def _record(self, view: int, block: int) -> Path:
-        return self.home / "blocks" / f"{view}-{block}.json"
-
-    def _folded(self, view: int) -> Path:
-        return self.home / "ledger" / f"{view}.json"
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CorruptCacheError(
+                f"{self._place}/{name} is damaged: {error}. Run the dump's own command again: it writes anew what is damaged."
+            ) from error
+        return dict(content)
 
 
-def last_command(path: Path) -> str | None:
+def _record(view: int, block: int) -> str:
+    return f"{_RECORDS}/{view}/{block}.json"
+
+
+def _folded(view: int) -> str:
+    return f"{HOME}/ledger/{view}.json"
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def last_command(place: Place) -> str | None:
     """Return the command that began or last continued the dump of this cache, spelled for where the cache is now."""
     found: dict[str, Any] = {}
-    with contextlib.suppress(OSError), (path / HOME / "history.jsonl").open() as lines:
-        for line in lines:
+    with contextlib.suppress(OSError):
+        for line in place.read(f"{HOME}/history.jsonl").decode(errors="replace").splitlines():
             with contextlib.suppress(ValueError):  # a line whose writer was killed
                 entry = json.loads(line)
                 found = entry if "command" in entry else found
     words = shlex.split(found.get("command") or "")
     if "--out" in words[:-1]:
-        words[words.index("--out") + 1] = str(path)
+        words[words.index("--out") + 1] = str(place)
     return shlex.join(words) or None

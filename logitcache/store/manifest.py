@@ -7,10 +7,10 @@ plain objects, and the module that wrote one reads it back.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from logitcache.errors import CorruptCacheError, FormatVersionError, InputError
+from logitcache.store.places import Place
 
 __all__ = ["FORMAT", "HOME", "Manifest", "read_manifest"]
 
@@ -114,28 +114,29 @@ class Manifest:
         return {key: value for key, value in _flatten(self.to_json()) if key not in _CONVENIENCE}
 
 
-def read_manifest(path: Path) -> Manifest | None:
+def read_manifest(place: Place) -> Manifest | None:
     """Return the manifest of a cache, finished or not; None where nothing is there yet.
 
     Raises:
         InputError: Something else is there.
         CorruptCacheError, FormatVersionError: It cannot be read.
     """
-    root = path / "zarr.json"
-    begun = path.is_dir() and not root.exists() and ((path / HOME).is_dir() or not any(path.iterdir()))
-    if begun or not path.exists():  # begun: metadata is written before the root's, which makes the folder a cache
-        return None
     entry: object = None
-    if root.is_file():
-        try:
-            entry = json.loads(root.read_bytes()).get("attributes", {}).get("logitcache")
-        except (ValueError, AttributeError) as error:
-            raise CorruptCacheError(
-                f"{root} is damaged: {error}. Restore it from a copy, or dump into another path."
-            ) from error
+    try:
+        entry = json.loads(place.read("zarr.json")).get("attributes", {}).get("logitcache")
+    except FileNotFoundError:
+        # Metadata is written before the root's, which makes the place a cache.
+        if HOME in place.folders("") or place.is_empty():
+            return None
+    except (IsADirectoryError, NotADirectoryError):
+        pass
+    except (ValueError, AttributeError) as error:
+        raise CorruptCacheError(
+            f"{place}/zarr.json is damaged: {error}. Restore it from a copy, or dump into another path."
+        ) from error
     if not isinstance(entry, dict):
-        raise InputError(f"{path} exists and is not a logit cache; nothing in it was touched. Choose another --out.")
-    return Manifest.from_json(entry, str(path))
+        raise InputError(f"{place} exists and is not a logit cache; nothing in it was touched. Choose another --out.")
+    return Manifest.from_json(entry, str(place))
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

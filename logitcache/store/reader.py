@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.buffer import Buffer, cpu
+from zarr.storage import MemoryStore
 
 from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, InputError
 from logitcache.files import FileRecord, describe, digest_bytes
 from logitcache.store.ledger import Ledger, last_command
 from logitcache.store.manifest import Manifest, read_manifest
+from logitcache.store.places import Place, open_place
 
 __all__ = ["Cache", "ViewStream", "find_newest", "open_cache"]
 
@@ -26,13 +29,17 @@ class Cache:
     """A finished cache.
 
     Attributes:
-        path: Where it lies.
+        place: Where it lies; prints as its path or address.
         manifest: What it is.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, ledger: Ledger, marked: dict[str, FileRecord]) -> None:
-        self.path, self.manifest, self._ledger, self._marked = path, manifest, ledger, marked
-        self._group = zarr.open_group(path, mode="r", use_consolidated=True)
+    def __init__(
+        self, place: Place, manifest: Manifest, ledger: Ledger, marked: dict[str, FileRecord], root: bytes
+    ) -> None:
+        self.place, self.manifest, self._ledger, self._marked = place, manifest, ledger, marked
+        # zarr decodes what was read and found complete: it would take a missing chunk for zeros, and ask twice for each.
+        self._memory: dict[str, Buffer] = {"zarr.json": cpu.Buffer.from_bytes(root)}
+        self._group = zarr.open_group(MemoryStore(self._memory), mode="r", use_consolidated=True)
 
     @property
     def fingerprint(self) -> str:
@@ -48,7 +55,7 @@ class Cache:
     @property
     def command(self) -> str | None:
         """The command that made it, spelled for where it is now; None where it was not made from the command line."""
-        return last_command(self.path)
+        return last_command(self.place)
 
     def labels(self) -> NDArray[np.int32]:
         """Class of each sample, [N]."""
@@ -59,31 +66,43 @@ class Cache:
         return self._whole("probe/samples"), self._whole(f"probe/logits/{teacher}")
 
     def _whole(self, key: str) -> NDArray[Any]:
-        for name, record in self._marked.items():  # zarr would read a missing chunk as zeros
-            if name.startswith(f"{key}/c/") and not (self.path / name).exists():
-                raise CorruptCacheError(
-                    f"{self.path}: {name} is missing; it should have {record['bytes']:,} bytes. {self._remedy}"
-                )
+        names = {name: record for name, record in self._marked.items() if name.startswith(f"{key}/c/")}
+        for name, record in names.items():
+            self._memory[name] = self._complete(name, record["bytes"], f"{self.place}: {key}")
         try:
             return np.asarray(self._array(key)[...])
         except (ValueError, RuntimeError) as error:
-            raise CorruptCacheError(f"{self.path}: {key} is damaged ({error}). {self._remedy}") from error
+            raise CorruptCacheError(f"{self.place}: {key} is damaged ({error}). {self._remedy}") from error
+        finally:
+            for name in names:
+                del self._memory[name]
+
+    def _complete(self, name: str, expected: int, where: str) -> Buffer:
+        try:
+            data = self.place.read(name)
+        except FileNotFoundError:
+            raise CorruptCacheError(
+                f"{where} is missing: {name} should have {expected:,} bytes. {self._remedy}"
+            ) from None
+        if len(data) != expected:
+            raise CorruptCacheError(f"{where} has {len(data):,} bytes instead of {expected:,}. {self._remedy}")
+        return cpu.Buffer.from_bytes(data)
 
     def _array(self, key: str) -> "zarr.Array":  # type: ignore[type-arg]
         array = self._group[key]
         if not isinstance(array, zarr.Array):
-            raise CorruptCacheError(f"{self.path}: {key} is not an array. Dump the cache again.")
+            raise CorruptCacheError(f"{self.place}: {key} is not an array. Dump the cache again.")
         return array
 
     @property
     def _remedy(self) -> str:
-        return f"`logitcache verify --repair {self.path}` drops what is damaged; the dump's own command then writes it again."
+        return f"`logitcache verify --repair {self.place}` drops what is damaged; the dump's own command then writes it again."
 
     def columns(self, teacher: str) -> dict[str, str]:
         """Return the encoding's columns of a teacher: name to key of the array."""
         group = self._group[f"teachers/{teacher}"]
         if not isinstance(group, zarr.Group):
-            raise CorruptCacheError(f"{self.path}: teachers/{teacher} is not a group. Dump the cache again.")
+            raise CorruptCacheError(f"{self.place}: teachers/{teacher} is not a group. Dump the cache again.")
         return {name: f"teachers/{teacher}/{name}" for name in sorted(group.array_keys())}
 
     def digests(self, view: int, blocks: Sequence[int] | None = None) -> NDArray[np.uint64]:
@@ -126,31 +145,34 @@ class Cache:
     def _read(self, view: int, key: str, blocks: Sequence[int] | None = None) -> NDArray[Any]:
         array, chosen = self._array(key), range(self.manifest.blocks) if blocks is None else blocks
         ranges = [self.manifest.rows(block) for block in chosen]
-        out, done = np.empty((sum(last - first for first, last in ranges), *array.shape[2:]), array.dtype), 0
-        for block, (first, last) in zip(chosen, ranges, strict=True):
-            out[done : done + last - first] = self._read_block(view, key, block)
-            done += last - first
+        self._records(view)  # once, and not by every thread
+        ends = np.cumsum([last - first for first, last in ranges])
+        out = np.empty((ends[-1], *array.shape[2:]), array.dtype)
+
+        def take(block: int, end: int) -> None:
+            rows = self._read_block(view, key, block)
+            out[end - len(rows) : end] = rows
+
+        with ThreadPoolExecutor(self.place.at_once) as executor:
+            for _ in executor.map(take, chosen, ends.tolist()):
+                pass
         return out
 
     def _read_block(self, view: int, key: str, block: int) -> NDArray[Any]:
         first, last = self.manifest.rows(block)
-        where = f"{self.path}: {key}, view {view}, block {block} (samples {first} to {last - 1})"
+        where = f"{self.place}: {key}, view {view}, block {block} (samples {first} to {last - 1})"
         records = self._records(view)
         prefix = f"{key}/c/{view}/{block}"
         name = next((name for name in records.get(block, {}) if name == prefix or name.startswith(f"{prefix}/")), None)
         if name is None:
             raise CorruptCacheError(f"{where} has no record in the ledger. {self._remedy}")
-        expected, file = records[block][name]["bytes"], self.path / name
-        if not file.exists():
-            raise CorruptCacheError(f"{where} is missing: {name} should have {expected:,} bytes. {self._remedy}")
-        if file.stat().st_size != expected:
-            raise CorruptCacheError(
-                f"{where} has {file.stat().st_size:,} bytes instead of {expected:,}. {self._remedy}"
-            )
+        self._memory[name] = self._complete(name, records[block][name]["bytes"], where)
         try:
             return np.asarray(self._array(key)[view, first:last])
         except (ValueError, RuntimeError) as error:
             raise CorruptCacheError(f"{where} is damaged: its checksum does not match. {self._remedy}") from error
+        finally:
+            self._memory.pop(name, None)
 
     def _records(self, view: int) -> dict[int, dict[str, dict[str, int]]]:
         if getattr(self, "_records_of", None) != view:
@@ -167,36 +189,36 @@ def open_cache(path: str | Path) -> Cache:
         CorruptCacheError: Manifest or completion mark are not what was written.
         FormatVersionError: A newer logitcache wrote it.
     """
-    path = Path(path)
-    if not path.exists():
-        raise CacheNotFoundError(
-            f"there is no cache at {path}. Check the path, or make one with `logitcache dump --out {path}`."
-        )
+    place = open_place(path)
     try:
-        manifest = read_manifest(path)
+        manifest = read_manifest(place)
     except InputError as error:
         raise CacheNotFoundError(
-            f"{path} is not a logit cache (no manifest in {path / 'zarr.json'}). Check the path."
+            f"{place} is not a logit cache (no manifest in {place}/zarr.json). Check the path."
         ) from error
-    ledger = Ledger(path)
+    if manifest is None and place.is_empty():
+        raise CacheNotFoundError(
+            f"there is no cache at {place}. Check the path, or make one with `logitcache dump --out {place}`."
+        )
+    ledger = Ledger(place)
     marked = ledger.marked()
     if manifest is None or marked is None:
-        raise CacheIncompleteError(_unfinished(path, manifest, ledger))
-    root = (path / "zarr.json").read_bytes()
+        raise CacheIncompleteError(_unfinished(place, manifest, ledger))
+    root = place.read("zarr.json")
     if marked.get("zarr.json") != describe(root):
         raise CorruptCacheError(
-            f"{path / 'zarr.json'} (the manifest) is not the one that was written. Restore it from a copy, or dump into another path."
+            f"{place}/zarr.json (the manifest) is not the one that was written. Restore it from a copy, or dump into another path."
         )
-    return Cache(path, manifest, ledger, marked)
+    return Cache(place, manifest, ledger, marked, root)
 
 
-def _unfinished(path: Path, manifest: Manifest | None, ledger: Ledger) -> str:
-    command = last_command(path)
+def _unfinished(place: Place, manifest: Manifest | None, ledger: Ledger) -> str:
+    command = last_command(place)
     remedy = f"Complete it with:\n  {command}" if command else "Run the command that began it once more."
     if manifest is None:
-        return f"the dump of {path} was stopped before its first block. {remedy}"
+        return f"the dump of {place} was stopped before its first block. {remedy}"
     done, total = len(list(ledger.committed(len(manifest.views)))), manifest.blocks * len(manifest.views)
-    return f"the dump of {path} has not finished: {done} of {total} blocks are committed. {remedy}"
+    return f"the dump of {place} has not finished: {done} of {total} blocks are committed. {remedy}"
 
 
 def find_newest(folder: str | Path = ".") -> Path:

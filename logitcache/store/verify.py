@@ -9,6 +9,7 @@ from logitcache.errors import CorruptCacheError
 from logitcache.files import FileRecord, describe
 from logitcache.progress import OnProgress, Progress, silent
 from logitcache.store.ledger import Ledger
+from logitcache.store.places import open_place
 from logitcache.store.reader import Cache
 
 __all__ = ["FileProblem", "check_files", "drop_damaged", "forget_damaged_records"]
@@ -32,14 +33,14 @@ class FileProblem:
 
 def check_files(cache: Cache, on_progress: OnProgress = silent) -> list[FileProblem]:
     """Compare every file with its recorded length and BLAKE2b-256; several are read and hashed at once."""
-    ledger, manifest = Ledger(cache.path), cache.manifest
+    ledger, manifest = Ledger(cache.place), cache.manifest
     problems = [
         FileProblem(name, problem)
         for name, record in (ledger.marked() or {}).items()
         if (problem := _problem(cache, name, record))
     ]
     total = len(manifest.views) * manifest.blocks
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as executor:
+    with ThreadPoolExecutor(max(min(os.cpu_count() or 1, 8), cache.place.at_once)) as executor:
         for view in range(len(manifest.views)):
             try:
                 blocks = ledger.view(view)
@@ -63,7 +64,7 @@ def check_files(cache: Cache, on_progress: OnProgress = silent) -> list[FileProb
 
 def _problem(cache: Cache, name: str, record: FileRecord) -> str | None:
     try:
-        found = describe((cache.path / name).read_bytes())
+        found = describe(cache.place.read(name))
     except FileNotFoundError:
         return "is missing"
     if found["bytes"] != record["bytes"]:
@@ -73,15 +74,15 @@ def _problem(cache: Cache, name: str, record: FileRecord) -> str | None:
 
 def drop_damaged(cache: Cache, problems: list[FileProblem]) -> None:
     """Forget damaged blocks and take the completion mark away, so that the dump's own command writes them again."""
-    ledger = Ledger(cache.path)
+    ledger = Ledger(cache.place)
     ledger.unmark()
     for problem in problems:
         if problem.view is None or problem.block is None:
-            (cache.path / problem.file).unlink(missing_ok=True)
+            cache.place.remove(problem.file)
         else:
             ledger.drop(problem.view, {problem.block})
 
 
-def forget_damaged_records(path: Path) -> None:
+def forget_damaged_records(path: str | Path) -> None:
     """Remove records and a completion mark that cannot be read, so that the dump's own command writes them again."""
-    Ledger(path).forget_damaged()
+    Ledger(open_place(path)).forget_damaged()

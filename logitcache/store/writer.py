@@ -4,10 +4,6 @@ Encoding to chunks, checksums and fsync run on one background thread with at mos
 out of the next call here.
 """
 
-import contextlib
-import fcntl
-import os
-import shutil
 import socket
 from collections import deque
 from collections.abc import Mapping
@@ -15,25 +11,27 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from logitcache.errors import CacheIncompleteError, CacheMismatchError, InputError
-from logitcache.files import append_line, describe, remove_leftovers, saying_when_full, write_bytes
+from logitcache.errors import CacheIncompleteError, CacheMismatchError
+from logitcache.files import FileRecord, describe
 from logitcache.store.layout import (
+    ArraySpec,
     ChunkEncoder,
     Column,
     cache_arrays,
     chunk_key,
     metadata_files,
+    read_array,
     row_arrays,
     whole_array_files,
 )
 from logitcache.store.ledger import Ledger
 from logitcache.store.manifest import HOME, Manifest, read_manifest
+from logitcache.store.places import Place, open_place
 
 __all__ = ["CacheWriter", "Columns"]
 
@@ -45,12 +43,12 @@ class CacheWriter:
     """An open cache that is being filled. Use as a context manager: the lock is released and the thread ended in any case."""
 
     def __init__(
-        self, path: Path, manifest: Manifest, columns: Columns, labels: NDArray[np.integer[Any]], *, command: str
+        self, path: str | Path, manifest: Manifest, columns: Columns, labels: NDArray[np.integer[Any]], *, command: str
     ) -> None:
         """Create a cache, or continue one of the same identity.
 
         Args:
-            path: Where it lies.
+            path: Where it lies: a folder, or `s3://bucket/c.zarr`.
             manifest: Its identity.
             columns: What the encoding writes.
             labels: Class of each sample, [N].
@@ -60,42 +58,43 @@ class CacheWriter:
             CacheMismatchError: Another cache is there.
             InputError: Something else is there, or another dump is writing it.
         """
-        self.path, self.manifest = path, manifest
-        _refuse_another(path, manifest)
-        self._ledger = Ledger(path)
-        self._lock = _lock(path)
+        self.place, self.manifest = open_place(path), manifest
+        _refuse_another(self.place, manifest)
+        self._ledger = Ledger(self.place)
+        self._hold = self.place.hold(f"{HOME}/lock")
         self._rows = row_arrays(manifest, columns)
         self._labels = labels
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="logitcache-writer")
+        self._uploads = ThreadPoolExecutor(self.place.at_once) if self.place.at_once > 1 else None
         self._pending: deque[Future[int]] = deque()
         self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}
         try:
-            _refuse_another(path, manifest)  # another dump may have begun or finished it meanwhile
-            remove_leftovers(path)
+            _refuse_another(self.place, manifest)  # another dump may have begun or finished it meanwhile
             self._ledger.forget_damaged()
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            append_line(
-                path / HOME / "history.jsonl",
+            self.place.append(
+                f"{HOME}/history.jsonl",
                 {"event": "dump", "time": now, "host": socket.gethostname(), "command": command},
             )
             self.committed = self._trusted()
         except BaseException:
-            self._lock.close()
+            self._hold.close()
             raise
 
     def _trusted(self) -> set[tuple[int, int]]:
         """Take over the blocks whose record and files are there at full length."""
-        committed = set()
-        for view in range(len(self.manifest.views)):
-            for block, files in self._ledger.view(view).items():
-                if all(_size(self.path / name) == record["bytes"] for name, record in files.items()):
-                    committed.add((view, block))
-        return committed
+        sizes = self.place.sizes()
+        return {
+            (view, block)
+            for view in range(len(self.manifest.views))
+            for block, files in self._ledger.view(view).items()
+            if all(sizes.get(name) == record["bytes"] for name, record in files.items())
+        }
 
     @property
     def complete(self) -> bool:
         """Whether the cache was whole, with these very views, when it was opened."""
-        found = read_manifest(self.path)
+        found = read_manifest(self.place)
         same = found is not None and not found.differences(self.manifest)
         return same and self._ledger.marked() is not None and not self.missing()
 
@@ -120,12 +119,12 @@ class CacheWriter:
         specs = cache_arrays(self.manifest, self._rows, len(probe_samples))
         probe = dict(probe)
         for slug, values in probe.items():
-            stored = _stored_probe(self.path, slug, values.shape) if self.committed else None
+            stored = self._stored_probe(specs[f"probe/logits/{slug}"]) if self.committed else None
             if stored is None or np.array_equal(stored, values):
                 continue
             if not allow_mixed:
                 raise CacheMismatchError(
-                    f"{self.path}: on this machine teacher {slug} gives other logits than where the dump was begun (largest gap "
+                    f"{self.place}: on this machine teacher {slug} gives other logits than where the dump was begun (largest gap "
                     f"{np.abs(stored - values).max():.2g} over {len(values)} probe rows), although weights and versions are "
                     "the same: another processor, or a teacher that is not deterministic. Continue on the first machine, or "
                     "pass --allow-mixed to accept such gaps."
@@ -138,16 +137,22 @@ class CacheWriter:
         }
         self._metadata = metadata_files(self.manifest, specs)
         # Metadata of a cache with fewer views stays until the new views are there.
-        if not (self.path / "zarr.json").exists():
+        if self.place.size("zarr.json") is None:
             self._write_changed(self._metadata)
         self._write_changed(self._whole_files)
 
     def _write_changed(self, files: dict[str, bytes]) -> None:
         """Write files that are not there with this content; the root's metadata last, since it makes the folder a cache."""
         for name in sorted(files, key=lambda name: name == "zarr.json"):
-            path = self.path / name
-            if _size(path) != len(files[name]) or path.read_bytes() != files[name]:
-                write_bytes(path, files[name])
+            if self.place.size(name) != len(files[name]) or self.place.read(name) != files[name]:
+                self.place.write(name, files[name])
+
+    def _stored_probe(self, spec: ArraySpec) -> NDArray[np.float32] | None:
+        """Read the probe of an earlier start; None where it is absent or damaged (it is then written again)."""
+        try:
+            return read_array(spec, self.place.read)
+        except (ValueError, RuntimeError, OSError):
+            return None
 
     def write(self, view: int, block: int, rows: dict[str, NDArray[np.generic]]) -> int:
         """Hand over one block, every array's rows; returns the bytes committed meanwhile.
@@ -161,14 +166,16 @@ class CacheWriter:
         return written
 
     def _commit(self, view: int, block: int, rows: dict[str, NDArray[np.generic]]) -> int:
-        files = {}
-        for key, spec in self._rows.items():
-            data = self._encoders[key](rows[key])
-            name = chunk_key(spec, view, block)
-            write_bytes(self.path / name, data)
-            files[name] = describe(data)
+        self._hold.check()
+        store = self._uploads.map if self._uploads else map
+        files = dict(store(lambda key: self._store(key, view, block, rows[key]), self._rows))
         self._ledger.commit(view, block, files)
         return sum(record["bytes"] for record in files.values())
+
+    def _store(self, key: str, view: int, block: int, rows: NDArray[np.generic]) -> tuple[str, FileRecord]:
+        data, name = self._encoders[key](rows), chunk_key(self._rows[key], view, block)
+        self.place.write(name, data)
+        return name, describe(data)
 
     def drain(self) -> int:
         """Wait until every block handed over is committed; returns their bytes."""
@@ -184,14 +191,15 @@ class CacheWriter:
             CacheIncompleteError: A block is missing.
         """
         self.drain()
+        self._hold.check()
         self.committed = self._trusted()
         if missing := self.missing():
             raise CacheIncompleteError(
-                f"{self.path}: {len(missing)} blocks are missing, the first is (view, block) {missing[0]}."
+                f"{self.place}: {len(missing)} blocks are missing, the first is (view, block) {missing[0]}."
             )
         for view in range(len(self.manifest.views)):
             self._ledger.fold(view)
-        if read_manifest(self.path) != self.manifest or self._ledger.marked() is None:
+        if read_manifest(self.place) != self.manifest or self._ledger.marked() is None:
             self._ledger.unmark()
             self._write_changed(self._metadata)
         self._remove_views_from(len(self.manifest.views))
@@ -202,9 +210,9 @@ class CacheWriter:
         """Remove what an extension left that was given up before it was whole."""
         self._ledger.forget_views_from(views)
         for key in self._rows:
-            for folder in (self.path / key / "c").iterdir():
-                if int(folder.name) >= views:
-                    shutil.rmtree(folder)
+            for folder in self.place.folders(f"{key}/c"):
+                if int(folder) >= views:
+                    self.place.remove_below(f"{key}/c/{folder}")
 
     def __enter__(self) -> Self:
         return self
@@ -213,29 +221,13 @@ class CacheWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
-        self._lock.close()
+        if self._uploads:
+            self._uploads.shutdown(wait=True, cancel_futures=True)
+        self._hold.close()
 
 
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
-def _stored_probe(path: Path, slug: str, shape: tuple[int, ...]) -> NDArray[np.float32] | None:
-    """Read the probe of an earlier start; None where it is absent or damaged (it is then written again)."""
-    if not (path / f"probe/logits/{slug}/c/0/0").exists():
-        return None
-    try:
-        values = np.asarray(zarr.open_array(path / f"probe/logits/{slug}", mode="r")[...])
-    except (ValueError, RuntimeError, OSError):
-        return None
-    return values if values.shape == shape else None
-
-
-def _refuse_another(path: Path, manifest: Manifest) -> None:
-    found = read_manifest(path)
+def _refuse_another(place: Place, manifest: Manifest) -> None:
+    found = read_manifest(place)
     if found is None:
         return
     views = manifest.views[: len(found.views)]
@@ -243,26 +235,6 @@ def _refuse_another(path: Path, manifest: Manifest) -> None:
     if differences:
         lines = "".join(f"\n  {key}: there {there!r}, asked for {asked!r}" for key, there, asked in differences)
         raise CacheMismatchError(
-            f"{path} is another cache; nothing in it was touched. It differs from what is asked for in:{lines}\n"
+            f"{place} is another cache; nothing in it was touched. It differs from what is asked for in:{lines}\n"
             "Repeat the options it was made with to continue it, or choose another --out."
         )
-
-
-def _lock(path: Path) -> TextIO:
-    """Hold the cache for this process; the lock goes away with the process, however it ends."""
-    file = path / HOME / "lock"
-    with saying_when_full(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle = file.open("a+")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        handle.seek(0)
-        holder = handle.read().strip() or "another process"
-        handle.close()
-        raise InputError(f"{path} is being written by {holder}. Wait until it is done, or stop it.") from error
-    with contextlib.suppress(OSError):  # who holds it is a courtesy
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
-    return handle

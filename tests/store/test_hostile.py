@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+from pathlib import Path
 
 import pytest
 from test_store import COLUMNS, LABELS, LOGITS, VIEWS, bytes_of, manifest, write
@@ -10,6 +11,7 @@ from test_store import COLUMNS, LABELS, LOGITS, VIEWS, bytes_of, manifest, write
 from logitcache.errors import CacheIncompleteError, CorruptCacheError, LogitCacheError
 from logitcache.store import CacheWriter, check_files, drop_damaged, open_cache
 from logitcache.store.ledger import Ledger
+from logitcache.store.places import Folder
 from logitcache.verify import verify_cache
 
 CHUNK = "teachers/t/logits/c/1/1/0"
@@ -127,7 +129,11 @@ def test_no_flipped_byte_anywhere_escapes_verify(cache):
 
 
 def test_a_disk_that_is_full_from_the_start_is_said_too(tmp_path, monkeypatch):
-    def full(*_args, **_more):
+    real = Path.open
+
+    def full(path, mode="r", **more):
+        if mode == "rb":
+            return real(path, mode, **more)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.open", full)
@@ -205,7 +211,7 @@ def test_what_a_given_up_extension_left_does_not_stay(cache):
     """Killed on the way to three views, after their records were folded; then two are asked for."""
     before = bytes_of(cache)
     write(cache, manifest(views=3), finish=False)
-    Ledger(cache).fold(2)
+    Ledger(Folder(cache)).fold(2)
     (cache / ".logitcache/complete.json").unlink()
     write(cache, manifest())
     assert bytes_of(cache) == before
@@ -223,7 +229,7 @@ def test_damaged_records_are_written_anew_by_the_dumps_own_command(cache, kind, 
 @pytest.mark.parametrize("kind", ["flipped", "empty"])
 def test_a_damaged_record_of_a_running_dump_is_a_block_not_written(tmp_path, cache, kind):
     write(tmp_path / "a.zarr", manifest(), only={(0, 0), (0, 1)}, finish=False)
-    damage(tmp_path / "a.zarr", kind, ".logitcache/blocks/0-1.json")
+    damage(tmp_path / "a.zarr", kind, ".logitcache/blocks/0/1.json")
     write(tmp_path / "a.zarr", manifest())
     assert bytes_of(tmp_path / "a.zarr") == bytes_of(cache)
 
@@ -279,6 +285,6 @@ def test_a_missing_chunk_of_a_whole_array_is_not_zeros(cache, name):
     (cache / name).unlink()
     opened = open_cache(cache)
     with pytest.raises(
-        CorruptCacheError, match=rf"{name} is missing; it should have .* bytes. .*logitcache verify --repair"
+        CorruptCacheError, match=rf"is missing: {name} should have .* bytes. .*logitcache verify --repair"
     ):
         opened.labels() if name.startswith("labels") else opened.probe("t")

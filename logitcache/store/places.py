@@ -1,0 +1,205 @@
+"""Where a cache lies: a folder, or a prefix of a bucket. Names inside it are paths with slashes."""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from logitcache.errors import InputError
+from logitcache.files import PARTIAL, append_line, remove_leftovers, saying_when_full, write_bytes
+
+__all__ = ["Folder", "Hold", "Place", "open_place"]
+
+_URL = re.compile(r"([a-z][a-z0-9]*):/")
+
+
+class Hold(Protocol):
+    """The right to write a cache; it ends with the process, however that ends."""
+
+    def check(self) -> None:
+        """Do nothing while it is ours.
+
+        Raises:
+            InputError: Another process has taken it.
+        """
+
+    def close(self) -> None:
+        """Give it back."""
+
+
+class Place(Protocol):
+    """What a cache needs of storage. Every file is whole or absent, also when its writer is killed.
+
+    Attributes:
+        at_once: How many files to read or write at the same time.
+    """
+
+    at_once: int
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Return the length of a file in bytes; None where there is none."""
+        ...
+
+    def sizes(self, below: str = "") -> dict[str, int]:
+        """Return every file in a folder and its folders, with its length."""
+        ...
+
+    def folders(self, below: str) -> list[str]:
+        """Return the names of the folders in a folder."""
+        ...
+
+    def is_empty(self, below: str = "") -> bool:
+        """Say whether nothing is there."""
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file; when this returns, it outlives the machine.
+
+        Raises:
+            CacheIncompleteError: There is no room for it.
+        """
+
+    def append(self, name: str, content: Mapping[str, Any]) -> None:
+        """Append one JSON object to a log."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    def remove_below(self, folder: str) -> None:
+        """Remove a folder and what is in it."""
+
+    def hold(self, name: str) -> Hold:
+        """Take the right to write here, recorded in this file; and clear what killed writers left.
+
+        Raises:
+            InputError: Another process has it.
+        """
+        ...
+
+    def beside(self, suffix: str) -> str:
+        """Return where another cache could lie: the same name with this before `.zarr`."""
+        ...
+
+
+def open_place(path: str | Path) -> Place:
+    """Open a folder, or `s3://bucket/c.zarr` (also gs:// and az://).
+
+    Raises:
+        InputError: An address that cannot be used, or credentials that are missing.
+    """
+    match = _URL.match(str(path))
+    if match is None or match[1] == "file":
+        return Folder(Path(str(path).removeprefix("file://")))
+    if isinstance(path, Path):
+        raise InputError(f"{path}: give an address as text, not as a pathlib.Path, which loses a slash")
+    from logitcache.store.bucket import Bucket  # noqa: PLC0415  (an extra)
+
+    return Bucket(path)
+
+
+class Folder:
+    """A directory on a local or shared disk."""
+
+    at_once = 1  # measured: the disk's cache is faster than handing files to threads
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file."""
+        return (self.path / name).read_bytes()
+
+    def size(self, name: str) -> int | None:
+        """Return the length of a file in bytes; None where there is none."""
+        try:
+            return (self.path / name).stat().st_size
+        except OSError:
+            return None
+
+    def sizes(self, below: str = "") -> dict[str, int]:
+        """Return every file in a folder and its folders, with its length."""
+        return {
+            file.relative_to(self.path).as_posix(): file.stat().st_size
+            for file in sorted((self.path / below).rglob("*"))
+            if file.is_file() and file.suffix != PARTIAL
+        }
+
+    def folders(self, below: str) -> list[str]:
+        """Return the names of the folders in a folder."""
+        folder = self.path / below
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+    def is_empty(self, below: str = "") -> bool:
+        """Say whether nothing is there."""
+        folder = self.path / below
+        return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write by temporary file, fsync and rename."""
+        write_bytes(self.path / name, data)
+
+    def append(self, name: str, content: Mapping[str, Any]) -> None:
+        """Append one JSON object to a log."""
+        append_line(self.path / name, content)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
+
+    def remove_below(self, folder: str) -> None:
+        """Remove a folder and what is in it."""
+        shutil.rmtree(self.path / folder, ignore_errors=True)
+
+    def hold(self, name: str) -> "_FileLock":
+        """Lock a file, and remove temporary files of killed writers."""
+        lock = _FileLock(self.path, name)
+        remove_leftovers(self.path)
+        return lock
+
+    def beside(self, suffix: str) -> str:
+        """Return where another cache could lie: the same name with this before `.zarr`."""
+        return str(self.path.with_name(f"{self.path.stem}{suffix}.zarr"))
+
+
+class _FileLock:
+    """An advisory lock of the operating system: it goes away with the process."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        file = path / name
+        with saying_when_full(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._file = file.open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise InputError(f"{path} is being written by {holder}. Wait until it is done, or stop it.") from error
+        with contextlib.suppress(OSError):  # who holds it is a courtesy
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
+
+    def check(self) -> None:
+        """Do nothing: the operating system keeps it for us."""
+
+    def close(self) -> None:
+        """Unlock."""
+        self._file.close()

@@ -1,0 +1,346 @@
+"""Object storage: the same bytes as on a disk, through a server that speaks S3 on loopback."""
+
+import itertools
+import json
+import os
+import select
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+import zarr
+from moto.server import ThreadedMotoServer
+from test_store import COLUMNS, LABELS, LOGITS, PROBE, VIEWS, bytes_of, manifest, write
+from zarr.storage import ObjectStore
+
+import logitcache
+from logitcache.errors import (
+    CacheIncompleteError,
+    CacheMismatchError,
+    CacheNotFoundError,
+    CorruptCacheError,
+    InputError,
+)
+from logitcache.store import CacheWriter, bucket, check_files, drop_damaged, open_cache, open_place
+
+WHOLE = 1 << 40  # bytes: a connection that is not cut
+SECRET = "do-not-write-this-anywhere"
+HERE = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+@pytest.fixture
+def environment(server, monkeypatch):
+    """What a user exports."""
+    found = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{server[0]}:{server[1]}",
+    }
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+@pytest.fixture
+def amazon(environment):
+    return boto3.client("s3")
+
+
+@pytest.fixture
+def url(amazon, tmp_path):
+    name = f"caches-{abs(hash(tmp_path)):x}"
+    amazon.create_bucket(Bucket=name)
+    return f"s3://{name}/some/c.zarr"
+
+
+def objects(url: str) -> dict[str, bytes]:
+    place = open_place(url)
+    outside = {".logitcache/history.jsonl", ".logitcache/lock"}
+    return {name: place.read(name) for name in place.sizes() if name not in outside}
+
+
+@pytest.fixture
+def whole(tmp_path):
+    write(tmp_path / "whole.zarr", manifest())
+    return bytes_of(tmp_path / "whole.zarr")
+
+
+def test_a_bucket_holds_the_bytes_of_a_folder_and_no_secret(url, whole, amazon):
+    write(url, manifest())
+    assert objects(url) == whole
+    every = open_place(url)
+    assert not any(SECRET.encode() in every.read(name) for name in every.sizes())
+    assert ".logitcache/lock" not in every.sizes()
+    assert not amazon.list_multipart_uploads(Bucket=url.split("/")[2]).get("Uploads")
+
+
+def test_what_is_in_a_bucket_reads_as_on_a_disk(url):
+    write(url, manifest())
+    opened = open_cache(url)
+    assert str(opened.place) == url
+    assert (opened.view(1, "t")["logits"] == LOGITS[1]).all()
+    assert (opened.labels() == LABELS).all()
+    assert (opened.rows(0, "t", PROBE)["logits"] == LOGITS[0, PROBE]).all()
+    assert not check_files(opened)
+
+
+def test_zarrs_own_store_reads_it_without_us(url):
+    write(url, manifest())
+    import obstore.store
+
+    plain = obstore.store.from_url(url, client_options={"allow_http": True})
+    group = zarr.open_group(ObjectStore(plain, read_only=True), mode="r")
+    assert (group["teachers/t/logits"][...] == LOGITS[:VIEWS]).all()
+
+
+def test_views_are_added_in_a_bucket_and_given_up_ones_go(url, whole):
+    write(url, manifest(views=1))
+    write(url, manifest(views=3), only={(2, 0)}, finish=False)
+    write(url, manifest())
+    assert objects(url) == whole
+
+
+def test_a_stopped_dump_is_refused_and_goes_on(url, whole):
+    write(url, manifest(), only={(0, 0), (1, 2)}, finish=False)
+    with pytest.raises(
+        CacheIncompleteError, match=r"2 of 6 blocks are committed. Complete it with:\n  logitcache dump"
+    ):
+        open_cache(url)
+    with CacheWriter(url, manifest(), COLUMNS, LABELS, command="") as writer:
+        assert len(writer.missing()) == 4
+    write(url, manifest())
+    assert objects(url) == whole
+
+
+@pytest.mark.parametrize("name", ["teachers/t/logits/c/1/1/0", "labels/c/0", ".logitcache/ledger/1.json"])
+@pytest.mark.parametrize("kind", ["missing", "short", "flipped"])
+def test_damage_in_a_bucket_is_found_and_repaired(url, whole, name, kind):
+    write(url, manifest())
+    place = open_place(url)
+    content = place.read(name)
+    if kind == "missing":
+        place.remove(name)
+    else:
+        place.write(name, content[:-7] if kind == "short" else content[:40] + bytes([content[40] ^ 1]) + content[41:])
+    opened = open_cache(url)
+    problems = check_files(opened)
+    assert problems and name in {problem.file for problem in problems}
+    with pytest.raises(CorruptCacheError):
+        opened.view(1, "t"), opened.labels()
+    drop_damaged(opened, problems)
+    write(url, manifest())
+    assert objects(url) == whole
+
+
+def test_another_cache_in_the_same_place_is_not_touched(url):
+    write(url, manifest())
+    before = objects(url)
+    with pytest.raises(CacheMismatchError, match="batch_size: there 64, asked for 32"):
+        write(url, manifest(batch_size=32))
+    assert objects(url) == before
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "message"),
+    [
+        ("s3://nobody-made-this/c.zarr", InputError, "there is no such bucket"),
+        ("s3://bucket", InputError, "expected an address like s3://bucket/c.zarr"),
+        ("s4://bucket/c.zarr", InputError, r"expected an address like .* \(s3, gs or az\)"),
+        (f"s3://key:{SECRET}@bucket/c.zarr", InputError, "^s3://bucket/c.zarr: an address holds no credentials"),
+        ("s3://bucket/c.zarr?key=1", InputError, "an address holds no credentials or options"),
+        (Path("s3://bucket/c.zarr"), InputError, "give an address as text"),
+    ],
+)
+def test_addresses_that_cannot_be_used_are_refused(environment, address, error, message):
+    with pytest.raises(error, match=message) as found:
+        write(address, manifest())
+    assert SECRET not in str(found.value)
+
+
+def test_an_address_with_nothing_there_is_no_cache(url, amazon):
+    with pytest.raises(CacheNotFoundError, match="there is no cache at s3://"):
+        open_cache(url)
+    amazon.put_object(Bucket=url.split("/")[2], Key="some/c.zarr/else.txt", Body=b"1")
+    with pytest.raises(InputError, match="is not a logit cache"):
+        write(url, manifest())
+
+
+def test_missing_credentials_are_said(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="no credentials for s3:// were found in the environment, ~/.aws"):
+        open_cache("s3://bucket/c.zarr")
+
+
+def test_a_profile_in_the_home_directory_is_used(url, environment, monkeypatch, tmp_path):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    (tmp_path / "credentials").write_text(f"[team]\naws_access_key_id = key\naws_secret_access_key = {SECRET}\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "team")
+    write(url, manifest())
+    assert (open_cache(url).labels() == LABELS).all()
+
+
+class Network:
+    """Between client and server: it passes on so many bytes of a client's connection and then cuts it, or refuses it at once."""
+
+    def __init__(self, server, cuts: Iterable[int]) -> None:
+        outer = self
+        self._cuts, self.cut = iter(cuts), 0
+
+        class Passing(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                left = next(outer._cuts)
+                with socket.create_connection(server) as upstream:
+                    other = {self.request: upstream, upstream: self.request}
+                    while left > 0:
+                        for source in select.select(list(other), [], [])[0]:
+                            data = source.recv(65536)
+                            if not data:
+                                return
+                            if source is self.request:
+                                data, left = data[:left], left - len(data)
+                            other[source].sendall(data)
+                outer.cut += 1
+
+        class Server(socketserver.ThreadingTCPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: object) -> None:
+                """A line that breaks is what this is for."""
+
+        self._listener = Server(("127.0.0.1", 0), Passing)
+        self.url = f"http://127.0.0.1:{self._listener.server_address[1]}"
+        threading.Thread(target=self._listener.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.shutdown()
+        self._listener.server_close()
+
+
+def test_uploads_that_break_off_are_sent_again(url, whole, server, monkeypatch):
+    network = Network(server, itertools.chain([300, WHOLE, 900, 100, WHOLE, 0] * 5, itertools.repeat(WHOLE)))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", network.url)
+    write(url, manifest())
+    network.close()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{server[0]}:{server[1]}")
+    assert network.cut >= 10
+    assert objects(url) == whole
+
+
+def test_a_network_that_stays_away_is_said_and_the_dump_goes_on_later(url, whole, server, monkeypatch):
+    network = Network(server, itertools.chain([WHOLE] * 54, itertools.repeat(0)))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", network.url)
+    monkeypatch.setattr(bucket, "_RENEW", 1000.0)
+    with pytest.raises(CacheIncompleteError, match="could not be reached .* committed before is whole; run the same"):
+        write(url, manifest())
+    network.close()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{server[0]}:{server[1]}")
+    monkeypatch.setattr(bucket, "_LEASE", 0.5)
+    with pytest.raises(CacheIncompleteError, match="[1-5] of 6 blocks are committed"):
+        open_cache(url)
+    write(url, manifest())
+    assert objects(url) == whole
+
+
+def test_a_dump_killed_while_it_uploads_is_continued_to_the_same_bytes(url, environment, npz, tmp_path):
+    def words(out: str) -> list[str]:
+        line = f"dump --teacher tiny:Slow --data arrays:{npz} --out {out} --augment pad-crop-flip --views 4 --batch-size 64 --threads 1"
+        return [sys.executable, "-m", "logitcache", *line.split()]
+
+    given, place = {**os.environ, "PYTHONPATH": str(HERE)}, open_place(url)
+    process = subprocess.Popen(words(url), env=given, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not place.sizes(".logitcache/blocks"):
+        assert process.poll() is None, "the dump ended before it could be killed"
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert ".logitcache/lock" in place.sizes()
+    with pytest.raises(CacheIncompleteError, match="has not finished"):
+        open_cache(url)
+    begun = time.monotonic()
+    subprocess.run(words(url), env=given, check=True, capture_output=True)
+    subprocess.run(words(str(tmp_path / "whole.zarr")), env=given, check=True, capture_output=True)
+    assert objects(url) == bytes_of(tmp_path / "whole.zarr")
+    assert time.monotonic() - begun < 60  # a dead process of this machine is recognised without waiting for its lease
+
+
+def lease(machine="elsewhere", pid=1, renewed=1) -> bytes:
+    return json.dumps({"pid": pid, "machine": machine, "token": "another", "renewed": renewed}).encode()
+
+
+def test_two_dumps_at_once_are_refused(url, monkeypatch):
+    monkeypatch.setattr(bucket, "_RENEW", 0.2)
+    with CacheWriter(url, manifest(), COLUMNS, LABELS, command="") as writer:
+        with pytest.raises(InputError, match=rf"is being written by process {os.getpid()} on .*Wait until it is done"):
+            CacheWriter(url, manifest(), COLUMNS, LABELS, command="")
+        writer._hold.check()
+    write(url, manifest())
+
+
+def test_a_lease_that_nobody_renews_lapses(url, whole, monkeypatch):
+    monkeypatch.setattr(bucket, "_LEASE", 1.0)
+    open_place(url).write(".logitcache/lock", lease())
+    write(url, manifest())
+    assert objects(url) == whole
+
+
+def test_who_loses_the_lease_stops(url, monkeypatch):
+    monkeypatch.setattr(bucket, "_RENEW", 0.1)
+    with (
+        pytest.raises(InputError, match="has been taken over by another process"),
+        CacheWriter(url, manifest(), COLUMNS, LABELS, command="") as writer,
+    ):
+        writer.begin(PROBE, {"t": LOGITS[0, PROBE]})
+        open_place(url).write(".logitcache/lock", lease())
+        time.sleep(1)
+        writer.write(0, 0, {"digests": np.zeros(128, np.uint64), "teachers/t/logits": LOGITS[0, :128]})
+        writer.drain()
+    assert open_place(url).read(".logitcache/lock") == lease()  # another's is not removed
+    assert not open_place(url).sizes(".logitcache/blocks")
+
+
+def test_train_reads_a_bucket_as_a_folder(url, dump, images, test_images, tmp_path):
+    folder, remote = dump(), dump(out=url)
+    assert remote.fingerprint == folder.fingerprint
+    assert logitcache.verify_cache(url, data=images).ok
+    assert logitcache.cache_stats(url).views == logitcache.cache_stats(folder).views
+    runs = [
+        logitcache.train_student(
+            cache=cache,
+            method="rld",
+            student=__import__("tiny").net(5),
+            epochs=2,
+            data=images,
+            test_data=test_images,
+            out=tmp_path / name,
+            batch_size=64,
+        )
+        for name, cache in (("a", url), ("b", folder))
+    ]
+    remote_results, results = (run.results | {"seconds_per_epoch": 0} for run in runs)
+    assert remote_results == results
+    assert all((a == b).all() for a, b in zip(*(run.student.state_dict().values() for run in runs), strict=True))
