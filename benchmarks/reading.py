@@ -36,7 +36,7 @@ def build(path: Path, rows: int, k: int) -> Cache:
         batch_size=BATCH,
         threads=1,
         device="cpu",
-        views=({"recipe": "none", "recipe_version": 1, "seed": 0, "index": 0, "group": 0},),
+        views=({"recipe": "none", "recipe_version": 1, "seed": 0, "key": 0, "index": 0, "group": 0},),
         data={"spec": "", "length": rows, "digest": ""},
         preprocessing={},
         teachers=({"slug": "t", "name": "t", "weights": "", "weights_sha256": "", "class_map": None},),

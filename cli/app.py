@@ -18,7 +18,9 @@ from logitcache.errors import LogitCacheError
 from .compare import compare
 from .demo import demo
 from .dump import dump
+from .export import export
 from .fidelity import fidelity
+from .merge import merge
 from .methods import methods
 from .slice import slice_
 from .stats import stats
@@ -80,6 +82,8 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "stats": (stats, "Cache"),
     "fidelity": (fidelity, "Cache"),
     "slice": (slice_, "Cache"),
+    "merge": (merge, "Cache"),
+    "export": (export, "Cache"),
     "verify": (verify, "Cache"),
     "train": (train, "Students"),
     "compare": (compare, "Students"),

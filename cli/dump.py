@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import ConfigOption, numbers, show_progress
+from .options import ConfigOption, numbers, show_progress, span
 
 __all__ = ["dump"]
 
@@ -82,6 +82,14 @@ def dump(
         str, typer.Option(metavar="NAME", help="Where the teacher runs: auto, cpu, cuda, cuda:1, ...")
     ] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Key of the augmentation.")] = 0,
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A:B",
+            show_default="all",
+            help="Only these of the data, from A to one before B; logitcache merge joins such caches.",
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=0, show_default="by the data", help="Processes that decode images.")
     ] = None,
@@ -139,6 +147,7 @@ def dump(
     """
     given: dict[str, Any] = {name: value for name, value in ctx.params.items() if name != "config"}
     given["mean"], given["std"] = numbers(mean, float, "--mean"), numbers(std, float, "--std")
+    given["samples"] = span(samples, "--samples")
     from logitcache.dump import dump_logits
 
     with show_progress() as display:

@@ -28,6 +28,7 @@ __all__ = [
     "parameters",
     "show_progress",
     "size",
+    "span",
     "spelled",
 ]
 
@@ -126,6 +127,16 @@ def numbers(text: str | None, kind: type, option: str) -> list[Any] | None:
         raise typer.BadParameter(
             f"expected numbers with commas between them, not {text!r}", param_hint=option
         ) from error
+
+
+def span(text: str | None, option: str) -> tuple[int, int] | None:
+    """Read `0:50000`: from the first to one before the last."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+):(\d+)", text.strip())
+    if not found:
+        raise typer.BadParameter(f"expected FIRST:LAST, as in 0:50000, not {text!r}", param_hint=option)
+    return int(found[1]), int(found[2])
 
 
 def size(text: str, option: str) -> int:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .options import show_progress
+from .options import show_progress, span
 
 __all__ = ["slice_"]
 
@@ -15,6 +15,10 @@ def slice_(
     views: Annotated[
         int | None, typer.Option(metavar="V", min=1, show_default="all", help="How many of its views, the first ones.")
     ] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option(metavar="A:B", show_default="all", help="Which samples of the data, from A to one before B."),
+    ] = None,
     top_k: Annotated[
         int | None,
         typer.Option(metavar="K", min=1, show_default="all there are", help="How many of the largest logits of a row."),
@@ -23,12 +27,21 @@ def slice_(
         str | None, typer.Option(metavar="f32|f16|u8", show_default="as it is", help="Of what is kept.")
     ] = None,
 ) -> None:
-    """Write a part of a cache as a cache of its own, without the teacher: fewer views, fewer logits, fewer bits.
+    """Write a part of a cache as a cache of its own, without the teacher: fewer views, samples, logits, bits.
 
     Example: logitcache slice fashion.zarr --out small.zarr --views 2 --top-k 4 --precision u8
     """
     from logitcache.slice import slice_cache
 
     with show_progress() as display:
-        manifest = slice_cache(cache, out, views=views, top_k=top_k, precision=precision, on_progress=display).manifest
+        part = slice_cache(
+            cache,
+            out,
+            views=views,
+            samples=span(samples, "--samples"),
+            top_k=top_k,
+            precision=precision,
+            on_progress=display,
+        )
+    manifest = part.manifest
     typer.echo(f"{out}: {manifest.samples:,} samples x {len(manifest.views)} views, complete")

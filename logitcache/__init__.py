@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from logitcache.compare import compare_runs as compare_runs
     from logitcache.dump import dump_logits as dump_logits
     from logitcache.errors import LogitCacheError as LogitCacheError
+    from logitcache.export import export_cache as export_cache
     from logitcache.fidelity import cache_fidelity as cache_fidelity
+    from logitcache.merge import merge_caches as merge_caches
     from logitcache.methods import METHODS as METHODS
     from logitcache.methods import get_loss as get_loss
     from logitcache.progress import Progress as Progress
@@ -30,7 +32,9 @@ _HOMES = {
     "cache_stats": "logitcache.stats",
     "compare_runs": "logitcache.compare",
     "dump_logits": "logitcache.dump",
+    "export_cache": "logitcache.export",
     "get_loss": "logitcache.methods",
+    "merge_caches": "logitcache.merge",
     "open_cache": "logitcache.store",
     "slice_cache": "logitcache.slice",
     "train_student": "logitcache.train",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from logitcache.data import Rendered
 from logitcache.encoding import TopKRows, dense, read_encoding
-from logitcache.errors import CacheMismatchError, CorruptCacheError
+from logitcache.errors import CacheMismatchError, CorruptCacheError, InputError
 from logitcache.models import hash_weights, load_network
 from logitcache.store import Cache, ViewStream
 from logitcache.teacher import Teacher
@@ -162,6 +162,10 @@ def live_teacher_of(cache: Cache, module: nn.Module | None, weights: str | None,
         InputError: It cannot be built.
     """
     manifest, entry = cache.manifest, cache.manifest.teachers[0]
+    if entry["weights_sha256"] is None:
+        raise InputError(
+            f"{cache.place} holds the {entry['name']}: there is no one teacher to run live. Leave out --live-teacher."
+        )
     file = weights or (entry["weights"] if module is None else None) or None
     network = load_network(module or entry["name"], len(manifest.classes), file)
     found = hash_weights(network.module.state_dict())

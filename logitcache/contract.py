@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.data import ImageSet, load_data, render
+from logitcache.data import ImageSet, load_data, part_of, render, whole_of
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.store import Cache
 from logitcache.views import View
@@ -30,21 +30,21 @@ def recorded_data(cache: Cache, data: str | ImageSet | None) -> ImageSet:
         raise InputError(
             f"the data of {cache.place}, {spec}, cannot be opened from here ({error}). Say where it is with --data."
         ) from error
-    check_samples(cache, images)
-    return images
+    return check_samples(cache, images)
 
 
-def check_samples(cache: Cache, images: ImageSet) -> None:
-    """Compare length, classes, labels and the digest of the sample list.
+def check_samples(cache: Cache, images: ImageSet) -> ImageSet:
+    """Compare length, classes, labels and the digest of the sample list; return the stretch that the cache answers for.
 
     Raises:
         CacheMismatchError: They differ; says in what.
     """
+    images, _ = whole_of(images)
     manifest, name = cache.manifest, f"the data of {cache.place}"
     remedy = "Give the data it was dumped from with --data, or dump again."
-    if len(images) != manifest.samples:
+    if len(images) != manifest.data["length"]:
         raise CacheMismatchError(
-            f"{name} has {manifest.samples:,} samples, this data set has {len(images):,}. {remedy}"
+            f"{name} has {manifest.data['length']:,} samples, this data set has {len(images):,}. {remedy}"
         )
     if images.classes != manifest.classes:
         differing = [(a, b) for a, b in zip(manifest.classes, images.classes, strict=False) if a != b]
@@ -56,17 +56,20 @@ def check_samples(cache: Cache, images: ImageSet) -> None:
         raise CacheMismatchError(
             f"{name} has {len(manifest.classes)} classes, this data set {len(images.classes)}; {detail}. {remedy}"
         )
-    other = np.flatnonzero(cache.labels() != images.labels)
+    first = manifest.data["first"]
+    part = part_of(images, (first, first + manifest.samples))
+    other = np.flatnonzero(cache.labels() != part.labels)
     if len(other):
-        first = int(other[0])
+        row = int(other[0])
         raise CacheMismatchError(
-            f"{name} has other labels: sample {first} is {manifest.classes[cache.labels()[first]]!r} in the cache and "
-            f"{images.classes[images.labels[first]]!r} here; {len(other):,} of {len(images):,} differ. {remedy}"
+            f"{name} has other labels: sample {first + row} is {manifest.classes[cache.labels()[row]]!r} in the cache and "
+            f"{part.classes[part.labels[row]]!r} here; {len(other):,} of {len(part):,} differ. {remedy}"
         )
     if images.digest() != manifest.data["digest"]:
         raise CacheMismatchError(
             f"{name} has other samples (digest {manifest.data['digest']}) than this data set ({images.digest()}). {remedy}"
         )
+    return part
 
 
 def check_pixels(cache: Cache, images: ImageSet, view: View, samples: NDArray[np.int64]) -> None:

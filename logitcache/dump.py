@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from logitcache.data import ImageSet, Renderer, load_data, preprocessing_for
+from logitcache.data import ImageSet, Renderer, load_data, part_of, preprocessing_for, whole_of
 from logitcache.device import pick_device
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
 from logitcache.errors import InputError, unknown_name
@@ -51,6 +51,7 @@ def dump_logits(
     batch_size: int = 256,
     device: str = "auto",
     seed: int = 0,
+    samples: tuple[int, int] | None = None,
     workers: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -80,6 +81,7 @@ def dump_logits(
         batch_size: Rows of a forward pass.
         device: `auto`, `cpu`, `cuda`, ...
         seed: Of augmentation and probe.
+        samples: Only these, from the first to one before the last; `merge` puts such caches together. None: all.
         workers: Processes that decode images; None chooses by the data.
         mean: Of three channels in [0, 1]; None takes the weights' or the data set's.
         std: Deviation, likewise.
@@ -106,6 +108,8 @@ def dump_logits(
         )
     recipes = make_views(augment, views, seed)
     images = load_data(data) if isinstance(data, str) else data
+    images = part_of(images, samples) if samples else images
+    whole, first = whole_of(images)
     classes = len(images.classes)
     chosen = _encoding(encoding, top_k, precision, classes)
     network = _with_weights(teacher, classes, teacher_weights)
@@ -129,7 +133,12 @@ def dump_logits(
         threads=threads or (begun.threads if begun else torch.get_num_threads()),
         device=where.type,
         views=tuple(view.to_json() for view in recipes),
-        data={"spec": data if isinstance(data, str) else "", "length": len(images), "digest": images.digest()},
+        data={
+            "spec": data if isinstance(data, str) else "",
+            "length": len(whole),
+            "digest": whole.digest(),
+            "first": first,
+        },
         preprocessing=preprocessing.to_json(),
         teachers=(
             {
@@ -152,13 +161,13 @@ def dump_logits(
     with closing(runner), CacheWriter(out, manifest, columns, labels, command=command) as writer:
         if not writer.complete:
             renderer = Renderer(images, [preprocessing], with_digests=True, workers=workers)
-            samples = _probe_samples(seed, len(images), classes)
+            probed = _probe_samples(seed, len(images), classes)
             probe = torch.cat(
-                [runner.logits(batch.pixels[0]) for batch in renderer.batches(recipes[0], _split(samples, batch_size))]
+                [runner.logits(batch.pixels[0]) for batch in renderer.batches(recipes[0], _split(probed, batch_size))]
             )
             exact = probe.cpu().numpy()
-            _refuse_unusable(exact, samples, recipes[0], images, runner.name)
-            writer.begin(samples, {slug: exact}, allow_mixed=allow_mixed)
+            _refuse_unusable(exact, probed, recipes[0], images, runner.name)
+            writer.begin(probed, {slug: exact}, allow_mixed=allow_mixed)
             _fill(writer, runner, renderer, recipes, chosen, slug, images, on_progress)
             writer.finish()
     return open_cache(out)
@@ -261,7 +270,8 @@ def _refuse_unusable(
     finite = np.isfinite(logits.reshape(len(logits), -1))
     row, column = (int(x) for x in np.argwhere(~finite)[0])
     value, sample = logits.reshape(len(logits), -1)[row, column], int(samples[row])
-    where = f"sample {sample} (class {images.classes[images.labels[sample]]!r}), view {view.index}: "
+    named = images.classes[images.labels[sample]]
+    where = f"sample {whole_of(images)[1] + sample} (class {named!r}), view {view.index}: "
     where += f"logit {column} is {value}" if column_name == "logits" else f"among the stored {column_name} is {value}"
     if np.isinf(value) and logits.dtype == np.float16:
         raise InputError(
@@ -294,6 +304,7 @@ def _command(arguments: dict[str, Any]) -> str:
         if name in ("teacher", "data") and not isinstance(value, str):
             return ""
         flag = f"--{name.replace('_', '-')}"
-        text = ",".join(str(x) for x in value) if isinstance(value, list | tuple) else str(value)
+        separator = ":" if name == "samples" else ","
+        text = separator.join(str(x) for x in value) if isinstance(value, list | tuple) else str(value)
         line += [flag] if value is True else [flag, text]
     return shlex.join(line)

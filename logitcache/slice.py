@@ -1,4 +1,4 @@
-"""`logitcache slice`: a smaller cache out of a larger one, without the teacher: fewer views, fewer logits a row, fewer bits."""
+"""`logitcache slice`: a smaller cache out of a larger one: fewer views, fewer samples, fewer logits a row, fewer bits."""
 
 import shlex
 from collections.abc import Mapping
@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, read_encoding
-from logitcache.errors import CorruptCacheError, InputError
-from logitcache.progress import OnProgress, Progress, silent
-from logitcache.store import Cache, CacheWriter, check_files, open_cache, open_place
+from logitcache.derive import encoding_of, open_sources, origin, row_bytes, write_derived
+from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows
+from logitcache.errors import InputError
+from logitcache.progress import OnProgress, silent
+from logitcache.store import Cache, block_rows_for
 
 __all__ = ["slice_cache"]
 
@@ -23,6 +24,7 @@ def slice_cache(
     out: str | Path,
     *,
     views: int | None = None,
+    samples: tuple[int, int] | None = None,
     top_k: int | None = None,
     precision: str | None = None,
     on_progress: OnProgress = silent,
@@ -36,6 +38,7 @@ def slice_cache(
         cache: The larger one.
         out: Path of the new one.
         views: How many of its views, the first ones; None: all.
+        samples: Which samples of the data set, from the first to one before the last; None: all there are.
         top_k: How many of the largest logits of a row; None: as many as there are.
         precision: `f32`, `f16` or `u8`; None: that of the larger one.
         on_progress: Called after every block.
@@ -47,42 +50,61 @@ def slice_cache(
         InputError: More than the larger one holds, or nothing less.
         LogitCacheError: It cannot be opened or written.
     """
-    opened = open_cache(cache) if isinstance(cache, str | Path) else cache
-    if str(open_place(out)) == str(opened.place):
-        raise InputError(f"--out {out} is the cache that is cut: a slice is a cache of its own. Choose another path.")
-    manifest, slug = opened.manifest, opened.teachers[0]
-    source = read_encoding(manifest.encoding)
+    (opened,) = open_sources([cache], out)
+    manifest, slug, classes = opened.manifest, opened.teachers[0], len(opened.manifest.classes)
+    source = encoding_of(opened)
     target = _target(source, top_k, precision)
     count = len(manifest.views) if views is None else views
     if not 1 <= count <= len(manifest.views):
         raise InputError(f"{opened.place} has {len(manifest.views)} views: a slice takes 1 to that many, not {count}")
-    if count == len(manifest.views) and target == source:
-        raise InputError("a slice must leave something out: --views, --top-k or --precision")
-    if problems := check_files(opened):  # a slice has digests of its own: what is wrong here would look right there
-        raise CorruptCacheError(
-            f"{opened.place}: {problems[0].file} {problems[0].problem} ({len(problems)} such files). `logitcache verify --repair "
-            f"{opened.place}` and the dump's own command put it right; then cut."
+    begin = manifest.data["first"]
+    first, last = samples or (begin, begin + manifest.samples)
+    if not begin <= first < last <= begin + manifest.samples:
+        raise InputError(
+            f"{opened.place} has samples {begin}:{begin + manifest.samples} of its data: a slice cannot take {first}:{last}"
         )
-    origin = {"from": opened.fingerprint, "encoding": manifest.encoding, "views": len(manifest.views)}
-    made = replace(manifest, views=manifest.views[:count], encoding=target.to_json(), derived=origin)
-    columns, labels = {slug: target.columns(len(manifest.classes))}, opened.labels()
-    samples, probe = opened.probe(slug)
+    if count == len(manifest.views) and target == source and last - first == manifest.samples:
+        raise InputError("a slice must leave something out: --views, --samples, --top-k or --precision")
+    shift = first - begin
+    probed, probe = opened.probe(slug)
+    inside = (probed >= shift) & (probed < shift + last - first)
+    if not inside.any():
+        raise InputError(
+            f"none of the {len(probed)} rows that {opened.place} keeps exactly is among samples {first}:{last}, so that nothing "
+            f"could be measured: take at least {2 * manifest.samples // len(probed)} samples"
+        )
+    made = replace(
+        manifest,
+        samples=last - first,
+        block_rows=manifest.block_rows
+        if last - first == manifest.samples
+        else block_rows_for(last - first, row_bytes(target, classes)),
+        views=manifest.views[:count],
+        data=manifest.data | {"first": first},
+        encoding=target.to_json(),
+        derived={"by": "slice", "from": [origin(opened)]},
+    )
+    labels = opened.labels()[shift : shift + made.samples]
+
+    def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        stored = opened.rows(view, slug, wanted + shift)
+        found = _converted(source, target, stored, labels[wanted], classes)
+        return found | {"digests": opened.digests_of(view, wanted + shift)}
+
     command = ["logitcache", "slice", str(opened.place), "--out", str(out)]
-    for option, value in (("--views", views), ("--top-k", top_k), ("--precision", precision)):
+    span = f"{first}:{last}" if samples else None
+    for option, value in (("--views", views), ("--samples", span), ("--top-k", top_k), ("--precision", precision)):
         command += [option, str(value)] if value is not None else []
-    with CacheWriter(out, made, columns, labels, command=shlex.join(command)) as writer:
-        if not writer.complete:
-            writer.begin(samples, {slug: probe})
-            for view, block in writer.missing():
-                first, last = manifest.rows(block)
-                stored = opened.view(view, slug, (block,))
-                found = _converted(source, target, stored, labels[first:last], len(manifest.classes))
-                rows = {f"teachers/{slug}/{name}": column for name, column in found.items()}
-                writer.write(view, block, rows | {"digests": opened.digests(view, (block,))})
-                done = view * manifest.samples + last
-                on_progress(Progress("slicing", done, count * manifest.samples, "rows"))
-            writer.finish()
-    return open_cache(out)
+    return write_derived(
+        out,
+        made,
+        labels,
+        (probed[inside] - shift, probe[inside]),
+        rows,
+        command=shlex.join(command),
+        doing="slicing",
+        on_progress=on_progress,
+    )
 
 
 def _target(source: Encoding, top_k: int | None, precision: str | None) -> Encoding:

@@ -300,7 +300,7 @@ def test_methods_are_listed_and_explained(run):
     assert "MCD = τ₂² KL( p̃ || q̃ )" in explained
 
 
-HELP = {"dump", "fidelity", "slice", "stats", "verify", "train", "compare", "methods", "demo"}
+HELP = {"dump", "fidelity", "slice", "merge", "export", "stats", "verify", "train", "compare", "methods", "demo"}
 
 
 @pytest.mark.parametrize("command", sorted(HELP))

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 import zarr
+from tiny import bytes_of
 
 import logitcache
 from logitcache.data import ArrayImages
@@ -21,12 +22,6 @@ from logitcache.views import View
 from logitcache.views.render import cut
 
 HERE = Path(__file__).parent
-
-
-def bytes_of(path: Path) -> dict[str, bytes]:
-    outside = {".logitcache/history.jsonl", ".logitcache/lock"}
-    files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    return {name: data for name, data in files.items() if name not in outside}
 
 
 def by_hand(cache: logitcache.Cache, images: ArrayImages, teacher: torch.nn.Module, view: int) -> torch.Tensor:

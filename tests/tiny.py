@@ -1,6 +1,7 @@
 """Small networks and data for the tests; named on command lines as tiny:NAME."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -98,3 +99,10 @@ def arrays(split: str = "train") -> tuple[np.ndarray, np.ndarray, list[str]]:
     labels = random.randint(0, CLASSES, samples)
     images = random.randint(0, 120, (samples, SIZE, SIZE, 3)) + (labels * 25)[:, None, None, None] * np.array([1, 0, 1])
     return images.clip(0, 255).astype(np.uint8), labels, [f"class {i}" for i in range(CLASSES)]
+
+
+def bytes_of(path: Path) -> dict[str, bytes]:
+    """Every file of a cache but what the format leaves outside of every comparison."""
+    outside = {".logitcache/history.jsonl", ".logitcache/lock"}
+    files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    return {name: data for name, data in files.items() if name not in outside}

@@ -1,6 +1,6 @@
 """Data sets by name, and how samples become batches of pixels."""
 
-from logitcache.data.images import ArrayImages, FolderImages, ImageSet, MappedImages
+from logitcache.data.images import ArrayImages, FolderImages, ImageSet, MappedImages, part_of, whole_of
 from logitcache.data.rendering import Rendered, Renderer, preprocessing_for, render
 from logitcache.data.sources import NAMED_DATA, held_out_split, load_data
 
@@ -14,6 +14,8 @@ __all__ = [
     "Renderer",
     "held_out_split",
     "load_data",
+    "part_of",
     "preprocessing_for",
     "render",
+    "whole_of",
 ]

@@ -14,7 +14,17 @@ from torch import Tensor
 
 from logitcache.errors import InputError
 
-__all__ = ["IMAGENET", "ArrayImages", "FolderImages", "ImageSet", "MappedImages", "Normalization"]
+__all__ = [
+    "IMAGENET",
+    "ArrayImages",
+    "FolderImages",
+    "ImageSet",
+    "MappedImages",
+    "Normalization",
+    "Part",
+    "part_of",
+    "whole_of",
+]
 
 Normalization = tuple[
     tuple[float, float, float], tuple[float, float, float]
@@ -183,6 +193,44 @@ class MappedImages:
         hasher = blake2b(json.dumps([len(self.labels), self.classes]).encode(), digest_size=16)
         hasher.update(self.labels.data)
         return hasher.hexdigest()
+
+
+class Part:
+    """A stretch of a data set. Samples are numbered from 0, and look as they do in the whole."""
+
+    def __init__(self, whole: ImageSet, first: int, last: int) -> None:
+        """Take the samples from `first` to one before `last`."""
+        self.whole, self.first = whole, first
+        self.labels, self.classes = whole.labels[first:last], whole.classes
+        self.normalization, self.native_size = whole.normalization, whole.native_size
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, sample: int) -> Tensor:
+        """Return one image, [C, H, W] uint8."""
+        return self.whole.image(self.first + sample)
+
+    def digest(self) -> str:
+        """Identify the whole."""
+        return self.whole.digest()
+
+
+def part_of(whole: ImageSet, span: tuple[int, int]) -> ImageSet:
+    """Return the samples from the first to one before the last: the data set itself where these are all.
+
+    Raises:
+        InputError: There are no such samples.
+    """
+    first, last = span
+    if not 0 <= first < last <= len(whole):
+        raise InputError(f"samples {first}:{last} are not a stretch of the {len(whole):,} samples there are")
+    return whole if (first, last) == (0, len(whole)) else Part(whole, first, last)
+
+
+def whole_of(images: ImageSet) -> tuple[ImageSet, int]:
+    """Return the whole data set and where these samples begin in it."""
+    return (images.whole, images.first) if isinstance(images, Part) else (images, 0)
 
 
 def _pixels(image: Any, sample: int) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from logitcache.data.images import ArrayImages, ImageSet
+from logitcache.data.images import ArrayImages, ImageSet, whole_of
 from logitcache.errors import InputError, LogitCacheError
 from logitcache.views import RECIPES, View
 from logitcache.views.geometry import Preprocessing
@@ -38,6 +38,8 @@ class Rendered:
 
 def render(data: ImageSet, view: View, samples: Ids) -> Tensor | list[Tensor]:
     """Show samples in a view: [B, C, H, W] uint8 where sizes agree, else one tensor a sample. Shared by teacher and student."""
+    whole, first = whole_of(data)
+    data, samples = whole, samples + first
     if isinstance(data, ArrayImages) and RECIPES[view.recipe].keeps_size:
         height, width = data.images.shape[-2:]
         boxes = view.boxes(samples, np.full(len(samples), height), np.full(len(samples), width))
@@ -66,7 +68,7 @@ class Renderer:
             with_digests: Whether to hash the shared rendition.
             workers: Processes that decode and render; None chooses 0 for arrays and up to 8 for files.
         """
-        in_memory = isinstance(data, ArrayImages)
+        in_memory = isinstance(whole_of(data)[0], ArrayImages)
         self._workers = (0 if in_memory else min(8, torch.get_num_threads())) if workers is None else workers
         self._source = _Source(data, tuple(preprocessings), with_digests)
         self._loader: DataLoader[Rendered] | None = None
@@ -74,7 +76,7 @@ class Renderer:
 
     def batches(self, view: View, batches: Iterable[Ids]) -> Iterator[Rendered]:
         """Yield the batches of sample ids rendered in a view, in order."""
-        one_gather = isinstance(self._source.data, ArrayImages) and RECIPES[view.recipe].keeps_size
+        one_gather = isinstance(whole_of(self._source.data)[0], ArrayImages) and RECIPES[view.recipe].keeps_size
         if self._workers == 0 or one_gather:  # a gather is cheaper than sending its result between processes
             for samples in batches:
                 yield self._source.rendered(view, samples)

@@ -1,6 +1,6 @@
 """The cache on disk or in object storage: arrays and bytes, specified in docs/format.md. Knows no torch, no dataset, no model."""
 
-from logitcache.store.decode import decode_rows, kept_values, rounding
+from logitcache.store.decode import decode_rows, kept_values, rest_level, rounding
 from logitcache.store.layout import block_rows_for, compressed_bytes
 from logitcache.store.manifest import FORMAT, Manifest, read_manifest
 from logitcache.store.places import Place, open_place
@@ -28,5 +28,6 @@ __all__ = [
     "open_cache",
     "open_place",
     "read_manifest",
+    "rest_level",
     "rounding",
 ]

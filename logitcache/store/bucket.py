@@ -68,6 +68,12 @@ class Bucket:
     def __str__(self) -> str:
         return self.url
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bucket) and self.url == other.url
+
+    def __hash__(self) -> int:
+        return hash(self.url)
+
     @contextlib.contextmanager
     def _asking(self, name: str) -> Iterator[None]:
         """Turn what a request met into a sentence; an absent file stays a FileNotFoundError."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from logitcache.errors import FormatVersionError
 
-__all__ = ["decode_rows", "kept_values", "rounding"]
+__all__ = ["decode_rows", "kept_values", "rest_level", "rounding"]
 
 Floats = NDArray[np.float32]
 _FAR = 255  # code of a label that is not among the k largest
@@ -48,11 +48,18 @@ def decode_rows(encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]
     ids, values = kept_values(encoding, columns)
     if ids is None:
         return values
-    top = columns["scale"][:, :1] if encoding["dtype"] == "u8" else values.max(1, keepdims=True)
-    level = columns["rest"][:, 2:3].astype(np.float32) + top - np.float32(np.log(classes - ids.shape[1]))
-    dense = np.repeat(level, classes, 1)
+    dense = np.repeat(rest_level(encoding, columns, values, classes)[:, None], classes, 1)
     np.put_along_axis(dense, ids, values, 1)
     return dense
+
+
+def rest_level(
+    encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], values: Floats, classes: int
+) -> Floats:
+    """Return the logit that each class that was not kept counts with at temperature 1, [B], given the kept ones, [B, K]."""
+    top = columns["scale"][:, 0] if encoding["dtype"] == "u8" else values.max(1)
+    level: Floats = columns["rest"][:, 2].astype(np.float32) + top - np.float32(np.log(classes - values.shape[1]))
+    return level
 
 
 def rounding(encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], exact: Floats) -> Floats:

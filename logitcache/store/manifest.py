@@ -31,12 +31,12 @@ class Manifest:
         threads: CPU threads of the forward pass.
         device: Kind of device of the forward pass: `cpu`, `cuda`, ...
         views: One entry a view.
-        data: `spec`, `length`, `digest`.
+        data: `spec`, `length` and `digest` of the whole data set; `first`, the sample that row 0 is.
         preprocessing: How pixels became the teacher's input.
         teachers: One entry a teacher: `slug`, `name`, `weights`, `weights_sha256`, `class_map`.
         encoding: `kind`, `dtype`.
         software: Versions that decide bits.
-        derived: What this cache was made from, if not by a teacher: `from` (its fingerprint), `encoding`, `views`.
+        derived: What this cache was made from, if not by a teacher: `by` (`slice`, `merge`, `average`) and `from`, the others.
     """
 
     samples: int

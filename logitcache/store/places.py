@@ -121,6 +121,12 @@ class Folder:
     def __str__(self) -> str:
         return str(self.path)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Folder) and self.path.resolve() == other.path.resolve()
+
+    def __hash__(self) -> int:
+        return hash(self.path.resolve())
+
     def read(self, name: str) -> bytes:
         """Return the content of a file."""
         return (self.path / name).read_bytes()

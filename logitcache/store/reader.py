@@ -5,7 +5,7 @@ thread meanwhile.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,10 @@ class Cache:
         """Digests of the pixels the teacher was shown in one view, [N], or in some blocks of it, in this order."""
         return self._read(view, "digests", blocks)
 
+    def digests_of(self, view: int, samples: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Digests of some rows of a view, ascending, [B]."""
+        return self._read_rows(view, {"digests": "digests"}, samples)["digests"]
+
     def rows(self, view: int, teacher: str, samples: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Read some rows of a view, a block in memory at a time: each column, [B, ...].
 
@@ -120,12 +124,15 @@ class Cache:
         Raises:
             CorruptCacheError: A chunk is missing, short or damaged; names the block.
         """
-        found: dict[str, list[NDArray[Any]]] = {name: [] for name in self.columns(teacher)}
+        return self._read_rows(view, self.columns(teacher), samples)
+
+    def _read_rows(self, view: int, keys: Mapping[str, str], samples: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        found: dict[str, list[NDArray[Any]]] = {name: [] for name in keys}
         for block in np.unique(samples // self.manifest.block_rows).tolist():
             first, last = self.manifest.rows(block)
             here = samples[(samples >= first) & (samples < last)] - first
-            for name, column in self.view(view, teacher, (block,)).items():
-                found[name].append(column[here])
+            for name, key in keys.items():
+                found[name].append(self._read_block(view, key, block)[here])
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
     def view(self, view: int, teacher: str, blocks: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:

@@ -104,20 +104,22 @@ class View:
     Attributes:
         recipe: A name in `RECIPES`.
         recipe_version: The recipe's version when the view was made.
-        seed: Key of the random numbers, 0 <= seed < 2**64.
-        index: Number of the view; enters the random numbers.
+        seed: Of the random numbers, 0 <= seed < 2**64.
+        key: Enters the random numbers, with the seed.
+        index: Place of the view in its cache.
         group: Views of one group belong together for methods that pair views.
     """
 
     recipe: str
     recipe_version: int
     seed: int
+    key: int
     index: int
     group: int
 
     def boxes(self, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
         """Say what to cut out of images of these sizes, [B] each."""
-        return RECIPES[self.recipe].boxes(self.seed, self.index, samples, heights, widths)
+        return RECIPES[self.recipe].boxes(self.seed, self.key, samples, heights, widths)
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the manifest."""
@@ -149,7 +151,7 @@ def make_views(recipe: str, count: int, seed: int) -> tuple[View, ...]:
     Args:
         recipe: `pad-crop-flip`, or `pad-crop-flip,none`: a weak and a strong view of every image, say.
         count: Views of each recipe.
-        seed: Key of the random numbers.
+        seed: Of the random numbers.
 
     Raises:
         UnknownNameError: No such recipe.
@@ -165,9 +167,8 @@ def make_views(recipe: str, count: int, seed: int) -> tuple[View, ...]:
             "would see them at different scales"
         )
     return tuple(
-        View(name, RECIPES[name].version, seed, group * len(recipes) + position, group)
-        for group in range(count)
-        for position, name in enumerate(recipes)
+        View(name, RECIPES[name].version, seed, index, index, index // len(recipes))
+        for index, name in enumerate(recipes * count)
     )
 
 

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import zarr
 from moto.server import ThreadedMotoServer
-from test_store import COLUMNS, LABELS, LOGITS, PROBE, VIEWS, bytes_of, manifest, write
+from test_store import COLUMNS, LABELS, LOGITS, PROBE, VIEWS, manifest, write
+from tiny import bytes_of
 from zarr.storage import ObjectStore
 
 import logitcache

@@ -6,7 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-from test_store import COLUMNS, LABELS, LOGITS, VIEWS, bytes_of, manifest, write
+from test_store import COLUMNS, LABELS, LOGITS, VIEWS, manifest, write
+from tiny import bytes_of
 
 from logitcache.errors import CacheIncompleteError, CorruptCacheError, LogitCacheError
 from logitcache.store import CacheWriter, check_files, drop_damaged, open_cache

@@ -8,6 +8,7 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import bytes_of
 
 from logitcache.errors import (
     CacheIncompleteError,
@@ -37,7 +38,7 @@ def manifest(views=VIEWS, **changes):
         "threads": 1,
         "device": "cpu",
         "views": tuple({"index": view} for view in range(views)),
-        "data": {"spec": "x", "length": SAMPLES, "digest": "d"},
+        "data": {"spec": "x", "length": SAMPLES, "digest": "d", "first": 0},
         "preprocessing": {"mean": [0.5]},
         "teachers": ({"slug": "t", "name": "T", "weights": "w", "weights_sha256": "s", "class_map": None},),
         "encoding": {"kind": "full", "dtype": "f32"},
@@ -57,13 +58,6 @@ def write(path: Path, what: Manifest, only=None, finish=True, probe=None):
         writer.drain()
         if finish:
             writer.finish()
-
-
-def bytes_of(path: Path) -> dict[str, bytes]:
-    """Everything but what the format leaves outside of every comparison."""
-    outside = {".logitcache/history.jsonl", ".logitcache/lock"}
-    files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    return {name: data for name, data in files.items() if name not in outside}
 
 
 @pytest.fixture

@@ -1,0 +1,35 @@
+"""`logitcache export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import CacheArgument, newest_unless, numbers, show_progress
+
+__all__ = ["export"]
+
+
+def export(
+    cache: CacheArgument = None,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", show_default=False, help="FILE.parquet, or FILE.safetensors (one file a view)."),
+    ] = ...,  # type: ignore[assignment]
+    views: Annotated[
+        str | None, typer.Option(metavar="V,V", show_default="all", help="Which views, with commas between them.")
+    ] = None,
+) -> None:
+    """Write rows for other tools: Parquet (pandas, polars, DuckDB, Spark) or safetensors.
+
+    Columns: view, sample, label, digest, and logits; of a top-k cache ids, values and rest (the logit of each other class).
+
+    Example: logitcache export fashion.zarr --out fashion.parquet --views 0,1
+    """
+    from logitcache.export import export_cache
+
+    path, chosen = newest_unless(cache), numbers(views, int, "--views")
+    with show_progress() as display:
+        files = export_cache(path, out, views=chosen, on_progress=display)
+    for file in files:
+        typer.echo(f"{file}: {file.stat().st_size:,} bytes")

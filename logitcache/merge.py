@@ -1,0 +1,218 @@
+"""`logitcache merge`: one cache out of several: more samples, more views, or the mean of several teachers."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from logitcache.derive import encoding_of, open_sources, origin, row_bytes, write_derived
+from logitcache.encoding import dense, read_encoding
+from logitcache.errors import CacheMismatchError, InputError
+from logitcache.progress import OnProgress, silent
+from logitcache.store import Cache, Manifest, block_rows_for
+
+__all__ = ["merge_caches"]
+
+_OURS = {"block_rows", "derived"}  # of each cache alone; the merged one gets its own
+_LAST_BITS = ("batch_size", "device", "software.", "threads")
+_VALUES_AT_ONCE = 16_000_000  # logits in memory, as float32
+
+
+def merge_caches(
+    caches: Sequence[str | Path | Cache],
+    out: str | Path,
+    *,
+    average: bool = False,
+    allow_mixed: bool = False,
+    on_progress: OnProgress = silent,
+) -> Cache:
+    """Put caches together; one that was stopped continues where it stopped.
+
+    What differs decides what is done: other samples of one data set are joined, other views follow one another, and with
+    `average` the logits of several teachers become their mean. Rows that are joined keep their bits.
+
+    Args:
+        caches: Two or more, of the same data, preprocessing and encoding. Views keep the order given.
+        out: Path of the new one.
+        average: Whether they are several teachers' answers to the same views: the mean of their raw logits is stored,
+            and the mean of their probes as the probe.
+        allow_mixed: Whether they may have been dumped on other devices, with other batch sizes or library versions.
+        on_progress: Called after every block.
+
+    Returns:
+        The new cache.
+
+    Raises:
+        InputError: Fewer than two caches; samples with gaps or overlaps; the same views twice.
+        CacheMismatchError: They differ in something else.
+        LogitCacheError: One cannot be opened, or the new one not written.
+    """
+    if len(caches) < 2:
+        raise InputError(f"a merge takes two caches or more, not {len(caches)}")
+    opened = open_sources(list(caches), out)
+    free = {key for key in _differing(opened, average=average) if not (allow_mixed and key.startswith(_LAST_BITS))}
+    command = ["logitcache", "merge", *(str(cache.place) for cache in opened), "--out", str(out)]
+    command += ["--average"] * average + ["--allow-mixed"] * allow_mixed
+    more = {"command": shlex.join(command), "doing": "merging", "on_progress": on_progress}
+    if average:
+        _refuse(opened, free, "teachers")
+        return _averaged(opened, out, more)
+    kinds = {"samples" if key in ("samples", "data.first") else key.partition(".")[0] for key in free}
+    if kinds == {"samples"}:
+        return _joined(opened, out, more)
+    _refuse(opened, free, "views")
+    return _appended(opened, out, more)
+
+
+def _differing(opened: Sequence[Cache], *, average: bool) -> set[str]:
+    """Return the keys of the manifest in which any cache differs from the first."""
+    found = set()
+    for cache in opened[1:]:
+        if not average and cache.manifest.identity() == opened[0].manifest.identity():
+            raise InputError(
+                f"{opened[0].place} and {cache.place} hold the same samples and views: nothing is to be merged"
+            )
+        found |= {key for key, _, _ in opened[0].manifest.differences(cache.manifest)}
+    return {key for key in found if key.partition(".")[0] not in _OURS}
+
+
+def _refuse(opened: Sequence[Cache], free: set[str], allowed: str) -> None:
+    """Refuse a difference in anything but the views, or the teachers."""
+    wrong = sorted(key for key in free if key.partition(".")[0] != allowed)
+    if not wrong:
+        return
+    first = opened[0].manifest
+    lines = "".join(
+        f"\n  {key}: {here!r} in {opened[0].place}, {there!r} in {cache.place}"
+        for cache in opened[1:]
+        for key, here, there in first.differences(cache.manifest)
+        if key in wrong
+    )
+    hint = (
+        "\n--average stores the mean of several teachers." if any(key.startswith("teachers") for key in wrong) else ""
+    )
+    if all(key.startswith(_LAST_BITS) for key in wrong):
+        hint = "\nThese decide the last bits of a logit: --allow-mixed accepts that."
+    raise CacheMismatchError(
+        f"only caches that differ in their samples alone, in their views alone, or with --average in their teachers alone, can be "
+        f"merged; these differ in:{lines}{hint}"
+    )
+
+
+def _made(opened: Sequence[Cache], by: str, **changes: Any) -> Manifest:
+    return replace(opened[0].manifest, derived={"by": by, "from": [origin(cache) for cache in opened]}, **changes)
+
+
+def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
+    """Join stretches of one data set."""
+    ordered = sorted(opened, key=lambda cache: int(cache.manifest.data["first"]))
+    begins = [int(cache.manifest.data["first"]) for cache in ordered]
+    ends = [begin + cache.manifest.samples for begin, cache in zip(begins, ordered, strict=True)]
+    for (before, end), (after, begin) in zip(
+        zip(ordered, ends, strict=True), list(zip(ordered, begins, strict=True))[1:], strict=False
+    ):
+        if end != begin:
+            what = "a gap" if end < begin else "an overlap"
+            raise InputError(
+                f"there is {what} between {before.place} (up to sample {end}) and {after.place} (from {begin})"
+            )
+    bounds = np.array(begins) - begins[0]  # rows of the new cache
+    encoding, classes, slug = encoding_of(ordered[0]), len(ordered[0].manifest.classes), ordered[0].teachers[0]
+    count = ends[-1] - begins[0]
+    manifest = _made(
+        ordered,
+        "merge",
+        samples=count,
+        block_rows=block_rows_for(count, row_bytes(encoding, classes)),
+        data=ordered[0].manifest.data | {"first": begins[0]},
+    )
+    probes = [cache.probe(slug) for cache in ordered]
+
+    def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        parts = []
+        for position, cache in enumerate(ordered):
+            here = wanted[(wanted >= bounds[position]) & (wanted < bounds[position] + cache.manifest.samples)]
+            if len(here):
+                own = here - bounds[position]
+                parts.append(cache.rows(view, slug, own) | {"digests": cache.digests_of(view, own)})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return write_derived(
+        out,
+        manifest,
+        np.concatenate([cache.labels() for cache in ordered]),
+        (
+            np.concatenate([samples + bound for (samples, _), bound in zip(probes, bounds, strict=True)]),
+            np.concatenate([exact for _, exact in probes]),
+        ),
+        rows,
+        **more,
+    )
+
+
+def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
+    """Put the views of several caches one after another."""
+    views: list[dict[str, Any]] = []
+    sources: list[tuple[Cache, int]] = []
+    groups, seen = 0, dict[tuple[Any, ...], Cache]()
+    for cache in opened:
+        for position, view in enumerate(cache.manifest.views):
+            same = (view["recipe"], view["recipe_version"], view["seed"], view["key"])
+            if same in seen:
+                raise InputError(
+                    f"view {position} of {cache.place} is one of {seen[same].place} too: the same recipe, seed and number. "
+                    "Dump the other with another --seed."
+                )
+            seen[same] = cache
+            views.append(view | {"index": len(views), "group": groups + view["group"]})
+            sources.append((cache, position))
+        groups += 1 + max(view["group"] for view in cache.manifest.views)
+    slug, rounded = opened[0].teachers[0], opened[0].manifest.block_rows
+
+    def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        cache, position = sources[view]
+        return cache.rows(position, slug, wanted) | {"digests": cache.digests_of(position, wanted)}
+
+    manifest = _made(opened, "merge", views=tuple(views), block_rows=rounded)
+    return write_derived(out, manifest, opened[0].labels(), opened[0].probe(slug), rows, **more)
+
+
+def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
+    """Store the mean of several teachers' logits."""
+    first, classes = opened[0].manifest, len(opened[0].manifest.classes)
+    names = ", ".join(cache.manifest.teachers[0]["name"] for cache in opened)
+    teacher = {"slug": "mean", "name": f"mean of {names}", "weights": "", "weights_sha256": None, "class_map": None}
+    manifest, encoding = _made(opened, "average", teachers=(teacher,)), read_encoding(first.encoding)
+    probes, labels = [cache.probe(cache.teachers[0]) for cache in opened], opened[0].labels()
+    for cache, (samples, _) in zip(opened, probes, strict=True):
+        if not np.array_equal(samples, probes[0][0]):
+            raise CacheMismatchError(
+                f"{cache.place} keeps other rows exactly than {opened[0].place}: dump it with the same --seed"
+            )
+
+    def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        digests = [cache.digests_of(view, wanted) for cache in opened]
+        for cache, other in zip(opened, digests, strict=True):
+            if not np.array_equal(other, digests[0]):
+                raise CacheMismatchError(
+                    f"the teacher of {cache.place} was shown other pixels than that of {opened[0].place}"
+                )
+        step = max(_VALUES_AT_ONCE // classes, 1)
+        parts = []
+        for start in range(0, len(wanted), step):
+            here = wanted[start : start + step]
+            true = torch.from_numpy(labels[here]).long()
+            total = torch.zeros(len(here), classes, dtype=torch.float64)
+            for cache in opened:
+                stored = {name: torch.from_numpy(x) for name, x in cache.rows(view, cache.teachers[0], here).items()}
+                total += dense(encoding.decode(stored, true, classes))
+            parts.append({name: x.numpy() for name, x in encoding.encode((total / len(opened)).float(), true).items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | {"digests": digests[0]}
+
+    exact = np.mean([probe.astype(np.float64) for _, probe in probes], axis=0).astype(np.float32)
+    return write_derived(out, manifest, labels, (probes[0][0], exact), rows, **more)

@@ -1,0 +1,117 @@
+"""Rows for other tools: the numbers that training sees, read back by the tools themselves."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors import safe_open
+
+from logitcache.encoding import dense, read_encoding
+from logitcache.errors import InputError
+from logitcache.export import export_cache
+
+ENCODINGS = [
+    {"precision": "f32"},
+    {"precision": "f16"},
+    {"precision": "u8"},
+    {"top_k": 2, "precision": "u8"},
+    {"top_k": 1},
+]
+
+
+def logits_of(cache, view):
+    """What a loss is given, by the encoding itself."""
+    stored = {name: torch.from_numpy(column) for name, column in cache.view(view, "sequential").items()}
+    labels = torch.from_numpy(cache.labels()).long()
+    return dense(read_encoding(cache.manifest.encoding).decode(stored, labels, 5)).numpy()
+
+
+def completed(rows):
+    """By what the help says of the columns."""
+    if "logits" in rows:
+        return rows["logits"]
+    found = np.repeat(rows["rest"][:, None], 5, 1)
+    np.put_along_axis(found, rows["ids"].astype(int), rows["values"], 1)
+    return found
+
+
+@pytest.mark.parametrize("made", ENCODINGS, ids=str)
+def test_parquet_holds_what_training_sees(dump, tmp_path, made, images):
+    cache = dump(**made)
+    (file,) = export_cache(cache, tmp_path / "rows.parquet")
+    table = pq.read_table(file)
+    columns = {name: np.stack(table[name].to_numpy()) for name in table.column_names}
+    assert len(table) == 600
+    for view in (0, 1):
+        rows = {name: column[columns["view"] == view] for name, column in columns.items()}
+        assert (rows["sample"] == np.arange(300)).all()
+        assert (rows["label"] == images.labels).all()
+        assert (rows["digest"] == cache.digests(view)).all()
+        np.testing.assert_allclose(completed(rows), logits_of(cache, view), rtol=1e-5, atol=1e-5)
+    notes = json.loads(table.schema.metadata[b"logitcache"])
+    assert notes["fingerprint"] == cache.fingerprint
+    assert notes["manifest"]["samples"] == 300
+    assert pq.ParquetFile(file).num_row_groups == 6
+
+
+@pytest.mark.parametrize("made", ENCODINGS, ids=str)
+def test_safetensors_hold_a_view_each(dump, tmp_path, made):
+    cache = dump(**made)
+    files = export_cache(cache, tmp_path / "rows.safetensors")
+    assert [file.name for file in files] == ["rows-00001-of-00002.safetensors", "rows-00002-of-00002.safetensors"]
+    for view, file in enumerate(files):
+        with safe_open(file, "numpy") as opened:
+            rows = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            assert json.loads(opened.metadata()["logitcache"])["fingerprint"] == cache.fingerprint
+        assert (rows["view"] == view).all()
+        np.testing.assert_allclose(completed(rows), logits_of(cache, view), rtol=1e-5, atol=1e-5)
+
+
+def test_a_stretch_keeps_the_numbers_of_its_samples(dump, tmp_path):
+    cache = dump(samples=(100, 130))
+    (file,) = export_cache(cache, tmp_path / "rows.parquet", views=[1])
+    table = pq.read_table(file)
+    assert table["sample"].to_pylist() == list(range(100, 130))
+    assert set(table["view"].to_pylist()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("name", "views", "message"),
+    [
+        ("rows.csv", None, "must end in .parquet or .safetensors"),
+        ("rows.parquet", [2], r"has views 0 to 1, each once: \[2\] cannot"),
+        ("rows.parquet", [0, 0], "each once"),
+        ("rows.parquet", [], "each once"),
+        ("taken.parquet", None, "exists; nothing was written"),
+        ("taken.safetensors", [0], "exists; nothing was written"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(dump, tmp_path, name, views, message):
+    for suffix in ("parquet", "safetensors"):
+        (tmp_path / f"taken.{suffix}").write_text("mine")
+    with pytest.raises(InputError, match=message):
+        export_cache(dump(), tmp_path / name, views=views)
+    assert (tmp_path / "taken.parquet").read_text() == "mine"
+
+
+def test_a_stopped_export_leaves_nothing(dump, tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(progress):
+        raise Stopped
+
+    for name in ("rows.parquet", "rows.safetensors"):
+        with pytest.raises(Stopped):
+            export_cache(dump(), tmp_path / "out" / name, on_progress=stop)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_the_command_says_what_it_wrote(run, dump):
+    dump()
+    done = run("export", "--out", "rows.parquet", "--views", "1")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("rows.parquet: ")
+    assert run("export", "c.zarr", "--out", "rows.txt").exit_code == 1
