@@ -1,6 +1,6 @@
 """`logitcache stats`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -42,7 +42,8 @@ def _print(found: "CacheStats") -> None:
     print_pairs(
         found.path,
         {
-            "teacher": f"{teacher['name']}, weights sha256 {teacher['weights_sha256'][:12]}",
+            "teacher": teacher["name"]
+            + (f", weights sha256 {teacher['weights_sha256'][:12]}" if teacher["weights_sha256"] else ""),
             "data": f"{data['spec'] or 'an object'}, {data['length']:,} samples, {len(manifest['classes'])} classes",
             "views": f"{len({view['group'] for view in views})} x {recipes}, seed {views[0]['seed']}",
             "logits": f"{kept}, {encoding['dtype']}; made on {manifest['device']} with torch {software['torch']}",
@@ -51,7 +52,7 @@ def _print(found: "CacheStats") -> None:
             "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in found.bytes_by_array.items()),
             "lost in storing": f"largest gap {probe.largest_gap:.2g}; KL {probe.kl_nats['T=1']:.1e} nats at T=1, "
             f"{probe.kl_nats['T=4']:.1e} at T=4; top class changed in {probe.top1_changed} of {probe.rows} rows",
-            **({"made from": f"{manifest['derived']['from']}, by slice"} if manifest["derived"] else {}),
+            **({"made from": _origin(manifest["derived"])} if manifest["derived"] else {}),
             "fingerprint": found.fingerprint,
         },
     )
@@ -77,3 +78,7 @@ def _print(found: "CacheStats") -> None:
         typer.echo(
             f"warning: {constant:,} rows have equal logits for every class; the teacher says nothing there", err=True
         )
+
+
+def _origin(derived: dict[str, Any]) -> str:
+    return f"{', '.join(one['fingerprint'] for one in derived['from'])}, by {derived['by']}"

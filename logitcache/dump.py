@@ -24,7 +24,16 @@ from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
 from logitcache.errors import InputError, unknown_name
 from logitcache.models import Network, hash_weights, load_network
 from logitcache.progress import OnProgress, Progress, silent
-from logitcache.store import Cache, CacheWriter, Manifest, block_rows_for, open_cache, open_place, read_manifest
+from logitcache.store import (
+    PROBE_BYTES,
+    Cache,
+    CacheWriter,
+    Manifest,
+    block_rows_for,
+    open_cache,
+    open_place,
+    read_manifest,
+)
 from logitcache.teacher import Teacher
 from logitcache.views import View, make_views
 from logitcache.views.philox import integers, words
@@ -32,7 +41,6 @@ from logitcache.views.philox import integers, words
 __all__ = ["dump_logits"]
 
 _PROBE_ROWS = 256
-_PROBE_BYTES = 64_000_000
 _MANY_CLASSES = 1000  # up to here a full row of float16 is 2 kB
 _TOP_K = 64
 
@@ -250,7 +258,7 @@ def _probe_samples(seed: int, samples: int, classes: int) -> NDArray[np.int64]:
 
     Fewer where rows are long: at most 64 MB.
     """
-    count = min(_PROBE_ROWS, samples, max(_PROBE_BYTES // (4 * classes), 1))
+    count = min(_PROBE_ROWS, samples, max(PROBE_BYTES // (4 * classes), 1))
     edges = np.arange(count + 1) * samples // count
     random = words(seed, 0xFFFFFFFF, np.arange(count), 0)[:, 0]  # a view that no data set has
     return edges[:-1] + integers(random, np.diff(edges))
@@ -301,7 +309,7 @@ def _command(arguments: dict[str, Any]) -> str:
     for name, value in arguments.items():
         if value == defaults[name]:
             continue
-        if name in ("teacher", "data") and not isinstance(value, str):
+        if name == "block_rows" or (name in ("teacher", "data") and not isinstance(value, str)):
             return ""
         flag = f"--{name.replace('_', '-')}"
         separator = ":" if name == "samples" else ","

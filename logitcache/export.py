@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.errors import InputError
-from logitcache.files import saying_when_full, write_bytes
+from logitcache.files import local_path, saying_when_full, write_bytes
 from logitcache.progress import OnProgress, Progress, silent
 from logitcache.store import Cache, kept_values, open_cache, rest_level
 
@@ -45,7 +45,7 @@ def export_cache(
         InputError: Another ending, a file that is there, a view that is not; or pyarrow is missing.
         LogitCacheError: The cache cannot be opened or read.
     """
-    opened, target = open_cache(cache) if isinstance(cache, str | Path) else cache, Path(out)
+    opened, target = open_cache(cache) if isinstance(cache, str | Path) else cache, local_path(out)
     total = len(opened.manifest.views)
     chosen = list(range(total)) if views is None else list(views)
     if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(total)):

@@ -4,12 +4,13 @@ import contextlib
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from logitcache.errors import CacheIncompleteError
+from logitcache.errors import CacheIncompleteError, InputError
 
 __all__ = [
     "PARTIAL",
@@ -17,6 +18,7 @@ __all__ = [
     "append_line",
     "describe",
     "digest_bytes",
+    "local_path",
     "remove_leftovers",
     "saying_when_full",
     "write_bytes",
@@ -24,6 +26,17 @@ __all__ = [
 
 PARTIAL = ".partial"  # of the names of files that are being written
 FileRecord = dict[str, Any]  # {"bytes": length, "blake2b": 256-bit digest in hexadecimal}
+
+
+def local_path(path: str | Path) -> Path:
+    """Return a path on a disk.
+
+    Raises:
+        InputError: It is an address.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9]*:/", str(path)):
+        raise InputError(f"{path} is an address: only caches can lie in object storage. Name a path on a disk.")
+    return Path(path)
 
 
 def digest_bytes(data: bytes | memoryview) -> str:

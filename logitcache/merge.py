@@ -1,5 +1,6 @@
 """`logitcache merge`: one cache out of several: more samples, more views, or the mean of several teachers."""
 
+import itertools
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from logitcache.derive import encoding_of, open_sources, origin, row_bytes, write_derived
-from logitcache.encoding import dense, read_encoding
+from logitcache.encoding import read_encoding
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.progress import OnProgress, silent
-from logitcache.store import Cache, Manifest, block_rows_for
+from logitcache.store import PROBE_BYTES, Cache, Manifest, block_rows_for
 
 __all__ = ["merge_caches"]
 
@@ -39,8 +40,8 @@ def merge_caches(
     Args:
         caches: Two or more, of the same data, preprocessing and encoding. Views keep the order given.
         out: Path of the new one.
-        average: Whether they are several teachers' answers to the same views: the mean of their raw logits is stored,
-            and the mean of their probes as the probe.
+        average: Whether they are several teachers' answers to the same views, every class in f32 or f16: the mean of their
+            raw logits is stored, and the mean of their probes as the probe. Cut it with `slice_cache` then.
         allow_mixed: Whether they may have been dumped on other devices, with other batch sizes or library versions.
         on_progress: Called after every block.
 
@@ -55,7 +56,7 @@ def merge_caches(
     if len(caches) < 2:
         raise InputError(f"a merge takes two caches or more, not {len(caches)}")
     opened = open_sources(list(caches), out)
-    free = {key for key in _differing(opened, average=average) if not (allow_mixed and key.startswith(_LAST_BITS))}
+    free = {key for key in _differing(opened) if not (allow_mixed and key.startswith(_LAST_BITS))}
     command = ["logitcache", "merge", *(str(cache.place) for cache in opened), "--out", str(out)]
     command += ["--average"] * average + ["--allow-mixed"] * allow_mixed
     more = {"command": shlex.join(command), "doing": "merging", "on_progress": on_progress}
@@ -69,35 +70,42 @@ def merge_caches(
     return _appended(opened, out, more)
 
 
-def _differing(opened: Sequence[Cache], *, average: bool) -> set[str]:
-    """Return the keys of the manifest in which any cache differs from the first."""
-    found = set()
-    for cache in opened[1:]:
-        if not average and cache.manifest.identity() == opened[0].manifest.identity():
-            raise InputError(
-                f"{opened[0].place} and {cache.place} hold the same samples and views: nothing is to be merged"
-            )
-        found |= {key for key, _, _ in opened[0].manifest.differences(cache.manifest)}
-    return {key for key in found if key.partition(".")[0] not in _OURS}
+def _differing(opened: Sequence[Cache]) -> set[str]:
+    """Return the keys of the manifest in which any cache differs from the first.
+
+    Raises:
+        InputError: Two do not differ.
+    """
+    found = set[str]()
+    for one, other in itertools.combinations(opened, 2):
+        differences = {key for key, _, _ in one.manifest.differences(other.manifest)}
+        differences = {key for key in differences if key.partition(".")[0] not in _OURS}
+        if not differences:
+            raise InputError(f"{one.place} and {other.place} hold the same rows: nothing is to be merged")
+        found |= differences if one is opened[0] else set()
+    return found
 
 
 def _refuse(opened: Sequence[Cache], free: set[str], allowed: str) -> None:
     """Refuse a difference in anything but the views, or the teachers."""
-    wrong = sorted(key for key in free if key.partition(".")[0] != allowed)
+    wrong = {key for key in free if key.partition(".")[0] != allowed}
     if not wrong:
         return
-    first = opened[0].manifest
+    if all(key.startswith(_LAST_BITS) for key in wrong):
+        hint = "\nThese decide the last bits of a logit: --allow-mixed accepts that."
+    elif any(key.startswith("teachers") for key in wrong):
+        hint = "\n--average stores the mean of several teachers."
+    elif len({len(cache.manifest.views) for cache in opened}) > 1:
+        hint = "\nlogitcache slice --views leaves the same views of each."
+    else:
+        hint = ""
+    shown = free if allowed == "views" else wrong  # with other samples, the views are in the way too
     lines = "".join(
         f"\n  {key}: {here!r} in {opened[0].place}, {there!r} in {cache.place}"
         for cache in opened[1:]
-        for key, here, there in first.differences(cache.manifest)
-        if key in wrong
+        for key, here, there in opened[0].manifest.differences(cache.manifest)
+        if key in shown
     )
-    hint = (
-        "\n--average stores the mean of several teachers." if any(key.startswith("teachers") for key in wrong) else ""
-    )
-    if all(key.startswith(_LAST_BITS) for key in wrong):
-        hint = "\nThese decide the last bits of a logit: --allow-mixed accepts that."
     raise CacheMismatchError(
         f"only caches that differ in their samples alone, in their views alone, or with --average in their teachers alone, can be "
         f"merged; these differ in:{lines}{hint}"
@@ -132,6 +140,7 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
         data=ordered[0].manifest.data | {"first": begins[0]},
     )
     probes = [cache.probe(slug) for cache in ordered]
+    every = -(-sum(exact.nbytes for _, exact in probes) // PROBE_BYTES)  # of the exact rows are kept
 
     def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         parts = []
@@ -147,8 +156,8 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
         manifest,
         np.concatenate([cache.labels() for cache in ordered]),
         (
-            np.concatenate([samples + bound for (samples, _), bound in zip(probes, bounds, strict=True)]),
-            np.concatenate([exact for _, exact in probes]),
+            np.concatenate([samples + bound for (samples, _), bound in zip(probes, bounds, strict=True)])[::every],
+            np.concatenate([exact for _, exact in probes])[::every],
         ),
         rows,
         **more,
@@ -159,19 +168,20 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
     """Put the views of several caches one after another."""
     views: list[dict[str, Any]] = []
     sources: list[tuple[Cache, int]] = []
-    groups, seen = 0, dict[tuple[Any, ...], Cache]()
+    groups, seen = 0, dict[tuple[bytes, ...], Cache]()
     for cache in opened:
-        for position, view in enumerate(cache.manifest.views):
-            same = (view["recipe"], view["recipe_version"], view["seed"], view["key"])
-            if same in seen:
+        for group in itertools.groupby(range(len(cache.manifest.views)), lambda v: cache.manifest.views[v]["group"]):
+            members = list(group[1])
+            pixels = tuple(cache.digests(view, (0,)).tobytes() for view in members)
+            if seen.setdefault(pixels, cache) is not cache:
                 raise InputError(
-                    f"view {position} of {cache.place} is one of {seen[same].place} too: the same recipe, seed and number. "
-                    "Dump the other with another --seed."
+                    f"view {members[0]} of {cache.place} shows the same pixels as a view of {seen[pixels].place}. Dump the other with "
+                    "another --seed, and with an augmentation."
                 )
-            seen[same] = cache
-            views.append(view | {"index": len(views), "group": groups + view["group"]})
-            sources.append((cache, position))
-        groups += 1 + max(view["group"] for view in cache.manifest.views)
+            for view in members:
+                views.append(cache.manifest.views[view] | {"index": len(views), "group": groups})
+                sources.append((cache, view))
+            groups += 1
     slug, rounded = opened[0].teachers[0], opened[0].manifest.block_rows
 
     def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -185,6 +195,11 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
 def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
     """Store the mean of several teachers' logits."""
     first, classes = opened[0].manifest, len(opened[0].manifest.classes)
+    if first.encoding["kind"] != "full" or first.encoding["dtype"] == "u8":
+        raise InputError(
+            f"{opened[0].place} keeps {first.encoding['kind']} rows in {first.encoding['dtype']}: their mean would not be that of the "
+            "teachers' logits. Dump with --encoding full --precision f16 or f32, average, then cut with logitcache slice."
+        )
     names = ", ".join(cache.manifest.teachers[0]["name"] for cache in opened)
     teacher = {"slug": "mean", "name": f"mean of {names}", "weights": "", "weights_sha256": None, "class_map": None}
     manifest, encoding = _made(opened, "average", teachers=(teacher,)), read_encoding(first.encoding)
@@ -207,11 +222,9 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
         for start in range(0, len(wanted), step):
             here = wanted[start : start + step]
             true = torch.from_numpy(labels[here]).long()
-            total = torch.zeros(len(here), classes, dtype=torch.float64)
-            for cache in opened:
-                stored = {name: torch.from_numpy(x) for name, x in cache.rows(view, cache.teachers[0], here).items()}
-                total += dense(encoding.decode(stored, true, classes))
-            parts.append({name: x.numpy() for name, x in encoding.encode((total / len(opened)).float(), true).items()})
+            logits = [cache.rows(view, cache.teachers[0], here)["logits"].astype(np.float64) for cache in opened]
+            mean = torch.from_numpy(np.mean(logits, axis=0).astype(np.float32))
+            parts.append({name: x.numpy() for name, x in encoding.encode(mean, true).items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | {"digests": digests[0]}
 
     exact = np.mean([probe.astype(np.float64) for _, probe in probes], axis=0).astype(np.float32)

@@ -57,6 +57,11 @@ def slice_cache(
     count = len(manifest.views) if views is None else views
     if not 1 <= count <= len(manifest.views):
         raise InputError(f"{opened.place} has {len(manifest.views)} views: a slice takes 1 to that many, not {count}")
+    if count < len(manifest.views) and manifest.views[count - 1]["group"] == manifest.views[count]["group"]:
+        size = sum(view["group"] == 0 for view in manifest.views)
+        raise InputError(
+            f"--views {count} would cut a group of {size} views that belong together: take a multiple of {size}"
+        )
     begin = manifest.data["first"]
     first, last = samples or (begin, begin + manifest.samples)
     if not begin <= first < last <= begin + manifest.samples:

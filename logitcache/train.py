@@ -25,6 +25,7 @@ from logitcache.data import ImageSet, held_out_split, load_data, preprocessing_f
 from logitcache.device import pick_device
 from logitcache.encoding import read_encoding
 from logitcache.errors import CacheMismatchError, InputError
+from logitcache.files import local_path
 from logitcache.loop import Loop
 from logitcache.methods import Objective, TemperatureChoice, find_method, make_objective
 from logitcache.models import Network, load_network, read_weights, save_weights
@@ -208,7 +209,7 @@ def train_student(
     window = _window(opened, memory_budget, len(turns[0])) if opened else None
     answers = _answers(opened, objective, live_teacher, teacher_weights, where)
     run = RunDirectory(
-        Path(out) if out else free_name(Path("runs"), f"{method}-{network.name}".replace(":", "-")),
+        local_path(out) if out else free_name(Path("runs"), f"{method}-{network.name}".replace(":", "-")),
         settings,
         _facts(opened, answers.name, network, eyes, where) | {"data": _digests(images, test)},
         resume=resume,

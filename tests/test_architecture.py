@@ -46,8 +46,8 @@ ARROWS: dict[str, set[str]] = {
         *("store", "views"),
     },
     "train": {
-        *("answers", "contract", "data", "device", "encoding", "errors", "loop", "methods", "models", "optimize"),
-        *("progress", "rundir", "store", "views"),
+        *("answers", "contract", "data", "device", "encoding", "errors", "files", "loop", "methods", "models"),
+        *("optimize", "progress", "rundir", "store", "views"),
     },
     "cli": {
         *(

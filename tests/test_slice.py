@@ -72,7 +72,7 @@ def test_a_stopped_slice_continues_and_is_no_dump(dump, tmp_path):
     with pytest.raises(logitcache.LogitCacheError, match=r"Complete it with:\n  logitcache slice .* --precision u8"):
         logitcache.open_cache(tmp_path / "part.zarr")
     slice_cache(whole.place.path, tmp_path / "part.zarr", precision="u8")
-    with pytest.raises(CacheMismatchError, match="derived"):
+    with pytest.raises(CacheMismatchError, match="was made by logitcache slice"):
         dump(out=tmp_path / "part.zarr", precision="u8")
 
 
@@ -102,6 +102,13 @@ def test_a_damaged_cache_is_not_cut_into_one_that_looks_whole(dump, tmp_path):
     with pytest.raises(CorruptCacheError, match=r"logits/c/1/0/0 has other bytes than were written .* then try again"):
         slice_cache(whole.place.path, tmp_path / "part.zarr", precision="u8")
     assert not (tmp_path / "part.zarr").exists()
+
+
+def test_views_that_belong_together_are_not_parted(dump, tmp_path):
+    whole = dump(augment="none,pad-crop-flip")
+    with pytest.raises(InputError, match="--views 3 would cut a group of 2 views that belong together"):
+        slice_cache(whole, tmp_path / "part.zarr", views=3)
+    assert len(slice_cache(whole, tmp_path / "part.zarr", views=2).manifest.views) == 2
 
 
 def test_a_cache_is_not_cut_onto_itself(dump):

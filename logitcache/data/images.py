@@ -225,7 +225,10 @@ def part_of(whole: ImageSet, span: tuple[int, int]) -> ImageSet:
     first, last = span
     if not 0 <= first < last <= len(whole):
         raise InputError(f"samples {first}:{last} are not a stretch of the {len(whole):,} samples there are")
-    return whole if (first, last) == (0, len(whole)) else Part(whole, first, last)
+    if (first, last) == (0, len(whole)):
+        return whole
+    base, offset = whole_of(whole)
+    return Part(base, offset + first, offset + last)
 
 
 def whole_of(images: ImageSet) -> tuple[ImageSet, int]:

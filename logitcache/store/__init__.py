@@ -1,7 +1,7 @@
 """The cache on disk or in object storage: arrays and bytes, specified in docs/format.md. Knows no torch, no dataset, no model."""
 
 from logitcache.store.decode import decode_rows, kept_values, rest_level, rounding
-from logitcache.store.layout import block_rows_for, compressed_bytes
+from logitcache.store.layout import PROBE_BYTES, block_rows_for, compressed_bytes
 from logitcache.store.manifest import FORMAT, Manifest, read_manifest
 from logitcache.store.places import Place, open_place
 from logitcache.store.reader import Cache, ViewStream, find_newest, open_cache
@@ -10,6 +10,7 @@ from logitcache.store.writer import CacheWriter, Columns
 
 __all__ = [
     "FORMAT",
+    "PROBE_BYTES",
     "Cache",
     "CacheWriter",
     "Columns",

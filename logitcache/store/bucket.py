@@ -6,17 +6,13 @@ Every file is one PUT, never in parts, so that a killed upload leaves nothing be
 import contextlib
 import json
 import os
-import socket
-import threading
-import time
-import uuid
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from logitcache.errors import CacheIncompleteError, InputError, first_line
+from logitcache.store.lease import Lease
 
 try:
     import obstore
@@ -39,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Bucket"]
 
-_RENEW, _LEASE = 5.0, 20.0  # seconds: how often a lease is renewed, and after how long without that it has lapsed
 _KNOWN = ("s3", "gs", "az")
 
 
@@ -54,7 +49,7 @@ class Bucket:
         Raises:
             InputError: Another kind of address, or no credentials.
         """
-        parts = urlsplit(url)
+        parts = urlsplit(url)  # which writes the scheme small
         if parts.scheme not in _KNOWN or not parts.netloc or not parts.path.strip("/"):
             raise InputError(f"{url}: expected an address like s3://bucket/c.zarr (s3, gs or az)")
         if parts.username or parts.query or parts.fragment:
@@ -62,8 +57,12 @@ class Bucket:
                 f"{parts.scheme}://{parts.hostname}{parts.path}: an address holds no credentials or options; they come from the "
                 "environment"
             )
-        self.url = url.rstrip("/")
-        self._store: ObjectStore = from_url(self.url, **(_amazon() if parts.scheme == "s3" else {}))
+        prefix = parts.path.removeprefix("/").rstrip("/")
+        if prefix.startswith("/") or "//" in prefix:
+            raise InputError(f"{url}: an address has no empty part between two slashes")
+        self.url = f"{parts.scheme}://{parts.netloc}/{prefix}"
+        quoted = f"{parts.scheme}://{parts.netloc}/{quote(prefix)}"  # or %20 in a name would become a space
+        self._store: ObjectStore = from_url(quoted, **(_amazon() if parts.scheme == "s3" else {}))
 
     def __str__(self) -> str:
         return self.url
@@ -149,9 +148,9 @@ class Bucket:
             with self._asking(folder):
                 obstore.delete(self._store, names)
 
-    def hold(self, name: str) -> "_Lease":
+    def hold(self, name: str) -> Lease:
         """Take the lease."""
-        return _Lease(self, name)
+        return Lease(self, name)
 
     def beside(self, suffix: str) -> str:
         """Return where another cache could lie: the same name with this before `.zarr`."""
@@ -195,121 +194,24 @@ def _no_bucket(url: str) -> InputError:
 
 
 def _amazon() -> dict[str, Any]:
-    """Let boto3 look for credentials where every tool of Amazon's does, and allow a plain HTTP endpoint where one is named."""
-    options: dict[str, Any] = {"client_options": {"allow_http": True, "timeout": timedelta(seconds=60)}}
-    if "AWS_ACCESS_KEY_ID" in os.environ or os.environ.get("AWS_SKIP_SIGNATURE", "").lower() == "true":
-        return options
+    """Let boto3 look for credentials, region and endpoint where every tool of Amazon's does."""
     import boto3  # noqa: PLC0415  (slow to import)
     from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415
 
     session = boto3.Session()
+    found = session.client("s3").meta
+    config: dict[str, Any] = {"region": session.region_name or "us-east-1"}
+    if ".amazonaws." not in f"{urlsplit(found.endpoint_url).hostname}.":
+        config["endpoint"] = found.endpoint_url
+    options: dict[str, Any] = {
+        "client_options": {"allow_http": True, "timeout": timedelta(seconds=60)},
+        "config": config,
+    }
+    if os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true"):
+        return options
     if session.get_credentials() is None:
         raise InputError(
             "no credentials for s3:// were found in the environment, ~/.aws or this machine's role. Set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY or AWS_PROFILE; for a public bucket AWS_SKIP_SIGNATURE=true."
         )
     return options | {"credential_provider": Boto3CredentialProvider(session)}
-
-
-def _here() -> str:
-    """Name the machine, and within it the space in which process numbers mean something."""
-    space = ""
-    with contextlib.suppress(OSError):
-        space = str(Path("/proc/self/ns/pid").readlink())
-    return f"{socket.gethostname()} {space}".strip()
-
-
-class _Lease:
-    """An object that its holder renews; whoever finds it not renewed for `_LEASE` seconds may take it over.
-
-    No clocks are compared: a newcomer watches the tag change, or not. A lease of a process of this machine that is dead lapses
-    at once.
-    """
-
-    def __init__(self, bucket: Bucket, name: str) -> None:
-        self._bucket, self._name, self._token = bucket, name, uuid.uuid4().hex
-        self._lost, self._over, self._count = False, threading.Event(), 0
-        self._tag = self._take()
-        self._thread = threading.Thread(target=self._renew, name="logitcache-lease", daemon=True)
-        self._thread.start()
-
-    def _content(self) -> bytes:
-        self._count += 1  # a tag is a digest of the content: every renewal must change it
-        holder = {"pid": os.getpid(), "machine": _here(), "token": self._token, "renewed": self._count}
-        return json.dumps(holder).encode()
-
-    def _take(self) -> str:
-        seen, since = None, time.monotonic()
-        while True:
-            tag, data = self._bucket.tagged(self._name)
-            holder = _holder(data)
-            lapsed = tag is not None and (
-                holder.get("token") == self._token  # our own, of a request whose answer was lost
-                or _is_dead(holder)
-                or (tag == seen and time.monotonic() - since > _LEASE)
-            )
-            if (tag is None or lapsed) and (mine := self._bucket.put_if(self._name, self._content(), tag)):
-                return mine
-            if seen not in (None, tag):
-                raise InputError(
-                    f"{self._bucket} is being written by process {holder.get('pid', '?')} on "
-                    f"{str(holder.get('machine', '?')).partition(' ')[0]}. Wait until it is done, or stop it."
-                )
-            if seen is None:
-                seen, since = tag, time.monotonic()
-            time.sleep(0.5)
-
-    def _renew(self) -> None:
-        while not self._over.wait(_RENEW):
-            with contextlib.suppress(
-                CacheIncompleteError
-            ):  # the network is away: try again, nobody else may be there either
-                tag = self._bucket.put_if(self._name, self._content(), self._tag)
-                if tag is None:
-                    current, data = self._bucket.tagged(self._name)
-                    if _holder(data).get("token") != self._token:
-                        self._lost = True
-                        return
-                    tag = current
-                self._tag = tag or self._tag
-
-    def check(self) -> None:
-        """Do nothing while the lease is ours.
-
-        Raises:
-            InputError: Another process has taken it.
-        """
-        if self._lost:
-            raise InputError(
-                f"{self._bucket} has been taken over by another process while this one could not be reached. This one stops; "
-                "what was committed is whole."
-            )
-
-    def close(self) -> None:
-        """Give the lease back."""
-        self._over.set()
-        self._thread.join()
-        with contextlib.suppress(CacheIncompleteError, InputError):
-            if not self._lost and _holder(self._bucket.tagged(self._name)[1]).get("token") == self._token:
-                self._bucket.remove(self._name)
-
-
-def _holder(data: bytes) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
-        found = json.loads(data)
-        if isinstance(found, dict):
-            return found
-    return {}
-
-
-def _is_dead(holder: Mapping[str, Any]) -> bool:
-    """Say whether the holder was a process of this machine that is no more."""
-    if holder.get("machine") != _here() or not isinstance(holder.get("pid"), int):
-        return False
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

@@ -22,6 +22,7 @@ from logitcache.store.manifest import Manifest
 numcodecs.blosc.use_threads = False  # with threads the bytes of a chunk differ from call to call
 
 __all__ = [
+    "PROBE_BYTES",
     "ArraySpec",
     "ChunkEncoder",
     "Column",
@@ -37,6 +38,7 @@ __all__ = [
 
 Column = tuple[tuple[int, ...], str, tuple[str, ...], bool]
 
+PROBE_BYTES = 64_000_000  # at most, of one teacher
 _LABEL_CHUNK = 1 << 20
 _WIDEST_CHUNK = 8 << 20  # bytes
 _ROUND = 256  # rows; a multiple of the usual batch sizes, so that only the last batch of a view is padded

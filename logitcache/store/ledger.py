@@ -77,12 +77,19 @@ class Ledger:
 
     def forget_damaged(self) -> None:
         """Remove records that are not what was written, and with them the mark: their blocks count as not written."""
-        for name in [*self._place.sizes(f"{HOME}/ledger"), *self._place.sizes(_RECORDS), _MARK]:
-            try:
-                self._read(name)
-            except CorruptCacheError:
-                self.unmark()
-                self._place.remove(name)
+        names = [*self._place.sizes(f"{HOME}/ledger"), *self._place.sizes(_RECORDS), _MARK]
+        with ThreadPoolExecutor(self._place.at_once) as executor:
+            for name, damaged in zip(names, executor.map(self._is_damaged, names), strict=True):
+                if damaged:
+                    self.unmark()
+                    self._place.remove(name)
+
+    def _is_damaged(self, name: str) -> bool:
+        try:
+            self._read(name)
+        except CorruptCacheError:
+            return True
+        return False
 
     def forget_views_from(self, views: int) -> None:
         """Remove the records of views that the cache does not have: of an extension that was given up."""
@@ -116,11 +123,13 @@ class Ledger:
             CorruptCacheError: It is not what was written.
         """
         try:
-            content = json.loads(self._place.read(name))
-            if content.pop("check") != digest_bytes(_canonical(content)):
-                raise ValueError("its check does not match its content")
+            data = self._place.read(name)
         except FileNotFoundError:
             return None
+        try:
+            content = json.loads(data)
+            if content.pop("check") != digest_bytes(_canonical(content)):
+                raise ValueError("its check does not match its content")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CorruptCacheError(
                 f"{self._place}/{name} is damaged: {error}. Run the dump's own command again: it writes anew what is damaged."

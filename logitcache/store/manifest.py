@@ -12,7 +12,7 @@ from typing import Any, Literal
 from logitcache.errors import CorruptCacheError, FormatVersionError, InputError
 from logitcache.store.places import Place
 
-__all__ = ["FORMAT", "HOME", "Manifest", "read_manifest"]
+__all__ = ["FORMAT", "HOME", "Manifest", "SomethingElseError", "read_manifest"]
 
 FORMAT = 1
 HOME = ".logitcache"  # our own files inside a cache
@@ -114,28 +114,37 @@ class Manifest:
         return {key: value for key, value in _flatten(self.to_json()) if key not in _CONVENIENCE}
 
 
+class SomethingElseError(InputError):
+    """There is something, and it is no cache."""
+
+
 def read_manifest(place: Place) -> Manifest | None:
     """Return the manifest of a cache, finished or not; None where nothing is there yet.
 
     Raises:
-        InputError: Something else is there.
+        SomethingElseError: Something else is there.
         CorruptCacheError, FormatVersionError: It cannot be read.
     """
     entry: object = None
     try:
-        entry = json.loads(place.read("zarr.json")).get("attributes", {}).get("logitcache")
+        data = place.read("zarr.json")
     except FileNotFoundError:
         # Metadata is written before the root's, which makes the place a cache.
         if HOME in place.folders("") or place.is_empty():
             return None
+        data = b"{}"
     except (IsADirectoryError, NotADirectoryError):
-        pass
+        data = b"{}"
+    try:
+        entry = json.loads(data).get("attributes", {}).get("logitcache")
     except (ValueError, AttributeError) as error:
         raise CorruptCacheError(
             f"{place}/zarr.json is damaged: {error}. Restore it from a copy, or dump into another path."
         ) from error
     if not isinstance(entry, dict):
-        raise InputError(f"{place} exists and is not a logit cache; nothing in it was touched. Choose another --out.")
+        raise SomethingElseError(
+            f"{place} exists and is not a logit cache; nothing in it was touched. Choose another --out."
+        )
     return Manifest.from_json(entry, str(place))
 
 

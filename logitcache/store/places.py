@@ -15,7 +15,7 @@ from logitcache.files import PARTIAL, append_line, remove_leftovers, saying_when
 
 __all__ = ["Folder", "Hold", "Place", "open_place"]
 
-_URL = re.compile(r"([a-z][a-z0-9]*):/")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9]*):/")
 
 
 class Hold(Protocol):
@@ -100,9 +100,8 @@ def open_place(path: str | Path) -> Place:
     Raises:
         InputError: An address that cannot be used, or credentials that are missing.
     """
-    match = _URL.match(str(path))
-    if match is None or match[1] == "file":
-        return Folder(Path(str(path).removeprefix("file://")))
+    if not _URL.match(str(path)):
+        return Folder(Path(path))
     if isinstance(path, Path):
         raise InputError(f"{path}: give an address as text, not as a pathlib.Path, which loses a slash")
     from logitcache.store.bucket import Bucket  # noqa: PLC0415  (an extra)

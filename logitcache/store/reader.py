@@ -14,12 +14,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.core.buffer import Buffer, cpu
-from zarr.storage import MemoryStore
+from zarr.storage import MemoryStore, StorePath
 
-from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, InputError
+from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError
 from logitcache.files import FileRecord, describe, digest_bytes
 from logitcache.store.ledger import Ledger, last_command
-from logitcache.store.manifest import Manifest, read_manifest
+from logitcache.store.manifest import Manifest, SomethingElseError, read_manifest
 from logitcache.store.places import Place, open_place
 
 __all__ = ["Cache", "ViewStream", "find_newest", "open_cache"]
@@ -38,8 +38,8 @@ class Cache:
     ) -> None:
         self.place, self.manifest, self._ledger, self._marked = place, manifest, ledger, marked
         # zarr decodes what was read and found complete: it would take a missing chunk for zeros, and ask twice for each.
-        self._memory: dict[str, Buffer] = {"zarr.json": cpu.Buffer.from_bytes(root)}
-        self._group = zarr.open_group(MemoryStore(self._memory), mode="r", use_consolidated=True)
+        memory: dict[str, Buffer] = {"zarr.json": cpu.Buffer.from_bytes(root)}
+        self._group = zarr.open_group(MemoryStore(memory), mode="r", use_consolidated=True)
 
     @property
     def fingerprint(self) -> str:
@@ -67,15 +67,11 @@ class Cache:
 
     def _whole(self, key: str) -> NDArray[Any]:
         names = {name: record for name, record in self._marked.items() if name.startswith(f"{key}/c/")}
-        for name, record in names.items():
-            self._memory[name] = self._complete(name, record["bytes"], f"{self.place}: {key}")
+        chunks = {name: self._complete(name, record["bytes"], f"{self.place}: {key}") for name, record in names.items()}
         try:
-            return np.asarray(self._array(key)[...])
+            return np.asarray(self._holding(key, chunks)[...])
         except (ValueError, RuntimeError) as error:
             raise CorruptCacheError(f"{self.place}: {key} is damaged ({error}). {self._remedy}") from error
-        finally:
-            for name in names:
-                del self._memory[name]
 
     def _complete(self, name: str, expected: int, where: str) -> Buffer:
         try:
@@ -93,6 +89,11 @@ class Cache:
         if not isinstance(array, zarr.Array):
             raise CorruptCacheError(f"{self.place}: {key} is not an array. Dump the cache again.")
         return array
+
+    def _holding(self, key: str, chunks: Mapping[str, Buffer]) -> "zarr.Array":  # type: ignore[type-arg]
+        """Return the array with these chunks alone, its own for every reading thread."""
+        inside = MemoryStore({name.removeprefix(f"{key}/"): data for name, data in chunks.items()})
+        return zarr.Array(zarr.AsyncArray(metadata=self._array(key).metadata, store_path=StorePath(inside, "")))
 
     @property
     def _remedy(self) -> str:
@@ -128,11 +129,14 @@ class Cache:
 
     def _read_rows(self, view: int, keys: Mapping[str, str], samples: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         found: dict[str, list[NDArray[Any]]] = {name: [] for name in keys}
-        for block in np.unique(samples // self.manifest.block_rows).tolist():
-            first, last = self.manifest.rows(block)
-            here = samples[(samples >= first) & (samples < last)] - first
-            for name, key in keys.items():
-                found[name].append(self._read_block(view, key, block)[here])
+        self._records(view)
+        with ThreadPoolExecutor(self.place.at_once) as executor:
+            for block in np.unique(samples // self.manifest.block_rows).tolist():
+                first, last = self.manifest.rows(block)
+                here = samples[(samples >= first) & (samples < last)] - first
+                columns = executor.map(lambda key, block=block: self._read_block(view, key, block), keys.values())
+                for name, column in zip(keys, columns, strict=True):
+                    found[name].append(column[here])
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
     def view(self, view: int, teacher: str, blocks: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
@@ -173,13 +177,11 @@ class Cache:
         name = next((name for name in records.get(block, {}) if name == prefix or name.startswith(f"{prefix}/")), None)
         if name is None:
             raise CorruptCacheError(f"{where} has no record in the ledger. {self._remedy}")
-        self._memory[name] = self._complete(name, records[block][name]["bytes"], where)
+        chunk = {name: self._complete(name, records[block][name]["bytes"], where)}
         try:
-            return np.asarray(self._array(key)[view, first:last])
+            return np.asarray(self._holding(key, chunk)[view, first:last])
         except (ValueError, RuntimeError) as error:
             raise CorruptCacheError(f"{where} is damaged: its checksum does not match. {self._remedy}") from error
-        finally:
-            self._memory.pop(name, None)
 
     def _records(self, view: int) -> dict[int, dict[str, dict[str, int]]]:
         if getattr(self, "_records_of", None) != view:
@@ -199,7 +201,7 @@ def open_cache(path: str | Path) -> Cache:
     place = open_place(path)
     try:
         manifest = read_manifest(place)
-    except InputError as error:
+    except SomethingElseError as error:
         raise CacheNotFoundError(
             f"{place} is not a logit cache (no manifest in {place}/zarr.json). Check the path."
         ) from error
@@ -222,10 +224,11 @@ def open_cache(path: str | Path) -> Cache:
 def _unfinished(place: Place, manifest: Manifest | None, ledger: Ledger) -> str:
     command = last_command(place)
     remedy = f"Complete it with:\n  {command}" if command else "Run the command that began it once more."
+    verb = next((word for word in ("slice", "merge") if word in (command or "").split()[1:2]), "dump")
     if manifest is None:
-        return f"the dump of {place} was stopped before its first block. {remedy}"
+        return f"the {verb} of {place} was stopped before its first block. {remedy}"
     done, total = len(list(ledger.committed(len(manifest.views)))), manifest.blocks * len(manifest.views)
-    return f"the dump of {place} has not finished: {done} of {total} blocks are committed. {remedy}"
+    return f"the {verb} of {place} has not finished: {done} of {total} blocks are committed. {remedy}"
 
 
 def find_newest(folder: str | Path = ".") -> Path:

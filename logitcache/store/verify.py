@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from logitcache.errors import CorruptCacheError
 from logitcache.files import FileRecord, describe
 from logitcache.progress import OnProgress, Progress, silent
 from logitcache.store.ledger import Ledger
+from logitcache.store.manifest import HOME
 from logitcache.store.places import open_place
 from logitcache.store.reader import Cache
 
@@ -75,14 +77,18 @@ def _problem(cache: Cache, name: str, record: FileRecord) -> str | None:
 def drop_damaged(cache: Cache, problems: list[FileProblem]) -> None:
     """Forget damaged blocks and take the completion mark away, so that the dump's own command writes them again."""
     ledger = Ledger(cache.place)
-    ledger.unmark()
-    for problem in problems:
-        if problem.view is None or problem.block is None:
-            cache.place.remove(problem.file)
-        else:
-            ledger.drop(problem.view, {problem.block})
+    with closing(cache.place.hold(f"{HOME}/lock")):
+        ledger.unmark()
+        for problem in problems:
+            if problem.view is None or problem.block is None:
+                cache.place.remove(problem.file)
+            else:
+                ledger.drop(problem.view, {problem.block})
 
 
 def forget_damaged_records(path: str | Path) -> None:
     """Remove records and a completion mark that cannot be read, so that the dump's own command writes them again."""
-    Ledger(open_place(path)).forget_damaged()
+    place = open_place(path)
+    if not place.is_empty(HOME):
+        with closing(place.hold(f"{HOME}/lock")):
+            Ledger(place).forget_damaged()

@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.errors import CacheIncompleteError, CacheMismatchError
+from logitcache.errors import CacheIncompleteError, CacheMismatchError, LogitCacheError
 from logitcache.files import FileRecord, describe
 from logitcache.store.layout import (
     ArraySpec,
@@ -151,6 +151,8 @@ class CacheWriter:
         """Read the probe of an earlier start; None where it is absent or damaged (it is then written again)."""
         try:
             return read_array(spec, self.place.read)
+        except LogitCacheError:  # it is there and cannot be reached
+            raise
         except (ValueError, RuntimeError, OSError):
             return None
 
@@ -169,6 +171,7 @@ class CacheWriter:
         self._hold.check()
         store = self._uploads.map if self._uploads else map
         files = dict(store(lambda key: self._store(key, view, block, rows[key]), self._rows))
+        self._hold.check()
         self._ledger.commit(view, block, files)
         return sum(record["bytes"] for record in files.values())
 
@@ -204,6 +207,7 @@ class CacheWriter:
             self._write_changed(self._metadata)
         self._remove_views_from(len(self.manifest.views))
         files = {name: describe(data) for name, data in sorted((self._metadata | self._whole_files).items())}
+        self._hold.check()
         self._ledger.mark(files)
 
     def _remove_views_from(self, views: int) -> None:
@@ -232,6 +236,11 @@ def _refuse_another(place: Place, manifest: Manifest) -> None:
         return
     views = manifest.views[: len(found.views)]
     differences = found.differences(manifest.with_views(views))
+    if found.derived and not manifest.derived:
+        raise CacheMismatchError(
+            f"{place} was made by logitcache {found.derived['by']}; nothing in it was touched. A dump cannot extend it: dump into "
+            "another path and merge."
+        )
     if differences:
         lines = "".join(f"\n  {key}: there {there!r}, asked for {asked!r}" for key, there, asked in differences)
         raise CacheMismatchError(

@@ -32,6 +32,7 @@ from logitcache.errors import (
     InputError,
 )
 from logitcache.store import CacheWriter, bucket, check_files, drop_damaged, open_cache, open_place
+from logitcache.store import lease as lease_module
 
 WHOLE = 1 << 40  # bytes: a connection that is not cut
 SECRET = "do-not-write-this-anywhere"
@@ -164,6 +165,8 @@ def test_another_cache_in_the_same_place_is_not_touched(url):
     [
         ("s3://nobody-made-this/c.zarr", InputError, "there is no such bucket"),
         ("s3://bucket", InputError, "expected an address like s3://bucket/c.zarr"),
+        ("file:///tmp/c.zarr", InputError, "expected an address like"),
+        ("s3://bucket//c.zarr", InputError, "no empty part between two slashes"),
         ("s4://bucket/c.zarr", InputError, r"expected an address like .* \(s3, gs or az\)"),
         (f"s3://key:{SECRET}@bucket/c.zarr", InputError, "^s3://bucket/c.zarr: an address holds no credentials"),
         ("s3://bucket/c.zarr?key=1", InputError, "an address holds no credentials or options"),
@@ -254,12 +257,12 @@ def test_uploads_that_break_off_are_sent_again(url, whole, server, monkeypatch):
 def test_a_network_that_stays_away_is_said_and_the_dump_goes_on_later(url, whole, server, monkeypatch):
     network = Network(server, itertools.chain([WHOLE] * 54, itertools.repeat(0)))
     monkeypatch.setenv("AWS_ENDPOINT_URL", network.url)
-    monkeypatch.setattr(bucket, "_RENEW", 1000.0)
+    monkeypatch.setattr(lease_module, "RENEW", 1000.0)
     with pytest.raises(CacheIncompleteError, match="could not be reached .* committed before is whole; run the same"):
         write(url, manifest())
     network.close()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{server[0]}:{server[1]}")
-    monkeypatch.setattr(bucket, "_LEASE", 0.5)
+    monkeypatch.setattr(lease_module, "LEASE", 0.5)
     with pytest.raises(CacheIncompleteError, match="[1-5] of 6 blocks are committed"):
         open_cache(url)
     write(url, manifest())
@@ -294,7 +297,7 @@ def lease(machine="elsewhere", pid=1, renewed=1) -> bytes:
 
 
 def test_two_dumps_at_once_are_refused(url, monkeypatch):
-    monkeypatch.setattr(bucket, "_RENEW", 0.2)
+    monkeypatch.setattr(lease_module, "RENEW", 0.2)
     with CacheWriter(url, manifest(), COLUMNS, LABELS, command="") as writer:
         with pytest.raises(InputError, match=rf"is being written by process {os.getpid()} on .*Wait until it is done"):
             CacheWriter(url, manifest(), COLUMNS, LABELS, command="")
@@ -303,16 +306,16 @@ def test_two_dumps_at_once_are_refused(url, monkeypatch):
 
 
 def test_a_lease_that_nobody_renews_lapses(url, whole, monkeypatch):
-    monkeypatch.setattr(bucket, "_LEASE", 1.0)
+    monkeypatch.setattr(lease_module, "LEASE", 1.0)
     open_place(url).write(".logitcache/lock", lease())
     write(url, manifest())
     assert objects(url) == whole
 
 
 def test_who_loses_the_lease_stops(url, monkeypatch):
-    monkeypatch.setattr(bucket, "_RENEW", 0.1)
+    monkeypatch.setattr(lease_module, "RENEW", 0.1)
     with (
-        pytest.raises(InputError, match="has been taken over by another process"),
+        pytest.raises(InputError, match="was taken over by another process"),
         CacheWriter(url, manifest(), COLUMNS, LABELS, command="") as writer,
     ):
         writer.begin(PROBE, {"t": LOGITS[0, PROBE]})
@@ -322,6 +325,76 @@ def test_who_loses_the_lease_stops(url, monkeypatch):
         writer.drain()
     assert open_place(url).read(".logitcache/lock") == lease()  # another's is not removed
     assert not open_place(url).sizes(".logitcache/blocks")
+
+
+def test_access_withdrawn_in_the_middle_stops_the_dump(url, monkeypatch):
+    monkeypatch.setattr(lease_module, "RENEW", 0.1)
+
+    def refused(*_args, **_more):
+        raise bucket.PermissionDeniedError("403")
+
+    with (
+        pytest.raises(InputError, match=r"access denied .* This process stops"),
+        CacheWriter(url, manifest(), COLUMNS, LABELS, command="") as writer,
+    ):
+        monkeypatch.setattr(bucket.obstore, "put", refused)
+        time.sleep(0.5)
+        writer._hold.check()
+
+
+def test_a_machine_that_slept_renews_before_it_writes(url, monkeypatch):
+    """While the lease was not renewed, another may have come and gone."""
+    monkeypatch.setattr(lease_module, "RENEW", 1000.0)
+    monkeypatch.setattr(lease_module, "LEASE", 0.2)
+    with CacheWriter(url, manifest(), COLUMNS, LABELS, command="") as writer:
+        time.sleep(0.3)
+        writer._hold.check()
+        open_place(url).write(".logitcache/lock", lease())
+        time.sleep(0.3)
+        with pytest.raises(InputError, match="was taken over by another process"):
+            writer._hold.check()
+
+
+def test_big_letters_and_a_slash_at_the_end_name_the_same_place(url):
+    assert open_place(url.replace("s3://", "S3://") + "/") == open_place(url)
+
+
+@pytest.mark.parametrize("call", ["write", "verify --repair"])
+def test_access_denied_is_no_damage(url, whole, monkeypatch, call):
+    """What cannot be read is not taken for broken, and nothing is dropped."""
+    write(url, manifest())
+    real = bucket.obstore.get
+
+    def refused(store, name):
+        if name.endswith("ledger/0.json"):
+            raise bucket.PermissionDeniedError("403")
+        return real(store, name)
+
+    monkeypatch.setattr(bucket.obstore, "get", refused)
+    with pytest.raises(InputError, match="access denied"):
+        write(url, manifest()) if call == "write" else logitcache.verify_cache(url, rows=0, repair=True)
+    monkeypatch.setattr(bucket.obstore, "get", real)
+    assert objects(url) == whole
+
+
+def test_a_bucket_that_is_not_there_is_said_when_reading_too(environment):
+    with pytest.raises(InputError, match="there is no such bucket"):
+        open_cache("s3://nobody-made-this/c.zarr")
+
+
+def test_odd_names_are_kept(url):
+    odd = url.replace("c.zarr", "with space%20and+percent.zarr")
+    write(odd, manifest())
+    assert not open_place(odd.replace("%20", " ")).sizes()
+    assert (open_cache(odd).labels() == LABELS).all()
+
+
+def test_only_caches_lie_in_object_storage(dump, images):
+    for out in ("s3://bucket/rows.parquet", "s3://bucket/rows.safetensors"):
+        with pytest.raises(InputError, match="is an address: only caches"):
+            logitcache.export_cache(dump(), out)
+    with pytest.raises(InputError, match="is an address: only caches"):
+        logitcache.train_student(cache=dump(), student="tiny:student", data=images, epochs=1, out="s3://bucket/run")
 
 
 def test_train_reads_a_bucket_as_a_folder(url, dump, images, test_images, tmp_path):

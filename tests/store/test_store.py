@@ -1,6 +1,7 @@
 """The cache on disk against docs/format.md."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,14 @@ def test_plain_zarr_reads_the_arrays(cache, recwarn):
     assert group["teachers/t/logits"].metadata.dimension_names == ("view", "sample", "class")
     assert sorted(group.array_keys()) == ["digests", "labels"]
     assert not recwarn.list
+
+
+def test_many_threads_read_the_same_block_at_once(cache):
+    """As the loop and the thread that reads ahead do; a chunk that is gone for zarr would be zeros."""
+    opened = open_cache(cache)
+    with ThreadPoolExecutor(8) as executor:
+        found = list(executor.map(lambda _: opened.view(1, "t", (1,))["logits"], range(400)))
+    assert all((rows == LOGITS[1, 128:256]).all() for rows in found)
 
 
 def test_the_reader_returns_what_was_written(cache):

@@ -1,0 +1,135 @@
+"""The right to write a cache in object storage: an object that its holder renews, written on conditions."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from logitcache.errors import CacheIncompleteError, InputError
+
+if TYPE_CHECKING:
+    from logitcache.store.bucket import Bucket
+
+__all__ = ["Lease"]
+
+RENEW, LEASE = 5.0, 20.0  # seconds: how often a lease is renewed, and after how long without that it has lapsed
+
+
+class Lease:
+    """Held until it is closed; whoever finds it not renewed for `LEASE` seconds may take it over.
+
+    No clocks of two machines are compared: a newcomer watches the tag change, or not. A lease of a process of this machine that is
+    dead lapses at once.
+    """
+
+    def __init__(self, bucket: "Bucket", name: str) -> None:
+        self._bucket, self._name, self._token = bucket, name, uuid.uuid4().hex
+        self._lost, self._over, self._count, self._turn = "", threading.Event(), 0, threading.Lock()
+        self._tag, self._renewed = self._take(), time.time()
+        self._thread = threading.Thread(target=self._keep, name="logitcache-lease", daemon=True)
+        self._thread.start()
+
+    def _content(self) -> bytes:
+        self._count += 1  # a tag may be a digest of the content: every renewal must change it
+        holder = {"pid": os.getpid(), "machine": _here(), "token": self._token, "renewed": self._count}
+        return json.dumps(holder).encode()
+
+    def _take(self) -> str:
+        seen, since = None, time.monotonic()
+        while True:
+            tag, data = self._bucket.tagged(self._name)
+            holder = _holder(data)
+            free = tag is None or (
+                holder.get("token") == self._token  # our own, of a request whose answer was lost
+                or _is_dead(holder)
+                or (tag == seen and time.monotonic() - since > LEASE)
+            )
+            if free and (mine := self._bucket.put_if(self._name, self._content(), tag)):
+                return mine
+            if tag is not None and seen not in (None, tag):
+                machine = str(holder.get("machine", "another machine")).partition(" ")[0]
+                raise InputError(
+                    f"{self._bucket} is being written by process {holder.get('pid', '?')} on {machine}. Wait until it is done, or stop it."
+                )
+            if tag != seen:
+                seen, since = tag, time.monotonic()
+            time.sleep(0.5)
+
+    def _keep(self) -> None:
+        while not self._over.wait(RENEW) and not self._lost:
+            with contextlib.suppress(CacheIncompleteError):  # the network is away: try again; `check` looks at the time
+                self._renew()
+
+    def _renew(self) -> None:
+        """Renew the lease, or find out that it is lost."""
+        with self._turn:
+            begun = time.time()
+            try:
+                tag = self._bucket.put_if(self._name, self._content(), self._tag)
+                if tag is None:
+                    tag, data = self._bucket.tagged(self._name)
+                    if _holder(data).get("token") != self._token:
+                        self._lost = (
+                            f"{self._bucket} was taken over by another process while this one could not be reached"
+                        )
+                        return
+            except InputError as error:
+                self._lost = str(error)
+                return
+            self._tag, self._renewed = str(tag), begun
+
+    def check(self) -> None:
+        """Do nothing while the lease is ours; one that was not renewed in time, on a machine that slept, is renewed first.
+
+        Raises:
+            InputError: Another process has taken it, or access was withdrawn.
+            CacheIncompleteError: The network is away.
+        """
+        if not self._lost and time.time() - self._renewed > LEASE / 2:
+            self._renew()
+        if self._lost:
+            raise InputError(f"{self._lost}. This process stops; what was committed is whole.")
+
+    def close(self) -> None:
+        """Give the lease back."""
+        self._over.set()
+        self._thread.join()
+        with contextlib.suppress(CacheIncompleteError, InputError):
+            if not self._lost and _holder(self._bucket.tagged(self._name)[1]).get("token") == self._token:
+                self._bucket.remove(self._name)
+
+
+def _holder(data: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        found = json.loads(data)
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _here() -> str:
+    """Name the machine since it was started, and within it the space in which process numbers mean something."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
+
+
+def _is_dead(holder: Mapping[str, Any]) -> bool:
+    """Say whether the holder was a process of this machine that is no more; False where machines cannot be told apart."""
+    here = _here()
+    if " " not in here or holder.get("machine") != here or not isinstance(holder.get("pid"), int):
+        return False
+    with contextlib.suppress(PermissionError):
+        try:
+            os.kill(holder["pid"], 0)
+        except ProcessLookupError:
+            return True
+    return False
