@@ -1,7 +1,7 @@
 """What rows cost and what they lose: bytes, KL and decoding time, beside the bound of the ids and beside DistillKit's codec.
 
     python benchmarks/encoding.py --out benchmarks/results/encoding.json
-    python benchmarks/encoding.py --cache cifar.zarr --top-k 10,20     # a real network's: its probe and view 0 in f32
+    python benchmarks/encoding.py --cache cifar.zarr --top-k 10,20     # a real network's
 
 The default teacher is a synthetic language model: 128,256 classes whose frequency falls with their id (Zipf), noise, and a few
 dozen boosted tokens a row; median entropy and the mass of the 64 largest are printed. DistillKit's format is public (its README);
@@ -12,8 +12,8 @@ and with the exact mass of the rest, which it does not store.
 
 import argparse
 import math
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,25 +22,22 @@ from typing import Any
 import numpy as np
 import torch
 from common import alternating_seconds, write_result
-from numcodecs import Blosc
 from torch import Tensor
 
 from logitcache.encoding import TopKEncoding, dense
-from logitcache.store import compressed_bytes, open_cache
+from logitcache.store import Cache, CacheWriter, Manifest, block_rows_for, compressed_bytes, open_cache
 
-VOCABULARY, BLOCK = 128_256, 4096
+VOCABULARY = 128_256
 
 
 def language_model(rows: int, generator: torch.Generator) -> Tensor:
-    """Draw logits of a synthetic language model, [B, 128256]."""
+    """Draw logits of a synthetic language model, [B, 128256]: median entropy 1.8 nats, 98 % of the mass in the 64 largest."""
     prior = -1.05 * torch.log(torch.arange(1, VOCABULARY + 1) + 5.0) + 10
-    logits = prior + 0.75 * torch.randn(rows, VOCABULARY, generator=generator)
-    for row in range(rows):
-        count = int(torch.randint(8, 60, (1,), generator=generator))
-        ids = (VOCABULARY * torch.rand(count, generator=generator) ** 4).long()
-        strength = 1.6 * torch.rand(1, generator=generator)
-        logits[row, ids] += 3.0 + 5 * torch.rand(count, generator=generator) * strength
-    return logits
+    logits = prior + 0.6 * torch.randn(rows, VOCABULARY, generator=generator)
+    count = torch.randint(20, 80, (rows, 1), generator=generator)
+    ids = (VOCABULARY * torch.rand(rows, 80, generator=generator) ** 4).long()
+    lift = 6.5 + 5 * torch.rand(rows, 80, generator=generator) * torch.rand(rows, 1, generator=generator)
+    return logits.scatter(1, ids, logits.gather(1, ids) + lift * (torch.arange(80) < count))
 
 
 @dataclass(frozen=True)
@@ -120,88 +117,99 @@ def id_entropy(ids: np.ndarray, classes: int) -> float:
     return float((widths * -(p * np.log2(p) + (1 - p) * np.log2(1 - p))).sum() / 8)
 
 
-def ours(
-    k: int, precision: str, draw: Callable[[], tuple[Tensor, Tensor]], blocks: int, rest: list[Published]
-) -> dict[str, Any]:
-    """Encode, measure, decode; and the same by the codecs of `rest` on the same rows."""
-    encoding, parts, labels, lost, count = TopKEncoding(k, precision), [], [], 0.0, 0
-    entropies, masses = [], []
-    packed: dict[Published, list[np.ndarray]] = {codec: [] for codec in rest}
-    theirs = {codec: [0.0, 0.0] for codec in rest}
-    for _ in range(blocks):
-        logits, true = draw()
-        log_p, columns = logits.log_softmax(1), encoding.encode(logits, true)
-        lost += kl(log_p, dense(encoding.decode(columns, true, logits.shape[1])))
-        entropies.append(-(log_p.exp() * log_p).sum(1))
-        masses.append(log_p.topk(min(64, logits.shape[1]), 1).values.exp().sum(1))
-        for codec in rest:
-            data = codec.encode(log_p)
-            packed[codec].append(data)
-            ids, values = (torch.from_numpy(x) for x in codec.decode(data))
-            for position, exact_rest in enumerate((False, True)):
-                theirs[codec][position] += theirs_as_used(codec, ids.long(), values, log_p, exact_rest=exact_rest)
-        parts.append(columns)
-        labels.append(true)
-        count += len(true)
-    classes = logits.shape[1]
-    specs = encoding.columns(classes)
-    columns = {name: torch.cat([part[name] for part in parts]) for name in specs}
-    stored = {name: column.numpy().astype(specs[name].dtype) for name, column in columns.items()}
-    sizes = {name: compressed_bytes(specs[name], column) / count for name, column in stored.items()}
-    chunks = {
-        name: Blosc("zstd", 5, Blosc.SHUFFLE, typesize=column.itemsize).encode(np.ascontiguousarray(column)) if specs[name].compressed
-        else column.tobytes()
-        for name, column in stored.items()
-    }  # fmt: skip
-    true = torch.cat(labels)
+class Trial:
+    """One k: ours, and perhaps a published codec, on the same rows."""
 
-    def decode() -> None:
-        read = {}
-        for name, column in stored.items():
-            data = Blosc().decode(chunks[name]) if specs[name].compressed else chunks[name]
-            read[name] = torch.from_numpy(np.frombuffer(data, column.dtype).reshape(column.shape).copy())
-        encoding.decode(read, true, classes)
+    def __init__(self, k: int, classes: int, codec: Published | None) -> None:
+        self.encoding, self.classes, self.codec = TopKEncoding(k, "u8"), classes, codec
+        self.specs = self.encoding.columns(classes)
+        self.columns: dict[str, list[np.ndarray]] = {name: [] for name in self.specs}
+        self.packed: list[np.ndarray] = []
+        self.lost = np.zeros(3)  # KL, summed: ours; theirs as used; theirs with the exact rest
 
-    runs: dict[str, Callable[[], object]] = {"ours": decode}
-    runs |= {str(codec.k): partial(codec.decode, np.concatenate(packed[codec])) for codec in rest}
-    seconds = alternating_seconds(runs, 5)
-    found: dict[str, Any] = {
-        "k": k,
-        "precision": precision,
-        "classes": classes,
-        "rows": count,
-        "median_entropy_nats": float(torch.cat(entropies).median()),
-        "mass_of_64": float(torch.cat(masses).mean()),
-        "bytes": sum(sizes.values()),
-        "bytes_by_column": sizes,
-        "id_bytes_bound": id_entropy(np.cumsum(stored["ids"].astype(np.int64), 1), classes),
-        "kl": lost / count,
-        "decode_us": seconds["ours"] / count * 1e6,
-    }
-    for codec in rest:
-        found[f"distillkit k={codec.k}"] = {
-            "bytes": codec.row_bytes,
-            "kl_as_used": theirs[codec][0] / count,
-            "kl_with_exact_rest": theirs[codec][1] / count,
-            "decode_us": seconds[str(codec.k)] / count * 1e6,
+    def add(self, logits: Tensor, log_p: Tensor, labels: Tensor) -> None:
+        """Encode and measure some rows."""
+        columns = self.encoding.encode(logits, labels)
+        self.lost[0] += kl(log_p, dense(self.encoding.decode(columns, labels, self.classes)))
+        for name, spec in self.specs.items():
+            self.columns[name].append(columns[name].numpy().astype(spec.dtype))
+        if self.codec:
+            self.packed.append(self.codec.encode(log_p))
+            ids, values = (torch.from_numpy(x) for x in self.codec.decode(self.packed[-1]))
+            for position, exact in ((1, False), (2, True)):
+                self.lost[position] += theirs_as_used(self.codec, ids.long(), values, log_p, exact_rest=exact)
+
+    def result(self, labels: Tensor, folder: Path) -> dict[str, Any]:
+        """Write the rows as a cache, time the way back, and sum up."""
+        stored, count = {name: np.concatenate(parts) for name, parts in self.columns.items()}, len(labels)
+        sizes = {name: compressed_bytes(self.specs[name], column) / count for name, column in stored.items()}
+        cache = self._written(stored, labels, folder)
+        runs: dict[str, Callable[[], object]] = {"ours": partial(self._back, cache, labels)}
+        if self.codec:
+            runs["theirs"] = partial(self.codec.decode, np.concatenate(self.packed))
+        seconds, lost = alternating_seconds(runs, 5), self.lost / count
+        found: dict[str, Any] = {
+            "k": self.encoding.k,
+            "precision": "u8",
+            "classes": self.classes,
+            "rows": count,
+            "bytes": sum(sizes.values()),
+            "bytes_by_column": sizes,
+            "id_bytes_bound": id_entropy(np.cumsum(stored["ids"].astype(np.int64), 1), self.classes),
+            "kl": lost[0],
+            "decode_us": seconds["ours"] / count * 1e6,
         }
-    return found
+        if self.codec:
+            theirs = {"bytes": self.codec.row_bytes, "kl_as_used": lost[1], "kl_with_exact_rest": lost[2]}
+            found["distillkit"] = theirs | {"decode_us": seconds["theirs"] / count * 1e6}
+        return found
+
+    def _written(self, stored: dict[str, np.ndarray], labels: Tensor, folder: Path) -> Cache:
+        count = len(labels)
+        manifest = Manifest(
+            samples=count,
+            classes=tuple(map(str, range(self.classes))),
+            block_rows=block_rows_for(count, 4 * (self.encoding.k + 1)),
+            batch_size=1,
+            threads=1,
+            device="cpu",
+            views=({"index": 0},),
+            data={"spec": "", "length": count, "digest": "", "first": 0},
+            preprocessing={},
+            teachers=({"slug": "t", "name": "t", "weights": "", "weights_sha256": "", "class_map": None},),
+            encoding=self.encoding.to_json(),
+            software={},
+        )
+        path = folder / f"{self.encoding.k}.zarr"
+        with CacheWriter(path, manifest, {"t": self.specs}, labels.numpy().astype(np.int32), command="") as writer:
+            writer.begin(np.arange(1), {"t": np.zeros((1, self.classes), np.float32)})
+            for view, block in writer.missing():
+                first, last = manifest.rows(block)
+                rows = {f"teachers/t/{name}": column[first:last] for name, column in stored.items()}
+                writer.write(view, block, rows | {"digests": np.zeros(last - first, np.uint64)})
+            writer.finish()
+        return open_cache(path)
+
+    def _back(self, cache: Cache, labels: Tensor) -> None:
+        """From the files, checked, to ids and logits."""
+        read = {name: torch.from_numpy(column) for name, column in cache.view(0, "t").items()}
+        self.encoding.decode(read, labels, self.classes)
 
 
 def show(row: dict[str, Any]) -> None:
     """Print a row of the result."""
     parts = ", ".join(f"{name} {size:.1f}" for name, size in row["bytes_by_column"].items())
+    of_bound = row["bytes_by_column"]["ids"] / row["id_bytes_bound"]
     print(
-        f"k={row['k']} {row['precision']} of {row['classes']:,}: {row['bytes']:.1f} B a row ({parts}); ids {row['bytes_by_column']['ids'] / row['id_bytes_bound']:.2f} "
-        f"of their bound {row['id_bytes_bound']:.1f} B; KL {row['kl']:.4g}; decode {row['decode_us']:.2f} us a row"
+        f"k={row['k']} {row['precision']} of {row['classes']:,}: {row['bytes']:.1f} B a row ({parts}); ids {of_bound:.2f} of their bound "
+        f"{row['id_bytes_bound']:.1f} B; KL {row['kl']:.4g}; decode {row['decode_us']:.2f} us a row"
     )
-    for name, other in row.items():
-        if isinstance(other, dict) and name.startswith("distillkit"):
-            print(
-                f"    {name}: {other['bytes']} B; KL {other['kl_as_used']:.4g} as used, {other['kl_with_exact_rest']:.4g} with the exact "
-                f"rest (ours is {row['kl'] / other['kl_with_exact_rest']:.2f} of that); decode {other['decode_us']:.2f} us "
-                f"({other['decode_us'] / row['decode_us']:.1f} times ours)"
-            )
+    if other := row.get("distillkit"):
+        print(
+            f"    DistillKit: {other['bytes']} B; KL {other['kl_as_used']:.4g} as used, {other['kl_with_exact_rest']:.4g} with the exact "
+            f"rest (ours is {row['kl'] / other['kl_as_used']:.2f} and {row['kl'] / other['kl_with_exact_rest']:.2f} of that); decode "
+            f"{other['decode_us']:.2f} us ({other['decode_us'] / row['decode_us']:.1f} times ours)"
+        )
 
 
 def main() -> None:
@@ -209,33 +217,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", help="a full f32 cache, instead of the synthetic language model")
     parser.add_argument("--top-k", default="128,50")
-    parser.add_argument("--rows", type=int, default=BLOCK)
+    parser.add_argument("--rows", type=int, default=16384)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows, started = [], time.perf_counter()
-    for k in map(int, arguments.top_k.split(",")):
-        if arguments.cache:
-            cache = open_cache(arguments.cache)
-            logits = torch.from_numpy(cache.view(0, cache.teachers[0])["logits"]).float()
-            labels = torch.from_numpy(cache.labels()).long()
-            rows.append(ours(k, "u8", lambda: (logits, labels), 1, []))
-        else:
-            generator = torch.Generator().manual_seed(0)
-
-            def draw(generator: torch.Generator = generator) -> tuple[Tensor, Tensor]:
-                logits = language_model(128, generator)
-                return logits, torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
-
-            rest = [codec for codec in (RECOMMENDED, BUDGET) if codec.k == k]
-            rows.append(ours(k, "u8", draw, arguments.rows // 128, rest))
-        show(rows[-1])
-    print(
-        f"median entropy {rows[0]['median_entropy_nats']:.2f} nats, mass of the 64 largest {rows[0]['mass_of_64']:.3f}; ",
-        end="",
-    )
-    print(f"{time.perf_counter() - started:.0f} s")
-    write_result(arguments.out, rows)
+    generator = torch.Generator().manual_seed(0)
+    if arguments.cache:
+        cache = open_cache(arguments.cache)
+        teacher = torch.from_numpy(cache.view(0, cache.teachers[0])["logits"]).float()
+        true, classes = torch.from_numpy(cache.labels()).long(), len(cache.manifest.classes)
+        batches: Iterable[tuple[Tensor, Tensor | None]] = zip(teacher.split(4096), true.split(4096), strict=True)
+    else:
+        classes = VOCABULARY
+        batches = ((language_model(128, generator), None) for _ in range(arguments.rows // 128))
+    published = {} if arguments.cache else {codec.k: codec for codec in (RECOMMENDED, BUDGET)}
+    trials = [Trial(k, classes, published.get(k)) for k in map(int, arguments.top_k.split(","))]
+    labels, entropies, masses = [], [], []
+    for logits, given in batches:
+        log_p = logits.log_softmax(1)
+        labels.append(torch.multinomial(log_p.exp(), 1, generator=generator).squeeze(1) if given is None else given)
+        entropies.append(-(log_p.exp() * log_p).sum(1))
+        masses.append(log_p.topk(min(64, classes), 1).values.exp().sum(1))
+        for trial in trials:
+            trial.add(logits, log_p, labels[-1])
+    median, mass = float(torch.cat(entropies).median()), float(torch.cat(masses).mean())
+    print(f"{sum(map(len, labels)):,} rows; median entropy {median:.2f} nats, mass of the 64 largest {mass:.3f}")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [trial.result(torch.cat(labels), Path(folder)) for trial in trials]
+    for row in rows:
+        show(row)
+    write_result(arguments.out, rows, median_entropy_nats=median, mass_of_64=mass)
 
 
 if __name__ == "__main__":

@@ -170,17 +170,19 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
     sources: list[tuple[Cache, int]] = []
     groups, seen = 0, dict[tuple[bytes, ...], Cache]()
     for cache in opened:
-        for group in itertools.groupby(range(len(cache.manifest.views)), lambda v: cache.manifest.views[v]["group"]):
-            members = list(group[1])
-            pixels = tuple(cache.digests(view, (0,)).tobytes() for view in members)
+        members_of: dict[int, list[int]] = {}
+        for position, view in enumerate(cache.manifest.views):
+            members_of.setdefault(view["group"], []).append(position)
+        for members in members_of.values():
+            pixels = tuple(cache.digests(position, (0,)).tobytes() for position in members)
             if seen.setdefault(pixels, cache) is not cache:
                 raise InputError(
                     f"view {members[0]} of {cache.place} shows the same pixels as a view of {seen[pixels].place}. Dump the other with "
                     "another --seed, and with an augmentation."
                 )
-            for view in members:
-                views.append(cache.manifest.views[view] | {"index": len(views), "group": groups})
-                sources.append((cache, view))
+            for position in members:
+                views.append(cache.manifest.views[position] | {"index": len(views), "group": groups})
+                sources.append((cache, position))
             groups += 1
     slug, rounded = opened[0].teachers[0], opened[0].manifest.block_rows
 

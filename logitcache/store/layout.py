@@ -13,9 +13,9 @@ import numcodecs.blosc
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 from zarr.core.buffer import Buffer, cpu
-from zarr.storage import MemoryStore
+from zarr.storage import MemoryStore, StorePath
 
 from logitcache.store.manifest import Manifest
 
@@ -39,6 +39,8 @@ __all__ = [
 Column = tuple[tuple[int, ...], str, tuple[str, ...], bool]
 
 PROBE_BYTES = 64_000_000  # at most, of one teacher
+_CONFIG: Any = {"write_empty_chunks": True, "order": "C"}  # a chunk of zeros must exist: absence means corruption
+_BLOSC_BLOCK = 1 << 19  # bytes; of several columns of a block, so that each has a code of its own
 _LABEL_CHUNK = 1 << 20
 _WIDEST_CHUNK = 8 << 20  # bytes
 _ROUND = 256  # rows; a multiple of the usual batch sizes, so that only the last batch of a view is padded
@@ -53,7 +55,8 @@ class ArraySpec:
         shape, chunks: As zarr's.
         dtype: numpy's name, little-endian.
         dimensions: zarr's `dimension_names`.
-        compression: What stands before the checksum: None, "zstd", or "blosc" (zstd on bytes shuffled by significance).
+        compression: What stands before the checksum: None, "zstd", or "blosc" (zstd, column after column, on bytes shuffled by
+            significance: ids of one rank resemble each other more than those of one row).
     """
 
     key: str
@@ -112,22 +115,24 @@ def cache_arrays(manifest: Manifest, rows: dict[str, ArraySpec], probe: int) -> 
 
 def _create(group: zarr.Group, spec: ArraySpec, shape: tuple[int, ...] | None = None) -> zarr.Array:  # type: ignore[type-arg]
     size = np.dtype(spec.dtype).itemsize
-    before: list[Any] = []
+    filters, before = list[Any](), list[Any]()
     if spec.compression == "zstd":
         before = [ZstdCodec(level=3)]
     elif spec.compression == "blosc":
-        before = [BloscCodec(cname="zstd", clevel=5, shuffle="shuffle", typesize=size)]
+        before = [BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=size, blocksize=_BLOSC_BLOCK)]
+        if len(spec.shape) == 3:
+            filters = [TransposeCodec(order=(0, 2, 1))]
     return group.create_array(
         spec.key,
         shape=shape or spec.shape,
         chunks=spec.chunks,
         dtype=spec.dtype,
-        filters=None,
+        filters=filters,
         serializer=BytesCodec(endian="little") if size > 1 else BytesCodec(endian=None),
         compressors=[*before, Crc32cCodec()],
         fill_value=0,
         dimension_names=spec.dimensions,
-        config={"write_empty_chunks": True},  # a chunk of zeros must exist: absence means corruption
+        config=_CONFIG,
     )
 
 
@@ -176,20 +181,23 @@ def chunk_key(spec: ArraySpec, view: int, block: int) -> str:
 
 
 class ChunkEncoder:
-    """Turn one block of one array into the bytes of its chunk file."""
+    """Turn one block of one array into the bytes of its chunk file. Threads may share it."""
 
     def __init__(self, spec: ArraySpec) -> None:
-        self._memory: dict[str, Buffer] = {}
-        self._template = _create(zarr.create_group(MemoryStore(self._memory)), spec, shape=spec.chunks)
-        self._key = chunk_key(spec, 0, 0)
+        self._metadata: Any = _create(zarr.create_group(MemoryStore()), spec, shape=spec.chunks).metadata
+        self._key = chunk_key(spec, 0, 0).removeprefix(f"{spec.key}/")
         self._shape, self._dtype = spec.chunks, np.dtype(spec.dtype)
 
     def __call__(self, rows: NDArray[np.generic]) -> bytes:
         """Encode at most `block_rows` rows; what is missing to a full block is zeros."""
-        block = np.zeros(self._shape, self._dtype)
-        block[0, : len(rows)] = rows
-        self._template[...] = block
-        return self._memory[self._key].to_bytes()
+        block = rows[None].astype(self._dtype, copy=False)
+        if len(rows) < self._shape[1]:
+            block = np.zeros(self._shape, self._dtype)
+            block[0, : len(rows)] = rows
+        memory: dict[str, Buffer] = {}
+        place = StorePath(MemoryStore(memory), "")
+        zarr.Array(zarr.AsyncArray(self._metadata, place, _CONFIG))[...] = block
+        return memory[self._key].to_bytes()
 
 
 def compressed_bytes(column: Column, rows: NDArray[np.generic]) -> int:

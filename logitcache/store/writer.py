@@ -1,6 +1,6 @@
 """Writing a cache: whole blocks, each committed after its files are on disk; continued where a killed dump stopped.
 
-Encoding to chunks, checksums and fsync run on one background thread with at most two blocks waiting; its errors come
+Encoding to chunks, checksums and fsync run on two background threads with at most two blocks waiting; their errors come
 out of the next call here.
 """
 
@@ -37,6 +37,7 @@ __all__ = ["CacheWriter", "Columns"]
 
 Columns = Mapping[str, Mapping[str, Column]]  # teacher's slug -> column -> what is stored of a row
 _WAITING = 2  # blocks between the teacher and the disk
+_THREADS = 2  # one encodes and hashes while the other waits for the disk
 
 
 class CacheWriter:
@@ -64,7 +65,7 @@ class CacheWriter:
         self._hold = self.place.hold(f"{HOME}/lock")
         self._rows = row_arrays(manifest, columns)
         self._labels = labels
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="logitcache-writer")
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="logitcache-writer")
         self._uploads = ThreadPoolExecutor(self.place.at_once) if self.place.at_once > 1 else None
         self._pending: deque[Future[int]] = deque()
         self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}

@@ -1,0 +1,235 @@
+"""How fast rows go to disk and come back, beside other ways of keeping the same bytes.
+
+    python benchmarks/store.py --rows 1280000 --out benchmarks/results/store.json
+
+Writing: whole blocks through the writer (checksums, temporary file, fsync, rename, record), beside the same bytes written to files
+with one fsync each and nothing else. Opening: a cache of 100 million rows in 8 views, of which only metadata and labels are there.
+Reading is what training does: a view decoded into memory once, a random batch of 256 one gather per column. Beside it, on the same
+bytes: numpy's take from memory-mapped arrays; a record by key as TinyViT reads its logits (a dictionary of keys, seek, read, two
+arrays out of the bytes, stacked); a Dataset of samples with torch's collate.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import alternating_seconds, write_result
+from torch.utils.data import Dataset, default_collate
+
+from logitcache.answers import gather
+from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
+from logitcache.files import describe
+from logitcache.store import Cache, CacheWriter, Manifest, block_rows_for, open_cache
+from logitcache.store.ledger import Ledger
+
+CLASSES, BATCH = 1000, 256
+
+
+def manifest_of(rows: int, encoding: Encoding, views: int = 1) -> Manifest:
+    """Describe a cache of made-up rows."""
+    width = max(column.nbytes for column in encoding.columns(CLASSES).values())
+    return Manifest(
+        samples=rows,
+        classes=tuple(map(str, range(CLASSES))),
+        block_rows=block_rows_for(rows, width),
+        batch_size=BATCH,
+        threads=1,
+        device="cpu",
+        views=tuple(
+            {"recipe": "none", "recipe_version": 1, "seed": 0, "key": v, "index": v, "group": v} for v in range(views)
+        ),
+        data={"spec": "", "length": rows, "digest": "", "first": 0},
+        preprocessing={},
+        teachers=({"slug": "t", "name": "t", "weights": "", "weights_sha256": "", "class_map": None},),
+        encoding=encoding.to_json(),
+        software={},
+    )
+
+
+def open_writer(path: Path, manifest: Manifest, encoding: Encoding) -> CacheWriter:
+    """Begin a cache."""
+    writer = CacheWriter(
+        path, manifest, {"t": encoding.columns(CLASSES)}, np.zeros(manifest.samples, np.int32), command=""
+    )
+    writer.begin(np.arange(2), {"t": np.zeros((2, CLASSES), np.float32)})
+    return writer
+
+
+def build(path: Path, rows: int, k: int) -> Cache:
+    """Write a cache of one view of random top-k rows."""
+    encoding, random = TopKEncoding(k, "f16"), np.random.default_rng(0)
+    manifest = manifest_of(rows, encoding)
+    with open_writer(path, manifest, encoding) as writer:
+        for view, block in writer.missing():
+            first, last = manifest.rows(block)
+            ids = np.sort(random.integers(0, CLASSES - k - 1, (last - first, k + 1)), 1) + np.arange(k + 1)
+            made = {"digests": np.zeros(last - first, np.uint64)}
+            made["teachers/t/ids"] = np.diff(ids, axis=1, prepend=0)
+            made["teachers/t/values"] = random.standard_normal((last - first, k + 1), np.float32).astype(np.float16)
+            made["teachers/t/rest"] = random.standard_normal((last - first, 4), np.float32).astype(np.float16)
+            writer.write(view, block, made)
+        writer.finish()
+    return open_cache(path)
+
+
+def write_beside_the_disk(folder: Path, blocks: int, rounds: int) -> dict[str, float]:
+    """Write full f16 rows through the writer, and the same bytes plainly; MB/s of each."""
+    encoding = FullEncoding("f16")
+    manifest = manifest_of(blocks * 4096, encoding)
+    rows = {
+        "digests": np.zeros(4096, np.uint64),
+        "teachers/t/logits": np.random.default_rng(0).standard_normal((4096, CLASSES), np.float32).astype(np.float16),
+    }
+    data = rows["teachers/t/logits"].tobytes()
+
+    def ours() -> None:
+        shutil.rmtree(folder / "w.zarr", ignore_errors=True)
+        with open_writer(folder / "w.zarr", replace(manifest, block_rows=4096), encoding) as writer:
+            for view, block in writer.missing():
+                writer.write(view, block, rows)
+            writer.finish()
+
+    def plain() -> None:
+        shutil.rmtree(folder / "plain", ignore_errors=True)
+        (folder / "plain").mkdir()
+        for block in range(blocks):
+            with (folder / "plain" / str(block)).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+
+    seconds = alternating_seconds({"ours": ours, "plain": plain}, rounds)
+    return {name: blocks * len(data) / value / 1e6 for name, value in seconds.items()}
+
+
+def open_a_large_one(path: Path, rows: int) -> dict[str, float]:
+    """Open a cache of so many rows, in a process of its own: seconds, and MB more than after the imports."""
+    encoding = TopKEncoding(64, "f16")
+    manifest = manifest_of(rows, encoding, views=8)
+    with open_writer(path, manifest, encoding) as writer:
+        Ledger(writer.place).mark(
+            {name: describe(writer.place.read(name)) for name in writer.place.sizes() if not name.startswith(".")}
+        )
+    code = (
+        "import resource, sys, time; from logitcache.store import open_cache; a = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "s = time.perf_counter(); open_cache(sys.argv[1]); s = time.perf_counter() - s; "
+        "print(s, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - a) / 1000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    seconds, grown = map(float, done.stdout.split())
+    return {"rows": rows, "seconds": seconds, "grown_mb": grown}
+
+
+class PerSample(Dataset[dict[str, np.ndarray]]):
+    """One row at a time, as data sets are usually written."""
+
+    def __init__(self, columns: dict[str, np.ndarray]) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns["rest"])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {name: column[index] for name, column in self.columns.items()}
+
+
+def main() -> None:
+    """Measure, print, and keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=320_000)
+    parser.add_argument("--k", type=int, default=64)
+    parser.add_argument("--blocks", type=int, default=64, help="of 8 MB, written")
+    parser.add_argument("--large", type=int, default=100_000_000, help="rows of the cache that is only opened")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        written = write_beside_the_disk(Path(folder), arguments.blocks, 3)
+        print(
+            f"written: {written['ours']:.0f} MB/s, plainly {written['plain']:.0f} ({written['ours'] / written['plain']:.2f} of it)"
+        )
+        large = open_a_large_one(Path(folder) / "large.zarr", arguments.large)
+        print(f"opening {large['rows']:,} rows in 8 views: {large['seconds']:.3f} s, {large['grown_mb']:.0f} MB")
+        cache = build(Path(folder) / "c.zarr", arguments.rows, arguments.k)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        started = time.perf_counter()
+        columns = open_cache(cache.place.path).view(0, "t")
+        opened = arguments.rows / (time.perf_counter() - started)
+        held = sum(column.nbytes for column in columns.values())
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        print(
+            f"a view into memory: {opened / 1e6:.2f} M rows/s; {held / 1e6:.0f} MB held, peak grew by {grown / 1e6:.0f} MB"
+        )
+        mapped = {}
+        for name, column in columns.items():
+            np.save(Path(folder) / f"{name}.npy", column)
+            mapped[name] = np.load(Path(folder) / f"{name}.npy", mmap_mode="r")
+        records = Path(folder) / "records.bin"
+        record = sum(column.nbytes for column in columns.values()) // arguments.rows
+        parts = [np.ascontiguousarray(c).view(np.uint8).reshape(arguments.rows, -1) for c in columns.values()]
+        np.concatenate(parts, 1).tofile(records)
+        order = np.random.default_rng(1).permutation(arguments.rows)
+        batches = [order[start : start + BATCH] for start in range(0, arguments.rows, BATCH)]
+        few = batches[:10]
+        samples = PerSample(columns)
+        place = {str(index): int(index) * record for batch in few for index in batch}
+
+        def ours() -> None:
+            for batch in batches:
+                gather(columns, batch)
+
+        def memmap() -> None:
+            for batch in batches:
+                for column in mapped.values():
+                    np.take(column, batch, 0)
+
+        def keyed() -> None:
+            with records.open("rb") as file:
+                for batch in few:
+                    read = []
+                    for index in batch:
+                        file.seek(place[str(index)])
+                        data = file.read(record)
+                        values, ids = data[: 2 * (arguments.k + 1)], data[2 * (arguments.k + 1) : 4 * (arguments.k + 1)]
+                        read.append(
+                            (np.frombuffer(values, np.float16).astype(np.float32), np.frombuffer(ids, np.int16))
+                        )
+                    for parts in zip(*read, strict=True):
+                        torch.from_numpy(np.stack(parts))
+
+        def collated() -> None:
+            for batch in few:
+                default_collate([samples[int(index)] for index in batch])
+
+        torch.set_num_threads(1)
+        runs = {"ours": ours, "memmap": memmap, "record by key": keyed, "Dataset and collate": collated}
+        seconds = alternating_seconds({name: partial(run) for name, run in runs.items()}, arguments.rounds)
+        shown = {name: batches if name in ("ours", "memmap") else few for name in runs}
+        rates = {name: sum(map(len, shown[name])) / value for name, value in seconds.items()}
+        for name, rate in rates.items():
+            print(f"{name:>20}: {rate / 1e3:8.0f} k rows/s; ours is {rates['ours'] / rate:.2f} times that")
+        rows = [{"way": name, "rows_per_second": rate} for name, rate in rates.items()]
+        more = {"rows_held": arguments.rows, "k": arguments.k, "view_rows_per_second": opened}
+        write_result(
+            arguments.out,
+            rows,
+            **more,
+            bytes_held=held,
+            peak_growth_bytes=grown,
+            written_mb_per_second=written,
+            large=large,
+        )
+
+
+if __name__ == "__main__":
+    main()
