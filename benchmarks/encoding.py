@@ -24,6 +24,7 @@ import torch
 from common import alternating_seconds, write_result
 from torch import Tensor
 
+from logitcache.answers import gather
 from logitcache.encoding import TopKEncoding, dense
 from logitcache.store import Cache, CacheWriter, Manifest, block_rows_for, compressed_bytes, open_cache
 
@@ -191,9 +192,11 @@ class Trial:
         return open_cache(path)
 
     def _back(self, cache: Cache, labels: Tensor) -> None:
-        """From the files, checked, to ids and logits."""
-        read = {name: torch.from_numpy(column) for name, column in cache.view(0, "t").items()}
-        self.encoding.decode(read, labels, self.classes)
+        """From the files, checked, into memory, and from there in random batches of 256 to ids and logits: as training does."""
+        columns, order = cache.view(0, "t"), np.random.default_rng(0).permutation(len(labels))
+        for start in range(0, len(order), 256):
+            batch = order[start : start + 256]
+            self.encoding.decode(gather(columns, batch), labels[batch], self.classes)
 
 
 def show(row: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def _print(found: "CacheStats") -> None:
         {
             "teacher": teacher["name"]
             + (f", weights sha256 {teacher['weights_sha256'][:12]}" if teacher["weights_sha256"] else ""),
-            "data": f"{data['spec'] or 'an object'}, {data['length']:,} samples, {len(manifest['classes'])} classes",
+            "data": f"{data['spec'] or 'an object'}, {_stretch(manifest)}, {len(manifest['classes'])} classes",
             "views": f"{len({view['group'] for view in views})} x {recipes}, seed {views[0]['seed']}",
             "logits": f"{kept}, {encoding['dtype']}; made on {manifest['device']} with torch {software['torch']}",
             "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row, "
@@ -82,3 +82,8 @@ def _print(found: "CacheStats") -> None:
 
 def _origin(derived: dict[str, Any]) -> str:
     return f"{', '.join(one['fingerprint'] for one in derived['from'])}, by {derived['by']}"
+
+
+def _stretch(manifest: dict[str, Any]) -> str:
+    first, count, total = manifest["data"]["first"], manifest["samples"], manifest["data"]["length"]
+    return f"{count:,} samples" if count == total else f"samples {first:,} to {first + count - 1:,} of {total:,}"

@@ -59,6 +59,38 @@ def npz(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[tuple[str, int]]:
+    """A server that speaks S3, on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+@pytest.fixture
+def environment(server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What a user exports."""
+    found = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "do-not-write-this-anywhere",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{server[0]}:{server[1]}",
+    }
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+@pytest.fixture
+def amazon(environment: dict[str, str]) -> Any:
+    import boto3
+
+    return boto3.client("s3")
+
+
 Dump = Callable[..., Cache]
 
 

@@ -101,6 +101,23 @@ def test_adding_a_method_works_as_its_page_says(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_commands_on_caches_run(run, environment, amazon):
+    """Line after line, in one folder, as they stand on the page; what they print comes from the caches they made."""
+    amazon.create_bucket(Bucket="my-bucket")
+    page = (ROOT / "docs/caches.md").read_text()
+    lines = re.findall(r"^    logitcache (.*)$", page, re.MULTILINE)
+    assert len(lines) > 10
+    for line in lines:
+        done = run(*shlex.split(line))
+        assert done.exit_code == 0, f"{line}\n{done.output}"
+    assert "samples 0 to 999 of 10,000" in run("stats", "two-views.zarr").stdout
+    assert (
+        "800 samples x 1 views"
+        in run("slice", "two-views.zarr", *["--samples", "0:800", "--views", "1", "--out", "x.zarr"]).stdout
+    )
+
+
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(run, tmp_path, capsys):
     block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(block[1], "README.md", "exec"), {})

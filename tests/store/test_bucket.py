@@ -14,11 +14,9 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
 import zarr
-from moto.server import ThreadedMotoServer
 from test_store import COLUMNS, LABELS, LOGITS, PROBE, VIEWS, manifest, write
 from tiny import bytes_of
 from zarr.storage import ObjectStore
@@ -37,33 +35,6 @@ from logitcache.store import lease as lease_module
 WHOLE = 1 << 40  # bytes: a connection that is not cut
 SECRET = "do-not-write-this-anywhere"
 HERE = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    yield server.get_host_and_port()
-    server.stop()
-
-
-@pytest.fixture
-def environment(server, monkeypatch):
-    """What a user exports."""
-    found = {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{server[0]}:{server[1]}",
-    }
-    for name, value in found.items():
-        monkeypatch.setenv(name, value)
-    return found
-
-
-@pytest.fixture
-def amazon(environment):
-    return boto3.client("s3")
 
 
 @pytest.fixture
