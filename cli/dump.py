@@ -1,10 +1,11 @@
 """`logitcache dump`."""
 
+import os
 from typing import Annotated, Any
 
 import typer
 
-from .options import ConfigOption, numbers, show_progress, span
+from .options import ConfigOption, numbers, show_progress, span, stopping
 
 __all__ = ["dump"]
 
@@ -150,8 +151,11 @@ def dump(
     given["samples"] = span(samples, "--samples")
     from logitcache.dump import dump_logits
 
-    with show_progress() as display:
-        cache = dump_logits(**given, on_progress=display)
+    leads = os.environ.get("RANK", "0") == "0"
+    with show_progress(quiet=not leads) as display, stopping() as asked:
+        cache = dump_logits(**given, should_stop=asked, on_progress=display)
+        if not leads:
+            return
         manifest = cache.manifest
         if manifest.encoding["kind"] == "topk":
             from logitcache.fidelity import what_is_poor

@@ -1,10 +1,11 @@
 """What several commands share: `--config`, the newest cache, lists of numbers, progress on stderr."""
 
 import re
+import signal
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from json import JSONDecodeError, loads
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from logitcache.errors import CacheIncompleteError
 from logitcache.progress import Progress
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "size",
     "span",
     "spelled",
+    "stopping",
 ]
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -200,6 +203,30 @@ def show_progress(*, quiet: bool = False) -> Iterator[Display]:
         transient=True,
     ) as bars:
         yield _Bar(bars)
+
+
+@contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Yield a question: was this process asked to stop? The second SIGINT or SIGTERM ends it at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        typer.echo("stopping after the block in hand; once more stops at once", err=True)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    except CacheIncompleteError as error:
+        if not asked:
+            raise
+        typer.echo(str(error), err=True)
+        raise typer.Exit(128 + asked[0]) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Bar:

@@ -1,5 +1,6 @@
 """Where tensors live, and what to say when they do not fit there."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +18,8 @@ def pick_device(name: str) -> torch.device:
         InputError: There is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # torchrun starts one process for each
+        return torch.device(own if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -6,7 +6,7 @@ dataset ─(sample, view)→ augmentation ─→ teacher ─→ encode ─→ wr
 import inspect
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
@@ -21,9 +21,11 @@ from torch import nn
 from logitcache.data import ImageSet, Renderer, load_data, part_of, preprocessing_for, whole_of
 from logitcache.device import pick_device
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
-from logitcache.errors import InputError, unknown_name
+from logitcache.errors import CacheMismatchError, InputError, unknown_name
+from logitcache.fill import Filler, refuse_unusable, split
 from logitcache.models import Network, hash_weights, load_network
-from logitcache.progress import OnProgress, Progress, silent
+from logitcache.progress import OnProgress, silent
+from logitcache.ranks import Ranks, join_ranks
 from logitcache.store import (
     PROBE_BYTES,
     Cache,
@@ -35,7 +37,7 @@ from logitcache.store import (
     read_manifest,
 )
 from logitcache.teacher import Teacher
-from logitcache.views import View, make_views
+from logitcache.views import make_views
 from logitcache.views.philox import integers, words
 
 __all__ = ["dump_logits"]
@@ -68,12 +70,13 @@ def dump_logits(
     threads: int | None = None,
     block_rows: int | None = None,
     allow_mixed: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
     on_progress: OnProgress = silent,
 ) -> Cache:
     """Run a teacher over a data set and store its logits.
 
     Killed anywhere and called again with the same arguments, it goes on where it stopped and leaves the same bytes.
-    More `views` than a finished cache has extend it.
+    More `views` than a finished cache has extend it. Started by torchrun, the processes divide the blocks between them.
 
     Args:
         teacher: Name of a network (`models.load_network`), or a module with its weights.
@@ -98,7 +101,8 @@ def dump_logits(
         threads: CPU threads of a forward pass; None takes torch's, or those the cache was begun with.
         block_rows: Rows of a block; None chooses by size.
         allow_mixed: Whether to continue a cache that was begun on another device or with other library versions.
-        on_progress: Called after every batch.
+        should_stop: Asked after every block; where it says yes, what is in hand is committed and CacheIncompleteError raised.
+        on_progress: Called after every batch; of several processes, for all of them.
 
     Returns:
         The finished cache.
@@ -107,9 +111,9 @@ def dump_logits(
         InputError: Arguments, data, weights or logits that cannot be used.
         UnknownNameError: A name that is not known.
         CacheMismatchError: `out` is another cache.
-        CacheIncompleteError: The disk is full.
+        CacheIncompleteError: The disk is full, or it was asked to stop.
     """
-    command = _command({name: value for name, value in locals().items() if name != "on_progress"})
+    command = _command({name: value for name, value in locals().items() if name not in ("on_progress", "should_stop")})
     if views < 1 or batch_size < 1 or not 0 <= seed < 2**64:
         raise InputError(
             f"views and batch size must be 1 or more and 0 <= seed < 2**64, not {views}, {batch_size} and {seed}"
@@ -129,7 +133,7 @@ def dump_logits(
         image_size=image_size or network.preprocessing.get("image_size"),
         crop_pct=crop_pct or network.preprocessing.get("crop_pct"),
     )
-    begun, where = read_manifest(open_place(out)), pick_device(device)
+    ranks, begun, where = join_ranks(should_stop), read_manifest(open_place(out)), pick_device(device)
     slug = re.sub(r"[^a-z0-9]+", "-", network.name.lower()).strip("-")
     stored = chosen.columns(classes)
     row_bytes = max(column.nbytes for column in stored.values())
@@ -166,80 +170,41 @@ def dump_logits(
         network, preprocessing, classes=classes, batch_size=batch_size, threads=manifest.threads, device=where
     )
     columns, labels = {slug: stored}, images.labels.astype(np.int32)
-    with closing(runner), CacheWriter(out, manifest, columns, labels, command=command) as writer:
-        if not writer.complete:
+    _refuse_unlike(manifest, ranks)
+    ranks.wait()  # every process has read what was there before the leader writes
+    writer = CacheWriter(out, manifest, columns, labels, command=command, leads=ranks.leads)
+    with closing(runner), writer:
+        if not ranks.share("complete", writer.complete if ranks.leads else None):
             renderer = Renderer(images, [preprocessing], with_digests=True, workers=workers)
             probed = _probe_samples(seed, len(images), classes)
             probe = torch.cat(
-                [runner.logits(batch.pixels[0]) for batch in renderer.batches(recipes[0], _split(probed, batch_size))]
+                [runner.logits(batch.pixels[0]) for batch in renderer.batches(recipes[0], split(probed, batch_size))]
             )
             exact = probe.cpu().numpy()
-            _refuse_unusable(exact, probed, recipes[0], images, runner.name)
-            writer.begin(probed, {slug: exact}, allow_mixed=allow_mixed)
-            _fill(writer, runner, renderer, recipes, chosen, slug, images, on_progress)
-            writer.finish()
+            refuse_unusable(exact, probed, recipes[0], images, runner.name)
+            if ranks.leads:
+                writer.begin(probed, {slug: exact}, allow_mixed=allow_mixed)
+            missing = [
+                (view, block) for view, block in ranks.share("missing", writer.missing() if ranks.leads else None)
+            ]
+            if not ranks.leads:
+                writer.follow(slug, exact, allow_mixed=allow_mixed)
+            Filler(writer, runner, renderer, recipes, chosen, images, ranks, should_stop, on_progress).fill(missing)
+            if ranks.leads:
+                writer.finish()
+        ranks.wait()
     return open_cache(out)
 
 
-def _fill(
-    writer: CacheWriter,
-    teacher: Teacher,
-    renderer: Renderer,
-    views: Sequence[View],
-    encoding: Encoding,
-    slug: str,
-    images: ImageSet,
-    on_progress: OnProgress,
-) -> None:
-    """Answer for every row that is not committed yet, block by block; batches never straddle a block."""
-    manifest, missing, labels = writer.manifest, writer.missing(), torch.from_numpy(images.labels).long()
-    total = len(views) * manifest.samples
-    ranges = {key: manifest.rows(key[1]) for key in missing}
-    done = total - sum(last - first for first, last in ranges.values())
-    started, right = done, 0
-    for view in views:
-        blocks = [block for v, block in missing if v == view.index]
-        batches = [
-            ids for block in blocks for ids in _split(np.arange(*ranges[view.index, block]), manifest.batch_size)
-        ]
-        stream = renderer.batches(view, batches)
-        for block in blocks:
-            first, last = ranges[view.index, block]
-            digests = np.empty(last - first, np.uint64)
-            parts: list[Mapping[str, torch.Tensor]] = []
-            for batch in _take(stream, -(-(last - first) // manifest.batch_size)):
-                assert batch.digests is not None
-                logits = teacher.logits(batch.pixels[0])
-                parts.append(encoding.encode(logits, labels[batch.samples].to(logits.device)))
-                digests[batch.samples - first] = batch.digests
-                right += int((logits.argmax(1).cpu().numpy() == images.labels[batch.samples]).sum())
-                done += len(batch.samples)
-                accuracy = right / (done - started)
-                on_progress(
-                    Progress(
-                        "dumping",
-                        done,
-                        total,
-                        "rows",
-                        f"view {view.index + 1}/{len(views)}, teacher {accuracy:.1%} right",
-                    )
-                )
-            rows: dict[str, NDArray[np.generic]] = {"digests": digests}
-            for name in parts[0]:
-                column = torch.cat([part[name] for part in parts]).cpu().numpy()
-                _refuse_unusable(column, np.arange(first, last), view, images, teacher.name, name)
-                rows[f"teachers/{slug}/{name}"] = column
-            writer.write(view.index, block, rows)
-    writer.drain()
-
-
-def _take(stream: Iterator[Any], count: int) -> Iterator[Any]:
-    for _ in range(count):
-        yield next(stream)
-
-
-def _split(samples: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    return [samples[start : start + size] for start in range(0, len(samples), size)]
+def _refuse_unlike(manifest: Manifest, ranks: Ranks) -> None:
+    """Refuse a process that would write another cache than the leader's."""
+    theirs = Manifest.from_json(ranks.share("manifest", manifest.to_json()), "the first process")
+    if differences := theirs.differences(manifest):
+        lines = "".join(f"\n  {key}: there {there!r}, here {here!r}" for key, there, here in differences)
+        raise CacheMismatchError(
+            f"process {ranks.rank} would write another cache than process 0; they differ in:{lines}\nGive every process the same "
+            "options, data, weights and versions."
+        )
 
 
 def _encoding(kind: str | None, top_k: int | None, precision: str, classes: int) -> Encoding:
@@ -262,33 +227,6 @@ def _probe_samples(seed: int, samples: int, classes: int) -> NDArray[np.int64]:
     edges = np.arange(count + 1) * samples // count
     random = words(seed, 0xFFFFFFFF, np.arange(count), 0)[:, 0]  # a view that no data set has
     return edges[:-1] + integers(random, np.diff(edges))
-
-
-def _refuse_unusable(
-    logits: NDArray[np.generic],
-    samples: NDArray[np.int64],
-    view: View,
-    images: ImageSet,
-    teacher: str,
-    column_name: str = "logits",
-) -> None:
-    """Raise where a logit is no number, or is one that the precision cannot hold: a cache never stores such a row."""
-    if logits.dtype.kind != "f" or np.isfinite(logits).all():
-        return
-    finite = np.isfinite(logits.reshape(len(logits), -1))
-    row, column = (int(x) for x in np.argwhere(~finite)[0])
-    value, sample = logits.reshape(len(logits), -1)[row, column], int(samples[row])
-    named = images.classes[images.labels[sample]]
-    where = f"sample {whole_of(images)[1] + sample} (class {named!r}), view {view.index}: "
-    where += f"logit {column} is {value}" if column_name == "logits" else f"among the stored {column_name} is {value}"
-    if np.isinf(value) and logits.dtype == np.float16:
-        raise InputError(
-            f"teacher {teacher} gives logits beyond 65,504, which float16 cannot hold; {where}. Use --precision f32."
-        )
-    raise InputError(
-        f"teacher {teacher} gives logits that are no numbers; {where}; {int((~finite.all(1)).sum()):,} rows of this block are like it. "
-        "Nothing of the block was stored. Check the weights and --mean/--std."
-    )
 
 
 def _with_weights(teacher: str | nn.Module, classes: int, weights: str | None) -> Network:

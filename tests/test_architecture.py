@@ -40,7 +40,11 @@ ARROWS: dict[str, set[str]] = {
     "export": {"errors", "files", "progress", "store"},
     "verify": {"contract", "data", "errors", "progress", "store", "views"},
     "compare": {"errors", "rundir"},
-    "dump": {"data", "device", "encoding", "errors", "models", "progress", "store", "teacher", "views"},
+    "ranks": {"errors"},
+    "fill": {"data", "encoding", "errors", "progress", "ranks", "store", "teacher", "views"},
+    "dump": {
+        *("data", "device", "encoding", "errors", "fill", "models", "progress", "ranks", "store", "teacher", "views"),
+    },
     "loop": {
         *("answers", "contract", "data", "device", "errors", "evaluate", "methods", "optimize", "progress", "rundir"),
         *("store", "views"),
@@ -86,6 +90,8 @@ OUTSIDE = {  # packages that only these rooms may import
         "device",
         "fidelity",
         "loop",
+        "fill",
+        "ranks",
         "derive",
         "slice",
         "merge",
@@ -170,7 +176,7 @@ def test_command_and_function_have_the_same_words_and_defaults(command, function
             if not asked_later:
                 assert parameter.default == ours[names.get(name, name)].default, name
     hidden = ours.keys() - {names.get(name, name) for name in shown}
-    assert hidden <= {"on_progress", "on_epoch", "block_rows"}
+    assert hidden <= {"on_progress", "on_epoch", "block_rows", "should_stop"}
 
 
 def test_every_public_function_says_what_it_is_for():

@@ -25,7 +25,7 @@ def ready(run, npz):
 def test_the_whole_way(run, npz):
     done = run(*DUMP.split(), "c.zarr")
     assert (done.exit_code, done.stdout) == (0, "c.zarr: 300 samples x 2 views, 5 classes, complete\n")
-    assert "dumping: 600/600 rows, view 2/2, teacher" in done.stderr
+    assert re.search(r"dumping: 600/600 rows, view 2/2, [0-9,]+ rows/s, .*teacher [0-9.]+% right", done.stderr)
 
     done = run("stats")
     assert done.exit_code == 0

@@ -126,3 +126,116 @@ def test_a_dump_is_the_same_whatever_way_its_workers_start(tmp_path, method):
         augment="random-resized-crop-flip", batch_size=16, threads=1, image_size=16,
     )  # fmt: skip
     assert tiny.bytes_of(tmp_path / "c.zarr") == tiny.bytes_of(alone.place.path)
+
+
+def torchrun(count, npz, out, teacher="tiny:Slow", more=(), restarts=0):
+    words = f"dump --teacher {teacher} --data arrays:{npz} --out {out} --augment pad-crop-flip --views 4 --batch-size 16 --threads 1"
+    start = f"-m torch.distributed.run --standalone --nproc-per-node {count} --max-restarts {restarts} -m logitcache"
+    return [sys.executable, *start.split(), *words.split(), *more]
+
+
+def in_blocks_of_64(monkeypatch_file):
+    """The command line chooses blocks by size; this data would be one."""
+    monkeypatch_file.write_text("import logitcache.dump\nlogitcache.dump.block_rows_for = lambda *_: 64\n")
+
+
+@pytest.fixture
+def environment_of_children(tmp_path):
+    (tmp_path / "site").mkdir()
+    in_blocks_of_64(tmp_path / "site/sitecustomize.py")
+    return {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{HERE}"}
+
+
+def alone(npz, out):
+    return logitcache.dump_logits(
+        teacher="tiny:Slow", data=f"arrays:{npz}", out=out, augment="pad-crop-flip", views=4, batch_size=16, threads=1, block_rows=64
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(tmp_path, npz, environment_of_children):
+    done = subprocess.run(
+        torchrun(2, npz, tmp_path / "two.zarr"),
+        env=environment_of_children,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("complete") == 1
+    assert "2 processes" in done.stderr
+    assert done.stderr.count("1,200/1,200 rows") == 1
+    cache = alone(npz, tmp_path / "one.zarr")
+    assert cache.manifest.blocks == 5
+    assert tiny.bytes_of(tmp_path / "two.zarr") == tiny.bytes_of(cache.place.path)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_replaced_and_their_number_may_change(tmp_path, npz, environment_of_children):
+    """SIGKILL to one of three: torchrun starts them again; then to all, and one process goes on."""
+    out = tmp_path / "c.zarr"
+    process = subprocess.Popen(
+        torchrun(3, npz, out, restarts=1), env=environment_of_children, stderr=subprocess.PIPE, text=True
+    )
+    records, deadline = out / ".logitcache/blocks", time.monotonic() + 120
+
+    def wait_for(count):
+        while len(list(records.glob("*/[0-9]*.json"))) < count:
+            assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+            time.sleep(0.02)
+
+    wait_for(2)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "logitcache"], capture_output=True, text=True, check=True
+    )
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    wait_for(6)
+    for pid in subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+    process.kill()
+    process.communicate()
+    with pytest.raises(CacheIncompleteError):
+        open_cache(out)
+    cache = alone(npz, out)
+    assert tiny.bytes_of(out) == tiny.bytes_of(alone(npz, tmp_path / "whole.zarr").place.path)
+    assert not check_files(cache)
+
+
+@pytest.mark.slow
+def test_a_process_with_another_teacher_is_refused(tmp_path, npz, environment_of_children):
+    done = subprocess.run(
+        torchrun(2, npz, tmp_path / "c.zarr", teacher="tiny:of_this_rank"),
+        env=environment_of_children, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert (
+        "process 1 would write another cache than process 0; they differ in:\n  teachers.0.weights_sha256"
+        in done.stderr
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_dump_that_is_asked_to_stop_finishes_its_block_and_says_how_to_go_on(
+    tmp_path, npz, environment_of_children, number
+):
+    out = tmp_path / "c.zarr"
+    line = [sys.executable, "-m", "logitcache", *torchrun(1, npz, out)[10:]]
+    process = subprocess.Popen(line, env=environment_of_children, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(out.glob(".logitcache/blocks/*/[0-9]*.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number
+    assert "stopping after the block in hand; once more stops at once" in said
+    assert (
+        "stopped as asked: " in said and f"of 20 blocks of {out} are committed. Go on with:\n  logitcache dump" in said
+    )
+    assert "Traceback" not in said
+    command = said.strip().splitlines()[-1].split()
+    subprocess.run([sys.executable, "-m", *command], env=environment_of_children, check=True, capture_output=True)
+    assert tiny.bytes_of(out) == tiny.bytes_of(alone(npz, tmp_path / "whole.zarr").place.path)

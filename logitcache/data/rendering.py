@@ -1,5 +1,6 @@
 """From sample ids to pixels, in batches: one gather for arrays in memory, worker processes for files; the same pixels either way."""
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,7 @@ class Renderer:
                 num_workers=self._workers,
                 persistent_workers=True,
                 collate_fn=_as_is,
+                worker_init_fn=_leave_interrupts_to_the_parent,
                 generator=torch.Generator(),  # or it would draw from the global one, and change what dropout draws next
             )
         self._order.batches = [[(view, samples)] for samples in batches]
@@ -130,6 +132,10 @@ class _Source(Dataset[Rendered]):
 
 def _same_geometry(one: Preprocessing, other: Preprocessing) -> bool:
     return (one.image_size, one.crop_pct, one.resize) == (other.image_size, other.crop_pct, other.resize)
+
+
+def _leave_interrupts_to_the_parent(_worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_is(items: list[Any]) -> Any:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Bucket"]
 
 _KNOWN = ("s3", "gs", "az")
+_TRIES = 10  # of a request, within three minutes
 
 
 class Bucket:
@@ -62,7 +63,11 @@ class Bucket:
             raise InputError(f"{url}: an address has no empty part between two slashes")
         self.url = f"{parts.scheme}://{parts.netloc}/{prefix}"
         quoted = f"{parts.scheme}://{parts.netloc}/{quote(prefix)}"  # or %20 in a name would become a space
-        self._store: ObjectStore = from_url(quoted, **(_amazon() if parts.scheme == "s3" else {}))
+        self._store: ObjectStore = from_url(
+            quoted,
+            retry_config={"max_retries": _TRIES, "retry_timeout": timedelta(minutes=3)},
+            **(_amazon() if parts.scheme == "s3" else {}),
+        )
 
     def __str__(self) -> str:
         return self.url

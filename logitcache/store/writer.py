@@ -31,7 +31,7 @@ from logitcache.store.layout import (
 )
 from logitcache.store.ledger import Ledger
 from logitcache.store.manifest import HOME, Manifest, read_manifest
-from logitcache.store.places import Place, open_place
+from logitcache.store.places import Hold, Place, open_place
 
 __all__ = ["CacheWriter", "Columns"]
 
@@ -44,7 +44,14 @@ class CacheWriter:
     """An open cache that is being filled. Use as a context manager: the lock is released and the thread ended in any case."""
 
     def __init__(
-        self, path: str | Path, manifest: Manifest, columns: Columns, labels: NDArray[np.integer[Any]], *, command: str
+        self,
+        path: str | Path,
+        manifest: Manifest,
+        columns: Columns,
+        labels: NDArray[np.integer[Any]],
+        *,
+        command: str,
+        leads: bool = True,
     ) -> None:
         """Create a cache, or continue one of the same identity.
 
@@ -54,21 +61,25 @@ class CacheWriter:
             columns: What the encoding writes.
             labels: Class of each sample, [N].
             command: What would continue this dump; shown to whoever finds it unfinished.
+            leads: Whether this process begins and finishes the cache; of several at one cache, one does, and holds it for all.
 
         Raises:
             CacheMismatchError: Another cache is there.
             InputError: Something else is there, or another dump is writing it.
         """
-        self.place, self.manifest = open_place(path), manifest
+        self.place, self.manifest, self.command = open_place(path), manifest, command
         _refuse_another(self.place, manifest)
         self._ledger = Ledger(self.place)
-        self._hold = self.place.hold(f"{HOME}/lock")
+        self._hold: Hold = self.place.hold(f"{HOME}/lock") if leads else _HeldByTheLeader()
         self._rows = row_arrays(manifest, columns)
         self._labels = labels
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="logitcache-writer")
         self._uploads = ThreadPoolExecutor(self.place.at_once) if self.place.at_once > 1 else None
         self._pending: deque[Future[int]] = deque()
         self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}
+        self.committed: set[tuple[int, int]] = set()
+        if not leads:
+            return
         try:
             _refuse_another(self.place, manifest)  # another dump may have begun or finished it meanwhile
             self._ledger.forget_damaged()
@@ -118,19 +129,15 @@ class CacheWriter:
             CacheMismatchError: The teacher computes other bits here than where the dump was begun.
         """
         specs = cache_arrays(self.manifest, self._rows, len(probe_samples))
-        probe = dict(probe)
-        for slug, values in probe.items():
-            stored = self._stored_probe(specs[f"probe/logits/{slug}"]) if self.committed else None
-            if stored is None or np.array_equal(stored, values):
-                continue
-            if not allow_mixed:
-                raise CacheMismatchError(
-                    f"{self.place}: on this machine teacher {slug} gives other logits than where the dump was begun (largest gap "
-                    f"{np.abs(stored - values).max():.2g} over {len(values)} probe rows), although weights and versions are "
-                    "the same: another processor, or a teacher that is not deterministic. Continue on the first machine, or "
-                    "pass --allow-mixed to accept such gaps."
-                )
-            probe[slug] = stored
+        probe = {
+            slug: self._agreed(
+                slug,
+                values,
+                self._stored_probe(specs[f"probe/logits/{slug}"]) if self.committed else None,
+                allow_mixed=allow_mixed,
+            )
+            for slug, values in probe.items()
+        }
         whole: list[tuple[str, NDArray[np.generic]]] = [("labels", self._labels), ("probe/samples", probe_samples)]
         whole += [(f"probe/logits/{slug}", values) for slug, values in probe.items()]
         self._whole_files = {
@@ -141,6 +148,34 @@ class CacheWriter:
         if self.place.size("zarr.json") is None:
             self._write_changed(self._metadata)
         self._write_changed(self._whole_files)
+
+    def follow(self, slug: str, probe: NDArray[np.float32], *, allow_mixed: bool = False) -> None:
+        """Compare what the teacher says here with what it said to the leader, who has begun the cache.
+
+        Raises:
+            CacheMismatchError: It computes other bits.
+        """
+        spec = cache_arrays(self.manifest, self._rows, len(probe))[f"probe/logits/{slug}"]
+        self._agreed(slug, probe, self._stored_probe(spec), allow_mixed=allow_mixed)
+
+    def _agreed(
+        self, slug: str, values: NDArray[np.float32], stored: NDArray[np.float32] | None, *, allow_mixed: bool
+    ) -> NDArray[np.float32]:
+        """Return the probe to keep: the one that is there, where there is one."""
+        if stored is None or np.array_equal(stored, values):
+            return values
+        if not allow_mixed:
+            raise CacheMismatchError(
+                f"{self.place}: on this machine teacher {slug} gives other logits than where the dump was begun (largest gap "
+                f"{np.abs(stored - values).max():.2g} over {len(values)} probe rows), although weights and versions are "
+                "the same: another processor, or a teacher that is not deterministic. Continue on the first machine, or "
+                "pass --allow-mixed to accept such gaps."
+            )
+        return stored
+
+    def count_committed(self) -> int:
+        """Return how many blocks are committed now, by all processes."""
+        return sum(1 for _ in self._ledger.committed(len(self.manifest.views)))
 
     def _write_changed(self, files: dict[str, bytes]) -> None:
         """Write files that are not there with this content; the root's metadata last, since it makes the folder a cache."""
@@ -229,6 +264,16 @@ class CacheWriter:
         if self._uploads:
             self._uploads.shutdown(wait=True, cancel_futures=True)
         self._hold.close()
+
+
+class _HeldByTheLeader:
+    """Nothing to hold: the leader does."""
+
+    def check(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
 
 
 def _refuse_another(place: Place, manifest: Manifest) -> None:

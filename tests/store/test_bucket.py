@@ -229,6 +229,7 @@ def test_a_network_that_stays_away_is_said_and_the_dump_goes_on_later(url, whole
     network = Network(server, itertools.chain([WHOLE] * 54, itertools.repeat(0)))
     monkeypatch.setenv("AWS_ENDPOINT_URL", network.url)
     monkeypatch.setattr(lease_module, "RENEW", 1000.0)
+    monkeypatch.setattr(bucket, "_TRIES", 2)
     with pytest.raises(CacheIncompleteError, match="could not be reached .* committed before is whole; run the same"):
         write(url, manifest())
     network.close()
@@ -241,12 +242,11 @@ def test_a_network_that_stays_away_is_said_and_the_dump_goes_on_later(url, whole
 
 
 def test_a_dump_killed_while_it_uploads_is_continued_to_the_same_bytes(url, environment, npz, tmp_path):
-    def words(out: str) -> list[str]:
-        line = f"dump --teacher tiny:Slow --data arrays:{npz} --out {out} --augment pad-crop-flip --views 4 --batch-size 64 --threads 1"
-        return [sys.executable, "-m", "logitcache", *line.split()]
-
+    line = f"dump --teacher tiny:Slow --data arrays:{npz} --out {url} --augment pad-crop-flip --views 4 --batch-size 64 --threads 1"
     given, place = {**os.environ, "PYTHONPATH": str(HERE)}, open_place(url)
-    process = subprocess.Popen(words(url), env=given, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "logitcache", *line.split()], env=given, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while not place.sizes(".logitcache/blocks"):
         assert process.poll() is None, "the dump ended before it could be killed"
@@ -257,8 +257,16 @@ def test_a_dump_killed_while_it_uploads_is_continued_to_the_same_bytes(url, envi
     with pytest.raises(CacheIncompleteError, match="has not finished"):
         open_cache(url)
     begun = time.monotonic()
-    subprocess.run(words(url), env=given, check=True, capture_output=True)
-    subprocess.run(words(str(tmp_path / "whole.zarr")), env=given, check=True, capture_output=True)
+    for out in (url, str(tmp_path / "whole.zarr")):
+        logitcache.dump_logits(
+            teacher="tiny:Slow",
+            data=f"arrays:{npz}",
+            out=out,
+            augment="pad-crop-flip",
+            views=4,
+            batch_size=64,
+            threads=1,
+        )
     assert objects(url) == bytes_of(tmp_path / "whole.zarr")
     assert time.monotonic() - begun < 60  # a dead process of this machine is recognised without waiting for its lease
 

@@ -1,0 +1,93 @@
+"""Several processes at one job, as torchrun starts them: who leads, what the leader says, and waiting for each other."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from logitcache.errors import CacheIncompleteError
+
+__all__ = ["Ranks", "join_ranks"]
+
+
+class _Store(Protocol):
+    """What is used of torch.distributed's key-value store."""
+
+    def set(self, key: str, value: str) -> None: ...
+    def get(self, key: str) -> bytes: ...
+    def add(self, key: str, amount: int) -> int: ...
+    def check(self, keys: list[str]) -> bool: ...
+
+
+class Ranks:
+    """The processes of a job.
+
+    Nothing here times out: one process may be hours ahead of another. Whoever started them ends them all when one dies.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        world: How many there are.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        world: int = 1,
+        store: _Store | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.rank, self.world, self._store, self._met, self._should_stop = rank, world, store, 0, should_stop
+        self._totals: dict[str, int] = {}  # of a process alone
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process does what is done once."""
+        return self.rank == 0
+
+    def share(self, name: str, value: Any = None) -> Any:
+        """Return what the leader says under this name: JSON."""
+        if self._store is None:
+            return value
+        if self.leads:
+            self._store.set(name, json.dumps(value))
+            return value
+        while not self._store.check([name]):
+            self._pause()
+        return json.loads(self._store.get(name))
+
+    def add(self, name: str, amount: int) -> int:
+        """Add to a number that all have in common; return what it is now."""
+        if self._store is not None:
+            return self._store.add(name, amount)
+        self._totals[name] = self._totals.get(name, 0) + amount
+        return self._totals[name]
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self._store is None:
+            return
+        self._met += 1
+        name = f"met-{self._met}"
+        self._store.add(name, 1)
+        while self._store.add(name, 0) < self.world:
+            self._pause()
+
+    def _pause(self) -> None:
+        if self._should_stop():
+            raise CacheIncompleteError(
+                f"process {self.rank} stopped as asked while it waited for the others. What was committed is whole; run the same "
+                "command again to go on."
+            )
+        time.sleep(0.05)
+
+
+def join_ranks(should_stop: Callable[[], bool]) -> Ranks:
+    """Return the processes that torchrun started this one with, or this one alone."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 or "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+        return Ranks(should_stop=should_stop)
+    from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
+
+    store, rank, _ = next(rendezvous("env://"))  # a fresh one after each of torchrun's restarts
+    return Ranks(rank, world, store, should_stop)
