@@ -16,7 +16,7 @@ def dump(
         str,
         typer.Option(
             metavar="NAME",
-            help="The teacher: a CIFAR network (resnet56, wrn-40-2, ...), torchvision:NAME, or package.module:factory.",
+            help="The teacher: a CIFAR network (resnet56, wrn-40-2, ...), torchvision:NAME, timm:NAME, or package.module:factory.",
         ),
     ],
     data: Annotated[
@@ -41,6 +41,23 @@ def dump(
             show_default=False,
             help="The teacher's weights: safetensors, a torch checkpoint, the name of torchvision weights, or `demo` for the "
             "teacher that ships with logitcache.",
+        ),
+    ] = None,
+    teacher_classes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=2,
+            show_default="those of the data",
+            help="With --class-map: classes the teacher answers for.",
+        ),
+    ] = None,
+    class_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            show_default="the same classes",
+            help="JSON: name of each class of the data to the teacher's class number; only these logits are stored.",
         ),
     ] = None,
     augment: Annotated[

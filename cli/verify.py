@@ -25,6 +25,23 @@ def verify(
             help="Rows of each view to render again and compare with what the teacher was shown; 0 leaves the data alone.",
         ),
     ] = 256,
+    replay: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Run the teacher again on N rows over all views, and compare with what is stored."
+        ),
+    ] = 0,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", show_default="as dumped", help="For --replay: the teacher, under the name it has now."
+        ),
+    ] = None,
+    teacher_weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", show_default="as dumped", help="For --replay: its weights, where they are now."),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="For --replay: where the teacher runs.")] = "auto",
     repair: Annotated[
         bool, typer.Option("--repair", help="Drop damaged blocks; the dump's own command then writes them again.")
     ] = False,
@@ -40,7 +57,17 @@ def verify(
 
     path = newest_unless(cache)
     with show_progress(quiet=json) as display:
-        report = verify_cache(path, data=data, rows=rows, repair=repair, on_progress=display)
+        report = verify_cache(
+            path,
+            data=data,
+            rows=rows,
+            replay=replay,
+            teacher=teacher,
+            teacher_weights=teacher_weights,
+            device=device,
+            repair=repair,
+            on_progress=display,
+        )
     if json:
         print_json(report.to_json())
     else:
@@ -70,3 +97,8 @@ def _print(report: "VerifyReport") -> None:
         typer.echo("pixels were not compared (--rows 0)")
     else:
         typer.echo(f"{report.pixels_checked:,} rows rendered again: the same pixels as the teacher was shown")
+    if report.replay_problem:
+        typer.echo(report.replay_problem)
+    elif report.replayed is not None:
+        gap = "within rounding" if report.replay_gap == 0 else f"to {report.replay_gap:.1e}, relative"
+        typer.echo(f"{report.replayed:,} rows asked of the teacher again: it agrees {gap}")

@@ -148,12 +148,14 @@ class LiveAnswers(LabelsOnly):
         self._teacher.close()
 
 
-def live_teacher_of(cache: Cache, module: nn.Module | None, weights: str | None, device: torch.device) -> Teacher:
+def live_teacher_of(
+    cache: Cache, teacher: str | nn.Module | None, weights: str | None, device: torch.device
+) -> Teacher:
     """Build the teacher of a cache, to run as it ran for the dump.
 
     Args:
         cache: Says which teacher, batch size, threads and preprocessing.
-        module: The network, where it has no name.
+        teacher: The network, where it has no name, or another name now.
         weights: Where its weights are, if not where the dump found them.
         device: Where to run it.
 
@@ -166,8 +168,9 @@ def live_teacher_of(cache: Cache, module: nn.Module | None, weights: str | None,
         raise InputError(
             f"{cache.place} holds the {entry['name']}: there is no one teacher to run live. Leave out --live-teacher."
         )
-    file = weights or (entry["weights"] if module is None else None) or None
-    network = load_network(module or entry["name"], len(manifest.classes), file)
+    file = weights or (entry["weights"] if teacher is None else None) or None
+    mapped = entry["class_map"] or {"classes": len(manifest.classes), "indices": None}
+    network = load_network(teacher or entry["name"], mapped["classes"], file)
     found = hash_weights(network.module.state_dict())
     if found != entry["weights_sha256"]:
         raise CacheMismatchError(
@@ -177,10 +180,11 @@ def live_teacher_of(cache: Cache, module: nn.Module | None, weights: str | None,
     return Teacher(
         network,
         Preprocessing.from_json(manifest.preprocessing),
-        classes=len(manifest.classes),
+        classes=mapped["classes"],
         batch_size=manifest.batch_size,
         threads=manifest.threads,
         device=device,
+        class_map=mapped["indices"],
     )
 
 

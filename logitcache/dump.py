@@ -23,7 +23,7 @@ from logitcache.device import pick_device
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
 from logitcache.errors import CacheMismatchError, InputError, unknown_name
 from logitcache.fill import Filler, refuse_unusable, split
-from logitcache.models import Network, hash_weights, load_network
+from logitcache.models import Network, hash_weights, load_network, read_class_map
 from logitcache.progress import OnProgress, silent
 from logitcache.ranks import Ranks, join_ranks
 from logitcache.store import (
@@ -53,6 +53,8 @@ def dump_logits(
     data: str | ImageSet,
     out: str | Path,
     teacher_weights: str | None = None,
+    teacher_classes: int | None = None,
+    class_map: str | Sequence[int] | None = None,
     augment: str = "none",
     views: int = 1,
     encoding: str | None = None,
@@ -83,6 +85,9 @@ def dump_logits(
         data: Name of a data set (`data.load_data`), or one that is open.
         out: Path of the cache.
         teacher_weights: File or name of the teacher's weights.
+        teacher_classes: How many classes the teacher answers for; None: those of the data, or with `class_map` 1,000.
+        class_map: For each class of the data, which of the teacher's it is: in order, or a JSON file (`models.read_class_map`).
+            Only these logits are stored.
         augment: Recipe of the views, a key of `views.RECIPES`; or several with commas between them: one view of each makes
             a group, for methods that pair views.
         views: Renditions of the whole data set, of each recipe; epoch e trains on view e mod views.
@@ -124,7 +129,13 @@ def dump_logits(
     whole, first = whole_of(images)
     classes = len(images.classes)
     chosen = _encoding(encoding, top_k, precision, classes)
-    network = _with_weights(teacher, classes, teacher_weights)
+    mapped = None if class_map is None else read_class_map(class_map, images.classes)
+    answered = teacher_classes or (classes if mapped is None else 1000)
+    if mapped and max(mapped) >= answered:
+        raise InputError(
+            f"--class-map names class {max(mapped)} of a teacher of {answered}: say how many it has with --teacher-classes"
+        )
+    network = _with_weights(teacher, answered, teacher_weights)
     preprocessing = preprocessing_for(
         images,
         recipes[0].recipe,
@@ -158,7 +169,7 @@ def dump_logits(
                 "name": network.name,
                 "weights": network.weights,
                 "weights_sha256": hash_weights(network.module.state_dict()),
-                "class_map": None,
+                "class_map": None if mapped is None else {"classes": answered, "indices": list(mapped)},
             },
         ),
         encoding=chosen.to_json(),
@@ -167,7 +178,13 @@ def dump_logits(
     if begun and allow_mixed:
         manifest = replace(manifest, software=begun.software, device=begun.device)
     runner = Teacher(
-        network, preprocessing, classes=classes, batch_size=batch_size, threads=manifest.threads, device=where
+        network,
+        preprocessing,
+        classes=answered,
+        batch_size=batch_size,
+        threads=manifest.threads,
+        device=where,
+        class_map=mapped,
     )
     columns, labels = {slug: stored}, images.labels.astype(np.int32)
     _refuse_unlike(manifest, ranks)
@@ -232,7 +249,11 @@ def _probe_samples(seed: int, samples: int, classes: int) -> NDArray[np.int64]:
 def _with_weights(teacher: str | nn.Module, classes: int, weights: str | None) -> Network:
     """Load the teacher, and refuse one that knows nothing."""
     network = load_network(teacher, classes, weights)
-    untrained = isinstance(teacher, str) and not weights and (":" not in teacher or teacher.startswith("torchvision:"))
+    untrained = (
+        isinstance(teacher, str)
+        and not weights
+        and (":" not in teacher or teacher.startswith(("torchvision:", "timm:")))
+    )
     if untrained:
         raise InputError(
             f"teacher {teacher} has no weights, so its logits would be noise. Name them with --teacher-weights FILE."

@@ -4,8 +4,9 @@ A logit's last bits depend on the shape of the batch and on the number of thread
 batches are always full: the last one is padded, and padding is thrown away.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,24 +31,27 @@ class Teacher:
         batch_size: int,
         threads: int,
         device: torch.device,
+        class_map: Sequence[int] | None = None,
     ) -> None:
         """Prepare a network.
 
         Args:
             network: The network with its weights.
             preprocessing: What turns pixels into its input.
-            classes: Logits that a row must have.
+            classes: Logits that the network answers with.
             batch_size: Rows of every forward pass.
             threads: CPU threads of every forward pass.
             device: Where it runs.
+            class_map: For each class of the data, which of the network's it is; None: the same.
         """
+        self._picked = None if class_map is None else torch.tensor(class_map, device=device)
         self.name, self.preprocessing = network.name, preprocessing
         self._modes = [(module, module.training) for module in network.module.modules()]
         self._module = network.module.to(device).eval()
         self._classes, self._batch_size, self._threads, self._device = classes, batch_size, threads, device
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Answer for pixels, [B, C, H, W] uint8 of any B: raw logits, [B, classes] float32 on the teacher's device.
+        """Answer for pixels, [B, C, H, W] uint8 of any B: raw logits of the data's classes, [B, C] float32 on the teacher's device.
 
         Raises:
             InputError: The network's output is something else.
@@ -65,15 +69,28 @@ class Teacher:
         rows = len(pixels)
         if rows < self._batch_size:
             pixels = torch.cat([pixels, pixels[-1:].expand(self._batch_size - rows, *pixels.shape[1:])])
-        output = self._module(self.preprocessing.normalize(pixels.to(self._device, non_blocking=True)))
+        output = _logits_of(self._module(self.preprocessing.normalize(pixels.to(self._device, non_blocking=True))))
         if not isinstance(output, Tensor) or output.ndim != 2:
             found = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise InputError(f"teacher {self.name} must return logits [B, {self._classes}], found {found}")
         if output.shape[1] != self._classes:
             raise InputError(
-                f"teacher {self.name} answers for {output.shape[1]} classes, the data has {self._classes}. Use a teacher of these classes."
+                f"teacher {self.name} answers for {output.shape[1]} classes, not {self._classes}. Use a teacher of the data's classes, or "
+                "say with --class-map which of its classes they are."
             )
-        return output[:rows].float()
+        output = output[:rows].float()
+        return output if self._picked is None else output[:, self._picked]
+
+
+def _logits_of(output: Any) -> Any:
+    """Find the logits in what a network returns: itself, `.logits` (Hugging Face, Inception), ["logits"], or the first of a tuple."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(getattr(output, "logits", None), Tensor):
+        return output.logits
+    if isinstance(output, Mapping) and "logits" in output:
+        return output["logits"]
+    return output[0] if isinstance(output, tuple | list) and output else output
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from logitcache.errors import CacheMismatchError, CorruptCacheError
 from logitcache.progress import OnProgress, silent
@@ -39,6 +40,9 @@ class VerifyReport:
         pixels_checked: Rows rendered again and compared with the digest of what the teacher was shown; None if that
             was not asked for.
         pixels_problem: What differs, or None.
+        replayed: Rows for which the teacher was run again; None if that was not asked for.
+        replay_gap: Largest relative gap between what it says now and what is stored, beyond rounding.
+        replay_problem: The first row that disagrees, or None.
         repaired: Whether damaged blocks were dropped, so that the dump's own command writes them again.
     """
 
@@ -48,12 +52,15 @@ class VerifyReport:
     probe_gap: float
     pixels_checked: int | None
     pixels_problem: str | None
+    replayed: int | None
+    replay_gap: float
+    replay_problem: str | None
     repaired: bool
 
     @property
     def ok(self) -> bool:
         """Whether the cache can be trusted."""
-        return not self.problems and self.pixels_problem is None
+        return not self.problems and self.pixels_problem is None and self.replay_problem is None
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain objects."""
@@ -65,6 +72,10 @@ def verify_cache(
     *,
     data: "str | ImageSet | None" = None,
     rows: int = 256,
+    replay: int = 0,
+    teacher: Any = None,
+    teacher_weights: str | None = None,
+    device: str = "auto",
     repair: bool = False,
     on_progress: OnProgress = silent,
 ) -> VerifyReport:
@@ -74,6 +85,10 @@ def verify_cache(
         cache: Its path.
         data: The data set, if it is not where the dump found it.
         rows: Rows of each view to render again and compare with their digests; 0 leaves the data alone.
+        replay: Rows, over all views, for which to run the teacher again and compare its logits with what is stored.
+        teacher: The teacher, where it has no name that says how to build it, or another name now.
+        teacher_weights: Where its weights are, if not where the dump found them.
+        device: Where to run it.
         repair: Whether to drop damaged blocks. The cache is unfinished then, until the dump's own command is run again.
         on_progress: Called as files are read.
 
@@ -100,6 +115,9 @@ def verify_cache(
             _check_data(opened, data, rows)
         except CacheMismatchError as error:
             pixels_problem = str(error)
+    gap_now, disagreement = 0.0, None
+    if replay and not problems and not pixels_problem:
+        gap_now, disagreement = _replay(opened, data, replay, teacher, teacher_weights, device)
     if repair and problems:
         drop_damaged(opened, problems)
     return VerifyReport(
@@ -109,6 +127,11 @@ def verify_cache(
         probe_gap=gap,
         pixels_checked=len(manifest.views) * min(rows, manifest.samples) if rows and not problems else None,
         pixels_problem=pixels_problem,
+        replayed=min(replay, len(manifest.views) * manifest.samples)
+        if replay and not problems and not pixels_problem
+        else None,
+        replay_gap=gap_now,
+        replay_problem=disagreement,
         repaired=repair and bool(problems),
     )
 
@@ -122,13 +145,60 @@ def _probe_gap(cache: Cache) -> tuple[float, list[int]]:
     samples, exact = cache.probe(cache.teachers[0])
     if ((samples < 0) | (samples >= cache.manifest.samples)).any():
         raise CorruptCacheError(f"{cache.place}: the probe names samples that do not exist. Dump the cache again.")
-    columns = cache.rows(0, cache.teachers[0], samples)
+    gaps = _gaps(cache, cache.rows(0, cache.teachers[0], samples), exact)
+    unlike = np.unique(samples[gaps > _PROBE_TOLERANCE] // cache.manifest.block_rows)
+    return float(gaps.max()), unlike.tolist()
+
+
+def _replay(
+    cache: Cache,
+    data: "str | ImageSet | None",
+    rows: int,
+    teacher: Any,
+    teacher_weights: str | None,
+    device: str,
+) -> tuple[float, str | None]:
+    """Run the teacher again on rows spread over all views: the largest gap, and the first row that disagrees.
+
+    Raises:
+        CacheMismatchError: The teacher has other weights.
+    """
+    from logitcache.answers import live_teacher_of  # noqa: PLC0415  (torch; not needed for the files)
+    from logitcache.contract import recorded_data  # noqa: PLC0415
+    from logitcache.data import Renderer  # noqa: PLC0415
+    from logitcache.device import pick_device  # noqa: PLC0415
+    from logitcache.views import View  # noqa: PLC0415
+
+    images, slug, manifest = recorded_data(cache, data), cache.teachers[0], cache.manifest
+    runner = live_teacher_of(cache, teacher, teacher_weights, pick_device(device))
+    renderer = Renderer(images, [runner.preprocessing], workers=0)
+    largest, first = 0.0, None
+    for view, entry in enumerate(manifest.views):
+        count = min((view + 1) * rows // len(manifest.views) - view * rows // len(manifest.views), manifest.samples)
+        samples = np.unique((np.arange(count) * manifest.samples // max(count, 1) + view) % manifest.samples)
+        for start in range(0, len(samples), manifest.batch_size):
+            chosen = samples[start : start + manifest.batch_size]
+            (batch,) = renderer.batches(View.from_json(entry), [chosen])
+            gaps = _gaps(cache, cache.rows(view, slug, chosen), runner.logits(batch.pixels[0]).cpu().numpy())
+            largest = max(largest, float(gaps.max()))
+            beyond = np.flatnonzero(gaps > _PROBE_TOLERANCE)
+            if len(beyond) and first is None:
+                row = chosen[beyond[0]]
+                first = (
+                    f"the teacher answers otherwise now: view {view}, sample {manifest.data['first'] + row} differs by "
+                    f"{gaps[beyond[0]]:.2g}, relative, beyond rounding; {len(beyond)} of the {len(chosen)} rows of its batch do"
+                )
+    runner.close()
+    return largest, first
+
+
+def _gaps(cache: Cache, columns: dict[str, Any], exact: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """Compare stored rows with exact ones, as the encoding would have rounded them: the largest relative gap of each row."""
     ids, stored = kept_values(cache.manifest.encoding, columns)
     kept = exact if ids is None else np.take_along_axis(exact, ids, 1)
     beyond = np.abs(stored - kept) - rounding(cache.manifest.encoding, columns, kept)
-    gaps = beyond.max(1).clip(0) / max(float(np.abs(kept).max()), 1e-30)
-    unlike = np.unique(samples[gaps > _PROBE_TOLERANCE] // cache.manifest.block_rows)
-    return float(gaps.max()), unlike.tolist()
+    gaps: NDArray[np.float32] = beyond.max(1).clip(0) / max(float(np.abs(kept).max()), 1e-30)
+    return gaps
 
 
 def _check_data(cache: Cache, data: "str | ImageSet | None", rows: int) -> None:

@@ -38,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "slice": {"derive", "encoding", "errors", "progress", "store"},
     "merge": {"derive", "encoding", "errors", "progress", "store"},
     "export": {"errors", "files", "progress", "store"},
-    "verify": {"contract", "data", "errors", "progress", "store", "views"},
+    "verify": {"answers", "contract", "data", "device", "errors", "progress", "store", "views"},
     "compare": {"errors", "rundir"},
     "ranks": {"errors"},
     "fill": {"data", "encoding", "errors", "progress", "ranks", "store", "teacher", "views"},

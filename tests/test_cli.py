@@ -215,7 +215,7 @@ REFUSALS = [
     ("dump --teacher tiny:net --data arrays:data.npz --precision f8 --out d.zarr", 1, "unknown precision 'f8'"),
     ("dump --teacher tiny:net --data arrays:data.npz", 2, "Missing option '--out'"),
     ("dump --teacher tiny:Poisoned --data arrays:data.npz --out d.zarr", 1, "gives logits that are no numbers"),
-    ("dump --teacher tiny:seven --data arrays:data.npz --out d.zarr", 1, "answers for 7 classes, the data has 5"),
+    ("dump --teacher tiny:seven --data arrays:data.npz --out d.zarr", 1, "answers for 7 classes, not 5"),
     (
         "dump --teacher tiny:net --data arrays:bad.npz --out d.zarr",
         1,

@@ -1,5 +1,6 @@
 """From a teacher to a cache: the right numbers, once, whatever happens on the way."""
 
+import json
 import os
 import signal
 import subprocess
@@ -181,8 +182,8 @@ def test_a_killed_process_leaves_nothing_half_written_and_is_continued(tmp_path,
             r"logits that are no numbers; sample \d+ \(class 'class \d'\), view 0: logit 0 is nan; \d+ rows",
         ),
         (tiny.Loud, "f16", r"logits beyond 65,504, which float16 cannot hold; sample 0 .* Use --precision f32"),
-        (tiny.Tuple, "f32", r"teacher Tuple must return logits \[B, 5\], found tuple"),
-        (tiny.seven, "f32", r"teacher Sequential answers for 7 classes, the data has 5"),
+        (tiny.without_logits, "f32", r"teacher Wrapped must return logits \[B, 5\], found dict"),
+        (tiny.seven, "f32", r"teacher Sequential answers for 7 classes, not 5. .* --class-map"),
     ],
 )
 def test_a_teacher_that_cannot_be_stored_is_refused_and_nothing_is_left_to_train_from(
@@ -192,6 +193,57 @@ def test_a_teacher_that_cannot_be_stored_is_refused_and_nothing_is_left_to_train
         dump(teacher=teacher(tiny.CLASSES), precision=precision)
     with pytest.raises(logitcache.LogitCacheError):
         open_cache(tmp_path / "c.zarr")
+
+
+@pytest.mark.parametrize("shape", ["tuple", "dict", "object"])
+def test_logits_are_found_in_what_a_network_returns(dump, tmp_path, shape):
+    """As Inception, timm's distilled networks, Hugging Face's and people's own give them."""
+    wrapped = tiny.Wrapped(tiny.CLASSES)
+    wrapped.shape = shape
+    found = dump(teacher=wrapped, out=tmp_path / "w.zarr").view(0, "wrapped")["logits"]
+    assert (found == dump().view(0, "sequential")["logits"]).all()
+
+
+@pytest.mark.parametrize("spelling", ["list", "file of a list", "file of names"])
+def test_a_teacher_of_more_classes_stores_those_of_the_data(dump, tmp_path, images, spelling):
+    picked = [6, 0, 3, 2, 5]
+    file = tmp_path / "map.json"
+    named = dict(zip([*images.classes, "another"], [*picked, 1], strict=True))
+    file.write_text(json.dumps(named if spelling == "file of names" else picked))
+    cache = dump(
+        teacher=tiny.seven(0),
+        teacher_classes=7,
+        class_map=picked if spelling == "list" else str(file),
+        out=tmp_path / "m.zarr",
+    )
+    whole = by_hand(cache, images, tiny.seven(0), 1).numpy()
+    assert (cache.view(1, "sequential")["logits"] == whole[:, picked]).all()
+    assert cache.manifest.teachers[0]["class_map"] == {"classes": 7, "indices": picked}
+    runs = [
+        logitcache.train_student(
+            cache=cache, student=tiny.net(tiny.CLASSES), data=images, epochs=1, live_teacher=live, out=tmp_path / str(bool(live))
+        )
+        for live in (False, tiny.seven(0))
+    ]  # fmt: skip
+    pairs = zip(*(run.student.state_dict().values() for run in runs), strict=True)
+    assert all((a == b).all() for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[0, 1, 2]", "must give each of the data's 5 classes a class of its own"),
+        ("[0, 1, 2, 3, 3]", "a class of its own"),
+        ("[0, 1, 2, 3, -1]", "0 or more"),
+        ("[0, 1, 2, 3, 7]", "names class 7 of a teacher of 7: say how many it has with --teacher-classes"),
+        ('{"class 0": 1}', r"says nothing of class 1, class 2, .* \(4 of the data's classes\)"),
+        ("nonsense", "cannot be read as JSON"),
+    ],
+)
+def test_a_class_map_that_is_none_is_refused(dump, tmp_path, content, message):
+    (tmp_path / "map.json").write_text(content)
+    with pytest.raises(InputError, match=message):
+        dump(teacher=tiny.seven(0), teacher_classes=7, class_map=str(tmp_path / "map.json"))
 
 
 def test_logits_that_only_float32_holds_are_stored_there(dump):

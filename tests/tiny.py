@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -77,15 +78,23 @@ class Loud(nn.Module):
         return self.net(x) * 1e6
 
 
-class Tuple(nn.Module):
-    """Answers something else."""
+class Wrapped(nn.Module):
+    """Answers in some other shape: as a tuple, a dict, an object with logits, or with nothing of the kind."""
+
+    shape = "tuple"
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.net = net(classes)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.net(x), x
+    def forward(self, x: Tensor) -> object:
+        logits = self.net(x)
+        return {
+            "tuple": (logits, x),
+            "dict": {"features": x, "logits": logits},
+            "object": SimpleNamespace(logits=logits, hidden_states=x),
+            "nothing": {"features": x},
+        }[self.shape]
 
 
 def seven(_classes: int) -> nn.Module:
@@ -114,4 +123,11 @@ def of_this_rank(classes: int) -> nn.Module:
     network = net(classes)
     with torch.no_grad():
         network[0].bias += float(os.environ.get("RANK", "0"))
+    return network
+
+
+def without_logits(classes: int) -> nn.Module:
+    """A teacher that answers with features alone."""
+    network = Wrapped(classes)
+    network.shape = "nothing"
     return network

@@ -1,17 +1,29 @@
 """Teachers and students by name: CIFAR networks of the literature, torchvision's, or anybody's factory."""
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from logitcache.errors import InputError, unknown_name
+from logitcache.errors import InputError, first_line, unknown_name
 from logitcache.models.cifar import CIFAR_NETWORKS
 from logitcache.models.weights import DEMO_TEACHER, hash_weights, read_notes, read_weights, save_weights
 from logitcache.resolve import resolve
 
-__all__ = ["CIFAR_NETWORKS", "DEMO_TEACHER", "Network", "hash_weights", "load_network", "read_weights", "save_weights"]
+__all__ = [
+    "CIFAR_NETWORKS",
+    "DEMO_TEACHER",
+    "Network",
+    "hash_weights",
+    "load_network",
+    "read_class_map",
+    "read_weights",
+    "save_weights",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +47,11 @@ def load_network(name: str | nn.Module, classes: int, weights: str | None = None
     """Build a network and load its weights.
 
     Args:
-        name: One of `CIFAR_NETWORKS`, `torchvision:NAME`, `package.module:factory` (called with the number of
+        name: One of `CIFAR_NETWORKS`, `torchvision:NAME`, `timm:NAME`, `package.module:factory` (called with the number of
             classes), or a module that is ready.
         classes: Number of classes of the data.
-        weights: A file (`read_weights`), `demo`, or for torchvision the name of its weights (`IMAGENET1K_V1`,
-            `DEFAULT`).
+        weights: A file (`read_weights`), `demo`, for torchvision the name of its weights (`IMAGENET1K_V1`, `DEFAULT`), for
+            timm `DEFAULT` (those of the name, as in `resnet50.a1_in1k`).
 
     Raises:
         UnknownNameError: No such network.
@@ -50,6 +62,8 @@ def load_network(name: str | nn.Module, classes: int, weights: str | None = None
     library, _, network = name.partition(":")
     if library == "torchvision" and network:
         return _torchvision(name, network, classes, weights)
+    if library == "timm" and network:
+        return _timm(name, network, classes, weights)
     if name in CIFAR_NETWORKS:
         module = CIFAR_NETWORKS[name](classes)
     elif ":" in name:
@@ -59,7 +73,9 @@ def load_network(name: str | nn.Module, classes: int, weights: str | None = None
                 f"{name} returned {type(module).__name__}; a factory takes the number of classes and returns a torch module"
             )
     else:
-        raise unknown_name("network", name, [*CIFAR_NETWORKS, "torchvision:NAME", "package.module:factory"])
+        raise unknown_name(
+            "network", name, [*CIFAR_NETWORKS, "torchvision:NAME", "timm:NAME", "package.module:factory"]
+        )
     return _filled(module, name, classes, weights)
 
 
@@ -101,6 +117,69 @@ def _torchvision(name: str, network: str, classes: int, weights: str | None) -> 
             "crop_pct": side / recipe.resize_size[0],
         },
     )
+
+
+def _timm(name: str, network: str, classes: int, weights: str | None) -> Network:
+    try:
+        timm: Any = import_module("timm")  # an extra
+    except ImportError as error:
+        raise InputError(f"{name} needs the package timm: pip install 'logitcache[timm]'") from error
+    if not timm.is_model(network.partition(".")[0]):
+        raise unknown_name("timm network", network, timm.list_models())
+    own = weights == "DEFAULT"
+    try:
+        module = timm.create_model(network, pretrained=own, **({} if own else {"num_classes": classes}))
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{name} cannot be made: {first_line(error)}. Download its weights elsewhere and name the file."
+        ) from error
+    config = timm.data.resolve_model_data_config(module)
+    known = {
+        "mean": list(config["mean"]),
+        "std": list(config["std"]),
+        "image_size": config["input_size"][-1],
+        "crop_pct": config["crop_pct"],
+    }
+    if own:
+        return Network(module, name, "DEFAULT", known)
+    filled = _filled(module, name, classes, weights)
+    return replace(filled, preprocessing=known | filled.preprocessing) if weights else filled
+
+
+def read_class_map(given: str | Sequence[int], classes: Sequence[str]) -> tuple[int, ...]:
+    """Read which of a network's classes the data's are.
+
+    Args:
+        given: The network's class of each of the data's, in order; or a JSON file with that list, or with an object: name of
+            the data's class to the network's class.
+        classes: Names of the data's classes.
+
+    Raises:
+        InputError: It cannot be read, or leaves a class out.
+    """
+    found: Any = given
+    if isinstance(given, str):
+        try:
+            found = json.loads(Path(given).read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"--class-map {given} cannot be read as JSON: {first_line(error)}") from error
+    if isinstance(found, dict):
+        if missing := [name for name in classes if name not in found]:
+            raise InputError(
+                f"--class-map {given} says nothing of {', '.join(missing[:5])} ({len(missing)} of the data's classes)"
+            )
+        found = [found[name] for name in classes]
+    numbers = list(found) if isinstance(found, list | tuple) else []
+    if (
+        len(numbers) != len(classes)
+        or not all(type(n) is int and n >= 0 for n in numbers)
+        or len({*numbers}) != len(numbers)
+    ):
+        raise InputError(
+            f"--class-map must give each of the data's {len(classes)} classes a class of its own of the teacher, 0 or more; "
+            f"found {str(found)[:80]}"
+        )
+    return tuple(numbers)
 
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], name: str, file: str, classes: int) -> None:

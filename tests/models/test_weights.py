@@ -110,6 +110,13 @@ def test_weights_of_another_network_are_refused(tmp_path):
         ("resnet9", None, UnknownNameError, "unknown network 'resnet9'; did you mean 'resnet"),
         ("torchvision:resnet17", None, UnknownNameError, "unknown torchvision network 'resnet17'; did you mean"),
         ("torchvision:resnet18", "IMAGENET1K_V9", UnknownNameError, "did you mean 'IMAGENET1K_V1'"),
+        ("timm:resnet17", None, UnknownNameError, "unknown timm network 'resnet17'; did you mean"),
+        (
+            "timm:resnet18.a9_in9k",
+            "DEFAULT",
+            InputError,
+            "timm:resnet18.a9_in9k cannot be made: .* Download its weights",
+        ),
         ("tiny:nothing", None, InputError, "network 'tiny:nothing' cannot be imported"),
         ("tiny:arrays", None, InputError, "a factory takes the number of classes and returns a torch module"),
     ],
@@ -118,6 +125,18 @@ def test_networks_that_are_not_are_refused(name, weights, error, message, monkey
     monkeypatch.setattr(tiny, "arrays", lambda classes: classes)
     with pytest.raises(error, match=message):
         load_network(name, 10, weights)
+
+
+def test_timms_networks_come_with_their_preprocessing(tmp_path):
+    network = load_network("timm:resnet10t", 7)
+    save_weights(network.module.state_dict(), tmp_path / "a.safetensors", {})
+    found = load_network("timm:resnet10t", 7, str(tmp_path / "a.safetensors"))
+    assert found.preprocessing["image_size"] == network.module.pretrained_cfg["input_size"][-1]
+    assert set(found.preprocessing) == {"mean", "std", "image_size", "crop_pct"}
+    pixels = torch.randn(2, 3, 64, 64)
+    assert (found.module.eval()(pixels) == network.module.eval()(pixels)).all()
+    with pytest.raises(InputError, match="is a timm:resnet10t for 7 classes; the data has 5"):
+        load_network("timm:resnet10t", 5, str(tmp_path / "a.safetensors"))
 
 
 def test_torchvisions_weights_come_with_their_preprocessing(monkeypatch):
