@@ -5,7 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
+from logitcache.errors import InputError
+
 from .options import ConfigOption, numbers, show_progress, span, stopping
+from .render import bytes_text, print_pairs
 
 __all__ = ["dump"]
 
@@ -154,6 +157,12 @@ def dump(
             "--allow-mixed", help="Continue a cache that was begun on another device or with other library versions."
         ),
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Ask the teacher for a few batches, measure the disk, say what it will take; dump nothing."
+        ),
+    ] = False,
     config: ConfigOption = None,
 ) -> None:
     """Run a teacher once over every view of a data set and store its logits.
@@ -163,9 +172,12 @@ def dump(
     Example: logitcache dump --teacher resnet20 --teacher-weights demo --data fashion-mnist-mini --augment
     pad-crop-flip --views 4 --out fashion.zarr
     """
-    given: dict[str, Any] = {name: value for name, value in ctx.params.items() if name != "config"}
+    given: dict[str, Any] = {name: value for name, value in ctx.params.items() if name not in ("config", "plan")}
     given["mean"], given["std"] = numbers(mean, float, "--mean"), numbers(std, float, "--std")
     given["samples"] = span(samples, "--samples")
+    if plan:
+        _show_plan(given)
+        return
     from logitcache.dump import dump_logits
 
     leads = os.environ.get("RANK", "0") == "0"
@@ -181,3 +193,33 @@ def dump(
                 display.say(f"note: {sentence}")
     shape = f"{manifest.samples:,} samples x {len(manifest.views)} views, {len(manifest.classes)} classes"
     typer.echo(f"{out}: {shape}, complete")
+
+
+def _show_plan(given: dict[str, Any]) -> None:
+    from logitcache.plan import plan_dump
+
+    found = plan_dump(**given)
+    room = "" if found.free_bytes is None else f"; {bytes_text(found.free_bytes)} are free there"
+    disk = f", the disk {bytes_text(found.disk_bytes_per_second)}/s" if found.disk_bytes_per_second else ""
+    print_pairs(
+        f"dumping into {given['out']} would take",
+        {
+            "rows": f"{found.rows:,}",
+            "room": f"{bytes_text(found.bytes_total)}{room}",
+            "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in found.bytes_by_array.items()),
+            "speed": f"{found.teacher_rows_per_second:,.0f} rows/s ({found.measured_rows:,} asked just now){disk}",
+            "time": f"{_duration(found.hours)} on one device like this",
+            "live": f"the teacher in the loop would add {_duration(found.live_hours_per_epoch)} to every epoch: the cache has paid for "
+            f"itself after {found.pays_after_epochs} {'epoch' if found.pays_after_epochs == 1 else 'epochs'}",
+        },
+    )
+    if not found.fits:
+        raise InputError(
+            f"{given['out']} does not fit on its disk: choose another --out, fewer --views, or a smaller --encoding"
+        )
+
+
+def _duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.1f} s"

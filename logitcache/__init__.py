@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from logitcache.merge import merge_caches as merge_caches
     from logitcache.methods import METHODS as METHODS
     from logitcache.methods import get_loss as get_loss
+    from logitcache.plan import plan_dump as plan_dump
     from logitcache.progress import Progress as Progress
     from logitcache.slice import slice_cache as slice_cache
     from logitcache.stats import cache_stats as cache_stats
@@ -36,6 +37,7 @@ _HOMES = {
     "get_loss": "logitcache.methods",
     "merge_caches": "logitcache.merge",
     "open_cache": "logitcache.store",
+    "plan_dump": "logitcache.plan",
     "slice_cache": "logitcache.slice",
     "train_student": "logitcache.train",
     "verify_cache": "logitcache.verify",

@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,10 @@ from logitcache.store import (
     read_manifest,
 )
 from logitcache.teacher import Teacher
-from logitcache.views import make_views
+from logitcache.views import View, make_views
 from logitcache.views.philox import integers, words
 
-__all__ = ["dump_logits"]
+__all__ = ["Job", "dump_logits", "prepare"]
 
 _PROBE_ROWS = 256
 _MANY_CLASSES = 1000  # up to here a full row of float16 is 2 kB
@@ -118,7 +118,89 @@ def dump_logits(
         CacheMismatchError: `out` is another cache.
         CacheIncompleteError: The disk is full, or it was asked to stop.
     """
-    command = _command({name: value for name, value in locals().items() if name not in ("on_progress", "should_stop")})
+    given = {name: value for name, value in locals().items() if name not in ("on_progress", "should_stop")}
+    job, ranks = prepare(**given), join_ranks(should_stop)
+    manifest, slug = job.manifest, job.manifest.teachers[0]["slug"]
+    _refuse_unlike(manifest, ranks)
+    ranks.wait()  # every process has read what was there before the leader writes
+    columns, labels = {slug: job.encoding.columns(len(manifest.classes))}, job.images.labels.astype(np.int32)
+    writer = CacheWriter(out, manifest, columns, labels, command=_command(given), leads=ranks.leads)
+    with closing(job.runner), writer:
+        if not ranks.share("complete", writer.complete if ranks.leads else None):
+            probed = _probe_samples(seed, manifest.samples, len(manifest.classes))
+            probe = torch.cat(
+                [
+                    job.runner.logits(batch.pixels[0])
+                    for batch in job.renderer.batches(job.views[0], split(probed, batch_size))
+                ]
+            )
+            exact = probe.cpu().numpy()
+            refuse_unusable(exact, probed, job.views[0], job.images, job.runner.name)
+            if ranks.leads:
+                writer.begin(probed, {slug: exact}, allow_mixed=allow_mixed)
+            missing = [
+                (view, block) for view, block in ranks.share("missing", writer.missing() if ranks.leads else None)
+            ]
+            if not ranks.leads:
+                writer.follow(slug, exact, allow_mixed=allow_mixed)
+            filler = Filler(
+                writer, job.runner, job.renderer, job.views, job.encoding, job.images, ranks, should_stop, on_progress
+            )
+            filler.fill(missing)
+            if ranks.leads:
+                writer.finish()
+        ranks.wait()
+    return open_cache(out)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A dump that is ready to begin.
+
+    Attributes:
+        manifest: Of the cache it would write.
+        images: The samples.
+        views: What is shown of them.
+        encoding: How rows are stored.
+        runner: The teacher.
+        renderer: What makes its input.
+    """
+
+    manifest: Manifest
+    images: ImageSet
+    views: tuple[View, ...]
+    encoding: Encoding
+    runner: Teacher
+    renderer: Renderer
+
+
+def prepare(
+    *,
+    teacher: str | nn.Module,
+    data: str | ImageSet,
+    out: str | Path,
+    teacher_weights: str | None,
+    teacher_classes: int | None,
+    class_map: str | Sequence[int] | None,
+    augment: str,
+    views: int,
+    encoding: str | None,
+    top_k: int | None,
+    precision: str,
+    batch_size: int,
+    device: str,
+    seed: int,
+    samples: tuple[int, int] | None,
+    workers: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    image_size: int | None,
+    crop_pct: float | None,
+    threads: int | None,
+    block_rows: int | None,
+    allow_mixed: bool,
+) -> Job:
+    """Open data and teacher, and decide what the cache will be; writes nothing. Arguments and errors are those of `dump_logits`."""
     if views < 1 or batch_size < 1 or not 0 <= seed < 2**64:
         raise InputError(
             f"views and batch size must be 1 or more and 0 <= seed < 2**64, not {views}, {batch_size} and {seed}"
@@ -144,7 +226,7 @@ def dump_logits(
         image_size=image_size or network.preprocessing.get("image_size"),
         crop_pct=crop_pct or network.preprocessing.get("crop_pct"),
     )
-    ranks, begun, where = join_ranks(should_stop), read_manifest(open_place(out)), pick_device(device)
+    begun, where = read_manifest(open_place(out)), pick_device(device)
     slug = re.sub(r"[^a-z0-9]+", "-", network.name.lower()).strip("-")
     stored = chosen.columns(classes)
     row_bytes = max(column.nbytes for column in stored.values())
@@ -186,31 +268,8 @@ def dump_logits(
         device=where,
         class_map=mapped,
     )
-    columns, labels = {slug: stored}, images.labels.astype(np.int32)
-    _refuse_unlike(manifest, ranks)
-    ranks.wait()  # every process has read what was there before the leader writes
-    writer = CacheWriter(out, manifest, columns, labels, command=command, leads=ranks.leads)
-    with closing(runner), writer:
-        if not ranks.share("complete", writer.complete if ranks.leads else None):
-            renderer = Renderer(images, [preprocessing], with_digests=True, workers=workers)
-            probed = _probe_samples(seed, len(images), classes)
-            probe = torch.cat(
-                [runner.logits(batch.pixels[0]) for batch in renderer.batches(recipes[0], split(probed, batch_size))]
-            )
-            exact = probe.cpu().numpy()
-            refuse_unusable(exact, probed, recipes[0], images, runner.name)
-            if ranks.leads:
-                writer.begin(probed, {slug: exact}, allow_mixed=allow_mixed)
-            missing = [
-                (view, block) for view, block in ranks.share("missing", writer.missing() if ranks.leads else None)
-            ]
-            if not ranks.leads:
-                writer.follow(slug, exact, allow_mixed=allow_mixed)
-            Filler(writer, runner, renderer, recipes, chosen, images, ranks, should_stop, on_progress).fill(missing)
-            if ranks.leads:
-                writer.finish()
-        ranks.wait()
-    return open_cache(out)
+    renderer = Renderer(images, [preprocessing], with_digests=True, workers=workers)
+    return Job(manifest, images, recipes, chosen, runner, renderer)
 
 
 def _refuse_unlike(manifest: Manifest, ranks: Ranks) -> None:
