@@ -99,6 +99,12 @@ def dump(
     batch_size: Annotated[
         int, typer.Option(metavar="ROWS", min=1, help="Rows of every forward pass; lower it if memory runs out.")
     ] = 256,
+    amp: Annotated[
+        bool, typer.Option("--amp", help="The teacher computes in bfloat16 where torch's autocast allows it.")
+    ] = False,
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Lay pixels and weights out as GPUs' convolutions like.")
+    ] = False,
     device: Annotated[
         str, typer.Option(metavar="NAME", help="Where the teacher runs: auto, cpu, cuda, cuda:1, ...")
     ] = "auto",

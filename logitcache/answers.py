@@ -185,6 +185,7 @@ def live_teacher_of(
         threads=manifest.threads,
         device=device,
         class_map=mapped["indices"],
+        **manifest.forward,
     )
 
 

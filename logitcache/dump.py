@@ -61,6 +61,8 @@ def dump_logits(
     top_k: int | None = None,
     precision: str = "f16",
     batch_size: int = 256,
+    amp: bool = False,
+    channels_last: bool = False,
     device: str = "auto",
     seed: int = 0,
     samples: tuple[int, int] | None = None,
@@ -95,6 +97,8 @@ def dump_logits(
         top_k: How many of the largest logits are kept; None: 64.
         precision: `f32` (lossless), `f16` or `u8` (an even grid for each row).
         batch_size: Rows of a forward pass.
+        amp: Whether the teacher computes in bfloat16 where torch's autocast allows it; part of the cache's identity.
+        channels_last: Whether pixels and weights are laid out so; part of the cache's identity.
         device: `auto`, `cpu`, `cuda`, ...
         seed: Of augmentation and probe.
         samples: Only these, from the first to one before the last; `merge` puts such caches together. None: all.
@@ -188,6 +192,8 @@ def prepare(
     top_k: int | None,
     precision: str,
     batch_size: int,
+    amp: bool,
+    channels_last: bool,
     device: str,
     seed: int,
     samples: tuple[int, int] | None,
@@ -237,6 +243,7 @@ def prepare(
         batch_size=batch_size,
         threads=threads or (begun.threads if begun else torch.get_num_threads()),
         device=where.type,
+        forward={"autocast": "bfloat16" if amp else None, "channels_last": channels_last},
         views=tuple(view.to_json() for view in recipes),
         data={
             "spec": data if isinstance(data, str) else "",
@@ -267,6 +274,7 @@ def prepare(
         threads=manifest.threads,
         device=where,
         class_map=mapped,
+        **manifest.forward,
     )
     renderer = Renderer(images, [preprocessing], with_digests=True, workers=workers)
     return Job(manifest, images, recipes, chosen, runner, renderer)

@@ -20,7 +20,7 @@ from logitcache.store import PROBE_BYTES, Cache, Manifest, block_rows_for
 __all__ = ["merge_caches"]
 
 _OURS = {"block_rows", "derived"}  # of each cache alone; the merged one gets its own
-_LAST_BITS = ("batch_size", "device", "software.", "threads")
+_LAST_BITS = ("batch_size", "device", "forward.", "software.", "threads")
 _VALUES_AT_ONCE = 16_000_000  # logits in memory, as float32
 
 

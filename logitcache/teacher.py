@@ -32,6 +32,8 @@ class Teacher:
         threads: int,
         device: torch.device,
         class_map: Sequence[int] | None = None,
+        autocast: str | None = None,
+        channels_last: bool = False,
     ) -> None:
         """Prepare a network.
 
@@ -43,11 +45,17 @@ class Teacher:
             threads: CPU threads of every forward pass.
             device: Where it runs.
             class_map: For each class of the data, which of the network's it is; None: the same.
+            autocast: torch's name of the type of matrix products, `bfloat16`; None: float32.
+            channels_last: Whether pixels and weights are laid out so, which convolutions on GPUs like.
         """
+        self._autocast = None if autocast is None else getattr(torch, autocast)
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._picked = None if class_map is None else torch.tensor(class_map, device=device)
         self.name, self.preprocessing = network.name, preprocessing
         self._modes = [(module, module.training) for module in network.module.modules()]
         self._module = network.module.to(device).eval()
+        if channels_last:
+            self._module.to(memory_format=torch.channels_last)
         self._classes, self._batch_size, self._threads, self._device = classes, batch_size, threads, device
 
     def logits(self, pixels: Tensor) -> Tensor:
@@ -69,7 +77,9 @@ class Teacher:
         rows = len(pixels)
         if rows < self._batch_size:
             pixels = torch.cat([pixels, pixels[-1:].expand(self._batch_size - rows, *pixels.shape[1:])])
-        output = _logits_of(self._module(self.preprocessing.normalize(pixels.to(self._device, non_blocking=True))))
+        shown = self.preprocessing.normalize(pixels.to(self._device, non_blocking=True))
+        with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
+            output = _logits_of(self._module(shown.contiguous(memory_format=self._layout)))
         if not isinstance(output, Tensor) or output.ndim != 2:
             found = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise InputError(f"teacher {self.name} must return logits [B, {self._classes}], found {found}")

@@ -246,6 +246,22 @@ def test_a_class_map_that_is_none_is_refused(dump, tmp_path, content, message):
         dump(teacher=tiny.seven(0), teacher_classes=7, class_map=str(tmp_path / "map.json"))
 
 
+@pytest.mark.parametrize(
+    "made", [{"amp": True}, {"channels_last": True}, {"amp": True, "channels_last": True}], ids=str
+)
+def test_how_the_teacher_is_run_is_recorded_and_repeated_live(dump, tmp_path, images, made):
+    cache, plain = dump(**made), dump(out=tmp_path / "plain.zarr")
+    ours, theirs = cache.view(0, "sequential")["logits"], plain.view(0, "sequential")["logits"]
+    np.testing.assert_allclose(ours, theirs, atol=0.02 if made.get("amp") else 1e-5)
+    assert (ours != theirs).any() == bool(made.get("amp"))
+    report = logitcache.verify_cache(
+        cache.place.path, data=images, replay=100, teacher=tiny.net(tiny.CLASSES), device="cpu"
+    )
+    assert (report.replayed, report.replay_gap) == (100, 0.0)
+    with pytest.raises(CacheMismatchError, match=r"forward\."):
+        dump()
+
+
 def test_logits_that_only_float32_holds_are_stored_there(dump):
     assert np.abs(dump(teacher=tiny.Loud(tiny.CLASSES)).view(0, "loud")["logits"]).max() > 65504
 

@@ -6,7 +6,7 @@ plain objects, and the module that wrote one reads it back.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from logitcache.errors import CorruptCacheError, FormatVersionError, InputError
@@ -30,6 +30,7 @@ class Manifest:
         batch_size: Rows of every forward pass of the teacher.
         threads: CPU threads of the forward pass.
         device: Kind of device of the forward pass: `cpu`, `cuda`, ...
+        forward: How else it is run: `autocast` (null or `bfloat16`), `channels_last`.
         views: One entry a view.
         data: `spec`, `length` and `digest` of the whole data set; `first`, the sample that row 0 is.
         preprocessing: How pixels became the teacher's input.
@@ -51,6 +52,7 @@ class Manifest:
     teachers: tuple[dict[str, Any], ...]
     encoding: dict[str, Any]
     software: dict[str, str]
+    forward: dict[str, Any] = field(default_factory=lambda: {"autocast": None, "channels_last": False})
     format: int = FORMAT
     row_shape: tuple[int, ...] = ()
     byte_order: Literal["little"] = "little"
@@ -89,7 +91,7 @@ class Manifest:
             raise FormatVersionError(
                 f"{where} has cache format {found}; this logitcache reads formats up to {FORMAT}. Upgrade logitcache to read it."
             )
-        expected = {field.name for field in fields(cls)}
+        expected = {known.name for known in fields(cls)}
         if entry.keys() != expected:
             odd = ", ".join(sorted(expected ^ entry.keys()))
             raise CorruptCacheError(
