@@ -1,11 +1,11 @@
 """`logitcache dump`."""
 
-import os
 from typing import Annotated, Any
 
 import typer
 
 from logitcache.errors import InputError
+from logitcache.ranks import this_one_leads
 
 from .options import ConfigOption, numbers, show_progress, span, stopping
 from .render import bytes_text, print_pairs
@@ -186,7 +186,7 @@ def dump(
         return
     from logitcache.dump import dump_logits
 
-    leads = os.environ.get("RANK", "0") == "0"
+    leads = this_one_leads()
     with show_progress(quiet=not leads) as display, stopping() as asked:
         cache = dump_logits(**given, should_stop=asked, on_progress=display)
         if not leads:

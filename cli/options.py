@@ -209,11 +209,16 @@ def show_progress(*, quiet: bool = False) -> Iterator[Display]:
 def stopping() -> Iterator[Callable[[], bool]]:
     """Yield a question: was this process asked to stop? The second SIGINT or SIGTERM ends it at once."""
     asked: list[int] = []
+    when = 0.0
 
     def ask(number: int, _frame: object) -> None:
+        nonlocal when
+        if asked and time.monotonic() - when < 1:  # one wish, told by both the scheduler and torchrun
+            return
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
+        when = time.monotonic()
         typer.echo("stopping after the block in hand; once more stops at once", err=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from logitcache.data import Rendered
 from logitcache.encoding import TopKRows, dense, read_encoding
-from logitcache.errors import CacheMismatchError, CorruptCacheError, InputError
+from logitcache.errors import CacheMismatchError, CorruptCacheError, InputError, UnknownNameError
 from logitcache.models import hash_weights, load_network
 from logitcache.store import Cache, ViewStream
 from logitcache.teacher import Teacher
@@ -170,7 +170,14 @@ def live_teacher_of(
         )
     file = weights or (entry["weights"] if teacher is None else None) or None
     mapped = entry["class_map"] or {"classes": len(manifest.classes), "indices": None}
-    network = load_network(teacher or entry["name"], mapped["classes"], file)
+    try:
+        network = load_network(teacher or entry["name"], mapped["classes"], file)
+    except UnknownNameError as error:
+        if teacher is not None:
+            raise
+        raise InputError(
+            f"the teacher of {cache.place} was given as an object ({entry['name']}): give it again, as an object or by a name"
+        ) from error
     found = hash_weights(network.module.state_dict())
     if found != entry["weights_sha256"]:
         raise CacheMismatchError(

@@ -12,14 +12,15 @@ __all__ = ["pick_device", "saying_when_out_of_memory"]
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of this name; `auto` is the first GPU, or else the CPU.
+    """Return the device of this name; `auto` is a GPU, or else the CPU. Of torchrun's processes each gets its own GPU.
 
     Raises:
         InputError: There is no such device.
     """
     if name == "auto":
-        own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # torchrun starts one process for each
-        return torch.device(own if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

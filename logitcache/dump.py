@@ -122,20 +122,36 @@ def dump_logits(
         CacheMismatchError: `out` is another cache.
         CacheIncompleteError: The disk is full, or it was asked to stop.
     """
+    if class_map is not None and not isinstance(class_map, str):
+        class_map = [int(number) for number in class_map]
     given = {name: value for name, value in locals().items() if name not in ("on_progress", "should_stop")}
-    job, ranks = prepare(**given), join_ranks(should_stop)
+    with join_ranks(should_stop) as ranks:
+        return _dumped(prepare(**given), ranks, out, _command(given), seed, allow_mixed, should_stop, on_progress)
+
+
+def _dumped(
+    job: "Job",
+    ranks: Ranks,
+    out: str | Path,
+    command: str,
+    seed: int,
+    allow_mixed: bool,
+    should_stop: Callable[[], bool],
+    on_progress: OnProgress,
+) -> Cache:
+    """Write what is missing of a cache."""
     manifest, slug = job.manifest, job.manifest.teachers[0]["slug"]
     _refuse_unlike(manifest, ranks)
     ranks.wait()  # every process has read what was there before the leader writes
     columns, labels = {slug: job.encoding.columns(len(manifest.classes))}, job.images.labels.astype(np.int32)
-    writer = CacheWriter(out, manifest, columns, labels, command=_command(given), leads=ranks.leads)
+    writer = CacheWriter(out, manifest, columns, labels, command=command, leads=ranks.leads)
     with closing(job.runner), writer:
         if not ranks.share("complete", writer.complete if ranks.leads else None):
             probed = _probe_samples(seed, manifest.samples, len(manifest.classes))
             probe = torch.cat(
                 [
                     job.runner.logits(batch.pixels[0])
-                    for batch in job.renderer.batches(job.views[0], split(probed, batch_size))
+                    for batch in job.renderer.batches(job.views[0], split(probed, manifest.batch_size))
                 ]
             )
             exact = probe.cpu().numpy()
@@ -219,6 +235,10 @@ def prepare(
     chosen = _encoding(encoding, top_k, precision, classes)
     mapped = None if class_map is None else read_class_map(class_map, images.classes)
     answered = teacher_classes or (classes if mapped is None else 1000)
+    if mapped is None and answered != classes:
+        raise InputError(
+            f"--teacher-classes {answered} with data of {classes}: say with --class-map which of them the data's are"
+        )
     if mapped and max(mapped) >= answered:
         raise InputError(
             f"--class-map names class {max(mapped)} of a teacher of {answered}: say how many it has with --teacher-classes"
@@ -335,7 +355,7 @@ def _command(arguments: dict[str, Any]) -> str:
     for name, value in arguments.items():
         if value == defaults[name]:
             continue
-        if name == "block_rows" or (name in ("teacher", "data") and not isinstance(value, str)):
+        if name == "block_rows" or (name in ("teacher", "data", "class_map") and not isinstance(value, str)):
             return ""
         flag = f"--{name.replace('_', '-')}"
         separator = ":" if name == "samples" else ","

@@ -1,4 +1,4 @@
-"""`logitcache export`: rows for other tools, as Parquet or safetensors. Without torch; a block, or a view, in memory at a time."""
+"""`logitcache export`: rows for other tools, as Parquet or safetensors. Without torch; a block (Parquet) or a view in memory at a time."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.errors import InputError
-from logitcache.files import local_path, saying_when_full, write_bytes
+from logitcache.files import PARTIAL, local_path, saying_when_full
 from logitcache.progress import OnProgress, Progress, silent
 from logitcache.store import Cache, kept_values, open_cache, rest_level
 
@@ -66,7 +66,7 @@ def _to_parquet(cache: Cache, out: Path, views: list[int], on_progress: OnProgre
     except ImportError as error:
         raise InputError("Parquet needs the package pyarrow: pip install 'logitcache[parquet]'") from error
     _refuse_existing([out])
-    partial, writer = out.with_name(f".{out.name}.partial"), None
+    partial, writer = out.with_name(f".{out.name}{PARTIAL}"), None
     try:
         with saying_when_full(out):
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _arrow(pa: Any, column: NDArray[Any]) -> Any:
 
 
 def _to_safetensors(cache: Cache, out: Path, views: list[int], on_progress: OnProgress) -> list[Path]:
-    from safetensors.numpy import save  # noqa: PLC0415
+    from safetensors.numpy import save_file  # noqa: PLC0415
 
     count = len(views)
     files = (
@@ -101,10 +101,19 @@ def _to_safetensors(cache: Cache, out: Path, views: list[int], on_progress: OnPr
         else [out.with_name(f"{out.stem}-{n + 1:05}-of-{count:05}{out.suffix}") for n in range(count)]
     )
     _refuse_existing(files)
-    for file, view in zip(files, views, strict=True):
-        parts = list(_blocks(cache, [view], on_progress))
-        tensors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        write_bytes(file, save(tensors, {"logitcache": _notes(cache)}))
+    partial = [file.with_name(f".{file.name}{PARTIAL}") for file in files]
+    try:
+        with saying_when_full(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            for file, view in zip(partial, views, strict=True):
+                parts = list(_blocks(cache, [view], on_progress))
+                tensors = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+                save_file(tensors, file, {"logitcache": _notes(cache)})
+            for file, whole in zip(partial, files, strict=True):  # all or none
+                file.replace(whole)
+    finally:
+        for file in partial:
+            file.unlink(missing_ok=True)
     return files
 
 

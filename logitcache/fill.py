@@ -62,7 +62,7 @@ class Filler:
             stream = self._renderer.batches(view, batches)
             for block in blocks:
                 self._bytes += self._writer.write(view.index, block, self._block(view, block, stream))
-                if self._should_stop():
+                if self._should_stop() and (view.index, block) != mine[-1]:
                     self._bytes += self._writer.drain()
                     raise CacheIncompleteError(self._stopped())
         self._writer.drain()
@@ -97,10 +97,10 @@ class Filler:
         done = self._ranks.add("rows", rows)
         speed = done / max(time.perf_counter() - self._began, 1e-9)
         notes = [f"view {view.index + 1}/{len(self._views)}", f"{speed:,.0f} rows/s"]
-        notes += [f"{self._bytes / 1e6:,.0f} MB"] if self._bytes else []
-        notes += [f"teacher {self._right / self._seen:.1%} right"] if self._seen else []
-        if self._ranks.world > 1:
+        if self._ranks.world > 1:  # of the others only the rows are known here
             notes[0] = f"{self._ranks.world} processes"
+        elif self._seen:
+            notes += [f"{self._bytes / 1e6:,.0f} MB", f"teacher {self._right / self._seen:.1%} right"]
         self._on_progress(Progress("dumping", self._before + done, self._total, "rows", ", ".join(notes)))
 
     def _stopped(self) -> str:

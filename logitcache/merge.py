@@ -121,9 +121,7 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
     ordered = sorted(opened, key=lambda cache: int(cache.manifest.data["first"]))
     begins = [int(cache.manifest.data["first"]) for cache in ordered]
     ends = [begin + cache.manifest.samples for begin, cache in zip(begins, ordered, strict=True)]
-    for (before, end), (after, begin) in zip(
-        zip(ordered, ends, strict=True), list(zip(ordered, begins, strict=True))[1:], strict=False
-    ):
+    for (before, _, end), (after, begin, _) in itertools.pairwise(zip(ordered, begins, ends, strict=True)):
         if end != begin:
             what = "a gap" if end < begin else "an overlap"
             raise InputError(

@@ -4,11 +4,13 @@ import json
 import os
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from itertools import count
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 from logitcache.errors import CacheIncompleteError
 
-__all__ = ["Ranks", "join_ranks"]
+__all__ = ["Ranks", "join_ranks", "this_one_leads"]
 
 
 class _Store(Protocol):
@@ -45,6 +47,15 @@ class Ranks:
         """Whether this process does what is done once."""
         return self.rank == 0
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and self._store is not None:  # the others may be waiting for this process
+            self._store.set("failed", json.dumps([self.rank, str(error)]))
+
     def share(self, name: str, value: Any = None) -> Any:
         """Return what the leader says under this name: JSON."""
         if self._store is None:
@@ -74,6 +85,9 @@ class Ranks:
             self._pause()
 
     def _pause(self) -> None:
+        if self._store is not None and self._store.check(["failed"]):
+            rank, message = json.loads(self._store.get("failed"))
+            raise CacheIncompleteError(f"process {rank} has failed, and this one, {self.rank}, stops: {message}")
         if self._should_stop():
             raise CacheIncompleteError(
                 f"process {self.rank} stopped as asked while it waited for the others. What was committed is whole; run the same "
@@ -82,12 +96,29 @@ class Ranks:
         time.sleep(0.05)
 
 
+def _by_torchrun() -> bool:
+    """Only torchrun's own mark counts: RANK and WORLD_SIZE are set by many, for processes that do not all call us."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+
+
+def this_one_leads() -> bool:
+    """Say whether this process is the one that speaks."""
+    return not _by_torchrun() or os.environ["RANK"] == "0"
+
+
+_joined: tuple[Any, int, "count[int]"] | None = None
+
+
 def join_ranks(should_stop: Callable[[], bool]) -> Ranks:
-    """Return the processes that torchrun started this one with, or this one alone."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1 or "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+    """Return the processes that torchrun started this one with, or this one alone; every one of them must call this."""
+    if not _by_torchrun():
         return Ranks(should_stop=should_stop)
+    from torch.distributed.distributed_c10d import PrefixStore  # noqa: PLC0415
     from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
 
-    store, rank, _ = next(rendezvous("env://"))  # a fresh one after each of torchrun's restarts
-    return Ranks(rank, world, store, should_stop)
+    global _joined  # noqa: PLW0603  (the rendezvous is one for the whole process)
+    if _joined is None:
+        store, rank, _ = next(rendezvous("env://"))  # a fresh one after each of torchrun's restarts
+        _joined = (store, rank, count())
+    store, rank, jobs = _joined
+    return Ranks(rank, int(os.environ["WORLD_SIZE"]), PrefixStore(f"logitcache-{next(jobs)}", store), should_stop)

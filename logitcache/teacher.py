@@ -85,8 +85,12 @@ class Teacher:
             raise InputError(f"teacher {self.name} must return logits [B, {self._classes}], found {found}")
         if output.shape[1] != self._classes:
             raise InputError(
-                f"teacher {self.name} answers for {output.shape[1]} classes, not {self._classes}. Use a teacher of the data's classes, or "
-                "say with --class-map which of its classes they are."
+                f"teacher {self.name} answers for {output.shape[1]} classes, not {self._classes}. "
+                + (
+                    "Use a teacher of the data's classes, or say with --class-map which of its classes they are."
+                    if self._picked is None
+                    else "Say with --teacher-classes how many it has."
+                )
             )
         output = output[:rows].float()
         return output if self._picked is None else output[:, self._picked]

@@ -1,5 +1,6 @@
 """`logitcache verify`: is a cache whole, are its rows the teacher's, and does the data still look as the teacher saw it?"""
 
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from logitcache.store import (
 
 if TYPE_CHECKING:
     from logitcache.data import ImageSet
+    from logitcache.teacher import Teacher
 
 __all__ = ["VerifyReport", "verify_cache"]
 
@@ -88,7 +90,7 @@ def verify_cache(
         replay: Rows, over all views, for which to run the teacher again and compare its logits with what is stored.
         teacher: The teacher, where it has no name that says how to build it, or another name now.
         teacher_weights: Where its weights are, if not where the dump found them.
-        device: Where to run it.
+        device: Where to run it; `auto` prefers the kind of device of the dump.
         repair: Whether to drop damaged blocks. The cache is unfinished then, until the dump's own command is run again.
         on_progress: Called as files are read.
 
@@ -165,12 +167,19 @@ def _replay(
     """
     from logitcache.answers import live_teacher_of  # noqa: PLC0415  (torch; not needed for the files)
     from logitcache.contract import recorded_data  # noqa: PLC0415
-    from logitcache.data import Renderer  # noqa: PLC0415
     from logitcache.device import pick_device  # noqa: PLC0415
+
+    images = recorded_data(cache, data)
+    where = pick_device("cpu" if device == "auto" and cache.manifest.device == "cpu" else device)  # as at the dump
+    with closing(live_teacher_of(cache, teacher, teacher_weights, where)) as runner:
+        return _compared(cache, images, runner, rows)
+
+
+def _compared(cache: Cache, images: "ImageSet", runner: "Teacher", rows: int) -> tuple[float, str | None]:
+    from logitcache.data import Renderer  # noqa: PLC0415
     from logitcache.views import View  # noqa: PLC0415
 
-    images, slug, manifest = recorded_data(cache, data), cache.teachers[0], cache.manifest
-    runner = live_teacher_of(cache, teacher, teacher_weights, pick_device(device))
+    slug, manifest = cache.teachers[0], cache.manifest
     renderer = Renderer(images, [runner.preprocessing], workers=0)
     largest, first = 0.0, None
     for view, entry in enumerate(manifest.views):
@@ -188,7 +197,6 @@ def _replay(
                     f"the teacher answers otherwise now: view {view}, sample {manifest.data['first'] + row} differs by "
                     f"{gaps[beyond[0]]:.2g}, relative, beyond rounding; {len(beyond)} of the {len(chosen)} rows of its batch do"
                 )
-    runner.close()
     return largest, first
 
 
@@ -197,8 +205,8 @@ def _gaps(cache: Cache, columns: dict[str, Any], exact: "NDArray[np.float32]") -
     ids, stored = kept_values(cache.manifest.encoding, columns)
     kept = exact if ids is None else np.take_along_axis(exact, ids, 1)
     beyond = np.abs(stored - kept) - rounding(cache.manifest.encoding, columns, kept)
-    gaps: NDArray[np.float32] = beyond.max(1).clip(0) / max(float(np.abs(kept).max()), 1e-30)
-    return gaps
+    gaps: NDArray[np.float32] = beyond.max(1).clip(0) / max(float(np.abs(stored).max()), 1e-30)
+    return np.where(np.isfinite(kept).all(1), gaps, np.float32(np.inf))
 
 
 def _check_data(cache: Cache, data: "str | ImageSet | None", rows: int) -> None:

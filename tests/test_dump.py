@@ -204,7 +204,7 @@ def test_logits_are_found_in_what_a_network_returns(dump, tmp_path, shape):
     assert (found == dump().view(0, "sequential")["logits"]).all()
 
 
-@pytest.mark.parametrize("spelling", ["list", "file of a list", "file of names"])
+@pytest.mark.parametrize("spelling", ["array", "file of a list", "file of names"])
 def test_a_teacher_of_more_classes_stores_those_of_the_data(dump, tmp_path, images, spelling):
     picked = [6, 0, 3, 2, 5]
     file = tmp_path / "map.json"
@@ -213,7 +213,7 @@ def test_a_teacher_of_more_classes_stores_those_of_the_data(dump, tmp_path, imag
     cache = dump(
         teacher=tiny.seven(0),
         teacher_classes=7,
-        class_map=picked if spelling == "list" else str(file),
+        class_map=np.array(picked) if spelling == "array" else str(file),
         out=tmp_path / "m.zarr",
     )
     whole = by_hand(cache, images, tiny.seven(0), 1).numpy()
@@ -227,6 +227,12 @@ def test_a_teacher_of_more_classes_stores_those_of_the_data(dump, tmp_path, imag
     ]  # fmt: skip
     pairs = zip(*(run.student.state_dict().values() for run in runs), strict=True)
     assert all((a == b).all() for a, b in pairs)
+
+
+@pytest.mark.parametrize("made", [{}, {"top_k": 2}], ids=str)
+def test_more_classes_without_a_map_are_refused(dump, made):
+    with pytest.raises(InputError, match="--teacher-classes 7 with data of 5: say with --class-map"):
+        dump(teacher=tiny.seven(0), teacher_classes=7, **made)
 
 
 @pytest.mark.parametrize(

@@ -101,16 +101,21 @@ def test_a_cache_goes_into_the_workers_of_a_loader(dump, method):
         assert (rows.numpy() == expected[index.numpy()]).all()
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_a_dump_is_the_same_whatever_way_its_workers_start(tmp_path, method):
-    folder = tmp_path / "images"
+def folder_of(path, count):
+    """The tiny images as files."""
     from PIL import Image
 
     pixels, labels, classes = tiny.arrays()
-    for number in range(60):
-        place = folder / classes[labels[number]]
+    for number in range(count):
+        place = path / classes[labels[number]]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.asarray(pixels[number])).save(place / f"{number}.png")
+    return path
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_dump_is_the_same_whatever_way_its_workers_start(tmp_path, method):
+    folder = folder_of(tmp_path / "images", 60)
     code = (
         "import multiprocessing, sys, logitcache\n"
         "if __name__ == '__main__':\n"
@@ -168,6 +173,27 @@ def test_two_processes_write_what_one_writes(tmp_path, npz, environment_of_child
     cache = alone(npz, tmp_path / "one.zarr")
     assert cache.manifest.blocks == 5
     assert tiny.bytes_of(tmp_path / "two.zarr") == tiny.bytes_of(cache.place.path)
+
+
+@pytest.mark.slow
+def test_several_dumps_in_one_job(tmp_path, npz):
+    (tmp_path / "run.py").write_text(
+        "import sys, logitcache\n"
+        "for seed in (0, 1):\n"
+        "    logitcache.dump_logits(teacher='tiny:net', data='arrays:' + sys.argv[1], out=f'{seed}.zarr', seed=seed, views=2,\n"
+        "        augment='pad-crop-flip', threads=1, block_rows=64)\n"
+    )
+    start = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]]
+    subprocess.run(
+        [*start, str(tmp_path / "run.py"), str(npz)],
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        cwd=tmp_path,
+        check=True,
+    )
+    for seed in (0, 1):
+        cache = open_cache(tmp_path / f"{seed}.zarr")
+        assert cache.manifest.views[0]["seed"] == seed
+        assert not check_files(cache)
 
 
 @pytest.mark.slow
@@ -239,3 +265,27 @@ def test_a_dump_that_is_asked_to_stop_finishes_its_block_and_says_how_to_go_on(
     command = said.strip().splitlines()[-1].split()
     subprocess.run([sys.executable, "-m", *command], env=environment_of_children, check=True, capture_output=True)
     assert tiny.bytes_of(out) == tiny.bytes_of(alone(npz, tmp_path / "whole.zarr").place.path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_whole_group_that_is_asked_to_stop_finishes_its_block(tmp_path, environment_of_children, number):
+    """Ctrl-C, schedulers and torchrun signal the workers of the loader too."""
+    out, folder = tmp_path / "c.zarr", folder_of(tmp_path / "images", 300)
+    words = f"dump --teacher tiny:Slow --data imagefolder:{folder} --out {out} --views 3 --batch-size 16 --threads 1"
+    words += " --workers 2 --image-size 16"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "logitcache", *words.split()],
+        env=environment_of_children, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(out.glob(".logitcache/blocks/*/[0-9]*.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    os.killpg(process.pid, number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number, said
+    assert "stopped as asked" in said
+    assert "Traceback" not in said
+    assert len(list(out.glob(".logitcache/blocks/*/[0-9]*.json"))) >= 2

@@ -50,6 +50,16 @@ def test_the_first_row_that_disagrees_is_named(dump, images):
     assert report.replay_problem.startswith("the teacher answers otherwise now: view 0, sample 0 differs by ")
 
 
+@pytest.mark.parametrize("made", [{}, {"top_k": 2}], ids=str)
+def test_a_teacher_that_answers_nan_disagrees(dump, images, made):
+    teacher = Drifting()
+    path = dump(teacher=teacher, **made).place.path
+    teacher.add_module("last", tiny.Poison())
+    report = logitcache.verify_cache(path, data=images, replay=64, teacher=teacher)
+    assert not report.ok
+    assert "differs by inf" in report.replay_problem
+
+
 def test_another_teacher_is_refused_before_it_runs(dump, images):
     with pytest.raises(CacheMismatchError, match="has weights sha256 .* was dumped with"):
         logitcache.verify_cache(dump().place.path, data=images, replay=4, teacher=tiny.still(tiny.CLASSES))

@@ -135,7 +135,9 @@ def _same_geometry(one: Preprocessing, other: Preprocessing) -> bool:
 
 
 def _leave_interrupts_to_the_parent(_worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Go on when a whole group of processes is asked to stop: the parent finishes what is in hand, and then ends this one."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_is(items: list[Any]) -> Any:

@@ -152,6 +152,8 @@ def metadata_files(manifest: Manifest, specs: dict[str, ArraySpec]) -> dict[str,
 
 def whole_array_files(spec: ArraySpec, values: NDArray[np.generic]) -> dict[str, bytes]:
     """Return path and content of every chunk of an array that is written at once."""
+    if values.shape != spec.shape:  # zarr would cut or repeat them
+        raise ValueError(f"{spec.key} must have shape {spec.shape}, not {values.shape}")
     memory: dict[str, Buffer] = {}
     _create(zarr.create_group(MemoryStore(memory)), spec)[...] = values
     return {key: buffer.to_bytes() for key, buffer in sorted(memory.items()) if not key.endswith("zarr.json")}
@@ -190,6 +192,8 @@ class ChunkEncoder:
 
     def __call__(self, rows: NDArray[np.generic]) -> bytes:
         """Encode at most `block_rows` rows; what is missing to a full block is zeros."""
+        if rows.shape[1:] != self._shape[2:]:
+            raise ValueError(f"a row must have shape {self._shape[2:]}, not {rows.shape[1:]}")
         block = rows[None].astype(self._dtype, copy=False)
         if len(rows) < self._shape[1]:
             block = np.zeros(self._shape, self._dtype)

@@ -41,7 +41,7 @@ _THREADS = 2  # one encodes and hashes while the other waits for the disk
 
 
 class CacheWriter:
-    """An open cache that is being filled. Use as a context manager: the lock is released and the thread ended in any case."""
+    """An open cache that is being filled. Use as a context manager: the lock is released and its threads are ended in any case."""
 
     def __init__(
         self,
@@ -156,7 +156,12 @@ class CacheWriter:
             CacheMismatchError: It computes other bits.
         """
         spec = cache_arrays(self.manifest, self._rows, len(probe))[f"probe/logits/{slug}"]
-        self._agreed(slug, probe, self._stored_probe(spec), allow_mixed=allow_mixed)
+        stored = self._stored_probe(spec)
+        if stored is None:
+            raise CacheMismatchError(
+                f"{self.place}: the probe that process 0 wrote is not seen from here. All processes must see the same path."
+            )
+        self._agreed(slug, probe, stored, allow_mixed=allow_mixed)
 
     def _agreed(
         self, slug: str, values: NDArray[np.float32], stored: NDArray[np.float32] | None, *, allow_mixed: bool
