@@ -112,7 +112,7 @@ def open_place(path: str | Path) -> Place:
 class Folder:
     """A directory on a local or shared disk."""
 
-    at_once = 1  # measured: the disk's cache is faster than handing files to threads
+    at_once = 1  # those who read and write have threads of their own
 
     def __init__(self, path: Path) -> None:
         self.path = path
