@@ -1,6 +1,6 @@
 """From sample ids to pixels, in batches: one gather for arrays in memory, worker processes for files; the same pixels either way."""
 
-import signal
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +89,7 @@ class Renderer:
                 num_workers=self._workers,
                 persistent_workers=True,
                 collate_fn=_as_is,
-                worker_init_fn=_leave_interrupts_to_the_parent,
+                worker_init_fn=_leave_the_group,
                 generator=torch.Generator(),  # or it would draw from the global one, and change what dropout draws next
             )
         self._order.batches = [[(view, samples)] for samples in batches]
@@ -134,10 +134,9 @@ def _same_geometry(one: Preprocessing, other: Preprocessing) -> bool:
     return (one.image_size, one.crop_pct, one.resize) == (other.image_size, other.crop_pct, other.resize)
 
 
-def _leave_interrupts_to_the_parent(_worker: int) -> None:
+def _leave_the_group(_worker: int) -> None:
     """Go on when a whole group of processes is asked to stop: the parent finishes what is in hand, and then ends this one."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    os.setpgid(0, 0)
 
 
 def _as_is(items: list[Any]) -> Any:
