@@ -27,7 +27,7 @@ from common import alternating_seconds, write_result
 from torch.utils.data import Dataset, default_collate
 
 from logitcache.answers import gather
-from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
+from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, widest_bytes
 from logitcache.files import describe
 from logitcache.store import Cache, CacheWriter, Manifest, block_rows_for, open_cache
 from logitcache.store.ledger import Ledger
@@ -37,11 +37,10 @@ CLASSES, BATCH = 1000, 256
 
 def manifest_of(rows: int, encoding: Encoding, views: int = 1) -> Manifest:
     """Describe a cache of made-up rows."""
-    width = max(column.nbytes for column in encoding.columns(CLASSES).values())
     return Manifest(
         samples=rows,
         classes=tuple(map(str, range(CLASSES))),
-        block_rows=block_rows_for(rows, width),
+        block_rows=block_rows_for(rows, widest_bytes(encoding.columns(CLASSES))),
         batch_size=BATCH,
         threads=1,
         device="cpu",

@@ -51,8 +51,8 @@ def dump(
         typer.Option(
             metavar="N",
             min=2,
-            show_default="those of the data",
-            help="With --class-map: classes the teacher answers for.",
+            show_default="those of the data; with --class-map 1,000",
+            help="How many classes the teacher answers for.",
         ),
     ] = None,
     class_map: Annotated[

@@ -165,9 +165,7 @@ def live_teacher_of(
     """
     manifest, entry = cache.manifest, cache.manifest.teachers[0]
     if entry["weights_sha256"] is None:
-        raise InputError(
-            f"{cache.place} holds the {entry['name']}: there is no one teacher to run live. Leave out --live-teacher."
-        )
+        raise InputError(f"{cache.place} holds the {entry['name']}: there is no one teacher to run.")
     file = weights or (entry["weights"] if teacher is None else None) or None
     mapped = entry["class_map"] or {"classes": len(manifest.classes), "indices": None}
     try:

@@ -12,7 +12,7 @@ from logitcache.errors import CorruptCacheError, InputError
 from logitcache.progress import OnProgress, Progress
 from logitcache.store import Cache, CacheWriter, Manifest, check_files, open_cache, open_place
 
-__all__ = ["Rows", "encoding_of", "open_sources", "origin", "row_bytes", "write_derived"]
+__all__ = ["Rows", "encoding_of", "open_sources", "origin", "write_derived"]
 
 Rows = Callable[[int, NDArray[np.int64]], dict[str, NDArray[Any]]]
 # (view, ascending rows of the new cache) -> `digests` and the encoding's columns of these rows
@@ -25,9 +25,9 @@ def open_sources(caches: list[str | Path | Cache], out: str | Path) -> list[Cach
         InputError: One of them is what is to be written.
         CorruptCacheError: A file is damaged: in a cache with checksums of its own it would look right.
     """
-    opened = [open_cache(cache) if isinstance(cache, str | Path) else cache for cache in caches]
+    opened, target = [open_cache(cache) for cache in caches], open_place(out)
     for cache in opened:
-        if open_place(out) == cache.place:
+        if target == cache.place:
             raise InputError(
                 f"--out {out} is one of the caches that are read: what is made is a cache of its own. Choose another path."
             )
@@ -56,11 +56,6 @@ def origin(cache: Cache) -> dict[str, Any]:
 def encoding_of(cache: Cache) -> Encoding:
     """Return how its rows are stored."""
     return read_encoding(cache.manifest.encoding)
-
-
-def row_bytes(encoding: Encoding, classes: int) -> int:
-    """Return the bytes of a row in the widest array."""
-    return max(column.nbytes for column in encoding.columns(classes).values())
 
 
 def write_derived(

@@ -20,7 +20,7 @@ from torch import nn
 
 from logitcache.data import ImageSet, Renderer, load_data, part_of, preprocessing_for, whole_of
 from logitcache.device import pick_device
-from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
+from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, widest_bytes
 from logitcache.errors import CacheMismatchError, InputError, unknown_name
 from logitcache.fill import Filler, refuse_unusable, split
 from logitcache.models import Network, hash_weights, load_network, read_class_map
@@ -40,7 +40,7 @@ from logitcache.teacher import Teacher
 from logitcache.views import View, make_views
 from logitcache.views.philox import integers, words
 
-__all__ = ["Job", "dump_logits", "prepare"]
+__all__ = ["Job", "dump_logits", "prepare", "probe_samples"]
 
 _PROBE_ROWS = 256
 _MANY_CLASSES = 1000  # up to here a full row of float16 is 2 kB
@@ -147,7 +147,7 @@ def _dumped(
     writer = CacheWriter(out, manifest, columns, labels, command=command, leads=ranks.leads)
     with closing(job.runner), writer:
         if not ranks.share("complete", writer.complete if ranks.leads else None):
-            probed = _probe_samples(seed, manifest.samples, len(manifest.classes))
+            probed = probe_samples(seed, manifest.samples, len(manifest.classes))
             probe = torch.cat(
                 [
                     job.runner.logits(batch.pixels[0])
@@ -255,11 +255,10 @@ def prepare(
     begun, where = read_manifest(open_place(out)), pick_device(device)
     slug = re.sub(r"[^a-z0-9]+", "-", network.name.lower()).strip("-")
     stored = chosen.columns(classes)
-    row_bytes = max(column.nbytes for column in stored.values())
     manifest = Manifest(
         samples=len(images),
         classes=images.classes,
-        block_rows=block_rows or block_rows_for(len(images), row_bytes),
+        block_rows=block_rows or block_rows_for(len(images), widest_bytes(stored)),
         batch_size=batch_size,
         threads=threads or (begun.threads if begun else torch.get_num_threads()),
         device=where.type,
@@ -322,7 +321,7 @@ def _encoding(kind: str | None, top_k: int | None, precision: str, classes: int)
     return FullEncoding(precision) if kind == "full" else TopKEncoding(top_k or _TOP_K, precision)
 
 
-def _probe_samples(seed: int, samples: int, classes: int) -> NDArray[np.int64]:
+def probe_samples(seed: int, samples: int, classes: int) -> NDArray[np.int64]:
     """Choose the probe: one sample at random out of each of 256 equal stretches of the data set, or all of a smaller one.
 
     Fewer where rows are long: at most 64 MB.

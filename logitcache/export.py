@@ -45,7 +45,7 @@ def export_cache(
         InputError: Another ending, a file that is there, a view that is not; or pyarrow is missing.
         LogitCacheError: The cache cannot be opened or read.
     """
-    opened, target = open_cache(cache) if isinstance(cache, str | Path) else cache, local_path(out)
+    opened, target = open_cache(cache), local_path(out)
     total = len(opened.manifest.views)
     chosen = list(range(total)) if views is None else list(views)
     if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(total)):

@@ -86,7 +86,7 @@ def cache_fidelity(
     Raises:
         LogitCacheError: The cache cannot be opened, or a method cannot be built.
     """
-    opened = open_cache(cache) if isinstance(cache, str | Path) else cache
+    opened = open_cache(cache)
     samples, exact = opened.probe(opened.teachers[0])
     stored = opened.rows(0, opened.teachers[0], samples)
     labels = torch.from_numpy(opened.labels()[samples]).long()
@@ -116,7 +116,7 @@ def sweep_encodings(
     settings: Mapping[str, Any] | None = None,
 ) -> list[Fidelity]:
     """Measure the encodings that could have been chosen, on the probe, in order of bytes a row."""
-    opened = open_cache(cache) if isinstance(cache, str | Path) else cache
+    opened = open_cache(cache)
     samples, logits = opened.probe(opened.teachers[0])
     labels, exact = torch.from_numpy(opened.labels()[samples]).long(), torch.from_numpy(logits)
     losses = _losses(methods, settings or {})

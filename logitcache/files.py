@@ -18,6 +18,7 @@ __all__ = [
     "append_line",
     "describe",
     "digest_bytes",
+    "is_address",
     "local_path",
     "remove_leftovers",
     "saying_when_full",
@@ -28,13 +29,18 @@ PARTIAL = ".partial"  # of the names of files that are being written
 FileRecord = dict[str, Any]  # {"bytes": length, "blake2b": 256-bit digest in hexadecimal}
 
 
+def is_address(path: str | Path) -> bool:
+    """Say whether this is `scheme://...` and not a path on a disk."""
+    return re.match(r"[A-Za-z][A-Za-z0-9]*:/", str(path)) is not None
+
+
 def local_path(path: str | Path) -> Path:
     """Return a path on a disk.
 
     Raises:
         InputError: It is an address.
     """
-    if re.match(r"[A-Za-z][A-Za-z0-9]*:/", str(path)):
+    if is_address(path):
         raise InputError(f"{path} is an address: only caches can lie in object storage. Name a path on a disk.")
     return Path(path)
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logitcache.derive import encoding_of, open_sources, origin, row_bytes, write_derived
-from logitcache.encoding import read_encoding
+from logitcache.derive import encoding_of, open_sources, origin, write_derived
+from logitcache.encoding import read_encoding, widest_bytes
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.progress import OnProgress, silent
 from logitcache.store import PROBE_BYTES, Cache, Manifest, block_rows_for
@@ -134,7 +134,7 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
         ordered,
         "merge",
         samples=count,
-        block_rows=block_rows_for(count, row_bytes(encoding, classes)),
+        block_rows=block_rows_for(count, widest_bytes(encoding.columns(classes))),
         data=ordered[0].manifest.data | {"first": begins[0]},
     )
     probes = [cache.probe(slug) for cache in ordered]

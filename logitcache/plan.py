@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from logitcache.dump import Job, dump_logits, prepare
+from logitcache.dump import Job, dump_logits, prepare, probe_samples
 from logitcache.errors import InputError
 from logitcache.fill import refuse_unusable, split
 from logitcache.store import compressed_bytes, open_place
@@ -77,7 +77,8 @@ def plan_dump(**arguments: Any) -> DumpPlan:
     manifest = job.manifest
     rows, slug = manifest.samples * len(manifest.views), manifest.teachers[0]["slug"]
     sizes = {f"teachers/{slug}/{name}": int(size * rows) for name, size in row_bytes.items()}
-    sizes |= {"digests": 8 * rows, "labels": 4 * manifest.samples, "probe": 4 * 256 * len(manifest.classes)}
+    probed = len(probe_samples(0, manifest.samples, len(manifest.classes)))
+    sizes |= {"digests": 8 * rows, "labels": 4 * manifest.samples, "probe": 4 * probed * len(manifest.classes)}
     path = getattr(place, "path", None)
     free, disk = _disk(path) if path is not None else (None, None)
     seconds = max(rows / rate, sum(sizes.values()) / disk if disk else 0)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logitcache.derive import encoding_of, open_sources, origin, row_bytes, write_derived
-from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows
+from logitcache.derive import encoding_of, open_sources, origin, write_derived
+from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, widest_bytes
 from logitcache.errors import InputError
 from logitcache.progress import OnProgress, silent
 from logitcache.store import Cache, block_rows_for
@@ -83,7 +83,7 @@ def slice_cache(
         samples=last - first,
         block_rows=manifest.block_rows
         if last - first == manifest.samples
-        else block_rows_for(last - first, row_bytes(target, classes)),
+        else block_rows_for(last - first, widest_bytes(target.columns(classes))),
         views=manifest.views[:count],
         data=manifest.data | {"first": first},
         encoding=target.to_json(),

@@ -95,7 +95,7 @@ def cache_stats(cache: str | Path | Cache, *, on_progress: OnProgress = silent) 
     Raises:
         LogitCacheError: The cache cannot be opened, or a block is damaged.
     """
-    opened = open_cache(cache) if isinstance(cache, str | Path) else cache
+    opened = open_cache(cache)
     manifest, teacher = opened.manifest, opened.teachers[0]
     labels = opened.labels()
     views = [_view_stats(opened, view, teacher, labels, on_progress) for view in range(len(manifest.views))]

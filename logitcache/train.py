@@ -164,7 +164,7 @@ def train_student(
         kd_weight=kd_weight,
         warmup=kd_warmup,
     )
-    opened = open_cache(cache) if isinstance(cache, str | Path) else cache
+    opened = None if cache is None else open_cache(cache)
     _refuse_nonsense(
         opened, method, data, augment, live_teacher=bool(live_teacher), epochs=epochs, batch_size=batch_size
     )

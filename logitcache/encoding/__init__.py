@@ -5,12 +5,22 @@ from typing import Any
 
 from torch import Tensor
 
-from logitcache.encoding.columns import Column
+from logitcache.encoding.columns import Column, widest_bytes
 from logitcache.encoding.full import PRECISIONS, FullEncoding
 from logitcache.encoding.topk import TopKEncoding, TopKRows
 from logitcache.errors import UnknownNameError
 
-__all__ = ["PRECISIONS", "Column", "Encoding", "FullEncoding", "TopKEncoding", "TopKRows", "dense", "read_encoding"]
+__all__ = [
+    "PRECISIONS",
+    "Column",
+    "Encoding",
+    "FullEncoding",
+    "TopKEncoding",
+    "TopKRows",
+    "dense",
+    "read_encoding",
+    "widest_bytes",
+]
 
 Encoding = FullEncoding | TopKEncoding
 

@@ -1,11 +1,12 @@
 """What an encoding stores of a row, in words that the store understands."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Column"]
+__all__ = ["Column", "widest_bytes"]
 
 
 class Column(NamedTuple):
@@ -27,3 +28,8 @@ class Column(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of one row, in memory."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def widest_bytes(columns: Mapping[str, Column]) -> int:
+    """Return the bytes of a row in the widest column: what decides how many rows make a block."""
+    return max(column.nbytes for column in columns.values())

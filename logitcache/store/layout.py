@@ -172,14 +172,18 @@ def read_array(spec: ArraySpec, read: Callable[[str], bytes]) -> NDArray[Any]:
     memory: dict[str, Buffer] = {}
     array = _create(zarr.create_group(MemoryStore(memory)), spec)
     for number in range(-(-spec.shape[0] // spec.chunks[0])):
-        key = "/".join([spec.key, "c", str(number), *("0" for _ in spec.shape[1:])])
+        key = _chunk(spec, number)
         memory[key] = cpu.Buffer.from_bytes(read(key))
     return np.asarray(array[...])
 
 
 def chunk_key(spec: ArraySpec, view: int, block: int) -> str:
     """Path of the chunk that holds one block of one view."""
-    return "/".join([spec.key, "c", str(view), str(block), *("0" for _ in spec.shape[2:])])
+    return _chunk(spec, view, block)
+
+
+def _chunk(spec: ArraySpec, *place: int) -> str:
+    return "/".join([spec.key, "c", *map(str, place), *("0" for _ in spec.shape[len(place) :])])
 
 
 class ChunkEncoder:

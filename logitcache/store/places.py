@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import re
 import shutil
 import socket
 from collections.abc import Mapping
@@ -11,11 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from logitcache.errors import InputError
-from logitcache.files import PARTIAL, append_line, remove_leftovers, saying_when_full, write_bytes
+from logitcache.files import PARTIAL, append_line, is_address, remove_leftovers, saying_when_full, write_bytes
 
 __all__ = ["Folder", "Hold", "Place", "open_place"]
-
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9]*):/")
 
 
 class Hold(Protocol):
@@ -100,7 +97,7 @@ def open_place(path: str | Path) -> Place:
     Raises:
         InputError: An address that cannot be used, or credentials that are missing.
     """
-    if not _URL.match(str(path)):
+    if not is_address(path):
         return Folder(Path(path))
     if isinstance(path, Path):
         raise InputError(f"{path}: give an address as text, not as a pathlib.Path, which loses a slash")

@@ -189,8 +189,8 @@ class Cache:
         return self._view_records
 
 
-def open_cache(path: str | Path) -> Cache:
-    """Open a finished cache for reading.
+def open_cache(path: str | Path | Cache) -> Cache:
+    """Open a finished cache for reading; one that is open already is returned.
 
     Raises:
         CacheNotFoundError: Nothing is there.
@@ -198,6 +198,8 @@ def open_cache(path: str | Path) -> Cache:
         CorruptCacheError: Manifest or completion mark are not what was written.
         FormatVersionError: A newer logitcache wrote it.
     """
+    if isinstance(path, Cache):
+        return path
     place = open_place(path)
     try:
         manifest = read_manifest(place)
