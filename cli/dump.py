@@ -67,7 +67,8 @@ def dump(
         str,
         typer.Option(
             metavar="RECIPE[,RECIPE]",
-            help="How views are made: none, pad-crop-flip or random-resized-crop-flip; two with a comma make pairs.",
+            help="How views are made: none, cifar, cifar-strong, imagenet, imagenet-strong, or steps like pad-crop-flip+randaugment+cutmix "
+            "(docs/views.md); two with a comma make pairs.",
         ),
     ] = "none",
     views: Annotated[

@@ -120,7 +120,7 @@ def train(
         typer.Option(
             metavar="RECIPE",
             show_default=False,
-            help="Only without a cache: none, pad-crop-flip or random-resized-crop-flip.",
+            help="Only without a cache: how images are shown, as at a dump.",
         ),
     ] = None,
     mean: Annotated[

@@ -8,7 +8,7 @@ import torch
 
 from logitcache.errors import InputError, first_line
 
-__all__ = ["pick_device", "saying_when_out_of_memory"]
+__all__ = ["cpu_threads", "pick_device", "saying_when_out_of_memory"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -30,6 +30,20 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {name!r} cannot be used here: {first_line(error)}") from error
     return device
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Compute with this many threads of the CPU."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -90,8 +90,8 @@ def dump_logits(
         teacher_classes: How many classes the teacher answers for; None: those of the data, or with `class_map` 1,000.
         class_map: For each class of the data, which of the teacher's it is: in order, or a JSON file (`models.read_class_map`).
             Only these logits are stored.
-        augment: Recipe of the views, a key of `views.RECIPES`; or several with commas between them: one view of each makes
-            a group, for methods that pair views.
+        augment: Recipe of the views (`views.read_recipe`); or several with commas between them: one view of each makes a group,
+            for methods that pair views.
         views: Renditions of the whole data set, of each recipe; epoch e trains on view e mod views.
         encoding: `full` (every class) or `topk`; None: full up to 1,000 classes, unless `top_k` is given.
         top_k: How many of the largest logits are kept; None: 64.

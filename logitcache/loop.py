@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from logitcache.answers import Answers, Shown, teacher_classes
 from logitcache.contract import check_pixels
-from logitcache.data import ImageSet, Rendered, Renderer
+from logitcache.data import ImageSet, Rendered, Renderer, whole_of
 from logitcache.device import saying_when_out_of_memory
 from logitcache.errors import InputError, first_line
 from logitcache.evaluate import evaluate, for_evaluation
-from logitcache.methods import Objective
+from logitcache.methods import Objective, SecondLabels
 from logitcache.optimize import learning_rate
 from logitcache.progress import OnProgress, Progress
 from logitcache.rundir import RunDirectory
@@ -139,7 +139,7 @@ class Loop:
                 streams = [renderer.batches(view, batches) for renderer, view in zip(renderers, turn, strict=True)]
                 for shown in zip(*streams, strict=True):
                     rate = learning_rate(self.settings, epoch, step, steps)
-                    sums += self._step(shown, rate, (epoch + 1) / self.epochs)
+                    sums += self._step(turn, shown, rate, (epoch + 1) / self.epochs)
                     step, done = step + 1, done + len(shown[0].samples)
                     self.on_progress(Progress(f"epoch {epoch + 1}/{self.epochs}", done, len(self.images), "images"))
         means = dict(zip(_SUMS, (sums / len(self.images)).tolist(), strict=True))
@@ -181,10 +181,13 @@ class Loop:
         size = self.window[0]
         return np.concatenate([np.arange(block * size, min((block + 1) * size, len(self.images))) for block in blocks])
 
-    def _step(self, shown: Sequence[Rendered], rate: float, progress: float) -> Tensor:
+    def _step(self, turn: Turn, shown: Sequence[Rendered], rate: float, progress: float) -> Tensor:
         """Take a step on a batch, in one view or summed over those of a pair; return what `_SUMS` names, times rows."""
         labels = torch.from_numpy(self.images.labels[shown[0].samples]).to(self.device)
-        found = [self._forward(position, batch, labels, progress) for position, batch in enumerate(shown)]
+        found = [
+            self._forward(position, batch, labels, self._second(view, batch.samples), progress)
+            for position, (view, batch) in enumerate(zip(turn, shown, strict=True))
+        ]
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -194,7 +197,7 @@ class Loop:
         return torch.cat([summed.sum(0), averaged.mean(0)]).double() * len(labels)
 
     def _forward(
-        self, position: int, batch: Rendered, labels: Tensor, progress: float
+        self, position: int, batch: Rendered, labels: Tensor, second: SecondLabels | None, progress: float
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Evaluate the objective in one view: its value, then its terms to be summed and shares to be averaged over views."""
         inputs = self.eyes.normalize(batch.pixels[0].to(self.device, non_blocking=True))
@@ -202,12 +205,21 @@ class Loop:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings["amp"]):
             logits = self.model(inputs)
         logits = logits.float()
-        terms = self.objective(logits, teacher, labels, progress)
+        terms = self.objective(logits, teacher, labels, progress, second)
         right = (logits.detach().argmax(1) == labels).float().mean()
         return terms.total, (
             torch.stack([terms.total.detach(), terms.ce, terms.kd]),
             torch.stack([right, terms.refined, terms.unranked]),
         )
+
+    def _second(self, view: View, samples: NDArray[np.int64]) -> SecondLabels | None:
+        """Return the other labels of rows that a view mixes, or None where it mixes none."""
+        whole, first = whole_of(self.images)
+        mixed = view.mixed(samples + first, len(whole))
+        if mixed is None:
+            return None
+        labels, weights = torch.from_numpy(whole.labels[mixed.partners]), torch.from_numpy(mixed.weights) / 256
+        return SecondLabels(labels.to(self.device), weights.float().to(self.device))
 
     def _tested(self) -> dict[str, float]:
         if self.test is None:

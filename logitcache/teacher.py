@@ -4,14 +4,13 @@ A logit's last bits depend on the shape of the batch and on the number of thread
 batches are always full: the last one is padded, and padding is thrown away.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from logitcache.device import saying_when_out_of_memory
+from logitcache.device import cpu_threads, saying_when_out_of_memory
 from logitcache.errors import InputError
 from logitcache.models import Network
 from logitcache.views.geometry import Preprocessing
@@ -64,7 +63,7 @@ class Teacher:
         Raises:
             InputError: The network's output is something else.
         """
-        with torch.inference_mode(), _threads(self._threads), saying_when_out_of_memory(self._batch_size):
+        with torch.inference_mode(), cpu_threads(self._threads), saying_when_out_of_memory(self._batch_size):
             parts = [self._full_batch(part) for part in torch.split(pixels, self._batch_size)]
         return torch.cat(parts).clone()  # cloned outside of inference mode, so that autograd takes it as a constant
 
@@ -105,16 +104,3 @@ def _logits_of(output: Any) -> Any:
     if isinstance(output, Mapping) and "logits" in output:
         return output["logits"]
     return output[0] if isinstance(output, tuple | list) and output else output
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if before == count:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

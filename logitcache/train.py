@@ -27,7 +27,7 @@ from logitcache.encoding import read_encoding
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.files import local_path
 from logitcache.loop import Loop
-from logitcache.methods import Objective, TemperatureChoice, find_method, make_objective
+from logitcache.methods import METHODS, Objective, TemperatureChoice, find_method, make_objective
 from logitcache.models import Network, load_network, read_weights, save_weights
 from logitcache.optimize import make_optimizer
 from logitcache.progress import OnProgress, silent
@@ -178,6 +178,7 @@ def train_student(
         assert data is not None  # refused above
         images = load_data(data) if isinstance(data, str) else data
         shown, recorded = list(make_views(augment or "none", epochs, seed)), {}
+    _refuse_mixed(shown, objective, method, str(opened.place) if opened else "this training")
     turns = make_turns(shown, paired=objective.pairs_views if pair_views is None else pair_views)
     if pair_views and len(turns) == len(shown):
         remedy = (
@@ -376,6 +377,18 @@ def _refuse_too_little(cache: Cache, objective: Objective) -> None:
             f"{cache.place} keeps the {encoding['k']} largest of {len(cache.manifest.classes)} logits, and {loss.every_class}. "
             f"Dump again with --encoding full{_fuller(cache)} or choose another method."
         )
+
+
+def _refuse_mixed(views: Sequence[View], objective: Objective, method: str, where: str) -> None:
+    """Refuse a method that reads the label of a row where rows have two."""
+    mixed = next((view for view in views if view.mixes), None)
+    if mixed is None or objective.loss is None or not objective.loss.needs_label:
+        return
+    fine = ", ".join(["ce", *(name for name, one in METHODS.items() if one.ignores_labels and one.refine is None)])
+    raise CacheMismatchError(
+        f"method {method} reads the label of a row, and the views of {where} mix two samples into one ({mixed.recipe}). Choose a "
+        f"method that does not ({fine}), or dump views that are not mixed."
+    )
 
 
 def _fuller(cache: Cache) -> str:

@@ -23,7 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "device": {"errors"},
     "methods": {"errors", "resolve"},
     "encoding": {"errors"},
-    "views": {"errors"},
+    "views": {"device", "errors", "resolve"},
     "store": {"errors", "files", "progress"},
     "models": {"errors", "files", "resolve"},
     "data": {"errors", "resolve", "views"},

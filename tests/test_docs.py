@@ -15,7 +15,7 @@ from logitcache import METHODS
 from logitcache.data import NAMED_DATA
 from logitcache.methods import find_method
 from logitcache.models import CIFAR_NETWORKS
-from logitcache.views import RECIPES
+from logitcache.views import CHANGES, CROPS, MIXES, PRESETS
 
 ROOT = Path(__file__).parents[1]
 METHODS_PAGE = (ROOT / "docs/methods.md").read_text()
@@ -35,7 +35,7 @@ def test_the_readme_has_its_four_commands():
     assert [line.split()[1] for line in COMMANDS] == ["dump", "stats", "train", "compare"]
 
 
-@pytest.mark.parametrize("name", [*METHODS, *NAMED_DATA, *RECIPES])
+@pytest.mark.parametrize("name", [*METHODS, *NAMED_DATA, *CROPS, *CHANGES, *MIXES, *PRESETS])
 def test_every_name_is_in_the_readme(name):
     assert f"`{name}`" in README
 

@@ -17,6 +17,7 @@ import logitcache
 from logitcache.data import ArrayImages
 from logitcache.errors import CacheIncompleteError, CacheMismatchError, CorruptCacheError, InputError
 from logitcache.optimize import learning_rate
+from logitcache.views import View
 
 HERE = Path(__file__).parent
 
@@ -68,6 +69,46 @@ def test_cached_is_live(dump, train, tmp_path, method, augment, threads):
     assert same(weights(cached), weights(live))
     assert cached.results["loss"] == live.results["loss"]
     assert json.loads((tmp_path / "live/run.json").read_text())["cache"]["logits"] == "live"
+
+
+@pytest.mark.parametrize("method", ["kd", "dist"])
+def test_cached_is_live_where_rows_are_changed_and_mixed(dump, train, tmp_path, method):
+    """Each row of the second view has two labels; RandAugment, erasing, mixup and CutMix are rendered again for the student."""
+    teacher = tiny.net(tiny.CLASSES)
+    dump(teacher=teacher, augment="cifar-strong+erasing+mixup+cutmix")
+    cached = train(method=method, out=tmp_path / "cached")
+    assert same(weights(cached), weights(train(method=method, out=tmp_path / "live", live_teacher=teacher)))
+    alone = train(method="ce", out=tmp_path / "ce")
+    assert not same(weights(cached), weights(alone))
+
+
+def test_cross_entropy_weighs_both_labels_of_a_mixed_row(dump, train, images, tmp_path):
+    cache = dump(augment="mixup(alpha=1)", views=1)
+    view = View.from_json(cache.manifest.views[0])
+    mixed = view.mixed(np.arange(300), 300)
+    torch.manual_seed(3)
+    student = tiny.still(tiny.CLASSES)
+    shown = [images.images[np.arange(300)].int(), images.images[mixed.partners].int()]
+    share = torch.from_numpy(mixed.weights)[:, None, None, None]
+    pixels = (shown[0] * share + shown[1] * (256 - share) + 128) // 256
+    mean, std = (torch.tensor(x)[:, None, None] for x in images.normalization)
+    log_p = student((pixels / 255 - mean) / std).log_softmax(1).detach()
+    own, other = (-log_p[np.arange(300), labels] for labels in (images.labels, images.labels[mixed.partners]))
+    weight = share.flatten() / 256
+    expected = float((weight * own + (1 - weight) * other).mean())
+    train(student=student, method="ce", epochs=1, batch_size=300, lr=1e-30, out=tmp_path / "ce")
+    assert metrics_of(tmp_path / "ce")[0]["ce"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"method": "rld"}, {"method": "loca"}, {"method": "kd", "refine": "swap"}])
+def test_a_method_that_reads_the_label_refuses_mixed_rows(dump, train, tmp_path, changes):
+    dump(augment="none+cutmix")
+    with pytest.raises(
+        CacheMismatchError, match=r"reads the label of a row.*none\+cutmix.*Choose a method that does not \(ce, atkd"
+    ):
+        train(**changes)
+    assert not (tmp_path / "run").exists()
+    train(method="loca", refine="none")
 
 
 def test_a_rounded_cache_is_not_live(dump, train, tmp_path):

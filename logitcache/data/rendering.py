@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from logitcache.data.images import ArrayImages, ImageSet, whole_of
 from logitcache.errors import InputError, LogitCacheError
-from logitcache.views import RECIPES, View
+from logitcache.views import View, blend, read_recipe
 from logitcache.views.geometry import Preprocessing
 from logitcache.views.render import cut, cut_batch, digests
 
@@ -40,14 +40,21 @@ class Rendered:
 def render(data: ImageSet, view: View, samples: Ids) -> Tensor | list[Tensor]:
     """Show samples in a view: [B, C, H, W] uint8 where sizes agree, else one tensor a sample. Shared by teacher and student."""
     whole, first = whole_of(data)
-    data, samples = whole, samples + first
-    if isinstance(data, ArrayImages) and RECIPES[view.recipe].keeps_size:
+    samples = samples + first
+    pixels, mixed = _unmixed(whole, view, samples), view.mixed(samples, len(whole))
+    return pixels if mixed is None else blend(pixels, _unmixed(whole, view, mixed.partners), mixed)
+
+
+def _unmixed(data: ImageSet, view: View, samples: Ids) -> Tensor | list[Tensor]:
+    if isinstance(data, ArrayImages) and view.keeps_size:
         height, width = data.images.shape[-2:]
         boxes = view.boxes(samples, np.full(len(samples), height), np.full(len(samples), width))
-        return cut_batch(data.images, torch.from_numpy(samples), boxes)
+        pixels = cut_batch(data.images, torch.from_numpy(samples), boxes)
+        return torch.stack(view.changed(list(pixels), samples)) if view.changes_pixels else pixels
     images = [data.image(int(sample)) for sample in samples]
     boxes = view.boxes(samples, np.array([i.shape[1] for i in images]), np.array([i.shape[2] for i in images]))
-    return [cut(image, boxes, row) for row, image in enumerate(images)]
+    rows = [cut(image, boxes, row) for row, image in enumerate(images)]
+    return view.changed(rows, samples) if view.changes_pixels else rows
 
 
 class Renderer:
@@ -67,17 +74,17 @@ class Renderer:
             data: Where images come from.
             preprocessings: One for each network that looks.
             with_digests: Whether to hash the shared rendition.
-            workers: Processes that decode and render; None chooses 0 for arrays and up to 8 for files.
+            workers: Processes that decode and render; None chooses 0 where a batch is one gather and up to 8 elsewhere.
         """
-        in_memory = isinstance(whole_of(data)[0], ArrayImages)
-        self._workers = (0 if in_memory else min(8, torch.get_num_threads())) if workers is None else workers
+        self._in_memory = isinstance(whole_of(data)[0], ArrayImages)
+        self._workers = min(8, torch.get_num_threads()) if workers is None else workers
         self._source = _Source(data, tuple(preprocessings), with_digests)
         self._loader: DataLoader[Rendered] | None = None
         self._order = _Order()
 
     def batches(self, view: View, batches: Iterable[Ids]) -> Iterator[Rendered]:
         """Yield the batches of sample ids rendered in a view, in order."""
-        one_gather = isinstance(whole_of(self._source.data)[0], ArrayImages) and RECIPES[view.recipe].keeps_size
+        one_gather = self._in_memory and view.keeps_size and not view.changes_pixels
         if self._workers == 0 or one_gather:  # a gather is cheaper than sending its result between processes
             for samples in batches:
                 yield self._source.rendered(view, samples)
@@ -160,8 +167,7 @@ def preprocessing_for(
     """
     native = data.native_size
     size = image_size or (min(native) if native else 224)
-    keeps_size = RECIPES[recipe].keeps_size
-    if not keeps_size:
+    if not read_recipe(recipe).keeps_size:
         resize = "stretch"
     elif native and (image_size is None or native == (size, size)):
         resize = "none"

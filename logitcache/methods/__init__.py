@@ -3,7 +3,7 @@
 from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, Distillation, get_loss, parameters_of
 from logitcache.methods.describe import Description, describe, spell
 from logitcache.methods.method import Method, TemperatureChoice
-from logitcache.methods.objective import Objective, Terms, make_objective
+from logitcache.methods.objective import Objective, SecondLabels, Terms, make_objective
 from logitcache.methods.table import METHODS, find_method
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Distillation",
     "Method",
     "Objective",
+    "SecondLabels",
     "TemperatureChoice",
     "Terms",
     "describe",

@@ -50,6 +50,7 @@ class Distillation:
             has no temperature.
         couples_batch: Whether the value is 0-dim, because rows see each other.
         acts_on: What the divergence itself treats differently, or None.
+        needs_label: Whether the value depends on the labels, so that a row must have one.
         bucket: Whether classes that a cache did not keep count as one, instead of being completed evenly.
         every_class: Why rows of which only the largest were kept will not do, or None.
         unranked: The divergence for rows whose label is not among the largest, or None.
@@ -61,6 +62,7 @@ class Distillation:
     temperatures: tuple[float | Callable[..., tuple[Tensor, Tensor]], ...]
     couples_batch: bool
     acts_on: Callable[[Tensor, Tensor], Tensor] | None
+    needs_label: bool
     bucket: bool = False
     every_class: str | None = None
     unranked: Callable[..., Tensor] | None = None
@@ -218,6 +220,7 @@ def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillat
         temperatures,
         method.couples_batch,
         method.acts_on,
+        pieces.refine is not None or not method.ignores_labels,
         bucket=settings.get("tail") == "bucket",
         every_class=pieces.every_class(),
         unranked=functools.partial(divergence, **method.unranked) if method.unranked else None,

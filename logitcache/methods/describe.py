@@ -71,6 +71,8 @@ def describe(name: str) -> Description:
     needs = method.needs
     if method.couples_batch:
         needs += "; couples the rows of a batch"
+    if method.refine is not None or not (method.ignores_labels or method.divergence is None):
+        needs += "; one label a row: no mixup or CutMix"
     if method.pairs_views:
         needs += "; one view, or pairs of a weak and a strong one as in its paper"
     return Description(

@@ -51,6 +51,7 @@ class Method:
         pairs_views: Whether the paper sums the objective over a weak and a strong view of every image.
         takes_bucket: Whether it is a forward KL, for which classes that were not kept may count as one (`tail="bucket"`).
         unranked: Parameters for rows of a top-k cache whose label is not among the k largest, where its rank decides.
+        ignores_labels: Whether the divergence gives the same for any labels, so that rows of two labels (mixup, CutMix) will do.
         acts_on: `(teacher, labels) -> [B] bool`, where the divergence itself treats some rows differently.
         refuses: Pieces that mean nothing here, and why.
         presets: Other settings of the paper, by name; the words are those of `get_loss` and the weights above.
@@ -73,6 +74,7 @@ class Method:
     pairs_views: bool = False
     takes_bucket: bool = False
     unranked: Mapping[str, Any] = field(default_factory=dict)
+    ignores_labels: bool = False
     acts_on: Callable[[Tensor, Tensor], Tensor] | None = None
     refuses: Mapping[str, str] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

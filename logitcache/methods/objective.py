@@ -15,7 +15,7 @@ from logitcache.methods.composition import Distillation, compose, over, preset_o
 from logitcache.methods.method import Rows
 from logitcache.methods.table import find_method
 
-__all__ = ["Objective", "Terms", "make_objective"]
+__all__ = ["Objective", "SecondLabels", "Terms", "make_objective"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,19 @@ class Terms:
     kd: Tensor
     refined: Tensor
     unranked: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SecondLabels:
+    """The other labels of rows that two samples were mixed into.
+
+    Attributes:
+        labels: Classes of the partners, [B] int64.
+        weights: Of the rows' own labels, [B]; the partners' have the rest.
+    """
+
+    labels: Tensor
+    weights: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +72,14 @@ class Objective:
     begins: Mapping[str, float]
     pairs_views: bool
 
-    def __call__(self, student: Tensor, teacher: Tensor | Rows | None, labels: Tensor, progress: float) -> Terms:
+    def __call__(
+        self,
+        student: Tensor,
+        teacher: Tensor | Rows | None,
+        labels: Tensor,
+        progress: float,
+        second: SecondLabels | None = None,
+    ) -> Terms:
         """Evaluate a batch.
 
         Args:
@@ -67,9 +87,15 @@ class Objective:
             teacher: [B, C], gets no gradient, or rows of which the largest were kept; not looked at where `loss` is None.
             labels: [B] int64.
             progress: Share of the epochs that will be over when this one is, in (0, 1].
+            second: Where rows are mixed: cross-entropy weighs both labels (Zhang et al., ICLR 2018).
+
+        Raises:
+            InputError: Rows are mixed, and the distillation term reads their label.
         """
         student = wide(student)
-        cross_entropy = F.cross_entropy(student, labels)
+        cross_entropy = _cross_entropy(student, labels, second)
+        if second is not None and self.loss is not None and self.loss.needs_label:
+            raise InputError("the distillation term reads the label of a row, and mixed rows have two")
         if self.loss is None or teacher is None:
             nothing = torch.zeros_like(cross_entropy)
             unknown = nothing * torch.nan
@@ -81,6 +107,13 @@ class Objective:
         refined = _share(self.loss.refined_rows(teacher, labels), cross_entropy)
         unranked = _share(None if isinstance(teacher, Tensor) else teacher.unranked, cross_entropy)
         return Terms(total, cross_entropy.detach(), distillation.detach(), refined, unranked)
+
+
+def _cross_entropy(student: Tensor, labels: Tensor, second: SecondLabels | None) -> Tensor:
+    if second is None:
+        return F.cross_entropy(student, labels)
+    own, other = (F.cross_entropy(student, one, reduction="none") for one in (labels, second.labels))
+    return (second.weights * own + (1 - second.weights) * other).mean()
 
 
 def _share(rows: Tensor | None, like: Tensor) -> Tensor:

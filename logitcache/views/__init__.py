@@ -1,5 +1,20 @@
 """Replayable augmentation: a view's pixels are a pure function of (seed, view, sample)."""
 
-from logitcache.views.recipes import RECIPES, Boxes, View, make_turns, make_views
+from logitcache.views.changes import CHANGES
+from logitcache.views.crops import CROPS, Boxes
+from logitcache.views.mixing import MIXES, Mixed, blend
+from logitcache.views.recipes import PRESETS, View, make_turns, make_views, read_recipe
 
-__all__ = ["RECIPES", "Boxes", "View", "make_turns", "make_views"]
+__all__ = [
+    "CHANGES",
+    "CROPS",
+    "MIXES",
+    "PRESETS",
+    "Boxes",
+    "Mixed",
+    "View",
+    "blend",
+    "make_turns",
+    "make_views",
+    "read_recipe",
+]

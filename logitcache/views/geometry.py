@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from logitcache.errors import InputError
 
-__all__ = ["Preprocessing"]
+__all__ = ["Preprocessing", "resize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,13 @@ class Preprocessing:
     def _resized(self, row: Tensor) -> Tensor:
         size = self.image_size
         if self.resize == "stretch":
-            return _resize(row, [size, size])
+            return resize(row, [size, size])
         if row.shape[-2:] == (size, size) and self.crop_pct == 1:
             return row
         height, width = row.shape[-2:]
         scale = round(size / self.crop_pct) / min(height, width)
         target = [max(size, round(height * scale)), max(size, round(width * scale))]
-        cropped: Tensor = TF.center_crop_image(_resize(row, target), [size, size])
+        cropped: Tensor = TF.center_crop_image(resize(row, target), [size, size])
         return cropped
 
     def normalize(self, pixels: Tensor) -> Tensor:
@@ -85,6 +85,7 @@ class Preprocessing:
         return cls(**{**entry, "mean": tuple(entry["mean"]), "std": tuple(entry["std"])})
 
 
-def _resize(row: Tensor, size: list[int]) -> Tensor:
+def resize(row: Tensor, size: list[int]) -> Tensor:
+    """Bring one rendition, [C, h, w] uint8, to a size: bilinear with antialiasing."""
     resized: Tensor = TF.resize_image(row, size, antialias=True)
     return resized

@@ -1,78 +1,36 @@
 """Views: what the teacher and the student are shown, replayable from three integers.
 
-A recipe turns (seed, view, sample id, image size) into a **box** and a flip, in double precision on the host. A box
-may reach beyond the image; what lies outside is black. Rendering cuts the box out: bytes in, bytes out, the same on
-every device. Resizing and normalising belong to each network and come later (`geometry.py`).
+A recipe is a crop, and perhaps changes of its pixels and mixing with another sample's: `pad-crop-flip+randaugment+cutmix`.
+Each turns (seed, view, sample id) into numbers of its own, on the host; rendering is bytes in, bytes out, the same on every
+device. Resizing and normalising belong to each network and come later (`geometry.py`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from logitcache.errors import FormatVersionError, InputError, unknown_name
-from logitcache.views.philox import integers, uniforms, words
+from logitcache.views.changes import CHANGES, change
+from logitcache.views.crops import CROPS, Boxes, Crop
+from logitcache.views.mixing import MIXES, Mixed, draw
 
-__all__ = ["RECIPES", "Boxes", "View", "make_turns", "make_views"]
+__all__ = ["PRESETS", "Recipe", "View", "make_turns", "make_views", "read_recipe"]
 
 Ints = NDArray[np.int64]
+Step = tuple[str, Mapping[str, float | str]]
 
-
-@dataclass(frozen=True, slots=True)
-class Boxes:
-    """What to cut out of each image, in pixels of that image.
-
-    Attributes:
-        top, left: Upper left corner, [B]; may be negative.
-        height, width: Size of the box, [B].
-        flip: Whether the box is mirrored left to right, [B] bool.
-    """
-
-    top: Ints
-    left: Ints
-    height: Ints
-    width: Ints
-    flip: NDArray[np.bool_]
-
-
-def _whole(_seed: int, _view: int, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
-    """Show the image as it is."""
-    zero = np.zeros(len(samples), np.int64)
-    return Boxes(zero, zero, heights, widths, np.zeros(len(samples), np.bool_))
-
-
-def _pad_crop_flip(seed: int, view: int, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
-    """Pad by four black pixels, cut a box of the image's own size anywhere, mirror half: the CIFAR recipe (He et al., CVPR 2016, 4.2)."""
-    random = words(seed, view, samples, 0)
-    top, left = integers(random[:, 0], 9) - 4, integers(random[:, 1], 9) - 4
-    return Boxes(top, left, heights, widths, integers(random[:, 2], 2) == 1)
-
-
-def _random_resized_crop_flip(seed: int, view: int, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
-    """Cut 8 to 100 % of the area at a ratio of 3/4 to 4/3, mirror half: the ImageNet recipe (Szegedy et al., CVPR 2015, 6).
-
-    As torchvision's RandomResizedCrop: ten attempts, then the largest central box of an allowed ratio. Draw 0 holds
-    the flip, draws 1 to 10 an attempt each.
-    """
-    area = (heights * widths).astype(np.float64)
-    top, left, height, width = (np.full(len(samples), -1, np.int64) for _ in range(4))
-    for attempt in range(1, 11):
-        random = words(seed, view, samples, attempt)
-        target = area * (0.08 + 0.92 * uniforms(random[:, 0]))
-        ratio = np.exp(np.log(3 / 4) + (np.log(4 / 3) - np.log(3 / 4)) * uniforms(random[:, 1]))
-        w, h = np.rint(np.sqrt(target * ratio)).astype(np.int64), np.rint(np.sqrt(target / ratio)).astype(np.int64)
-        take = (height < 0) & (w > 0) & (w <= widths) & (h > 0) & (h <= heights)
-        height[take], width[take] = h[take], w[take]
-        top[take] = integers(random[:, 2], np.maximum(heights - h + 1, 1))[take]
-        left[take] = integers(random[:, 3], np.maximum(widths - w + 1, 1))[take]
-    missed = height < 0
-    w = np.minimum(widths, np.rint(heights * (4 / 3)).astype(np.int64))
-    h = np.minimum(heights, np.rint(widths / (3 / 4)).astype(np.int64))
-    height[missed], width[missed] = h[missed], w[missed]
-    top[missed], left[missed] = ((heights - h) // 2)[missed], ((widths - w) // 2)[missed]
-    return Boxes(top, left, height, width, integers(words(seed, view, samples, 0)[:, 0], 2) == 1)
+PRESETS = {
+    "cifar": "pad-crop-flip",
+    "cifar-strong": "pad-crop-flip+randaugment(num_ops=2,magnitude=10)",
+    "imagenet": "random-resized-crop-flip",
+    "imagenet-strong": "random-resized-crop-flip+randaugment(num_ops=2,magnitude=9)+erasing(p=0.25)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +38,91 @@ class Recipe:
     """A way to make views.
 
     Attributes:
+        name: With every parameter spelled, so that another default changes no cache.
         version: Raised when the same integers would give other pixels; recorded with every view.
-        boxes: (seed, view, sample ids, heights, widths) to boxes.
-        keeps_size: Whether a box always has the size of its image.
+        crop: Which box is shown.
+        changes: What happens to its pixels, one after another.
+        mixes: What it is mixed with another sample by; of several each row takes one.
+        keeps_size: Whether a rendition always has the size of its image.
     """
 
+    name: str
     version: int
-    boxes: Callable[[int, int, Ints, Ints, Ints], Boxes]
+    crop: Crop
+    changes: tuple[Step, ...]
+    mixes: tuple[Step, ...]
     keeps_size: bool
 
 
-RECIPES: dict[str, Recipe] = {
-    "none": Recipe(1, _whole, keeps_size=True),
-    "pad-crop-flip": Recipe(1, _pad_crop_flip, keeps_size=True),
-    "random-resized-crop-flip": Recipe(1, _random_resized_crop_flip, keeps_size=False),
-}
+@functools.cache
+def read_recipe(text: str) -> Recipe:
+    """Read `CROP+CHANGE+MIXING`, each with parameters in parentheses where they are not the usual ones.
+
+    Args:
+        text: A preset, or steps: a crop (left out it is `none`), then changes of pixels, torchvision's or somebody's own as
+            `package.module:factory`, then `mixup` or `cutmix` or both.
+
+    Raises:
+        UnknownNameError: A step or parameter that is not known.
+        InputError: Steps in another order, or a value that means nothing.
+    """
+    named = "+".join(PRESETS.get(step.strip(), step) for step in text.split("+"))
+    steps = [_read_step(step, text) for step in named.split("+")]
+    if steps[0][0] not in CROPS:
+        steps.insert(0, ("none", {}))
+    ranks = [0 if name in CROPS else 2 if name in MIXES else 1 for name, _ in steps]
+    if ranks != sorted(ranks) or ranks.count(0) > 1:
+        raise InputError(f"augmentation {text}: one crop comes first, then changes of pixels, then mixing")
+    changes, mixes = (
+        tuple(step for step, rank in zip(steps, ranks, strict=True) if rank == wanted) for wanted in (1, 2)
+    )
+    crop = CROPS[steps[0][0]]
+    versions = [crop.version, *(CHANGES[name].version for name, _ in changes if name in CHANGES)]
+    own = any(":" in name for name, _ in changes)
+    return Recipe(
+        "+".join(_spelled(*step) for step in steps),
+        sum([*versions, *(MIXES[name].version for name, _ in mixes)]),
+        crop,
+        changes,
+        mixes,
+        keeps_size=crop.keeps_size and not own,
+    )
+
+
+def _read_step(text: str, recipe: str) -> Step:
+    found = re.fullmatch(r"([^()]+)(?:\((.*)\))?", text.strip())
+    if not found:
+        raise InputError(f"augmentation {recipe}: {text!r} is no step; expected NAME or NAME(parameter=value,...)")
+    name, given = found[1].strip(), found[2]
+    if name not in CROPS and name not in CHANGES and name not in MIXES and ":" not in name:
+        raise unknown_name("augmentation", name, [*PRESETS, *CROPS, *CHANGES, *MIXES, "package.module:factory"])
+    known = {step: one.defaults for step, one in CHANGES.items()} | {step: one.defaults for step, one in MIXES.items()}
+    defaults = known.get(name, {})
+    return name, {
+        **defaults,
+        **dict(_read_parameter(part, name, defaults) for part in (given or "").split(",") if part),
+    }
+
+
+def _read_parameter(text: str, step: str, defaults: Mapping[str, float | str]) -> tuple[str, float | str]:
+    word, _, value = (part.strip() for part in text.partition("="))
+    if word not in defaults:
+        raise unknown_name(f"parameter of {step}", word, defaults or ["none"])
+    if isinstance(defaults[word], str):
+        return word, value
+    try:
+        number = float(value)
+    except ValueError as error:
+        raise InputError(f"{word} of {step} must be a number, not {value!r}") from error
+    if not 0 <= number < float("inf") or (word == "p" and number > 1):
+        raise InputError(
+            f"{word} of {step} must be {'a share from 0 to 1' if word == 'p' else '0 or more'}, not {value}"
+        )
+    return word, int(number) if isinstance(defaults[word], int) and number == int(number) else number
+
+
+def _spelled(name: str, parameters: Mapping[str, float | str]) -> str:
+    return name + (f"({','.join(f'{word}={value}' for word, value in parameters.items())})" if parameters else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +130,7 @@ class View:
     """One rendition of a whole data set.
 
     Attributes:
-        recipe: A name in `RECIPES`.
+        recipe: As `read_recipe` spells it.
         recipe_version: The recipe's version when the view was made.
         seed: Of the random numbers, 0 <= seed < 2**64.
         key: Enters the random numbers, with the seed.
@@ -119,7 +147,31 @@ class View:
 
     def boxes(self, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
         """Say what to cut out of images of these sizes, [B] each."""
-        return RECIPES[self.recipe].boxes(self.seed, self.key, samples, heights, widths)
+        return read_recipe(self.recipe).crop.boxes(self.seed, self.key, samples, heights, widths)
+
+    @property
+    def changes_pixels(self) -> bool:
+        """Whether more happens to a row than being cut out, so that rendering it takes time."""
+        return bool(read_recipe(self.recipe).changes)
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether a rendition always has the size of its image."""
+        return read_recipe(self.recipe).keeps_size
+
+    @property
+    def mixes(self) -> bool:
+        """Whether rows are mixed with others, so that they have two labels."""
+        return bool(read_recipe(self.recipe).mixes)
+
+    def changed(self, rows: Sequence[Tensor], samples: Ints) -> list[Tensor]:
+        """Change the pixels of renditions, [C, h, w] uint8 each."""
+        return change(rows, read_recipe(self.recipe).changes, self.seed, self.key, samples)
+
+    def mixed(self, samples: Ints, total: int) -> Mixed | None:
+        """Say what rows are mixed with, of so many samples of the whole data set; None where they are not."""
+        mixes = read_recipe(self.recipe).mixes
+        return draw(mixes, self.seed, self.key, samples, total) if mixes else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the manifest."""
@@ -134,9 +186,7 @@ class View:
             FormatVersionError: The recipe has another version here, so pixels would differ.
         """
         view = cls(**entry)
-        if view.recipe not in RECIPES:
-            raise unknown_name("recipe", view.recipe, RECIPES)
-        here = RECIPES[view.recipe].version
+        here = read_recipe(view.recipe).version
         if view.recipe_version != here:
             raise FormatVersionError(
                 f"view {view.index} was rendered by version {view.recipe_version} of recipe {view.recipe!r}, this logitcache renders "
@@ -149,7 +199,7 @@ def make_views(recipe: str, count: int, seed: int) -> tuple[View, ...]:
     """Number the views of one recipe, or of several with commas between them: then a group has one view of each.
 
     Args:
-        recipe: `pad-crop-flip`, or `pad-crop-flip,none`: a weak and a strong view of every image, say.
+        recipe: `pad-crop-flip`, or `cifar,cifar-strong`: a weak and a strong view of every image, say.
         count: Views of each recipe.
         seed: Of the random numbers.
 
@@ -157,18 +207,15 @@ def make_views(recipe: str, count: int, seed: int) -> tuple[View, ...]:
         UnknownNameError: No such recipe.
         InputError: Recipes whose views are of different sizes, so that a network would have to see them differently.
     """
-    recipes = recipe.split(",")
-    for name in recipes:
-        if name not in RECIPES:
-            raise unknown_name("augmentation", name, RECIPES)
-    if len({RECIPES[name].keeps_size for name in recipes}) > 1:
+    recipes = [read_recipe(name) for name in re.split(r",(?![^()]*\))", recipe)]
+    if len({one.keeps_size for one in recipes}) > 1:
         raise InputError(
             f"augmentations {recipe} do not go together: one keeps the size of an image and another does not, so that a network "
             "would see them at different scales"
         )
     return tuple(
-        View(name, RECIPES[name].version, seed, index, index, index // len(recipes))
-        for index, name in enumerate(recipes * count)
+        View(one.name, one.version, seed, index, index, index // len(recipes))
+        for index, one in enumerate(recipes * count)
     )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from logitcache.views.recipes import Boxes
+from logitcache.views.crops import Boxes
 
 __all__ = ["cut", "cut_batch", "digest", "digests"]
 

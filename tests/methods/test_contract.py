@@ -115,6 +115,14 @@ def test_what_is_declared_to_couple_the_batch_does(name):
         assert not torch.isclose(loss(student, teacher, labels), apart)
 
 
+def test_what_is_declared_to_ignore_labels_does_and_nothing_else(variant):
+    student, teacher, labels = draw(40, 6, 1)
+    loss = loss_of(variant)
+    same = torch.equal(loss(student, teacher, labels), loss(student, teacher, labels.roll(1)))
+    assert same or loss.needs_label
+    assert not same or not loss.needs_label or variant[0] not in METHODS  # a stranger's may leave it unsaid
+
+
 @given(shape=shapes, shift=st.floats(-50, 50))
 def test_a_constant_added_to_a_row_changes_nothing(variant, shape, shift):
     if variant[0] in NOT_SHIFT_INVARIANT and variant[1] not in ("standardize", "adaptive"):
