@@ -183,8 +183,17 @@ class Trial:
             device="cpu",
             views=({"index": 0},),
             data={"spec": "", "length": count, "digest": "", "first": 0},
-            preprocessing={},
-            teachers=({"slug": "t", "name": "t", "weights": "", "weights_sha256": "", "class_map": None},),
+            teachers=(
+                {
+                    "slug": "t",
+                    "name": "t",
+                    "weights": "",
+                    "weights_sha256": "",
+                    "class_map": None,
+                    "preprocessing": {},
+                    "members": [],
+                },
+            ),
             encoding=self.encoding.to_json(),
             software={},
         )

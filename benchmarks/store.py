@@ -48,8 +48,17 @@ def manifest_of(rows: int, encoding: Encoding, views: int = 1) -> Manifest:
             {"recipe": "none", "recipe_version": 1, "seed": 0, "key": v, "index": v, "group": v} for v in range(views)
         ),
         data={"spec": "", "length": rows, "digest": "", "first": 0},
-        preprocessing={},
-        teachers=({"slug": "t", "name": "t", "weights": "", "weights_sha256": "", "class_map": None},),
+        teachers=(
+            {
+                "slug": "t",
+                "name": "t",
+                "weights": "",
+                "weights_sha256": "",
+                "class_map": None,
+                "preprocessing": {},
+                "members": [],
+            },
+        ),
         encoding=encoding.to_json(),
         software={},
     )

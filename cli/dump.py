@@ -7,7 +7,7 @@ import typer
 from logitcache.errors import InputError
 from logitcache.ranks import this_one_leads
 
-from .options import ConfigOption, numbers, show_progress, span, stopping
+from .options import ConfigOption, numbers, rows_or_auto, show_progress, span, stopping
 from .render import bytes_text, print_pairs
 
 __all__ = ["dump"]
@@ -16,10 +16,11 @@ __all__ = ["dump"]
 def dump(
     ctx: typer.Context,
     teacher: Annotated[
-        str,
+        list[str],
         typer.Option(
             metavar="NAME",
-            help="The teacher: a CIFAR network (resnet56, wrn-40-2, ...), torchvision:NAME, timm:NAME, or package.module:factory.",
+            help="The teacher: a CIFAR network (resnet56, wrn-40-2, ...), torchvision:NAME, timm:NAME, or package.module:factory. "
+            "Given again: several, asked in one pass.",
         ),
     ],
     data: Annotated[
@@ -38,12 +39,12 @@ def dump(
         ),
     ],
     teacher_weights: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="FILE",
             show_default=False,
             help="The teacher's weights: safetensors, a torch checkpoint, the name of torchvision weights, or `demo` for the "
-            "teacher that ships with logitcache.",
+            "teacher that ships with logitcache. For each of several teachers one, in their order.",
         ),
     ] = None,
     teacher_classes: Annotated[
@@ -63,6 +64,16 @@ def dump(
             help="JSON: name of each class of the data to the teacher's class number; only these logits are stored.",
         ),
     ] = None,
+    average: Annotated[
+        bool, typer.Option("--average", help="Store the mean of several teachers' logits, instead of each one's.")
+    ] = False,
+    test_time_views: Annotated[
+        str,
+        typer.Option(
+            metavar="none|flip",
+            help="With flip an answer is the mean of the logits for a rendition and for its mirror image.",
+        ),
+    ] = "none",
     augment: Annotated[
         str,
         typer.Option(
@@ -98,13 +109,21 @@ def dump(
         typer.Option(metavar="f32|f16|u8", help="f32 loses nothing; f16 takes half the space; u8 a quarter."),
     ] = "f16",
     batch_size: Annotated[
-        int, typer.Option(metavar="ROWS", min=1, help="Rows of every forward pass; lower it if memory runs out.")
+        Any,
+        typer.Option(
+            metavar="ROWS|auto",
+            parser=rows_or_auto,
+            help="Rows of every forward pass; auto: as many as fit on a GPU, 256 on a CPU.",
+        ),
     ] = 256,
     amp: Annotated[
         bool, typer.Option("--amp", help="The teacher computes in bfloat16 where torch's autocast allows it.")
     ] = False,
     channels_last: Annotated[
         bool, typer.Option("--channels-last", help="Lay pixels and weights out as GPUs' convolutions like.")
+    ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Have torch.compile translate the teacher first.")
     ] = False,
     device: Annotated[
         str, typer.Option(metavar="NAME", help="Where the teacher runs: auto, cpu, cuda, cuda:1, ...")
@@ -182,6 +201,8 @@ def dump(
     given: dict[str, Any] = {name: value for name, value in ctx.params.items() if name not in ("config", "plan")}
     given["mean"], given["std"] = numbers(mean, float, "--mean"), numbers(std, float, "--std")
     given["samples"] = span(samples, "--samples")
+    for name in ("teacher", "teacher_weights"):
+        given[name] = given[name][0] if given[name] and len(given[name]) == 1 else given[name] or None
     if plan:
         _show_plan(given)
         return
@@ -196,10 +217,13 @@ def dump(
         if manifest.encoding["kind"] == "topk":
             from logitcache.fidelity import what_is_poor
 
-            for sentence in what_is_poor(cache):
-                display.say(f"note: {sentence}")
+            for slug in cache.teachers:
+                of_whom = f"of {slug}, " if len(cache.teachers) > 1 else ""
+                for sentence in what_is_poor(cache.of(slug)):
+                    display.say(f"note: {of_whom}{sentence}")
     shape = f"{manifest.samples:,} samples x {len(manifest.views)} views, {len(manifest.classes)} classes"
-    typer.echo(f"{out}: {shape}, complete")
+    several = f", {len(cache.teachers)} teachers ({', '.join(cache.teachers)})" if len(cache.teachers) > 1 else ""
+    typer.echo(f"{out}: {shape}{several}, complete")
 
 
 def _show_plan(given: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import CacheArgument, newest_unless, numbers, show_progress
+from .options import CacheArgument, TeacherOption, newest_unless, numbers, show_progress
 
 __all__ = ["export"]
 
@@ -19,6 +19,7 @@ def export(
     views: Annotated[
         str | None, typer.Option(metavar="V,V", show_default="all", help="Which views, with commas between them.")
     ] = None,
+    teacher: TeacherOption = None,
 ) -> None:
     """Write rows for other tools: Parquet (pandas, polars, DuckDB, Spark) or safetensors.
 
@@ -30,6 +31,6 @@ def export(
 
     path, chosen = newest_unless(cache), numbers(views, int, "--views")
     with show_progress() as display:
-        files = export_cache(path, out, views=chosen, on_progress=display)
+        files = export_cache(path, out, views=chosen, teacher=teacher, on_progress=display)
     for file in files:
         typer.echo(f"{file}: {file.stat().st_size:,} bytes")

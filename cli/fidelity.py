@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import CacheArgument, JsonOption, newest_unless, parameters, spelled
+from .options import CacheArgument, JsonOption, TeacherOption, newest_unless, parameters, spelled
 from .render import print_json, print_table
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def fidelity(
     sweep: Annotated[
         bool, typer.Option("--sweep", help="Measure the encodings that could have been chosen, too.")
     ] = False,
+    teacher: TeacherOption = None,
     json: JsonOption = False,
 ) -> None:
     """Measure what the stored rows do to a method's loss and gradient, against rows kept in full.
@@ -43,7 +44,7 @@ def fidelity(
     settings = parameters(set_ or []) | ({} if temperature is None else {"temperature": spelled(temperature)})
     if settings and not method:
         raise typer.BadParameter("for which method? Name it with --method NAME.", param_hint="--set, --temperature")
-    arguments: dict[str, Any] = {"methods": method or None, "settings": settings}
+    arguments: dict[str, Any] = {"methods": method or None, "settings": settings, "teacher": teacher}
     found = cache_fidelity(path, **arguments)
     others = sweep_encodings(path, **arguments) if sweep else []
     if json:

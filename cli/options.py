@@ -25,9 +25,11 @@ __all__ = [
     "ConfigOption",
     "Display",
     "JsonOption",
+    "TeacherOption",
     "newest_unless",
     "numbers",
     "parameters",
+    "rows_or_auto",
     "show_progress",
     "size",
     "span",
@@ -36,6 +38,13 @@ __all__ = [
 ]
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+_OTHER_WORDS = {
+    "parameters": "set_",
+    "set": "set_",
+    "compile": "compiled",
+}  # where an option is named by a word of Python's
 
 
 def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -56,20 +65,23 @@ def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
     }
     chosen: dict[str, Any] = {}
     for word, value in content.items():
-        name = {"parameters": "set_", "set": "set_"}.get(word.replace("-", "_"), word.replace("-", "_"))
+        name = _OTHER_WORDS.get(word.replace("-", "_"), word.replace("-", "_"))
         if name not in known:
             close = get_close_matches(name, [str(other) for other in known], n=1)
             raise typer.BadParameter(
                 f"{path}: {word!r} is no option of this command" + (f"; did you mean {close[0]!r}?" if close else "")
             )
         if value is not None:
-            chosen[name] = _spelled(name, value, f"{path}: {word}", flag=getattr(known[name], "is_flag", False))
+            chosen[name] = _spelled(name, value, f"{path}: {word}", known[name])
     ctx.default_map = {**(ctx.default_map or {}), **chosen}
     return path
 
 
-def _spelled(name: str, value: Any, where: str, *, flag: bool) -> Any:
+def _spelled(name: str, value: Any, where: str, option: Any) -> Any:
     """Write a value from a file as the command line would."""
+    flag = getattr(option, "is_flag", False)
+    if name != "set_" and option.multiple:
+        return [_word(inner) for inner in (value if isinstance(value, list) else [value])]
     if name == "set_":
         if isinstance(value, dict):
             return [f"{key}={_word(inner)}" for key, inner in value.items()]
@@ -109,6 +121,14 @@ CacheArgument = Annotated[
 ]
 
 
+TeacherOption = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher", metavar="SLUG", show_default="the only one", help="Which of several teachers; `stats` names them."
+    ),
+]
+
+
 def newest_unless(cache: str | None) -> str:
     """Return the cache named, or the newest here, saying which."""
     if cache is not None:
@@ -130,6 +150,15 @@ def numbers(text: str | None, kind: type, option: str) -> list[Any] | None:
         raise typer.BadParameter(
             f"expected numbers with commas between them, not {text!r}", param_hint=option
         ) from error
+
+
+def rows_or_auto(text: str | int) -> int | str:
+    """Read a number of rows, or the word auto."""
+    if text == "auto" or isinstance(text, int):
+        return text
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise typer.BadParameter(f"expected a whole number of 1 or more, or auto, not {text!r}")
+    return int(text)
 
 
 def span(text: str | None, option: str) -> tuple[int, int] | None:

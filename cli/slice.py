@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .options import show_progress, span
+from .options import TeacherOption, show_progress, span
 
 __all__ = ["slice_"]
 
@@ -26,8 +26,9 @@ def slice_(
     precision: Annotated[
         str | None, typer.Option(metavar="f32|f16|u8", show_default="as it is", help="Of what is kept.")
     ] = None,
+    teacher: TeacherOption = None,
 ) -> None:
-    """Write a part of a cache as a cache of its own, without the teacher: fewer views, samples, logits, bits.
+    """Write a part of a cache as a cache of its own, without the teacher: fewer views, samples, teachers, logits, bits.
 
     Example: logitcache slice fashion.zarr --out small.zarr --views 2 --top-k 4 --precision u8
     """
@@ -41,6 +42,7 @@ def slice_(
             samples=span(samples, "--samples"),
             top_k=top_k,
             precision=precision,
+            teacher=teacher,
             on_progress=display,
         )
     manifest = part.manifest

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .options import CacheArgument, JsonOption, newest_unless, show_progress
+from .options import CacheArgument, JsonOption, TeacherOption, newest_unless, show_progress
 from .render import bytes_text, print_json, print_pairs, print_table
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["stats"]
 
 
-def stats(cache: CacheArgument = None, json: JsonOption = False) -> None:
+def stats(cache: CacheArgument = None, teacher: TeacherOption = None, json: JsonOption = False) -> None:
     """Show what a cache holds, how good its teacher is and what storing it has lost.
 
     Example: logitcache stats fashion.zarr
@@ -22,7 +22,7 @@ def stats(cache: CacheArgument = None, json: JsonOption = False) -> None:
 
     path = newest_unless(cache)
     with show_progress(quiet=json) as display:
-        found = cache_stats(path, on_progress=display)
+        found = cache_stats(path, teacher=teacher, on_progress=display)
     if json:
         print_json(found.to_json())
     else:

@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import CacheArgument, ConfigOption, newest_unless, numbers, parameters, show_progress, size, spelled
+from .options import (
+    CacheArgument,
+    ConfigOption,
+    TeacherOption,
+    newest_unless,
+    numbers,
+    parameters,
+    show_progress,
+    size,
+    spelled,
+)
 
 __all__ = ["train"]
 
@@ -21,6 +31,7 @@ def train(
         ),
     ] = None,
     cache: CacheArgument = None,
+    teacher: TeacherOption = None,
     method: Annotated[
         str, typer.Option(metavar="NAME", help="How to learn from the teacher; `logitcache methods` lists them.")
     ] = "kd",

@@ -13,7 +13,7 @@ from logitcache.encoding import TopKRows, dense, read_encoding
 from logitcache.errors import CacheMismatchError, CorruptCacheError, InputError, UnknownNameError
 from logitcache.models import hash_weights, load_network
 from logitcache.store import Cache, ViewStream
-from logitcache.teacher import Teacher
+from logitcache.teacher import Teacher, Teachers
 from logitcache.views import View
 from logitcache.views.geometry import Preprocessing
 
@@ -46,7 +46,7 @@ class Answers(Protocol):
 
     Attributes:
         name: `cached`, `live` or `unused`; recorded with the run.
-        eyes: The preprocessing a live teacher looks through; its pixels stand second in a batch.
+        eyes: The preprocessing that live teachers look through; their pixels follow the student's in a batch.
     """
 
     name: str
@@ -94,7 +94,7 @@ class CachedAnswers:
 
     def begin(self, shown: Shown, upcoming: Shown) -> None:
         """Take what is shown into memory, and have what comes next fetched meanwhile."""
-        self._streams = self._streams or [ViewStream(self._cache, self._cache.teachers[0]) for _ in shown.turn]
+        self._streams = self._streams or [ViewStream(self._cache, self._cache.teacher) for _ in shown.turn]
         parts = ([(view.index, one.blocks) for view in one.turn] for one in (shown, upcoming))
         self._columns = [stream.take(part, later) for stream, part, later in zip(self._streams, *parts, strict=True)]
         for view, columns in zip(shown.turn, self._columns, strict=True):
@@ -135,23 +135,23 @@ class LiveAnswers(LabelsOnly):
 
     name = "live"
 
-    def __init__(self, teacher: Teacher) -> None:
-        self._teacher, self.eyes = teacher, (teacher.preprocessing,)
+    def __init__(self, teachers: Teachers) -> None:
+        self._teachers, self.eyes = teachers, teachers.eyes
 
     def logits(self, position: int, batch: Rendered) -> Tensor:
         """Run the teacher."""
         del position
-        return self._teacher.logits(batch.pixels[1])
+        return self._teachers.logits(batch.pixels[1:])
 
     def close(self) -> None:
         """Give the network back as it was."""
-        self._teacher.close()
+        self._teachers.close()
 
 
 def live_teacher_of(
     cache: Cache, teacher: str | nn.Module | None, weights: str | None, device: torch.device
-) -> Teacher:
-    """Build the teacher of a cache, to run as it ran for the dump.
+) -> Teachers:
+    """Build the teacher of a cache, to run as it ran for the dump; or those whose mean it holds.
 
     Args:
         cache: Says which teacher, batch size, threads and preprocessing.
@@ -163,9 +163,20 @@ def live_teacher_of(
         CacheMismatchError: Its weights are others.
         InputError: It cannot be built.
     """
-    manifest, entry = cache.manifest, cache.manifest.teachers[0]
-    if entry["weights_sha256"] is None:
-        raise InputError(f"{cache.place} holds the {entry['name']}: there is no one teacher to run.")
+    (entry,) = cache.of(None).manifest.teachers
+    members = entry["members"] or [entry]
+    if len(members) > 1 and (teacher is not None or weights is not None):
+        raise InputError(
+            f"{cache.place} holds the {entry['name']}: one network or file cannot stand for all. They are built from the names and "
+            "files that the dump used."
+        )
+    return Teachers([_live(cache, member, teacher, weights, device) for member in members])
+
+
+def _live(
+    cache: Cache, entry: Mapping[str, Any], teacher: str | nn.Module | None, weights: str | None, device: torch.device
+) -> Teacher:
+    manifest = cache.manifest
     file = weights or (entry["weights"] if teacher is None else None) or None
     mapped = entry["class_map"] or {"classes": len(manifest.classes), "indices": None}
     try:
@@ -184,7 +195,7 @@ def live_teacher_of(
         )
     return Teacher(
         network,
-        Preprocessing.from_json(manifest.preprocessing),
+        Preprocessing.from_json(entry["preprocessing"]),
         classes=mapped["classes"],
         batch_size=manifest.batch_size,
         threads=manifest.threads,
@@ -196,9 +207,7 @@ def live_teacher_of(
 
 def teacher_classes(cache: Cache, view: View, samples: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the class of the teacher's largest stored logit for ascending samples of a view, [B]."""
-    rows = {
-        name: torch.from_numpy(column) for name, column in cache.rows(view.index, cache.teachers[0], samples).items()
-    }
+    rows = {name: torch.from_numpy(column) for name, column in cache.rows(view.index, cache.teacher, samples).items()}
     labels = torch.from_numpy(cache.labels()[samples]).long()
     decoded = read_encoding(cache.manifest.encoding).decode(rows, labels, len(cache.manifest.classes))
     return dense(decoded).argmax(1).numpy()

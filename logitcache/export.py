@@ -23,6 +23,7 @@ def export_cache(
     out: str | Path,
     *,
     views: Sequence[int] | None = None,
+    teacher: str | None = None,
     on_progress: OnProgress = silent,
 ) -> list[Path]:
     """Write rows as a file that other tools read; the manifest goes into its metadata, as JSON under `logitcache`.
@@ -36,6 +37,7 @@ def export_cache(
         out: `FILE.parquet`, one file, a row group a block; or `FILE.safetensors`, one file a view: several are numbered
             FILE-00001-of-00004.safetensors.
         views: Which views; None: all.
+        teacher: Slug of one of several teachers.
         on_progress: Called after every block.
 
     Returns:
@@ -45,7 +47,7 @@ def export_cache(
         InputError: Another ending, a file that is there, a view that is not; or pyarrow is missing.
         LogitCacheError: The cache cannot be opened or read.
     """
-    opened, target = open_cache(cache), local_path(out)
+    opened, target = open_cache(cache).of(teacher), local_path(out)
     total = len(opened.manifest.views)
     chosen = list(range(total)) if views is None else list(views)
     if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(total)):
@@ -128,7 +130,7 @@ def _notes(cache: Cache) -> str:
 
 
 def _blocks(cache: Cache, views: list[int], on_progress: OnProgress) -> Iterable[Rows]:
-    manifest, slug, labels = cache.manifest, cache.teachers[0], cache.labels()
+    manifest, slug, labels = cache.manifest, cache.teacher, cache.labels()
     for position, view in enumerate(views):
         for block, (first, last, columns) in enumerate(cache.blocks(view, slug)):
             ids, values = kept_values(manifest.encoding, columns)

@@ -75,6 +75,7 @@ def cache_fidelity(
     *,
     methods: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    teacher: str | None = None,
 ) -> Fidelity:
     """Measure what is stored against the probe.
 
@@ -82,13 +83,14 @@ def cache_fidelity(
         cache: Its path.
         methods: Names; None: every method.
         settings: Pieces and parameters for all of them, in the words of `get_loss`.
+        teacher: Slug of one of several teachers.
 
     Raises:
         LogitCacheError: The cache cannot be opened, or a method cannot be built.
     """
-    opened = open_cache(cache)
-    samples, exact = opened.probe(opened.teachers[0])
-    stored = opened.rows(0, opened.teachers[0], samples)
+    opened = open_cache(cache).of(teacher)
+    samples, exact = opened.probe(opened.teacher)
+    stored = opened.rows(0, opened.teacher, samples)
     labels = torch.from_numpy(opened.labels()[samples]).long()
     encoding = read_encoding(opened.manifest.encoding)
     columns = {name: torch.from_numpy(column) for name, column in stored.items()}
@@ -114,10 +116,11 @@ def sweep_encodings(
     *,
     methods: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    teacher: str | None = None,
 ) -> list[Fidelity]:
     """Measure the encodings that could have been chosen, on the probe, in order of bytes a row."""
-    opened = open_cache(cache)
-    samples, logits = opened.probe(opened.teachers[0])
+    opened = open_cache(cache).of(teacher)
+    samples, logits = opened.probe(opened.teacher)
     labels, exact = torch.from_numpy(opened.labels()[samples]).long(), torch.from_numpy(logits)
     losses = _losses(methods, settings or {})
     classes = exact.shape[1]

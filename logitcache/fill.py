@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logitcache.data import ImageSet, Renderer, whole_of
+from logitcache.data import ImageSet, Rendered, Renderer, whole_of
 from logitcache.encoding import Encoding
 from logitcache.errors import CacheIncompleteError, InputError
 from logitcache.progress import OnProgress, Progress
 from logitcache.ranks import Ranks
 from logitcache.store import CacheWriter
-from logitcache.teacher import Teacher
+from logitcache.teacher import Teachers
 from logitcache.views import View
 
-__all__ = ["Filler", "refuse_unusable", "split"]
+__all__ = ["Filler", "ask", "refuse_unusable", "split"]
 
 
 class Filler:
@@ -26,7 +26,7 @@ class Filler:
     def __init__(
         self,
         writer: CacheWriter,
-        teacher: Teacher,
+        teachers: Mapping[str, Teachers],
         renderer: Renderer,
         views: Sequence[View],
         encoding: Encoding,
@@ -35,12 +35,12 @@ class Filler:
         should_stop: Callable[[], bool],
         on_progress: OnProgress,
     ) -> None:
-        self._writer, self._teacher, self._renderer, self._views = writer, teacher, renderer, views
+        self._writer, self._teachers, self._renderer, self._views = writer, teachers, renderer, views
         self._encoding, self._images, self._ranks = encoding, images, ranks
         self._should_stop, self._on_progress = should_stop, on_progress
         self._labels = torch.from_numpy(images.labels).long()
-        self._slug = writer.manifest.teachers[0]["slug"]
-        self._right, self._seen, self._bytes, self._began = 0, 0, 0, time.perf_counter()
+        self._right = dict.fromkeys(teachers, 0)
+        self._seen, self._bytes, self._began = 0, 0, time.perf_counter()
 
     def fill(self, missing: Sequence[tuple[int, int]]) -> None:
         """Write this process's share of the blocks.
@@ -74,23 +74,25 @@ class Filler:
         manifest = self._writer.manifest
         first, last = manifest.rows(block)
         digests = np.empty(last - first, np.uint64)
-        parts: list[Mapping[str, torch.Tensor]] = []
-        right: torch.Tensor | int = 0
+        parts: dict[str, list[Mapping[str, torch.Tensor]]] = {slug: [] for slug in self._teachers}
+        right: dict[str, list[torch.Tensor]] = {slug: [] for slug in self._teachers}
         for _ in range(-(-(last - first) // manifest.batch_size)):
             batch = next(stream)
             assert batch.digests is not None
-            logits = self._teacher.logits(batch.pixels[0])
-            labels = self._labels[batch.samples].to(logits.device, non_blocking=True)
-            parts.append(self._encoding.encode(logits, labels))
+            for slug, logits in ask(self._teachers, batch):
+                labels = self._labels[batch.samples].to(logits.device, non_blocking=True)
+                parts[slug].append(self._encoding.encode(logits, labels))
+                right[slug].append((logits.argmax(1) == labels).sum())
             digests[batch.samples - first] = batch.digests
-            right = right + (logits.argmax(1) == labels).sum()
             self._report(view, len(batch.samples))
         rows: dict[str, NDArray[np.generic]] = {"digests": digests}
-        for name in parts[0]:
-            column = torch.cat([part[name] for part in parts]).cpu().numpy()
-            refuse_unusable(column, np.arange(first, last), view, self._images, self._teacher.name, name)
-            rows[f"teachers/{self._slug}/{name}"] = column
-        self._right, self._seen = self._right + int(right), self._seen + last - first
+        for slug, teachers in self._teachers.items():
+            for name in parts[slug][0]:
+                column = torch.cat([part[name] for part in parts[slug]]).cpu().numpy()
+                refuse_unusable(column, np.arange(first, last), view, self._images, teachers.name, name)
+                rows[f"teachers/{slug}/{name}"] = column
+            self._right[slug] += int(torch.stack(right[slug]).sum())
+        self._seen += last - first
         return rows
 
     def _report(self, view: View, rows: int) -> None:
@@ -100,7 +102,8 @@ class Filler:
         if self._ranks.world > 1:  # of the others only the rows are known here
             notes[0] = f"{self._ranks.world} processes"
         elif self._seen:
-            notes += [f"{self._bytes / 1e6:,.0f} MB", f"teacher {self._right / self._seen:.1%} right"]
+            shares = ", ".join(f"{right / self._seen:.1%}" for right in self._right.values())
+            notes += [f"{self._bytes / 1e6:,.0f} MB", f"teacher{'s' * (len(self._right) > 1)} {shares} right"]
         self._on_progress(Progress("dumping", self._before + done, self._total, "rows", ", ".join(notes)))
 
     def _stopped(self) -> str:
@@ -109,6 +112,15 @@ class Filler:
         command = self._writer.command
         how = f"Go on with:\n  {command}" if command else "Run the same command again to go on."
         return f"stopped as asked: {done} of {total} blocks of {self._writer.place} are committed. {how}"
+
+
+def ask(teachers: Mapping[str, Teachers], batch: Rendered) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield each slug and its answer, [B, C], for a batch that holds the pixels of every teacher in order."""
+    begin = 0
+    for slug, one in teachers.items():
+        end = begin + len(one.eyes)
+        yield slug, one.logits(batch.pixels[begin:end])
+        begin = end
 
 
 def split(samples: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

@@ -76,7 +76,9 @@ class Loop:
     def run(self, turns: Sequence[Turn], cache: Cache | None) -> dict[str, Any]:
         """Train all epochs that are left, and measure the student."""
         history = self._taken_up()
-        renderers = [Renderer(self.images, [self.eyes, *self.answers.eyes], workers=self.workers) for _ in turns[0]]
+        pinned = self.device.type == "cuda"
+        looks = [self.eyes, *self.answers.eyes]
+        renderers = [Renderer(self.images, looks, workers=self.workers, pinned=pinned) for _ in turns[0]]
         for epoch in range(len(history), self.epochs):
             turn, upcoming = turns[epoch % len(turns)], turns[(epoch + 1) % len(turns)]
             if cache:

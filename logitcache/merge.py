@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from logitcache.derive import encoding_of, open_sources, origin, write_derived
-from logitcache.encoding import read_encoding, widest_bytes
+from logitcache.encoding import mean_of, read_encoding, widest_bytes
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.progress import OnProgress, silent
-from logitcache.store import PROBE_BYTES, Cache, Manifest, block_rows_for
+from logitcache.store import PROBE_BYTES, Cache, Manifest, average_of, block_rows_for
 
 __all__ = ["merge_caches"]
 
@@ -55,7 +55,7 @@ def merge_caches(
     """
     if len(caches) < 2:
         raise InputError(f"a merge takes two caches or more, not {len(caches)}")
-    opened = open_sources(list(caches), out)
+    opened = [cache.of(None) for cache in open_sources(list(caches), out)]
     free = {key for key in _differing(opened) if not (allow_mixed and key.startswith(_LAST_BITS))}
     command = ["logitcache", "merge", *(str(cache.place) for cache in opened), "--out", str(out)]
     command += ["--average"] * average + ["--allow-mixed"] * allow_mixed
@@ -128,7 +128,7 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
                 f"there is {what} between {before.place} (up to sample {end}) and {after.place} (from {begin})"
             )
     bounds = np.array(begins) - begins[0]  # rows of the new cache
-    encoding, classes, slug = encoding_of(ordered[0]), len(ordered[0].manifest.classes), ordered[0].teachers[0]
+    encoding, classes, slug = encoding_of(ordered[0]), len(ordered[0].manifest.classes), ordered[0].teacher
     count = ends[-1] - begins[0]
     manifest = _made(
         ordered,
@@ -182,7 +182,7 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
                 views.append(cache.manifest.views[position] | {"index": len(views), "group": groups})
                 sources.append((cache, position))
             groups += 1
-    slug, rounded = opened[0].teachers[0], opened[0].manifest.block_rows
+    slug, rounded = opened[0].teacher, opened[0].manifest.block_rows
 
     def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         cache, position = sources[view]
@@ -200,10 +200,9 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
             f"{opened[0].place} keeps {first.encoding['kind']} rows in {first.encoding['dtype']}: their mean would not be that of the "
             "teachers' logits. Dump with --encoding full --precision f16 or f32, average, then cut with logitcache slice."
         )
-    names = ", ".join(cache.manifest.teachers[0]["name"] for cache in opened)
-    teacher = {"slug": "mean", "name": f"mean of {names}", "weights": "", "weights_sha256": None, "class_map": None}
+    teacher = average_of([cache.manifest.teachers[0] for cache in opened])
     manifest, encoding = _made(opened, "average", teachers=(teacher,)), read_encoding(first.encoding)
-    probes, labels = [cache.probe(cache.teachers[0]) for cache in opened], opened[0].labels()
+    probes, labels = [cache.probe(cache.teacher) for cache in opened], opened[0].labels()
     for cache, (samples, _) in zip(opened, probes, strict=True):
         if not np.array_equal(samples, probes[0][0]):
             raise CacheMismatchError(
@@ -222,10 +221,10 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
         for start in range(0, len(wanted), step):
             here = wanted[start : start + step]
             true = torch.from_numpy(labels[here]).long()
-            logits = [cache.rows(view, cache.teachers[0], here)["logits"].astype(np.float64) for cache in opened]
-            mean = torch.from_numpy(np.mean(logits, axis=0).astype(np.float32))
+            logits = [torch.from_numpy(cache.rows(view, cache.teacher, here)["logits"]) for cache in opened]
+            mean = mean_of(logits)
             parts.append({name: x.numpy() for name, x in encoding.encode(mean, true).items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | {"digests": digests[0]}
 
-    exact = np.mean([probe.astype(np.float64) for _, probe in probes], axis=0).astype(np.float32)
+    exact = mean_of([torch.from_numpy(probe) for _, probe in probes]).numpy()
     return write_derived(out, manifest, labels, (probes[0][0], exact), rows, **more)

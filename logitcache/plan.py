@@ -1,11 +1,11 @@
 """`logitcache dump --plan`: what a dump will take, measured on a few batches and on the disk, before it is begun."""
 
+import contextlib
 import inspect
 import os
 import shutil
 import tempfile
 import time
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 from logitcache.dump import Job, dump_logits, prepare, probe_samples
 from logitcache.errors import InputError
-from logitcache.fill import refuse_unusable, split
+from logitcache.fill import ask, refuse_unusable, split
 from logitcache.store import compressed_bytes, open_place
 
 __all__ = ["DumpPlan", "plan_dump"]
@@ -72,12 +72,14 @@ def plan_dump(**arguments: Any) -> DumpPlan:
     bound.apply_defaults()
     given = {name: value for name, value in bound.arguments.items() if name not in ("on_progress", "should_stop")}
     job, place = prepare(**given), open_place(given["out"])
-    with closing(job.runner):
+    with contextlib.ExitStack() as stack:
+        for one in job.teachers.values():
+            stack.callback(one.close)
         rate, measured, row_bytes = _measure(job)
     manifest = job.manifest
-    rows, slug = manifest.samples * len(manifest.views), manifest.teachers[0]["slug"]
-    sizes = {f"teachers/{slug}/{name}": int(size * rows) for name, size in row_bytes.items()}
-    probed = len(probe_samples(0, manifest.samples, len(manifest.classes)))
+    rows = manifest.samples * len(manifest.views)
+    sizes = {name: int(size * rows) for name, size in row_bytes.items()}
+    probed = len(probe_samples(0, manifest.samples, len(manifest.classes))) * len(manifest.teachers)
     sizes |= {"digests": 8 * rows, "labels": 4 * manifest.samples, "probe": 4 * probed * len(manifest.classes)}
     path = getattr(place, "path", None)
     free, disk = _disk(path) if path is not None else (None, None)
@@ -92,7 +94,7 @@ def plan_dump(**arguments: Any) -> DumpPlan:
         teacher_rows_per_second=rate,
         hours=seconds / 3600,
         live_hours_per_epoch=manifest.samples / rate / 3600,
-        pays_after_epochs=max(int(np.ceil(seconds * rate / manifest.samples)), 1),
+        pays_after_epochs=max(int(np.ceil(round(seconds * rate / manifest.samples, 6))), 1),
     )
 
 
@@ -101,17 +103,14 @@ def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
     manifest, view = job.manifest, job.views[0]
     batches = split(np.random.default_rng(0).permutation(manifest.samples), manifest.batch_size)
     labels = torch.from_numpy(job.images.labels).long()
-    parts: list[dict[str, torch.Tensor]] = []
+    parts: dict[str, list[torch.Tensor]] = {}
     began, counted, rows = time.perf_counter(), 0, 0
     for number, batch in enumerate(job.renderer.batches(view, batches)):
-        logits = job.runner.logits(batch.pixels[0])
-        refuse_unusable(logits.cpu().numpy(), batch.samples, view, job.images, job.runner.name)
-        parts.append(
-            {
-                name: column.cpu()
-                for name, column in job.encoding.encode(logits, labels[batch.samples].to(logits.device)).items()
-            }
-        )
+        for slug, logits in ask(job.teachers, batch):
+            refuse_unusable(logits.cpu().numpy(), batch.samples, view, job.images, job.teachers[slug].name)
+            encoded = job.encoding.encode(logits, labels[batch.samples].to(logits.device))
+            for name, column in encoded.items():
+                parts.setdefault(f"teachers/{slug}/{name}", []).append(column.cpu())
         rows += len(batch.samples)
         if number == 0 and len(batches) > 1:
             began, counted = time.perf_counter(), rows  # the first one warms up
@@ -119,10 +118,11 @@ def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
             break
     rate = (rows - counted) / (time.perf_counter() - began)
     specs = job.encoding.columns(len(manifest.classes))
-    columns = {
-        name: torch.cat([part[name] for part in parts]).numpy().astype(spec.dtype) for name, spec in specs.items()
-    }
-    return rate, rows, {name: compressed_bytes(specs[name], column) / rows for name, column in columns.items()}
+    sizes = {}
+    for key, columns in parts.items():
+        spec = specs[key.rpartition("/")[2]]
+        sizes[key] = compressed_bytes(spec, torch.cat(columns).numpy().astype(spec.dtype)) / rows
+    return rate, rows, sizes
 
 
 def _disk(path: Path) -> tuple[int, float]:

@@ -27,6 +27,7 @@ def slice_cache(
     samples: tuple[int, int] | None = None,
     top_k: int | None = None,
     precision: str | None = None,
+    teacher: str | None = None,
     on_progress: OnProgress = silent,
 ) -> Cache:
     """Write a part of a cache as a cache of its own; a slice that was stopped continues where it stopped.
@@ -41,6 +42,7 @@ def slice_cache(
         samples: Which samples of the data set, from the first to one before the last; None: all there are.
         top_k: How many of the largest logits of a row; None: as many as there are.
         precision: `f32`, `f16` or `u8`; None: that of the larger one.
+        teacher: Slug of one of several teachers.
         on_progress: Called after every block.
 
     Returns:
@@ -50,8 +52,9 @@ def slice_cache(
         InputError: More than the larger one holds, or nothing less.
         LogitCacheError: It cannot be opened or written.
     """
-    (opened,) = open_sources([cache], out)
-    manifest, slug, classes = opened.manifest, opened.teachers[0], len(opened.manifest.classes)
+    (whole,) = open_sources([cache], out)
+    opened = whole.of(teacher)
+    manifest, slug, classes = opened.manifest, opened.teacher, len(opened.manifest.classes)
     source = encoding_of(opened)
     target = _target(source, top_k, precision)
     count = len(manifest.views) if views is None else views
@@ -68,8 +71,9 @@ def slice_cache(
         raise InputError(
             f"{opened.place} has samples {begin}:{begin + manifest.samples} of its data: a slice cannot take {first}:{last}"
         )
-    if count == len(manifest.views) and target == source and last - first == manifest.samples:
-        raise InputError("a slice must leave something out: --views, --samples, --top-k or --precision")
+    same = count == len(manifest.views) and target == source and last - first == manifest.samples
+    if same and opened.teachers == whole.teachers:
+        raise InputError("a slice must leave something out: --views, --samples, --top-k, --precision or --teacher")
     shift = first - begin
     probed, probe = opened.probe(slug)
     inside = (probed >= shift) & (probed < shift + last - first)
@@ -98,7 +102,13 @@ def slice_cache(
 
     command = ["logitcache", "slice", str(opened.place), "--out", str(out)]
     span = f"{first}:{last}" if samples else None
-    for option, value in (("--views", views), ("--samples", span), ("--top-k", top_k), ("--precision", precision)):
+    for option, value in (
+        ("--views", views),
+        ("--samples", span),
+        ("--top-k", top_k),
+        ("--precision", precision),
+        ("--teacher", teacher),
+    ):
         command += [option, str(value)] if value is not None else []
     return write_derived(
         out,

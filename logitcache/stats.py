@@ -89,14 +89,16 @@ class CacheStats:
         return asdict(self)
 
 
-def cache_stats(cache: str | Path | Cache, *, on_progress: OnProgress = silent) -> CacheStats:
-    """Describe a cache; reads every row once, one block in memory.
+def cache_stats(
+    cache: str | Path | Cache, *, teacher: str | None = None, on_progress: OnProgress = silent
+) -> CacheStats:
+    """Describe a cache, of several teachers' one of them by its slug; reads every row once, one block in memory.
 
     Raises:
         LogitCacheError: The cache cannot be opened, or a block is damaged.
     """
-    opened = open_cache(cache)
-    manifest, teacher = opened.manifest, opened.teachers[0]
+    opened = open_cache(cache).of(teacher)
+    manifest, teacher = opened.manifest, opened.teacher
     labels = opened.labels()
     views = [_view_stats(opened, view, teacher, labels, on_progress) for view in range(len(manifest.views))]
     files = opened.place.sizes()

@@ -4,18 +4,21 @@ A logit's last bits depend on the shape of the batch and on the number of thread
 batches are always full: the last one is padded, and padding is thrown away.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from logitcache.device import cpu_threads, saying_when_out_of_memory
-from logitcache.errors import InputError
+from logitcache.encoding import mean_of
+from logitcache.errors import InputError, first_line
 from logitcache.models import Network
 from logitcache.views.geometry import Preprocessing
 
-__all__ = ["Teacher"]
+__all__ = ["TEST_TIME_VIEWS", "Teacher", "Teachers", "largest_fitting"]
+
+TEST_TIME_VIEWS = ("none", "flip")
 
 
 class Teacher:
@@ -33,6 +36,8 @@ class Teacher:
         class_map: Sequence[int] | None = None,
         autocast: str | None = None,
         channels_last: bool = False,
+        compiled: bool = False,
+        test_time_views: str = "none",
     ) -> None:
         """Prepare a network.
 
@@ -46,6 +51,8 @@ class Teacher:
             class_map: For each class of the data, which of the network's it is; None: the same.
             autocast: torch's name of the type of matrix products, `bfloat16`; None: float32.
             channels_last: Whether pixels and weights are laid out so, which convolutions on GPUs like.
+            compiled: Whether torch.compile translates it first.
+            test_time_views: `flip` answers with the mean of an image's logits and those of its mirror image.
         """
         self._autocast = None if autocast is None else getattr(torch, autocast)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -55,6 +62,8 @@ class Teacher:
         self._module = network.module.to(device).eval()
         if channels_last:
             self._module.to(memory_format=torch.channels_last)
+        self._run: Callable[[Tensor], Any] = torch.compile(self._module) if compiled else self._module
+        self._compiled, self._flips = compiled, test_time_views == "flip"
         self._classes, self._batch_size, self._threads, self._device = classes, batch_size, threads, device
 
     def logits(self, pixels: Tensor) -> Tensor:
@@ -77,8 +86,14 @@ class Teacher:
         if rows < self._batch_size:
             pixels = torch.cat([pixels, pixels[-1:].expand(self._batch_size - rows, *pixels.shape[1:])])
         shown = self.preprocessing.normalize(pixels.to(self._device, non_blocking=True))
+        output = self._answer(shown)
+        if self._flips:
+            output = (output + self._answer(shown.flip(-1))) / 2
+        return output[:rows]
+
+    def _answer(self, shown: Tensor) -> Tensor:
         with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
-            output = _logits_of(self._module(shown.contiguous(memory_format=self._layout)))
+            output = _logits_of(self._computed(shown.contiguous(memory_format=self._layout)))
         if not isinstance(output, Tensor) or output.ndim != 2:
             found = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise InputError(f"teacher {self.name} must return logits [B, {self._classes}], found {found}")
@@ -91,8 +106,68 @@ class Teacher:
                     else "Say with --teacher-classes how many it has."
                 )
             )
-        output = output[:rows].float()
+        output = output.float()
         return output if self._picked is None else output[:, self._picked]
+
+    def _computed(self, shown: Tensor) -> Any:
+        try:
+            return self._run(shown)
+        except Exception as error:
+            if not self._compiled or not type(error).__module__.startswith("torch._"):
+                raise
+            raise InputError(
+                f"teacher {self.name} cannot be compiled here: {first_line(error)}. Leave out --compile."
+            ) from error
+
+
+class Teachers:
+    """Whose answer is stored as one: usually one teacher; of several, the mean of their logits.
+
+    Attributes:
+        name: For messages.
+        eyes: What each of them looks through.
+    """
+
+    def __init__(self, members: Sequence[Teacher]) -> None:
+        self._members = members
+        self.name = ", ".join(member.name for member in members)
+        self.eyes = tuple(member.preprocessing for member in members)
+
+    def logits(self, pixels: Sequence[Tensor]) -> Tensor:
+        """Answer for pixels, for each member [B, C, H, W] uint8: raw logits, [B, C] float32.
+
+        Raises:
+            InputError: A network's output is something else.
+        """
+        answers = [member.logits(one) for member, one in zip(self._members, pixels, strict=True)]
+        return answers[0] if len(answers) == 1 else mean_of(answers)
+
+    def close(self) -> None:
+        """Put the networks back in the mode that they were in."""
+        for member in self._members:
+            member.close()
+
+
+def largest_fitting(attempt: Callable[[int], object], first: int = 64, most: int = 8192) -> int:
+    """Return the largest batch that fits, doubling from the first on.
+
+    Args:
+        attempt: Runs a batch of so many rows; raises InputError where memory runs out.
+        first: Rows of the smallest batch.
+        most: Rows of the largest.
+
+    Raises:
+        InputError: Not even the first fits.
+    """
+    attempt(first)
+    size = first
+    while size < most:
+        try:
+            attempt(2 * size)
+        except InputError:
+            break
+        size *= 2
+    return size
 
 
 def _logits_of(output: Any) -> Any:

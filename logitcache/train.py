@@ -58,6 +58,7 @@ def train_student(
     *,
     student: str | nn.Module,
     cache: str | Path | Cache | None = None,
+    teacher: str | None = None,
     method: str = "kd",
     preset: str | None = None,
     refine: str | None = None,
@@ -104,6 +105,7 @@ def train_student(
     Args:
         student: Name of a network (`models.load_network`), or a module.
         cache: Where the teacher's logits are. None trains from labels alone (method `ce`, with `data`).
+        teacher: Slug of one of the cache's teachers, where it holds several.
         method: A key of `methods.METHODS`, or `package.module:name` of somebody's own.
         preset: Another setting of the method's paper.
         refine: Edit of the teacher's logits by the label: "loca", "swap" or "none"; None keeps the method's.
@@ -164,7 +166,7 @@ def train_student(
         kd_weight=kd_weight,
         warmup=kd_warmup,
     )
-    opened = None if cache is None else open_cache(cache)
+    opened = None if cache is None else open_cache(cache).of(teacher)
     _refuse_nonsense(
         opened, method, data, augment, live_teacher=bool(live_teacher), epochs=epochs, batch_size=batch_size
     )
@@ -173,7 +175,7 @@ def train_student(
         _refuse_too_little(opened, objective)
     if opened:
         images, shown = recorded_data(opened, data), [View.from_json(entry) for entry in opened.manifest.views]
-        recorded = opened.manifest.preprocessing
+        recorded = opened.manifest.teachers[0]["preprocessing"]
     else:
         assert data is not None  # refused above
         images = load_data(data) if isinstance(data, str) else data
@@ -290,7 +292,7 @@ def _facts(
     """Return what else a run records: where it came from and what it ran on. `logits` are cached, live or unused."""
     encoded = None
     if cache:
-        slug = cache.teachers[0]
+        slug = cache.teacher
         encoded = {
             "fingerprint": cache.fingerprint,
             "teacher": slug,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.errors import CacheMismatchError, CorruptCacheError
+from logitcache.errors import CacheMismatchError, CorruptCacheError, InputError
 from logitcache.progress import OnProgress, silent
 from logitcache.store import (
     Cache,
@@ -23,7 +23,7 @@ from logitcache.store import (
 
 if TYPE_CHECKING:
     from logitcache.data import ImageSet
-    from logitcache.teacher import Teacher
+    from logitcache.teacher import Teachers
 
 __all__ = ["VerifyReport", "verify_cache"]
 
@@ -104,13 +104,11 @@ def verify_cache(
     problems = check_files(opened, on_progress)
     gap = 0.0
     if not problems:
-        gap, unlike = _probe_gap(opened)
-        problems += [
-            FileProblem(
-                f"teachers/{opened.teachers[0]}", f"rows differ from the probe by {gap:.2g}, relative", 0, block
-            )
-            for block in unlike
-        ]
+        for slug in opened.teachers:
+            found, unlike = _probe_gap(opened.of(slug))
+            gap = max(gap, found)
+            said = f"rows differ from the probe by {found:.2g}, relative"
+            problems += [FileProblem(f"teachers/{slug}", said, 0, block) for block in unlike]
     pixels_problem = None
     if rows and not problems:
         try:
@@ -144,10 +142,10 @@ def _probe_gap(cache: Cache) -> tuple[float, list[int]]:
     Returns:
         The largest relative gap, and the blocks of view 0 that hold rows with a gap beyond `_PROBE_TOLERANCE`.
     """
-    samples, exact = cache.probe(cache.teachers[0])
+    samples, exact = cache.probe(cache.teacher)
     if ((samples < 0) | (samples >= cache.manifest.samples)).any():
         raise CorruptCacheError(f"{cache.place}: the probe names samples that do not exist. Dump the cache again.")
-    gaps = _gaps(cache, cache.rows(0, cache.teachers[0], samples), exact)
+    gaps = _gaps(cache, cache.rows(0, cache.teacher, samples), exact)
     unlike = np.unique(samples[gaps > _PROBE_TOLERANCE] // cache.manifest.block_rows)
     return float(gaps.max()), unlike.tolist()
 
@@ -171,16 +169,22 @@ def _replay(
 
     images = recorded_data(cache, data)
     where = pick_device("cpu" if device == "auto" and cache.manifest.device == "cpu" else device)  # as at the dump
-    with closing(live_teacher_of(cache, teacher, teacher_weights, where)) as runner:
-        return _compared(cache, images, runner, rows)
+    if teacher is not None and len(cache.teachers) > 1:
+        raise InputError(f"{cache.place} holds {len(cache.teachers)} teachers, and --teacher names one network")
+    largest, first = 0.0, None
+    for slug in cache.teachers:
+        with closing(live_teacher_of(cache.of(slug), teacher, teacher_weights, where)) as runner:
+            gap, disagreement = _compared(cache.of(slug), images, runner, rows)
+        largest, first = max(largest, gap), first or disagreement
+    return largest, first
 
 
-def _compared(cache: Cache, images: "ImageSet", runner: "Teacher", rows: int) -> tuple[float, str | None]:
+def _compared(cache: Cache, images: "ImageSet", runner: "Teachers", rows: int) -> tuple[float, str | None]:
     from logitcache.data import Renderer  # noqa: PLC0415
     from logitcache.views import View  # noqa: PLC0415
 
-    slug, manifest = cache.teachers[0], cache.manifest
-    renderer = Renderer(images, [runner.preprocessing], workers=0)
+    slug, manifest = cache.teacher, cache.manifest
+    renderer = Renderer(images, runner.eyes, workers=0)
     largest, first = 0.0, None
     for view, entry in enumerate(manifest.views):
         count = min((view + 1) * rows // len(manifest.views) - view * rows // len(manifest.views), manifest.samples)
@@ -188,7 +192,7 @@ def _compared(cache: Cache, images: "ImageSet", runner: "Teacher", rows: int) ->
         for start in range(0, len(samples), manifest.batch_size):
             chosen = samples[start : start + manifest.batch_size]
             (batch,) = renderer.batches(View.from_json(entry), [chosen])
-            gaps = _gaps(cache, cache.rows(view, slug, chosen), runner.logits(batch.pixels[0]).cpu().numpy())
+            gaps = _gaps(cache, cache.rows(view, slug, chosen), runner.logits(batch.pixels).cpu().numpy())
             largest = max(largest, float(gaps.max()))
             beyond = np.flatnonzero(gaps > _PROBE_TOLERANCE)
             if len(beyond) and first is None:

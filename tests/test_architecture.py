@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "models": {"errors", "files", "resolve"},
     "data": {"errors", "resolve", "views"},
     "optimize": {"errors"},
-    "teacher": {"device", "errors", "models", "views"},
+    "teacher": {"device", "encoding", "errors", "models", "views"},
     "contract": {"errors", "data", "store", "views"},
     "answers": {"data", "encoding", "errors", "models", "store", "teacher", "views"},
     "evaluate": {"data", "views"},

@@ -61,8 +61,8 @@ def test_half_precision_is_the_nearest_and_half_as_large(dump, images, tmp_path)
 def test_the_manifest_says_what_train_would_ask(dump, images):
     manifest = dump(mean=[0.1, 0.2, 0.3]).manifest
     assert manifest.classes == images.classes
-    assert manifest.preprocessing["mean"] == [0.1, 0.2, 0.3]
-    assert manifest.preprocessing["std"] == list(images.normalization[1])
+    assert manifest.teachers[0]["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
+    assert manifest.teachers[0]["preprocessing"]["std"] == list(images.normalization[1])
     assert [view["recipe"] for view in manifest.views] == ["pad-crop-flip"] * 2
     assert manifest.teachers[0]["weights_sha256"]
     assert manifest.software.keys() >= {"torch", "torchvision", "zarr", "logitcache"}
@@ -79,7 +79,7 @@ def test_a_rows_logits_do_not_depend_on_how_rows_were_divided(dump, tmp_path):
 
 def test_random_crops_are_dumped_too(dump, tmp_path):
     cache = dump(augment="random-resized-crop-flip", out=tmp_path / "crops.zarr")
-    assert cache.manifest.preprocessing["resize"] == "stretch"
+    assert cache.manifest.teachers[0]["preprocessing"]["resize"] == "stretch"
     assert len(np.unique(cache.digests(0))) == 300
 
 

@@ -457,7 +457,7 @@ def test_a_run_leaves_weights_metrics_and_settings(dump, train, tmp_path):
     assert metrics[-1]["test_accuracy"] == result.results["test_accuracy"]
     stored = logitcache.models.load_network("tiny:student", 5, str(tmp_path / "run/student.safetensors"))
     assert same(stored.module.state_dict(), weights(result))
-    assert stored.preprocessing["mean"] == cache.manifest.preprocessing["mean"]
+    assert stored.preprocessing["mean"] == cache.manifest.teachers[0]["preprocessing"]["mean"]
 
 
 def test_metrics_are_what_their_names_say(dump, train, test_images):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,10 @@ class Rendered:
     pixels: tuple[Tensor, ...]
     digests: NDArray[np.uint64] | None
 
+    def pin_memory(self) -> "Rendered":
+        """Return the same with pixels in page-locked memory; a loader's thread calls this."""
+        return replace(self, pixels=tuple(pixels.pin_memory() for pixels in self.pixels))
+
 
 def render(data: ImageSet, view: View, samples: Ids) -> Tensor | list[Tensor]:
     """Show samples in a view: [B, C, H, W] uint8 where sizes agree, else one tensor a sample. Shared by teacher and student."""
@@ -67,6 +71,7 @@ class Renderer:
         *,
         with_digests: bool = False,
         workers: int | None = None,
+        pinned: bool = False,
     ) -> None:
         """Choose what comes out.
 
@@ -75,10 +80,12 @@ class Renderer:
             preprocessings: One for each network that looks.
             with_digests: Whether to hash the shared rendition.
             workers: Processes that decode and render; None chooses 0 where a batch is one gather and up to 8 elsewhere.
+            pinned: Whether pixels are left in page-locked memory, which a GPU fetches while the host goes on.
         """
         self._in_memory = isinstance(whole_of(data)[0], ArrayImages)
         self._workers = min(8, torch.get_num_threads()) if workers is None else workers
         self._source = _Source(data, tuple(preprocessings), with_digests)
+        self._pinned = pinned
         self._loader: DataLoader[Rendered] | None = None
         self._order = _Order()
 
@@ -87,7 +94,8 @@ class Renderer:
         one_gather = self._in_memory and view.keeps_size and not view.changes_pixels
         if self._workers == 0 or one_gather:  # a gather is cheaper than sending its result between processes
             for samples in batches:
-                yield self._source.rendered(view, samples)
+                batch = self._source.rendered(view, samples)
+                yield batch.pin_memory() if self._pinned else batch
             return
         if self._loader is None:
             self._loader = DataLoader(
@@ -96,6 +104,7 @@ class Renderer:
                 num_workers=self._workers,
                 persistent_workers=True,
                 collate_fn=_as_is,
+                pin_memory=self._pinned,
                 worker_init_fn=_leave_the_group,
                 generator=torch.Generator(),  # or it would draw from the global one, and change what dropout draws next
             )

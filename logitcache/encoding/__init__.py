@@ -1,8 +1,10 @@
 """Logits to rows and back, on the device where they are: what is lost on the way is chosen here and nowhere else."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from logitcache.encoding.columns import Column, widest_bytes
@@ -18,6 +20,7 @@ __all__ = [
     "TopKEncoding",
     "TopKRows",
     "dense",
+    "mean_of",
     "read_encoding",
     "widest_bytes",
 ]
@@ -36,6 +39,11 @@ def read_encoding(entry: Mapping[str, Any]) -> Encoding:
     if entry.get("kind") == "topk":
         return TopKEncoding(entry["k"], entry["dtype"])
     raise UnknownNameError(f"unknown encoding {entry.get('kind')!r}; this logitcache reads: full, topk. Upgrade it.")
+
+
+def mean_of(logits: Sequence[Tensor]) -> Tensor:
+    """Return the mean of several teachers' logits, [B, C] each, as float32; summed in order, in double precision."""
+    return (functools.reduce(torch.add, [one.double() for one in logits]) / len(logits)).float()
 
 
 def dense(rows: Tensor | TopKRows, temperature: float = 1.0) -> Tensor:

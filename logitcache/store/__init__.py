@@ -2,7 +2,7 @@
 
 from logitcache.store.decode import decode_rows, kept_values, rest_level, rounding
 from logitcache.store.layout import PROBE_BYTES, block_rows_for, compressed_bytes
-from logitcache.store.manifest import FORMAT, Manifest, read_manifest
+from logitcache.store.manifest import FORMAT, Manifest, average_of, read_manifest
 from logitcache.store.places import Place, open_place
 from logitcache.store.reader import Cache, ViewStream, find_newest, open_cache
 from logitcache.store.verify import FileProblem, check_files, drop_damaged, forget_damaged_records
@@ -18,6 +18,7 @@ __all__ = [
     "Manifest",
     "Place",
     "ViewStream",
+    "average_of",
     "block_rows_for",
     "check_files",
     "compressed_bytes",

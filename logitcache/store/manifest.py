@@ -5,18 +5,22 @@ plain objects, and the module that wrote one reads it back.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from logitcache.errors import CorruptCacheError, FormatVersionError, InputError
 from logitcache.store.places import Place
 
-__all__ = ["FORMAT", "HOME", "Manifest", "SomethingElseError", "read_manifest"]
+__all__ = ["FORMAT", "HOME", "Manifest", "SomethingElseError", "average_of", "read_manifest"]
 
 FORMAT = 1
 HOME = ".logitcache"  # our own files inside a cache
-_CONVENIENCE = {"data.spec", "teachers.0.weights"}  # as typed; two dumps of one cache may spell them differently
+_CONVENIENCE = re.compile(r"data\.spec|teachers\.\d+(\.members\.\d+)?\.weights")  # as typed; spelled as one likes
+
+
+_PLAINLY = {"autocast": None, "channels_last": False, "compiled": False, "test_time_views": "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +34,10 @@ class Manifest:
         batch_size: Rows of every forward pass of the teacher.
         threads: CPU threads of the forward pass.
         device: Kind of device of the forward pass: `cpu`, `cuda`, ...
-        forward: How else it is run: `autocast` (null or `bfloat16`), `channels_last`.
+        forward: How else it is run: `autocast` (null or `bfloat16`), `channels_last`, `compiled`, `test_time_views`.
         views: One entry a view.
         data: `spec`, `length` and `digest` of the whole data set; `first`, the sample that row 0 is.
-        preprocessing: How pixels became the teacher's input.
-        teachers: One entry a teacher: `slug`, `name`, `weights`, `weights_sha256`, `class_map`.
+        teachers: One entry a teacher: `slug`, `name`, `weights`, `weights_sha256`, `class_map`, `preprocessing`, `members`.
         encoding: `kind`, `dtype`.
         software: Versions that decide bits.
         derived: What this cache was made from, if not by a teacher: `by` (`slice`, `merge`, `average`) and `from`, the others.
@@ -48,11 +51,10 @@ class Manifest:
     device: str
     views: tuple[dict[str, Any], ...]
     data: dict[str, Any]
-    preprocessing: dict[str, Any]
     teachers: tuple[dict[str, Any], ...]
     encoding: dict[str, Any]
     software: dict[str, str]
-    forward: dict[str, Any] = field(default_factory=lambda: {"autocast": None, "channels_last": False})
+    forward: dict[str, Any] = field(default_factory=lambda: dict(_PLAINLY))
     format: int = FORMAT
     row_shape: tuple[int, ...] = ()
     byte_order: Literal["little"] = "little"
@@ -113,7 +115,20 @@ class Manifest:
 
     def identity(self) -> dict[str, Any]:
         """Return every key and value, flat; spellings of paths are left out."""
-        return {key: value for key, value in _flatten(self.to_json()) if key not in _CONVENIENCE}
+        return {key: value for key, value in _flatten(self.to_json()) if not _CONVENIENCE.fullmatch(key)}
+
+
+def average_of(teachers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the entry of the mean of several teachers."""
+    return {
+        "slug": "mean",
+        "name": f"mean of {', '.join(teacher['name'] for teacher in teachers)}",
+        "weights": "",
+        "weights_sha256": None,
+        "class_map": None,
+        "preprocessing": teachers[0]["preprocessing"],
+        "members": [dict(teacher) for teacher in teachers],
+    }
 
 
 class SomethingElseError(InputError):

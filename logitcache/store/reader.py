@@ -4,9 +4,11 @@ Never look a row up in zarr: a view is decoded once, block by block, and the nex
 thread meanwhile.
 """
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from zarr.core.buffer import Buffer, cpu
 from zarr.storage import MemoryStore, StorePath
 
-from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError
+from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, InputError, unknown_name
 from logitcache.files import FileRecord, describe, digest_bytes
 from logitcache.store.ledger import Ledger, last_command
 from logitcache.store.manifest import Manifest, SomethingElseError, read_manifest
@@ -37,6 +39,7 @@ class Cache:
         self, place: Place, manifest: Manifest, ledger: Ledger, marked: dict[str, FileRecord], root: bytes
     ) -> None:
         self.place, self.manifest, self._ledger, self._marked = place, manifest, ledger, marked
+        self._identity = manifest.identity()
         # zarr decodes what was read and found complete: it would take a missing chunk for zeros, and ask twice for each.
         memory: dict[str, Buffer] = {"zarr.json": cpu.Buffer.from_bytes(root)}
         self._group = zarr.open_group(MemoryStore(memory), mode="r", use_consolidated=True)
@@ -45,12 +48,43 @@ class Cache:
     def fingerprint(self) -> str:
         """Digest of what the cache is: of its manifest, without spellings of paths, and of labels and probe."""
         files = {name: record for name, record in self._marked.items() if name != "zarr.json"}
-        return digest_bytes(json.dumps([self.manifest.identity(), files], sort_keys=True).encode())[:16]
+        return digest_bytes(json.dumps([self._identity, files], sort_keys=True).encode())[:16]
 
     @property
     def teachers(self) -> list[str]:
         """Slugs of the teachers."""
         return [teacher["slug"] for teacher in self.manifest.teachers]
+
+    @property
+    def teacher(self) -> str:
+        """Slug of the teacher, where there is one or one was chosen.
+
+        Raises:
+            InputError: There are several.
+        """
+        return self.of(None).teachers[0]
+
+    def of(self, teacher: str | None) -> "Cache":
+        """Return the same cache with one of its teachers alone.
+
+        Args:
+            teacher: Its slug; None where there is no choice.
+
+        Raises:
+            InputError: There are several and none was chosen.
+            UnknownNameError: There is no such teacher.
+        """
+        if teacher is None and len(self.teachers) > 1:
+            raise InputError(
+                f"{self.place} holds the teachers {', '.join(self.teachers)}: choose one with --teacher (`logitcache slice --teacher` "
+                "makes it a cache of its own)"
+            )
+        if teacher is not None and teacher not in self.teachers:
+            raise unknown_name(f"teacher of {self.place}", teacher, self.teachers)
+        chosen = copy.copy(self)
+        entries = self.manifest.teachers
+        chosen.manifest = replace(self.manifest, teachers=tuple(e for e in entries if teacher in (None, e["slug"])))
+        return chosen
 
     @property
     def command(self) -> str | None:

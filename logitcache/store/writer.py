@@ -149,19 +149,20 @@ class CacheWriter:
             self._write_changed(self._metadata)
         self._write_changed(self._whole_files)
 
-    def follow(self, slug: str, probe: NDArray[np.float32], *, allow_mixed: bool = False) -> None:
-        """Compare what the teacher says here with what it said to the leader, who has begun the cache.
+    def follow(self, probe: Mapping[str, NDArray[np.float32]], *, allow_mixed: bool = False) -> None:
+        """Compare what the teachers say here with what they said to the leader, who has begun the cache.
 
         Raises:
             CacheMismatchError: It computes other bits.
         """
-        spec = cache_arrays(self.manifest, self._rows, len(probe))[f"probe/logits/{slug}"]
-        stored = self._stored_probe(spec)
-        if stored is None:
-            raise CacheMismatchError(
-                f"{self.place}: the probe that process 0 wrote is not seen from here. All processes must see the same path."
-            )
-        self._agreed(slug, probe, stored, allow_mixed=allow_mixed)
+        for slug, values in probe.items():
+            spec = cache_arrays(self.manifest, self._rows, len(values))[f"probe/logits/{slug}"]
+            stored = self._stored_probe(spec)
+            if stored is None:
+                raise CacheMismatchError(
+                    f"{self.place}: the probe that process 0 wrote is not seen from here. All processes must see the same path."
+                )
+            self._agreed(slug, values, stored, allow_mixed=allow_mixed)
 
     def _agreed(
         self, slug: str, values: NDArray[np.float32], stored: NDArray[np.float32] | None, *, allow_mixed: bool

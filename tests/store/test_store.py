@@ -40,8 +40,9 @@ def manifest(views=VIEWS, **changes):
         "device": "cpu",
         "views": tuple({"index": view} for view in range(views)),
         "data": {"spec": "x", "length": SAMPLES, "digest": "d", "first": 0},
-        "preprocessing": {"mean": [0.5]},
-        "teachers": ({"slug": "t", "name": "T", "weights": "w", "weights_sha256": "s", "class_map": None},),
+        "teachers": (
+            {"slug": "t", "name": "T", "weights": "w", "weights_sha256": "s", "class_map": None, "members": []},
+        ),
         "encoding": {"kind": "full", "dtype": "f32"},
         "software": {"torch": "1"},
     }
