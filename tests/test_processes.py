@@ -20,6 +20,7 @@ from logitcache.errors import CacheIncompleteError, CacheNotFoundError, InputErr
 from logitcache.store import check_files, open_cache
 
 HERE = Path(__file__).parent
+MIXED = "cifar-strong+mixup+cutmix"
 
 
 def dumped(path, pause=0.0):
@@ -121,20 +122,20 @@ def test_a_dump_is_the_same_whatever_way_its_workers_start(tmp_path, method):
         "if __name__ == '__main__':\n"
         f"    multiprocessing.set_start_method({method!r})\n"
         "    logitcache.dump_logits(teacher='tiny:net', data='imagefolder:' + sys.argv[1], out=sys.argv[2], workers=2,\n"
-        "        augment='random-resized-crop-flip', batch_size=16, threads=1, image_size=16)\n"
+        "        augment='imagenet-strong+mixup', batch_size=16, threads=1, image_size=16)\n"
     )
     (tmp_path / "run.py").write_text(code)
     line = [sys.executable, str(tmp_path / "run.py"), str(folder), str(tmp_path / "c.zarr")]
     subprocess.run(line, env={**os.environ, "PYTHONPATH": str(HERE)}, check=True, cwd=tmp_path)
     alone = logitcache.dump_logits(
         teacher="tiny:net", data=f"imagefolder:{folder}", out=tmp_path / "alone.zarr", workers=0,
-        augment="random-resized-crop-flip", batch_size=16, threads=1, image_size=16,
+        augment="imagenet-strong+mixup", batch_size=16, threads=1, image_size=16,
     )  # fmt: skip
     assert tiny.bytes_of(tmp_path / "c.zarr") == tiny.bytes_of(alone.place.path)
 
 
-def torchrun(count, npz, out, teacher="tiny:Slow", more=(), restarts=0):
-    words = f"dump --teacher {teacher} --data arrays:{npz} --out {out} --augment pad-crop-flip --views 4 --batch-size 16 --threads 1"
+def torchrun(count, npz, out, teacher="tiny:Slow", more=(), restarts=0, augment="pad-crop-flip"):
+    words = f"dump --teacher {teacher} --data arrays:{npz} --out {out} --augment {augment} --views 4 --batch-size 16 --threads 1"
     start = f"-m torch.distributed.run --standalone --nproc-per-node {count} --max-restarts {restarts} -m logitcache"
     return [sys.executable, *start.split(), *words.split(), *more]
 
@@ -151,16 +152,16 @@ def environment_of_children(tmp_path):
     return {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{HERE}"}
 
 
-def alone(npz, out):
+def alone(npz, out, augment="pad-crop-flip"):
     return logitcache.dump_logits(
-        teacher="tiny:Slow", data=f"arrays:{npz}", out=out, augment="pad-crop-flip", views=4, batch_size=16, threads=1, block_rows=64
+        teacher="tiny:Slow", data=f"arrays:{npz}", out=out, augment=augment, views=4, batch_size=16, threads=1, block_rows=64
     )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes(tmp_path, npz, environment_of_children):
     done = subprocess.run(
-        torchrun(2, npz, tmp_path / "two.zarr"),
+        torchrun(2, npz, tmp_path / "two.zarr", augment=MIXED),
         env=environment_of_children,
         capture_output=True,
         text=True,
@@ -170,7 +171,7 @@ def test_two_processes_write_what_one_writes(tmp_path, npz, environment_of_child
     assert done.stdout.count("complete") == 1
     assert "2 processes" in done.stderr
     assert done.stderr.count("1,200/1,200 rows") == 1
-    cache = alone(npz, tmp_path / "one.zarr")
+    cache = alone(npz, tmp_path / "one.zarr", augment=MIXED)
     assert cache.manifest.blocks == 5
     assert tiny.bytes_of(tmp_path / "two.zarr") == tiny.bytes_of(cache.place.path)
 
