@@ -5,12 +5,8 @@ dataset ─(sample, view)→ augmentation ─→ teacher ─→ encode ─→ wr
 
 import contextlib
 import inspect
-import itertools
-import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from logitcache.data import ImageSet, Renderer, load_data, part_of, preprocessing_for, whole_of
-from logitcache.device import pick_device
-from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, widest_bytes
-from logitcache.errors import CacheMismatchError, InputError, unknown_name
+from logitcache.data import ImageSet
+from logitcache.errors import CacheMismatchError
 from logitcache.fill import Filler, ask, refuse_unusable, split
-from logitcache.models import Network, hash_weights, load_network, read_class_map
+from logitcache.job import Job, prepare
 from logitcache.progress import OnProgress, silent
 from logitcache.ranks import Ranks, join_ranks
-from logitcache.store import (
-    PROBE_BYTES,
-    Cache,
-    CacheWriter,
-    Manifest,
-    average_of,
-    block_rows_for,
-    open_cache,
-    open_place,
-    read_manifest,
-)
-from logitcache.teacher import TEST_TIME_VIEWS, Teacher, Teachers, largest_fitting
-from logitcache.views import View, make_views
+from logitcache.store import PROBE_BYTES, Cache, CacheWriter, Manifest, open_cache
 from logitcache.views.philox import integers, words
 
-__all__ = ["Job", "dump_logits", "prepare", "probe_samples"]
+__all__ = ["dump_logits", "probe_samples"]
 
 _PROBE_ROWS = 256
-_MANY_CLASSES = 1000  # up to here a full row of float16 is 2 kB
-_TOP_K = 64
 
 
 def dump_logits(
@@ -140,7 +120,7 @@ def dump_logits(
 
 
 def _dumped(
-    job: "Job",
+    job: Job,
     ranks: Ranks,
     out: str | Path,
     command: str,
@@ -179,7 +159,7 @@ def _dumped(
     return open_cache(out)
 
 
-def _probe(job: "Job", seed: int) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
+def _probe(job: Job, seed: int) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
     """Ask every teacher about the rows that are kept exactly: their samples, [P], and logits, [P, C] each."""
     manifest = job.manifest
     probed = probe_samples(seed, manifest.samples, len(manifest.classes))
@@ -193,190 +173,6 @@ def _probe(job: "Job", seed: int) -> tuple[NDArray[np.int64], dict[str, NDArray[
     return probed, exact
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A dump that is ready to begin.
-
-    Attributes:
-        manifest: Of the cache it would write.
-        images: The samples.
-        views: What is shown of them.
-        encoding: How rows are stored.
-        teachers: For each slug whose answer is stored under it.
-        renderer: What makes its input.
-    """
-
-    manifest: Manifest
-    images: ImageSet
-    views: tuple[View, ...]
-    encoding: Encoding
-    teachers: dict[str, Teachers]
-    renderer: Renderer
-
-
-def prepare(
-    *,
-    teacher: str | nn.Module | Sequence[str | nn.Module],
-    data: str | ImageSet,
-    out: str | Path,
-    teacher_weights: str | Sequence[str] | None,
-    teacher_classes: int | None,
-    class_map: str | Sequence[int] | None,
-    average: bool,
-    test_time_views: str,
-    augment: str,
-    views: int,
-    encoding: str | None,
-    top_k: int | None,
-    precision: str,
-    batch_size: int | str,
-    amp: bool,
-    channels_last: bool,
-    compiled: bool,
-    device: str,
-    seed: int,
-    samples: tuple[int, int] | None,
-    workers: int | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    image_size: int | None,
-    crop_pct: float | None,
-    threads: int | None,
-    block_rows: int | None,
-    allow_mixed: bool,
-) -> Job:
-    """Open data and teacher, and decide what the cache will be; writes nothing. Arguments and errors are those of `dump_logits`."""
-    whole_number = isinstance(batch_size, int) and batch_size >= 1
-    if views < 1 or not (whole_number or batch_size == "auto") or not 0 <= seed < 2**64:
-        raise InputError(
-            f"views and batch size must be 1 or more and 0 <= seed < 2**64, not {views}, {batch_size} and {seed}"
-        )
-    if test_time_views not in TEST_TIME_VIEWS:
-        raise unknown_name("test-time views", test_time_views, TEST_TIME_VIEWS)
-    recipes = make_views(augment, views, seed)
-    images = load_data(data) if isinstance(data, str) else data
-    images = part_of(images, samples) if samples else images
-    whole, first = whole_of(images)
-    classes = len(images.classes)
-    chosen = _encoding(encoding, top_k, precision, classes)
-    mapped = None if class_map is None else read_class_map(class_map, images.classes)
-    answered = teacher_classes or (classes if mapped is None else 1000)
-    _refuse_other_classes(mapped, answered, classes)
-    networks = _networks(teacher, teacher_weights, answered)
-    if average and len(networks) < 2:
-        raise InputError("--average stores the mean of several teachers: name each with a --teacher of its own")
-    given = {"mean": mean, "std": std, "image_size": image_size, "crop_pct": crop_pct}
-    looks = []
-    for network in networks:
-        known = network.preprocessing | {word: value for word, value in given.items() if value}
-        looks.append(preprocessing_for(images, recipes[0].recipe, **{word: known.get(word) for word in given}))
-    entries: list[dict[str, Any]] = [
-        {
-            "slug": slug,
-            "name": network.name,
-            "weights": network.weights,
-            "weights_sha256": hash_weights(network.module.state_dict()),
-            "class_map": None if mapped is None else {"classes": answered, "indices": list(mapped)},
-            "preprocessing": look.to_json(),
-            "members": [],
-        }
-        for slug, network, look in zip(_slugs(networks), networks, looks, strict=True)
-    ]
-    begun, where = read_manifest(open_place(out)), pick_device(device)
-    stored = chosen.columns(classes)
-    manifest = Manifest(
-        samples=len(images),
-        classes=images.classes,
-        block_rows=block_rows or block_rows_for(len(images), widest_bytes(stored)),
-        batch_size=batch_size if isinstance(batch_size, int) else (begun.batch_size if begun else 256),
-        threads=threads or (begun.threads if begun else torch.get_num_threads()),
-        device=where.type,
-        forward={
-            "autocast": "bfloat16" if amp else None,
-            "channels_last": channels_last,
-            "compiled": compiled,
-            "test_time_views": test_time_views,
-        },
-        views=tuple(view.to_json() for view in recipes),
-        data={
-            "spec": data if isinstance(data, str) else "",
-            "length": len(whole),
-            "digest": whole.digest(),
-            "first": first,
-        },
-        teachers=(average_of(entries),) if average else tuple(entries),
-        encoding=chosen.to_json(),
-        software={name: version(name) for name in ("logitcache", "numpy", "pillow", "torch", "torchvision", "zarr")},
-    )
-    if begun and allow_mixed:
-        manifest = replace(manifest, software=begun.software, device=begun.device)
-
-    def runners(rows: int) -> list[Teacher]:
-        more: dict[str, Any] = {
-            "classes": answered,
-            "batch_size": rows,
-            "threads": manifest.threads,
-            "device": where,
-            "class_map": mapped,
-        }
-        return [Teacher(n, look, **more, **manifest.forward) for n, look in zip(networks, looks, strict=True)]
-
-    if batch_size == "auto" and not begun and where.type != "cpu":
-        manifest = replace(manifest, batch_size=largest_fitting(lambda rows: _try(runners(rows), rows)))
-    asked = runners(manifest.batch_size)
-    teachers = (
-        {"mean": Teachers(asked)}
-        if average
-        else {e["slug"]: Teachers([one]) for e, one in zip(entries, asked, strict=True)}
-    )
-    renderer = Renderer(images, looks, with_digests=True, workers=workers, pinned=where.type == "cuda")
-    return Job(manifest, images, recipes, chosen, teachers, renderer)
-
-
-def _refuse_other_classes(mapped: Sequence[int] | None, answered: int, classes: int) -> None:
-    if mapped is None and answered != classes:
-        raise InputError(
-            f"--teacher-classes {answered} with data of {classes}: say with --class-map which of them the data's are"
-        )
-    if mapped and max(mapped) >= answered:
-        raise InputError(
-            f"--class-map names class {max(mapped)} of a teacher of {answered}: say how many it has with --teacher-classes"
-        )
-
-
-def _networks(
-    teacher: str | nn.Module | Sequence[str | nn.Module], weights: str | Sequence[str] | None, classes: int
-) -> list[Network]:
-    """Load the teachers, each with its weights."""
-    named = [teacher] if isinstance(teacher, str | nn.Module) else list(teacher)
-    files: list[str | None] = [weights] if weights is None or isinstance(weights, str) else list(weights)
-    if not named or len(files) > len(named) or len(named) > len(files) > 1:
-        raise InputError(f"{len(named)} teachers and {len(files)} --teacher-weights: give one for each, in their order")
-    if len(named) > 1 and len(files) == 1 and files[0] is not None and files[0] != "DEFAULT":
-        raise InputError(
-            f"{len(named)} teachers and one --teacher-weights {files[0]}: give one for each, in their order"
-        )
-    files = files * len(named) if len(files) == 1 else files
-    return [_with_weights(one, classes, file) for one, file in zip(named, files, strict=True)]
-
-
-def _slugs(networks: Sequence[Network]) -> list[str]:
-    """Name teachers inside a cache; two of one name are told apart by a number."""
-    found: list[str] = []
-    for network in networks:
-        slug = re.sub(r"[^a-z0-9]+", "-", network.name.lower()).strip("-")
-        later = (f"{slug}-{number}" for number in itertools.count(2))
-        found.append(slug if slug not in found else next(one for one in later if one not in found))
-    return found
-
-
-def _try(teachers: Sequence[Teacher], rows: int) -> None:
-    """Ask teachers about a batch of black images, so that memory runs out now and not at night."""
-    for teacher in teachers:
-        size = teacher.preprocessing.image_size
-        teacher.logits(torch.zeros(rows, 3, size, size, dtype=torch.uint8))
-
-
 def _refuse_unlike(manifest: Manifest, ranks: Ranks) -> None:
     """Refuse a process that would write another cache than the leader's."""
     theirs = Manifest.from_json(ranks.share("manifest", manifest.to_json()), "the first process")
@@ -388,17 +184,6 @@ def _refuse_unlike(manifest: Manifest, ranks: Ranks) -> None:
         )
 
 
-def _encoding(kind: str | None, top_k: int | None, precision: str, classes: int) -> Encoding:
-    """Choose how rows are stored: every class where there are few, the largest where there are many."""
-    if kind not in (None, "full", "topk"):
-        raise unknown_name("encoding", kind, ["full", "topk"])
-    if kind == "full" and top_k is not None:
-        raise InputError("--encoding full keeps every class: leave out --top-k")
-    if kind is None:
-        kind = "topk" if top_k is not None or classes > _MANY_CLASSES else "full"
-    return FullEncoding(precision) if kind == "full" else TopKEncoding(top_k or _TOP_K, precision)
-
-
 def probe_samples(seed: int, samples: int, classes: int) -> NDArray[np.int64]:
     """Choose the probe: one sample at random out of each of 256 equal stretches of the data set, or all of a smaller one.
 
@@ -408,21 +193,6 @@ def probe_samples(seed: int, samples: int, classes: int) -> NDArray[np.int64]:
     edges = np.arange(count + 1) * samples // count
     random = words(seed, 0xFFFFFFFF, np.arange(count), 0)[:, 0]  # a view that no data set has
     return edges[:-1] + integers(random, np.diff(edges))
-
-
-def _with_weights(teacher: str | nn.Module, classes: int, weights: str | None) -> Network:
-    """Load the teacher, and refuse one that knows nothing."""
-    network = load_network(teacher, classes, weights)
-    untrained = (
-        isinstance(teacher, str)
-        and not weights
-        and (":" not in teacher or teacher.startswith(("torchvision:", "timm:")))
-    )
-    if untrained:
-        raise InputError(
-            f"teacher {teacher} has no weights, so its logits would be noise. Name them with --teacher-weights FILE."
-        )
-    return network
 
 
 def _command(arguments: dict[str, Any]) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from logitcache.dump import Job, dump_logits, prepare, probe_samples
+from logitcache.dump import dump_logits, probe_samples
 from logitcache.errors import InputError
 from logitcache.fill import ask, refuse_unusable, split
+from logitcache.job import Job, prepare
 from logitcache.store import compressed_bytes, open_place
 
 __all__ = ["DumpPlan", "plan_dump"]

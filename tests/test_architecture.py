@@ -42,10 +42,9 @@ ARROWS: dict[str, set[str]] = {
     "compare": {"errors", "rundir"},
     "ranks": {"errors"},
     "fill": {"data", "encoding", "errors", "progress", "ranks", "store", "teacher", "views"},
-    "dump": {
-        *("data", "device", "encoding", "errors", "fill", "models", "progress", "ranks", "store", "teacher", "views"),
-    },
-    "plan": {"dump", "errors", "fill", "store"},
+    "job": {"data", "device", "encoding", "errors", "models", "store", "teacher", "views"},
+    "dump": {"data", "errors", "fill", "job", "progress", "ranks", "store", "views"},
+    "plan": {"dump", "errors", "fill", "job", "store"},
     "loop": {
         *("answers", "contract", "data", "device", "errors", "evaluate", "methods", "optimize", "progress", "rundir"),
         *("store", "views"),
@@ -94,6 +93,7 @@ OUTSIDE = {  # packages that only these rooms may import
         "fidelity",
         "loop",
         "fill",
+        "job",
         "plan",
         "ranks",
         "derive",

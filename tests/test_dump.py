@@ -357,7 +357,7 @@ def test_encodings_that_mean_nothing_are_refused(dump, changes, message):
 
 
 def test_many_classes_choose_the_largest_and_few_choose_all():
-    from logitcache.dump import _encoding
+    from logitcache.job import _encoding
 
     assert _encoding(None, None, "f16", 1000).to_json() == {"kind": "full", "dtype": "f16"}
     assert _encoding(None, None, "f16", 1001).to_json()["k"] == 64
