@@ -1,6 +1,7 @@
 """The command line as a stranger types it."""
 
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -347,3 +348,22 @@ def test_the_demo_runs_and_so_do_the_commands_it_prints(run, tmp_path):
     for method in first:
         assert first[method]["test_accuracy"] == second[method]["test_accuracy"]
     assert first["kd"]["test_accuracy"] > first["ce"]["test_accuracy"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the knob")
+def test_memory_that_tensors_free_is_kept():
+    """A large tensor is made again and again: its pages are faulted in once."""
+    code = (
+        "import resource, sys, torch\n"
+        "from logitcache.cli.app import _keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': _keep_freed_memory()\n"
+        "torch.ones(2**24)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(5): torch.ones(2**24)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+    )
+    faults = {
+        word: int(subprocess.run([sys.executable, "-c", code, word], capture_output=True, check=True).stdout)
+        for word in ("keep", "plain")
+    }
+    assert faults["plain"] > 5 * faults["keep"] + 50
