@@ -3,8 +3,6 @@
 Heavy imports stand inside the commands: `logitcache --help` must not wait for torch.
 """
 
-import contextlib
-import ctypes
 import importlib.metadata
 import os
 import sys
@@ -16,6 +14,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from logitcache.errors import LogitCacheError
+from logitcache.memory import keep_freed_memory
 
 from .compare import compare
 from .demo import demo
@@ -30,9 +29,6 @@ from .train import train
 from .verify import verify
 
 __all__ = ["app", "main"]
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 class _Boundary(TyperGroup):
@@ -104,17 +100,5 @@ def main() -> None:
     # Threads that wait for each other without ever yielding cost nothing on an idle machine and everything on a busy one: beside one other
     # process on two cores, ResNet-8 trained at 87 images/s by default, at 1,492 with this, at 1,782 with the machine to itself.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    _keep_freed_memory()
+    keep_freed_memory()
     app()
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep what tensors free, instead of giving it back and having every page faulted in again.
-
-    Without: EfficientNet-Lite0, batches of 64 at 224 pixels, two cores of a virtual machine: 15 rows/s; with: 78 to 91, for 5 to 55 % more
-    memory. ResNet-56 at 32 pixels: 327 to 480, and 644 to 661. Where the library is not glibc there is no such knob.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        change = ctypes.CDLL(None).mallopt
-        change(_M_MMAP_MAX, 0)
-        change(_M_TRIM_THRESHOLD, -1)

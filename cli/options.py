@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from logitcache.errors import CacheIncompleteError
+from logitcache.errors import CacheIncompleteError, StoppedError
 from logitcache.progress import Progress
 
 __all__ = [
@@ -235,8 +235,8 @@ def show_progress(*, quiet: bool = False) -> Iterator[Display]:
 
 
 @contextmanager
-def stopping() -> Iterator[Callable[[], bool]]:
-    """Yield a question: was this process asked to stop? The second SIGINT or SIGTERM ends it at once."""
+def stopping(unit: str = "block") -> Iterator[Callable[[], bool]]:
+    """Yield a question: was this process asked to stop, after the unit in hand? The second SIGINT or SIGTERM ends it at once."""
     asked: list[int] = []
     when = 0.0
 
@@ -248,12 +248,12 @@ def stopping() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.append(number)
         when = time.monotonic()
-        typer.echo("stopping after the block in hand; once more stops at once", err=True)
+        typer.echo(f"stopping after the {unit} in hand; once more stops at once", err=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(asked)
-    except CacheIncompleteError as error:
+    except (CacheIncompleteError, StoppedError) as error:
         if not asked:
             raise
         typer.echo(str(error), err=True)

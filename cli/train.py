@@ -15,6 +15,7 @@ from .options import (
     show_progress,
     size,
     spelled,
+    stopping,
 )
 
 __all__ = ["train"]
@@ -154,11 +155,32 @@ def train(
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the data set.")] = 240,
     batch_size: Annotated[int, typer.Option(metavar="IMAGES", min=1, help="Images of a step.")] = 64,
-    opt: Annotated[str, typer.Option(metavar="sgd|adamw", help="Optimizer.")] = "sgd",
+    grad_accum_steps: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Parts into which a batch that does not fit at once is divided.")
+    ] = 1,
+    opt: Annotated[
+        str, typer.Option(metavar="NAME", help="Optimizer: sgd, adamw, adam, adamax, nadam, radam or rmsprop.")
+    ] = "sgd",
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.05,
-    momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.9,
+    momentum: Annotated[float, typer.Option(help="Of SGD and RMSprop.")] = 0.9,
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="SGD looks ahead.")] = False,
     weight_decay: Annotated[float, typer.Option(help="Of every parameter.")] = 5e-4,
-    sched: Annotated[str, typer.Option(metavar="step|cosine", help="How the learning rate falls.")] = "step",
+    norm_weight_decay: Annotated[
+        float | None, typer.Option(show_default="the same", help="Of biases and normalisation.")
+    ] = None,
+    clip_grad: Annotated[
+        float | None, typer.Option(metavar="NORM", show_default="any", help="Largest norm of a gradient.")
+    ] = None,
+    label_smoothing: Annotated[
+        float, typer.Option(metavar="SHARE", help="Of a label, spread over all classes by cross-entropy.")
+    ] = 0.0,
+    model_ema_decay: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DECAY", show_default="no mean", help="Keep a running mean of the weights too, evaluated and saved."
+        ),
+    ] = None,
+    sched: Annotated[str, typer.Option(metavar="step|cosine|onecycle", help="How the learning rate changes.")] = "step",
     warmup_epochs: Annotated[int, typer.Option(min=0, help="Epochs over which it first grows.")] = 0,
     decay_milestones: Annotated[
         str | None,
@@ -169,7 +191,16 @@ def train(
         ),
     ] = None,
     decay_rate: Annotated[float, typer.Option(help="Factor of such a fall.")] = 0.1,
-    amp: Annotated[bool, typer.Option("--amp", help="Run the student under bfloat16 autocast.")] = False,
+    amp: Annotated[bool, typer.Option("--amp", help="Run the student under autocast.")] = False,
+    amp_dtype: Annotated[
+        str, typer.Option(metavar="bfloat16|float16", help="Its type; float16 with a scaled loss.")
+    ] = "bfloat16",
+    channels_last: Annotated[
+        bool, typer.Option("--channels-last", help="Lay pixels and weights out as GPUs' convolutions like.")
+    ] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Have torch.compile translate the student first.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the student's weights and the order of samples.")] = 0,
     device: Annotated[str, typer.Option(metavar="NAME", help="Where to train: auto, cpu, cuda, ...")] = "auto",
     workers: Annotated[
@@ -223,11 +254,12 @@ def train(
         given["cache"] = newest_unless(None)
     from logitcache.train import train_student
 
-    with show_progress() as display:
+    with show_progress() as display, stopping("step") as asked:
         result = train_student(
             **given,
             resume=resume,
             out=out,
+            should_stop=asked,
             on_progress=display,
             on_epoch=lambda metrics: display.say(_epoch_line(metrics)),
         )

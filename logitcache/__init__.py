@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from logitcache.compare import compare_runs as compare_runs
     from logitcache.dump import dump_logits as dump_logits
+    from logitcache.elsewhere import open as open  # noqa: A004
+    from logitcache.elsewhere import wrap as wrap
     from logitcache.errors import LogitCacheError as LogitCacheError
     from logitcache.export import export_cache as export_cache
     from logitcache.fidelity import cache_fidelity as cache_fidelity
@@ -36,11 +38,13 @@ _HOMES = {
     "export_cache": "logitcache.export",
     "get_loss": "logitcache.methods",
     "merge_caches": "logitcache.merge",
+    "open": "logitcache.elsewhere",
     "open_cache": "logitcache.store",
     "plan_dump": "logitcache.plan",
     "slice_cache": "logitcache.slice",
     "train_student": "logitcache.train",
     "verify_cache": "logitcache.verify",
+    "wrap": "logitcache.elsewhere",
 }
 
 __all__ = [  # noqa: PLE0604  (the names are those of the table)

@@ -109,12 +109,16 @@ class CachedAnswers:
 
     def logits(self, position: int, batch: Rendered) -> Tensor | TopKRows:
         """Gather and decode the batch's rows."""
-        at = batch.samples
+        return self.of(position, batch.samples)
+
+    def of(self, position: int, samples: NDArray[np.int64]) -> Tensor | TopKRows:
+        """Gather and decode the rows of some samples."""
+        at = samples
         if self._place is not None:
             size = self._cache.manifest.block_rows
             at = self._place[at // size] + at % size
         rows = gather(self._columns[position], at)
-        labels = self._labels[torch.from_numpy(batch.samples)]
+        labels = self._labels[torch.from_numpy(samples)]
         on_device = {name: column.to(self._device) for name, column in rows.items()}
         return self._encoding.decode(on_device, labels.to(self._device), self._classes)
 

@@ -33,8 +33,13 @@ def recorded_data(cache: Cache, data: str | ImageSet | None) -> ImageSet:
     return check_samples(cache, images)
 
 
-def check_samples(cache: Cache, images: ImageSet) -> ImageSet:
+def check_samples(cache: Cache, images: ImageSet, *, listed: bool = True) -> ImageSet:
     """Compare length, classes, labels and the digest of the sample list; return the stretch that the cache answers for.
+
+    Args:
+        cache: What was dumped.
+        images: What is to be used with it.
+        listed: Whether the digest is compared: one data set has others as an array, a folder and a stranger's object.
 
     Raises:
         CacheMismatchError: They differ; says in what.
@@ -65,7 +70,7 @@ def check_samples(cache: Cache, images: ImageSet) -> ImageSet:
             f"{name} has other labels: sample {first + row} is {manifest.classes[cache.labels()[row]]!r} in the cache and "
             f"{part.classes[part.labels[row]]!r} here; {len(other):,} of {len(part):,} differ. {remedy}"
         )
-    if images.digest() != manifest.data["digest"]:
+    if listed and images.digest() != manifest.data["digest"]:
         raise CacheMismatchError(
             f"{name} has other samples (digest {manifest.data['digest']}) than this data set ({images.digest()}). {remedy}"
         )

@@ -7,6 +7,7 @@
     ├── CorruptCacheError                                  repair, and dump these blocks again
     ├── FormatVersionError                                 upgrade logitcache
     ├── InputError              (also ValueError)          the data, weights or option given cannot be used
+    ├── StoppedError                                       go on when you like: what was done is saved
     └── UnknownNameError        (also ValueError)          pick one of the names listed
 
 Every message says what was attempted, what was expected, what was found and what to do.
@@ -23,6 +24,7 @@ __all__ = [
     "FormatVersionError",
     "InputError",
     "LogitCacheError",
+    "StoppedError",
     "UnknownNameError",
     "first_line",
     "unknown_name",
@@ -55,6 +57,10 @@ class FormatVersionError(LogitCacheError):
 
 class InputError(LogitCacheError, ValueError):
     """Data, weights or an option cannot be used."""
+
+
+class StoppedError(LogitCacheError):
+    """This process was asked to stop, and did."""
 
 
 class UnknownNameError(LogitCacheError, ValueError):

@@ -15,6 +15,7 @@ from logitcache.views.geometry import Preprocessing
 __all__ = ["Evaluation", "evaluate", "for_evaluation"]
 
 _BATCH = 256
+_BINS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,13 @@ class Evaluation:
     Attributes:
         accuracy: Share of samples whose largest logit is the label's.
         loss: Mean cross-entropy in nats.
+        ece: Expected calibration error, 15 bins of equal width (Guo et al., ICML 2017).
         predictions: Class of the largest logit, [B] int64.
     """
 
     accuracy: float
     loss: float
+    ece: float
     predictions: NDArray[np.int64]
 
 
@@ -67,12 +70,17 @@ def evaluate(
     module.eval()
     loss = torch.zeros((), dtype=torch.float64, device=device)
     predictions: list[Tensor] = []
+    bins = torch.zeros(_BINS, dtype=torch.float64, device=device)  # of each: right rows less their confidence
     with torch.inference_mode():
         for batch in renderer.batches(view or make_views("none", 1, 0)[0], batches):
             logits = module(preprocessing.normalize(batch.pixels[0].to(device))).float()
             target = torch.from_numpy(labels[batch.samples]).to(device)
             loss += F.cross_entropy(logits, target, reduction="sum").double()
-            predictions.append(logits.argmax(1))
+            confidence, predicted = logits.softmax(1).max(1)
+            gap = (predicted == target).double() - confidence.double()
+            bins.index_add_(0, (confidence * _BINS).long().clamp_max(_BINS - 1), gap)
+            predictions.append(predicted)
     module.train(training)
-    predicted = torch.cat(predictions).cpu().numpy()
-    return Evaluation(float((predicted == labels[chosen]).mean()), float(loss) / len(chosen), predicted)
+    found = torch.cat(predictions).cpu().numpy()
+    ece = float(bins.abs().sum()) / len(chosen)
+    return Evaluation(float((found == labels[chosen]).mean()), float(loss) / len(chosen), ece, found)

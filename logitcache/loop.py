@@ -7,36 +7,35 @@ A **turn** is what an epoch shows: one view, or the views of a pair, over which 
 where the rows of a view do not fit into memory, blocks are drawn in random order, a few at a time, and shuffled together.
 """
 
-import functools
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from logitcache.answers import Answers, Shown, teacher_classes
 from logitcache.contract import check_pixels
 from logitcache.data import ImageSet, Rendered, Renderer, whole_of
 from logitcache.device import saying_when_out_of_memory
-from logitcache.errors import InputError, first_line
+from logitcache.errors import InputError, StoppedError, first_line
 from logitcache.evaluate import evaluate, for_evaluation
-from logitcache.methods import Objective, SecondLabels
+from logitcache.methods import SecondLabels
 from logitcache.optimize import learning_rate
+from logitcache.order import mixed_seed, sampled
 from logitcache.progress import OnProgress, Progress
 from logitcache.rundir import RunDirectory
+from logitcache.step import SUMS, Part, Stepper
 from logitcache.store import Cache
 from logitcache.views import View
 from logitcache.views.geometry import Preprocessing
 
 __all__ = ["Loop"]
 
-_CHECKED_ROWS = 64  # rendered again and compared with their digests before each epoch
 _AGREEMENT_ROWS = 2048
-_SUMS = ("loss", "ce", "kd", "train_accuracy", "refined_rows", "unranked_rows")
 
 Turn = Sequence[View]
 Blocks = tuple[int, ...] | None  # None: all
@@ -47,9 +46,7 @@ class Loop:
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        objective: Objective,
+        stepper: Stepper,
         answers: Answers,
         images: ImageSet,
         eyes: Preprocessing,
@@ -59,14 +56,16 @@ class Loop:
         run: RunDirectory,
         workers: int | None,
         window: tuple[int, int] | None,
+        should_stop: Callable[[], bool],
         on_progress: OnProgress,
         on_epoch: Callable[[dict[str, Any]], None] | None,
     ) -> None:
-        self.model, self.objective, self.answers, self.images, self.eyes = model, objective, answers, images, eyes
+        self.stepper, self.answers, self.images, self.eyes = stepper, answers, images, eyes
+        self.model, self.should_stop = stepper.model, should_stop
         self.device, self.settings, self.directory = device, settings, run
         self.on_progress, self.on_epoch = on_progress, on_epoch
         self.epochs, self.batch_size, self.seed = settings["epochs"], settings["batch_size"], settings["seed"]
-        self.optimizer = optimizer
+        self.parts = settings["grad_accum_steps"]
         self.workers, self.window = workers, window
         self.test = test
         if test is not None:
@@ -75,7 +74,7 @@ class Loop:
 
     def run(self, turns: Sequence[Turn], cache: Cache | None) -> dict[str, Any]:
         """Train all epochs that are left, and measure the student."""
-        history = self._taken_up()
+        history, begun = self._taken_up()
         pinned = self.device.type == "cuda"
         looks = [self.eyes, *self.answers.eyes]
         renderers = [Renderer(self.images, looks, workers=self.workers, pinned=pinned) for _ in turns[0]]
@@ -83,31 +82,31 @@ class Loop:
             turn, upcoming = turns[epoch % len(turns)], turns[(epoch + 1) % len(turns)]
             if cache:
                 for view in turn:
-                    check_pixels(cache, self.images, view, self._sample(epoch))
+                    check_pixels(cache, self.images, view, sampled(self.seed, epoch, len(self.images)))
             shown = {"view": turn[0].index} | ({"views": [view.index for view in turn]} if len(turn) > 1 else {})
-            metrics = {"epoch": epoch + 1, **shown, **self._epoch(epoch, turn, upcoming, renderers), **self._tested()}
+            metrics = {"epoch": epoch + 1, **shown, **self._epoch(epoch, turn, upcoming, renderers, history, begun)}
+            metrics |= self._tested()
             history.append(metrics)
+            begun = {}
             self.directory.epoch_done(metrics, self._packed(history))
             if self.on_epoch:
                 self.on_epoch(metrics)
         last = history[-1]
-        kept = ("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_loss")
+        kept = ("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_loss", "test_ece", "ema_test_accuracy")
         results: dict[str, Any] = {name: last[name] for name in kept if name in last}
         if "test_accuracy" in last:
             results["best_test_accuracy"] = max(metrics["test_accuracy"] for metrics in history)
         results["seconds_per_epoch"] = sum(metrics["seconds"] for metrics in history) / len(history)
         return results | (self._beside_teacher(cache, turns[0][0]) if cache else {})
 
-    def _packed(self, history: list[dict[str, Any]]) -> bytes:
+    def _packed(self, history: list[dict[str, Any]], **begun: Any) -> bytes:
         buffer = io.BytesIO()
-        torch.save(
-            {"student": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "history": history}, buffer
-        )
+        torch.save(self.stepper.state() | {"history": history, "begun": begun}, buffer)
         return buffer.getvalue()
 
-    def _taken_up(self) -> list[dict[str, Any]]:
-        """Load the state of the last whole epoch, where there is one, and return the metrics so far."""
-        packed, history = self.directory.checkpoint(), []
+    def _taken_up(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Load the state that was saved last, where there is one: the metrics so far, and how far an epoch was."""
+        packed, history, begun = self.directory.checkpoint(), [], {}
         if packed is not None:
             try:
                 state = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
@@ -116,36 +115,61 @@ class Loop:
                     f"the checkpoint of {self.directory.path} is damaged ({first_line(error)}). "
                     "Remove the folder and begin the run again."
                 ) from error
-            self.model.load_state_dict(state["student"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            history = state["history"]
+            self.stepper.load(state)
+            history, begun = state["history"], state["begun"]
         self.directory.keep_metrics(history)
-        return history
+        return history, begun
 
-    def _epoch(self, epoch: int, turn: Turn, upcoming: Turn, renderers: Sequence[Renderer]) -> dict[str, Any]:
-        """Train one pass; metrics are summed on the device and read once."""
+    def _epoch(
+        self,
+        epoch: int,
+        turn: Turn,
+        upcoming: Turn,
+        renderers: Sequence[Renderer],
+        history: list[dict[str, Any]],
+        begun: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Train one pass, or what is left of one that was `begun`; metrics are summed on the device and read once."""
         windows = self._windows(epoch)
-        following = self._drawn(torch.Generator().manual_seed(_mixed(self.seed, epoch + 1)))[0]
-        steps, step, done = sum(-(-len(order) // self.batch_size) for _, order in windows), 0, 0
-        sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=self.device)  # weighted by rows
+        following = self._drawn(torch.Generator().manual_seed(mixed_seed(self.seed, epoch + 1)))[0]
+        steps, step = sum(-(-len(order) // self.batch_size) for _, order in windows), 0
+        over, sums = (
+            begun.get("step", 0),
+            begun.get("sums", torch.zeros(len(SUMS), dtype=torch.float64)).to(self.device),
+        )
+        before = begun.get("seconds", 0.0)
         self.model.train()
         started = time.perf_counter()
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), saying_when_out_of_memory(self.batch_size):
-            torch.manual_seed(_mixed(self.seed, epoch))  # dropout
+            torch.manual_seed(mixed_seed(self.seed, epoch))  # dropout
+            if begun:
+                _set_numbers(begun["numbers"], self.device)
             for number, (blocks, order) in enumerate(windows):
                 last = number + 1 == len(windows)
                 later = Shown(upcoming, following) if last else Shown(turn, windows[number + 1][0])
-                self.answers.begin(Shown(turn, blocks), later)
                 batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-                streams = [renderer.batches(view, batches) for renderer, view in zip(renderers, turn, strict=True)]
-                for shown in zip(*streams, strict=True):
+                left, step = batches[max(over - step, 0) :], step + min(max(over - step, 0), len(batches))
+                if not left:
+                    continue
+                self.answers.begin(Shown(turn, blocks), later)
+                for parts in self._parts(turn, left, renderers):
                     rate = learning_rate(self.settings, epoch, step, steps)
-                    sums += self._step(turn, shown, rate, (epoch + 1) / self.epochs)
-                    step, done = step + 1, done + len(shown[0].samples)
+                    sums += self.stepper.step(parts, rate, (epoch + 1) / self.epochs)
+                    step += 1
+                    done = min(step * self.batch_size, len(self.images))
                     self.on_progress(Progress(f"epoch {epoch + 1}/{self.epochs}", done, len(self.images), "images"))
-        means = dict(zip(_SUMS, (sums / len(self.images)).tolist(), strict=True))
-        seconds = time.perf_counter() - started
+                    if step < steps and self.should_stop():
+                        seconds = before + time.perf_counter() - started
+                        numbers = _numbers(self.device)
+                        state = self._packed(history, step=step, sums=sums.cpu(), numbers=numbers, seconds=seconds)
+                        self.directory.save(state)
+                        raise StoppedError(
+                            f"stopped as asked after step {step} of {steps} of epoch {epoch + 1}. Go on with:\n"
+                            f"  logitcache train --resume --out {self.directory.path}"
+                        )
+        means = dict(zip(SUMS, (sums / len(self.images)).tolist(), strict=True))
+        seconds = before + time.perf_counter() - started
         if not np.isfinite(means["loss"]):
             raise InputError(
                 f"the loss is {means['loss']} in epoch {epoch + 1}: training has diverged. Lower --lr, or add --warmup-epochs."
@@ -155,13 +179,30 @@ class Loop:
         speed = {"seconds": seconds, "images_per_second": len(self.images) / seconds}
         return {"lr": rate, **means, **speed, **({"windows": len(windows)} if len(windows) > 1 else {})}
 
+    def _parts(
+        self, turn: Turn, batches: Sequence[NDArray[np.int64]], renderers: Sequence[Renderer]
+    ) -> Iterator[list[list[Part]]]:
+        """Render batches: of each its micro-batches, in every view of the turn."""
+        divided = [np.array_split(batch, min(self.parts, len(batch))) for batch in batches]
+        flat = [micro for parts in divided for micro in parts]
+        streams = [renderer.batches(view, flat) for renderer, view in zip(renderers, turn, strict=True)]
+        shown = zip(*streams, strict=True)
+        for parts in divided:
+            yield [[self._part(*one) for one in enumerate(zip(turn, next(shown), strict=True))] for _ in parts]
+
+    def _part(self, position: int, shown: tuple[View, Rendered]) -> Part:
+        view, batch = shown
+        labels = torch.from_numpy(self.images.labels[batch.samples]).to(self.device)
+        inputs = self.eyes.normalize(batch.pixels[0].to(self.device, non_blocking=True))
+        return Part(inputs, labels, self._second(view, batch.samples), self.answers.logits(position, batch))
+
     def _windows(self, epoch: int) -> list[tuple[Blocks, NDArray[np.int64]]]:
         """Order the samples of an epoch: a permutation of all, or of a few blocks after the other where memory is bounded.
 
         Returns:
             For each window the blocks of the cache that hold it (None: all), and sample ids.
         """
-        random = torch.Generator().manual_seed(_mixed(self.seed, epoch))
+        random = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
         windows = []
         for blocks in self._drawn(random):
             held = self._held(blocks)
@@ -183,37 +224,6 @@ class Loop:
         size = self.window[0]
         return np.concatenate([np.arange(block * size, min((block + 1) * size, len(self.images))) for block in blocks])
 
-    def _step(self, turn: Turn, shown: Sequence[Rendered], rate: float, progress: float) -> Tensor:
-        """Take a step on a batch, in one view or summed over those of a pair; return what `_SUMS` names, times rows."""
-        labels = torch.from_numpy(self.images.labels[shown[0].samples]).to(self.device)
-        found = [
-            self._forward(position, batch, labels, self._second(view, batch.samples), progress)
-            for position, (view, batch) in enumerate(zip(turn, shown, strict=True))
-        ]
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(functools.reduce(torch.add, [total for total, _ in found]))
-        self.optimizer.step()
-        summed, averaged = (torch.stack([part[i] for _, part in found]) for i in (0, 1))
-        return torch.cat([summed.sum(0), averaged.mean(0)]).double() * len(labels)
-
-    def _forward(
-        self, position: int, batch: Rendered, labels: Tensor, second: SecondLabels | None, progress: float
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Evaluate the objective in one view: its value, then its terms to be summed and shares to be averaged over views."""
-        inputs = self.eyes.normalize(batch.pixels[0].to(self.device, non_blocking=True))
-        teacher = self.answers.logits(position, batch)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings["amp"]):
-            logits = self.model(inputs)
-        logits = logits.float()
-        terms = self.objective(logits, teacher, labels, progress, second)
-        right = (logits.detach().argmax(1) == labels).float().mean()
-        return terms.total, (
-            torch.stack([terms.total.detach(), terms.ce, terms.kd]),
-            torch.stack([right, terms.refined, terms.unranked]),
-        )
-
     def _second(self, view: View, samples: NDArray[np.int64]) -> SecondLabels | None:
         """Return the other labels of rows that a view mixes, or None where it mixes none."""
         whole, first = whole_of(self.images)
@@ -227,7 +237,12 @@ class Loop:
         if self.test is None:
             return {}
         measured = evaluate(self.model, self.test_renderer, self.test_eyes, self.test.labels, self.device)
-        return {"test_accuracy": measured.accuracy, "test_loss": measured.loss}
+        found = {"test_accuracy": measured.accuracy, "test_loss": measured.loss, "test_ece": measured.ece}
+        if self.stepper.average is not None:
+            average = self.stepper.average.module
+            measured = evaluate(average, self.test_renderer, self.test_eyes, self.test.labels, self.device)
+            found["ema_test_accuracy"] = measured.accuracy
+        return found
 
     def _beside_teacher(self, cache: Cache, view: View) -> dict[str, float]:
         """Compare the student, in evaluation mode, with what the teacher said about some rows of the first view."""
@@ -240,11 +255,13 @@ class Loop:
             "agreement_rows": count,
         }
 
-    def _sample(self, epoch: int) -> NDArray[np.int64]:
-        generator = np.random.Generator(np.random.Philox(key=_mixed(self.seed, epoch)))
-        return np.unique(generator.integers(0, len(self.images), _CHECKED_ROWS))
+
+def _numbers(device: torch.device) -> list[Tensor]:
+    """Return where the random numbers of dropout are."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
-def _mixed(seed: int, epoch: int) -> int:
-    """Derive the seed of an epoch: neighbouring seeds and epochs never meet."""
-    return (seed * 1_000_003 + epoch) % 2**63
+def _set_numbers(numbers: Sequence[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(numbers[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(numbers[1], device)

@@ -11,12 +11,21 @@ from logitcache.errors import InputError, unknown_name
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "learning_rate", "make_optimizer"]
 
-OPTIMIZERS = ("adamw", "sgd")
-SCHEDULES = ("cosine", "step")
+OPTIMIZERS = ("adam", "adamax", "adamw", "nadam", "radam", "rmsprop", "sgd")
+SCHEDULES = ("cosine", "onecycle", "step")
+_CLASSES: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamax": torch.optim.Adamax,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
 
 
 def make_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """Build the optimizer of `opt`, `lr`, `momentum` and `weight_decay`.
+    """Build the optimizer of `opt`, `lr`, `momentum`, `nesterov`, `weight_decay` and `norm_weight_decay`.
 
     Raises:
         UnknownNameError: No such optimizer or schedule.
@@ -26,21 +35,37 @@ def make_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim
         raise unknown_name("optimizer", settings["opt"], OPTIMIZERS)
     if settings["sched"] not in SCHEDULES:
         raise unknown_name("schedule", settings["sched"], SCHEDULES)
+    apart = settings["norm_weight_decay"]
     for name, good, wanted in (
         ("lr", 0 < settings["lr"] < math.inf, "greater than 0"),
         ("weight_decay", 0 <= settings["weight_decay"] < math.inf, "0 or more"),
+        ("norm_weight_decay", apart is None or 0 <= apart < math.inf, "0 or more"),
         ("momentum", 0 <= settings["momentum"] < 1, "from 0 to below 1"),
         ("decay_rate", 0 <= settings["decay_rate"] < math.inf, "0 or more"),
         ("warmup_epochs", settings["warmup_epochs"] >= 0, "0 or more"),
+        (
+            "nesterov",
+            not settings["nesterov"] or (settings["opt"] == "sgd" and settings["momentum"] > 0),
+            "of SGD with momentum",
+        ),
     ):
         if not good:
             raise InputError(f"--{name.replace('_', '-')} must be {wanted}, not {settings[name]}")
-    parameters = list(model.parameters())
-    if settings["opt"] == "adamw":
-        return torch.optim.AdamW(parameters, lr=settings["lr"], weight_decay=settings["weight_decay"])
-    return torch.optim.SGD(
-        parameters, lr=settings["lr"], momentum=settings["momentum"], weight_decay=settings["weight_decay"]
-    )
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": settings["weight_decay"]}]
+    if apart is not None:
+        flat = [parameter for parameter in parameters if parameter.ndim <= 1]
+        groups = [
+            {
+                "params": [parameter for parameter in parameters if parameter.ndim > 1],
+                "weight_decay": settings["weight_decay"],
+            },
+            {"params": flat, "weight_decay": apart},
+        ]
+    more: dict[str, Any] = {"momentum": settings["momentum"]} if settings["opt"] in ("sgd", "rmsprop") else {}
+    if settings["opt"] == "sgd":
+        more["nesterov"] = settings["nesterov"]
+    return _CLASSES[settings["opt"]](groups, lr=settings["lr"], **more)  # type: ignore[call-arg]
 
 
 def learning_rate(settings: Mapping[str, Any], epoch: int, step: int, steps: int) -> float:
@@ -54,6 +79,8 @@ def learning_rate(settings: Mapping[str, Any], epoch: int, step: int, steps: int
     """
     highest, rate = float(settings["lr"]), float(settings["decay_rate"])
     warmup, epochs = int(settings["warmup_epochs"]), int(settings["epochs"])
+    if settings["sched"] == "onecycle":
+        return _one_cycle(highest, (epoch * steps + step) / max(epochs * steps - 1, 1), 1 / max(epochs * steps, 1))
     if epoch < warmup:
         return highest * (epoch * steps + step + 1) / (warmup * steps)
     if settings["sched"] == "cosine":
@@ -64,3 +91,19 @@ def learning_rate(settings: Mapping[str, Any], epoch: int, step: int, steps: int
         milestones = [epochs * share for share in (0.625, 0.75, 0.875)]  # 150, 180 and 210 of 240, as in the papers
     falls = sum(epoch >= milestone for milestone in milestones)
     return highest * math.pow(rate, falls)
+
+
+def _one_cycle(highest: float, place: float, step: float) -> float:
+    """Return the rate at a place of the whole training, in [0, 1], as torch's OneCycleLR with its defaults.
+
+    Up from 1/25 over 30 % of it, down to 1/250,000, along cosines (Smith and Topin, 2019).
+    """
+    total = 1 / step
+    up = (0.3 * total - 1) / max(total - 1, 1)
+
+    def between(begin: float, end: float, share: float) -> float:
+        return end + (begin - end) / 2 * (1 + math.cos(math.pi * share))
+
+    if place <= up:
+        return between(highest / 25, highest, place / up)
+    return between(highest, highest / 25e4, (place - up) / (1 - up))

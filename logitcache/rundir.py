@@ -2,7 +2,7 @@
 
     run.json              settings (also a --config file), cache, versions, and at the end the results
     metrics.jsonl         one object an epoch, full precision
-    checkpoint.pt         state after the last whole epoch; gone when the run is over
+    checkpoint.pt         state after the last whole epoch, or where a run was asked to stop; gone when it is over
     student.safetensors   the final weights, with a note on what they are
 
 Every file is written whole or not at all.
@@ -106,7 +106,7 @@ class RunDirectory:
         return dict(results) if results else None
 
     def checkpoint(self) -> bytes | None:
-        """Return the state after the last whole epoch, or None before the first."""
+        """Return the state that was saved last, or None."""
         file = self.path / "checkpoint.pt"
         return file.read_bytes() if file.exists() else None
 
@@ -118,6 +118,10 @@ class RunDirectory:
     def epoch_done(self, metrics: Mapping[str, Any], state: bytes) -> None:
         """Record an epoch: its metrics, then the state to go on from."""
         append_line(self.path / "metrics.jsonl", metrics)
+        write_bytes(self.path / "checkpoint.pt", state)
+
+    def save(self, state: bytes) -> None:
+        """Keep the state to go on from, in the middle of an epoch."""
         write_bytes(self.path / "checkpoint.pt", state)
 
     def finish(self, results: Mapping[str, Any]) -> None:

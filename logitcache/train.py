@@ -29,9 +29,9 @@ from logitcache.files import local_path
 from logitcache.loop import Loop
 from logitcache.methods import METHODS, Objective, TemperatureChoice, find_method, make_objective
 from logitcache.models import Network, load_network, read_weights, save_weights
-from logitcache.optimize import make_optimizer
 from logitcache.progress import OnProgress, silent
 from logitcache.rundir import RunDirectory, free_name
+from logitcache.step import Stepper
 from logitcache.store import Cache, open_cache
 from logitcache.views import View, make_turns, make_views
 from logitcache.views.geometry import Preprocessing
@@ -82,21 +82,31 @@ def train_student(
     crop_pct: float | None = None,
     epochs: int = 240,
     batch_size: int = 64,
+    grad_accum_steps: int = 1,
     opt: str = "sgd",
     lr: float = 0.05,
     momentum: float = 0.9,
+    nesterov: bool = False,
     weight_decay: float = 5e-4,
+    norm_weight_decay: float | None = None,
+    clip_grad: float | None = None,
+    label_smoothing: float = 0.0,
+    model_ema_decay: float | None = None,
     sched: str = "step",
     warmup_epochs: int = 0,
     decay_milestones: Sequence[int] | None = None,
     decay_rate: float = 0.1,
     amp: bool = False,
+    amp_dtype: str = "bfloat16",
+    channels_last: bool = False,
+    compiled: bool = False,
     seed: int = 0,
     device: str = "auto",
     workers: int | None = None,
     memory_budget: int | None = None,
     resume: bool = False,
     out: str | Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
     on_progress: OnProgress = silent,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> RunResult:
@@ -131,16 +141,26 @@ def train_student(
         crop_pct: Share of the shorter side kept of an image that is resized.
         epochs: Passes over the data set; epoch e shows view e mod views, or pair of views e mod pairs.
         batch_size: Samples of a step.
-        opt: `sgd` (Nesterov off) or `adamw`.
+        grad_accum_steps: Parts into which a batch is divided, where it does not fit at once; the step is the same but for
+            batch normalisation and for methods that couple the rows of a batch, which see the parts.
+        opt: One of `optimize.OPTIMIZERS`, torch's of this name.
         lr: Highest learning rate.
-        momentum: Of SGD.
-        weight_decay: Of every parameter.
-        sched: `step` (times `decay_rate` after each milestone) or `cosine` (to 0, every step).
+        momentum: Of SGD and RMSprop.
+        nesterov: Whether SGD looks ahead.
+        weight_decay: Of every parameter, or of every one with two dimensions or more.
+        norm_weight_decay: Of the others: biases and normalisation; None: the same.
+        clip_grad: Largest norm of a gradient; None: any.
+        label_smoothing: Share of a label that cross-entropy spreads over all classes.
+        model_ema_decay: Decay of a running mean of the weights, which is evaluated and saved beside the last ones; None: no mean.
+        sched: `step` (times `decay_rate` after each milestone), `cosine` (to 0, every step) or `onecycle` (torch's OneCycleLR).
         warmup_epochs: Epochs over which the rate grows linearly.
         decay_milestones: Epochs after which the rate falls; None: 62.5, 75 and 87.5 % of them, which is 150, 180 and
         210 of 240.
         decay_rate: Factor of a fall.
-        amp: Whether the student runs under bfloat16 autocast.
+        amp: Whether the student runs under autocast.
+        amp_dtype: `bfloat16`, or `float16` with a scaled loss.
+        channels_last: Whether weights and pixels are laid out so, which convolutions on GPUs like.
+        compiled: Whether torch.compile translates the student.
         seed: Of the student's weights and of the order of samples.
         device: `auto`, `cpu`, `cuda`, ...
         workers: Processes that decode images; None chooses by the data.
@@ -148,6 +168,7 @@ def train_student(
             more stream in windows of blocks, and samples are shuffled inside a window only. None: whole views.
         resume: Whether to continue the run in `out`; what follows is what an unbroken run would have given.
         out: Directory of the run; None makes a new one below `runs/`.
+        should_stop: Asked after every step; where it says yes, the state is saved and StoppedError raised.
         on_progress: Called after every step.
         on_epoch: Called with the metrics of every epoch.
 
@@ -165,10 +186,18 @@ def train_student(
         ce_weight=ce_weight,
         kd_weight=kd_weight,
         warmup=kd_warmup,
+        label_smoothing=label_smoothing,
     )
     opened = None if cache is None else open_cache(cache).of(teacher)
     _refuse_nonsense(
-        opened, method, data, augment, live_teacher=bool(live_teacher), epochs=epochs, batch_size=batch_size
+        opened,
+        method,
+        data,
+        augment,
+        live_teacher=bool(live_teacher),
+        epochs=epochs,
+        batch_size=batch_size,
+        parts=grad_accum_steps,
     )
     where = pick_device(device)
     if opened and not live_teacher:
@@ -208,7 +237,7 @@ def train_student(
         data = opened.manifest.data["spec"]
     test = _test_images(test_data, data, images)
     model = network.module.to(where)
-    optimizer = make_optimizer(model, settings)
+    stepper = Stepper(model, objective, settings, where)
     window = _window(opened, memory_budget, len(turns[0])) if opened else None
     answers = _answers(opened, objective, live_teacher, teacher_weights, where)
     run = RunDirectory(
@@ -218,9 +247,7 @@ def train_student(
         resume=resume,
     )
     loop = Loop(
-        model,
-        optimizer,
-        objective,
+        stepper,
         answers,
         images,
         eyes,
@@ -230,6 +257,7 @@ def train_student(
         run,
         workers,
         window,
+        should_stop,
         on_progress,
         on_epoch,
     )
@@ -246,6 +274,8 @@ def train_student(
             "preprocessing": _portable(eyes),
         }
         save_weights(model.state_dict(), run.path / "student.safetensors", notes)
+        if stepper.average is not None:
+            save_weights(stepper.average.module.state_dict(), run.path / "student-ema.safetensors", notes)
         run.finish(results)
     else:
         model.load_state_dict(read_weights(str(run.path / "student.safetensors")))
@@ -256,6 +286,7 @@ _CONDUCT = (
     "workers",
     "resume",
     "out",
+    "should_stop",
     "on_progress",
     "on_epoch",
 )  # arguments that decide no weight; the others are settings
@@ -326,9 +357,10 @@ def _refuse_nonsense(
     live_teacher: bool,
     epochs: int,
     batch_size: int,
+    parts: int,
 ) -> None:
-    if epochs < 1 or batch_size < 1:
-        raise InputError(f"epochs and batch size must be 1 or more, not {epochs} and {batch_size}")
+    if epochs < 1 or batch_size < 1 or parts < 1:
+        raise InputError(f"epochs, batch size and its parts must be 1 or more, not {epochs}, {batch_size} and {parts}")
     if cache is None and find_method(method).divergence is not None:
         raise InputError(
             f"method {method} needs a teacher's logits: name a cache. Without one, only --method ce trains, with --data."

@@ -17,6 +17,7 @@ CLI = Path(__file__).parents[1] / "cli"
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "progress": set(),
+    "memory": set(),
     "files": {"errors"},
     "resolve": {"errors"},
     "rundir": {"errors", "files"},
@@ -31,6 +32,8 @@ ARROWS: dict[str, set[str]] = {
     "teacher": {"device", "encoding", "errors", "models", "views"},
     "contract": {"errors", "data", "store", "views"},
     "answers": {"data", "encoding", "errors", "models", "store", "teacher", "views"},
+    "order": set(),
+    "elsewhere": {"answers", "contract", "data", "device", "encoding", "errors", "order", "store", "views"},
     "evaluate": {"data", "views"},
     "stats": {"progress", "store"},
     "fidelity": {"encoding", "methods", "store"},
@@ -45,13 +48,14 @@ ARROWS: dict[str, set[str]] = {
     "job": {"data", "device", "encoding", "errors", "models", "store", "teacher", "views"},
     "dump": {"data", "errors", "fill", "job", "progress", "ranks", "store", "views"},
     "plan": {"dump", "errors", "fill", "job", "store"},
+    "step": {"encoding", "errors", "methods", "optimize"},
     "loop": {
-        *("answers", "contract", "data", "device", "errors", "evaluate", "methods", "optimize", "progress", "rundir"),
-        *("store", "views"),
+        *("answers", "contract", "data", "device", "errors", "evaluate", "methods", "optimize", "order"),
+        *("progress", "rundir", "step", "store", "views"),
     },
     "train": {
         *("answers", "contract", "data", "device", "encoding", "errors", "files", "loop", "methods", "models"),
-        *("optimize", "progress", "rundir", "store", "views"),
+        *("progress", "rundir", "step", "store", "views"),
     },
     "cli": {
         *(
@@ -60,6 +64,7 @@ ARROWS: dict[str, set[str]] = {
             "errors",
             "export",
             "fidelity",
+            "memory",
             "merge",
             "methods",
             "plan",
@@ -94,6 +99,9 @@ OUTSIDE = {  # packages that only these rooms may import
         "loop",
         "fill",
         "job",
+        "order",
+        "step",
+        "elsewhere",
         "plan",
         "ranks",
         "derive",

@@ -124,3 +124,30 @@ def test_the_python_of_the_readme_runs(run, tmp_path, capsys):
     accuracy, agreement = (float(x) for x in capsys.readouterr().out.split())
     assert accuracy > 0.75
     assert agreement > 0.75
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("example", "needs"),
+    [
+        ("plain_loop", "torch"),
+        ("hf_trainer", "accelerate"),
+        ("lightning_module", "lightning"),
+        ("timm_recipe", "timm"),
+    ],
+)
+def test_the_examples_learn(tmp_path, example, needs):
+    """Two epochs, and an end: they are run as a stranger runs them, one line each."""
+    pytest.importorskip(needs)
+    file = ROOT / f"docs/examples/{example}.py"
+    assert len(file.read_text().splitlines()) < 40
+    cache = tmp_path / "fashion.zarr"
+    logitcache.dump_logits(
+        teacher="resnet20", teacher_weights="demo", data="fashion-mnist-mini", augment="cifar", views=2, out=cache, threads=2
+    )  # fmt: skip
+    line = [sys.executable, str(file), str(cache), "2"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = re.findall(r"(?:epoch 2: |train_accuracy': |train_loss': '?)([0-9.]+)", done.stdout)
+    assert found, done.stdout[-500:]
+    assert float(found[-1]) > 0.5

@@ -559,7 +559,7 @@ def test_damage_met_while_training_stops_it(dump, train):
         ({"cache": None}, "method kd needs a teacher's logits: name a cache"),
         ({"cache": None, "method": "ce", "data": None}, "name a cache, or with --method ce a data set"),
         ({"augment": "none"}, r"has its own views \(pad-crop-flip\): leave out --augment"),
-        ({"epochs": 0}, "epochs and batch size must be 1 or more"),
+        ({"epochs": 0}, "epochs, batch size and its parts must be 1 or more"),
         ({"lr": 0}, "--lr must be greater than 0, not 0"),
         ({"lr": float("nan")}, "--lr must be greater than 0, not nan"),
         ({"weight_decay": float("nan")}, "--weight-decay must be 0 or more, not nan"),

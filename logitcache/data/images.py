@@ -174,12 +174,12 @@ class MappedImages:
     native_size: tuple[int, int] | None = None
     normalization: Normalization = IMAGENET
 
-    def __init__(self, dataset: Any) -> None:
-        """Wrap a data set; labels come from its `targets`, or from going through it once."""
+    def __init__(self, dataset: Any, classes: Sequence[str] | None = None) -> None:
+        """Wrap a data set; labels come from its `targets`, or from going through it once; classes from it, where it names them."""
         self.dataset = dataset
         targets = getattr(dataset, "targets", None)
         labels = np.asarray(targets if targets is not None else [dataset[i][1] for i in range(len(dataset))])
-        self.labels, self.classes = _checked_labels(labels, getattr(dataset, "classes", None), len(dataset))
+        self.labels, self.classes = _checked_labels(labels, getattr(dataset, "classes", classes), len(dataset))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -61,6 +61,7 @@ class Objective:
         kd_weight: Weight of the distillation term.
         warmup: Share of the training over which that grows from 0.
         loss: The distillation term, or None.
+        label_smoothing: Share of a label that cross-entropy spreads over all classes.
         begins: Boolean parameters of the term that turn true when progress exceeds a share.
         pairs_views: Whether it is summed over the views of a pair.
     """
@@ -71,6 +72,7 @@ class Objective:
     loss: Distillation | None
     begins: Mapping[str, float]
     pairs_views: bool
+    label_smoothing: float = 0.0
 
     def __call__(
         self,
@@ -93,7 +95,7 @@ class Objective:
             InputError: Rows are mixed, and the distillation term reads their label.
         """
         student = wide(student)
-        cross_entropy = _cross_entropy(student, labels, second)
+        cross_entropy = _cross_entropy(student, labels, second, self.label_smoothing)
         if second is not None and self.loss is not None and self.loss.needs_label:
             raise InputError("the distillation term reads the label of a row, and mixed rows have two")
         if self.loss is None or teacher is None:
@@ -109,10 +111,12 @@ class Objective:
         return Terms(total, cross_entropy.detach(), distillation.detach(), refined, unranked)
 
 
-def _cross_entropy(student: Tensor, labels: Tensor, second: SecondLabels | None) -> Tensor:
+def _cross_entropy(student: Tensor, labels: Tensor, second: SecondLabels | None, smoothing: float) -> Tensor:
     if second is None:
-        return F.cross_entropy(student, labels)
-    own, other = (F.cross_entropy(student, one, reduction="none") for one in (labels, second.labels))
+        return F.cross_entropy(student, labels, label_smoothing=smoothing)
+    own, other = (
+        F.cross_entropy(student, one, reduction="none", label_smoothing=smoothing) for one in (labels, second.labels)
+    )
     return (second.weights * own + (1 - second.weights) * other).mean()
 
 
@@ -129,6 +133,7 @@ def make_objective(
     ce_weight: float | None = None,
     kd_weight: float | None = None,
     warmup: float | None = None,
+    label_smoothing: float = 0.0,
 ) -> Objective:
     """Build a method's objective.
 
@@ -140,6 +145,7 @@ def make_objective(
         ce_weight: Weight of cross-entropy; None is the preset's, or the method's.
         kd_weight: Weight of the distillation term, likewise.
         warmup: Share of the training over which that grows, likewise.
+        label_smoothing: Share of a label that cross-entropy spreads over all classes.
 
     Raises:
         UnknownNameError: No such method, piece, preset or parameter.
@@ -166,4 +172,8 @@ def make_objective(
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise InputError(f"{name}: {word}_after must be a share from 0 to 1, not {share!r}")
     loss = compose(name, method, chosen) if method.divergence else None
-    return Objective(**weights, loss=loss, begins=begins, pairs_views=method.pairs_views)
+    if not 0 <= label_smoothing < 1:
+        raise InputError(f"--label-smoothing must be a share from 0 to below 1, not {label_smoothing:g}")
+    return Objective(
+        **weights, loss=loss, begins=begins, pairs_views=method.pairs_views, label_smoothing=label_smoothing
+    )

@@ -1,0 +1,42 @@
+"""Hugging Face's Trainer: python hf_trainer.py fashion.zarr   (pip install 'transformers[torch]')"""
+
+import sys
+
+import torch
+from torch.nn import functional as F
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import logitcache
+from logitcache.data import load_data
+from logitcache.models import load_network
+
+
+class Distilled(torch.nn.Module):
+    def __init__(self, student: torch.nn.Module) -> None:
+        super().__init__()
+        self.student, self.distill = student, logitcache.get_loss("kd")
+
+    def forward(self, images, labels, teacher):
+        logits = self.student(images.expand(-1, 3, -1, -1) / 255)
+        loss = 0.1 * F.cross_entropy(logits, labels) + 0.9 * self.distill(logits, teacher, labels).mean()
+        return {"loss": loss, "logits": logits}
+
+
+class NextView(TrainerCallback):
+    def on_epoch_begin(self, args, state, control, **kwargs):  # noqa: ARG002
+        data.set_epoch(round(state.epoch))  # epoch e shows view e mod V, to teacher and student alike
+
+
+def collate(items):
+    images, labels, teacher = zip(*items, strict=True)
+    return {"images": torch.stack(images).float(), "labels": torch.tensor(labels), "teacher": torch.stack(teacher)}
+
+
+data = logitcache.wrap(load_data("fashion-mnist-mini"), sys.argv[1])
+epochs = int([*sys.argv, 6][2])
+settings = TrainingArguments("runs/hf", num_train_epochs=epochs, learning_rate=1e-3, remove_unused_columns=False)
+print(
+    Trainer(Distilled(load_network("resnet8", 10).module), settings, collate, data, callbacks=[NextView()])
+    .train()
+    .metrics
+)

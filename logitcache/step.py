@@ -1,0 +1,169 @@
+"""One step of a training: forward and backward over the micro-batches of a batch, then the optimizer.
+
+A batch's gradient is that of the mean over its rows, however it is divided: each part counts by its share of the rows. (A method
+that couples the rows of a batch couples those of a part.)
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from logitcache.encoding import TopKRows
+from logitcache.errors import InputError, first_line
+from logitcache.methods import Objective, SecondLabels
+from logitcache.optimize import make_optimizer
+
+__all__ = ["SUMS", "Part", "Stepper"]
+
+SUMS = ("loss", "ce", "kd", "train_accuracy", "teacher_agreement", "refined_rows", "unranked_rows")
+
+
+class Part(NamedTuple):
+    """A part of a batch in one view.
+
+    Attributes:
+        inputs: The student's, [B, 3, H, W] float32.
+        labels: [B] int64.
+        second: The other labels of mixed rows.
+        teacher: What the teacher says, or None.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    second: SecondLabels | None
+    teacher: Tensor | TopKRows | None
+
+
+class Stepper:
+    """A student, its optimizer, and all that changes from step to step."""
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, settings: Mapping[str, Any], device: torch.device
+    ) -> None:
+        """Prepare a student for training.
+
+        Args:
+            model: On `device`.
+            objective: What is minimised.
+            settings: Those of `train_student`.
+            device: Where it trains.
+
+        Raises:
+            InputError: A setting that means nothing.
+        """
+        self.model, self._objective, self._device = model, objective, device
+        self._optimizer = make_optimizer(model, settings)
+        self._clip = settings["clip_grad"]
+        decay = settings["model_ema_decay"]
+        for name, good in (
+            ("clip_grad", self._clip is None or self._clip > 0),
+            ("model_ema_decay", decay is None or 0 < decay < 1),
+        ):
+            if not good:
+                raise InputError(
+                    f"--{name.replace('_', '-')} must be greater than 0, and a decay below 1, not {settings[name]}"
+                )
+        self.average = None
+        if decay:
+            mean = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(model, multi_avg_fn=mean, use_buffers=True)
+        self._dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(settings["amp_dtype"])
+        if self._dtype is None:
+            raise InputError(f"--amp-dtype must be bfloat16 or float16, not {settings['amp_dtype']!r}")
+        self._autocast = settings["amp"]
+        scaled = self._autocast and self._dtype is torch.float16
+        self._scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        if settings["channels_last"]:
+            model.to(memory_format=torch.channels_last)
+        self._layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
+        self._run: Callable[[Tensor], Any] = torch.compile(model) if settings["compiled"] else model
+        self._compiled = settings["compiled"]
+
+    def step(self, parts: Sequence[Sequence[Part]], rate: float, progress: float) -> Tensor:
+        """Take a step on a batch.
+
+        Args:
+            parts: Micro-batches, each in one view or in those of a pair, over which the objective is summed.
+            rate: Learning rate.
+            progress: Share of the epochs that will be over when this one is.
+
+        Returns:
+            What `SUMS` names, summed over rows (averaged over views, where it is a share), float64 on the device.
+        """
+        rows, sums = sum(len(part[0].labels) for part in parts), torch.zeros(len(SUMS), dtype=torch.float64)
+        sums = sums.to(self._device)
+        for part in parts:
+            count = len(part[0].labels)
+            found = [self._forward(shown, progress) for shown in part]
+            total = functools.reduce(torch.add, [total for total, _, _ in found])
+            scaled: Tensor = self._scaler.scale(total * (count / rows) if len(parts) > 1 else total)
+            torch.autograd.backward(scaled)
+            summed = torch.stack([terms for _, terms, _ in found]).sum(0)
+            averaged = torch.stack([shares for _, _, shares in found]).mean(0)
+            sums += torch.cat([summed, averaged]).double() * count
+        if self._clip is not None:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return sums
+
+    def _forward(self, shown: Part, progress: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate the objective in one view: its value, its terms to be summed, and shares to be averaged, over views."""
+        with torch.autocast(self._device.type, self._dtype, enabled=self._autocast):
+            logits = self._computed(shown.inputs.contiguous(memory_format=self._layout))
+        logits = logits.float()
+        terms = self._objective(logits, shown.teacher, shown.labels, progress, shown.second)
+        predicted = logits.detach().argmax(1)
+        right = (predicted == shown.labels).float().mean()
+        agreed = torch.full_like(right, torch.nan)
+        if shown.teacher is not None:
+            agreed = (predicted == _top(shown.teacher)).float().mean()
+        return (
+            terms.total,
+            torch.stack([terms.total.detach(), terms.ce, terms.kd]),
+            torch.stack([right, agreed, terms.refined, terms.unranked]),
+        )
+
+    def _computed(self, inputs: Tensor) -> Tensor:
+        try:
+            output: Tensor = self._run(inputs)
+        except Exception as error:
+            if not self._compiled or not type(error).__module__.startswith("torch._"):
+                raise
+            raise InputError(
+                f"the student cannot be compiled here: {first_line(error)}. Leave out --compile."
+            ) from error
+        return output
+
+    def state(self) -> dict[str, Any]:
+        """Return what goes on from step to step."""
+        found = {"student": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        if self._scaler.is_enabled():
+            found["scaler"] = self._scaler.state_dict()
+        return found | ({"average": self.average.state_dict()} if self.average is not None else {})
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` returned."""
+        self.model.load_state_dict(state["student"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+
+def _top(teacher: Tensor | TopKRows) -> Tensor:
+    """Return the class that the teacher prefers, [B]."""
+    if isinstance(teacher, Tensor):
+        return teacher.argmax(1)
+    return teacher.ids.gather(1, teacher.values.argmax(1, keepdim=True)).squeeze(1)

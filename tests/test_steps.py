@@ -1,0 +1,257 @@
+"""How a step is taken: optimizers, schedules, parts of a batch, running means, half precision; and stopping between two steps."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.nn import functional as F
+
+import logitcache
+from logitcache.data import Renderer, preprocessing_for
+from logitcache.errors import InputError, StoppedError
+from logitcache.evaluate import evaluate
+from logitcache.optimize import OPTIMIZERS, learning_rate, make_optimizer
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def train(tmp_path, images, test_images, dump):
+    """Train a student without dropout or batch normalisation for two epochs of the tiny cache."""
+    cache = dump()
+
+    def go(**changes):
+        arguments = {
+            "cache": cache, "student": "tiny:still", "data": images, "test_data": test_images, "epochs": 2, "batch_size": 48,
+            "out": tmp_path / "run",
+        }  # fmt: skip
+        return logitcache.train_student(**(arguments | changes))
+
+    return go
+
+
+def weights(result):
+    return torch.cat([value.flatten() for value in result.student.state_dict().values()])
+
+
+def metrics_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("method", ["kd", "rld"])
+def test_a_batch_in_parts_is_the_same_step(train, tmp_path, method):
+    whole = train(method=method, out=tmp_path / "whole")
+    parts = train(method=method, grad_accum_steps=5, out=tmp_path / "parts")
+    assert torch.allclose(weights(whole), weights(parts), atol=1e-6)
+    assert parts.results["loss"] == pytest.approx(whole.results["loss"], rel=1e-5)
+    with pytest.raises(InputError, match="its parts must be 1 or more"):
+        train(grad_accum_steps=0, out=tmp_path / "none")
+
+
+def test_a_running_mean_of_the_weights_is_kept_evaluated_and_saved(train, tmp_path):
+    from safetensors.torch import load_file
+
+    slow = train(model_ema_decay=0.999999, out=tmp_path / "slow")
+    start = train(lr=1e-30, weight_decay=0.0, out=tmp_path / "start").student.state_dict()
+    average = load_file(tmp_path / "slow/student-ema.safetensors")
+    mean, begin, end = (
+        torch.cat([of[name].flatten() for name in average]) for of in (average, start, slow.student.state_dict())
+    )
+    assert 0 < (mean - begin).norm() < 0.2 * (end - begin).norm()  # it begins with the weights after the first step
+    assert "ema_test_accuracy" in metrics_of(tmp_path / "slow")[0]
+    assert not (tmp_path / "start/student-ema.safetensors").exists()
+
+
+def test_the_norm_of_a_gradient_is_bounded(train, tmp_path):
+    start = train(lr=1e-30, weight_decay=0.0, epochs=1, out=tmp_path / "start")
+    one_step = {"epochs": 1, "batch_size": 300, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0}
+    clipped = train(clip_grad=1e-3, out=tmp_path / "clipped", **one_step)
+    free = train(out=tmp_path / "free", **one_step)
+    assert (weights(clipped) - weights(start)).norm() == pytest.approx(1e-3, rel=1e-2)
+    assert (weights(free) - weights(start)).norm() > 1e-2
+
+
+def test_labels_are_smoothed_in_cross_entropy_alone(train, images, tmp_path):
+    torch.manual_seed(2)
+    student = tiny.still(tiny.CLASSES)
+    eyes = preprocessing_for(images, "cifar")
+    (shown,) = Renderer(images, [eyes]).batches(logitcache.open(tmp_path / "c.zarr").views[0], [np.arange(300)])
+    with torch.no_grad():
+        expected = F.cross_entropy(
+            student(eyes.normalize(shown.pixels[0])), torch.from_numpy(images.labels), label_smoothing=0.3
+        )
+    arguments = {"student": student, "epochs": 1, "batch_size": 300, "lr": 1e-30}
+    train(label_smoothing=0.3, out=tmp_path / "smooth", **arguments)
+    train(out=tmp_path / "plain", **arguments)
+    smooth, plain = metrics_of(tmp_path / "smooth")[0], metrics_of(tmp_path / "plain")[0]
+    assert smooth["ce"] == pytest.approx(float(expected), rel=1e-5)
+    assert smooth["kd"] == plain["kd"]
+    with pytest.raises(InputError, match="--label-smoothing"):
+        train(label_smoothing=1.0, out=tmp_path / "none")
+
+
+SETTINGS = {
+    "opt": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.01, "norm_weight_decay": None,
+    "sched": "onecycle", "decay_rate": 0.1, "warmup_epochs": 0, "epochs": 4,
+}  # fmt: skip
+
+
+def test_biases_and_normalisation_may_decay_apart():
+    groups = make_optimizer(tiny.net(5), SETTINGS | {"norm_weight_decay": 0.0}).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
+    assert [{parameter.ndim for parameter in group["params"]} for group in groups] == [{2, 4}, {1}]
+    assert len(make_optimizer(tiny.net(5), SETTINGS).param_groups) == 1
+
+
+@pytest.mark.parametrize("opt", OPTIMIZERS)
+def test_every_optimizer_learns(train, tmp_path, opt):
+    rates = {"sgd": 0.05, "rmsprop": 1e-3}
+    train(opt=opt, lr=rates.get(opt, 5e-3), momentum=0.5, epochs=4, out=tmp_path / "run")
+    losses = [epoch["loss"] for epoch in metrics_of(tmp_path / "run")]
+    assert losses[-1] < losses[0]
+
+
+def test_nesterov_is_sgds(train, tmp_path):
+    assert not torch.equal(weights(train(nesterov=True, out=tmp_path / "n")), weights(train(out=tmp_path / "p")))
+    with pytest.raises(InputError, match="--nesterov must be of SGD"):
+        train(opt="adamw", nesterov=True, out=tmp_path / "none")
+
+
+@pytest.mark.parametrize("steps", [1, 3, 25])
+def test_one_cycle_is_torchs(steps):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=4 * steps, cycle_momentum=False)
+    for number in range(4 * steps):
+        rate = learning_rate(SETTINGS, number // steps, number % steps, steps)
+        assert rate == pytest.approx(theirs.get_last_lr()[0], rel=1e-9), number
+        optimizer.step()
+        if number + 1 < 4 * steps:
+            theirs.step()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_trains_and_resumes(train, tmp_path, dtype):
+    arguments = {"amp": True, "amp_dtype": dtype, "epochs": 4}
+    whole = train(out=tmp_path / "whole", **arguments)
+    assert metrics_of(tmp_path / "whole")[-1]["loss"] < metrics_of(tmp_path / "whole")[0]["loss"]
+    _stop_and_resume(train, tmp_path / "broken", 9, arguments)
+    assert torch.equal(weights(train(out=tmp_path / "broken", resume=True, **arguments)), weights(whole))
+    with pytest.raises(InputError, match="--amp-dtype must be bfloat16 or float16"):
+        train(amp=True, amp_dtype="half", out=tmp_path / "none")
+
+
+def test_channels_last_is_a_matter_of_layout(train, tmp_path):
+    last = weights(train(channels_last=True, out=tmp_path / "last"))
+    assert torch.allclose(last, weights(train(out=tmp_path / "first")), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_student_learns_the_same(train, tmp_path):
+    compiled = train(compiled=True, out=tmp_path / "compiled")
+    assert torch.allclose(weights(compiled), weights(train(out=tmp_path / "plain")), atol=1e-4)
+    assert logitcache.train_student(
+        cache=tmp_path / "c.zarr", student="tiny:still", student_weights=str(tmp_path / "compiled/student.safetensors"),
+        data=tiny_images(), epochs=1, out=tmp_path / "again",
+    )  # fmt: skip
+
+
+def tiny_images():
+    from logitcache.data import ArrayImages
+
+    return ArrayImages(*tiny.arrays())
+
+
+def _stop_and_resume(train, out, steps, arguments):
+    asked = iter([False] * (steps - 1) + [True] * 1000)
+    with pytest.raises(
+        StoppedError, match=rf"stopped as asked after step \d+ of 7.*\n  logitcache train --resume --out {out}"
+    ):
+        train(out=out, should_stop=lambda: next(asked), **arguments)
+
+
+@pytest.mark.parametrize("budget", [None, 20_000])
+@pytest.mark.parametrize("steps", [[1], [3, 9], [6, 1]])
+def test_a_run_stopped_between_two_steps_ends_like_an_unbroken_one(train, tmp_path, steps, budget):
+    """Weights, bit for bit, and metrics: with dropout, batch normalisation, a running mean, momentum, and in windows."""
+    arguments = {
+        "student": "tiny:student", "epochs": 3, "opt": "adamw", "lr": 0.01, "model_ema_decay": 0.9, "memory_budget": budget,
+    }  # fmt: skip
+    whole = train(out=tmp_path / "whole", **arguments)
+    for number, count in enumerate(steps):
+        asked = iter([False] * (count - 1) + [True] * 1000)
+        with pytest.raises(StoppedError):
+            train(out=tmp_path / "run", should_stop=lambda asked=asked: next(asked), resume=number > 0, **arguments)
+    again = train(out=tmp_path / "run", resume=True, **arguments)
+    assert torch.equal(weights(again), weights(whole))
+    for name in ("student", "student-ema"):
+        files = [tmp_path / folder / f"{name}.safetensors" for folder in ("run", "whole")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    times = ("seconds", "images_per_second")
+    ours, theirs = (
+        [{k: v for k, v in one.items() if k not in times} for one in metrics_of(tmp_path / f)] for f in ("run", "whole")
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_asked_to_stop_saves_and_says_how_to_go_on(tmp_path, npz, dump, run, number):
+    dump(data=f"arrays:{npz}")
+    words = ["train", "c.zarr", "--student", "tiny:student", "--batch-size", "2", "--epochs", "3"]
+    assert run(*words, "--out", "whole").exit_code == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "logitcache", *words, "--out", "run"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run/metrics.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + number, said
+    assert "stopping after the step in hand" in said
+    assert "Go on with:\n  logitcache train --resume --out run" in said
+    assert run("train", "--resume", "--out", "run").exit_code == 0
+    files = [tmp_path / folder / "student.safetensors" for folder in ("run", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_agreement_with_the_teacher_is_measured_in_every_epoch(train, dump, images, tmp_path):
+    torch.manual_seed(2)
+    arguments = {"student": tiny.still(tiny.CLASSES), "epochs": 1, "batch_size": 300, "lr": 1e-30}
+    train(out=tmp_path / "full", **arguments)
+    cache = logitcache.open(tmp_path / "c.zarr")
+    eyes = preprocessing_for(images, "cifar")
+    (shown,) = Renderer(images, [eyes]).batches(cache.views[0], [np.arange(300)])
+    with torch.no_grad():
+        predicted = arguments["student"](eyes.normalize(shown.pixels[0])).argmax(1)
+    expected = float((predicted == cache.logits(range(300)).argmax(1)).float().mean())
+    assert metrics_of(tmp_path / "full")[0]["teacher_agreement"] == pytest.approx(expected)
+    top = dump(encoding="topk", top_k=2, out=tmp_path / "top.zarr")
+    train(cache=top, out=tmp_path / "top", **arguments)
+    assert metrics_of(tmp_path / "top")[0]["teacher_agreement"] == pytest.approx(expected)
+    train(cache=None, method="ce", augment="cifar", out=tmp_path / "ce", **arguments)
+    assert "teacher_agreement" not in metrics_of(tmp_path / "ce")[0]
+
+
+def test_the_calibration_error_is_guos(images):
+    network = tiny.net(tiny.CLASSES).eval()
+    eyes = preprocessing_for(images, "none")
+    found = evaluate(network, Renderer(images, [eyes]), eyes, images.labels, torch.device("cpu"))
+    with torch.no_grad():
+        p = network(eyes.normalize(images.images)).softmax(1).numpy()
+    confidence, right = p.max(1), p.argmax(1) == images.labels
+    expected = 0.0
+    for low in np.arange(15) / 15:
+        here = (confidence >= low) & (confidence < low + 1 / 15)
+        if here.any():
+            expected += here.mean() * abs(right[here].mean() - confidence[here].mean())
+    assert found.ece == pytest.approx(expected, abs=1e-6)
