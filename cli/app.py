@@ -25,6 +25,7 @@ from .merge import merge
 from .methods import methods
 from .slice import slice_
 from .stats import stats
+from .sweep import sweep
 from .train import train
 from .verify import verify
 
@@ -87,6 +88,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "export": (export, "Cache"),
     "verify": (verify, "Cache"),
     "train": (train, "Students"),
+    "sweep": (sweep, "Students"),
     "compare": (compare, "Students"),
     "methods": (methods, "Students"),
     "demo": (demo, "Start here"),

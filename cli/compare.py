@@ -1,32 +1,92 @@
 """`logitcache compare`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import JsonOption
 from .render import print_json, print_table
 
-__all__ = ["compare"]
+if TYPE_CHECKING:
+    from logitcache.compare import GroupSummary, RunSummary
+
+__all__ = ["compare", "print_comparison"]
 
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or folders that hold runs.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table of means over seeds.")] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.svg", show_default=False, help="Draw learning curves, and accuracy against method."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show runs side by side: accuracy, agreement with the teacher, time, bytes.
+    """Show runs side by side: accuracy, agreement with the teacher, time, bytes; and over seeds mean, deviation and what is gained.
 
     Accuracy is that of the last epoch; the best of all epochs stands apart, because it was chosen on the test images.
 
     Example: logitcache compare runs/ce runs/kd runs/rld
     """
-    from logitcache.compare import compare_runs
+    from logitcache.compare import compare_runs, curves, group_runs
 
     found = compare_runs(runs)
+    if picture is not None:
+        from logitcache.errors import InputError
+        from logitcache.files import write_bytes
+        from logitcache.picture import draw_runs
+
+        drawn = curves(found)
+        if not drawn:
+            raise InputError("none of these runs was tested: there is nothing to draw")
+        write_bytes(picture, draw_runs(drawn).encode())
+        typer.echo(f"{picture} drawn", err=True)
     if json:
-        print_json([run.to_json() for run in found])
-        return
+        print_json({"runs": [run.to_json() for run in found], "groups": [one.to_json() for one in group_runs(found)]})
+    elif markdown:
+        for line in _markdown(group_runs(found)):
+            typer.echo(line)
+    else:
+        print_comparison(found)
+
+
+def print_comparison(found: "list[RunSummary]") -> None:
+    """Print runs, and where one of them has other seeds beside it, means."""
+    from logitcache.compare import group_runs
+
+    _print_runs(found)
+    groups = group_runs(found)
+    if any(group.seeds > 1 for group in groups):
+        print_table("over seeds", _HEAD, [_group(group) for group in groups], left=2)
+
+
+_HEAD = ["method", "settings", "seeds", "test accuracy", "over ce", "over kd", "s / epoch"]
+
+
+def _group(group: "GroupSummary") -> list[str]:
+    return [
+        f"{group.method} {group.changes}".strip(),
+        group.differs or f"{group.student}, {group.epochs} epochs",
+        str(group.seeds),
+        f"{group.test_accuracy:.2%}" + ("" if group.deviation is None else f" ± {100 * group.deviation:.2f}"),
+        *(_gain(group.over.get(base)) for base in ("ce", "kd")),
+        "-" if group.seconds_per_epoch is None else f"{group.seconds_per_epoch:.1f}",
+    ]
+
+
+def _gain(over: "tuple[float, float | None] | None") -> str:
+    if over is None:
+        return "-"
+    return f"{100 * over[0]:+.2f}" + ("" if over[1] is None else f" ± {100 * over[1]:.2f}")
+
+
+def _markdown(groups: "list[GroupSummary]") -> list[str]:
+    rows = [_HEAD, ["---"] * len(_HEAD), *map(_group, groups)]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+
+
+def _print_runs(found: "list[RunSummary]") -> None:
     print_table(
         "runs",
         [

@@ -12,9 +12,9 @@ from logitcache.models import load_network
 
 
 class Distilled(torch.nn.Module):
-    def __init__(self, student: torch.nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.student, self.distill = student, logitcache.get_loss("kd")
+        self.student, self.distill = load_network("resnet8", 10).module, logitcache.get_loss("kd")
 
     def forward(self, images, labels, teacher):
         logits = self.student(images.expand(-1, 3, -1, -1) / 255)
@@ -35,8 +35,5 @@ def collate(items):
 data = logitcache.wrap(load_data("fashion-mnist-mini"), sys.argv[1])
 epochs = int([*sys.argv, 6][2])
 settings = TrainingArguments("runs/hf", num_train_epochs=epochs, learning_rate=1e-3, remove_unused_columns=False)
-print(
-    Trainer(Distilled(load_network("resnet8", 10).module), settings, collate, data, callbacks=[NextView()])
-    .train()
-    .metrics
-)
+trainer = Trainer(Distilled(), settings, collate, data, callbacks=[NextView()])
+print(trainer.train().metrics)

@@ -1,0 +1,69 @@
+"""`logitcache sweep`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .compare import print_comparison
+from .options import newest_unless, numbers, stopping
+
+__all__ = ["sweep"]
+
+
+def sweep(
+    cache: Annotated[
+        str | None, typer.Argument(metavar="[CACHE]", show_default=False, help="The cache; without it the newest here.")
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- OPTIONS]", show_default=False, help="After `--`: options of every `train`."),
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", show_default="ce, kd", help="A method; repeatable.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Seeds, with commas between them.")] = "0,1,2",
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPTION=V,V",
+            show_default=False,
+            help="An option of train, or set.PARAMETER, and its values; repeatable.",
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs at a time.")] = 1,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the runs go.")] = Path("runs/sweep"),
+) -> None:
+    """Train every method with every setting and every seed, and compare: mean and deviation over seeds.
+
+    What is finished is not run again; stopped or killed, the same command goes on.
+
+    Example: logitcache sweep fashion.zarr --method ce --method kd --seeds 0,1 -- --student resnet8 --epochs 6 --sched cosine
+    """
+    from logitcache.compare import compare_runs
+    from logitcache.sweep import plan_sweep, run_sweep
+
+    varied = {}
+    for one in vary or []:
+        name, equals, values = one.partition("=")
+        if not equals or not name or not all(values.split(",")):
+            raise typer.BadParameter(f"expected OPTION=VALUE,VALUE, not {one!r}", param_hint="--vary")
+        varied[name.removeprefix("--")] = values.split(",")
+    if cache is not None and cache.startswith("-"):  # as in `sweep -- OPTIONS`
+        cache, options = None, [str(cache), *(options or [])]
+    planned = plan_sweep(
+        newest_unless(cache),
+        out,
+        methods=method or ["ce", "kd"],
+        seeds=numbers(seeds, int, "--seeds") or [],
+        vary=varied,
+        options=options or [],
+    )
+    with stopping("step") as asked:
+        result = run_sweep(planned, jobs=jobs, should_stop=asked, on_change=lambda line: typer.echo(line, err=True))
+    if result.runs:
+        print_comparison(compare_runs(result.runs))
+    if result.failed:
+        for run, line in result.failed.items():
+            typer.echo(f"{run} failed: {line} (all of it in {run}.log)", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,173 @@
+"""`logitcache sweep`: every method with every setting and seed over one cache, a process each; what is finished is not run again."""
+
+import itertools
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from logitcache.errors import InputError, StoppedError
+from logitcache.files import local_path
+from logitcache.rundir import read_run
+
+__all__ = ["Planned", "SweepResult", "plan_sweep", "run_sweep"]
+
+_PAUSE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One run of a sweep.
+
+    Attributes:
+        out: Its directory.
+        words: What stands after `logitcache train`.
+    """
+
+    out: Path
+    words: tuple[str, ...]
+
+    @property
+    def begun(self) -> bool:
+        """Whether its directory is there."""
+        return (self.out / "run.json").exists()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is over."""
+        return self.begun and "results" in read_run(self.out)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What came of a sweep.
+
+    Attributes:
+        runs: Directories of runs that are over, in the order planned.
+        failed: For each that is not, the last line it said; all it said stands in its `.log`.
+    """
+
+    runs: list[Path]
+    failed: dict[Path, str]
+
+
+def plan_sweep(
+    cache: str | None,
+    out: str | Path,
+    *,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    vary: Mapping[str, Sequence[str]] | None = None,
+    options: Sequence[str] = (),
+) -> list[Planned]:
+    """List the runs: every method with every combination of settings and every seed.
+
+    Args:
+        cache: Path of the cache; None leaves it to `options`, for labels alone.
+        out: Directory that holds the runs.
+        methods: Names.
+        seeds: Of students and orders.
+        vary: Options of `train` to their values: `{"lr": ["0.05", "0.1"]}`; a parameter of a method as `set.beta`.
+        options: Other words for every `train`.
+
+    Raises:
+        InputError: Nothing to run, the same run twice, or an option given twice.
+    """
+    vary, folder = dict(vary or {}), local_path(out)
+    if not methods or not seeds or not all(vary.values()):
+        raise InputError("a sweep needs a method and a seed at least, and values for what it varies")
+    ours = {"--method", "--seed", "--out", "--resume", *(_flag(name) for name in vary if not name.startswith("set."))}
+    if twice := [word for word in options if word.partition("=")[0] in ours]:
+        raise InputError(f"{twice[0].partition('=')[0]} is the sweep's own: leave it out of the options of train")
+    planned = []
+    for method, values in itertools.product(methods, itertools.product(*vary.values())):
+        chosen = dict(zip(vary, values, strict=True))
+        name = "-".join([method.replace(":", "."), *(f"{word}={value}" for word, value in chosen.items())]).replace(
+            "/", "_"
+        )
+        words = [] if cache is None else [cache]
+        words += ["--method", method, *options]
+        for word, value in chosen.items():
+            words += ["--set", f"{word[4:]}={value}"] if word.startswith("set.") else [_flag(word), value]
+        for seed in seeds:
+            where = folder / f"{name}-seed{seed}"
+            planned.append(Planned(where, (*words, "--seed", str(seed), "--out", str(where))))
+    if len({run.out for run in planned}) < len(planned):
+        raise InputError("a sweep names the same run twice: methods, seeds and values must differ")
+    return planned
+
+
+def run_sweep(
+    planned: Sequence[Planned],
+    *,
+    jobs: int = 1,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_change: Callable[[str], None] = lambda _: None,
+) -> SweepResult:
+    """Run what is not finished, some at a time; one that fails stops no other.
+
+    Args:
+        planned: The runs.
+        jobs: How many at a time.
+        should_stop: Asked all the time; where it says yes, the runs in hand are asked to save and stop.
+        on_change: Called with a sentence when a run begins or ends.
+
+    Raises:
+        StoppedError: It was asked to stop; the same call goes on.
+    """
+    if jobs < 1:
+        raise InputError(f"--jobs must be 1 or more, not {jobs}")
+    waiting = [run for run in planned if not run.finished]
+    if len(waiting) < len(planned):
+        on_change(f"{len(planned) - len(waiting)} of {len(planned)} runs are finished already")
+    running: dict[Planned, subprocess.Popen[bytes]] = {}
+    failed: dict[Path, str] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop(0)
+                running[run] = _start(run)
+                on_change(f"{run.out.name}: begun")
+            for run, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[run]
+                if process.returncode != 0:
+                    failed[run.out] = _last_line(run)
+                on_change(f"{run.out.name}: {'failed: ' + failed[run.out] if process.returncode else 'finished'}")
+            if should_stop():
+                raise StoppedError("stopped as asked; the runs in hand were saved. The same command goes on.")
+            time.sleep(_PAUSE)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    return SweepResult([run.out for run in planned if run.out not in failed], failed)
+
+
+def _start(run: Planned) -> "subprocess.Popen[bytes]":
+    log = _log(run)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    words = [sys.executable, "-m", "logitcache", "train", *run.words, *(["--resume"] if run.begun else [])]
+    with log.open("ab") as file:
+        file.write(f"$ logitcache train {shlex.join(run.words)}\n".encode())
+        file.flush()
+        # A group of its own: Ctrl-C reaches it once, from here.
+        return subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)  # noqa: S603
+
+
+def _log(run: Planned) -> Path:
+    return run.out.with_name(f"{run.out.name}.log")
+
+
+def _last_line(run: Planned) -> str:
+    lines = [line for line in _log(run).read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "nothing was said"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

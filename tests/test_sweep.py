@@ -1,0 +1,157 @@
+"""Many runs: what is run, what is not run again, and what is said of them together."""
+
+import json
+import math
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import tiny  # noqa: F401  (children import it)
+
+from logitcache.compare import compare_runs, group_runs
+from logitcache.errors import InputError
+from logitcache.picture import draw_runs
+from logitcache.sweep import plan_sweep, run_sweep
+
+HERE = Path(__file__).parent
+
+
+def made(folder, accuracies, method="kd", **settings):
+    """Write runs as `train` leaves them: one for each seed."""
+    for seed, accuracy in enumerate(accuracies):
+        path = folder / f"{method}-{'-'.join(map(str, settings.values()))}-{seed}"
+        path.mkdir(parents=True)
+        asked = {"method": method, "student": "s", "epochs": 2, "seed": seed, "parameters": None, "lr": 0.1, **settings}
+        results = {"test_accuracy": accuracy, "seconds_per_epoch": 2.0}
+        (path / "run.json").write_text(json.dumps({"settings": asked, "results": results, "cache": None}))
+        lines = [{"epoch": 1, "test_accuracy": accuracy / 2}, {"epoch": 2, "test_accuracy": accuracy}]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_means_deviations_and_what_is_gained_over_seeds(tmp_path):
+    ce, kd, rld = [0.70, 0.72, 0.74], [0.75, 0.74, 0.79], [0.76, 0.80]
+    for method, values in (("ce", ce), ("kd", kd), ("rld", rld)):
+        made(tmp_path, values, method)
+    groups = {group.method: group for group in group_runs(compare_runs([tmp_path]))}
+    assert groups["kd"].test_accuracy == pytest.approx(statistics.fmean(kd))
+    assert groups["kd"].deviation == pytest.approx(statistics.stdev(kd))
+    gap, error = groups["kd"].over["ce"]  # the same seeds: paired
+    assert gap == pytest.approx(statistics.fmean(kd) - statistics.fmean(ce))
+    assert error == pytest.approx(statistics.stdev([b - a for a, b in zip(ce, kd, strict=True)]) / math.sqrt(3))
+    gap, error = groups["rld"].over["kd"]  # other seeds: of independent means
+    assert error == pytest.approx(math.sqrt(statistics.variance(rld) / 2 + statistics.variance(kd) / 3))
+    assert groups["ce"].over == {"kd": (-groups["kd"].over["ce"][0], pytest.approx(groups["kd"].over["ce"][1]))}
+
+
+def test_runs_of_other_settings_are_not_put_together(tmp_path):
+    made(tmp_path, [0.5, 0.6], lr=0.1)
+    made(tmp_path, [0.7, 0.8], lr=0.2)
+    made(tmp_path, [0.6], lr=0.2, method="ce")
+    groups = group_runs(compare_runs([tmp_path]))
+    assert sorted((group.method, group.differs, group.seeds) for group in groups) == [
+        ("ce", "lr=0.2", 1),
+        ("kd", "lr=0.1", 2),
+        ("kd", "lr=0.2", 2),
+    ]
+    over = {group.differs: group.over for group in groups if group.method == "kd"}
+    assert over["lr=0.1"] == {}
+    assert over["lr=0.2"]["ce"] == (pytest.approx(0.15), None)
+
+
+def test_tables_and_pictures(tmp_path, run):
+    made(tmp_path / "runs", [0.70, 0.72], "ce")
+    made(tmp_path / "runs", [0.75, 0.79], "kd")
+    shown = run("compare", "runs").stdout
+    assert "71.00% ± 1.41" in shown
+    assert "+6.00 ± 1.00" in shown
+    table = run("compare", "runs", "--markdown").stdout.splitlines()
+    assert len(table) == 4 and len({line.count("|") for line in table}) == 1
+    groups = json.loads(run("compare", "runs", "--json").stdout)["groups"]
+    assert groups[1]["over"]["ce"] == pytest.approx([0.06, 0.01])
+    assert run("compare", "runs", "--picture", "p.svg").exit_code == 0
+    root = ET.fromstring((tmp_path / "p.svg").read_text())
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "kd (2 seeds)" in texts
+    assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4
+
+
+def test_a_picture_survives_odd_runs():
+    for curves in ({"<&>": [[0.5]]}, {"a": [[0.5, 0.5], [0.5]]}, {str(n): [[0.1 * n, 0.2]] for n in range(9)}):
+        ET.fromstring(draw_runs(curves))
+
+
+def test_every_combination_is_planned_once(tmp_path):
+    planned = plan_sweep(
+        "c.zarr", tmp_path, methods=["ce", "kd"], seeds=[0, 1], vary={"lr": ["0.1", "0.2"], "set.temperature": ["4"]},
+        options=["--epochs", "2"],
+    )  # fmt: skip
+    assert len(planned) == 8
+    assert planned[-1].out.name == "kd-lr=0.2-set.temperature=4-seed1"
+    assert planned[-1].words == (
+        "c.zarr", "--method", "kd", "--epochs", "2", "--lr", "0.2", "--set", "temperature=4", "--seed", "1",
+        "--out", str(planned[-1].out),
+    )  # fmt: skip
+    for wrong, words in (
+        ({"methods": []}, "needs a method"),
+        ({"seeds": [0, 0]}, "the same run twice"),
+        ({"options": ["--seed", "3"]}, "--seed is the sweep's own"),
+        ({"vary": {"lr": ["1"]}, "options": ["--lr=3"]}, "--lr is the sweep's own"),
+    ):
+        with pytest.raises(InputError, match=words):
+            plan_sweep(**({"cache": "c", "out": tmp_path, "methods": ["kd"], "seeds": [0]} | wrong))
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_compares_and_goes_on(tmp_path, npz, dump, run, monkeypatch):
+    """Two at a time; one method fails and stops no other; what is finished is not run again; a stop saves what is in hand."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    dump(data=f"arrays:{npz}")
+    words = ["sweep", "c.zarr", "--method", "ce", "--method", "kd", "--seeds", "0,1", "--jobs", "2", "--out", "s"]
+    options = ["--", "--student", "tiny:student", "--epochs", "2", "--batch-size", "50", "--test-data", f"arrays:{npz}"]
+    done = run(*words, "--method", "loca", "--vary", "set.alpha=0.9", *options)
+    assert done.exit_code == 1
+    assert "failed" in done.stderr
+    done = run(*words, *options)
+    assert done.exit_code == 0, done.stderr
+    assert "over seeds" in done.stdout and " ± " in done.stdout
+    before = {file: file.read_bytes() for file in (tmp_path / "s").glob("*/run.json")}
+    assert len([file for file in before if "alpha" not in file.parent.name]) == 4
+    assert "4 of 4 runs are finished already" in run(*words, *options).stderr
+    assert all(file.read_bytes() == content for file, content in before.items())
+
+    line = [
+        sys.executable,
+        "-m",
+        "logitcache",
+        "sweep",
+        "c.zarr",
+        "--seeds",
+        "5",
+        "--out",
+        "t",
+        *options,
+        "--batch-size",
+        "1",
+    ]
+    process = subprocess.Popen(line, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "t").glob("*/metrics.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, said
+    assert "the runs in hand were saved" in said
+    assert list((tmp_path / "t").glob("*/checkpoint.pt"))
+    assert run("sweep", "c.zarr", "--seeds", "5", "--out", "t", *options, "--batch-size", "1").exit_code == 0
+
+
+def test_jobs_must_be_one_or_more():
+    with pytest.raises(InputError, match="--jobs"):
+        run_sweep([], jobs=0)
