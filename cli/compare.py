@@ -1,5 +1,6 @@
 """`logitcache compare`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,10 @@ def compare(
         Path | None,
         typer.Option(metavar="FILE.svg", show_default=False, help="Draw learning curves, and accuracy against method."),
     ] = None,
+    published: Annotated[
+        Path | None,
+        typer.Option(metavar="RECIPE.toml", show_default=False, help="Show a recipe's published numbers beside ours."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show runs side by side: accuracy, agreement with the teacher, time, bytes; and over seeds mean, deviation and what is gained.
@@ -29,9 +34,9 @@ def compare(
 
     Example: logitcache compare runs/ce runs/kd runs/rld
     """
-    from logitcache.compare import compare_runs, curves, group_runs
+    from logitcache.compare import compare_runs, curves, group_runs, read_published
 
-    found = compare_runs(runs)
+    found, theirs = compare_runs(runs), {} if published is None else read_published(published)
     if picture is not None:
         from logitcache.errors import InputError
         from logitcache.files import write_bytes
@@ -43,22 +48,29 @@ def compare(
         write_bytes(picture, draw_runs(drawn).encode())
         typer.echo(f"{picture} drawn", err=True)
     if json:
-        print_json({"runs": [run.to_json() for run in found], "groups": [one.to_json() for one in group_runs(found)]})
+        print_json(
+            {
+                "runs": [run.to_json() for run in found],
+                "groups": [one.to_json() for one in group_runs(found)],
+                "published": theirs,
+            }
+        )
     elif markdown:
-        for line in _markdown(group_runs(found)):
+        for line in _markdown(group_runs(found), theirs):
             typer.echo(line)
     else:
-        print_comparison(found)
+        print_comparison(found, theirs)
 
 
-def print_comparison(found: "list[RunSummary]") -> None:
-    """Print runs, and where one of them has other seeds beside it, means."""
+def print_comparison(found: "list[RunSummary]", published: "Mapping[str, float] | None" = None) -> None:
+    """Print runs, and where one of them has other seeds or published numbers beside it, means."""
     from logitcache.compare import group_runs
 
     _print_runs(found)
     groups = group_runs(found)
-    if any(group.seeds > 1 for group in groups):
-        print_table("over seeds", _HEAD, [_group(group) for group in groups], left=2)
+    if published or any(group.seeds > 1 for group in groups):
+        head, *rows = _rows(groups, published or {})
+        print_table("over seeds", head, rows, left=2)
 
 
 _HEAD = ["method", "settings", "seeds", "test accuracy", "over ce", "over kd", "s / epoch"]
@@ -81,8 +93,19 @@ def _gain(over: "tuple[float, float | None] | None") -> str:
     return f"{100 * over[0]:+.2f}" + ("" if over[1] is None else f" ± {100 * over[1]:.2f}")
 
 
-def _markdown(groups: "list[GroupSummary]") -> list[str]:
-    rows = [_HEAD, ["---"] * len(_HEAD), *map(_group, groups)]
+def _rows(groups: "list[GroupSummary]", published: "Mapping[str, float]") -> list[list[str]]:
+    """Return head and rows of a table of means; published numbers in a column of their own, where there are any."""
+    rows = [_HEAD, *map(_group, groups)]
+    if not published:
+        return rows
+    theirs = ["published (best epoch)"]
+    theirs += [f"{published[one.method]:.2f}%" if one.method in published else "-" for one in groups]
+    return [[*row[:4], number, *row[4:]] for row, number in zip(rows, theirs, strict=True)]
+
+
+def _markdown(groups: "list[GroupSummary]", published: "Mapping[str, float]") -> list[str]:
+    head, *found = _rows(groups, published)
+    rows = [head, ["---"] * len(head), *found]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
 
 

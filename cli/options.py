@@ -60,6 +60,7 @@ def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
         content = content.get("settings", content)
     if not isinstance(content, dict):
         raise typer.BadParameter(f"{path} holds no words; expected name = value")
+    content = {word: value for word, value in content.items() if word != "published"}  # of a recipe, for `compare`
     known = {
         parameter.name: parameter for parameter in ctx.command.params if parameter.name not in (None, "config", "help")
     }

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import statistics
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from logitcache.errors import InputError
 from logitcache.rundir import read_run
 
-__all__ = ["GroupSummary", "RunSummary", "compare_runs", "curves", "group_runs"]
+__all__ = ["GroupSummary", "RunSummary", "compare_runs", "curves", "group_runs", "read_published"]
 
 
 _PIECES = (
@@ -165,6 +166,19 @@ def curves(runs: Sequence[RunSummary]) -> dict[str, list[list[float]]]:
         if values:
             found.setdefault(f"{run.method} {run.changes}".strip(), []).append(values)
     return found
+
+
+def read_published(recipe: str | Path) -> dict[str, float]:
+    """Return the published test accuracies of a recipe, in percent, by method.
+
+    Raises:
+        InputError: The file is no recipe.
+    """
+    try:
+        found = tomllib.loads(Path(recipe).read_text()).get("published", {})
+        return {str(method): float(number) for method, number in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{recipe} cannot be read as a recipe: {error}") from error
 
 
 def compare_runs(paths: Iterable[str | Path]) -> list[RunSummary]:

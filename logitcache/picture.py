@@ -33,7 +33,7 @@ def draw_runs(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
     low, high = low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3
     epochs = max(len(run) for runs in curves.values() for run in runs)
     half = (_WIDTH - 2 * _LEFT - _GAP) / 2
-    top = 30 + 18 * len(curves)
+    top = 44 + 18 * len(curves)
     foot = top + _HEIGHT - _BOTTOM
 
     def y(value: float) -> float:

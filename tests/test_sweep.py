@@ -3,18 +3,20 @@
 import json
 import math
 import os
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import time
+import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 import tiny  # noqa: F401  (children import it)
 
-from logitcache.compare import compare_runs, group_runs
+from logitcache.compare import compare_runs, group_runs, read_published
 from logitcache.errors import InputError
 from logitcache.picture import draw_runs
 from logitcache.sweep import plan_sweep, run_sweep
@@ -155,3 +157,31 @@ def test_a_sweep_runs_compares_and_goes_on(tmp_path, npz, dump, run, monkeypatch
 def test_jobs_must_be_one_or_more():
     with pytest.raises(InputError, match="--jobs"):
         run_sweep([], jobs=0)
+
+
+RECIPES = sorted((HERE.parent / "recipes").rglob("*.toml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_read_by_train_and_by_compare(recipe, run):
+    from logitcache.methods import METHODS
+    from logitcache.models import load_network
+
+    assert run("train", "--config", str(recipe), "--help").exit_code == 0
+    settings, published = tomllib.loads(recipe.read_text()), read_published(recipe)
+    assert load_network(settings["student"], 100).module
+    assert settings["student"].rpartition(":")[2] == recipe.stem[-len(settings["student"].rpartition(":")[2]) :]
+    assert published and set(published) <= set(METHODS)
+    assert all(60 < number < 80 for number in published.values())
+    for preset in re.findall(r"--method (\S+) --preset (\S+)", recipe.read_text()):
+        assert preset[1] in METHODS[preset[0]].presets
+
+
+def test_published_numbers_stand_beside_ours(tmp_path, run):
+    made(tmp_path / "runs", [0.70], "kd")
+    recipe = next(path for path in RECIPES if path.stem == "resnet56-resnet20")
+    shown = run("compare", "runs", "--published", str(recipe)).stdout
+    assert "70.66%" in shown
+    assert "| 70.66% |" in run("compare", "runs", "--published", str(recipe), "--markdown").stdout
+    (tmp_path / "bad.toml").write_text("published = 3")
+    assert "cannot be read as a recipe" in run("compare", "runs", "--published", "bad.toml").stderr
