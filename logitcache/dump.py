@@ -15,18 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from logitcache.data import ImageSet
-from logitcache.errors import CacheMismatchError
+from logitcache.data import ImageSet, render
+from logitcache.errors import CacheMismatchError, InputError
 from logitcache.fill import Filler, ask, refuse_unusable, split
 from logitcache.job import Job, prepare
 from logitcache.progress import OnProgress, silent
 from logitcache.ranks import Ranks, join_ranks
 from logitcache.store import PROBE_BYTES, Cache, CacheWriter, Manifest, open_cache
 from logitcache.views.philox import integers, words
+from logitcache.views.render import digests
 
 __all__ = ["dump_logits", "probe_samples"]
 
 _PROBE_ROWS = 256
+_SHOWN_TWICE = 8
 
 
 def dump_logits(
@@ -162,6 +164,7 @@ def _dumped(
 def _probe(job: Job, seed: int) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
     """Ask every teacher about the rows that are kept exactly: their samples, [P], and logits, [P, C] each."""
     manifest = job.manifest
+    _refuse_unrepeatable(job)
     probed = probe_samples(seed, manifest.samples, len(manifest.classes))
     parts: dict[str, list[torch.Tensor]] = {slug: [] for slug in job.teachers}
     for batch in job.renderer.batches(job.views[0], split(probed, manifest.batch_size)):
@@ -171,6 +174,18 @@ def _probe(job: Job, seed: int) -> tuple[NDArray[np.int64], dict[str, NDArray[np
     for slug, values in exact.items():
         refuse_unusable(values, probed, job.views[0], job.images, job.teachers[slug].name)
     return probed, exact
+
+
+def _refuse_unrepeatable(job: Job) -> None:
+    """Refuse somebody's own transform that draws from a generator of its own: no student could be shown its pixels again."""
+    some = np.arange(min(len(job.images), _SHOWN_TWICE))
+    for view in (view for view in job.views if view.runs_others_code):
+        first, second = (digests(render(job.images, view, some)) for _ in range(2))
+        if (first != second).any():
+            raise InputError(
+                f"augmentation {view.recipe} shows other pixels each time: a transform in it draws from a generator of its own. Let it use "
+                "torch's, Python's or numpy's global one, which are set for every sample."
+            )
 
 
 def _refuse_unlike(manifest: Manifest, ranks: Ranks) -> None:

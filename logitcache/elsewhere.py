@@ -82,9 +82,13 @@ class TeacherRows(Dataset[Tensor]):
 
         Raises:
             IndexError: A sample that is not there.
+            TypeError: Ids that are no integers: a mask, say.
             CorruptCacheError: The view is damaged.
         """
-        ids = np.asarray(samples, np.int64).reshape(-1)
+        ids = np.asarray(samples).reshape(-1)
+        if len(ids) and ids.dtype.kind not in "iu":
+            raise TypeError(f"sample ids are integers, not {ids.dtype}")
+        ids = ids.astype(np.int64)
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
             raise IndexError(f"samples are 0 to {len(self) - 1}, not {ids.min()} to {ids.max()}")
         return self._answers().of(0, ids)
@@ -199,12 +203,13 @@ class Loader:
             )
         given = {"mean": mean, "std": std, "image_size": image_size, "crop_pct": crop_pct}
         recorded = self.cache.manifest.teachers[0]["preprocessing"]
-        chosen: dict[str, Any] = {word: value or recorded.get(word) for word, value in given.items()}
+        chosen: dict[str, Any] = {word: recorded.get(word) if value is None else value for word, value in given.items()}
         self.preprocessing = preprocessing_for(self.images, self._views[0].recipe, **chosen)
         self._answers = CachedAnswers(self.cache, self.device)
         pinned = self.device.type == "cuda"
         self._renderer = Renderer(self.images, [self.preprocessing], workers=workers, pinned=pinned)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self._turn: int | None = 0  # of epochs begun; None when closed
 
     def __len__(self) -> int:
         """Return the batches of an epoch."""
@@ -217,6 +222,10 @@ class Loader:
             CacheMismatchError: Pixels are not those that the teacher was shown (64 samples are looked at).
             CorruptCacheError: The view is damaged.
         """
+        if self._turn is None:
+            raise InputError("this loader is closed")
+        self._turn += 1
+        turn = self._turn
         view, upcoming = (self._views[one % len(self._views)] for one in (epoch, epoch + 1))
         check_pixels(self.cache, self.images, view, sampled(self.seed, epoch, len(self.images)))
         self._answers.begin(Shown((view,)), Shown((upcoming,)))
@@ -224,6 +233,8 @@ class Loader:
         order = shuffled(count, self.seed, epoch) if self.shuffle else np.arange(count)
         batches = [order[start : start + size] for start in range(0, count, size)]
         for shown in self._renderer.batches(view, batches):
+            if turn != self._turn:
+                raise InputError("this epoch was left when another was begun: a loader goes through one at a time")
             rows = self._answers.of(0, shown.samples)
             yield Batch(
                 self.preprocessing.normalize(shown.pixels[0].to(self.device, non_blocking=True)),
@@ -235,6 +246,7 @@ class Loader:
 
     def close(self) -> None:
         """Let go of the thread that reads ahead."""
+        self._turn = None
         self._answers.close()
 
 

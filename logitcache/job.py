@@ -197,7 +197,7 @@ def _looks(networks: Sequence[Network], images: ImageSet, recipe: str, given: Ma
     """Choose each network's preprocessing: what was asked for, else what its weights say, else the data's."""
     found = []
     for network in networks:
-        known = network.preprocessing | {word: value for word, value in given.items() if value}
+        known = network.preprocessing | {word: value for word, value in given.items() if value is not None}
         found.append(preprocessing_for(images, recipe, **{word: known.get(word) for word in given}))
     return found
 

@@ -8,6 +8,7 @@ where the rows of a view do not fit into memory, blocks are drawn in random orde
 """
 
 import io
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -91,6 +92,8 @@ class Loop:
             self.directory.epoch_done(metrics, self._packed(history))
             if self.on_epoch:
                 self.on_epoch(metrics)
+            if epoch + 1 < self.epochs and self.should_stop():
+                raise self._stopped(f"epoch {epoch + 1} of {self.epochs}")
         last = history[-1]
         kept = ("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_loss", "test_ece", "ema_test_accuracy")
         results: dict[str, Any] = {name: last[name] for name in kept if name in last}
@@ -110,13 +113,13 @@ class Loop:
         if packed is not None:
             try:
                 state = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+                history, begun = state["history"], state["begun"]
+                self.stepper.load(state)
             except Exception as error:  # whatever a broken pickle makes torch stumble over
                 raise InputError(
-                    f"the checkpoint of {self.directory.path} is damaged ({first_line(error)}). "
+                    f"the checkpoint of {self.directory.path} is damaged or of another version ({first_line(error)}). "
                     "Remove the folder and begin the run again."
                 ) from error
-            self.stepper.load(state)
-            history, begun = state["history"], state["begun"]
         self.directory.keep_metrics(history)
         return history, begun
 
@@ -133,7 +136,8 @@ class Loop:
         windows = self._windows(epoch)
         following = self._drawn(torch.Generator().manual_seed(mixed_seed(self.seed, epoch + 1)))[0]
         steps, step = sum(-(-len(order) // self.batch_size) for _, order in windows), 0
-        over, sums = (
+        done, over, sums = (
+            0,
             begun.get("step", 0),
             begun.get("sums", torch.zeros(len(SUMS), dtype=torch.float64)).to(self.device),
         )
@@ -149,25 +153,22 @@ class Loop:
                 last = number + 1 == len(windows)
                 later = Shown(upcoming, following) if last else Shown(turn, windows[number + 1][0])
                 batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-                left, step = batches[max(over - step, 0) :], step + min(max(over - step, 0), len(batches))
+                past = min(max(over - step, 0), len(batches))
+                left, step, done = batches[past:], step + past, done + sum(map(len, batches[:past]))
                 if not left:
                     continue
                 self.answers.begin(Shown(turn, blocks), later)
                 for parts in self._parts(turn, left, renderers):
                     rate = learning_rate(self.settings, epoch, step, steps)
                     sums += self.stepper.step(parts, rate, (epoch + 1) / self.epochs)
-                    step += 1
-                    done = min(step * self.batch_size, len(self.images))
+                    step, done = step + 1, done + sum(len(part[0].labels) for part in parts)
                     self.on_progress(Progress(f"epoch {epoch + 1}/{self.epochs}", done, len(self.images), "images"))
                     if step < steps and self.should_stop():
                         seconds = before + time.perf_counter() - started
                         numbers = _numbers(self.device)
                         state = self._packed(history, step=step, sums=sums.cpu(), numbers=numbers, seconds=seconds)
                         self.directory.save(state)
-                        raise StoppedError(
-                            f"stopped as asked after step {step} of {steps} of epoch {epoch + 1}. Go on with:\n"
-                            f"  logitcache train --resume --out {self.directory.path}"
-                        )
+                        raise self._stopped(f"step {step} of {steps} of epoch {epoch + 1}")
         means = dict(zip(SUMS, (sums / len(self.images)).tolist(), strict=True))
         seconds = before + time.perf_counter() - started
         if not np.isfinite(means["loss"]):
@@ -179,11 +180,17 @@ class Loop:
         speed = {"seconds": seconds, "images_per_second": len(self.images) / seconds}
         return {"lr": rate, **means, **speed, **({"windows": len(windows)} if len(windows) > 1 else {})}
 
+    def _stopped(self, where: str) -> StoppedError:
+        """Say how to go on; the state was saved."""
+        command = shlex.join(["logitcache", "train", "--resume", "--out", str(self.directory.path)])
+        return StoppedError(f"stopped as asked after {where}. Go on with:\n  {command}")
+
     def _parts(
         self, turn: Turn, batches: Sequence[NDArray[np.int64]], renderers: Sequence[Renderer]
     ) -> Iterator[list[list[Part]]]:
         """Render batches: of each its micro-batches, in every view of the turn."""
-        divided = [np.array_split(batch, min(self.parts, len(batch))) for batch in batches]
+        size = -(-self.batch_size // self.parts)
+        divided = [np.array_split(batch, -(-len(batch) // size)) for batch in batches]
         flat = [micro for parts in divided for micro in parts]
         streams = [renderer.batches(view, flat) for renderer, view in zip(renderers, turn, strict=True)]
         shown = zip(*streams, strict=True)

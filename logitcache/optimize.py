@@ -44,13 +44,15 @@ def make_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim
         ("decay_rate", 0 <= settings["decay_rate"] < math.inf, "0 or more"),
         ("warmup_epochs", settings["warmup_epochs"] >= 0, "0 or more"),
         (
-            "nesterov",
-            not settings["nesterov"] or (settings["opt"] == "sgd" and settings["momentum"] > 0),
-            "of SGD with momentum",
+            "warmup_epochs",
+            settings["sched"] != "onecycle" or settings["warmup_epochs"] == 0,
+            "left out: onecycle warms up itself",
         ),
     ):
         if not good:
             raise InputError(f"--{name.replace('_', '-')} must be {wanted}, not {settings[name]}")
+    if settings["nesterov"] and not (settings["opt"] == "sgd" and settings["momentum"] > 0):
+        raise InputError("--nesterov is a way of SGD with momentum: leave it out, or give --opt sgd and a --momentum")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": settings["weight_decay"]}]
     if apart is not None:
@@ -94,7 +96,7 @@ def learning_rate(settings: Mapping[str, Any], epoch: int, step: int, steps: int
 
 
 def _one_cycle(highest: float, place: float, step: float) -> float:
-    """Return the rate at a place of the whole training, in [0, 1], as torch's OneCycleLR with its defaults.
+    """Return the rate at a place of the whole training, in [0, 1], as torch's OneCycleLR but for the momentum.
 
     Up from 1/25 over 30 % of it, down to 1/250,000, along cosines (Smith and Topin, 2019).
     """

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from logitcache.encoding import TopKRows
 from logitcache.errors import InputError, first_line
@@ -59,18 +59,16 @@ class Stepper:
         self._optimizer = make_optimizer(model, settings)
         self._clip = settings["clip_grad"]
         decay = settings["model_ema_decay"]
-        for name, good in (
-            ("clip_grad", self._clip is None or self._clip > 0),
-            ("model_ema_decay", decay is None or 0 < decay < 1),
+        for name, good, wanted in (
+            ("clip_grad", self._clip is None or self._clip > 0, "greater than 0"),
+            ("model_ema_decay", decay is None or 0 < decay < 1, "between 0 and 1"),
+            ("amp_dtype", settings["amp"] or settings["amp_dtype"] == "bfloat16", "left out without --amp"),
         ):
             if not good:
-                raise InputError(
-                    f"--{name.replace('_', '-')} must be greater than 0, and a decay below 1, not {settings[name]}"
-                )
+                raise InputError(f"--{name.replace('_', '-')} must be {wanted}, not {settings[name]}")
         self.average = None
         if decay:
-            mean = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-            self.average = AveragedModel(model, multi_avg_fn=mean, use_buffers=True)
+            self.average = AveragedModel(model, multi_avg_fn=functools.partial(_towards, 1 - decay), use_buffers=True)
         self._dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(settings["amp_dtype"])
         if self._dtype is None:
             raise InputError(f"--amp-dtype must be bfloat16 or float16, not {settings['amp_dtype']!r}")
@@ -167,3 +165,13 @@ def _top(teacher: Tensor | TopKRows) -> Tensor:
     if isinstance(teacher, Tensor):
         return teacher.argmax(1)
     return teacher.ids.gather(1, teacher.values.argmax(1, keepdim=True)).squeeze(1)
+
+
+@torch.no_grad()
+def _towards(share: float, averaged: Sequence[Tensor], current: Sequence[Tensor], _count: object) -> None:
+    """Move a running mean towards what is; what is counted or indexed, in integers, has no mean and is copied."""
+    for mean, now in zip(averaged, current, strict=True):
+        if mean.is_floating_point() or mean.is_complex():
+            mean.lerp_(now, share)
+        else:
+            mean.copy_(now)

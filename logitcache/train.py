@@ -142,13 +142,13 @@ def train_student(
         epochs: Passes over the data set; epoch e shows view e mod views, or pair of views e mod pairs.
         batch_size: Samples of a step.
         grad_accum_steps: Parts into which a batch is divided, where it does not fit at once; the step is the same but for
-            batch normalisation and for methods that couple the rows of a batch, which see the parts.
+            dropout, batch normalisation and methods that couple the rows of a batch, which see the parts.
         opt: One of `optimize.OPTIMIZERS`, torch's of this name.
         lr: Highest learning rate.
         momentum: Of SGD and RMSprop.
         nesterov: Whether SGD looks ahead.
-        weight_decay: Of every parameter, or of every one with two dimensions or more.
-        norm_weight_decay: Of the others: biases and normalisation; None: the same.
+        weight_decay: Of every parameter, or of those with two dimensions or more.
+        norm_weight_decay: Of the others: biases, normalisation, scales; None: the same.
         clip_grad: Largest norm of a gradient; None: any.
         label_smoothing: Share of a label that cross-entropy spreads over all classes.
         model_ema_decay: Decay of a running mean of the weights, which is evaluated and saved beside the last ones; None: no mean.
@@ -228,10 +228,10 @@ def train_student(
     eyes = preprocessing_for(
         images,
         shown[0].recipe,
-        mean=mean or known["mean"],
-        std=std or known["std"],
-        image_size=image_size or known["image_size"],
-        crop_pct=crop_pct or known["crop_pct"],
+        mean=known["mean"] if mean is None else mean,
+        std=known["std"] if std is None else std,
+        image_size=known["image_size"] if image_size is None else image_size,
+        crop_pct=known["crop_pct"] if crop_pct is None else crop_pct,
     )
     if data is None and opened:
         data = opened.manifest.data["spec"]

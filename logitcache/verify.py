@@ -175,7 +175,9 @@ def _replay(
     for slug in cache.teachers:
         with closing(live_teacher_of(cache.of(slug), teacher, teacher_weights, where)) as runner:
             gap, disagreement = _compared(cache.of(slug), images, runner, rows)
-        largest, first = max(largest, gap), first or disagreement
+        largest = max(largest, gap)
+        if disagreement and first is None:
+            first = disagreement if len(cache.teachers) == 1 else f"{slug}: {disagreement}"
     return largest, first
 
 

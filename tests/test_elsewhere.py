@@ -133,6 +133,36 @@ def test_a_loader_in_order_shows_every_sample_once(dump, images):
     assert batches[-1].logits.shape == (44, 5)
 
 
+def test_a_loader_goes_through_one_epoch_at_a_time(dump, images):
+    loader = Loader(dump(), images, batch_size=50, mean=np.array([0.5, 0.5, 0.5]))
+    first = loader.epoch(0)
+    next(first)
+    assert len(list(loader.epoch(1))) == 6
+    with pytest.raises(InputError, match="one at a time"):
+        next(first)
+    loader.close()
+    with pytest.raises(InputError, match="is closed"):
+        next(loader.epoch(2))
+
+
+def test_ids_that_are_no_integers_are_refused(dump):
+    rows = logitcache.open(dump())
+    for wrong in ([True, False], [1.5], torch.ones(300, dtype=torch.bool)):
+        with pytest.raises(TypeError, match="sample ids are integers"):
+            rows.logits(wrong)
+
+
+def test_a_data_set_with_other_names_or_without_labels(dump, images):
+    cache = dump()
+    other = Photos()
+    other.classes = {name: number for number, name in enumerate("abcde")}
+    assert logitcache.wrap(other, cache)[0][1] == images.labels[0]
+    other.classes = None
+    assert len(logitcache.wrap(other, cache)) == 300
+    with pytest.raises(InputError, match="items of TensorDataset must be"):
+        logitcache.wrap(torch.utils.data.TensorDataset(images.images), cache)
+
+
 def test_mixed_rows_are_left_to_train(dump, images):
     cache = dump(augment="mixup")
     for attempt in (lambda: logitcache.wrap(images, cache), lambda: Loader(cache, images)):

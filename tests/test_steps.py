@@ -70,6 +70,73 @@ def test_a_running_mean_of_the_weights_is_kept_evaluated_and_saved(train, tmp_pa
     assert not (tmp_path / "start/student-ema.safetensors").exists()
 
 
+class Indexed(torch.nn.Module):
+    """A student that looks something up in a buffer of integers, as Swin does."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = tiny.still(tiny.CLASSES)
+        self.register_buffer("index", torch.arange(1000))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_a_running_mean_leaves_integers_alone(train, tmp_path):
+    from safetensors.torch import load_file
+
+    train(student=Indexed(), model_ema_decay=0.9999, epochs=4)
+    assert torch.equal(load_file(tmp_path / "run/student-ema.safetensors")["index"], torch.arange(1000))
+
+
+def test_no_part_of_a_batch_is_a_single_row(train, tmp_path, monkeypatch):
+    """300 rows in batches of 49 leave one of 6, in eight parts of 7: it is one part."""
+    from logitcache.step import Stepper
+
+    seen, step = [], Stepper.step
+
+    def watched(self, parts, *more):
+        seen.append([len(part[0].labels) for part in parts])
+        return step(self, parts, *more)
+
+    monkeypatch.setattr(Stepper, "step", watched)
+    train(batch_size=49, grad_accum_steps=8, epochs=1)
+    assert seen[0] == [7] * 7
+    assert seen[-1] == [6]
+
+
+def test_a_stop_is_heard_between_epochs_of_one_step(train, tmp_path):
+    arguments = {"batch_size": 300, "epochs": 3}
+    whole = train(out=tmp_path / "whole", **arguments)
+    with pytest.raises(StoppedError, match=r"stopped as asked after epoch 1 of 3. Go on with:"):
+        train(should_stop=lambda: True, **arguments)
+    assert len(metrics_of(tmp_path / "run")) == 1
+    assert torch.equal(weights(train(resume=True, **arguments)), weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"clip_grad": -1.0}, "--clip-grad must be greater than 0, not -1"),
+        ({"model_ema_decay": 1.0}, "--model-ema-decay must be between 0 and 1"),
+        ({"amp_dtype": "float16"}, "--amp-dtype must be left out without --amp"),
+        ({"nesterov": True, "momentum": 0.0}, "--nesterov is a way of SGD with momentum"),
+        ({"sched": "onecycle", "warmup_epochs": 1}, "--warmup-epochs must be left out"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(train, changes, words):
+    with pytest.raises(InputError, match=words):
+        train(**changes)
+
+
+def test_a_checkpoint_of_another_network_is_one_sentence(train, tmp_path):
+    with pytest.raises(StoppedError):
+        train(should_stop=lambda: True)
+    torch.save({"student": {}, "optimizer": {}, "history": []}, tmp_path / "run/checkpoint.pt")
+    with pytest.raises(InputError, match="damaged or of another version"):
+        train(resume=True)
+
+
 def test_the_norm_of_a_gradient_is_bounded(train, tmp_path):
     start = train(lr=1e-30, weight_decay=0.0, epochs=1, out=tmp_path / "start")
     one_step = {"epochs": 1, "batch_size": 300, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0}
@@ -121,7 +188,7 @@ def test_every_optimizer_learns(train, tmp_path, opt):
 
 def test_nesterov_is_sgds(train, tmp_path):
     assert not torch.equal(weights(train(nesterov=True, out=tmp_path / "n")), weights(train(out=tmp_path / "p")))
-    with pytest.raises(InputError, match="--nesterov must be of SGD"):
+    with pytest.raises(InputError, match="--nesterov is a way of SGD"):
         train(opt="adamw", nesterov=True, out=tmp_path / "none")
 
 

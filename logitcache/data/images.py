@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from logitcache.errors import InputError
+from logitcache.errors import InputError, first_line
 
 __all__ = [
     "IMAGENET",
@@ -177,9 +177,14 @@ class MappedImages:
     def __init__(self, dataset: Any, classes: Sequence[str] | None = None) -> None:
         """Wrap a data set; labels come from its `targets`, or from going through it once; classes from it, where it names them."""
         self.dataset = dataset
-        targets = getattr(dataset, "targets", None)
-        labels = np.asarray(targets if targets is not None else [dataset[i][1] for i in range(len(dataset))])
-        self.labels, self.classes = _checked_labels(labels, getattr(dataset, "classes", classes), len(dataset))
+        targets, named = getattr(dataset, "targets", None), getattr(dataset, "classes", None)
+        try:
+            labels = np.asarray(targets if targets is not None else [dataset[i][1] for i in range(len(dataset))])
+        except (IndexError, KeyError, TypeError) as error:
+            raise InputError(
+                f"items of {type(dataset).__name__} must be (image, label): {first_line(error)}"
+            ) from error
+        self.labels, self.classes = _checked_labels(labels, list(named) if named else classes, len(dataset))
 
     def __len__(self) -> int:
         return len(self.labels)

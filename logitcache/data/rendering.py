@@ -182,7 +182,7 @@ def preprocessing_for(
         resize = "none"
     else:
         resize = "center-crop"
-    m, s = mean or data.normalization[0], std or data.normalization[1]
+    m, s = data.normalization[0] if mean is None else mean, data.normalization[1] if std is None else std
     if {len(m), len(s)} - {1, 3}:
         raise InputError(
             f"mean and std must be one number each, or three (red, green, blue), not {list(m)} and {list(s)}"

@@ -86,10 +86,13 @@ def change(
             for row, numbers in enumerate(words(seed, view, samples, _FIRST_DRAW + number).tolist()):
                 _set_numbers(numbers)
                 try:
-                    changed = transform(rows[row])
-                except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+                    changed = transform(
+                        rows[row] if name in CHANGES else rows[row].clone()
+                    )  # which may be changed in place
+                except Exception as error:
+                    spelled = f" {dict(parameters)}" if parameters else ""
                     raise InputError(
-                        f"augmentation {name} {dict(parameters) or ''} fails on sample {samples[row]}: {type(error).__name__}: {error}"
+                        f"augmentation {name}{spelled} fails on sample {samples[row]}: {type(error).__name__}: {error}"
                     ) from error
                 rows[row] = _checked(changed, name, int(samples[row]))
     return rows
@@ -102,7 +105,13 @@ def _transform(name: str, parameters: tuple[tuple[str, float | str], ...]) -> Tr
             return CHANGES[name].make(**dict(parameters))
         except (TypeError, ValueError) as error:
             raise InputError(f"{name} cannot have {dict(parameters)}: {error}") from error
-    made = resolve(name, "augmentation")()
+    factory = resolve(name, "augmentation")
+    try:
+        made = factory()
+    except Exception as error:
+        raise InputError(
+            f"augmentation {name} cannot be made: {type(error).__name__}: {error}. It is called with nothing, and returns a transform."
+        ) from error
     if not callable(made):
         raise InputError(
             f"augmentation {name} returned {type(made).__name__}; expected a transform of uint8 pixels [C, H, W]"

@@ -53,9 +53,9 @@ class Preprocessing:
         Resizing is bilinear with antialiasing and always happens on the CPU: devices round differently.
         """
         if self.resize == "none":
-            return pixels if isinstance(pixels, Tensor) else torch.stack(list(pixels))
+            return pixels if isinstance(pixels, Tensor) else _stacked(pixels)
         device = pixels.device if isinstance(pixels, Tensor) else None
-        return torch.stack([self._resized(row.cpu()) for row in pixels]).to(device)
+        return _stacked([self._resized(row.cpu()) for row in pixels]).to(device)
 
     def _resized(self, row: Tensor) -> Tensor:
         size = self.image_size
@@ -83,6 +83,12 @@ class Preprocessing:
     def from_json(cls, entry: Mapping[str, Any]) -> "Preprocessing":
         """Read the entry of the manifest."""
         return cls(**{**entry, "mean": tuple(entry["mean"]), "std": tuple(entry["std"])})
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    """Put renditions of one size together; beside coloured ones a grey one's channel fills all."""
+    channels = max(map(len, rows))
+    return torch.stack([row.expand(channels, -1, -1) for row in rows])
 
 
 def resize(row: Tensor, size: list[int]) -> Tensor:

@@ -5,7 +5,6 @@ which is the weight of the labels, does not depend on how large an image is.
 """
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ __all__ = ["MIXES", "Mixed", "Mixing", "blend", "draw"]
 
 _FIRST_DRAW = 1 << 16
 _WHOLE = 256
+_SMALLEST, _LARGEST = 1e-3, 100.0  # of alpha: beyond, weights are 0, 1 or 1/2
 Ints = NDArray[np.int64]
 
 
@@ -95,8 +95,8 @@ def _thresholds(alpha: float) -> NDArray[np.float64]:
 
     With x = t^(1/alpha) the density has no pole at 0; the other half is symmetric. Weight q has the mass from q - 1/2 to q + 1/2.
     """
-    if not 0 < alpha < math.inf:
-        raise InputError(f"alpha of mixup and cutmix must be greater than 0, not {alpha:g}")
+    if not _SMALLEST <= alpha <= _LARGEST:
+        raise InputError(f"alpha of mixup and cutmix must lie between {_SMALLEST:g} and {_LARGEST:g}, not {alpha:g}")
     edges = ((np.arange(129) + 0.5) / _WHOLE).clip(0, 0.5) ** alpha
     nodes, shares = np.polynomial.legendre.leggauss(32)
     low, high = np.concatenate([[0.0], edges[:-1]])[:, None], edges[:, None]

@@ -25,6 +25,8 @@ __all__ = ["PRESETS", "Recipe", "View", "make_turns", "make_views", "read_recipe
 Ints = NDArray[np.int64]
 Step = tuple[str, Mapping[str, float | str]]
 
+_PLUS = r"\+(?![^()]*\))"  # outside of parentheses: 1e+2 is a number
+
 PRESETS = {
     "cifar": "pad-crop-flip",
     "cifar-strong": "pad-crop-flip+randaugment(num_ops=2,magnitude=10)",
@@ -66,13 +68,16 @@ def read_recipe(text: str) -> Recipe:
         UnknownNameError: A step or parameter that is not known.
         InputError: Steps in another order, or a value that means nothing.
     """
-    named = "+".join(PRESETS.get(step.strip(), step) for step in text.split("+"))
-    steps = [_read_step(step, text) for step in named.split("+")]
+    named = "+".join(PRESETS.get(step.strip(), step) for step in re.split(_PLUS, text))
+    steps = [_read_step(step, text) for step in re.split(_PLUS, named)]
     if steps[0][0] not in CROPS:
         steps.insert(0, ("none", {}))
     ranks = [0 if name in CROPS else 2 if name in MIXES else 1 for name, _ in steps]
     if ranks != sorted(ranks) or ranks.count(0) > 1:
         raise InputError(f"augmentation {text}: one crop comes first, then changes of pixels, then mixing")
+    mixed = [name for name, _ in steps if name in MIXES]
+    if len(set(mixed)) < len(mixed):
+        raise InputError(f"augmentation {text} names {mixed[0]} twice")
     changes, mixes = (
         tuple(step for step, rank in zip(steps, ranks, strict=True) if rank == wanted) for wanted in (1, 2)
     )
@@ -94,14 +99,20 @@ def _read_step(text: str, recipe: str) -> Step:
     if not found:
         raise InputError(f"augmentation {recipe}: {text!r} is no step; expected NAME or NAME(parameter=value,...)")
     name, given = found[1].strip(), found[2]
+    if found[2] is not None and (name in PRESETS or name in CROPS or ":" in name):
+        raise InputError(f"augmentation {recipe}: {name} takes no parameters")
     if name not in CROPS and name not in CHANGES and name not in MIXES and ":" not in name:
         raise unknown_name("augmentation", name, [*PRESETS, *CROPS, *CHANGES, *MIXES, "package.module:factory"])
     known = {step: one.defaults for step, one in CHANGES.items()} | {step: one.defaults for step, one in MIXES.items()}
     defaults = known.get(name, {})
-    return name, {
-        **defaults,
-        **dict(_read_parameter(part, name, defaults) for part in (given or "").split(",") if part),
-    }
+    chosen: dict[str, float | str] = {}
+    for part in (given or "").split(","):
+        if part:
+            word, value = _read_parameter(part, name, defaults)
+            if word in chosen:
+                raise InputError(f"augmentation {recipe} gives {word} of {name} twice")
+            chosen[word] = value
+    return name, {**defaults, **chosen}
 
 
 def _read_parameter(text: str, step: str, defaults: Mapping[str, float | str]) -> tuple[str, float | str]:
@@ -153,6 +164,11 @@ class View:
     def changes_pixels(self) -> bool:
         """Whether more happens to a row than being cut out, so that rendering it takes time."""
         return bool(read_recipe(self.recipe).changes)
+
+    @property
+    def runs_others_code(self) -> bool:
+        """Whether a step is somebody's own."""
+        return any(":" in name for name, _ in read_recipe(self.recipe).changes)
 
     @property
     def keeps_size(self) -> bool:

@@ -29,6 +29,26 @@ def not_callable():
     return 3
 
 
+def in_place():
+    return v2.RandomErasing(p=1, inplace=True)
+
+
+def of_its_own():
+    generator = np.random.default_rng()
+    return lambda pixels: (pixels.int() + int(generator.integers(2))).clamp(0, 255).to(torch.uint8)
+
+
+def broken():
+    raise OSError("no such disk")
+
+
+def breaks():
+    def fail(pixels):
+        raise AssertionError("not today")
+
+    return fail
+
+
 IMAGES = torch.from_numpy(np.random.RandomState(0).randint(0, 256, (12, 3, 16, 12), dtype=np.uint8))
 RECIPES = [*CHANGES, "colorjitter(hue=0.3)", "autoaugment(policy=cifar10)", f"{__name__}:own", "cifar-strong"]
 
@@ -100,8 +120,45 @@ def test_a_pipeline_may_change_the_size_and_torchvisions_changes_do_not():
         (f"{__name__}:floats", InputError, "Leave ToDtype"),
         (f"{__name__}:not_callable", InputError, "expected a transform"),
         (f"{__name__}:absent", InputError, "cannot be imported"),
+        (f"{__name__}:broken", InputError, "cannot be made: OSError: no such disk"),
+        (f"{__name__}:breaks", InputError, "fails on sample 0: AssertionError: not today"),
+        ("cifar(num_ops=1)", InputError, "cifar takes no parameters"),
+        ("none(x=1)", InputError, "none takes no parameters"),
+        ("erasing(p=1,p=0)", InputError, "gives p of erasing twice"),
+        ("mixup+mixup", InputError, "names mixup twice"),
     ],
 )
 def test_what_cannot_be_rendered_is_refused(recipe, error, words):
     with pytest.raises(error, match=words):
         changed(recipe, range(3))
+
+
+def test_a_transform_that_works_in_place_leaves_the_data_alone():
+    from logitcache.data import ArrayImages, render
+    from logitcache.views.render import digests
+
+    images = ArrayImages(np.full((4, 16, 16, 3), 200, np.uint8), np.zeros(4, np.int64))
+    view, samples = make_views(f"{__name__}:in_place", 1, 0)[0], np.arange(4)
+    first = digests(render(images, view, samples))
+    assert bool((images.images == 200).all())
+    assert (digests(render(images, view, samples)) == first).all()
+
+
+def test_a_transform_with_a_generator_of_its_own_is_refused_at_the_dump(dump):
+    with pytest.raises(InputError, match="shows other pixels each time"):
+        dump(augment=f"{__name__}:of_its_own")
+
+
+def test_grey_and_coloured_items_go_together(dump):
+    from logitcache.data import MappedImages
+
+    class Mixed(list):
+        targets = [0, 1] * 10
+
+    items = Mixed((torch.full((1 + 2 * (n % 2), 16, 16), n, dtype=torch.uint8), n % 2) for n in range(20))
+    cache = dump(
+        data=MappedImages(items),
+        teacher=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 2)),
+        image_size=16,
+    )
+    assert cache.manifest.samples == 20

@@ -28,7 +28,7 @@ def test_a_partner_depends_on_seed_view_and_sample_alone(recipe, order, seed, vi
         assert getattr(together, field).tolist() == [getattr(one, field)[0].tolist() for one in alone]
 
 
-@pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0, 3.0])
+@pytest.mark.parametrize("alpha", [0.02, 0.2, 0.8, 1.0, 3.0, 100.0])
 def test_mixup_weights_have_the_beta_distribution(alpha):
     ours = drawn(f"mixup(alpha={alpha})").weights / 256
     with torch.random.fork_rng():
@@ -79,7 +79,9 @@ def test_a_partner_of_another_size_is_brought_to_the_rows():
     assert torch.equal(blend([own], [partner], half)[0], torch.full((3, 4, 6), 50, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("recipe", ["mixup(alpha=0)", "cutmix(p=2)", "mixup(alpha=nan)"])
+@pytest.mark.parametrize(
+    "recipe", ["mixup(alpha=0)", "cutmix(p=2)", "mixup(alpha=nan)", "mixup(alpha=1e+3)", "cutmix(alpha=1e16)"]
+)
 def test_values_that_mean_nothing_are_refused(recipe):
     with pytest.raises(InputError, match="alpha|share"):
         drawn(recipe)
