@@ -372,11 +372,11 @@ def test_memory_that_tensors_free_is_kept():
         "if sys.argv[1] == 'keep': keep_freed_memory()\n"
         "torch.ones(2**24)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(40): torch.ones(2**24)\n"
+        "for _ in range(16): torch.ones(2**24)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
     )
     faults = {
         word: int(subprocess.run([sys.executable, "-c", code, word], capture_output=True, check=True).stdout)
         for word in ("keep", "plain")
     }
-    assert faults["plain"] > 3 * faults["keep"] + 50
+    assert faults["plain"] > 2 * faults["keep"] + 50

@@ -52,8 +52,10 @@ def test_top_k_rows_are_completed_for_a_temperature(dump):
     assert torch.equal(rows[5], kept.at(1)[0])
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize(
+    ("method", "persistent"),
+    [("fork", False), ("fork", True), ("spawn", True), pytest.param("spawn", False, marks=pytest.mark.slow)],
+)
 def test_a_wrapped_data_set_goes_through_any_loader(dump, images, method, persistent):
     """Pixels are those that the teacher saw, in every epoch, also where workers outlive one."""
     cache = dump()
