@@ -33,7 +33,6 @@ def collate(items):
 
 
 data = logitcache.wrap(load_data("fashion-mnist-mini"), sys.argv[1])
-epochs = int([*sys.argv, 6][2])
-settings = TrainingArguments("runs/hf", num_train_epochs=epochs, learning_rate=1e-3, remove_unused_columns=False)
-trainer = Trainer(Distilled(), settings, collate, data, callbacks=[NextView()])
-print(trainer.train().metrics)
+more = {"num_train_epochs": int([*sys.argv, 6][2]), "per_device_train_batch_size": 64, "learning_rate": 1e-3}
+settings = TrainingArguments("runs/hf", remove_unused_columns=False, **more)
+print(Trainer(Distilled(), settings, collate, data, callbacks=[NextView()]).train().metrics)
