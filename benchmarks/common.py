@@ -1,4 +1,4 @@
-"""What benchmarks share: alternating timing, the peak of allocated memory, and a record of where it was measured."""
+"""What benchmarks share: a cache of made-up rows, alternating timing, peak memory, and a record of where it was measured."""
 
 import json
 import platform
@@ -12,7 +12,39 @@ from typing import Any
 
 import torch
 
-__all__ = ["alternating_seconds", "peak_bytes", "where", "write_result"]
+from logitcache.encoding import Encoding, widest_bytes
+from logitcache.store import Manifest, block_rows_for
+
+__all__ = ["alternating_seconds", "manifest_of", "peak_bytes", "where", "write_result"]
+
+
+def manifest_of(rows: int, classes: int, encoding: Encoding, views: int = 1) -> Manifest:
+    """Describe a cache of made-up rows."""
+    return Manifest(
+        samples=rows,
+        classes=tuple(map(str, range(classes))),
+        block_rows=block_rows_for(rows, widest_bytes(encoding.columns(classes))),
+        batch_size=256,
+        threads=1,
+        device="cpu",
+        views=tuple(
+            {"recipe": "none", "recipe_version": 1, "seed": 0, "key": v, "index": v, "group": v} for v in range(views)
+        ),
+        data={"spec": "", "length": rows, "digest": "", "first": 0},
+        teachers=(
+            {
+                "slug": "t",
+                "name": "t",
+                "weights": "",
+                "weights_sha256": "",
+                "class_map": None,
+                "preprocessing": {},
+                "members": [],
+            },
+        ),
+        encoding=encoding.to_json(),
+        software={},
+    )
 
 
 def alternating_seconds(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 import zarr
-from common import alternating_seconds, write_result
+from common import alternating_seconds, manifest_of, write_result
 from torch import Tensor
 from zarr.core.buffer import cpu
 from zarr.storage import MemoryStore
 
 from logitcache.answers import gather
 from logitcache.encoding import TopKEncoding, dense
-from logitcache.store import Cache, CacheWriter, Manifest, block_rows_for, compressed_bytes, open_cache
+from logitcache.store import Cache, CacheWriter, compressed_bytes, open_cache
 
 VOCABULARY = 128_256
 
@@ -174,29 +174,7 @@ class Trial:
 
     def _written(self, stored: dict[str, np.ndarray], labels: Tensor, folder: Path) -> Cache:
         count = len(labels)
-        manifest = Manifest(
-            samples=count,
-            classes=tuple(map(str, range(self.classes))),
-            block_rows=block_rows_for(count, 4 * (self.encoding.k + 1)),
-            batch_size=1,
-            threads=1,
-            device="cpu",
-            views=({"index": 0},),
-            data={"spec": "", "length": count, "digest": "", "first": 0},
-            teachers=(
-                {
-                    "slug": "t",
-                    "name": "t",
-                    "weights": "",
-                    "weights_sha256": "",
-                    "class_map": None,
-                    "preprocessing": {},
-                    "members": [],
-                },
-            ),
-            encoding=self.encoding.to_json(),
-            software={},
-        )
+        manifest = manifest_of(count, self.classes, self.encoding)
         path = folder / f"{self.encoding.k}.zarr"
         with CacheWriter(path, manifest, {"t": self.specs}, labels.numpy().astype(np.int32), command="") as writer:
             writer.begin(np.arange(1), {"t": np.zeros((1, self.classes), np.float32)})

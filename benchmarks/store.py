@@ -23,45 +23,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import alternating_seconds, write_result
+from common import alternating_seconds, manifest_of, write_result
 from torch.utils.data import Dataset, default_collate
 
 from logitcache.answers import gather
-from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, widest_bytes
+from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
 from logitcache.files import describe
-from logitcache.store import Cache, CacheWriter, Manifest, block_rows_for, open_cache
+from logitcache.store import Cache, CacheWriter, Manifest, open_cache
 from logitcache.store.ledger import Ledger
 
 CLASSES, BATCH = 1000, 256
-
-
-def manifest_of(rows: int, encoding: Encoding, views: int = 1) -> Manifest:
-    """Describe a cache of made-up rows."""
-    return Manifest(
-        samples=rows,
-        classes=tuple(map(str, range(CLASSES))),
-        block_rows=block_rows_for(rows, widest_bytes(encoding.columns(CLASSES))),
-        batch_size=BATCH,
-        threads=1,
-        device="cpu",
-        views=tuple(
-            {"recipe": "none", "recipe_version": 1, "seed": 0, "key": v, "index": v, "group": v} for v in range(views)
-        ),
-        data={"spec": "", "length": rows, "digest": "", "first": 0},
-        teachers=(
-            {
-                "slug": "t",
-                "name": "t",
-                "weights": "",
-                "weights_sha256": "",
-                "class_map": None,
-                "preprocessing": {},
-                "members": [],
-            },
-        ),
-        encoding=encoding.to_json(),
-        software={},
-    )
 
 
 def open_writer(path: Path, manifest: Manifest, encoding: Encoding) -> CacheWriter:
@@ -76,7 +47,7 @@ def open_writer(path: Path, manifest: Manifest, encoding: Encoding) -> CacheWrit
 def build(path: Path, rows: int, k: int) -> Cache:
     """Write a cache of one view of random top-k rows."""
     encoding, random = TopKEncoding(k, "f16"), np.random.default_rng(0)
-    manifest = manifest_of(rows, encoding)
+    manifest = manifest_of(rows, CLASSES, encoding)
     with open_writer(path, manifest, encoding) as writer:
         for view, block in writer.missing():
             first, last = manifest.rows(block)
@@ -93,7 +64,7 @@ def build(path: Path, rows: int, k: int) -> Cache:
 def write_beside_the_disk(folder: Path, blocks: int, rounds: int) -> dict[str, float]:
     """Write full f16 rows through the writer, and the same bytes plainly; MB/s of each."""
     encoding = FullEncoding("f16")
-    manifest = manifest_of(blocks * 4096, encoding)
+    manifest = manifest_of(blocks * 4096, CLASSES, encoding)
     rows = {
         "digests": np.zeros(4096, np.uint64),
         "teachers/t/logits": np.random.default_rng(0).standard_normal((4096, CLASSES), np.float32).astype(np.float16),
@@ -123,7 +94,7 @@ def write_beside_the_disk(folder: Path, blocks: int, rounds: int) -> dict[str, f
 def open_a_large_one(path: Path, rows: int) -> dict[str, float]:
     """Open a cache of so many rows, in a process of its own: seconds, and MB more than after the imports."""
     encoding = TopKEncoding(64, "f16")
-    manifest = manifest_of(rows, encoding, views=8)
+    manifest = manifest_of(rows, CLASSES, encoding, views=8)
     with open_writer(path, manifest, encoding) as writer:
         Ledger(writer.place).mark(
             {name: describe(writer.place.read(name)) for name in writer.place.sizes() if not name.startswith(".")}

@@ -7,7 +7,7 @@ import typer
 from logitcache.errors import InputError
 from logitcache.ranks import this_one_leads
 
-from .options import ConfigOption, numbers, rows_or_auto, show_progress, span, stopping
+from .options import ConfigOption, WorkersOption, numbers, rows_or_auto, show_progress, span, stopping
 from .render import bytes_text, print_pairs
 
 __all__ = ["dump"]
@@ -137,9 +137,7 @@ def dump(
             help="Only these of the data, from A to one before B; logitcache merge joins such caches.",
         ),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", min=0, show_default="by the data", help="Processes that decode images.")
-    ] = None,
+    workers: WorkersOption = None,
     mean: Annotated[
         str | None,
         typer.Option(

@@ -26,6 +26,7 @@ __all__ = [
     "Display",
     "JsonOption",
     "TeacherOption",
+    "WorkersOption",
     "newest_unless",
     "numbers",
     "parameters",
@@ -122,6 +123,9 @@ CacheArgument = Annotated[
 ]
 
 
+WorkersOption = Annotated[
+    int | None, typer.Option(metavar="N", min=0, show_default="by the data", help="Processes that decode images.")
+]
 TeacherOption = Annotated[
     str | None,
     typer.Option(

@@ -9,6 +9,7 @@ from .options import (
     CacheArgument,
     ConfigOption,
     TeacherOption,
+    WorkersOption,
     newest_unless,
     numbers,
     parameters,
@@ -203,9 +204,7 @@ def train(
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the student's weights and the order of samples.")] = 0,
     device: Annotated[str, typer.Option(metavar="NAME", help="Where to train: auto, cpu, cuda, ...")] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", min=0, show_default="by the data", help="Processes that decode images.")
-    ] = None,
+    workers: WorkersOption = None,
     memory_budget: Annotated[
         str | None,
         typer.Option(

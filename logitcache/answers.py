@@ -13,7 +13,7 @@ from logitcache.encoding import TopKRows, dense, read_encoding
 from logitcache.errors import CacheMismatchError, CorruptCacheError, InputError, UnknownNameError
 from logitcache.models import hash_weights, load_network
 from logitcache.store import Cache, ViewStream
-from logitcache.teacher import Teacher, Teachers
+from logitcache.teacher import Teacher, Teachers, recorded_teacher
 from logitcache.views import View
 from logitcache.views.geometry import Preprocessing
 
@@ -182,9 +182,9 @@ def _live(
 ) -> Teacher:
     manifest = cache.manifest
     file = weights or (entry["weights"] if teacher is None else None) or None
-    mapped = entry["class_map"] or {"classes": len(manifest.classes), "indices": None}
+    classes = entry["class_map"]["classes"] if entry["class_map"] else len(manifest.classes)
     try:
-        network = load_network(teacher or entry["name"], mapped["classes"], file)
+        network = load_network(teacher or entry["name"], classes, file)
     except UnknownNameError as error:
         if teacher is not None:
             raise
@@ -197,16 +197,7 @@ def _live(
             f"the live teacher {network.name} has weights sha256 {found[:12]}, {cache.place} was dumped with "
             f"{entry['weights_sha256'][:12]}. Name the recorded weights with --teacher-weights, or dump again."
         )
-    return Teacher(
-        network,
-        Preprocessing.from_json(entry["preprocessing"]),
-        classes=mapped["classes"],
-        batch_size=manifest.batch_size,
-        threads=manifest.threads,
-        device=device,
-        class_map=mapped["indices"],
-        **manifest.forward,
-    )
+    return recorded_teacher(network, entry, manifest, device)
 
 
 def teacher_classes(cache: Cache, view: View, samples: NDArray[np.int64]) -> NDArray[np.int64]:

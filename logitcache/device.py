@@ -1,14 +1,16 @@
 """Where tensors live, and what to say when they do not fit there."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from logitcache.errors import InputError, first_line
 
-__all__ = ["cpu_threads", "pick_device", "saying_when_out_of_memory"]
+__all__ = ["compiled_unless_refused", "cpu_threads", "pick_device", "saying_when_out_of_memory"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -44,6 +46,26 @@ def cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def compiled_unless_refused(module: nn.Module, who: str) -> Callable[[Tensor], Any]:
+    """Have torch.compile translate a network, which it does at the first call; where it cannot, that call says so.
+
+    Args:
+        module: The network.
+        who: It, at the beginning of a sentence.
+    """
+    run = torch.compile(module)
+
+    def called(inputs: Tensor) -> Any:
+        try:
+            return run(inputs)
+        except Exception as error:
+            if not type(error).__module__.startswith("torch._"):
+                raise
+            raise InputError(f"{who} cannot be compiled here: {first_line(error)}. Leave out --compile.") from error
+
+    return called
 
 
 @contextmanager

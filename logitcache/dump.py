@@ -138,10 +138,7 @@ def _dumped(
     columns = {slug: job.encoding.columns(len(manifest.classes)) for slug in job.teachers}
     labels = job.images.labels.astype(np.int32)
     writer = CacheWriter(out, manifest, columns, labels, command=command, leads=ranks.leads)
-    with contextlib.ExitStack() as stack:
-        for one in job.teachers.values():
-            stack.callback(one.close)
-        stack.enter_context(writer)
+    with contextlib.closing(job), writer:
         if not ranks.share("complete", writer.complete if ranks.leads else None):
             probed, exact = _probe(job, seed)
             if ranks.leads:

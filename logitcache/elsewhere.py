@@ -127,8 +127,7 @@ class WithTeacher(Dataset[tuple[Any, int, Tensor]]):
     def __init__(self, images: ImageSet, rows: TeacherRows, transform: Callable[[Tensor], Any] | None) -> None:
         self._images = check_samples(rows.cache, images, listed=False)
         self.teacher, self._transform = rows, transform
-        if any(view.mixes for view in rows.views):
-            raise InputError(f"{rows.cache.place} mixes samples, so that items have two labels: use its loader")
+        _refuse_mixed(rows.cache, rows.views)
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -197,14 +196,10 @@ class Loader:
         self.cache = open_cache(cache).of(teacher)
         self.images, self.device = recorded_data(self.cache, data), pick_device(device)
         self._views = [View.from_json(entry) for entry in self.cache.manifest.views]
-        if any(view.mixes for view in self._views):
-            raise InputError(
-                f"{self.cache.place} mixes samples, so that rows have two labels: `logitcache train` takes both"
-            )
+        _refuse_mixed(self.cache, self._views)
         given = {"mean": mean, "std": std, "image_size": image_size, "crop_pct": crop_pct}
         recorded = self.cache.manifest.teachers[0]["preprocessing"]
-        chosen: dict[str, Any] = {word: recorded.get(word) if value is None else value for word, value in given.items()}
-        self.preprocessing = preprocessing_for(self.images, self._views[0].recipe, **chosen)
+        self.preprocessing = preprocessing_for(self.images, self._views[0].recipe, given, recorded)
         self._answers = CachedAnswers(self.cache, self.device)
         pinned = self.device.type == "cuda"
         self._renderer = Renderer(self.images, [self.preprocessing], workers=workers, pinned=pinned)
@@ -248,6 +243,11 @@ class Loader:
         """Let go of the thread that reads ahead."""
         self._turn = None
         self._answers.close()
+
+
+def _refuse_mixed(cache: Cache, views: Sequence[View]) -> None:
+    if any(view.mixes for view in views):
+        raise InputError(f"{cache.place} mixes samples, so that rows have two labels: `logitcache train` takes both")
 
 
 def open(cache: str | Path | Cache, teacher: str | None = None) -> TeacherRows:  # noqa: A001  (as in logitcache.open)

@@ -17,7 +17,7 @@ from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, widest_byt
 from logitcache.errors import InputError, unknown_name
 from logitcache.models import Network, hash_weights, load_network, read_class_map
 from logitcache.store import Manifest, average_of, block_rows_for, open_place, read_manifest
-from logitcache.teacher import TEST_TIME_VIEWS, Teacher, Teachers, largest_fitting
+from logitcache.teacher import TEST_TIME_VIEWS, Teachers, largest_fitting, recorded_teacher
 from logitcache.views import View, make_views
 from logitcache.views.geometry import Preprocessing
 
@@ -46,6 +46,11 @@ class Job:
     encoding: Encoding
     teachers: dict[str, Teachers]
     renderer: Renderer
+
+    def close(self) -> None:
+        """Give the teachers' networks back as they were."""
+        for one in self.teachers.values():
+            one.close()
 
 
 def prepare(
@@ -92,14 +97,16 @@ def prepare(
     images = part_of(images, samples) if samples else images
     whole, first = whole_of(images)
     chosen = _encoding(encoding, top_k, precision, len(images.classes))
-    mapped = None if class_map is None else read_class_map(class_map, images.classes)
-    answered = teacher_classes or (len(images.classes) if mapped is None else 1000)
-    _refuse_other_classes(mapped, answered, len(images.classes))
+    indices = None if class_map is None else read_class_map(class_map, images.classes)
+    answered = teacher_classes or (len(images.classes) if indices is None else 1000)
+    _refuse_other_classes(indices, answered, len(images.classes))
     networks = _networks(teacher, teacher_weights, answered)
     if average and len(networks) < 2:
         raise InputError("--average stores the mean of several teachers: name each with a --teacher of its own")
     given = {"mean": mean, "std": std, "image_size": image_size, "crop_pct": crop_pct}
-    cast = _Cast(networks, _looks(networks, images, recipes[0].recipe, given), answered, mapped)
+    looks = [preprocessing_for(images, recipes[0].recipe, given, network.preprocessing) for network in networks]
+    mapped = None if indices is None else {"classes": answered, "indices": list(indices)}
+    entries = [_entry(*one, mapped) for one in zip(_slugs(networks), networks, looks, strict=True)]
     begun, where = read_manifest(open_place(out)), pick_device(device)
     forward = {
         "autocast": "bfloat16" if amp else None,
@@ -122,84 +129,42 @@ def prepare(
             "digest": whole.digest(),
             "first": first,
         },
-        teachers=(average_of(cast.entries()),) if average else tuple(cast.entries()),
+        teachers=(average_of(entries),) if average else tuple(entries),
         encoding=chosen.to_json(),
         software={name: version(name) for name in ("logitcache", "numpy", "pillow", "torch", "torchvision", "zarr")},
     )
     if begun and allow_mixed:
         manifest = replace(manifest, software=begun.software, device=begun.device)
     if batch_size == "auto" and not begun and where.type != "cpu":
-        largest = largest_fitting(lambda rows: cast.attempt(replace(manifest, batch_size=rows), where))
+
+        def attempt(rows: int) -> None:
+            """Ask about a batch of black images, so that memory runs out now and not at night."""
+            for network, entry in zip(networks, entries, strict=True):
+                one = recorded_teacher(network, entry, replace(manifest, batch_size=rows), where)
+                size = one.preprocessing.image_size
+                one.logits(torch.zeros(rows, 3, size, size, dtype=torch.uint8))
+
+        largest = largest_fitting(attempt)
         manifest = replace(manifest, batch_size=largest)
-    asked = cast.runners(manifest, where)
+    asked = [recorded_teacher(*one, manifest, where) for one in zip(networks, entries, strict=True)]
     slugs = [entry["slug"] for entry in manifest.teachers]
     groups = [asked] if average else [[one] for one in asked]
     teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
-    renderer = Renderer(images, cast.looks, with_digests=True, workers=workers, pinned=where.type == "cuda")
+    renderer = Renderer(images, looks, with_digests=True, workers=workers, pinned=where.type == "cuda")
     return Job(manifest, images, recipes, chosen, teachers, renderer)
 
 
-@dataclass(frozen=True, slots=True)
-class _Cast:
-    """The networks of a dump.
-
-    Attributes:
-        networks: With their weights.
-        looks: What each of them looks through.
-        classes: How many classes they answer for.
-        mapped: For each class of the data, which of theirs it is; None: the same.
-    """
-
-    networks: Sequence[Network]
-    looks: Sequence[Preprocessing]
-    classes: int
-    mapped: Sequence[int] | None
-
-    def entries(self) -> list[dict[str, Any]]:
-        """Return what the manifest says of each."""
-        return [
-            {
-                "slug": slug,
-                "name": network.name,
-                "weights": network.weights,
-                "weights_sha256": hash_weights(network.module.state_dict()),
-                "class_map": None if self.mapped is None else {"classes": self.classes, "indices": list(self.mapped)},
-                "preprocessing": look.to_json(),
-                "members": [],
-            }
-            for slug, network, look in zip(_slugs(self.networks), self.networks, self.looks, strict=True)
-        ]
-
-    def runners(self, manifest: Manifest, device: torch.device) -> list[Teacher]:
-        """Make them ready to answer."""
-        return [
-            Teacher(
-                network,
-                look,
-                classes=self.classes,
-                batch_size=manifest.batch_size,
-                threads=manifest.threads,
-                device=device,
-                class_map=self.mapped,
-                **manifest.forward,
-            )
-            for network, look in zip(self.networks, self.looks, strict=True)
-        ]
-
-    def attempt(self, manifest: Manifest, device: torch.device) -> None:
-        """Ask about a batch of black images, so that memory runs out now and not at night."""
-        for teacher in self.runners(manifest, device):
-            size = teacher.preprocessing.image_size
-            teacher.logits(torch.zeros(manifest.batch_size, 3, size, size, dtype=torch.uint8))
-
-
-def _looks(networks: Sequence[Network], images: ImageSet, recipe: str, given: Mapping[str, Any]) -> list[Preprocessing]:
-    """Choose each network's preprocessing: what was asked for, else what its weights say, else the data's."""
-    found = []
-    for network in networks:
-        known = network.preprocessing | {word: value for word, value in given.items() if value is not None}
-        found.append(preprocessing_for(images, recipe, **{word: known.get(word) for word in given}))
-    return found
+def _entry(slug: str, network: Network, look: Preprocessing, class_map: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the manifest says of a teacher."""
+    return {
+        "slug": slug,
+        "name": network.name,
+        "weights": network.weights,
+        "weights_sha256": hash_weights(network.module.state_dict()),
+        "class_map": class_map,
+        "preprocessing": look.to_json(),
+        "members": [],
+    }
 
 
 def _refuse_other_classes(mapped: Sequence[int] | None, answered: int, classes: int) -> None:

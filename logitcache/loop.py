@@ -26,7 +26,7 @@ from logitcache.errors import InputError, StoppedError, first_line
 from logitcache.evaluate import evaluate, for_evaluation
 from logitcache.methods import SecondLabels
 from logitcache.optimize import learning_rate
-from logitcache.order import mixed_seed, sampled
+from logitcache.order import mixed_seed, sampled, shuffled, windowed
 from logitcache.progress import OnProgress, Progress
 from logitcache.rundir import RunDirectory
 from logitcache.step import SUMS, Part, Stepper
@@ -134,7 +134,7 @@ class Loop:
     ) -> dict[str, Any]:
         """Train one pass, or what is left of one that was `begun`; metrics are summed on the device and read once."""
         windows = self._windows(epoch)
-        following = self._drawn(torch.Generator().manual_seed(mixed_seed(self.seed, epoch + 1)))[0]
+        following = self._windows(epoch + 1)[0][0]
         steps, step = sum(-(-len(order) // self.batch_size) for _, order in windows), 0
         done, over, sums = (
             0,
@@ -203,33 +203,15 @@ class Loop:
         inputs = self.eyes.normalize(batch.pixels[0].to(self.device, non_blocking=True))
         return Part(inputs, labels, self._second(view, batch.samples), self.answers.logits(position, batch))
 
-    def _windows(self, epoch: int) -> list[tuple[Blocks, NDArray[np.int64]]]:
+    def _windows(self, epoch: int) -> Sequence[tuple[Blocks, NDArray[np.int64]]]:
         """Order the samples of an epoch: a permutation of all, or of a few blocks after the other where memory is bounded.
 
         Returns:
             For each window the blocks of the cache that hold it (None: all), and sample ids.
         """
-        random = torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
-        windows = []
-        for blocks in self._drawn(random):
-            held = self._held(blocks)
-            windows.append((blocks, held[torch.randperm(len(held), generator=random).numpy()]))
-        return windows
-
-    def _drawn(self, random: torch.Generator) -> list[Blocks]:
-        """Draw the blocks of every window of an epoch."""
         if self.window is None:
-            return [None]
-        size, count = self.window
-        blocks = torch.randperm(-(-len(self.images) // size), generator=random).tolist()
-        return [tuple(blocks[start : start + count]) for start in range(0, len(blocks), count)]
-
-    def _held(self, blocks: Blocks) -> NDArray[np.int64]:
-        """Return the samples of some blocks, or of all."""
-        if blocks is None or self.window is None:
-            return np.arange(len(self.images))
-        size = self.window[0]
-        return np.concatenate([np.arange(block * size, min((block + 1) * size, len(self.images))) for block in blocks])
+            return [(None, shuffled(len(self.images), self.seed, epoch))]
+        return windowed(len(self.images), *self.window, self.seed, epoch)
 
     def _second(self, view: View, samples: NDArray[np.int64]) -> SecondLabels | None:
         """Return the other labels of rows that a view mixes, or None where it mixes none."""

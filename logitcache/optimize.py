@@ -11,7 +11,6 @@ from logitcache.errors import InputError, unknown_name
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "learning_rate", "make_optimizer"]
 
-OPTIMIZERS = ("adam", "adamax", "adamw", "nadam", "radam", "rmsprop", "sgd")
 SCHEDULES = ("cosine", "onecycle", "step")
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -22,6 +21,7 @@ _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
+OPTIMIZERS = tuple(_CLASSES)
 
 
 def make_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
@@ -54,16 +54,11 @@ def make_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim
     if settings["nesterov"] and not (settings["opt"] == "sgd" and settings["momentum"] > 0):
         raise InputError("--nesterov is a way of SGD with momentum: leave it out, or give --opt sgd and a --momentum")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": parameters, "weight_decay": settings["weight_decay"]}]
-    if apart is not None:
-        flat = [parameter for parameter in parameters if parameter.ndim <= 1]
-        groups = [
-            {
-                "params": [parameter for parameter in parameters if parameter.ndim > 1],
-                "weight_decay": settings["weight_decay"],
-            },
-            {"params": flat, "weight_decay": apart},
-        ]
+    flat = [] if apart is None else [parameter for parameter in parameters if parameter.ndim <= 1]
+    others = parameters if apart is None else [parameter for parameter in parameters if parameter.ndim > 1]
+    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": settings["weight_decay"]}]
+    if flat:
+        groups.append({"params": flat, "weight_decay": apart})
     more: dict[str, Any] = {"momentum": settings["momentum"]} if settings["opt"] in ("sgd", "rmsprop") else {}
     if settings["opt"] == "sgd":
         more["nesterov"] = settings["nesterov"]
@@ -82,7 +77,7 @@ def learning_rate(settings: Mapping[str, Any], epoch: int, step: int, steps: int
     highest, rate = float(settings["lr"]), float(settings["decay_rate"])
     warmup, epochs = int(settings["warmup_epochs"]), int(settings["epochs"])
     if settings["sched"] == "onecycle":
-        return _one_cycle(highest, (epoch * steps + step) / max(epochs * steps - 1, 1), 1 / max(epochs * steps, 1))
+        return _one_cycle(highest, epoch * steps + step, epochs * steps)
     if epoch < warmup:
         return highest * (epoch * steps + step + 1) / (warmup * steps)
     if settings["sched"] == "cosine":
@@ -95,13 +90,12 @@ def learning_rate(settings: Mapping[str, Any], epoch: int, step: int, steps: int
     return highest * math.pow(rate, falls)
 
 
-def _one_cycle(highest: float, place: float, step: float) -> float:
-    """Return the rate at a place of the whole training, in [0, 1], as torch's OneCycleLR but for the momentum.
+def _one_cycle(highest: float, step: int, steps: int) -> float:
+    """Return the rate of a step of the whole training, as torch's OneCycleLR but for the momentum.
 
     Up from 1/25 over 30 % of it, down to 1/250,000, along cosines (Smith and Topin, 2019).
     """
-    total = 1 / step
-    up = (0.3 * total - 1) / max(total - 1, 1)
+    place, up = step / max(steps - 1, 1), (0.3 * steps - 1) / max(steps - 1, 1)
 
     def between(begin: float, end: float, share: float) -> float:
         return end + (begin - end) / 2 * (1 + math.cos(math.pi * share))

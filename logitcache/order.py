@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["mixed_seed", "sampled", "shuffled"]
+__all__ = ["mixed_seed", "sampled", "shuffled", "windowed"]
 
 _CHECKED_ROWS = 64  # rendered again and compared with their digests before each epoch
 
@@ -17,6 +17,30 @@ def mixed_seed(seed: int, epoch: int) -> int:
 def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order of an epoch, a permutation of 0 to count - 1."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch))).numpy()
+
+
+def windowed(
+    count: int, block_rows: int, blocks: int, seed: int, epoch: int
+) -> list[tuple[tuple[int, ...], NDArray[np.int64]]]:
+    """Return the order of an epoch where memory is bounded: blocks drawn at random, a few at a time, and shuffled together.
+
+    Args:
+        count: Samples.
+        block_rows: Of a block.
+        blocks: Of a window.
+        seed: Of the order.
+        epoch: 0, 1, ...
+
+    Returns:
+        For each window its blocks and its sample ids.
+    """
+    random = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+    drawn = torch.randperm(-(-count // block_rows), generator=random).tolist()
+    windows = []
+    for chosen in (tuple(drawn[start : start + blocks]) for start in range(0, len(drawn), blocks)):
+        held = np.concatenate([np.arange(b * block_rows, min((b + 1) * block_rows, count)) for b in chosen])
+        windows.append((chosen, held[torch.randperm(len(held), generator=random).numpy()]))
+    return windows
 
 
 def sampled(seed: int, epoch: int, count: int) -> NDArray[np.int64]:

@@ -73,9 +73,7 @@ def plan_dump(**arguments: Any) -> DumpPlan:
     bound.apply_defaults()
     given = {name: value for name, value in bound.arguments.items() if name not in ("on_progress", "should_stop")}
     job, place = prepare(**given), open_place(given["out"])
-    with contextlib.ExitStack() as stack:
-        for one in job.teachers.values():
-            stack.callback(one.close)
+    with contextlib.closing(job):
         rate, measured, row_bytes = _measure(job)
     manifest = job.manifest
     rows = manifest.samples * len(manifest.views)

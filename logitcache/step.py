@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from logitcache.device import compiled_unless_refused
 from logitcache.encoding import TopKRows
-from logitcache.errors import InputError, first_line
+from logitcache.errors import InputError
 from logitcache.methods import Objective, SecondLabels
 from logitcache.optimize import make_optimizer
 
@@ -78,8 +79,9 @@ class Stepper:
         if settings["channels_last"]:
             model.to(memory_format=torch.channels_last)
         self._layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
-        self._run: Callable[[Tensor], Any] = torch.compile(model) if settings["compiled"] else model
-        self._compiled = settings["compiled"]
+        self._run: Callable[[Tensor], Any] = model
+        if settings["compiled"]:
+            self._run = compiled_unless_refused(model, "the student")
 
     def step(self, parts: Sequence[Sequence[Part]], rate: float, progress: float) -> Tensor:
         """Take a step on a batch.
@@ -118,7 +120,7 @@ class Stepper:
     def _forward(self, shown: Part, progress: float) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate the objective in one view: its value, its terms to be summed, and shares to be averaged, over views."""
         with torch.autocast(self._device.type, self._dtype, enabled=self._autocast):
-            logits = self._computed(shown.inputs.contiguous(memory_format=self._layout))
+            logits: Tensor = self._run(shown.inputs.contiguous(memory_format=self._layout))
         logits = logits.float()
         terms = self._objective(logits, shown.teacher, shown.labels, progress, shown.second)
         predicted = logits.detach().argmax(1)
@@ -131,17 +133,6 @@ class Stepper:
             torch.stack([terms.total.detach(), terms.ce, terms.kd]),
             torch.stack([right, agreed, terms.refined, terms.unranked]),
         )
-
-    def _computed(self, inputs: Tensor) -> Tensor:
-        try:
-            output: Tensor = self._run(inputs)
-        except Exception as error:
-            if not self._compiled or not type(error).__module__.startswith("torch._"):
-                raise
-            raise InputError(
-                f"the student cannot be compiled here: {first_line(error)}. Leave out --compile."
-            ) from error
-        return output
 
     def state(self) -> dict[str, Any]:
         """Return what goes on from step to step."""

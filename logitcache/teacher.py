@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitcache.device import cpu_threads, saying_when_out_of_memory
+from logitcache.device import compiled_unless_refused, cpu_threads, saying_when_out_of_memory
 from logitcache.encoding import mean_of
-from logitcache.errors import InputError, first_line
+from logitcache.errors import InputError
 from logitcache.models import Network
+from logitcache.store import Manifest
 from logitcache.views.geometry import Preprocessing
 
-__all__ = ["TEST_TIME_VIEWS", "Teacher", "Teachers", "largest_fitting"]
+__all__ = ["TEST_TIME_VIEWS", "Teacher", "Teachers", "largest_fitting", "recorded_teacher"]
 
 TEST_TIME_VIEWS = ("none", "flip")
 
@@ -62,8 +63,9 @@ class Teacher:
         self._module = network.module.to(device).eval()
         if channels_last:
             self._module.to(memory_format=torch.channels_last)
-        self._run: Callable[[Tensor], Any] = torch.compile(self._module) if compiled else self._module
-        self._compiled, self._flips = compiled, test_time_views == "flip"
+        translated = compiled_unless_refused(self._module, f"teacher {network.name}") if compiled else None
+        self._run: Callable[[Tensor], Any] = translated or self._module
+        self._flips = test_time_views == "flip"
         self._classes, self._batch_size, self._threads, self._device = classes, batch_size, threads, device
 
     def logits(self, pixels: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ class Teacher:
 
     def _answer(self, shown: Tensor) -> Tensor:
         with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
-            output = _logits_of(self._computed(shown.contiguous(memory_format=self._layout)))
+            output = _logits_of(self._run(shown.contiguous(memory_format=self._layout)))
         if not isinstance(output, Tensor) or output.ndim != 2:
             found = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
             raise InputError(f"teacher {self.name} must return logits [B, {self._classes}], found {found}")
@@ -108,16 +110,6 @@ class Teacher:
             )
         output = output.float()
         return output if self._picked is None else output[:, self._picked]
-
-    def _computed(self, shown: Tensor) -> Any:
-        try:
-            return self._run(shown)
-        except Exception as error:
-            if not self._compiled or not type(error).__module__.startswith("torch._"):
-                raise
-            raise InputError(
-                f"teacher {self.name} cannot be compiled here: {first_line(error)}. Leave out --compile."
-            ) from error
 
 
 class Teachers:
@@ -146,6 +138,28 @@ class Teachers:
         """Put the networks back in the mode that they were in."""
         for member in self._members:
             member.close()
+
+
+def recorded_teacher(network: Network, entry: Mapping[str, Any], manifest: Manifest, device: torch.device) -> Teacher:
+    """Make a network ready to answer as a manifest says that it does.
+
+    Args:
+        network: With its weights.
+        entry: The manifest's, of this teacher.
+        manifest: Of the cache.
+        device: Where it runs.
+    """
+    mapped = entry["class_map"] or {"classes": len(manifest.classes), "indices": None}
+    return Teacher(
+        network,
+        Preprocessing.from_json(entry["preprocessing"]),
+        classes=mapped["classes"],
+        batch_size=manifest.batch_size,
+        threads=manifest.threads,
+        device=device,
+        class_map=mapped["indices"],
+        **manifest.forward,
+    )
 
 
 def largest_fitting(attempt: Callable[[int], object], first: int = 64, most: int = 8192) -> int:

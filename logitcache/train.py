@@ -221,18 +221,8 @@ def train_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = load_network(student, len(images.classes), student_weights)
-    known = {
-        **{name: recorded.get(name) for name in ("mean", "std", "image_size", "crop_pct")},
-        **network.preprocessing,
-    }
-    eyes = preprocessing_for(
-        images,
-        shown[0].recipe,
-        mean=known["mean"] if mean is None else mean,
-        std=known["std"] if std is None else std,
-        image_size=known["image_size"] if image_size is None else image_size,
-        crop_pct=known["crop_pct"] if crop_pct is None else crop_pct,
-    )
+    given = {"mean": mean, "std": std, "image_size": image_size, "crop_pct": crop_pct}
+    eyes = preprocessing_for(images, shown[0].recipe, given, network.preprocessing, recorded)
     if data is None and opened:
         data = opened.manifest.data["spec"]
     test = _test_images(test_data, data, images)

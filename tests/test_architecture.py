@@ -29,7 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "models": {"errors", "files", "resolve"},
     "data": {"errors", "resolve", "views"},
     "optimize": {"errors"},
-    "teacher": {"device", "encoding", "errors", "models", "views"},
+    "teacher": {"device", "encoding", "errors", "models", "store", "views"},
     "contract": {"errors", "data", "store", "views"},
     "answers": {"data", "encoding", "errors", "models", "store", "teacher", "views"},
     "order": set(),
@@ -50,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "job": {"data", "device", "encoding", "errors", "models", "store", "teacher", "views"},
     "dump": {"data", "errors", "fill", "job", "progress", "ranks", "store", "views"},
     "plan": {"dump", "errors", "fill", "job", "store"},
-    "step": {"encoding", "errors", "methods", "optimize"},
+    "step": {"device", "encoding", "errors", "methods", "optimize"},
     "loop": {
         *("answers", "contract", "data", "device", "errors", "evaluate", "methods", "optimize", "order"),
         *("progress", "rundir", "step", "store", "views"),

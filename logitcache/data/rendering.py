@@ -1,7 +1,7 @@
 """From sample ids to pixels, in batches: one gather for arrays in memory, worker processes for files; the same pixels either way."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -159,33 +159,39 @@ def _as_is(items: list[Any]) -> Any:
     return items[0]
 
 
-def preprocessing_for(
-    data: ImageSet,
-    recipe: str,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    image_size: int | None = None,
-    crop_pct: float | None = None,
-) -> Preprocessing:
-    """Choose a network's preprocessing, where nothing else is said.
+def preprocessing_for(data: ImageSet, recipe: str, *said: Mapping[str, Any]) -> Preprocessing:
+    """Choose a network's preprocessing.
 
-    Images of one size keep it and the data set's own mean and deviation; others are brought to 224 pixels. After a
-    random resized crop the box is stretched to the input; otherwise the shorter side is resized to image_size /
-    crop_pct and the middle taken (crop_pct 0.875 for files, 1 for arrays).
+    Where nothing is said, images of one size keep it and the data set's own mean and deviation; others are brought to 224
+    pixels. After a random resized crop the box is stretched to the input; otherwise the shorter side is resized to
+    image_size / crop_pct and the middle taken (crop_pct 0.875 for files, 1 for arrays).
+
+    Args:
+        data: What is looked at.
+        recipe: Of the views.
+        said: `mean`, `std`, `image_size` and `crop_pct`, where somebody wants or knows them; of two the first has its way.
+
+    Raises:
+        InputError: Not one number or three.
     """
+    usual = dict(zip(("mean", "std"), data.normalization, strict=True))
+    wanted: dict[str, Any] = {
+        word: next((one[word] for one in (*said, usual) if one.get(word) is not None), None)
+        for word in ("mean", "std", "image_size", "crop_pct")
+    }
     native = data.native_size
-    size = image_size or (min(native) if native else 224)
+    size = wanted["image_size"] or (min(native) if native else 224)
     if not read_recipe(recipe).keeps_size:
         resize = "stretch"
-    elif native and (image_size is None or native == (size, size)):
+    elif native and (wanted["image_size"] is None or native == (size, size)):
         resize = "none"
     else:
         resize = "center-crop"
-    m, s = data.normalization[0] if mean is None else mean, data.normalization[1] if std is None else std
+    m, s = wanted["mean"], wanted["std"]
     if {len(m), len(s)} - {1, 3}:
         raise InputError(
             f"mean and std must be one number each, or three (red, green, blue), not {list(m)} and {list(s)}"
         )
     (m0, m1, m2), (s0, s1, s2) = (x if len(x) == 3 else list(x) * 3 for x in (m, s))
-    return Preprocessing(size, crop_pct or (1.0 if native else 0.875), resize, (m0, m1, m2), (s0, s1, s2))
+    crop_pct = wanted["crop_pct"] or (1.0 if native else 0.875)
+    return Preprocessing(size, crop_pct, resize, (m0, m1, m2), (s0, s1, s2))

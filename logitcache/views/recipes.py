@@ -45,7 +45,6 @@ class Recipe:
         crop: Which box is shown.
         changes: What happens to its pixels, one after another.
         mixes: What it is mixed with another sample by; of several each row takes one.
-        keeps_size: Whether a rendition always has the size of its image.
     """
 
     name: str
@@ -53,7 +52,16 @@ class Recipe:
     crop: Crop
     changes: tuple[Step, ...]
     mixes: tuple[Step, ...]
-    keeps_size: bool
+
+    @property
+    def runs_others_code(self) -> bool:
+        """Whether a step is somebody's own."""
+        return any(":" in name for name, _ in self.changes)
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether a rendition always has the size of its image."""
+        return self.crop.keeps_size and not self.runs_others_code
 
 
 @functools.cache
@@ -83,14 +91,12 @@ def read_recipe(text: str) -> Recipe:
     )
     crop = CROPS[steps[0][0]]
     versions = [crop.version, *(CHANGES[name].version for name, _ in changes if name in CHANGES)]
-    own = any(":" in name for name, _ in changes)
     return Recipe(
         "+".join(_spelled(*step) for step in steps),
         sum([*versions, *(MIXES[name].version for name, _ in mixes)]),
         crop,
         changes,
         mixes,
-        keeps_size=crop.keeps_size and not own,
     )
 
 
@@ -168,7 +174,7 @@ class View:
     @property
     def runs_others_code(self) -> bool:
         """Whether a step is somebody's own."""
-        return any(":" in name for name, _ in read_recipe(self.recipe).changes)
+        return read_recipe(self.recipe).runs_others_code
 
     @property
     def keeps_size(self) -> bool:

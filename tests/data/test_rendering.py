@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 
 def batches(data, recipe, ids, workers=0, **wanted):
-    eyes = preprocessing_for(data, recipe, **wanted)
+    eyes = preprocessing_for(data, recipe, wanted)
     renderer = Renderer(data, [eyes], with_digests=True, workers=workers)
     return list(renderer.batches(make_views(recipe, 3, 5)[2], ids))
 
@@ -70,7 +70,7 @@ def test_how_samples_are_put_into_batches_changes_no_pixel(images, recipe):
 
 
 def test_two_networks_see_the_same_rendition_each_at_its_size(folder):
-    eyes = [preprocessing_for(folder, "random-resized-crop-flip", image_size=size) for size in (24, 12, 24)]
+    eyes = [preprocessing_for(folder, "random-resized-crop-flip", {"image_size": size}) for size in (24, 12, 24)]
     first, second, third = next(
         Renderer(folder, eyes).batches(make_views("random-resized-crop-flip", 1, 0)[0], IDS)
     ).pixels
@@ -80,7 +80,7 @@ def test_two_networks_see_the_same_rendition_each_at_its_size(folder):
 
 
 def test_a_loader_outlives_its_epoch(folder):
-    renderer = Renderer(folder, [preprocessing_for(folder, "none", image_size=16)], workers=1)
+    renderer = Renderer(folder, [preprocessing_for(folder, "none", {"image_size": 16})], workers=1)
     view = make_views("none", 1, 0)[0]
     assert [batch.samples.tolist() for batch in renderer.batches(view, IDS)] == [ids.tolist() for ids in IDS]
     assert [batch.samples.tolist() for batch in renderer.batches(view, IDS[::-1])] == [
@@ -99,8 +99,8 @@ def test_a_broken_file_is_one_sentence_from_any_process(folder, workers):
 
 def test_arrays_keep_their_size_and_files_come_to_224(images, folder):
     assert preprocessing_for(images, "pad-crop-flip").resize == "none"
-    assert preprocessing_for(images, "pad-crop-flip", image_size=16).resize == "none"
-    assert preprocessing_for(images, "pad-crop-flip", image_size=32).resize == "center-crop"
+    assert preprocessing_for(images, "pad-crop-flip", {"image_size": 16}).resize == "none"
+    assert preprocessing_for(images, "pad-crop-flip", {"image_size": 32}).resize == "center-crop"
     assert preprocessing_for(images, "random-resized-crop-flip").resize == "stretch"
     found = preprocessing_for(folder, "none")
     assert (found.image_size, found.crop_pct, found.resize) == (224, 0.875, "center-crop")

@@ -19,7 +19,7 @@ def batch():
     images = load_data("fashion-mnist-mini:test")
     (view,) = make_views("random-resized-crop-flip", 1, 0)
     teacher = load_network("resnet20", 10, "demo")
-    eyes = preprocessing_for(images, view.recipe, mean=teacher.preprocessing["mean"], std=teacher.preprocessing["std"])
+    eyes = preprocessing_for(images, view.recipe, teacher.preprocessing)
     samples = np.arange(0, 2000, 4)
     (rendered,) = Renderer(images, [eyes]).batches(view, [samples])
     with torch.no_grad():
