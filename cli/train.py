@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from logitcache.ranks import this_one_leads
+
 from .options import (
     CacheArgument,
     ConfigOption,
@@ -253,7 +255,8 @@ def train(
         given["cache"] = newest_unless(None)
     from logitcache.train import train_student
 
-    with show_progress() as display, stopping("step") as asked:
+    leads = this_one_leads()
+    with show_progress(quiet=not leads) as display, stopping("step") as asked:
         result = train_student(
             **given,
             resume=resume,
@@ -262,6 +265,8 @@ def train(
             on_progress=display,
             on_epoch=lambda metrics: display.say(_epoch_line(metrics)),
         )
+    if not leads:
+        return
     line = [f"{result.out}: {given['method']}, {given['student']}"]
     if "test_accuracy" in result.results:
         line.append(f"test accuracy {result.results['test_accuracy']:.2%}")

@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +16,7 @@ from logitcache.errors import CacheIncompleteError, InputError
 
 __all__ = [
     "PARTIAL",
+    "FileLock",
     "FileRecord",
     "append_line",
     "describe",
@@ -130,3 +133,31 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
             file.seek(max(file.tell() - 1, 0))
             torn = file.read(1) not in (b"", b"\n")  # a line whose writer was killed in the middle
             file.write(b"\n" * torn + json.dumps(content).encode() + b"\n")
+
+
+class FileLock:
+    """An advisory lock of the operating system: it goes away with the process."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        file = path / name
+        with saying_when_full(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._file = file.open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise InputError(f"{path} is being written by {holder}. Wait until it is done, or stop it.") from error
+        with contextlib.suppress(OSError):  # who holds it is a courtesy
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
+
+    def check(self) -> None:
+        """Do nothing: the operating system keeps it for us."""
+
+    def close(self) -> None:
+        """Unlock."""
+        self._file.close()

@@ -28,6 +28,7 @@ from logitcache.methods import SecondLabels
 from logitcache.optimize import learning_rate
 from logitcache.order import mixed_seed, sampled, shuffled, windowed
 from logitcache.progress import OnProgress, Progress
+from logitcache.replicas import Replicas
 from logitcache.rundir import RunDirectory
 from logitcache.step import SUMS, Part, Stepper
 from logitcache.store import Cache
@@ -37,6 +38,8 @@ from logitcache.views.geometry import Preprocessing
 __all__ = ["Loop"]
 
 _AGREEMENT_ROWS = 2048
+_AGREED_EVERY = 16  # steps, where several processes have to agree on whether to stop
+_APART = 0x9E3779B97F4A7C15  # between the seeds of two processes' dropout
 
 Turn = Sequence[View]
 Blocks = tuple[int, ...] | None  # None: all
@@ -55,6 +58,7 @@ class Loop:
         device: torch.device,
         settings: dict[str, Any],
         run: RunDirectory,
+        replicas: Replicas,
         workers: int | None,
         window: tuple[int, int] | None,
         should_stop: Callable[[], bool],
@@ -63,7 +67,7 @@ class Loop:
     ) -> None:
         self.stepper, self.answers, self.images, self.eyes = stepper, answers, images, eyes
         self.model, self.should_stop = stepper.model, should_stop
-        self.device, self.settings, self.directory = device, settings, run
+        self.device, self.settings, self.directory, self.replicas = device, settings, run, replicas
         self.on_progress, self.on_epoch = on_progress, on_epoch
         self.epochs, self.batch_size, self.seed = settings["epochs"], settings["batch_size"], settings["seed"]
         self.parts = settings["grad_accum_steps"]
@@ -90,17 +94,22 @@ class Loop:
             history.append(metrics)
             begun = {}
             self.directory.epoch_done(metrics, self._packed(history))
-            if self.on_epoch:
+            if self.on_epoch and self.replicas.leads:
                 self.on_epoch(metrics)
-            if epoch + 1 < self.epochs and self.should_stop():
+            if epoch + 1 < self.epochs and self.replicas.any(self.should_stop()):
                 raise self._stopped(f"epoch {epoch + 1} of {self.epochs}")
+        self.replicas.align(self.model)
+        return self.replicas.from_leader(lambda: self._results(history, turns[0][0], cache))
+
+    def _results(self, history: list[dict[str, Any]], view: View, cache: Cache | None) -> dict[str, Any]:
+        """Sum up the epochs, and look at the student once more, beside its teacher."""
         last = history[-1]
         kept = ("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_loss", "test_ece", "ema_test_accuracy")
         results: dict[str, Any] = {name: last[name] for name in kept if name in last}
         if "test_accuracy" in last:
             results["best_test_accuracy"] = max(metrics["test_accuracy"] for metrics in history)
         results["seconds_per_epoch"] = sum(metrics["seconds"] for metrics in history) / len(history)
-        return results | (self._beside_teacher(cache, turns[0][0]) if cache else {})
+        return results | (self._beside_teacher(cache, view) if cache else {})
 
     def _packed(self, history: list[dict[str, Any]], **begun: Any) -> bytes:
         buffer = io.BytesIO()
@@ -136,19 +145,17 @@ class Loop:
         windows = self._windows(epoch)
         following = self._windows(epoch + 1)[0][0]
         steps, step = sum(-(-len(order) // self.batch_size) for _, order in windows), 0
-        done, over, sums = (
-            0,
-            begun.get("step", 0),
-            begun.get("sums", torch.zeros(len(SUMS), dtype=torch.float64)).to(self.device),
-        )
+        done, over, sums = 0, begun.get("step", 0), torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        if begun and self.replicas.leads:
+            sums += begun["sums"].to(self.device)
         before = begun.get("seconds", 0.0)
         self.model.train()
         started = time.perf_counter()
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), saying_when_out_of_memory(self.batch_size):
-            torch.manual_seed(mixed_seed(self.seed, epoch))  # dropout
-            if begun:
-                _set_numbers(begun["numbers"], self.device)
+            torch.manual_seed((mixed_seed(self.seed, epoch) + self.replicas.rank * _APART) % 2**63)  # dropout
+            if begun and len(begun["numbers"]) == self.replicas.world:
+                _set_numbers(begun["numbers"][self.replicas.rank], self.device)
             for number, (blocks, order) in enumerate(windows):
                 last = number + 1 == len(windows)
                 later = Shown(upcoming, following) if last else Shown(turn, windows[number + 1][0])
@@ -158,18 +165,21 @@ class Loop:
                 if not left:
                     continue
                 self.answers.begin(Shown(turn, blocks), later)
-                for parts in self._parts(turn, left, renderers):
+                for parts, batch in zip(self._parts(turn, left, renderers), left, strict=True):
                     rate = learning_rate(self.settings, epoch, step, steps)
-                    sums += self.stepper.step(parts, rate, (epoch + 1) / self.epochs)
-                    step, done = step + 1, done + sum(len(part[0].labels) for part in parts)
+                    sums += self.stepper.step(parts, len(batch), rate, (epoch + 1) / self.epochs)
+                    step, done = step + 1, done + len(batch)
                     self.on_progress(Progress(f"epoch {epoch + 1}/{self.epochs}", done, len(self.images), "images"))
-                    if step < steps and self.should_stop():
+                    if step < steps and self._asked(step):
                         seconds = before + time.perf_counter() - started
-                        numbers = _numbers(self.device)
-                        state = self._packed(history, step=step, sums=sums.cpu(), numbers=numbers, seconds=seconds)
+                        numbers, all_sums = (
+                            self.replicas.gathered(_numbers(self.device)),
+                            self.replicas.summed(sums).cpu(),
+                        )
+                        state = self._packed(history, step=step, sums=all_sums, numbers=numbers, seconds=seconds)
                         self.directory.save(state)
                         raise self._stopped(f"step {step} of {steps} of epoch {epoch + 1}")
-        means = dict(zip(SUMS, (sums / len(self.images)).tolist(), strict=True))
+        means = dict(zip(SUMS, (self.replicas.summed(sums) / len(self.images)).tolist(), strict=True))
         seconds = before + time.perf_counter() - started
         if not np.isfinite(means["loss"]):
             raise InputError(
@@ -180,6 +190,12 @@ class Loop:
         speed = {"seconds": seconds, "images_per_second": len(self.images) / seconds}
         return {"lr": rate, **means, **speed, **({"windows": len(windows)} if len(windows) > 1 else {})}
 
+    def _asked(self, step: int) -> bool:
+        """Say whether to stop after this step; several processes agree on it now and then."""
+        if self.replicas.world == 1:
+            return self.should_stop()
+        return step % _AGREED_EVERY == 0 and self.replicas.any(self.should_stop())
+
     def _stopped(self, where: str) -> StoppedError:
         """Say how to go on; the state was saved."""
         command = shlex.join(["logitcache", "train", "--resume", "--out", str(self.directory.path)])
@@ -188,20 +204,25 @@ class Loop:
     def _parts(
         self, turn: Turn, batches: Sequence[NDArray[np.int64]], renderers: Sequence[Renderer]
     ) -> Iterator[list[list[Part]]]:
-        """Render batches: of each its micro-batches, in every view of the turn."""
+        """Render batches: of each this process's shares of the micro-batches, in every view of the turn."""
         size = -(-self.batch_size // self.parts)
-        divided = [np.array_split(batch, -(-len(batch) // size)) for batch in batches]
-        flat = [micro for parts in divided for micro in parts]
+        divided = [
+            [self.replicas.share(micro) for micro in np.array_split(batch, -(-len(batch) // size))] for batch in batches
+        ]
+        flat = [samples for shares in divided for samples, _ in shares]
         streams = [renderer.batches(view, flat) for renderer, view in zip(renderers, turn, strict=True)]
-        shown = zip(*streams, strict=True)
-        for parts in divided:
-            yield [[self._part(*one) for one in enumerate(zip(turn, next(shown), strict=True))] for _ in parts]
+        rendered = zip(*streams, strict=True)
+        for shares in divided:
+            yield [
+                [self._part(position, turn[position], batch, counted) for position, batch in enumerate(next(rendered))]
+                for _, counted in shares
+            ]
 
-    def _part(self, position: int, shown: tuple[View, Rendered]) -> Part:
-        view, batch = shown
+    def _part(self, position: int, view: View, batch: Rendered, counted: int) -> Part:
         labels = torch.from_numpy(self.images.labels[batch.samples]).to(self.device)
         inputs = self.eyes.normalize(batch.pixels[0].to(self.device, non_blocking=True))
-        return Part(inputs, labels, self._second(view, batch.samples), self.answers.logits(position, batch))
+        second, said = self._second(view, batch.samples), self.answers.logits(position, batch)
+        return Part(inputs, labels, second, said, counted)
 
     def _windows(self, epoch: int) -> Sequence[tuple[Blocks, NDArray[np.int64]]]:
         """Order the samples of an epoch: a permutation of all, or of a few blocks after the other where memory is bounded.
@@ -223,7 +244,7 @@ class Loop:
         return SecondLabels(labels.to(self.device), weights.float().to(self.device))
 
     def _tested(self) -> dict[str, float]:
-        if self.test is None:
+        if self.test is None or not self.replicas.leads:
             return {}
         measured = evaluate(self.model, self.test_renderer, self.test_eyes, self.test.labels, self.device)
         found = {"test_accuracy": measured.accuracy, "test_loss": measured.loss, "test_ece": measured.ece}

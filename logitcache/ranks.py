@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 
 from logitcache.errors import CacheIncompleteError
 
-__all__ = ["Ranks", "join_ranks", "this_one_leads"]
+__all__ = ["Ranks", "join_ranks", "join_store", "restarts", "started_by_torchrun", "this_one_leads"]
 
 
 class _Store(Protocol):
@@ -96,29 +96,43 @@ class Ranks:
         time.sleep(0.05)
 
 
-def _by_torchrun() -> bool:
+def started_by_torchrun() -> bool:
     """Only torchrun's own mark counts: RANK and WORLD_SIZE are set by many, for processes that do not all call us."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def this_one_leads() -> bool:
     """Say whether this process is the one that speaks."""
-    return not _by_torchrun() or os.environ["RANK"] == "0"
+    return not started_by_torchrun() or os.environ["RANK"] == "0"
+
+
+def restarts() -> int:
+    """Return how often torchrun has started this process again, because one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if started_by_torchrun() else 0
 
 
 _joined: tuple[Any, int, "count[int]"] | None = None
 
 
-def join_ranks(should_stop: Callable[[], bool]) -> Ranks:
-    """Return the processes that torchrun started this one with, or this one alone; every one of them must call this."""
-    if not _by_torchrun():
-        return Ranks(should_stop=should_stop)
+def join_store() -> tuple[Any, int]:
+    """Return torchrun's key-value store and this process's rank; every process must call this as often as the others.
+
+    The store outlives torchrun's restarts, with what was said before: every start, and every job of it, has keys of its own.
+    """
     from torch.distributed.distributed_c10d import PrefixStore  # noqa: PLC0415
     from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
 
     global _joined  # noqa: PLW0603  (the rendezvous is one for the whole process)
     if _joined is None:
-        store, rank, _ = next(rendezvous("env://"))  # a fresh one after each of torchrun's restarts
+        store, rank, _ = next(rendezvous("env://"))
         _joined = (store, rank, count())
     store, rank, jobs = _joined
-    return Ranks(rank, int(os.environ["WORLD_SIZE"]), PrefixStore(f"logitcache-{next(jobs)}", store), should_stop)
+    return PrefixStore(f"logitcache-{restarts()}-{next(jobs)}", store), rank
+
+
+def join_ranks(should_stop: Callable[[], bool]) -> Ranks:
+    """Return the processes that torchrun started this one with, or this one alone; every one of them must call this."""
+    if not started_by_torchrun():
+        return Ranks(should_stop=should_stop)
+    store, rank = join_store()
+    return Ranks(rank, int(os.environ["WORLD_SIZE"]), store, should_stop)

@@ -5,7 +5,7 @@
     checkpoint.pt         state after the last whole epoch, or where a run was asked to stop; gone when it is over
     student.safetensors   the final weights, with a note on what they are
 
-Every file is written whole or not at all.
+Every file is written whole or not at all, and by one process at a time.
 """
 
 import json
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.errors import CacheMismatchError, InputError
-from logitcache.files import append_line, write_bytes
+from logitcache.files import FileLock, append_line, write_bytes
 
-__all__ = ["RunDirectory", "free_name", "read_run"]
+__all__ = ["FollowedRun", "RunDirectory", "free_name", "read_run"]
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class RunDirectory:
             resume: Whether a run of the same settings is to be continued.
 
         Raises:
-            InputError: There is a run and `resume` is false, or there is none and it is true.
+            InputError: There is a run and `resume` is false, or there is none and it is true; or another process is at it.
             CacheMismatchError: The run has other settings, or another cache.
         """
         self.path, self._record = path, {"settings": dict(settings), **facts}
@@ -75,8 +75,13 @@ class RunDirectory:
             raise InputError(f"{path} is a file. Choose another --out.")
         elif path.exists() and any(path.iterdir()):
             raise InputError(f"{path} exists, is not empty and holds no run. Choose another --out.")
-        else:
+        self._lock = FileLock(path, ".lock")
+        if not (path / "run.json").exists():
             self._write_record()
+
+    def close(self) -> None:
+        """Let another process have it."""
+        self._lock.close()
 
     def _refuse_other(self, there: dict[str, Any]) -> None:
         ours, theirs = self._record["settings"], there["settings"]
@@ -132,3 +137,36 @@ class RunDirectory:
 
     def _write_record(self) -> None:
         write_bytes(self.path / "run.json", (json.dumps(self._record, indent=2) + "\n").encode())
+
+
+class FollowedRun(RunDirectory):
+    """The run of a process that does not lead: another one writes it."""
+
+    def __init__(self, path: Path, results: dict[str, Any] | None, state: bytes | None) -> None:
+        """Take up what the leader found.
+
+        Args:
+            path: Where the leader writes.
+            results: What came out, where the run is over.
+            state: That was saved last.
+        """
+        self.path, self._record, self._state = path, {"results": results}, state
+
+    def checkpoint(self) -> bytes | None:
+        """Return the state that the leader found, or None."""
+        return self._state
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def keep_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Do nothing."""
+
+    def epoch_done(self, metrics: Mapping[str, Any], state: bytes) -> None:
+        """Do nothing."""
+
+    def save(self, state: bytes) -> None:
+        """Do nothing."""
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Do nothing."""

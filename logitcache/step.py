@@ -4,12 +4,14 @@ A batch's gradient is that of the mean over its rows, however it is divided: eac
 that couples the rows of a batch couples those of a part.)
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from logitcache.device import compiled_unless_refused
@@ -17,6 +19,7 @@ from logitcache.encoding import TopKRows
 from logitcache.errors import InputError
 from logitcache.methods import Objective, SecondLabels
 from logitcache.optimize import make_optimizer
+from logitcache.replicas import Replicas
 
 __all__ = ["SUMS", "Part", "Stepper"]
 
@@ -31,19 +34,26 @@ class Part(NamedTuple):
         labels: [B] int64.
         second: The other labels of mixed rows.
         teacher: What the teacher says, or None.
+        counted: Rows that count: all, or 0 where this process takes part with a row of another.
     """
 
     inputs: Tensor
     labels: Tensor
     second: SecondLabels | None
     teacher: Tensor | TopKRows | None
+    counted: int
 
 
 class Stepper:
     """A student, its optimizer, and all that changes from step to step."""
 
     def __init__(
-        self, model: nn.Module, objective: Objective, settings: Mapping[str, Any], device: torch.device
+        self,
+        model: nn.Module,
+        objective: Objective,
+        settings: Mapping[str, Any],
+        device: torch.device,
+        replicas: Replicas,
     ) -> None:
         """Prepare a student for training.
 
@@ -52,6 +62,7 @@ class Stepper:
             objective: What is minimised.
             settings: Those of `train_student`.
             device: Where it trains.
+            replicas: The processes that train it together.
 
         Raises:
             InputError: A setting that means nothing.
@@ -79,29 +90,33 @@ class Stepper:
         if settings["channels_last"]:
             model.to(memory_format=torch.channels_last)
         self._layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
-        self._run: Callable[[Tensor], Any] = model
+        self._replicas, self._replicated = replicas, replicas.replicate(model, device)
+        self._run: Callable[[Tensor], Any] = self._replicated
         if settings["compiled"]:
-            self._run = compiled_unless_refused(model, "the student")
+            self._run = compiled_unless_refused(self._replicated, "the student")
 
-    def step(self, parts: Sequence[Sequence[Part]], rate: float, progress: float) -> Tensor:
+    def step(self, parts: Sequence[Sequence[Part]], rows: int, rate: float, progress: float) -> Tensor:
         """Take a step on a batch.
 
         Args:
-            parts: Micro-batches, each in one view or in those of a pair, over which the objective is summed.
+            parts: This process's shares of the micro-batches, each in one view or in those of a pair, over which the objective is
+                summed.
+            rows: Of the whole batch.
             rate: Learning rate.
             progress: Share of the epochs that will be over when this one is.
 
         Returns:
-            What `SUMS` names, summed over rows (averaged over views, where it is a share), float64 on the device.
+            What `SUMS` names, summed over this process's rows (averaged over views, where it is a share), float64 on the device.
         """
-        rows, sums = sum(len(part[0].labels) for part in parts), torch.zeros(len(SUMS), dtype=torch.float64)
-        sums = sums.to(self._device)
-        for part in parts:
-            count = len(part[0].labels)
-            found = [self._forward(shown, progress) for shown in part]
-            total = functools.reduce(torch.add, [total for total, _, _ in found])
-            scaled: Tensor = self._scaler.scale(total * (count / rows) if len(parts) > 1 else total)
-            torch.autograd.backward(scaled)
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self._device)
+        for number, part in enumerate(parts):
+            count = part[0].counted
+            with self._apart() if number + 1 < len(parts) else contextlib.nullcontext():
+                found = [self._forward(shown, progress) for shown in part]
+                total = functools.reduce(torch.add, [total for total, _, _ in found])
+                share = count * self._replicas.world / rows  # gradients are averaged over processes
+                scaled: Tensor = self._scaler.scale(total if share == 1 else total * share)
+                torch.autograd.backward(scaled)
             summed = torch.stack([terms for _, terms, _ in found]).sum(0)
             averaged = torch.stack([shares for _, _, shares in found]).mean(0)
             sums += torch.cat([summed, averaged]).double() * count
@@ -116,6 +131,12 @@ class Stepper:
         if self.average is not None:
             self.average.update_parameters(self.model)
         return sums
+
+    def _apart(self) -> contextlib.AbstractContextManager[None]:
+        """Leave gradients where they are: the last part of a batch averages the sum of all over processes."""
+        if isinstance(self._replicated, DistributedDataParallel):
+            return self._replicated.no_sync()
+        return contextlib.nullcontext()
 
     def _forward(self, shown: Part, progress: float) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate the objective in one view: its value, its terms to be summed, and shares to be averaged, over views."""

@@ -7,6 +7,7 @@ Batches, their order and every random number are functions of (seed, epoch), so 
 the teacher's logits come from.
 """
 
+import contextlib
 import json
 import platform
 import shlex
@@ -30,7 +31,9 @@ from logitcache.loop import Loop
 from logitcache.methods import METHODS, Objective, TemperatureChoice, find_method, make_objective
 from logitcache.models import Network, load_network, read_weights, save_weights
 from logitcache.progress import OnProgress, silent
-from logitcache.rundir import RunDirectory, free_name
+from logitcache.ranks import restarts
+from logitcache.replicas import Replicas, join_replicas
+from logitcache.rundir import FollowedRun, RunDirectory, free_name
 from logitcache.step import Stepper
 from logitcache.store import Cache, open_cache
 from logitcache.views import View, make_turns, make_views
@@ -140,7 +143,7 @@ def train_student(
         image_size: The student's input in pixels; None takes the weights', or the teacher's.
         crop_pct: Share of the shorter side kept of an image that is resized.
         epochs: Passes over the data set; epoch e shows view e mod views, or pair of views e mod pairs.
-        batch_size: Samples of a step.
+        batch_size: Samples of a step, over all processes.
         grad_accum_steps: Parts into which a batch is divided, where it does not fit at once; the step is the same but for
             dropout, batch normalisation and methods that couple the rows of a batch, which see the parts.
         opt: One of `optimize.OPTIMIZERS`, torch's of this name.
@@ -227,15 +230,13 @@ def train_student(
         data = opened.manifest.data["spec"]
     test = _test_images(test_data, data, images)
     model = network.module.to(where)
-    stepper = Stepper(model, objective, settings, where)
+    replicas = join_replicas(where)
+    stepper = Stepper(model, objective, settings, where, replicas)
     window = _window(opened, memory_budget, len(turns[0])) if opened else None
     answers = _answers(opened, objective, live_teacher, teacher_weights, where)
-    run = RunDirectory(
-        local_path(out) if out else free_name(Path("runs"), f"{method}-{network.name}".replace(":", "-")),
-        settings,
-        _facts(opened, answers.name, network, eyes, where) | {"data": _digests(images, test)},
-        resume=resume,
-    )
+    named = local_path(out) if out else free_name(Path("runs"), f"{method}-{network.name}".replace(":", "-"))
+    facts = _facts(opened, answers.name, network, eyes, where) | {"data": _digests(images, test)}
+    run = _begun(replicas, named, settings, facts, resume=resume)
     loop = Loop(
         stepper,
         answers,
@@ -245,31 +246,43 @@ def train_student(
         where,
         settings,
         run,
+        replicas,
         workers,
         window,
         should_stop,
         on_progress,
         on_epoch,
     )
-    results = run.results
-    if results is None:
-        try:
+    with contextlib.closing(run), replicas.saying_when_left():
+        results = run.results
+        if results is not None:
+            model.load_state_dict(read_weights(str(run.path / "student.safetensors")))
+            return RunResult(run.path, model.eval(), results)
+        with contextlib.closing(answers):
             results = loop.run(turns, opened)
-        finally:
-            answers.close()
-        notes = {
-            "network": network.name,
-            "classes": list(images.classes),
-            "method": method,
-            "preprocessing": _portable(eyes),
-        }
-        save_weights(model.state_dict(), run.path / "student.safetensors", notes)
-        if stepper.average is not None:
-            save_weights(stepper.average.module.state_dict(), run.path / "student-ema.safetensors", notes)
+        if replicas.leads:
+            notes: dict[str, Any] = {"network": network.name, "classes": list(images.classes), "method": method}
+            notes["preprocessing"] = _portable(eyes)
+            save_weights(model.state_dict(), run.path / "student.safetensors", notes)
+            if stepper.average is not None:
+                save_weights(stepper.average.module.state_dict(), run.path / "student-ema.safetensors", notes)
         run.finish(results)
-    else:
-        model.load_state_dict(read_weights(str(run.path / "student.safetensors")))
     return RunResult(run.path, model.eval(), results)
+
+
+def _begun(
+    replicas: Replicas, path: Path, settings: dict[str, Any], facts: dict[str, Any], *, resume: bool
+) -> RunDirectory:
+    """Begin or take up the run, in the process that leads; the others follow it."""
+    with replicas.saying_when_left():
+        replicas.refuse_unlike({"settings": settings} | {name: facts[name] for name in facts if name != "hardware"})
+        if not replicas.leads:
+            return FollowedRun(*replicas.from_leader(lambda: (path, None, None)))
+        again = resume or (restarts() > 0 and (path / "run.json").exists())
+        facts["hardware"]["processes"] = replicas.world
+        run = RunDirectory(path, settings, facts, resume=again)
+        replicas.from_leader(lambda: (run.path, run.results, run.checkpoint()))
+        return run
 
 
 _CONDUCT = (

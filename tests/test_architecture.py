@@ -50,14 +50,15 @@ ARROWS: dict[str, set[str]] = {
     "job": {"data", "device", "encoding", "errors", "models", "store", "teacher", "views"},
     "dump": {"data", "errors", "fill", "job", "progress", "ranks", "store", "views"},
     "plan": {"dump", "errors", "fill", "job", "store"},
-    "step": {"device", "encoding", "errors", "methods", "optimize"},
+    "replicas": {"errors", "ranks"},
+    "step": {"device", "encoding", "errors", "methods", "optimize", "replicas"},
     "loop": {
         *("answers", "contract", "data", "device", "errors", "evaluate", "methods", "optimize", "order"),
-        *("progress", "rundir", "step", "store", "views"),
+        *("progress", "replicas", "rundir", "step", "store", "views"),
     },
     "train": {
         *("answers", "contract", "data", "device", "encoding", "errors", "files", "loop", "methods", "models"),
-        *("progress", "rundir", "step", "store", "views"),
+        *("progress", "ranks", "replicas", "rundir", "step", "store", "views"),
     },
     "cli": {
         *(
@@ -109,6 +110,7 @@ OUTSIDE = {  # packages that only these rooms may import
         "elsewhere",
         "plan",
         "ranks",
+        "replicas",
         "derive",
         "slice",
         "merge",

@@ -1,16 +1,12 @@
 """Where a cache lies: a folder, or a prefix of a bucket. Names inside it are paths with slashes."""
 
-import contextlib
-import fcntl
-import os
 import shutil
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from logitcache.errors import InputError
-from logitcache.files import PARTIAL, append_line, is_address, remove_leftovers, saying_when_full, write_bytes
+from logitcache.files import PARTIAL, FileLock, append_line, is_address, remove_leftovers, write_bytes
 
 __all__ = ["Folder", "Hold", "Place", "open_place"]
 
@@ -168,40 +164,12 @@ class Folder:
         """Remove a folder and what is in it."""
         shutil.rmtree(self.path / folder, ignore_errors=True)
 
-    def hold(self, name: str) -> "_FileLock":
+    def hold(self, name: str) -> FileLock:
         """Lock a file, and remove temporary files of killed writers."""
-        lock = _FileLock(self.path, name)
+        lock = FileLock(self.path, name)
         remove_leftovers(self.path)
         return lock
 
     def beside(self, suffix: str) -> str:
         """Return where another cache could lie: the same name with this before `.zarr`."""
         return str(self.path.with_name(f"{self.path.stem}{suffix}.zarr"))
-
-
-class _FileLock:
-    """An advisory lock of the operating system: it goes away with the process."""
-
-    def __init__(self, path: Path, name: str) -> None:
-        file = path / name
-        with saying_when_full(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            self._file = file.open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise InputError(f"{path} is being written by {holder}. Wait until it is done, or stop it.") from error
-        with contextlib.suppress(OSError):  # who holds it is a courtesy
-            self._file.truncate(0)
-            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            self._file.flush()
-
-    def check(self) -> None:
-        """Do nothing: the operating system keeps it for us."""
-
-    def close(self) -> None:
-        """Unlock."""
-        self._file.close()

@@ -1,0 +1,135 @@
+"""The processes of one training, as torchrun starts them: each has a replica of the student and takes its share of every batch."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from logitcache.errors import CacheMismatchError, StoppedError, first_line
+from logitcache.ranks import join_store, started_by_torchrun
+
+__all__ = ["Replicas", "join_replicas"]
+
+T = TypeVar("T")
+_PATIENCE = timedelta(days=1)  # one evaluates while others wait; torchrun ends all when one dies
+
+
+class Replicas:
+    """The processes of one training; alone, there is one.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        world: How many there are.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the run."""
+        return self.rank == 0
+
+    def share(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+        """Return this process's part of a batch, and how many of its rows count.
+
+        A batch of fewer rows than processes leaves some without: these take its first row, which does not count, because all must
+        take part in every step.
+        """
+        mine = np.array_split(samples, self.world)[self.rank]
+        return (mine, len(mine)) if len(mine) else (samples[:1], 0)
+
+    def replicate(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Return the student with gradients that are averaged over all processes."""
+        if self.world == 1:
+            return model
+        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+    def summed(self, sums: Tensor) -> Tensor:
+        """Add up what all processes have."""
+        if self.world > 1:
+            sums = sums.clone()
+            distributed.all_reduce(sums)
+        return sums
+
+    def align(self, model: nn.Module) -> None:
+        """Give every process the leader's buffers: each normalises its own share of a batch, and keeps running means of that."""
+        for buffer in model.buffers() if self.world > 1 else ():
+            distributed.broadcast(buffer, src=0)
+
+    def any(self, here: bool) -> bool:
+        """Say whether this is so in some process; all must ask."""
+        return here if self.world == 1 else bool(self.summed(torch.tensor(float(here))))
+
+    def gathered(self, value: T) -> list[T]:
+        """Return what each process has, in order of rank."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        distributed.all_gather_object(found, value)
+        return found
+
+    def from_leader(self, value: Callable[[], T]) -> T:
+        """Return what the leader computes."""
+        if self.world == 1:
+            return value()
+        box: list[Any] = [value() if self.leads else None]
+        distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        found: T = box[0]
+        return found
+
+    def refuse_unlike(self, facts: dict[str, Any]) -> None:
+        """Refuse processes that would train something else than the leader.
+
+        Raises:
+            CacheMismatchError: They differ.
+        """
+        theirs = self.from_leader(lambda: facts)
+        if different := sorted(name for name in facts if facts[name] != theirs.get(name)):
+            lines = "".join(f"\n  {name}: there {theirs.get(name)!r}, here {facts[name]!r}" for name in different)
+            raise CacheMismatchError(
+                f"process {self.rank} would train something else than process 0; they differ in:{lines}\nGive every process the same "
+                "options, cache, data and versions."
+            )
+
+    @contextmanager
+    def saying_when_left(self) -> Iterator[None]:
+        """Turn the end of another process, which a collective operation meets, into a sentence.
+
+        Raises:
+            StoppedError: Another process is gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            lost = isinstance(error, distributed.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+            if self.world == 1 or not lost:
+                raise
+            raise StoppedError(
+                f"process {self.rank} lost the others, one of which has ended ({first_line(error)}). What was saved is whole: start all "
+                "again with --resume."
+            ) from error
+
+
+def join_replicas(device: torch.device) -> Replicas:
+    """Return the processes that torchrun started this one with, or this one alone; every one of them must call this.
+
+    Args:
+        device: Where this one trains.
+    """
+    if not started_by_torchrun():
+        return Replicas()
+    if not distributed.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        backend, (store, rank) = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", join_store()
+        world = int(os.environ["WORLD_SIZE"])
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+    return Replicas(distributed.get_rank(), distributed.get_world_size())

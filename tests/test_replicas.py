@@ -1,0 +1,200 @@
+"""Several processes that train one student, as torchrun starts them."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from torch.distributed import HashStore
+
+import logitcache
+from logitcache import ranks
+from logitcache.replicas import Replicas
+
+HERE = Path(__file__).parent
+JOB = """
+import logging, os, pathlib, sys
+import tiny, logitcache
+from logitcache.data import ArrayImages
+from logitcache.errors import CacheMismatchError, StoppedError
+
+rank, folder = int(os.environ["RANK"]), pathlib.Path(sys.argv[1])
+images = ArrayImages(*tiny.arrays())
+
+def train(name, cache="plain.zarr", **changes):
+    given = {"student": "tiny:student", "epochs": 2, "batch_size": 48, "test_data": ArrayImages(*tiny.arrays("test"))} | changes
+    return logitcache.train_student(cache=folder / cache, data=images, out=folder / name, **given)
+
+for cache in ("plain", "mixed"):
+    for live in (False, True):
+        train(f"{cache}-{'live' if live else 'cached'}", f"{cache}.zarr", live_teacher=tiny.net(5) if live else False)
+train("still", student="tiny:still", batch_size=299, grad_accum_steps=2, clip_grad=1.0, model_ema_decay=0.9)
+
+steps = 0
+def asked():  # by the second process alone; the fourth time is in the second epoch
+    global steps
+    steps += 1
+    return rank == 1 and steps >= 4
+train("whole", batch_size=8)
+try:
+    train("broken", batch_size=8, should_stop=asked)
+except StoppedError as error:
+    (folder / f"stopped-{rank}").write_text(str(error))
+resumed = train("broken", batch_size=8, resume=True)
+(folder / f"weights-{rank}").write_text(str(sum(float(value.double().sum()) for value in resumed.student.state_dict().values())))
+try:
+    train("unlike", lr=0.01 * (rank + 1))
+except (CacheMismatchError, StoppedError) as error:
+    (folder / f"refused-{rank}").write_text(str(error))
+"""
+
+
+def test_a_batch_is_divided_and_every_process_takes_part():
+    batch = np.arange(10, 15)
+    shares = [Replicas(rank, 3).share(batch) for rank in range(3)]
+    assert [samples.tolist() for samples, _ in shares] == [[10, 11], [12, 13], [14]]
+    assert [counted for _, counted in shares] == [2, 2, 1]
+    assert Replicas(2, 3).share(batch[:2])[0].tolist() == [10]
+    assert Replicas(2, 3).share(batch[:2])[1] == 0
+    assert Replicas().share(batch)[0] is not None
+    assert Replicas().share(batch)[1] == 5
+
+
+def test_what_was_said_before_a_restart_is_not_heard_after_it(monkeypatch):
+    """torchrun's store outlives a restart: a dead process's words, and how many had met, would be taken for those of now."""
+    monkeypatch.setattr(ranks, "_joined", (HashStore(), 0, itertools.count()))
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    before = ranks.join_ranks(lambda: False)
+    before.share("complete", value=True)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setattr(ranks, "_joined", (ranks._joined[0], 0, itertools.count()))
+    store, _ = ranks.join_store()
+    assert not store.check(["complete"])
+
+
+def torchrun(count, *words, restarts=0):
+    start = f"-m torch.distributed.run --standalone --nproc-per-node {count} --max-restarts {restarts}"
+    return [sys.executable, *start.split(), *map(str, words)]
+
+
+def train_words(cache, words):
+    return ["-m", "logitcache", "train", cache.place.path, *words.split()]
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """What two processes leave behind."""
+    folder = tmp_path_factory.mktemp("job")
+    images = logitcache.data.ArrayImages(*tiny.arrays())
+    for name, augment in (("plain", "pad-crop-flip"), ("mixed", "pad-crop-flip+mixup+cutmix")):
+        logitcache.dump_logits(
+            teacher=tiny.net(5), data=images, out=folder / f"{name}.zarr", augment=augment, views=2, precision="f32", threads=1,
+            batch_size=32,
+        )  # fmt: skip
+    (folder / "job.py").write_text(JOB)
+    done = subprocess.run(
+        torchrun(2, folder / "job.py", folder), env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert (folder / "weights-1").exists(), done.stderr
+    return folder
+
+
+def weights(folder, file="student"):
+    return torch.cat([value.flatten().double() for value in load_file(folder / f"{file}.safetensors").values()])
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("cache", ["plain", "mixed"])
+def test_cached_is_live_in_two_processes(job, cache):
+    assert torch.equal(weights(job / f"{cache}-cached"), weights(job / f"{cache}-live"))
+    assert json.loads((job / f"{cache}-live/run.json").read_text())["hardware"]["processes"] == 2
+
+
+def test_two_processes_take_the_steps_of_one(job, tmp_path):
+    """In other sums, so to rounding; with micro-batches, and a last batch of one row, which leaves a process without."""
+    logitcache.train_student(
+        cache=job / "plain.zarr", data=logitcache.data.ArrayImages(*tiny.arrays()), student="tiny:still", epochs=2,
+        test_data=logitcache.data.ArrayImages(*tiny.arrays("test")), batch_size=299, grad_accum_steps=2, clip_grad=1.0,
+        model_ema_decay=0.9, out=tmp_path / "alone",
+    )  # fmt: skip
+    for file in ("student", "student-ema"):
+        assert torch.allclose(weights(job / "still", file), weights(tmp_path / "alone", file), atol=1e-6)
+    for two, one in zip(metrics(job / "still"), metrics(tmp_path / "alone"), strict=True):
+        for name in ("loss", "ce", "kd", "train_accuracy", "teacher_agreement", "test_accuracy", "test_ece"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+def test_a_stop_that_one_process_hears_stops_all_and_goes_on_as_if_unbroken(job):
+    for rank in (0, 1):
+        assert "stopped as asked after step 16 of 38 of epoch 2" in (job / f"stopped-{rank}").read_text()
+    assert torch.equal(weights(job / "whole"), weights(job / "broken"))
+    assert (job / "weights-0").read_text() == (job / "weights-1").read_text()
+    unbroken, resumed = (
+        [{**one, "seconds": 0, "images_per_second": 0} for one in metrics(job / name)] for name in ("whole", "broken")
+    )
+    assert unbroken == resumed
+
+
+def test_processes_that_would_train_something_else_are_refused(job):
+    said = (job / "refused-1").read_text()
+    assert "process 1 would train something else than process 0; they differ in:\n  settings:" in said
+    assert not (job / "unlike/student.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_replaced_and_the_run_goes_on(tmp_path, npz):
+    """SIGKILL to one of two: torchrun starts both again, with the same words; the end is that of an unbroken run."""
+    cache = logitcache.dump_logits(
+        teacher="tiny:net", data=f"arrays:{npz}", out=tmp_path / "c.zarr", views=2, augment="pad-crop-flip", threads=1
+    )
+    words = train_words(cache, "--student tiny:Slow --epochs 3 --batch-size 32 --out")
+    process = subprocess.Popen(
+        torchrun(2, *words, tmp_path / "run", restarts=1), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/checkpoint.pt").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.02)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "logitcache"], capture_output=True, text=True, check=True
+    )
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    said = process.communicate(timeout=180)[1]
+    assert process.returncode == 0, said
+    whole = subprocess.run(
+        torchrun(2, *words, tmp_path / "whole"), env=ENVIRONMENT, capture_output=True, text=True, check=True
+    )
+    assert whole.stdout.count("tiny:Slow") == 1  # one process speaks
+    assert torch.equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_torchrun_that_is_asked_to_stop_saves_the_run(tmp_path, npz):
+    cache = logitcache.dump_logits(teacher="tiny:net", data=f"arrays:{npz}", out=tmp_path / "c.zarr", threads=1)
+    words = train_words(cache, "--student tiny:Slow --epochs 2 --batch-size 8 --out run")
+    process = subprocess.Popen(torchrun(2, *words), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run/run.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.02)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert "stopped as asked after step 16 of 38 of epoch 1" in said
+    assert (tmp_path / "run/checkpoint.pt").exists()
