@@ -215,6 +215,14 @@ def train(
             help="What decoded rows may take, 8GB say; larger views stream in windows, shuffled inside a window only.",
         ),
     ] = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default=False,
+            help="Metrics beside metrics.jsonl: csv, tensorboard, wandb; repeatable.",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out; its settings are those it was begun with.")
     ] = False,

@@ -4,6 +4,7 @@
     metrics.jsonl         one object an epoch, full precision
     checkpoint.pt         state after the last whole epoch, or where a run was asked to stop; gone when it is over
     student.safetensors   the final weights, with a note on what they are
+    metrics.csv, tensorboard/   where asked for
 
 Every file is written whole or not at all, and by one process at a time.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.files import FileLock, append_line, write_bytes
+from logitcache.logs import open_logs
 
 __all__ = ["FollowedRun", "RunDirectory", "free_name", "read_run"]
 
@@ -49,7 +51,15 @@ def free_name(folder: Path, stem: str) -> Path:
 class RunDirectory:
     """A run that is being made."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], facts: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        *,
+        resume: bool,
+        logs: Sequence[str] = (),
+    ) -> None:
         """Begin a run, or take one up.
 
         Args:
@@ -57,12 +67,14 @@ class RunDirectory:
             settings: What decides the result.
             facts: What else to record (cache, versions).
             resume: Whether a run of the same settings is to be continued.
+            logs: Where else its metrics go, by name (`logs.LOGS`).
 
         Raises:
             InputError: There is a run and `resume` is false, or there is none and it is true; or another process is at it.
             CacheMismatchError: The run has other settings, or another cache.
         """
         self.path, self._record = path, {"settings": dict(settings), **facts}
+        self._logs = open_logs(logs, path, settings)
         if (path / "run.json").exists():
             if not resume:
                 raise InputError(
@@ -75,12 +87,14 @@ class RunDirectory:
             raise InputError(f"{path} is a file. Choose another --out.")
         elif path.exists() and any(path.iterdir()):
             raise InputError(f"{path} exists, is not empty and holds no run. Choose another --out.")
-        self._lock = FileLock(path, ".lock")
+        self._lock, self._told = FileLock(path, ".lock"), False
         if not (path / "run.json").exists():
             self._write_record()
 
     def close(self) -> None:
         """Let another process have it."""
+        for log in self._logs if self._told else ():
+            log.close()
         self._lock.close()
 
     def _refuse_other(self, there: dict[str, Any]) -> None:
@@ -119,11 +133,16 @@ class RunDirectory:
         """Write the metrics of the epochs whose state was saved, and no others."""
         lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
         write_bytes(self.path / "metrics.jsonl", lines.encode())
+        self._told = True
+        for log in self._logs:
+            log.begin(history)
 
     def epoch_done(self, metrics: Mapping[str, Any], state: bytes) -> None:
         """Record an epoch: its metrics, then the state to go on from."""
         append_line(self.path / "metrics.jsonl", metrics)
         write_bytes(self.path / "checkpoint.pt", state)
+        for log in self._logs:
+            log.epoch(metrics)
 
     def save(self, state: bytes) -> None:
         """Keep the state to go on from, in the middle of an epoch."""

@@ -107,6 +107,7 @@ def train_student(
     device: str = "auto",
     workers: int | None = None,
     memory_budget: int | None = None,
+    log: Sequence[str] | None = None,
     resume: bool = False,
     out: str | Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -169,6 +170,7 @@ def train_student(
         workers: Processes that decode images; None chooses by the data.
         memory_budget: Bytes that decoded rows may take, those in use and those being read ahead together; views that need
             more stream in windows of blocks, and samples are shuffled inside a window only. None: whole views.
+        log: Where metrics go beside `metrics.jsonl`: `csv`, `tensorboard`, `wandb`.
         resume: Whether to continue the run in `out`; what follows is what an unbroken run would have given.
         out: Directory of the run; None makes a new one below `runs/`.
         should_stop: Asked after every step; where it says yes, the state is saved and StoppedError raised.
@@ -236,7 +238,7 @@ def train_student(
     answers = _answers(opened, objective, live_teacher, teacher_weights, where)
     named = local_path(out) if out else free_name(Path("runs"), f"{method}-{network.name}".replace(":", "-"))
     facts = _facts(opened, answers.name, network, eyes, where) | {"data": _digests(images, test)}
-    run = _begun(replicas, named, settings, facts, resume=resume)
+    run = _begun(replicas, named, settings, facts, log or (), resume=resume)
     loop = Loop(
         stepper,
         answers,
@@ -271,7 +273,13 @@ def train_student(
 
 
 def _begun(
-    replicas: Replicas, path: Path, settings: dict[str, Any], facts: dict[str, Any], *, resume: bool
+    replicas: Replicas,
+    path: Path,
+    settings: dict[str, Any],
+    facts: dict[str, Any],
+    logs: Sequence[str],
+    *,
+    resume: bool,
 ) -> RunDirectory:
     """Begin or take up the run, in the process that leads; the others follow it."""
     with replicas.saying_when_left():
@@ -280,13 +288,14 @@ def _begun(
             return FollowedRun(*replicas.from_leader(lambda: (path, None, None)))
         again = resume or (restarts() > 0 and (path / "run.json").exists())
         facts["hardware"]["processes"] = replicas.world
-        run = RunDirectory(path, settings, facts, resume=again)
+        run = RunDirectory(path, settings, facts, resume=again, logs=logs)
         replicas.from_leader(lambda: (run.path, run.results, run.checkpoint()))
         return run
 
 
 _CONDUCT = (
     "workers",
+    "log",
     "resume",
     "out",
     "should_stop",
