@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.stats.records import ProbeLoss
-from logitcache.stats.rows import Floats
 from logitcache.store import Cache, decode_rows, history
 
 __all__ = ["NO_PROBE", "array_bytes", "bytes_per_row", "divergences", "made", "probe_loss"]
+
+Logits = NDArray[np.floating]
 
 _TEMPERATURES = (1, 4)
 NO_PROBE = ProbeLoss(0, 0.0, {f"T={temperature}": 0.0 for temperature in _TEMPERATURES}, 0)
@@ -56,28 +57,33 @@ def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
     encoding, classes = cache.manifest.encoding, len(cache.manifest.classes)
     columns = cache.rows(0, teacher, samples)
     stored = {temperature: decode_rows(encoding, columns, classes, temperature) for temperature in _TEMPERATURES}
-    gap = decode_rows(encoding, columns, classes)
     return ProbeLoss(
         len(samples),
-        float(np.abs(exact - gap).max()),
-        {f"T={t}": float(divergences(exact, rows, t)[0].mean()) for t, rows in stored.items()},
-        int((exact.argmax(1) != gap.argmax(1)).sum()),
+        float(np.abs(exact - stored[1]).max()),
+        {
+            f"T={t}": float(divergences(exact.astype(np.float64), rows.astype(np.float64), t)[0].mean())
+            for t, rows in stored.items()
+        },
+        int((exact.argmax(1) != stored[1].argmax(1)).sum()),
     )
 
 
-def divergences(one: Floats, other: Floats, temperature: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def divergences(one: Logits, other: Logits, temperature: float) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """KL(one || other) and KL(other || one) of the softmax at a temperature, row by row in nats, [B] each.
 
     Args:
-        one: Logits, [B, C].
+        one: Logits, [B, C]; their precision is computed in.
         other: Logits, [B, C].
         temperature: Of both.
     """
-    log_p, log_q = (_log_softmax(logits.astype(np.float64) / temperature) for logits in (one, other))
+    (log_p, p), (log_q, q) = (_softmax(logits / temperature) for logits in (one, other))
     gap = log_p - log_q
-    return (np.exp(log_p) * gap).sum(1), -(np.exp(log_q) * gap).sum(1)
+    return np.einsum("ij,ij->i", p, gap), -np.einsum("ij,ij->i", q, gap)
 
 
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def _softmax(logits: Logits) -> tuple[Logits, Logits]:
+    """Return log probabilities and probabilities."""
     shifted = logits - logits.max(1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+    weights = np.exp(shifted)
+    total = weights.sum(1, keepdims=True)
+    return shifted - np.log(total), weights / total

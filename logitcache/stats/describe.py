@@ -147,8 +147,9 @@ class _Reading:
                 found.append(answers(read_rows(manifest.encoding, here, true, classes)))
                 number = view * manifest.samples + first + part.start
                 chosen = np.flatnonzero(found[-1].finite & ((number + np.arange(len(true))) % every == 0))
-                few = {name: column[chosen] for name, column in here.items()}
-                previews.append(preview_rows(read_rows(manifest.encoding, few, true[chosen], classes)))
+                if len(chosen):
+                    few = {name: column[chosen] for name, column in here.items()}
+                    previews.append(preview_rows(read_rows(manifest.encoding, few, true[chosen], classes)))
         except CorruptCacheError as error:
             return _Block(None, [], error)
         return _Block(joined(found), previews, None)

@@ -19,8 +19,10 @@ _LOGITS = 1 << 24  # held at a time, 64 MB
 _WORK = 4e10  # multiplications: a second or two
 _DIGESTS = 1 << 23  # held at a time, 64 MB
 _AT_ONCE = 1024  # rows beside all others of their class
-_NEAR = 0.2  # of the median distance of nearest neighbours
-_NEXT = 0.25  # of the distance of the next neighbour but one
+# Of 210 images planted in 10,000 of Fashion-MNIST as copies (exact, JPEG, noise, brightness, shifts), 73 are found by their logits, among
+# 77 pairs; with 0.5 and no second condition 93 among 585. Exact copies all, shifted ones hardly any.
+_NEAR = 0.5  # of the median distance of nearest neighbours
+_NEXT = 0.35  # of the distance of either's second neighbour
 
 Pairs = list[tuple[float, int, int, bool]]  # distance, two rows, whether their pixels are equal
 
@@ -31,10 +33,10 @@ def find_duplicates(
     """Search view 0.
 
     Equal digests of pixels are searched for among all samples. Near logits among the first samples alone, at most 65,536 and
-    2**24 logits, fewer where the teacher says one class for most of them: each is compared with those that have the same largest class,
-    so in data ordered by class all of it is within reach. Two are near where their centred logits differ by less than a fifth of the median
-    distance of nearest neighbours, and by less than a quarter of what separates either from its second neighbour: rows of a
-    sure teacher lie close together, and what lies close among many others says little.
+    2**24 logits, fewer where the teacher says one class for most of them: each is compared with those that have the same
+    largest class, so in data ordered by class all of it is within reach. Two are near where their centred logits differ by less
+    than half the median distance of nearest neighbours, and by little beside what separates either from its second neighbour: rows
+    of a sure teacher lie close together, and what lies close to many says little. A random crop hides most copies.
 
     Returns:
         Pairs, nearest first, at most 100; how many samples were searched by logits.

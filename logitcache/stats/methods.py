@@ -80,8 +80,9 @@ _NOTHING: Preview = dict.fromkeys(
 def quantiles(values: NDArray[np.floating]) -> Quantiles:
     """Say where values, [B], lie; zeros where there are none."""
     if not len(values):
-        return Quantiles(*[0.0] * 8)
-    return Quantiles(*np.quantile(values, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)).tolist(), float(values.mean()))
+        values = np.zeros(1)
+    low, p5, p25, median, p75, p95, high = np.quantile(values, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)).tolist()
+    return Quantiles(low, p5, p25, median, p75, p95, high, float(values.mean()))
 
 
 def _mean(values: NDArray[np.bool_] | Doubles) -> float:

@@ -47,7 +47,7 @@ class Rows:
     @property
     def others(self) -> int:
         """How many classes were not kept."""
-        return self.classes - self.gaps.shape[1]
+        return self.classes - int(self.gaps.shape[1])
 
     @property
     def own(self) -> Floats:
