@@ -14,7 +14,7 @@ from logitcache.progress import OnProgress, Progress, silent
 from logitcache.stats.agreement import STRETCH, Agreement, LabelErrors
 from logitcache.stats.contents import NO_PROBE, array_bytes, bytes_per_row, made, probe_loss
 from logitcache.stats.duplicates import find_duplicates
-from logitcache.stats.methods import PREVIEW_ROWS, Preview, preview_rows, summary
+from logitcache.stats.methods import PREVIEW_ROWS, Preview, Previews, preview_rows
 from logitcache.stats.records import CacheStats, Health, ProbeLoss
 from logitcache.stats.rows import Answers, answers, joined, pieces, read_rows
 from logitcache.stats.teacher import Confusions, ViewSums
@@ -44,7 +44,7 @@ def cache_stats(
     reading = _Reading(opened, slug, labels)
     reading.everything(on_progress)
     health, probe = _probed(reading.health(), opened, slug)
-    duplicates, among = find_duplicates(opened, slug, labels, on_progress)
+    duplicates, among = find_duplicates(opened, slug, labels, on_progress, by_logits=reading.unmixed[0])
     sizes = array_bytes(opened)
     views = [sums.stats(v, manifest.views[v]["recipe"]) for v, sums in enumerate(reading.views)]
     a_row = bytes_per_row(opened, sizes, sum(view.rows + view.not_finite_rows for view in views))
@@ -63,7 +63,7 @@ def cache_stats(
         agreement=reading.agreement.of_pairs(),
         agreement_of_all=reading.agreement.of_all(),
         confusions=reading.confusions.most(reading.label_errors.class_rows),
-        preview=summary(reading.previews),
+        preview=reading.previews.summary(),
         odd=odd,
         odd_total=odd_total,
         duplicates=duplicates,
@@ -86,7 +86,7 @@ class _Block:
     """What one block of one view came to: answers and previews; or what is wrong with it."""
 
     found: Answers | None
-    preview: list[Preview]
+    previews: list[Preview]
     problem: CorruptCacheError | None
 
 
@@ -101,10 +101,10 @@ class _Reading:
         self.views = [ViewSums(classes, kept) for _ in manifest.views]
         self.agreement, self.label_errors = Agreement(len(manifest.views)), LabelErrors(classes)
         self.confusions = Confusions(classes)
-        self.previews: list[Preview] = []
+        self.previews = Previews()
         self._missing: list[tuple[int, int]] = []
         self._damaged: list[tuple[int, int]] = []
-        self._unmixed = [not _is_mixed(view["recipe"]) for view in manifest.views]
+        self.unmixed = [not _is_mixed(view["recipe"]) for view in manifest.views]
 
     def everything(self, on_progress: OnProgress) -> None:
         """Read it all."""
@@ -161,9 +161,10 @@ class _Reading:
         first, last = self._cache.manifest.rows(block)
         labels = self._labels[first:last]
         self.views[view].add(read.found, labels)
-        self.previews += read.preview
+        for preview in read.previews:
+            self.previews.add(preview)
         self.agreement.add(view, part, read.found)
-        if self._unmixed[view]:  # a mixed row has two labels, and says so
+        if self.unmixed[view]:  # a mixed row has two labels, and says so
             self.label_errors.add(part, read.found, labels)
             keep = read.found.finite
             self.confusions.add(read.found.says[keep], labels[keep])

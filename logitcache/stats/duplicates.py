@@ -1,5 +1,6 @@
 """Samples that are likely one image twice: equal pixels, and logits that are nearly alike."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +15,7 @@ from logitcache.store import Cache, decode_rows
 __all__ = ["find_duplicates"]
 
 _SHOWN = 100
+_EQUAL = 10_000  # pairs of equal pixels, at most
 _SAMPLES = 65_536
 _LOGITS = 1 << 24  # held at a time, 64 MB
 _WORK = 4e10  # multiplications: a second or two
@@ -24,13 +26,11 @@ _AT_ONCE = 1024  # rows beside all others of their class
 _NEAR = 0.5  # of the median distance of nearest neighbours
 _NEXT = 0.35  # of the distance of either's second neighbour
 
-Pairs = list[tuple[float, int, int, bool]]  # distance, two rows, whether their pixels are equal
-
 
 def find_duplicates(
-    cache: Cache, teacher: str, labels: NDArray[np.int32], on_progress: OnProgress
+    cache: Cache, teacher: str, labels: NDArray[np.int32], on_progress: OnProgress, *, by_logits: bool
 ) -> tuple[list[Duplicate], int]:
-    """Search view 0.
+    """Search view 0, by pixels and, unless it is mixed, by logits.
 
     Equal digests of pixels are searched for among all samples. Near logits among the first samples alone, at most 65,536 and
     2**24 logits, fewer where the teacher says one class for most of them: each is compared with those that have the same
@@ -42,10 +42,10 @@ def find_duplicates(
         Pairs, nearest first, at most 100; how many samples were searched by logits.
     """
     logits, says, rows = _first_logits(cache, teacher)
-    reach = _reach(says, logits.shape[1])
+    reach = _reach(says, logits.shape[1]) if by_logits else 0
     logits, says, rows = logits[:reach], says[:reach], rows[:reach]
     scale, near = _near(logits, says)
-    equal = list(_equal_pixels(cache, on_progress))
+    equal = itertools.islice(_equal_pixels(cache, on_progress), _EQUAL)
     pairs: dict[tuple[int, int], tuple[float, bool]] = {}
     for distance, one, other in near:
         pairs[int(rows[one]), int(rows[other])] = (distance, False)
@@ -84,8 +84,10 @@ def _first_logits(cache: Cache, teacher: str) -> tuple[Floats, Ints, Ints]:
             logits[found : found + taken] = dense - dense.mean(1, keepdims=True)
             rows[found : found + taken] = np.arange(first + here.start, first + here.stop)
             found += taken
-    finite = np.isfinite(logits[:found]).all(1)
-    logits, rows = logits[:found][finite], rows[:found][finite]
+    logits, rows = logits[:found], rows[:found]
+    finite = np.isfinite(logits.sum(1))
+    if not finite.all():
+        logits, rows = logits[finite], rows[finite]
     return logits, logits.argmax(1), rows
 
 

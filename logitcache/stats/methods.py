@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from logitcache.stats.records import MethodPreview, Quantiles
 from logitcache.stats.rows import Floats, Rows
 
-__all__ = ["PREVIEW_ROWS", "Preview", "preview_rows", "quantiles", "summary"]
+__all__ = ["PREVIEW_ROWS", "Preview", "Previews", "preview_rows"]
 
 PREVIEW_ROWS = 65_536
 _TEMPERATURES = (1.0, 2.0, 4.0)
@@ -23,6 +23,8 @@ _ALPHA, _CALIBRATION = 0.95, 4.0  # LoCa's defaults
 _FACTOR = (1 + math.sqrt(3)) / 2  # ATKD's
 _BASE = 2.0  # NormKD's
 _TINY = 1e-7  # beside a deviation
+
+_OF_ROWS = ("wrong", "loca", "swap", "hidden", "atkd", "normkd", "deviation")
 
 Doubles = NDArray[np.float64]
 Preview = dict[str, Doubles]  # number of a row, by name: [B], or [B, ...]
@@ -51,33 +53,41 @@ def preview_rows(rows: Rows) -> Preview:
     }
 
 
-def summary(parts: list[Preview]) -> MethodPreview:
-    """Sum rows up."""
-    every = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else _NOTHING
-    wrong, hides = every["wrong"] > 0, every["hidden"] > 1
-    outside = every["outside"].mean(0).tolist() if len(wrong) else [0.0] * len(_TEMPERATURES)
-    return MethodPreview(
-        rows=len(wrong),
-        loca_changed=_mean(wrong),
-        loca_moved=_mean(every["loca"][wrong]),
-        swap_changed=_mean(wrong),
-        swap_moved=_mean(every["swap"][wrong]),
-        rld_masked=_mean(hides),
-        rld_hidden=_mean(every["hidden"][hides]),
-        atkd_temperature=quantiles(every["atkd"]),
-        normkd_temperature=quantiles(every["normkd"]),
-        deviation=quantiles(every["deviation"]),
-        mass_outside={f"T={one:g}": share for one, share in zip(_TEMPERATURES, outside, strict=True)},
-        mass_by_rank=every["by_rank"].mean(0).tolist() if len(wrong) else [],
-    )
+class Previews:
+    """What is kept of the rows looked at: a few numbers of each, and sums."""
+
+    def __init__(self) -> None:
+        self._rows: list[Preview] = []
+        self._outside, self._by_rank = np.zeros(len(_TEMPERATURES)), np.zeros(0)
+
+    def add(self, found: Preview) -> None:
+        """Take rows."""
+        self._rows.append({name: found[name] for name in _OF_ROWS})
+        self._outside += found["outside"].sum(0)
+        self._by_rank = found["by_rank"].sum(0) + (self._by_rank if len(self._by_rank) else 0)
+
+    def summary(self) -> MethodPreview:
+        """Sum them up."""
+        every = {name: np.concatenate([np.zeros(0), *(part[name] for part in self._rows)]) for name in _OF_ROWS}
+        wrong, hides, rows = every["wrong"] > 0, every["hidden"] > 1, len(every["wrong"])
+        outside = (self._outside / max(rows, 1)).tolist()
+        return MethodPreview(
+            rows=rows,
+            loca_changed=_mean(wrong),
+            loca_moved=_mean(every["loca"][wrong]),
+            swap_changed=_mean(wrong),
+            swap_moved=_mean(every["swap"][wrong]),
+            rld_masked=_mean(hides),
+            rld_hidden=_mean(every["hidden"][hides]),
+            atkd_temperature=_quantiles(every["atkd"]),
+            normkd_temperature=_quantiles(every["normkd"]),
+            deviation=_quantiles(every["deviation"]),
+            mass_outside={f"T={one:g}": share for one, share in zip(_TEMPERATURES, outside, strict=True)},
+            mass_by_rank=(self._by_rank / max(rows, 1)).tolist(),
+        )
 
 
-_NOTHING: Preview = dict.fromkeys(
-    ("wrong", "loca", "swap", "hidden", "atkd", "normkd", "deviation", "outside", "by_rank"), np.zeros(0)
-)
-
-
-def quantiles(values: NDArray[np.floating]) -> Quantiles:
+def _quantiles(values: NDArray[np.floating]) -> Quantiles:
     """Say where values, [B], lie; zeros where there are none."""
     if not len(values):
         values = np.zeros(1)

@@ -13,6 +13,7 @@ __all__ = ["Calibration", "Confusions", "ViewSums"]
 _BINS = 15  # Guo et al., ICML 2017, Section 5
 _RANKS = 20  # counted one by one
 _PAIRS = 20  # of confused classes, shown
+_PENDING = 1 << 20  # rows that are counted at once
 
 
 class Calibration:
@@ -97,22 +98,29 @@ class ViewSums:
 
 
 class Confusions:
-    """Which class is taken for which; 16 bytes for every pair that occurs."""
+    """Which class is taken for which; 16 bytes for every pair that occurs, and at most 8 MB besides."""
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
-        self._pairs, self._counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._pairs, self._counts = np.zeros((2, 0), np.int64)
+        self._pending: list[Ints] = []
 
     def add(self, says: Ints, labels: NDArray[np.int32]) -> None:
         """Count rows in."""
         wrong = says != labels
-        pairs, counts = np.unique(labels[wrong].astype(np.int64) * self._classes + says[wrong], return_counts=True)
+        self._pending.append(labels[wrong].astype(np.int64) * self._classes + says[wrong])
+        if sum(map(len, self._pending)) > _PENDING:
+            self._merge()
+
+    def _merge(self) -> None:
+        pairs, counts = np.unique(np.concatenate([np.zeros(0, np.int64), *self._pending]), return_counts=True)
         merged, where = np.unique(np.concatenate([self._pairs, pairs]), return_inverse=True)
         sums = np.bincount(where, np.concatenate([self._counts, counts]), len(merged))
-        self._pairs, self._counts = merged, sums.astype(np.int64)
+        self._pairs, self._counts, self._pending = merged, sums.astype(np.int64), []
 
     def most(self, class_rows: NDArray[np.int64]) -> list[Confusion]:
         """Return the most confused pairs, given how many rows each class has, [C]."""
+        self._merge()
         order = np.lexsort((self._pairs, -self._counts))[:_PAIRS]
         found: list[Any] = [divmod(pair, self._classes) for pair in self._pairs[order].tolist()]
         return [
