@@ -57,12 +57,18 @@ def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
     encoding, classes = cache.manifest.encoding, len(cache.manifest.classes)
     columns = cache.rows(0, teacher, samples)
     stored = {temperature: decode_rows(encoding, columns, classes, temperature) for temperature in _TEMPERATURES}
+    keep = np.isfinite(exact).all(1) & np.isfinite(stored[1]).all(1)
+    if not keep.any():
+        return NO_PROBE
+    exact, stored = exact[keep], {temperature: rows[keep] for temperature, rows in stored.items()}
     return ProbeLoss(
-        len(samples),
+        len(exact),
         float(np.abs(exact - stored[1]).max()),
         {
-            f"T={t}": float(divergences(exact.astype(np.float64), rows.astype(np.float64), t)[0].mean())
-            for t, rows in stored.items()
+            f"T={temperature}": float(
+                divergences(exact.astype(np.float64), rows.astype(np.float64), temperature)[0].mean()
+            )
+            for temperature, rows in stored.items()
         },
         int((exact.argmax(1) != stored[1].argmax(1)).sum()),
     )

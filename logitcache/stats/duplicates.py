@@ -81,11 +81,13 @@ def _first_logits(cache: Cache, teacher: str) -> tuple[Floats, Ints, Ints]:
             taken = min(part.stop, last - first, part.start + most - found) - part.start
             here = slice(part.start, part.start + taken)
             dense = decode_rows(manifest.encoding, {name: column[here] for name, column in columns.items()}, classes)
-            logits[found : found + taken] = dense - dense.mean(1, keepdims=True)
+            with np.errstate(invalid="ignore"):  # rows that are not finite go below
+                logits[found : found + taken] = dense - dense.mean(1, keepdims=True)
             rows[found : found + taken] = np.arange(first + here.start, first + here.stop)
             found += taken
     logits, rows = logits[:found], rows[:found]
-    finite = np.isfinite(logits.sum(1))
+    with np.errstate(invalid="ignore"):
+        finite = np.isfinite(logits.sum(1))
     if not finite.all():
         logits, rows = logits[finite], rows[finite]
     return logits, logits.argmax(1), rows
