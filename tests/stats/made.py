@@ -38,6 +38,7 @@ def make(
     seed: int = 0,
     data: dict[str, Any] | None = None,
     teacher: str = "T",
+    names: tuple[str, ...] = (),
 ) -> Path:
     """Write a cache."""
     encoding = encoding or FullEncoding("f32")
@@ -47,7 +48,7 @@ def make(
     recipes = recipes or ("none",) * views
     manifest = Manifest(
         samples=samples,
-        classes=tuple(f"class {i}" for i in range(classes)),
+        classes=names or tuple(f"class {i}" for i in range(classes)),
         block_rows=BLOCK,
         batch_size=64,
         threads=1,

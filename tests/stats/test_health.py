@@ -112,7 +112,8 @@ def test_a_folder_without_a_first_block_is_no_cache_to_describe(tmp_path):
 def test_rows_that_are_constant_or_not_finite_are_counted_and_the_latter_left_out(tmp_path, encoding):
     logits, labels = draw()
     whole = cache_stats(make(tmp_path / "c.zarr", logits[:, 3:], labels[3:], encoding)).views[0]
-    logits[0, 0], logits[0, 1, (labels[1] + 1) % 12], logits[0, 2, 4], logits[1, 5] = np.nan, np.inf, np.nan, 0.0
+    other = (labels + 1) % 12
+    logits[0, 0, other[0]], logits[0, 1, other[1]], logits[0, 2, labels[2]], logits[1, 5] = np.nan, np.inf, np.nan, 0.0
     found = cache_stats(make(tmp_path / "d.zarr", logits, labels, encoding))
     assert (found.health.not_finite_rows, found.health.constant_rows) == (3, 1)
     assert (found.views[0].not_finite_rows, found.views[1].constant_rows) == (3, 1)
