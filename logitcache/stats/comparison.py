@@ -1,6 +1,7 @@
 """Two caches of one data set, row by row: where their teachers agree, how far what is stored lies apart, which to prefer for what."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,13 @@ def compare_caches(
     views, alike = _views_of_both(*both)
     classes = len(both[0].manifest.classes)
     step = -(-(end - begin) * len(views) // min(_ROWS, max(_LOGITS // classes, 1)))
-    at_once = max(_BYTES_AT_ONCE // (4 * classes), 1)
-    sums = _Sums(classes)
+    at_once = _BYTES_AT_ONCE // (4 * max(_kept(cache) for cache in both))
+    sums = _Sums(both)
     for turn, pair in enumerate(views):
         samples = np.arange(begin + turn % step, end, step)
         for start in range(0, len(samples), at_once):
             part = samples[start : start + at_once]
-            sums.add(both, pair, part, pixels_count=alike)
+            sums.add(pair, part, pixels_count=alike)
             done = turn * (end - begin) + int(part[-1]) + 1 - begin
             on_progress(Progress("comparing", done, len(views) * (end - begin), "rows"))
     if not sums.rows:
@@ -132,6 +133,12 @@ def _views_of_both(first: Cache, second: Cache) -> tuple[list[tuple[int, int]], 
     return (found, True) if found else ([(0, 0)], False)
 
 
+def _kept(cache: Cache) -> int:
+    """How many logits of a row are stored."""
+    encoding = cache.manifest.encoding
+    return len(cache.manifest.classes) if encoding["kind"] == "full" else int(encoding["k"]) + 1
+
+
 class _Sums:
     """What is summed over the rows of both caches.
 
@@ -145,7 +152,9 @@ class _Sums:
         calibration: Of each side.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, both: tuple[Cache, Cache]) -> None:
+        self._both, self._labels = both, both[0].labels()
+        classes = len(both[0].manifest.classes)
         self.rows = self.other_pixels = self.agree = 0
         self.right = np.zeros((2, 2), np.int64)
         self.class_rows, self.class_agree = np.zeros((2, classes), np.int64)
@@ -153,21 +162,23 @@ class _Sums:
         self.calibration = (Calibration(), Calibration())
         self._divergence = np.zeros((len(_TEMPERATURES), 2))
 
-    def add(self, both: tuple[Cache, Cache], views: tuple[int, int], samples: Ints, *, pixels_count: bool) -> None:
+    def add(self, views: tuple[int, int], samples: Ints, *, pixels_count: bool) -> None:
         """Read samples, ascending ids, of a view of each, and count them in; those with other pixels only as such."""
-        rows = [samples - cache.manifest.data["first"] for cache in both]
-        sources = list(zip(both, views, rows, strict=True))
+        rows = [samples - cache.manifest.data["first"] for cache in self._both]
+        with ThreadPoolExecutor(len(self._both)) as executor:
+            columns = list(executor.map(lambda c, view, mine: c.rows(view, c.teacher, mine), self._both, views, rows))
         keep = np.ones(len(samples), np.bool_)
         if pixels_count:
-            one, other = (cache.digests_of(view, mine) for cache, view, mine in sources)
+            one, other = (
+                cache.digests_of(view, mine) for cache, view, mine in zip(self._both, views, rows, strict=True)
+            )
             keep = one == other
-        columns = [cache.rows(view, cache.teacher, mine) for cache, view, mine in sources]
-        labels = both[0].labels()[rows[0]]
+        labels = self._labels[rows[0]]
         self.other_pixels += int((~keep).sum())
         step = max(_VALUES_AT_ONCE // len(self.class_rows), 1)
         for chosen in np.split(np.flatnonzero(keep), np.arange(step, keep.sum(), step)):
             here = [{name: column[chosen] for name, column in one.items()} for one in columns]
-            self._add_piece([cache.manifest.encoding for cache in both], here, labels[chosen])
+            self._add_piece([cache.manifest.encoding for cache in self._both], here, labels[chosen])
 
     def _add_piece(
         self, encodings: list[dict[str, Any]], columns: Sequence[Columns], labels: NDArray[np.int32]

@@ -1,4 +1,4 @@
-"""Describe a cache: every row is read once, a block at a time by each of two threads, and only sums are kept."""
+"""Describe a cache: every row is read once, a block at a time by each of two threads (more from a bucket), and only sums are kept."""
 
 import re
 from collections.abc import Iterator
@@ -30,8 +30,8 @@ def cache_stats(
 ) -> CacheStats:
     """Describe a cache, of several teachers' one of them by its slug.
 
-    Every row is read once. Beyond the labels, memory holds two blocks, 80 bytes for each of at most 524,288 samples, 20 for each
-    that every view denies, and 64 MB of logits for near-duplicates, however large the cache is.
+    Every row is read once, and the first 65,536 of view 0 again for near-duplicates. Beyond the labels, memory holds two blocks, 80
+    bytes for each of at most 524,288 samples, 20 for each that every view denies, and 64 MB of logits, however large the cache is.
 
     An unfinished cache, or one with damaged blocks, is described as far as it can be read; `health` says what is not.
 
@@ -110,7 +110,8 @@ class _Reading:
         """Read it all."""
         manifest = self._cache.manifest
         step = max(STRETCH // manifest.block_rows, 1)
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="logitcache-stats") as executor:
+        threads = max(_THREADS, self._cache.place.at_once)
+        with ThreadPoolExecutor(threads, thread_name_prefix="logitcache-stats") as executor:
             for start in range(0, manifest.blocks, step):
                 blocks = range(start, min(start + step, manifest.blocks))
                 begin, end = manifest.rows(blocks[0])[0], manifest.rows(blocks[-1])[1]

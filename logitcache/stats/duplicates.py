@@ -103,8 +103,8 @@ def _reach(says: Ints, classes: int) -> int:
 
 def _near(logits: Floats, says: Ints) -> tuple[float, list[tuple[float, int, int]]]:
     """Return the median distance of nearest neighbours, and pairs that are near: distance in its units, two positions."""
-    nearest = np.full(len(says), -1)
-    first, second = np.full((2, len(says)), np.inf)
+    nearest = np.arange(len(says))
+    first, second = np.zeros((2, len(says)))
     for group in np.split(np.argsort(says, kind="stable"), np.flatnonzero(np.diff(np.sort(says))) + 1):
         rows = logits[group]
         squares = np.einsum("ij,ij->i", rows, rows)
@@ -118,7 +118,7 @@ def _near(logits: Floats, says: Ints) -> tuple[float, list[tuple[float, int, int
             first[group[part]] = np.linalg.norm(rows[part] - rows[found], axis=1)
             distances[every, found] = np.inf
             second[group[part]] = np.sqrt(np.maximum(distances.min(1) + squares[part], 0))
-    has = np.flatnonzero(np.isfinite(first) & (nearest >= 0) & (nearest != np.arange(len(says))))
+    has = np.flatnonzero(nearest != np.arange(len(says)))  # not alone of its class
     scale = float(np.median(first[has])) if len(has) else 0.0
     pairs = {
         (min(one, other), max(one, other)): float(first[one]) / scale

@@ -192,12 +192,12 @@ class ProbeLoss:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether everything is there and makes sense.
+    """Whether the rows are there and make sense; `logitcache verify` compares every file with its digest.
 
     Attributes:
         finished: The dump has ended.
         blocks: Blocks there should be, of all views.
-        missing: Those that are not there, in words ("view 3, block 0").
+        missing: Those that are not there, in words ("view 3, block 0"); and the probe, where it is not.
         damaged: Those that are there and cannot be read, in words.
         constant_rows, not_finite_rows: Over all views.
     """

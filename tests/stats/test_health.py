@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from made import BLOCK, SAMPLES, draw, encode, make
 
-from logitcache.encoding import TopKEncoding
+from logitcache.encoding import FullEncoding, TopKEncoding
 from logitcache.errors import CacheIncompleteError, CorruptCacheError
 from logitcache.stats import cache_stats
-from logitcache.stats.rows import read_rows
+from logitcache.stats.rows import answers, read_rows
 from logitcache.store import open_cache
 
 
@@ -139,3 +139,12 @@ def test_bytes_by_array_are_all_there_are(path):
     assert found.bytes_total == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     assert found.bytes_by_array["teachers/t/logits"] == 3 * 3 * (BLOCK * 12 * 4 + 4)
     assert found.bytes_per_row == pytest.approx(found.bytes_total / (3 * SAMPLES))
+
+
+@pytest.mark.parametrize("encoding", [FullEncoding("f32"), TopKEncoding(3, "f32")], ids=str)
+def test_nearly_constant_is_not_constant(encoding):
+    """Row 0 is; row 1 has one class a little above, row 2 one below, which a top-k row knows from the minimum of the rest alone."""
+    logits, labels = np.full((3, 12), 2.0, np.float32), np.zeros(3, np.int32)
+    logits[1, 5], logits[2, 11] = 2.001, 1.999
+    found = answers(read_rows(encoding.to_json(), encode(encoding, logits, labels), labels, 12))
+    assert found.constant.tolist() == [True, False, False]
