@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from logitcache.cli.app import app
 from typer.testing import CliRunner, Result
 
 import logitcache
-from logitcache.cli.app import app
 from logitcache.data import ArrayImages
 from logitcache.store import Cache
 

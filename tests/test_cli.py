@@ -10,7 +10,6 @@ import tomllib
 import numpy as np
 import pytest
 import tiny
-
 from logitcache.cli.demo import steps
 
 DUMP = "dump --teacher tiny:net --data arrays:data.npz --augment pad-crop-flip --views 2 --batch-size 64 --out"
