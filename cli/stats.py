@@ -138,12 +138,12 @@ def _print_contents(found: "CacheStats") -> None:
 
 
 def _print_teacher(found: "CacheStats") -> None:
-    columns = ["view", "recipe", "rows", "accuracy", "top-5", "confidence", "entropy", "calibration error"]
+    columns = ["view", "recipe", "rows", "accuracy", "top-5", "confidence", "entropy", "ECE"]
     views = found.views if len(found.views) <= _VIEWS else found.views[: _VIEWS // 2]
     rows = [[str(view.view), view.recipe, f"{view.rows:,}", *_numbers([view])] for view in views]
     if len(views) < len(found.views):
         rows.append([f"all {len(found.views)}", "their mean", f"{_total(found.views):,}", *_numbers(found.views)])
-    print_table("the teacher, view by view", columns, rows)
+    print_table("the teacher, view by view (entropy in nats; ECE: calibration error)", columns, rows)
     if not _total(found.views):
         return
     if len(found.views) > 1:
@@ -168,7 +168,7 @@ def _numbers(views: list["ViewStats"]) -> list[str]:
         f"{mean('accuracy'):.2%}",
         f"{mean('top5_accuracy'):.2%}",
         f"{mean('confidence'):.3f}",
-        f"{mean('entropy_nats'):.3f} nats",
+        f"{mean('entropy_nats'):.3f}",
         f"{mean('calibration_error'):.2%}",
     ]
 
@@ -286,8 +286,8 @@ def _print_oddities(found: "CacheStats") -> None:
 
 def _print_comparison(found: "Comparison") -> None:
     print_table(
-        f"two caches, over {found.rows:,} rows that both hold",
-        ["cache", "teacher", "encoding", "B a row", "accuracy", "entropy", "calibration error"],
+        f"two caches, over {found.rows:,} rows that both hold (entropy in nats; ECE: calibration error)",
+        ["cache", "teacher", "encoding", "B a row", "accuracy", "entropy", "ECE"],
         [_side(side) for side in found.sides],
         left=3,
     )
@@ -313,7 +313,7 @@ def _print_comparison(found: "Comparison") -> None:
 def _side(side: "Side") -> list[str]:
     numbers: list[Any] = [side.bytes_per_row, side.accuracy, side.entropy_nats, side.calibration_error]
     words = [
-        form.format(number) for form, number in zip(("{:.1f}", "{:.2%}", "{:.3f} nats", "{:.2%}"), numbers, strict=True)
+        form.format(number) for form, number in zip(("{:.1f}", "{:.2%}", "{:.3f}", "{:.2%}"), numbers, strict=True)
     ]
     return [side.path, side.teacher, side.encoding, *words]
 

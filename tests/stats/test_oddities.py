@@ -40,11 +40,12 @@ def test_a_label_that_every_view_denies_is_odd_and_no_other(tmp_path):
 
 
 def test_how_sure_is_sure_enough_depends_on_the_class(tmp_path):
-    """Class 0 is given 0.99 where it is the label, class 1 0.7: 0.8 for class 1 is sure, 0.8 for class 0 is not."""
-    labels = np.repeat([0, 1], 20).astype(np.int32)
-    p = np.where((labels == 0)[:, None], (0.99, 0.006, 0.004), (0.2, 0.7, 0.1)).astype(np.float32)
+    """Classes 0, 1, 2 are given 0.99, 0.7, 0.4 where they are the label: 0.8 is sure for class 1, not for 0; 0.45 is for none."""
+    labels = np.repeat([0, 1, 2], 20).astype(np.int32)
+    p = np.array([(0.99, 0.006, 0.004), (0.2, 0.7, 0.1), (0.35, 0.25, 0.4)], np.float32)[labels]
     p[5], labels[5] = (0.1, 0.8, 0.1), 2
     p[25], labels[25] = (0.8, 0.1, 0.1), 2
+    p[45], labels[45] = (0.3, 0.25, 0.45), 0
     found = cache_stats(make(tmp_path / "c.zarr", np.log(p)[None], labels))
     assert [(one.sample, one.says) for one in found.odd] == [(5, 1)]
 
