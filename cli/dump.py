@@ -213,11 +213,11 @@ def dump(
             return
         manifest = cache.manifest
         if manifest.encoding["kind"] == "topk":
-            from logitcache.fidelity import what_is_poor
+            from logitcache.fidelity import advice
 
             for slug in cache.teachers:
                 of_whom = f"of {slug}, " if len(cache.teachers) > 1 else ""
-                for sentence in what_is_poor(cache.of(slug)):
+                for sentence in advice(cache, teacher=slug):
                     display.say(f"note: {of_whom}{sentence}")
     shape = f"{manifest.samples:,} samples x {len(manifest.views)} views, {len(manifest.classes)} classes"
     several = f", {len(cache.teachers)} teachers ({', '.join(cache.teachers)})" if len(cache.teachers) > 1 else ""

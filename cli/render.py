@@ -1,14 +1,16 @@
 """How results look in a terminal; plain text where there is none."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["bytes_text", "print_json", "print_pairs", "print_table"]
+__all__ = ["bar", "bytes_text", "print_json", "print_pairs", "print_table"]
 
 _PLAIN_WIDTH = 160  # columns, where output goes to a file or a pipe
 
@@ -16,6 +18,22 @@ _PLAIN_WIDTH = 160  # columns, where output goes to a file or a pipe
 def _console() -> Console:
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+
+
+def _plainly(text: str) -> Text:
+    """Take text as it stands: a class may be called "[red]", or hold what a terminal obeys."""
+    return Text("".join(letter if letter.isprintable() else "?" for letter in text))
+
+
+def bar(share: float, width: int = 24) -> str:
+    """Draw a share between 0 and 1: in eighths of a character, or with # where the stream knows no blocks."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    drawn = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+    try:
+        drawn.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return "#" * round(eighths / 8)
+    return drawn
 
 
 def bytes_text(count: float) -> str:
@@ -40,7 +58,7 @@ def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in pairs.items():
-        table.add_row(name, value)
+        table.add_row(_plainly(name), _plainly(value))
     _console().print(table)
 
 
@@ -50,5 +68,5 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position < left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_plainly, row))
     _console().print(table)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from logitcache.progress import Progress as Progress
     from logitcache.slice import slice_cache as slice_cache
     from logitcache.stats import cache_stats as cache_stats
+    from logitcache.stats import compare_caches as compare_caches
     from logitcache.store import Cache as Cache
     from logitcache.store import open_cache as open_cache
     from logitcache.train import train_student as train_student
@@ -33,6 +34,7 @@ _HOMES = {
     "Progress": "logitcache.progress",
     "cache_fidelity": "logitcache.fidelity",
     "cache_stats": "logitcache.stats",
+    "compare_caches": "logitcache.stats",
     "compare_runs": "logitcache.compare",
     "dump_logits": "logitcache.dump",
     "export_cache": "logitcache.export",

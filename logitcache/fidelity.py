@@ -19,11 +19,14 @@ from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, 
 from logitcache.methods import METHODS, Distillation, get_loss
 from logitcache.store import Cache, compressed_bytes, open_cache
 
-__all__ = ["Fidelity", "MethodError", "cache_fidelity", "sweep_encodings", "what_is_poor"]
+__all__ = ["Fidelity", "MethodError", "advice", "cache_fidelity", "sweep_encodings"]
 
 _TEMPERATURES = (1.0, 2.0, 4.0)
 _USUAL = ("kd", "dkd", "loca", "sld", "rld")
-_POOR = 0.1  # relative error of a gradient
+_POOR, _GOOD = (
+    0.1,
+    0.05,
+)  # relative error of a gradient: from there on it is spoken of; up to there another encoding will do
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +100,38 @@ def cache_fidelity(
     return _measured(encoding, columns, torch.from_numpy(exact), labels, _losses(methods, settings or {}))
 
 
-def what_is_poor(cache: Cache) -> list[str]:
-    """Say for which usual methods, at their papers' settings, the stored rows are a poor stand-in for the teacher's."""
-    found = cache_fidelity(cache, methods=_USUAL)
-    sentences = [
-        f"what is stored turns the gradient of {one.method} by {one.angle_degrees['trained']:.0f}° "
-        f"({one.gradient['trained']:.0%} of its size)"
-        for one in found.methods
-        if not one.refused and one.gradient["trained"] > _POOR
+def advice(cache: str | Path | Cache, *, teacher: str | None = None) -> list[str]:
+    """Say which of the usual methods, at their papers' settings, lose much of their gradient to the encoding, and what to dump instead.
+
+    For each such method a sentence with the cheapest encoding that `sweep_encodings` knows and that loses little; none where what
+    is stored is a good stand-in for the teacher's rows. Methods that refuse the rows say so themselves.
+
+    Raises:
+        LogitCacheError: The cache cannot be opened.
+    """
+    opened = open_cache(cache).of(teacher)
+    stored = cache_fidelity(opened, methods=_USUAL)
+    poor = [one for one in stored.methods if not one.refused and one.gradient["trained"] > _POOR]
+    if not poor:
+        return []
+    others = sweep_encodings(opened, methods=[one.method for one in poor])
+    return [
+        _sentence(stored, one, [(other, other.methods[place]) for other in others]) for place, one in enumerate(poor)
     ]
-    if sentences:
-        sentences.append("`logitcache fidelity --sweep` shows what other encodings would cost and keep")
-    return sentences
+
+
+def _sentence(stored: Fidelity, error: MethodError, others: Sequence[tuple[Fidelity, MethodError]]) -> str:
+    better = next(other for other, its in others if not its.refused and its.gradient["trained"] <= _GOOD)
+    numbers = [one for one in get_loss(error.method).temperatures if not callable(one)]
+    at = f" at T={numbers[0]:g}" + (f" to {numbers[-1]:g}" if len(numbers) > 1 else "") if numbers else ""
+    lost = error.gradient["trained"]
+    where = f"k={stored.encoding['k']}" if stored.encoding["kind"] == "topk" else stored.encoding["dtype"]
+    kept = f"--top-k {better.encoding['k']}" if better.encoding["kind"] == "topk" else "--encoding full"
+    return (
+        f"{error.method}{at} loses {'all' if lost >= 1 else f'{lost:.0%}'} of its gradient at {where}: dump with {kept} --precision "
+        f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} B a row instead of {stored.bytes_per_row:.0f})"
+        + (" or --encoding full" if better.encoding["kind"] == "topk" else "")
+    )
 
 
 def sweep_encodings(

@@ -36,7 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "order": set(),
     "elsewhere": {"answers", "contract", "data", "device", "encoding", "errors", "order", "store", "views"},
     "evaluate": {"data", "views"},
-    "stats": {"progress", "store"},
+    "stats": {"errors", "progress", "store"},
     "fidelity": {"encoding", "methods", "store"},
     "derive": {"encoding", "errors", "progress", "store"},
     "slice": {"derive", "encoding", "errors", "progress", "store"},

@@ -1,6 +1,7 @@
 """What storing does to a method, measured on the probe."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 import logitcache
 from logitcache.encoding import TopKEncoding
-from logitcache.fidelity import sweep_encodings, what_is_poor
+from logitcache.fidelity import advice, sweep_encodings
 from logitcache.methods import METHODS
 
 
@@ -58,10 +59,23 @@ def test_more_bytes_lose_less(dump):
 
 
 def test_a_poor_encoding_is_said_at_the_dump_and_a_good_one_is_not(dump, tmp_path):
-    poor = what_is_poor(dump(top_k=1))
-    assert any(sentence.startswith("what is stored turns the gradient of rld by ") for sentence in poor)
-    assert poor[-1].startswith("`logitcache fidelity --sweep`")
-    assert what_is_poor(dump(precision="u8", out=tmp_path / "good.zarr")) == []
+    """What is advised is the cheapest that loses little, and does so."""
+    poor = advice(dump(top_k=1))
+    sentence = next(one for one in poor if one.startswith("rld at T=4 loses "))
+    lost, kept, precision = re.fullmatch(
+        r"rld at T=4 loses (\d+%|all) of its gradient at k=1: dump with --(.*) --precision (\w+) \(\d+ B a row instead of \d+\).*",
+        sentence,
+    ).groups()
+    error = logitcache.cache_fidelity(tmp_path / "c.zarr", methods=["rld"]).methods[0].gradient["trained"]
+    assert lost == (f"{error:.0%}" if error < 1 else "all")
+    errors = {
+        (one.encoding.get("k"), one.encoding["dtype"]): (one.bytes_per_row, one.methods[0].gradient["trained"])
+        for one in sweep_encodings(tmp_path / "c.zarr", methods=["rld"])
+    }
+    chosen = errors[int(kept.removeprefix("top-k ")) if kept.startswith("top-k") else None, precision]
+    assert chosen[1] <= 0.05
+    assert not any(size < chosen[0] and error <= 0.05 for size, error in errors.values())
+    assert advice(dump(precision="u8", out=tmp_path / "good.zarr")) == []
 
 
 def test_fidelity_on_the_command_line(dump, run, tmp_path):

@@ -1,10 +1,11 @@
 """The cache on disk or in object storage: arrays and bytes, specified in docs/format.md. Knows no torch, no dataset, no model."""
 
-from logitcache.store.decode import decode_rows, kept_values, rest_level, rounding
+from logitcache.store.decode import completion, decode_rows, kept_values, rest_level, rounding
 from logitcache.store.layout import PROBE_BYTES, block_rows_for, compressed_bytes
+from logitcache.store.ledger import history
 from logitcache.store.manifest import FORMAT, Manifest, average_of, read_manifest
 from logitcache.store.places import Place, open_place
-from logitcache.store.reader import Cache, ViewStream, find_newest, open_cache
+from logitcache.store.reader import Cache, MissingChunkError, ViewStream, find_newest, open_cache
 from logitcache.store.verify import FileProblem, check_files, drop_damaged, forget_damaged_records
 from logitcache.store.writer import CacheWriter, Columns
 
@@ -16,16 +17,19 @@ __all__ = [
     "Columns",
     "FileProblem",
     "Manifest",
+    "MissingChunkError",
     "Place",
     "ViewStream",
     "average_of",
     "block_rows_for",
     "check_files",
+    "completion",
     "compressed_bytes",
     "decode_rows",
     "drop_damaged",
     "find_newest",
     "forget_damaged_records",
+    "history",
     "kept_values",
     "open_cache",
     "open_place",

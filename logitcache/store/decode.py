@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from logitcache.errors import FormatVersionError
 
-__all__ = ["decode_rows", "kept_values", "rest_level", "rounding"]
+__all__ = ["completion", "decode_rows", "kept_values", "rest_level", "rounding"]
 
 Floats = NDArray[np.float32]
 _FAR = 255  # code of a label that is not among the k largest
@@ -40,25 +40,50 @@ def kept_values(
     return ids, values
 
 
-def decode_rows(encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], classes: int) -> Floats:
+def decode_rows(
+    encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], classes: int, temperature: float = 1.0
+) -> Floats:
     """Turn columns into logits of every class, [B, C] float32.
 
-    What was not kept gets one logit a row, so that its mass at temperature 1 is right.
+    What was not kept gets one logit a row, so that its mass at this temperature is right.
     """
     ids, values = kept_values(encoding, columns)
     if ids is None:
         return values
-    dense = np.repeat(rest_level(encoding, columns, values, classes)[:, None], classes, 1)
+    dense = np.repeat(rest_level(encoding, columns, values, classes, temperature)[:, None], classes, 1)
     np.put_along_axis(dense, ids, values, 1)
     return dense
 
 
 def rest_level(
-    encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], values: Floats, classes: int
+    encoding: Mapping[str, Any],
+    columns: Mapping[str, NDArray[Any]],
+    values: Floats,
+    classes: int,
+    temperature: float = 1.0,
 ) -> Floats:
-    """Return the logit that each class that was not kept counts with at temperature 1, [B], given the kept ones, [B, K]."""
+    """Return the logit that each class that was not kept counts with at a temperature, [B], given the kept ones, [B, K]."""
     top = columns["scale"][:, 0] if encoding["dtype"] == "u8" else values.max(1)
-    level: Floats = columns["rest"][:, 2].astype(np.float32) + top - np.float32(np.log(classes - values.shape[1]))
+    level: Floats = top + completion(columns["rest"], classes - values.shape[1], temperature)
+    return level
+
+
+def completion(rest: NDArray[Any], others: int, temperature: float) -> Floats:
+    """Return the logit of every class of the rest, relative to the largest, [B]: the formula of docs/format.md.
+
+    Args:
+        rest: Its statistics as they are stored, [B, 4].
+        others: How many classes they are of.
+        temperature: At which their mass is to be right.
+    """
+    n, b = np.log(others), 1 / temperature
+    mean, deviation, total, _ = rest.astype(np.float64).T  # the terms of a wide row nearly cancel
+    estimate = n + mean * b + deviation**2 * b**2 / 2 + (total - n - mean - deviation**2 / 2) * b**3
+    if b < 1:  # Jensen below, the chord of a convex function above
+        estimate = np.minimum(np.maximum(estimate, n + mean * b), (1 - b) * n + b * total)
+    elif b > 1:
+        estimate = (1 - b) * n + b * total
+    level: Floats = ((estimate - n) * temperature).astype(np.float32)
     return level
 
 

@@ -15,7 +15,7 @@ from logitcache.files import FileRecord, digest_bytes
 from logitcache.store.manifest import HOME
 from logitcache.store.places import Place
 
-__all__ = ["Ledger", "last_command"]
+__all__ = ["Ledger", "history", "last_command"]
 
 _MARK = f"{HOME}/complete.json"
 _RECORDS = f"{HOME}/blocks"
@@ -149,15 +149,20 @@ def _canonical(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
-def last_command(place: Place) -> str | None:
-    """Return the command that began or last continued the dump of this cache, spelled for where the cache is now."""
-    found: dict[str, Any] = {}
+def history(place: Place) -> list[dict[str, Any]]:
+    """Return what was done to a cache, oldest first: `event`, `time` (UTC), `host`, `command`; empty where nothing was kept."""
+    found: list[dict[str, Any]] = []
     with contextlib.suppress(OSError):
         for line in place.read(f"{HOME}/history.jsonl").decode(errors="replace").splitlines():
             with contextlib.suppress(ValueError):  # a line whose writer was killed
-                entry = json.loads(line)
-                found = entry if "command" in entry else found
-    words = shlex.split(found.get("command") or "")
+                found.append(json.loads(line))
+    return found
+
+
+def last_command(place: Place) -> str | None:
+    """Return the command that began or last continued the dump of this cache, spelled for where the cache is now."""
+    commands = [entry["command"] for entry in history(place) if "command" in entry]
+    words = shlex.split(commands[-1] or "") if commands else []
     if "--out" in words[:-1]:
         words[words.index("--out") + 1] = str(place)
     return shlex.join(words) or None

@@ -24,21 +24,34 @@ from logitcache.store.ledger import Ledger, last_command
 from logitcache.store.manifest import Manifest, SomethingElseError, read_manifest
 from logitcache.store.places import Place, open_place
 
-__all__ = ["Cache", "ViewStream", "find_newest", "open_cache"]
+__all__ = ["Cache", "MissingChunkError", "ViewStream", "find_newest", "open_cache"]
+
+
+class MissingChunkError(CorruptCacheError):
+    """A chunk is not there, or nothing says that it was written: what is there may be good."""
 
 
 class Cache:
-    """A finished cache.
+    """A finished cache, or one that was opened to be described as far as it goes.
 
     Attributes:
         place: Where it lies; prints as its path or address.
         manifest: What it is.
+        finished: Whether its dump has ended; only `open_cache(unfinished=True)` returns one that has not.
     """
 
     def __init__(
-        self, place: Place, manifest: Manifest, ledger: Ledger, marked: dict[str, FileRecord], root: bytes
+        self,
+        place: Place,
+        manifest: Manifest,
+        ledger: Ledger,
+        marked: dict[str, FileRecord],
+        root: bytes,
+        *,
+        finished: bool,
     ) -> None:
         self.place, self.manifest, self._ledger, self._marked = place, manifest, ledger, marked
+        self.finished = finished
         self._identity = manifest.identity()
         # zarr decodes what was read and found complete: it would take a missing chunk for zeros, and ask twice for each.
         memory: dict[str, Buffer] = {"zarr.json": cpu.Buffer.from_bytes(root)}
@@ -46,7 +59,9 @@ class Cache:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what the cache is: of its manifest, without spellings of paths, and of labels and probe."""
+        """Digest of what the cache is: of its manifest, without spellings of paths, and of labels and probe; empty while unfinished."""
+        if not self.finished:
+            return ""
         files = {name: record for name, record in self._marked.items() if name != "zarr.json"}
         return digest_bytes(json.dumps([self._identity, files], sort_keys=True).encode())[:16]
 
@@ -101,6 +116,9 @@ class Cache:
 
     def _whole(self, key: str) -> NDArray[Any]:
         names = {name: record for name, record in self._marked.items() if name.startswith(f"{key}/c/")}
+        array = self._array(key)
+        if len(names) < -(-array.shape[0] // array.chunks[0]):  # zarr would fill in zeros
+            raise MissingChunkError(f"{self.place}: {key} is missing. {self._remedy}")
         chunks = {name: self._complete(name, record["bytes"], f"{self.place}: {key}") for name, record in names.items()}
         try:
             return np.asarray(self._holding(key, chunks)[...])
@@ -111,7 +129,7 @@ class Cache:
         try:
             data = self.place.read(name)
         except FileNotFoundError:
-            raise CorruptCacheError(
+            raise MissingChunkError(
                 f"{where} is missing: {name} should have {expected:,} bytes. {self._remedy}"
             ) from None
         if len(data) != expected:
@@ -163,7 +181,7 @@ class Cache:
 
     def _read_rows(self, view: int, keys: Mapping[str, str], samples: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         found: dict[str, list[NDArray[Any]]] = {name: [] for name in keys}
-        self._records(view)
+        self.read_records(view)
         with ThreadPoolExecutor(self.place.at_once) as executor:
             for block in np.unique(samples // self.manifest.block_rows).tolist():
                 first, last = self.manifest.rows(block)
@@ -185,12 +203,21 @@ class Cache:
         """Yield (first sample, one past the last, columns) of one view, a block at a time: for reading in bounded memory."""
         for block in range(self.manifest.blocks):
             first, last = self.manifest.rows(block)
-            yield first, last, {name: self._read_block(view, key, block) for name, key in self.columns(teacher).items()}
+            yield first, last, self.block(view, teacher, block)
+
+    def block(self, view: int, teacher: str, block: int) -> dict[str, NDArray[Any]]:
+        """Read one block of one view: each column, [B, ...].
+
+        Raises:
+            MissingChunkError: It is not there.
+            CorruptCacheError: It is damaged.
+        """
+        return {name: self._read_block(view, key, block) for name, key in self.columns(teacher).items()}
 
     def _read(self, view: int, key: str, blocks: Sequence[int] | None = None) -> NDArray[Any]:
         array, chosen = self._array(key), range(self.manifest.blocks) if blocks is None else blocks
         ranges = [self.manifest.rows(block) for block in chosen]
-        self._records(view)  # once, and not by every thread
+        self.read_records(view)
         ends = np.cumsum([last - first for first, last in ranges])
         out = np.empty((ends[-1], *array.shape[2:]), array.dtype)
 
@@ -210,12 +237,20 @@ class Cache:
         prefix = f"{key}/c/{view}/{block}"
         name = next((name for name in records.get(block, {}) if name == prefix or name.startswith(f"{prefix}/")), None)
         if name is None:
-            raise CorruptCacheError(f"{where} has no record in the ledger. {self._remedy}")
+            raise MissingChunkError(f"{where} has no record in the ledger. {self._remedy}")
         chunk = {name: self._complete(name, records[block][name]["bytes"], where)}
         try:
             return np.asarray(self._holding(key, chunk)[view, first:last])
         except (ValueError, RuntimeError) as error:
             raise CorruptCacheError(f"{where} is damaged: its checksum does not match. {self._remedy}") from error
+
+    def read_records(self, view: int) -> None:
+        """Read what the ledger says of a view: once, before several threads read its blocks.
+
+        Raises:
+            CorruptCacheError: It is damaged.
+        """
+        self._records(view)
 
     def _records(self, view: int) -> dict[int, dict[str, dict[str, int]]]:
         if getattr(self, "_records_of", None) != view:
@@ -223,12 +258,16 @@ class Cache:
         return self._view_records
 
 
-def open_cache(path: str | Path | Cache) -> Cache:
+def open_cache(path: str | Path | Cache, *, unfinished: bool = False) -> Cache:
     """Open a finished cache for reading; one that is open already is returned.
+
+    Args:
+        path: Where it lies.
+        unfinished: Whether one whose dump has not finished will do, from its first block on; its blocks may be missing.
 
     Raises:
         CacheNotFoundError: Nothing is there.
-        CacheIncompleteError: Its dump has not finished.
+        CacheIncompleteError: Its dump has not finished, or not begun.
         CorruptCacheError: Manifest or completion mark are not what was written.
         FormatVersionError: A newer logitcache wrote it.
     """
@@ -247,14 +286,17 @@ def open_cache(path: str | Path | Cache) -> Cache:
         )
     ledger = Ledger(place)
     marked = ledger.marked()
-    if manifest is None or marked is None:
+    if manifest is None or (marked is None and not unfinished):
         raise CacheIncompleteError(_unfinished(place, manifest, ledger))
     root = place.read("zarr.json")
+    if marked is None:
+        there = {name: {"bytes": size} for key in ("labels", "probe") for name, size in place.sizes(key).items()}
+        return Cache(place, manifest, ledger, there, root, finished=False)
     if marked.get("zarr.json") != describe(root):
         raise CorruptCacheError(
             f"{place}/zarr.json (the manifest) is not the one that was written. Restore it from a copy, or dump into another path."
         )
-    return Cache(place, manifest, ledger, marked, root)
+    return Cache(place, manifest, ledger, marked, root, finished=True)
 
 
 def _unfinished(place: Place, manifest: Manifest | None, ledger: Ledger) -> str:

@@ -53,7 +53,9 @@ def test_what_is_kept_is_within_its_rounding_and_numpy_reads_the_same(encoding):
     ids, values = kept_values(entry, columns)
     exact = logits.numpy() if ids is None else np.take_along_axis(logits.numpy(), ids, 1)
     assert (np.abs(values - exact) <= rounding(entry, columns, exact)).all()
-    np.testing.assert_allclose(decode_rows(entry, columns, 30), dense(rows).numpy(), rtol=1e-5, atol=1e-5)
+    for temperature in (0.5, 1.0, 2.0, 4.0):
+        completed = decode_rows(entry, columns, 30, temperature)
+        np.testing.assert_allclose(completed, dense(rows, temperature).numpy(), rtol=1e-5, atol=1e-5)
     if encoding.dtype == "f32":
         assert (values == exact).all()
 

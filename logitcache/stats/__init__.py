@@ -1,0 +1,36 @@
+"""What is in a cache, in numbers: what it is, how good its teacher is, what methods will do with it, what is odd. Without torch."""
+
+from logitcache.stats.comparison import compare_caches, encoding_words
+from logitcache.stats.describe import cache_stats
+from logitcache.stats.records import (
+    Bin,
+    CacheStats,
+    Comparison,
+    Confusion,
+    Duplicate,
+    Health,
+    MethodPreview,
+    OddSample,
+    ProbeLoss,
+    Quantiles,
+    Side,
+    ViewStats,
+)
+
+__all__ = [
+    "Bin",
+    "CacheStats",
+    "Comparison",
+    "Confusion",
+    "Duplicate",
+    "Health",
+    "MethodPreview",
+    "OddSample",
+    "ProbeLoss",
+    "Quantiles",
+    "Side",
+    "ViewStats",
+    "cache_stats",
+    "compare_caches",
+    "encoding_words",
+]

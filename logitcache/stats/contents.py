@@ -1,0 +1,95 @@
+"""What a cache is and what it takes: bytes by array, when it was made, what storing has changed."""
+
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcache.stats.records import ProbeLoss
+from logitcache.store import Cache, decode_rows, history
+
+__all__ = ["NO_PROBE", "array_bytes", "bytes_per_row", "divergences", "made", "probe_loss"]
+
+Logits = NDArray[np.floating]
+
+_TEMPERATURES = (1, 4)
+NO_PROBE = ProbeLoss(0, 0.0, {f"T={temperature}": 0.0 for temperature in _TEMPERATURES}, 0)
+
+
+def array_bytes(cache: Cache) -> dict[str, int]:
+    """Return what each array takes on disk; under `metadata` what zarr keeps, under `.logitcache` what we do."""
+    found: Counter[str] = Counter()
+    for name, size in cache.place.sizes().items():
+        array, _, chunk = name.partition("/c/")
+        found[".logitcache" if name.startswith(".logitcache/") else array if chunk else "metadata"] += size
+    return dict(found)
+
+
+def bytes_per_row(cache: Cache, sizes: dict[str, int], rows: int) -> float:
+    """Return what a row (one sample in one view) takes on disk, other teachers' arrays left out; 0 where there is no row."""
+    own = (f"teachers/{cache.teacher}/", f"probe/logits/{cache.teacher}")
+    of_others = sum(
+        size
+        for name, size in sizes.items()
+        if name.startswith(("teachers/", "probe/logits/")) and not name.startswith(own[0]) and name != own[1]
+    )
+    return (sum(sizes.values()) - of_others) / rows if rows else 0.0
+
+
+def made(cache: Cache) -> dict[str, str]:
+    """Say when and on what a cache was made: `begun`, `continued` (where it was), `host`, `device`, `command`."""
+    events = [entry for entry in history(cache.place) if "time" in entry]
+    if not events:
+        return {}
+    found = {"begun": events[0]["time"], "host": events[0].get("host"), "device": cache.manifest.device}
+    found["continued"] = events[-1]["time"] if len(events) > 1 else None
+    found["command"] = cache.command
+    return {name: str(value) for name, value in found.items() if value}
+
+
+def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
+    """Compare what is stored with rows that are kept in full.
+
+    Raises:
+        CorruptCacheError: A chunk is missing or damaged.
+    """
+    samples, exact = cache.probe(teacher)
+    encoding, classes = cache.manifest.encoding, len(cache.manifest.classes)
+    columns = cache.rows(0, teacher, samples)
+    stored = {temperature: decode_rows(encoding, columns, classes, temperature) for temperature in _TEMPERATURES}
+    keep = np.isfinite(exact).all(1) & np.isfinite(stored[1]).all(1)
+    if not keep.any():
+        return NO_PROBE
+    exact, stored = exact[keep], {temperature: rows[keep] for temperature, rows in stored.items()}
+    return ProbeLoss(
+        len(exact),
+        float(np.abs(exact - stored[1]).max()),
+        {
+            f"T={temperature}": float(
+                divergences(exact.astype(np.float64), rows.astype(np.float64), temperature)[0].mean()
+            )
+            for temperature, rows in stored.items()
+        },
+        int((exact.argmax(1) != stored[1].argmax(1)).sum()),
+    )
+
+
+def divergences(one: Logits, other: Logits, temperature: float) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """KL(one || other) and KL(other || one) of the softmax at a temperature, row by row in nats, [B] each.
+
+    Args:
+        one: Logits, [B, C]; their precision is computed in.
+        other: Logits, [B, C].
+        temperature: Of both.
+    """
+    (log_p, p), (log_q, q) = (_softmax(logits / temperature) for logits in (one, other))
+    gap = log_p - log_q
+    return np.einsum("ij,ij->i", p, gap), -np.einsum("ij,ij->i", q, gap)
+
+
+def _softmax(logits: Logits) -> tuple[Logits, Logits]:
+    """Return log probabilities and probabilities."""
+    shifted = logits - logits.max(1, keepdims=True)
+    weights = np.exp(shifted)
+    total = weights.sum(1, keepdims=True)
+    return shifted - np.log(total), weights / total

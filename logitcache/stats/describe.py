@@ -1,0 +1,191 @@
+"""Describe a cache: every row is read once, a block at a time by each of two threads (more from a bucket), and only sums are kept."""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcache.errors import CorruptCacheError
+from logitcache.progress import OnProgress, Progress, silent
+from logitcache.stats.agreement import STRETCH, Agreement, LabelErrors
+from logitcache.stats.contents import NO_PROBE, array_bytes, bytes_per_row, made, probe_loss
+from logitcache.stats.duplicates import find_duplicates
+from logitcache.stats.methods import PREVIEW_ROWS, Preview, Previews, preview_rows
+from logitcache.stats.records import CacheStats, Health, ProbeLoss
+from logitcache.stats.rows import Answers, answers, joined, pieces, read_rows
+from logitcache.stats.teacher import Confusions, ViewSums
+from logitcache.store import Cache, MissingChunkError, open_cache
+
+__all__ = ["cache_stats"]
+
+_THREADS = 2
+
+
+def cache_stats(
+    cache: str | Path | Cache, *, teacher: str | None = None, on_progress: OnProgress = silent
+) -> CacheStats:
+    """Describe a cache, of several teachers' one of them by its slug.
+
+    Every row is read once, and the first 65,536 of view 0 again for near-duplicates. Beyond the labels, memory holds two blocks, 80
+    bytes for each of at most 524,288 samples, 20 for each that every view denies, and 64 MB of logits, however large the cache is.
+
+    An unfinished cache, or one with damaged blocks, is described as far as it can be read; `health` says what is not.
+
+    Raises:
+        LogitCacheError: The cache cannot be opened, or its labels cannot be read.
+    """
+    opened = open_cache(cache, unfinished=True).of(teacher)
+    manifest, slug = opened.manifest, opened.teacher
+    labels = opened.labels()
+    reading = _Reading(opened, slug, labels)
+    reading.everything(on_progress)
+    health, probe = _probed(reading.health(), opened, slug)
+    duplicates, among = find_duplicates(opened, slug, labels, on_progress, by_logits=reading.unmixed[0])
+    sizes = array_bytes(opened)
+    views = [sums.stats(v, manifest.views[v]["recipe"]) for v, sums in enumerate(reading.views)]
+    a_row = bytes_per_row(opened, sizes, sum(view.rows + view.not_finite_rows for view in views))
+    odd, odd_total = reading.label_errors.surest()
+    return CacheStats(
+        path=str(opened.place),
+        fingerprint=opened.fingerprint,
+        made=made(opened),
+        manifest=manifest.to_json(),
+        bytes_by_array=sizes,
+        bytes_total=sum(sizes.values()),
+        bytes_per_row=a_row,
+        ratio_to_float32=a_row / (4 * len(manifest.classes)),
+        health=health,
+        views=views,
+        agreement=reading.agreement.of_pairs(),
+        agreement_of_all=reading.agreement.of_all(),
+        confusions=reading.confusions.most(reading.label_errors.class_rows),
+        preview=reading.previews.summary(),
+        odd=odd,
+        odd_total=odd_total,
+        duplicates=duplicates,
+        duplicates_among=among,
+        probe=probe,
+    )
+
+
+def _probed(health: Health, cache: Cache, teacher: str) -> tuple[Health, ProbeLoss]:
+    try:
+        return health, probe_loss(cache, teacher)
+    except MissingChunkError:
+        return replace(health, missing=[*health.missing, "probe, or rows of it"]), NO_PROBE
+    except CorruptCacheError:
+        return replace(health, damaged=[*health.damaged, "probe, or rows of it"]), NO_PROBE
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """What one block of one view came to: answers and previews; or what is wrong with it."""
+
+    found: Answers | None
+    previews: list[Preview]
+    problem: CorruptCacheError | None
+
+
+class _Reading:
+    """One pass over the rows of a cache: stretch by stretch of samples, in each view by view."""
+
+    def __init__(self, cache: Cache, teacher: str, labels: NDArray[np.int32]) -> None:
+        self._cache, self._teacher, self._labels = cache, teacher, labels
+        manifest = cache.manifest
+        classes = len(manifest.classes)
+        kept = classes if manifest.encoding["kind"] == "full" else manifest.encoding["k"]
+        self.views = [ViewSums(classes, kept) for _ in manifest.views]
+        self.agreement, self.label_errors = Agreement(len(manifest.views)), LabelErrors(classes)
+        self.confusions = Confusions(classes)
+        self.previews = Previews()
+        self._missing: list[tuple[int, int]] = []
+        self._damaged: list[tuple[int, int]] = []
+        self.unmixed = [not _is_mixed(view["recipe"]) for view in manifest.views]
+
+    def everything(self, on_progress: OnProgress) -> None:
+        """Read it all."""
+        manifest = self._cache.manifest
+        step = max(STRETCH // manifest.block_rows, 1)
+        threads = max(_THREADS, self._cache.place.at_once)
+        with ThreadPoolExecutor(threads, thread_name_prefix="logitcache-stats") as executor:
+            for start in range(0, manifest.blocks, step):
+                blocks = range(start, min(start + step, manifest.blocks))
+                begin, end = manifest.rows(blocks[0])[0], manifest.rows(blocks[-1])[1]
+                self.agreement.begin(end - begin)
+                self.label_errors.begin(end - begin)
+                for view in range(len(manifest.views)):
+                    for block, found in self._blocks(executor, view, blocks):
+                        first, last = manifest.rows(block)
+                        self._take(view, block, slice(first - begin, last - begin), found)
+                        done = begin * len(manifest.views) + view * (end - begin) + last - begin
+                        on_progress(Progress("reading", done, len(manifest.views) * manifest.samples, "rows"))
+                self.agreement.end()
+                self.label_errors.end(manifest.data["first"] + begin, self._labels[begin:end])
+
+    def _blocks(self, executor: ThreadPoolExecutor, view: int, blocks: range) -> Iterator[tuple[int, _Block]]:
+        try:
+            self._cache.read_records(view)  # once, and not by every thread
+        except CorruptCacheError as error:
+            yield from ((block, _Block(None, [], error)) for block in blocks)
+            return
+        yield from zip(blocks, executor.map(lambda block: self._block(view, block), blocks), strict=True)
+
+    def _block(self, view: int, block: int) -> _Block:
+        """Read one block and work out what it says; run by several threads."""
+        manifest = self._cache.manifest
+        classes = len(manifest.classes)
+        first, last = manifest.rows(block)
+        every = max(-(-manifest.samples * len(manifest.views) // PREVIEW_ROWS), 1)
+        found, previews = list[Answers](), list[Preview]()
+        try:
+            columns = self._cache.block(view, self._teacher, block)
+            for part in pieces(columns):
+                here, true = {name: column[part] for name, column in columns.items()}, self._labels[first:last][part]
+                found.append(answers(read_rows(manifest.encoding, here, true, classes)))
+                number = view * manifest.samples + first + part.start
+                chosen = np.flatnonzero(found[-1].finite & ((number + np.arange(len(true))) % every == 0))
+                if len(chosen):
+                    few = {name: column[chosen] for name, column in here.items()}
+                    previews.append(preview_rows(read_rows(manifest.encoding, few, true[chosen], classes)))
+        except CorruptCacheError as error:
+            return _Block(None, [], error)
+        return _Block(joined(found), previews, None)
+
+    def _take(self, view: int, block: int, part: slice, read: _Block) -> None:
+        if read.found is None:
+            (self._missing if isinstance(read.problem, MissingChunkError) else self._damaged).append((view, block))
+            return
+        first, last = self._cache.manifest.rows(block)
+        labels = self._labels[first:last]
+        self.views[view].add(read.found, labels)
+        for preview in read.previews:
+            self.previews.add(preview)
+        self.agreement.add(view, part, read.found)
+        if self.unmixed[view]:  # a mixed row has two labels, and says so
+            self.label_errors.add(part, read.found, labels)
+            keep = read.found.finite
+            self.confusions.add(read.found.says[keep], labels[keep])
+
+    def health(self) -> Health:
+        """Say what could not be read."""
+        manifest = self._cache.manifest
+        missing, damaged = (
+            [f"view {view}, block {block}" for view, block in sorted(blocks)]
+            for blocks in (self._missing, self._damaged)
+        )
+        return Health(
+            finished=self._cache.finished,
+            blocks=manifest.blocks * len(manifest.views),
+            missing=missing,
+            damaged=damaged,
+            constant_rows=sum(view.constant for view in self.views),
+            not_finite_rows=sum(view.not_finite for view in self.views),
+        )
+
+
+def _is_mixed(recipe: str) -> bool:
+    return re.search(r"(?:^|\+)(?:mixup|cutmix)\b", recipe) is not None
