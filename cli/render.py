@@ -8,6 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from logitcache.report.words import bytes_text
+
 __all__ = ["bytes_text", "print_json", "print_pairs", "print_table"]
 
 _PLAIN_WIDTH = 160  # columns, where output goes to a file or a pipe
@@ -16,15 +18,6 @@ _PLAIN_WIDTH = 160  # columns, where output goes to a file or a pipe
 def _console() -> Console:
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
-
-
-def bytes_text(count: float) -> str:
-    """Write a number of bytes: 1.53 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def print_json(content: Any) -> None:

@@ -1,0 +1,317 @@
+"""What `logitcache stats` finds out, as frozen records: plain numbers, shares in [0, 1], divergences in nats."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = [
+    "Bin",
+    "CacheStats",
+    "Comparison",
+    "Confusion",
+    "Duplicate",
+    "Health",
+    "MethodPreview",
+    "OddSample",
+    "ProbeLoss",
+    "Quantiles",
+    "Side",
+    "ViewStats",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Where the values of a quantity over rows lie: minimum, 5 %, 25 %, median, 75 %, 95 %, maximum, and their mean."""
+
+    low: float
+    p5: float
+    p25: float
+    median: float
+    p75: float
+    p95: float
+    high: float
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One bin of a reliability diagram.
+
+    Attributes:
+        lower, upper: Confidence, (lower, upper].
+        rows: How many fall in.
+        confidence: Their mean largest probability at temperature 1; nan-free: 0 where there are none.
+        accuracy: Share of them that are right.
+    """
+
+    lower: float
+    upper: float
+    rows: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class ViewStats:
+    """The teacher on one view.
+
+    Attributes:
+        view: Its index.
+        recipe: How it was made.
+        rows: Rows counted (those of missing or damaged blocks are not).
+        accuracy: Share of rows whose largest logit is the label's.
+        top5_accuracy: Share of rows whose label is among the five largest.
+        mis_instruction_rate: Share of rows whose largest logit is not the label's: those that label-aware methods act on.
+        confidence: Mean of the largest probability at temperature 1.
+        entropy_nats: Mean entropy at temperature 1 (of a top-k row: with the rest spread evenly).
+        calibration_error: Expected calibration error, 15 bins of equal width (Guo et al., ICML 2017, Eq. 3).
+        reliability: These bins.
+        rank_of_label: Rows by the label's rank (0: the largest); the last number counts every rank from there on, and rows whose
+            label is not among those kept.
+        class_accuracy: Of each class, in the manifest's order; None where the view has no row of it.
+        constant_rows: Rows whose logits are all equal.
+        not_finite_rows: Rows with a NaN or an infinity.
+    """
+
+    view: int
+    recipe: str
+    rows: int
+    accuracy: float
+    top5_accuracy: float
+    mis_instruction_rate: float
+    confidence: float
+    entropy_nats: float
+    calibration_error: float
+    reliability: list[Bin]
+    rank_of_label: list[int]
+    class_accuracy: list[float | None]
+    constant_rows: int
+    not_finite_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """A pair of classes that the teacher takes for each other.
+
+    Attributes:
+        label, says: Class numbers.
+        rows: Rows of all views with this label and this largest logit.
+        share: Of the label's rows.
+    """
+
+    label: int
+    says: int
+    rows: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class MethodPreview:
+    """What methods will do with the rows, at their papers' settings; over a sample of the rows, without a student.
+
+    Attributes:
+        rows: Rows looked at.
+        loca_changed, swap_changed: Share of rows that LoCa and swap edit.
+        loca_moved, swap_moved: Mean total variation distance (half the sum of absolute differences of probability at temperature 1) of
+            the rows they edit.
+        rld_masked: Share of rows in which RLD hides more than the label itself.
+        rld_hidden: Mean number of classes hidden in those.
+        atkd_temperature: ATKD's temperature, by row.
+        normkd_temperature: NormKD's, by row.
+        deviation: Standard deviation of a row's logits.
+        mass_outside: Mean probability of what a top-k row does not keep, by temperature ("T=1", "T=2", "T=4"); zeros for full rows.
+        mass_by_rank: Mean probability of the r-th largest class at temperature 1, r from 0, as far as rows go (at most 50).
+    """
+
+    rows: int
+    loca_changed: float
+    loca_moved: float
+    swap_changed: float
+    swap_moved: float
+    rld_masked: float
+    rld_hidden: float
+    atkd_temperature: Quantiles
+    normkd_temperature: Quantiles
+    deviation: Quantiles
+    mass_outside: dict[str, float]
+    mass_by_rank: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class OddSample:
+    """A sample whose label every view of a confident teacher denies: likely a wrong label.
+
+    Attributes:
+        sample: Its id.
+        label, says: Class numbers: as labelled, as the teacher has it in every view.
+        confidence: Mean probability of `says` over the views.
+        label_probability: Mean probability of `label`.
+    """
+
+    sample: int
+    label: int
+    says: int
+    confidence: float
+    label_probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """Two samples that the teacher answers nearly alike: likely one image twice.
+
+    Attributes:
+        first, second: Sample ids, ascending.
+        distance: Between their centred logits in view 0, relative to the median distance of nearest neighbours.
+        labels: Their class numbers.
+        same_pixels: The digests of their pixels in view 0 are equal.
+    """
+
+    first: int
+    second: int
+    distance: float
+    labels: tuple[int, int]
+    same_pixels: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeLoss:
+    """What storing has changed, measured against rows kept in full.
+
+    Attributes:
+        rows: Rows looked at.
+        largest_gap: Largest difference of a logit.
+        kl_nats: Mean KL(exact || stored) at temperatures 1 and 4.
+        top1_changed: Rows whose largest class is another.
+    """
+
+    rows: int
+    largest_gap: float
+    kl_nats: dict[str, float]
+    top1_changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether everything is there and makes sense.
+
+    Attributes:
+        finished: The dump has ended.
+        blocks: Blocks there should be, of all views.
+        missing: Those that are not there, in words ("view 3, block 0").
+        damaged: Those that are there and cannot be read, in words.
+        constant_rows, not_finite_rows: Over all views.
+    """
+
+    finished: bool
+    blocks: int
+    missing: list[str]
+    damaged: list[str]
+    constant_rows: int
+    not_finite_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Everything `logitcache stats` prints.
+
+    Attributes:
+        path: Of the cache.
+        fingerprint: Of its content.
+        made: When and on what ("2026-11-21T19:00:00Z", "cpu", host ...), from the history; empty where there is none.
+        manifest: Its manifest, narrowed to the teacher described.
+        bytes_by_array: On disk, by array.
+        bytes_total: On disk.
+        bytes_per_row: Of a row (one sample in one view), all arrays.
+        ratio_to_float32: bytes_per_row against the C logits in raw float32.
+        health: Whether it is whole.
+        views: The teacher on each view.
+        agreement: Share of samples whose largest class is the same in each pair of views, [V][V]; of at most 16 views.
+        agreement_of_all: Share of samples with one largest class in all views.
+        confusions: The most confused pairs, most rows first, at most 20.
+        preview: What methods will do with the rows.
+        odd: Samples with likely wrong labels, surest first, at most 100.
+        odd_total: How many there are.
+        duplicates: Likely duplicates, nearest first, at most 100.
+        duplicates_among: Samples searched for them.
+        probe: What storing has changed.
+    """
+
+    path: str
+    fingerprint: str
+    made: dict[str, str]
+    manifest: dict[str, Any]
+    bytes_by_array: dict[str, int]
+    bytes_total: int
+    bytes_per_row: float
+    ratio_to_float32: float
+    health: Health
+    views: list[ViewStats]
+    agreement: list[list[float]]
+    agreement_of_all: float
+    confusions: list[Confusion]
+    preview: MethodPreview
+    odd: list[OddSample]
+    odd_total: int
+    duplicates: list[Duplicate]
+    duplicates_among: int
+    probe: ProbeLoss
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as plain objects."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of two caches that are compared, over the rows that both hold.
+
+    Attributes:
+        path, fingerprint: Which.
+        teacher: Its name.
+        encoding: In words ("top-20 u8").
+        bytes_per_row: On disk.
+        accuracy, entropy_nats, calibration_error: Over the rows compared.
+    """
+
+    path: str
+    fingerprint: str
+    teacher: str
+    encoding: str
+    bytes_per_row: float
+    accuracy: float
+    entropy_nats: float
+    calibration_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two caches of one data set, row by row.
+
+    Attributes:
+        sides: The two.
+        same: What is the same in both and what differs ("teacher", "views", "encoding", "data"), in words.
+        rows: Rows compared.
+        top1_agreement: Share of rows with the same largest class.
+        both_right, first_right, second_right, both_wrong: Shares of rows.
+        kl_nats: Mean KL(first || second) at "T=1" and "T=4".
+        kl_back_nats: Mean KL(second || first).
+        class_agreement: Share of rows with the same largest class, by label; None where there is none.
+        advice: Which to prefer for what, in sentences.
+    """
+
+    sides: tuple[Side, Side]
+    same: dict[str, str]
+    rows: int
+    top1_agreement: float
+    both_right: float
+    first_right: float
+    second_right: float
+    both_wrong: float
+    kl_nats: dict[str, float]
+    kl_back_nats: dict[str, float]
+    class_agreement: list[float | None]
+    advice: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as plain objects."""
+        return asdict(self)
