@@ -282,7 +282,7 @@ def bars(name: str, says: str, rows: Sequence[Bar], *, full: float | None = None
         full: The value that fills the width; None: the largest.
         line: A value to mark by a dashed line.
     """
-    left = min(max(_LETTER * max(width_of(plain(bar.name)) for bar in rows), 40), 132) + 8
+    left = min(max(_LETTER * max(width_of(plain(bar.name)) for bar in rows) + 4, 40), 132) + 8
     right = _DIGIT * max(len(bar.said) for bar in rows) + 8
     x = Scale(0, (max(bar.value for bar in rows) if full is None else full) or 1, left, WIDTH - right)
     parts = []
@@ -293,7 +293,7 @@ def bars(name: str, says: str, rows: Sequence[Bar], *, full: float | None = None
             element(
                 "g",
                 element("title", told(f"{bar.name}: {bar.said}")),
-                text(left - 8, y + 13, shortened(bar.name, int((left - 8) / _LETTER)), "end"),
+                text(left - 8, y + 13, shortened(bar.name, (left - 12) / _LETTER), "end"),
                 element("rect", x=left, y=y, width=x.end - left, height=16, rx=2, fill_opacity=0.5, class_="band"),
                 element("rect", x=left, y=y, width=max(long, 1.5), height=16, rx=2, class_=f"f{_colour(bar.series)}"),
                 text(WIDTH - 2, y + 13, bar.said, "end"),

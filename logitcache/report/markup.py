@@ -43,29 +43,35 @@ def plain(words: object) -> str:
     return _TURNING.sub("", _UNWRITABLE.sub("\ufffd", str(words)))
 
 
-def shortened(words: str, width: int) -> str:
-    """Cut words to a width in letters; wide letters (Chinese, emoji) count two."""
+def shortened(words: str, width: float) -> str:
+    """Cut words to a width, in letters as wide as an average one."""
     words = " ".join(plain(words).split())
     if width_of(words) <= width:
         return words
-    room, kept = width - 1, ""
+    room, kept = width - _width("…"), ""
     for letter in words:
-        room -= _cells(letter)
+        room -= _width(letter)
         if room < 0:
             break
         kept += letter
     return kept.rstrip() + "…"
 
 
-def width_of(words: str) -> int:
-    """Return the width of words in letters."""
-    return sum(map(_cells, words))
+def width_of(words: str) -> float:
+    """Return about how wide words are, in letters as wide as an average one; rather too much than too little."""
+    return sum(map(_width, words))
 
 
-def _cells(letter: str) -> int:
-    if unicodedata.combining(letter) or unicodedata.category(letter) in ("Cf", "Me", "Mn"):
+def _width(letter: str) -> float:
+    if unicodedata.category(letter) in ("Cf", "Me", "Mn"):  # drawn over the letter before
         return 0
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+    if unicodedata.east_asian_width(letter) in "WF":
+        return 2.4
+    if letter in "mwMWQ@%…":
+        return 1.9
+    if letter in " .,:;'|!()[]/\\fijltrI":
+        return 0.75
+    return 1.15 if letter.islower() else 1.3
 
 
 def _spelled(value: str | float) -> str:

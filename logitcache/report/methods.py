@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["what_a_method_will_do"]
 
 _POOR = 0.1  # relative error of a gradient
-_FLOOR = 1e-6  # probability at which the axis of mass ends
+_FLOOR = 1e-5  # probability at which the axis of mass ends
 _DRAWN = 16  # methods
 _STUDENTS = ("fresh", "trained")
 

@@ -41,7 +41,8 @@ def report_html(
         A file of HTML that is whole in itself: no script, nothing to fetch.
     """
     manifest, names = stats.manifest, ClassNames(stats.manifest["classes"])
-    title = f"{manifest['teachers'][0]['name']} on {manifest['data']['spec'] or 'a data set'}"
+    data = "/".join(manifest["data"]["spec"].split("/")[-2:])  # of a path its end
+    title = f"{manifest['teachers'][0]['name']} on {data or 'a data set'}"
     return page(
         f"{title} - logitcache",
         element(
@@ -114,8 +115,8 @@ def _headline(stats: "CacheStats") -> str:
                 "",
             ),
             (
-                "on disk",
-                f"{stats.bytes_per_row:.1f} B a row",
+                "a row on disk",
+                f"{stats.bytes_per_row:.1f} B",
                 f"{bytes_text(stats.bytes_total)}; {stats.ratio_to_float32:.2f} of raw float32",
                 "",
             ),

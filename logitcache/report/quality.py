@@ -265,8 +265,8 @@ def _agreement(stats: "CacheStats") -> list[str]:
         captioned(
             "Do views agree?",
             heat_map("Agreement between views", says, matrix, "views"),
-            f"{says} Each field: share of samples about which two views say the same class, in %; darker is "
-            f"more.{shown} Low agreement is bad where the teacher is meant to be steady: the augmentation hides what "
-            "it looks at.",
+            f"{says} Each field: share of samples about which two views say the same class, in %; the stronger the "
+            f"colour, the more.{shown} Low agreement is bad where the teacher is meant to be steady: the "
+            "augmentation hides what it looks at.",
         )
     ]
