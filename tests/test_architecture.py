@@ -43,7 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "export": {"errors", "files", "progress", "store"},
     "verify": {"answers", "contract", "data", "device", "errors", "progress", "store", "teacher", "views"},
     "compare": {"errors", "rundir"},
-    "report": {"contract", "data", "fidelity", "store"},
+    "report": {"contract", "data", "errors", "fidelity", "files", "store"},
     "sweep": {"errors", "files", "rundir"},
     "ranks": {"errors"},
     "fill": {"data", "encoding", "errors", "progress", "ranks", "store", "teacher", "views"},

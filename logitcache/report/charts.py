@@ -128,7 +128,6 @@ def figure(name: str, says: str, width: float, height: float, *parts: str) -> st
         width=width,
         height=height,
         role="img",
-        aria_label=f"{name}. {says}",
     )
 
 
@@ -293,7 +292,7 @@ def bars(name: str, says: str, rows: Sequence[Bar], *, full: float | None = None
             element(
                 "g",
                 element("title", told(f"{bar.name}: {bar.said}")),
-                text(left - 8, y + 13, shortened(bar.name, (left - 12) / _LETTER), "end"),
+                text(left - 8, y + 13, shortened(bar.name, (left - 11) / _LETTER), "end"),
                 element("rect", x=left, y=y, width=x.end - left, height=16, rx=2, fill_opacity=0.5, class_="band"),
                 element("rect", x=left, y=y, width=max(long, 1.5), height=16, rx=2, class_=f"f{_colour(bar.series)}"),
                 text(WIDTH - 2, y + 13, bar.said, "end"),

@@ -39,7 +39,7 @@ def _edits(preview: "MethodPreview") -> str:
     rows = [
         Bar("LoCa", preview.loca_changed, percent(preview.loca_changed)),
         Bar("swap", preview.swap_changed, percent(preview.swap_changed)),
-        Bar("RLD", preview.rld_masked, percent(preview.rld_masked), 2),
+        Bar("RLD", preview.rld_masked, percent(preview.rld_masked)),
     ]
     return captioned(
         "Rows that label-aware methods change",

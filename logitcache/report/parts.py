@@ -114,6 +114,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, 
         element("table", element("thead", row("th", [told(word) for word in head])), element("tbody", "", *body)),
         class_="scroll",
         tabindex="0",
+        role="region",
+        aria_label="table",
     )
 
 

@@ -1,5 +1,6 @@
 """How good the teacher is: view by view, by confidence, by class."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,12 +28,13 @@ _VIEWS_SHOWN, _VIEWS_FOLDED = 16, 240
 _CLASSES_DRAWN, _CLASSES_NAMED, _CLASSES_LISTED = 24, 16, 1000
 _PLACES = 12  # of the label, that are told apart
 _PAIRS = 12
+_MARKED = 40  # views; more are drawn as a line
 
 
 def mean_over_rows(views: "Sequence[ViewStats]", name: str) -> float:
-    """Return the mean of one of the numbers of views, weighted by their rows; 0 where there are none."""
+    """Return the mean of one of the numbers of views, weighted by their rows; nan where there are none."""
     rows = sum(view.rows for view in views)
-    return sum(view.rows * float(getattr(view, name)) for view in views) / (rows or 1)
+    return sum(view.rows * float(getattr(view, name)) for view in views) / rows if rows else math.nan
 
 
 def how_good(stats: "CacheStats", names: ClassNames) -> str:
@@ -65,10 +67,11 @@ def _table(views: "Sequence[ViewStats]") -> str:
 
     def cells(view: str, recipe: str, rows: int, values: Sequence[float]) -> list[str]:
         right, five, errs, confidence, entropy, error = values
+        named = [told(view), told(recipe), f"{rows:,}"]
+        if not rows:
+            return [*named, *("-" * len(numbers))]
         return [
-            told(view),
-            told(recipe),
-            f"{rows:,}",
+            *named,
             *map(percent, (right, five, errs)),
             f"{confidence:.3f}",
             f"{entropy:.3f} nats",
@@ -104,15 +107,12 @@ def _merged(views: "Sequence[ViewStats]") -> "list[Bin]":
 
 
 def _reliability(views: "Sequence[ViewStats]") -> str:
-    bins = _merged(views)
-    rows = sum(one.rows for one in bins) or 1
-    error = sum(one.rows * abs(one.accuracy - one.confidence) for one in bins) / rows
-    surer = sum(one.rows * (one.confidence - one.accuracy) for one in bins) / rows
+    surer = mean_over_rows(views, "confidence") - mean_over_rows(views, "accuracy")
     trend = "too sure" if surer > 0 else "less sure than it could be"
-    says = f"In the mean the teacher is {trend}, by {percent(abs(surer))}; expected calibration error {percent(error)}."
+    says = f"In the mean the teacher is {trend}, by {percent(abs(surer))}."
     return captioned(
         "Can its confidence be believed?",
-        reliability_diagram("Reliability diagram", says, bins),
+        reliability_diagram("Reliability diagram", says, _merged(views)),
         f"{says} A bar's height is how often the teacher is right when it is that sure; on the dashed line "
         "confidence is accuracy. Bars far below it are bad: probabilities promise more than they keep. Pale bars "
         "hold fewer than 30 rows. Grey: where the rows are.",
@@ -169,7 +169,7 @@ def _by_view(views: "Sequence[ViewStats]") -> list[str]:
     return [
         captioned(
             "From view to view",
-            lines("Accuracy and confidence by view", says, series, "view", "", points=True),
+            lines("Accuracy and confidence by view", says, series, "view", "", points=len(counted_views) <= _MARKED),
             f"{says} Views of one recipe should differ by little; one far below the others was changed too much for "
             "this teacher.",
         )

@@ -74,6 +74,7 @@ main,header,footer{padding:0}figure{padding:10px}
 figure>svg{max-width:284px}figcaption{font-size:8.5pt;line-height:1.35;margin-top:6px}
 .split{display:block}table{font-size:9pt}.tile,figure,.card,.pair,.advice,.scroll{border-color:#bbb}
 .scroll{overflow:visible}th,td{padding:3px 8px}a{color:inherit}
-.grid{grid-template-columns:1fr 1fr;gap:10px}.cards{grid-template-columns:1fr 1fr 1fr}.tile b{font-size:15pt}summary{color:inherit}.tiles{grid-template-columns:repeat(4,1fr)}}
+.grid{grid-template-columns:1fr 1fr;gap:10px}
+.cards{grid-template-columns:1fr 1fr 1fr}.tile b{font-size:15pt}summary{color:inherit}.tiles{grid-template-columns:repeat(4,1fr)}}
 """
 SHEET = f":root{{{_DAY}}}@media (prefers-color-scheme:dark){{:root{{{_NIGHT}}}}}@media print{{:root{{{_DAY}}}}}{_RULES}{STYLE}"
