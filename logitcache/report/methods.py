@@ -45,9 +45,9 @@ def _edits(preview: "MethodPreview") -> str:
         "Rows that label-aware methods change",
         bars("Rows changed by method", "; ".join(f"{bar.name} {bar.said}" for bar in rows) + ".", rows, full=1.0),
         f"Of the rows it edits, LoCa moves {percent(preview.loca_moved)} of the probability in the mean, swap "
-        f"{percent(preview.swap_moved)}; RLD hides {number(preview.rld_hidden)} classes beside the label's. Near 0% "
-        "the three are plain distillation on this cache and cannot gain anything over it. A large share is good "
-        "where the teacher errs and bad where the labels do: see the last section.",
+        f"{percent(preview.swap_moved)}; where RLD hides more than the label, it hides {number(preview.rld_hidden)} classes. "
+        "Near 0% there is nothing for them to mend on this cache. A large share is good where the teacher errs and bad "
+        "where the labels do: see the last section.",
     )
 
 

@@ -59,7 +59,7 @@ def report_html(
             what_a_method_will_do(stats, fidelity),
             what_is_odd(stats, names, images, without_images),
         ),
-        _foot(f"{stats.path}, fingerprint {stats.fingerprint}", manifest["software"]),
+        _foot(f"{stats.path}, fingerprint {stats.fingerprint or 'none while unfinished'}", manifest["software"]),
     )
 
 
@@ -171,7 +171,8 @@ def _what_it_is(stats: "CacheStats") -> str:
             "data": f"{data['spec'] or 'a data set given as an object'}; {_stretch(manifest)}, {len(manifest['classes']):,} classes",
             "views": f"{len(views):,}: {said}; seed {', '.join(str(seed) for seed in sorted({view['seed'] for view in views})[:8])}",
             "kept": _kept(manifest["encoding"]),
-            "made": ", ".join(words for words in stats.made.values() if words),
+            "made": ", ".join(words for key, words in stats.made.items() if words and key != "command"),
+            "command": f"`{command}`" if (command := stats.made.get("command")) else "",
             "forward pass": f"on {manifest['device']}, {', '.join(how)}",
             "versions": ", ".join(f"{name} {version}" for name, version in manifest["software"].items()),
             "made from": f"{', '.join(one['fingerprint'] for one in derived['from'])}, by {derived['by']}"
@@ -181,7 +182,7 @@ def _what_it_is(stats: "CacheStats") -> str:
             if _is_sound(health)
             else _complaint(health),
             "lost in storing": _lost(stats),
-            "fingerprint": stats.fingerprint,
+            "fingerprint": stats.fingerprint or "none while unfinished",
         }
     )
     broken = [*(f"{words}: missing" for words in health.missing), *(f"{words}: damaged" for words in health.damaged)]
@@ -216,17 +217,15 @@ def _sizes(stats: "CacheStats") -> str:
     )
 
 
-def comparison_html(comparison: "Comparison", classes: Sequence[str] | None = None) -> str:
+def comparison_html(comparison: "Comparison", classes: Sequence[str]) -> str:
     """Write the page about two caches of one data set.
 
     Args:
         comparison: What was found.
-        classes: Names of classes in index order; without them classes are numbered.
+        classes: Their names in index order.
     """
     one, other = comparison.sides
-    names = ClassNames(
-        classes if classes is not None else [f"class {n}" for n in range(len(comparison.class_agreement))]
-    )
+    names = ClassNames(classes)
     return page(
         f"{one.teacher} and {other.teacher} - logitcache",
         element(

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -15,12 +16,14 @@ __all__ = ["sample_images"]
 _LONGEST = 160  # pixels
 
 
-def sample_images(cache: "Cache", samples: Sequence[int], data: "str | ImageSet | None" = None) -> dict[int, bytes]:
+def sample_images(
+    cache: "str | Path | Cache", samples: Sequence[int], data: "str | ImageSet | None" = None
+) -> dict[int, bytes]:
     """Return the images of samples as they are in the data set, not as a view shows them.
 
     Args:
-        cache: Whose samples.
-        samples: Their ids.
+        cache: Whose samples; or its path.
+        samples: Their ids in the data set.
         data: The data set, if it is not where the dump found it.
 
     Returns:
@@ -31,11 +34,13 @@ def sample_images(cache: "Cache", samples: Sequence[int], data: "str | ImageSet 
         InputError: It cannot be opened, or an image cannot be read.
     """
     from logitcache.contract import recorded_data  # noqa: PLC0415  (torch; not needed where nothing is shown)
+    from logitcache.store import open_cache  # noqa: PLC0415
 
     if not samples:
         return {}
-    images = recorded_data(cache, data)
-    return {sample: _png(images, sample) for sample in samples}
+    opened = open_cache(cache)
+    images, first = recorded_data(opened, data), opened.manifest.data["first"]
+    return {sample: _png(images, sample - first) for sample in samples}
 
 
 def _png(images: "ImageSet", sample: int) -> bytes:

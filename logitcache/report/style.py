@@ -20,7 +20,7 @@ main,header,footer{max-width:1136px;margin:0 auto;padding:0 16px}
 header{padding-top:32px}
 h1{font-size:26px;line-height:1.25;margin:0 0 6px;font-weight:650;overflow-wrap:anywhere}
 h2{font-size:20px;margin:44px 0 4px;padding-top:16px;border-top:1px solid var(--line);font-weight:650}
-h3{font-size:15px;margin:0 0 8px;font-weight:600}
+h3{font-size:15px;margin:0 0 8px;font-weight:600}section>h3{margin-top:20px}
 p{margin:0 0 10px;max-width:76ch;overflow-wrap:anywhere}
 .quiet,figcaption,footer{color:var(--quiet)}
 code{font:.92em ui-monospace,"SF Mono",Menlo,Consolas,monospace;background:var(--shade);padding:1px 4px;border-radius:4px;

@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING
 
 from logitcache.errors import LogitCacheError
 from logitcache.files import write_bytes
-from logitcache.report.page import report_html, shown_samples
+from logitcache.report.page import comparison_html, report_html, shown_samples
 from logitcache.report.pictures import sample_images
 
 if TYPE_CHECKING:
     from logitcache.data import ImageSet
     from logitcache.fidelity import Fidelity
-    from logitcache.report._records_for_now import CacheStats
+    from logitcache.report._records_for_now import CacheStats, Comparison
     from logitcache.store import Cache
 
-__all__ = ["write_report"]
+__all__ = ["write_comparison", "write_report"]
 
 
 def write_report(
     path: Path,
     stats: "CacheStats",
-    cache: "Cache",
+    cache: "str | Path | Cache",
     *,
     fidelity: "Fidelity | None" = None,
     advice: Sequence[str] = (),
@@ -32,7 +32,7 @@ def write_report(
     Args:
         path: Of the file.
         stats: What was found.
-        cache: In which cache.
+        cache: In which cache; or its path.
         fidelity: What storing does to methods, if it was measured.
         advice: Sentences; code stands between backticks.
         data: The data set, if it is not where the dump found it.
@@ -48,3 +48,8 @@ def write_report(
     page = report_html(stats, fidelity, advice, images, without_images=why)
     write_bytes(path, page.encode())
     return why
+
+
+def write_comparison(path: Path, comparison: "Comparison", classes: Sequence[str]) -> None:
+    """Write the page about two caches, whose classes have these names."""
+    write_bytes(path, comparison_html(comparison, classes).encode())

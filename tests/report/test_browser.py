@@ -9,7 +9,7 @@ import subprocess
 import urllib.parse
 from pathlib import Path
 
-import made
+import drawn
 import numpy as np
 import pytest
 from PIL import Image
@@ -80,15 +80,15 @@ def png(size: int) -> bytes:
 
 def pages() -> dict[str, str]:
     names = [f"class {n}" for n in range(100)]
-    usual = made.stats(names, views=8, encoding={"kind": "topk", "k": 20, "dtype": "u8"})
-    hostile, huge = made.stats(made.HOSTILE), made.stats([f"n{n:08}" for n in range(1000)], views=240)
+    usual = drawn.stats(names, views=8, encoding={"kind": "topk", "k": 20, "dtype": "u8"})
+    hostile, huge = drawn.stats(drawn.HOSTILE), drawn.stats([f"n{n:08}" for n in range(1000)], views=240)
     images = {sample: png(32 if sample % 2 else 100) for sample in shown_samples(usual)}
     return {
-        "usual": report_html(usual, made.fidelity(), ["Do `this`."], images),
-        "hostile": report_html(hostile, made.fidelity(), made.HOSTILE, {}, without_images=made.HOSTILE[0]),
+        "usual": report_html(usual, drawn.fidelity(), ["Do `this`."], images),
+        "hostile": report_html(hostile, drawn.fidelity(), drawn.HOSTILE, {}, without_images=drawn.HOSTILE[0]),
         "huge": report_html(huge, None, [], {}),
-        "empty": report_html(made.stats(["a", "b"], rows=0), None, [], {}),
-        "comparison": comparison_html(made.comparison(len(made.HOSTILE)), made.HOSTILE),
+        "empty": report_html(drawn.stats(["a", "b"], rows=0), None, [], {}),
+        "comparison": comparison_html(drawn.comparison(len(drawn.HOSTILE)), drawn.HOSTILE),
     }
 
 

@@ -5,13 +5,13 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import made
+import drawn
 import numpy as np
 import pytest
 
 from logitcache.data import ArrayImages
 from logitcache.errors import CacheMismatchError
-from logitcache.report import comparison_html, report_html, sample_images, shown_samples, write_report
+from logitcache.report import comparison_html, report_html, sample_images, shown_samples, write_comparison, write_report
 
 VOID = {"meta", "img", "br", "input", "link"}
 
@@ -84,7 +84,9 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_caches_of_every_size(name):
     changes, classes = CASES[name]
-    page = report_html(made.stats([f"class {n}" for n in range(classes)], **changes), made.fidelity(), ["Do this."], {})
+    page = report_html(
+        drawn.stats([f"class {n}" for n in range(classes)], **changes), drawn.fidelity(), ["Do this."], {}
+    )
     elements = checked(page)
     assert len(page) < 400_000
     assert [name for name, _ in elements.found].count("h2") == 4
@@ -98,15 +100,15 @@ def test_caches_of_every_size(name):
 
 
 def test_what_is_left_out_is_said():
-    views = report_html(made.stats(["a", "b"], views=300), None, [], {})
+    views = report_html(drawn.stats(["a", "b"], views=300), None, [], {})
     for words in ("60 more are left out", "11 more, of which", "first 16 of 300 views"):
         assert words in views, words
-    assert "19,999 better ones left out" in report_html(made.stats([str(n) for n in range(21_000)]), None, [], {})
+    assert "19,999 better ones left out" in report_html(drawn.stats([str(n) for n in range(21_000)]), None, [], {})
 
 
 def test_hostile_names_stay_words():
-    stats = made.stats(made.HOSTILE)
-    elements = checked(report_html(stats, made.fidelity(), [made.HOSTILE[0]], {}, without_images=made.HOSTILE[1]))
+    stats = drawn.stats(drawn.HOSTILE)
+    elements = checked(report_html(stats, drawn.fidelity(), [drawn.HOSTILE[0]], {}, without_images=drawn.HOSTILE[1]))
     words = "".join(elements.words)
     assert "<script>alert(1)</script>" in words
     assert '"><img src=x onerror=alert(1)>' in words
@@ -114,11 +116,11 @@ def test_hostile_names_stay_words():
     assert "img" not in {name for name, _ in elements.found}
     assert "\u202e" not in words
     assert max(len(word) for part in elements.words for word in part.split()) < 100
-    checked(comparison_html(made.comparison(len(made.HOSTILE)), made.HOSTILE))
+    checked(comparison_html(drawn.comparison(len(drawn.HOSTILE)), drawn.HOSTILE))
 
 
 def test_the_page_forbids_fetching_and_has_day_night_and_print():
-    page = report_html(made.stats(["a", "b"]), None, [], {})
+    page = report_html(drawn.stats(["a", "b"]), None, [], {})
     assert "default-src &#x27;none&#x27;; style-src &#x27;unsafe-inline&#x27;; img-src data:" in page
     assert "prefers-color-scheme:dark" in page
     day = re.search(r":root\{(.*?)\}", page)[1]
@@ -126,34 +128,37 @@ def test_the_page_forbids_fetching_and_has_day_night_and_print():
 
 
 def test_health_is_said_first():
-    found = made.stats(["a", "b"], rows=0)
+    found = drawn.stats(["a", "b"], rows=0)
     page = report_html(found, None, [], {})
     assert page.count("the dump has not ended, 1 block missing") == 2  # in the headline, and among the facts
     assert page.count("No row can be read") == 2
     assert "0.00%" not in page
     assert "view 0, block 0: missing" in page
-    assert "whole: every block is there" in report_html(made.stats(["a", "b"]), None, [], {})
+    assert "whole: every block is there" in report_html(drawn.stats(["a", "b"]), None, [], {})
 
 
-def test_comparisons_of_every_size():
+def test_comparisons_of_every_size(tmp_path):
     for classes in (2, 100, 1000):
-        page = comparison_html(made.comparison(classes))
+        write_comparison(tmp_path / "two.html", drawn.comparison(classes), [f"class {n}" for n in range(classes)])
+        page = (tmp_path / "two.html").read_text()
         checked(page)
         assert len(figures(page)) >= 2
         assert "only A is right" in page
 
 
-def test_images_come_from_the_data_as_it_was(dump, images):
+def test_images_come_from_the_data_as_it_was(dump, images, tmp_path):
     cache = dump()
     found = sample_images(cache, [3, 250], images)
     assert found.keys() == {3, 250}
-    stats = made.stats(["a", "b"])
+    stats = drawn.stats(["a", "b"])
     chosen = shown_samples(stats)
     assert chosen == sorted(set(chosen)) and len(chosen) <= 72
     elements = checked(report_html(stats, None, [], dict.fromkeys(chosen, found[3])))
     shown = [attributes for name, attributes in elements.found if name == "img"]
     assert len(shown) == 36 + 2 * 18
     assert {(one["width"], one["class"]) for one in shown} == {("16", "small")}
+    part = dump(samples=(100, 300), out=tmp_path / "part.zarr")  # ids are those of the whole data set
+    assert sample_images(part, [250], images) == {250: found[250]}
     pixels = images.images.permute(0, 2, 3, 1).numpy().copy()
     pixels[0] += 1
     with pytest.raises(CacheMismatchError, match="other samples"):
@@ -170,11 +175,13 @@ def test_large_images_are_made_small(dump):
 
 def test_without_its_data_a_report_has_no_images_and_says_so(dump, images, tmp_path):
     """A cache that was dumped from an object cannot open it again."""
-    stats, path = made.stats(["a", "b"]), tmp_path / "out.html"
-    assert "given as an object" in write_report(path, stats, dump())
+    stats, path, cache = drawn.stats(["a", "b"]), tmp_path / "out.html", dump()
+    assert "given as an object" in write_report(path, stats, cache)
+    assert "there is no cache at" in write_report(path, stats, tmp_path / "nothing.zarr")
+    write_report(path, stats, cache)
     elements = checked(path.read_text())
     assert "There are no images here: " in "".join(elements.words)
     assert "img" not in {name for name, _ in elements.found}
     few = replace(stats, odd=stats.odd[:2], duplicates=[])
-    assert write_report(path, few, dump(), data=images) == ""
+    assert write_report(path, few, cache, data=images) == ""
     assert [name for name, _ in checked(path.read_text()).found].count("img") == 2

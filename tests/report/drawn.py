@@ -82,7 +82,7 @@ def stats(
     return CacheStats(
         path="c.zarr",
         fingerprint="a59f659b73f371c6",
-        made={"time": "2026-11-21T19:00:00Z", "device": "cpu"},
+        made={"begun": "2026-11-21T19:00:00Z", "host": "box", "command": "logitcache dump --out <c>.zarr"},
         manifest={
             "samples": rows,
             "classes": names,
