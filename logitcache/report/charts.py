@@ -323,7 +323,7 @@ def columns(name: str, says: str, values: Sequence[tuple[str, float]], x_name: s
         tip = element("title", told(f"{x_name} {word}: {percent(share)}"))
         size = {"x": x(place) + 0.12 * wide, "width": 0.76 * wide, "y": y(share), "height": y.start - y(share)}
         parts.append(element("rect", tip, **size, class_="f1"))
-        if place % every == 0:
+        if (len(values) - 1 - place) % every == 0:  # the last one is always named
             parts.append(text(x(place + 0.5), y.start + 17, word, "middle", "small quiet tick"))
     parts.append(element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"))
     parts.append(text((x.start + x.end) / 2, y.start + 34, x_name, "middle", "small quiet"))

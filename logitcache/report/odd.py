@@ -40,7 +40,7 @@ def _labels(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes])
     says += (
         "a confident teacher denies the label"
         if views == 1
-        else f"all {views} views of a confident teacher agree on one class, and it is not the label's"
+        else f"{'both' if views == 2 else f'all {views}'} views of a confident teacher agree on one class, and it is not the label's"
     )
     parts = [
         heading,
