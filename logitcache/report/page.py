@@ -226,11 +226,12 @@ def comparison_html(comparison: "Comparison", classes: Sequence[str]) -> str:
     """
     one, other = comparison.sides
     names = ClassNames(classes)
+    title = f"{one.teacher} ({one.encoding}) and {other.teacher} ({other.encoding})"
     return page(
-        f"{one.teacher} and {other.teacher} - logitcache",
+        f"{title} - logitcache",
         element(
             "header",
-            element("h1", told(f"{one.teacher} and {other.teacher}")),
+            element("h1", told(title)),
             paragraph(
                 f"Two caches of one data set, {one.path} (A) and {other.path} (B), compared over "
                 f"{counted(comparison.rows, 'row')}.",
