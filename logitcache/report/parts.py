@@ -68,9 +68,10 @@ def paragraph(words: str, class_: str = "") -> str:
     return element("p", with_code(words), **({"class_": class_} if class_ else {}))
 
 
-def captioned(title: str, picture: str, caption: str) -> str:
-    """Write a figure with its title and how to read it."""
-    return element("figure", element("h3", told(title)), picture, element("figcaption", with_code(caption)))
+def captioned(title: str, picture: str, caption: str, *more: str) -> str:
+    """Write a figure with its title and how to read it; and more, as markup, below."""
+    said = element("figcaption", with_code(caption))
+    return element("figure", element("h3", told(title)), picture, said, *more)
 
 
 def tiles(rows: Iterable[tuple[str, str, str, str]]) -> str:

@@ -198,7 +198,7 @@ def class_figures(shares: Sequence[float | None], names: ClassNames, title: str,
     if not ranked:
         return []
     absent = len(shares) - len(ranked)
-    without = f" {counted(absent, 'class').replace('classs', 'classes')} without a row." if absent else ""
+    without = f" {absent:,} of {len(shares):,} classes have no row." if absent else ""
     few = len(ranked) <= _CLASSES_DRAWN
     drawn = ranked if few else ranked[:_CLASSES_NAMED]
     rows = [Bar(names[number], share, percent(share)) for share, number in drawn]
@@ -233,7 +233,8 @@ def class_figures(shares: Sequence[float | None], names: ClassNames, title: str,
             f"{title}: all {len(ranked):,}",
             curve,
             f"{says} A curve that is flat and high is good; a long ramp at the left is not.",
-        ).replace("</figcaption></figure>", f"</figcaption>{every}</figure>"),
+            every,
+        ),
     ]
 
 
