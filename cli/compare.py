@@ -40,7 +40,7 @@ def compare(
     if picture is not None:
         from logitcache.errors import InputError
         from logitcache.files import write_bytes
-        from logitcache.picture import draw_runs
+        from logitcache.report import draw_runs
 
         drawn = curves(found)
         if not drawn:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from logitcache.report.words import bytes_text
+
 __all__ = ["bar", "bytes_text", "print_json", "print_pairs", "print_table"]
 
 _PLAIN_WIDTH = 160  # columns, where output goes to a file or a pipe
@@ -34,15 +36,6 @@ def bar(share: float, width: int = 24) -> str:
     except UnicodeEncodeError:
         return "#" * round(eighths / 8)
     return drawn
-
-
-def bytes_text(count: float) -> str:
-    """Write a number of bytes: 1.53 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def print_json(content: Any) -> None:

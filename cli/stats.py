@@ -1,5 +1,6 @@
 """`logitcache stats`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,6 +37,18 @@ def stats(
         ),
     ] = None,
     json: JsonOption = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE.html", show_default=False, help="Write a page with figures and images, too."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", show_default="as dumped", help="Where the images of the report are, if they have moved."
+        ),
+    ] = None,
     advise: Annotated[
         bool,
         typer.Option(
@@ -56,12 +69,19 @@ def stats(
         chosen = (slugs[0] or None, slugs[-1] or None)
         with show_progress(quiet=json) as display:
             compared = compare_caches(newest_unless(cache), other, teachers=chosen, on_progress=display)
+        if report is not None:
+            from logitcache.report import write_comparison
+            from logitcache.store import open_cache
+
+            write_comparison(report, compared, open_cache(other).manifest.classes)
         print_json(compared.to_json()) if json else _print_comparison(compared)
         return
     path = newest_unless(cache)
     with show_progress(quiet=json) as display:
         found = cache_stats(path, teacher=teacher, on_progress=display)
     sentences = _advice(path, teacher) if advise else []
+    if report is not None:
+        _write_report(report, found, path, teacher, data)
     if json:
         print_json(found.to_json() | ({"advice": sentences} if advise else {}))
         return
@@ -72,6 +92,19 @@ def stats(
     _print_oddities(found)
     for sentence in sentences or (["what is stored is a good stand-in for the teacher's rows"] if advise else []):
         typer.echo(f"advice: {sentence}")
+
+
+def _write_report(report: Path, found: "CacheStats", path: str, teacher: str | None, data: str | None) -> None:
+    """Write the page, with what storing does to methods and advice where the cache is whole enough to measure it."""
+    from logitcache.fidelity import advice, cache_fidelity
+    from logitcache.report import write_report
+
+    health = found.health
+    whole = health.finished and not health.missing and not health.damaged
+    fidelity = cache_fidelity(path, teacher=teacher) if whole else None
+    sentences = advice(path, teacher=teacher) if whole else []
+    why = write_report(report, found, path, fidelity=fidelity, advice=sentences, data=data)
+    typer.echo(f"{report} written. {why}".strip(), err=True)
 
 
 def _advice(path: str, teacher: str | None) -> list[str]:

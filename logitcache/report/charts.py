@@ -1,0 +1,451 @@
+"""Figures as SVG, drawn with nothing but text.
+
+Colours are Okabe and Ito's, told apart by all eyes; dashes and marks say the same in grey print. A figure is as wide as a
+phone, so that its words keep their size; a page sets several side by side.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from logitcache.report.markup import element, plain, shortened, told, width_of
+from logitcache.report.words import decimals, number, percent, percents
+
+if TYPE_CHECKING:
+    from logitcache.stats import Bin, Quantiles
+
+__all__ = [
+    "STYLE",
+    "WIDTH",
+    "Bar",
+    "Scale",
+    "axes",
+    "bars",
+    "columns",
+    "falling",
+    "figure",
+    "heat_map",
+    "legend",
+    "lines",
+    "mark",
+    "path",
+    "quantile_strips",
+    "reliability_diagram",
+    "text",
+    "ticks",
+]
+
+WIDTH = 320  # pixels: a phone's, less its margins
+SERIES = 7
+_LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_DARK = ("#56b4e9", "#e8743b", "#1fb58a", "#cc79a7", "#3d94cc", "#e69f00", "#f2f2f2")
+_DASHES = ("", "6 3", "2 2", "8 3 2 3", "1 3", "12 4", "4 1")
+_LEAST_RANGE = 0.05  # of a heat map, in shares
+_FEW = 30  # rows, of which a share says little
+_LETTER, _DIGIT = 6.4, 7.7  # pixels of an average letter, and of a digit, at 12 px
+
+
+def _rules(colours: Sequence[str], ink: str, quiet: str, grid: str, paper: str) -> str:
+    series = "".join(
+        f"svg .f{place}{{fill:{colour}}}svg .s{place}{{stroke:{colour}}}" for place, colour in enumerate(colours, 1)
+    )
+    return (
+        f"{series}svg text{{fill:{ink}}}svg .quiet{{fill:{quiet}}}svg .paper{{fill:{paper}}}svg .grid{{stroke:{grid}}}"
+        f"svg .axis{{stroke:{quiet}}}svg .ink{{stroke:{ink}}}svg .band{{fill:{grid}}}svg .ring{{fill:{paper}}}"
+    )
+
+
+_BY_DAY = _rules(_LIGHT, "#1d2329", "#5b6570", "#dde2e7", "#ffffff")
+_BY_NIGHT = _rules(_DARK, "#e6e9ec", "#9aa5b1", "#343c45", "#171b20")
+# Colours are spelled out, without var(): drawing programs that open an SVG know no custom properties.
+STYLE = (
+    'svg text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}'
+    f"svg .small{{font-size:11px}}{_BY_DAY}"
+    f"@media (prefers-color-scheme:dark){{{_BY_NIGHT}}}"
+    f"@media print{{{_BY_DAY}}}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Where the values of an axis lie.
+
+    Attributes:
+        low, high: The values at its ends.
+        start, end: Their places in pixels.
+        logarithmic: Whether equal steps are equal ratios; `low` is above 0 then, and what is below lies on it.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    logarithmic: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Return the place of a value."""
+        low, high = self.low, self.high
+        if self.logarithmic:
+            value, low, high = (math.log(max(one, self.low)) for one in (value, low, high))
+        return self.start + (value - low) / ((high - low) or 1) * (self.end - self.start)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar of a chart.
+
+    Attributes:
+        name: What it is; shortened where there is no room, and told in full when pointed at.
+        value: Its length.
+        said: Its value in words.
+        series: Number of its colour, from 1.
+    """
+
+    name: str
+    value: float
+    said: str
+    series: int = 1
+
+
+def figure(name: str, says: str, width: float, height: float, *parts: str) -> str:
+    """Put a figure together, for a page or (with `STYLE` inside) for a file of its own.
+
+    Args:
+        name: Its title, for those who do not see it.
+        says: What is to be seen on it, in a sentence.
+        width: In pixels.
+        height: In pixels.
+        parts: Elements.
+    """
+    return element(
+        "svg",
+        element("title", told(name)),
+        element("desc", told(says)),
+        *parts,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 0 {width:g} {height:g}",
+        width=width,
+        height=height,
+        role="img",
+    )
+
+
+def text(x: float, y: float, words: str, anchor: str = "start", class_: str = "") -> str:
+    """Write words."""
+    return element("text", told(words), x=x, y=y, text_anchor=anchor, **({"class_": class_} if class_ else {}))
+
+
+def path(points: Sequence[tuple[float, float]], series: int) -> str:
+    """Draw a line in the colour and with the dashes of a series."""
+    return element(
+        "polyline",
+        points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points),
+        fill="none",
+        stroke_width=2,
+        stroke_dasharray=_DASHES[(series - 1 + (series - 1) // SERIES) % SERIES],
+        class_=f"s{_colour(series)}",
+    )
+
+
+def mark(x: float, y: float, series: int, tip: str = "") -> str:
+    """Draw a point: a disc for an odd series, a ring for an even one."""
+    tips = (element("title", told(tip)),) if tip else ()
+    colour = _colour(series)
+    if series % 2:
+        return element("circle", *tips, cx=x, cy=y, r=4, fill_opacity=0.6, class_=f"f{colour}")
+    return element("circle", *tips, cx=x, cy=y, r=3.5, stroke_width=1.5, class_=f"ring s{colour}")
+
+
+def legend(names: Sequence[str], x: float, y: float, *, marks: bool = False) -> list[str]:
+    """Name the series, one a line of 18 pixels, as lines or as points."""
+    parts = []
+    for place, name in enumerate(names):
+        level = y + 18 * place
+        sample = mark(x + 14, level, place + 1) if marks else path([(x, level), (x + 28, level)], place + 1)
+        parts += [sample, text(x + 36, level + 4, name)]
+    return parts
+
+
+def ticks(scale: Scale, at_most: int = 6, *, whole: bool = False) -> list[float]:
+    """Return round values between the ends of a scale: steps of 1, 2 or 5 times a power of ten; or powers of ten."""
+    if scale.logarithmic:
+        first, last = math.ceil(math.log10(scale.low) - 1e-9), math.floor(math.log10(scale.high) + 1e-9)
+        every = max(-(-(last - first + 1) // at_most), 1)
+        return [10.0**power for power in range(first, last + 1, every)]
+    span = scale.high - scale.low
+    if not span > 0:
+        return [scale.low]
+    power = 10.0 ** math.floor(math.log10(span / at_most))
+    step = next(size for size in (power, 2 * power, 5 * power, 10 * power, 20 * power) if span / size <= at_most)
+    step = max(step, 1.0) if whole else step
+    below, above = math.ceil(scale.low / step - 1e-6), math.floor(scale.high / step + 1e-6)
+    return [place * step for place in range(below, above + 1)]
+
+
+Spelling = Callable[[Sequence[float]], list[str]]
+
+
+def axes(
+    x: Scale,
+    y: Scale,
+    x_name: str = "",
+    y_name: str = "",
+    *,
+    x_spelling: Spelling = decimals,
+    y_spelling: Spelling = percents,
+    whole: bool = False,
+) -> list[str]:
+    """Draw grid lines across, ticks below and at the left with their values, and what the axes are.
+
+    Args:
+        x: Scale from left to right.
+        y: Scale from below: its start is the larger pixel.
+        x_name: Written below.
+        y_name: Written above the left corner.
+        x_spelling: How values at x are written.
+        y_spelling: How values at y are written.
+        whole: Whether only whole numbers are marked at x.
+    """
+    parts = []
+    levels = ticks(y, max(int(abs(y.end - y.start) // 32), 2))
+    for level, words in zip(levels, y_spelling(levels), strict=True):
+        parts.append(element("line", x1=x.start, x2=x.end, y1=y(level), y2=y(level), class_="grid"))
+        parts.append(text(x.start - 6, y(level) + 4, words, "end", "small quiet tick"))
+    places = ticks(x, max(int(abs(x.end - x.start) // 44), 2), whole=whole)
+    for place, words in zip(places, x_spelling(places), strict=True):
+        parts.append(element("line", x1=x(place), x2=x(place), y1=y.start, y2=y.start + 4, class_="axis"))
+        parts.append(text(x(place), y.start + 17, words, "middle", "small quiet tick"))
+    parts.append(element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"))
+    if x_name:
+        parts.append(text((x.start + x.end) / 2, y.start + 34, x_name, "middle", "small quiet"))
+    if y_name:
+        parts.append(text(max(x.start - 36, 2), y.end - 10, y_name, "start", "small quiet"))
+    return parts
+
+
+def lines(
+    name: str,
+    says: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x_name: str,
+    y_name: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    logarithmic: bool = False,
+    points: bool = False,
+    height: float = 200,
+) -> str:
+    """Draw shares over whole numbers, as lines or (`points`) as single marks.
+
+    Args:
+        name: As in `figure`.
+        says: As in `figure`.
+        series: For each name its points, (whole number, share); named above where there are several.
+        x_name: As in `axes`.
+        y_name: As in `axes`.
+        low: End of the axis; None: the smallest share, with some room.
+        high: The same for the largest.
+        logarithmic: As in `Scale`.
+        points: Whether to draw marks.
+        height: Of the plot, in pixels.
+    """
+    named = list(series) if len(series) > 1 else []
+    top = 26 + 18 * len(named)
+    xs = [x for one in series.values() for x, _ in one]
+    ys = [y for one in series.values() for _, y in one]
+    room = 0.06 * (max(ys) - min(ys)) or 0.02 * max(abs(max(ys)), 1e-6)
+    bottom = max(min(ys) - room, 0.0) if low is None else low
+    peak = max(ys) + room if high is None else high
+    edge = 0.5 if points or min(xs) == max(xs) else 0
+    x = Scale(min(xs) - edge, max(xs) + edge, 50, WIDTH - 18)
+    y = Scale(bottom, peak, top + height, top, logarithmic)
+    spelling = _powers if logarithmic else percents
+    parts = axes(x, y, x_name, y_name, y_spelling=spelling, whole=True)
+    for place, (one, values) in enumerate(series.items(), 1):
+        if points:
+            parts += [mark(x(a), y(b), place, f"{one}, {x_name} {a:g}: {percent(b)}") for a, b in values]
+        else:
+            parts.append(path([(x(a), y(b)) for a, b in values], place))
+    return figure(name, says, WIDTH, top + height + 42, *legend(named, 14, 10, marks=points), *parts)
+
+
+def bars(name: str, says: str, rows: Sequence[Bar], *, full: float | None = None, line: float | None = None) -> str:
+    """Draw horizontal bars with names at the left and values at the right.
+
+    Args:
+        name: As in `figure`.
+        says: As in `figure`.
+        rows: Bars, from above.
+        full: The value that fills the width; None: the largest.
+        line: A value to mark by a dashed line.
+    """
+    left = min(max(_LETTER * max(width_of(plain(bar.name)) for bar in rows) + 4, 40), 132) + 8
+    right = _DIGIT * max(len(bar.said) for bar in rows) + 8
+    x = Scale(0, (max(bar.value for bar in rows) if full is None else full) or 1, left, WIDTH - right)
+    parts = []
+    for place, bar in enumerate(rows):
+        y = 4 + 22 * place
+        long = min(max(x(bar.value), left), x.end) - left
+        parts.append(
+            element(
+                "g",
+                element("title", told(f"{bar.name}: {bar.said}")),
+                text(left - 8, y + 13, shortened(bar.name, (left - 11) / _LETTER), "end"),
+                element("rect", x=left, y=y, width=x.end - left, height=16, rx=2, fill_opacity=0.5, class_="band"),
+                element("rect", x=left, y=y, width=max(long, 1.5), height=16, rx=2, class_=f"f{_colour(bar.series)}"),
+                text(WIDTH - 2, y + 13, bar.said, "end"),
+            )
+        )
+    foot = 4 + 22 * len(rows)
+    if line is not None:
+        parts.append(
+            element(
+                "line", x1=x(line), x2=x(line), y1=0, y2=foot, stroke_width=1.5, stroke_dasharray="3 3", class_="ink"
+            )
+        )
+    return figure(name, says, WIDTH, foot, *parts)
+
+
+def columns(name: str, says: str, values: Sequence[tuple[str, float]], x_name: str, y_name: str) -> str:
+    """Draw upright bars of shares, from left to right."""
+    x = Scale(0, len(values), 50, WIDTH - 18)
+    y = Scale(0, max((share for _, share in values), default=0) * 1.02 or 1, 206, 26)
+    levels = ticks(y, 5)
+    parts = []
+    for level, words in zip(levels, percents(levels), strict=True):
+        parts.append(element("line", x1=x.start, x2=x.end, y1=y(level), y2=y(level), class_="grid"))
+        parts.append(text(x.start - 6, y(level) + 4, words, "end", "small quiet tick"))
+    wide = x(1) - x(0)
+    every = -(-max(int(_LETTER * max(map(len, (word for word, _ in values)))) + 6, 1) // max(int(wide), 1))
+    for place, (word, share) in enumerate(values):
+        tip = element("title", told(f"{x_name} {word}: {percent(share)}"))
+        size = {"x": x(place) + 0.12 * wide, "width": 0.76 * wide, "y": y(share), "height": y.start - y(share)}
+        parts.append(element("rect", tip, **size, class_="f1"))
+        if (len(values) - 1 - place) % every == 0:  # the last one is always named
+            parts.append(text(x(place + 0.5), y.start + 17, word, "middle", "small quiet tick"))
+    parts.append(element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"))
+    parts.append(text((x.start + x.end) / 2, y.start + 34, x_name, "middle", "small quiet"))
+    parts.append(text(14, 14, y_name, "start", "small quiet"))
+    return figure(name, says, WIDTH, 246, *parts)
+
+
+def reliability_diagram(name: str, says: str, bins: "Sequence[Bin]") -> str:
+    """Draw accuracy by confidence, with the diagonal on which both agree, and below how many rows each bin holds."""
+    x, y = Scale(0, 1, 50, WIDTH - 18), Scale(0, 1, 236, 26)
+    parts = axes(x, y, "", "share of them that are right", x_spelling=percents)
+    most = max((one.rows for one in bins), default=0) or 1
+    for one in bins:
+        if not one.rows:
+            continue
+        tip = (
+            f"confidence {percents([one.lower, one.upper])[0]} to {percents([one.lower, one.upper])[1]}: "
+            f"{one.rows:,} rows, {percent(one.accuracy)} right, sure of {percent(one.confidence)}"
+        )
+        wide = {"x": x(one.lower) + 1, "width": max(x(one.upper) - x(one.lower) - 2, 1)}
+        tall = {"y": y(one.accuracy), "height": max(y.start - y(one.accuracy), 1)}
+        paleness = 0.3 if one.rows < _FEW else 1
+        share = 44 * one.rows / most
+        parts += [
+            element("rect", element("title", told(tip)), **wide, **tall, fill_opacity=paleness, class_="f1"),
+            element("rect", element("title", told(tip)), **wide, y=316 - share, height=max(share, 1), class_="quiet"),
+        ]
+    parts += [
+        element("line", x1=x(0), y1=y(0), x2=x(1), y2=y(1), stroke_width=1.5, stroke_dasharray="5 4", class_="s2"),
+        *(mark(x(one.confidence), y(one.accuracy), 2) for one in bins if one.rows >= _FEW),
+        element("line", x1=x.start, x2=x.end, y1=316, y2=316, class_="axis"),
+        text((x.start + x.end) / 2, 332, "confidence; grey: how many rows", "middle", "small quiet"),
+    ]
+    return figure(name, says, WIDTH, 340, *parts)
+
+
+def heat_map(name: str, says: str, matrix: Sequence[Sequence[float]], axis: str) -> str:
+    """Draw a symmetric matrix of shares; the diagonal, which is 1, is left out, so that the others can be told apart."""
+    size = len(matrix)
+    cell = min((WIDTH - 32) / size, 56)
+    others = [matrix[a][b] for a in range(size) for b in range(size) if a != b]
+    high = max(others)
+    low = min(*others, high - _LEAST_RANGE)  # or noise would look like a difference
+    decimal_places = 1 if size <= 7 else None
+    parts = []
+    for a in range(size):
+        middle = 24 + cell * (a + 0.5)
+        parts += [
+            text(24, middle + 4, str(a), "end", "small quiet"),
+            text(middle + 8, 18, str(a), "middle", "small quiet"),
+        ]
+        for b in range(size):
+            at = {"x": 32 + cell * b, "y": 24 + cell * a}
+            if a == b:
+                parts.append(element("rect", **at, width=cell - 1, height=cell - 1, class_="band"))
+                continue
+            depth = 0.12 + 0.88 * ((matrix[a][b] - low) / (high - low) if high > low else 1)
+            tip = element("title", told(f"{axis} {a} and {b}: {percent(matrix[a][b])}"))
+            parts.append(element("rect", tip, **at, width=cell - 1, height=cell - 1, fill_opacity=depth, class_="f1"))
+            if decimal_places is not None:
+                shade = "small paper" if depth > 0.55 else "small"
+                words = f"{100 * matrix[a][b]:.{decimal_places}f}"
+                parts.append(text(at["x"] + cell / 2 - 0.5, at["y"] + cell / 2 + 4, words, "middle", shade))
+    foot = 24 + cell * size
+    parts += [
+        element("rect", x=32, y=foot + 12, width=24, height=12, fill_opacity=0.12, class_="f1"),
+        text(62, foot + 22, percent(low), "start", "small"),
+        element("rect", x=128, y=foot + 12, width=24, height=12, fill_opacity=1, class_="f1"),
+        text(158, foot + 22, percent(high), "start", "small"),
+        element("rect", x=224, y=foot + 12, width=24, height=12, class_="band"),
+        text(254, foot + 22, "itself", "start", "small"),
+    ]
+    return figure(name, says, WIDTH, foot + 32, *parts)
+
+
+def quantile_strips(name: str, says: str, strips: "Mapping[str, Quantiles]", x_name: str) -> str:
+    """Draw where values lie: a line from 5 % to 95 %, a box from 25 % to 75 %, a stroke at the median, a ring at the mean."""
+    low, high = min(one.p5 for one in strips.values()), max(one.p95 for one in strips.values())
+    means = [one.mean for one in strips.values()]
+    low, high = min(low, *means), max(high, *means)
+    room = 0.05 * (high - low) or 0.5 * max(abs(high), 1e-3)
+    x = Scale(low - room, high + room, 12, WIDTH - 12)
+    foot = 52.0 * len(strips) + 4
+    parts = []
+    places = ticks(x, 6)
+    for place, words in zip(places, decimals(places), strict=True):
+        parts.append(element("line", x1=x(place), x2=x(place), y1=0, y2=foot, class_="grid"))
+        parts.append(text(x(place), foot + 15, words, "middle", "small quiet tick"))
+    for row, (word, one) in enumerate(strips.items()):
+        middle = 52 * row + 34
+        ends = f"{number(one.low)} to {number(one.high)}"
+        parts += [
+            text(12, middle - 16, word),
+            text(WIDTH - 12, middle - 16, ends, "end", "small quiet"),
+            element("line", x1=x(one.p5), x2=x(one.p95), y1=middle, y2=middle, stroke_width=2, class_="s1"),
+            *(
+                element("line", x1=x(end), x2=x(end), y1=middle - 4, y2=middle + 4, stroke_width=2, class_="s1")
+                for end in (one.p5, one.p95)
+            ),
+            element(
+                "rect", x=x(one.p25), width=max(x(one.p75) - x(one.p25), 2), y=middle - 8, height=16, rx=2, class_="f1"
+            ),
+            element(
+                "line", x1=x(one.median), x2=x(one.median), y1=middle - 10, y2=middle + 10, stroke_width=3, class_="ink"
+            ),
+            mark(x(one.mean), middle, 2, f"{word}: mean {number(one.mean)}, median {number(one.median)}"),
+        ]
+    parts.append(element("line", x1=x.start, x2=x.end, y1=foot, y2=foot, class_="axis"))
+    parts.append(text(WIDTH / 2, foot + 32, x_name, "middle", "small quiet"))
+    return figure(name, says, WIDTH, foot + 38, *parts)
+
+
+def falling(values: Sequence[float]) -> list[tuple[float, float]]:
+    """Thin out a long falling or rising row to as many points as a figure has pixels: (place from 1, value)."""
+    step = max(len(values) // WIDTH, 1)
+    chosen = sorted({*range(0, len(values), step), len(values) - 1})
+    return [(place + 1, values[place]) for place in chosen]
+
+
+def _powers(shares: Sequence[float]) -> list[str]:
+    return [f"{100 * share:.6f}".rstrip("0").rstrip(".") + "%" for share in shares]
+
+
+def _colour(series: int) -> int:
+    return (series - 1) % SERIES + 1

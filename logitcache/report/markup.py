@@ -1,0 +1,78 @@
+"""Elements of SVG and HTML as text. Whatever is written inside one is escaped here, and nowhere else."""
+
+import re
+import unicodedata
+from html import escape
+
+__all__ = ["element", "plain", "shortened", "told", "width_of", "with_code"]
+
+# What XML 1.0 does not allow, and what would turn the words after it around.
+_UNWRITABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
+
+
+def element(name: str, /, *children: str, **attributes: str | float) -> str:
+    """Write an element.
+
+    Args:
+        name: Of the element.
+        children: What is inside, as markup: other elements, or words that went through `told`. None: an empty element.
+        attributes: Their values are escaped; `class_` is written `class`, `stroke_width` as `stroke-width`.
+    """
+    words = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_spelled(value))}"' for key, value in attributes.items()
+    )
+    return f"<{name}{words}>{''.join(children)}</{name}>" if children else f"<{name}{words}/>"
+
+
+def told(words: object) -> str:
+    """Write words as markup."""
+    return escape(plain(words))
+
+
+def with_code(words: object) -> str:
+    """Write words as markup; what stands between backticks as code."""
+    parts = told(words).split("`")
+    if len(parts) % 2 == 0:
+        return "`".join(parts)
+    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
+
+
+def plain(words: object) -> str:
+    """Return words without the characters that no file of XML may hold, or that reorder what follows them."""
+    return _TURNING.sub("", _UNWRITABLE.sub("\ufffd", str(words)))
+
+
+def shortened(words: str, width: float) -> str:
+    """Cut words to a width, in letters as wide as an average one."""
+    words = " ".join(plain(words).split())
+    if width_of(words) <= width:
+        return words
+    room, kept = width - _width("…"), ""
+    for letter in words:
+        room -= _width(letter)
+        if room < 0:
+            break
+        kept += letter
+    return kept.rstrip() + "…"
+
+
+def width_of(words: str) -> float:
+    """Return about how wide words are, in letters as wide as an average one; rather too much than too little."""
+    return sum(map(_width, words))
+
+
+def _width(letter: str) -> float:
+    if unicodedata.category(letter) in ("Cf", "Me", "Mn"):  # drawn over the letter before
+        return 0
+    if unicodedata.east_asian_width(letter) in "WF":
+        return 2.4
+    if letter in "mwMWQ@%…":
+        return 1.9
+    if letter in " .,:;'|!()[]/\\fijltrI":
+        return 0.75
+    return 1.15 if letter.islower() else 1.3
+
+
+def _spelled(value: str | float) -> str:
+    return plain(value) if isinstance(value, str) else f"{round(value, 2):.10g}"

@@ -1,0 +1,178 @@
+"""What methods will do with the rows of a cache, and what they notice of how rows are stored."""
+
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from logitcache.report.charts import Bar, bars, lines, quantile_strips
+from logitcache.report.markup import element, told
+from logitcache.report.parts import captioned, fold, paragraph, section, table
+from logitcache.report.words import counted, error_text, number, percent
+
+if TYPE_CHECKING:
+    from logitcache.fidelity import Fidelity, MethodError
+    from logitcache.stats import CacheStats, MethodPreview
+
+__all__ = ["what_a_method_will_do"]
+
+_POOR = 0.1  # relative error of a gradient
+_FLOOR = 1e-5  # probability at which the axis of mass ends
+_DRAWN = 16  # methods
+_STUDENTS = ("fresh", "trained")
+
+
+def what_a_method_will_do(stats: "CacheStats", fidelity: "Fidelity | None") -> str:
+    """Write the section about methods."""
+    preview = stats.preview
+    title = "What a method will do with it"
+    if not preview.rows:
+        return section(title, paragraph("No row can be read, so nothing can be said about methods."))
+    figures = [_edits(preview), _by_row(preview), *_mass(preview), *_outside(stats)]
+    return section(
+        title,
+        paragraph(f"Looked at {counted(preview.rows, 'row')}, at the papers' settings, without a student.", "quiet"),
+        element("div", *figures, class_="grid"),
+        *_fidelity(fidelity),
+    )
+
+
+def _edits(preview: "MethodPreview") -> str:
+    rows = [
+        Bar("LoCa", preview.loca_changed, percent(preview.loca_changed)),
+        Bar("swap", preview.swap_changed, percent(preview.swap_changed)),
+        Bar("RLD", preview.rld_masked, percent(preview.rld_masked)),
+    ]
+    return captioned(
+        "Rows that label-aware methods change",
+        bars("Rows changed by method", "; ".join(f"{bar.name} {bar.said}" for bar in rows) + ".", rows, full=1.0),
+        f"Of the rows it edits, LoCa moves {percent(preview.loca_moved)} of the probability in the mean, swap "
+        f"{percent(preview.swap_moved)}; where RLD hides more than the label, it hides {number(preview.rld_hidden)} classes. "
+        "Near 0% there is nothing for them to mend on this cache. A large share is good where the teacher errs and bad "
+        "where the labels do: see the last section.",
+    )
+
+
+def _by_row(preview: "MethodPreview") -> str:
+    strips = {"ATKD": preview.atkd_temperature, "NormKD": preview.normkd_temperature}
+    chosen = "; ".join(f"{name}: median {number(one.median)}" for name, one in strips.items())
+    spread = {"standard deviation": preview.deviation}
+    wide = f"Median {number(preview.deviation.median)}."
+    return captioned(
+        "Temperatures and spread by row",
+        quantile_strips("Temperatures that methods choose by row", f"{chosen}.", strips, "temperature")
+        + quantile_strips("Standard deviation of a row's logits", wide, spread, "standard deviation of a row's logits"),
+        "Line: 5% to 95% of rows; box: the middle half; stroke: median; ring: mean; at the right the extremes. A "
+        "temperature nearly the same for every row does no more than a fixed one; far above 10 it flattens the "
+        "teacher to nothing. Deviations near 0 are bad: such rows say nothing, and z-scores blow up their noise.",
+    )
+
+
+def _mass(preview: "MethodPreview") -> list[str]:
+    ranked = preview.mass_by_rank
+    if len(ranked) < 2:
+        return []
+    beyond = [max(1 - total, 0.0) for total in accumulate(ranked)]
+    series = {
+        "of the class at this place": [(place + 1.0, share) for place, share in enumerate(ranked)],
+        "of all classes after it": [(place + 1.0, share) for place, share in enumerate(beyond) if share > _FLOOR],
+    }
+    drawn = {name: points for name, points in series.items() if points}
+    says = f"The first class has {percent(ranked[0])}, the second {percent(ranked[1])}."
+    low = max(min(share for points in drawn.values() for _, share in points), _FLOOR)
+    return [
+        captioned(
+            "Where the probability is",
+            lines(
+                "Mean probability by place",
+                says,
+                drawn,
+                "place of the class in its row",
+                "",
+                low=low,
+                high=1.0,
+                logarithmic=True,
+            ),
+            f"{says} Mean probability at T=1 over rows; each line down is a tenth. The dashed line at k is what a "
+            "top-k row leaves out. If the first class has nearly all, there is little to distil at T=1: use a "
+            "higher temperature.",
+        )
+    ]
+
+
+def _outside(stats: "CacheStats") -> list[str]:
+    encoding = stats.manifest["encoding"]
+    if encoding["kind"] == "full" or not stats.preview.mass_outside:
+        return []
+    rows = [Bar(word, share, percent(share)) for word, share in stats.preview.mass_outside.items()]
+    says = ", ".join(f"{percent(bar.value)} at {bar.name}" for bar in rows) + "."
+    return [
+        captioned(
+            f"Left out by top-{encoding['k']}",
+            bars(
+                "Probability outside the top-k, by temperature", says, rows, full=max(0.5, *(bar.value for bar in rows))
+            ),
+            "Mean probability of the classes that are not kept one by one. The rest is spread evenly when rows are "
+            "read, so a large share at the temperature you train with is bad: dump with a larger `--top-k`, or "
+            "every class.",
+        )
+    ]
+
+
+def _fidelity(fidelity: "Fidelity | None") -> list[str]:
+    if fidelity is None:
+        return [paragraph("What storing does to each method was not measured; `logitcache fidelity` does.", "quiet")]
+    measured = sorted((one for one in fidelity.methods if not one.refused), key=lambda one: -one.gradient["trained"])
+    refused = [one for one in fidelity.methods if one.refused]
+    parts = []
+    if measured:
+        head = ["method", *(f"{what}, {student}" for what in ("loss", "gradient", "angle") for student in _STUDENTS)]
+        shown = table(head, map(_cells, measured))
+        without_rank = (
+            f" The label is not among those kept in {percent(fidelity.unranked)} of rows." if fidelity.unranked else ""
+        )
+        parts = [
+            element("h3", "What each method notices of how rows are stored"),
+            paragraph(
+                f"Relative errors of loss and gradient against {counted(fidelity.rows, 'row')} kept in full, for a "
+                "student that is fresh and one that is nearly trained; angles between the two gradients. Above "
+                f"{_POOR:.0%} (marked !) the student is led elsewhere than the teacher would.{without_rank}",
+                "quiet",
+            ),
+            element("div", _gradients(measured), shown, class_="split turned"),
+        ]
+    if refused:
+        rows = [[told(one.method), told(one.refused)] for one in refused]
+        words = f"{counted(len(refused), 'method')} cannot be used with these rows: {', '.join(one.method for one in refused)}"
+        parts.append(fold(words, table(["method", "why"], rows, left=2)))
+    return parts
+
+
+def _cells(one: "MethodError") -> list[str]:
+    poor = one.gradient["trained"] > _POOR
+    gradient = error_text(one.gradient["trained"])
+    return [
+        told(one.method),
+        error_text(one.loss["fresh"]),
+        error_text(one.loss["trained"]),
+        error_text(one.gradient["fresh"]),
+        element("b", f"! {gradient}", class_="bad") if poor else gradient,
+        f"{one.angle_degrees['fresh']:.2g}°",
+        f"{one.angle_degrees['trained']:.2g}°",
+    ]
+
+
+def _gradients(measured: "list[MethodError]") -> str:
+    rows = [
+        Bar(
+            one.method,
+            one.gradient["trained"],
+            error_text(one.gradient["trained"]),
+            2 if one.gradient["trained"] > _POOR else 1,
+        )
+        for one in measured[:_DRAWN]
+    ]
+    says = f"{rows[0].name} notices most: {rows[0].said} of its gradient."
+    return captioned(
+        "Error of the gradient, trained student",
+        bars("Gradient error by method", says, rows, full=max(2 * _POOR, rows[0].value), line=_POOR),
+        f"{says} Bars beyond the dashed line ({_POOR:.0%}) are bad.",
+    )

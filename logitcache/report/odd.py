@@ -1,0 +1,137 @@
+"""What is odd in the data: labels that a confident teacher denies, and samples that look alike; with their images."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from logitcache.report.markup import element, told
+from logitcache.report.parts import ClassNames, fold, paragraph, picture, section, table
+from logitcache.report.words import counted, number, percent
+
+if TYPE_CHECKING:
+    from logitcache.stats import CacheStats, Duplicate, OddSample
+
+__all__ = ["shown_samples", "what_is_odd"]
+
+_CARDS, _PAIRS = 36, 18
+
+
+def shown_samples(stats: "CacheStats") -> list[int]:
+    """Return the ids of the samples whose images the page shows, ascending."""
+    pairs = {sample for pair in stats.duplicates[:_PAIRS] for sample in (pair.first, pair.second)}
+    return sorted({one.sample for one in stats.odd[:_CARDS]} | pairs)
+
+
+def what_is_odd(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes], without_images: str) -> str:
+    """Write the section about the data."""
+    why = [paragraph(without_images, "quiet")] if without_images and (stats.odd or stats.duplicates) else []
+    return section("What is odd in the data", *why, *_labels(stats, names, images), *_duplicates(stats, names, images))
+
+
+def _labels(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes]) -> list[str]:
+    heading = element("h3", "Labels that may be wrong")
+    samples = stats.manifest["samples"]
+    if not stats.odd:
+        return [
+            heading,
+            paragraph(f"None of the {samples:,} samples is one whose label every view of a confident teacher denies."),
+        ]
+    views = len(stats.views)
+    says = f"In {stats.odd_total:,} of {samples:,} samples ({percent(stats.odd_total / (samples or 1))}) "
+    says += (
+        "a confident teacher denies the label"
+        if views == 1
+        else f"{'both' if views == 2 else f'all {views}'} views of a confident teacher agree on one class, and it is not the label's"
+    )
+    parts = [
+        heading,
+        paragraph(
+            f"{says}. The surest come first. Look at each: a wrong label teaches the student, and every method that "
+            "trusts labels, something wrong."
+        ),
+        element("div", *(_card(one, names, images) for one in stats.odd[:_CARDS]), class_="cards"),
+    ]
+    more = stats.odd[_CARDS:]
+    if more:
+        rows = [
+            [
+                f"{one.sample:,}",
+                names.marked(one.label),
+                names.marked(one.says),
+                percent(one.confidence),
+                percent(one.label_probability),
+            ]
+            for one in more
+        ]
+        head = ["sample", "label", "teacher says", "sure of it", "of the label"]
+        parts.append(fold(f"{len(more):,} more", table(head, rows, left=3)))
+    left_out = stats.odd_total - len(stats.odd)
+    if left_out > 0:
+        parts.append(paragraph(f"{left_out:,} more, of which the teacher is less sure, are left out.", "quiet"))
+    return parts
+
+
+def _card(one: "OddSample", names: ClassNames, images: Mapping[int, bytes]) -> str:
+    return element(
+        "article",
+        picture(images.get(one.sample), f"sample {one.sample}, labelled {names[one.label]}"),
+        element(
+            "div",
+            element("p", told(f"sample {one.sample:,}"), class_="quiet"),
+            element("p", "labelled ", element("b", names.marked(one.label))),
+            element("p", "the teacher says ", element("b", names.marked(one.says))),
+            element(
+                "p", told(f"{percent(one.confidence)} sure; label {percent(one.label_probability)}"), class_="quiet"
+            ),
+        ),
+        class_="card",
+    )
+
+
+def _duplicates(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes]) -> list[str]:
+    heading = element("h3", "Images that may be there twice")
+    if not stats.duplicates:
+        return [
+            heading,
+            paragraph(f"No two of the {stats.duplicates_among:,} samples searched are answered nearly alike."),
+        ]
+    parts = [
+        heading,
+        paragraph(
+            f"Pairs that the teacher answers nearly alike, among {counted(stats.duplicates_among, 'sample')}, "
+            "nearest first. Distance: of their logits, where 1 is usual between nearest neighbours. One image twice "
+            "counts double in training; with two labels, or in the test data too, it spoils results."
+        ),
+        element("div", *(_pair(pair, names, images) for pair in stats.duplicates[:_PAIRS]), class_="cards"),
+    ]
+    more = stats.duplicates[_PAIRS:]
+    if more:
+        rows = [
+            [
+                f"{pair.first:,} and {pair.second:,}",
+                *map(names.marked, pair.labels),
+                number(pair.distance),
+                "yes" if pair.same_pixels else "no",
+            ]
+            for pair in more
+        ]
+        head = ["samples", "label", "label", "distance", "same pixels"]
+        parts.append(fold(f"{len(more):,} more", table(head, rows, left=3)))
+    return parts
+
+
+def _pair(pair: "Duplicate", names: ClassNames, images: Mapping[int, bytes]) -> str:
+    both = zip((pair.first, pair.second), pair.labels, strict=True)
+    sides = (
+        element(
+            "div",
+            picture(images.get(sample), f"sample {sample}, labelled {names[label]}"),
+            element("p", told(f"sample {sample:,}"), class_="quiet"),
+            element("p", element("b", names.marked(label))),
+        )
+        for sample, label in both
+    )
+    said = [f"distance {number(pair.distance)}"]
+    said += ["same pixels"] if pair.same_pixels else []
+    said += ["different labels"] if pair.labels[0] != pair.labels[1] else []
+    mood = {"class_": "bad"} if pair.labels[0] != pair.labels[1] else {"class_": "quiet"}
+    return element("article", *sides, element("p", told(", ".join(said)), **mood), class_="pair")

@@ -1,0 +1,326 @@
+"""The page of `logitcache stats --report`: one file of HTML with everything inside; and the smaller one of two caches."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from logitcache.report.charts import Bar, bars
+from logitcache.report.markup import element, told, with_code
+from logitcache.report.methods import what_a_method_will_do
+from logitcache.report.odd import shown_samples, what_is_odd
+from logitcache.report.parts import ClassNames, captioned, facts, page, paragraph, section, table, tiles
+from logitcache.report.quality import class_figures, how_good, mean_over_rows
+from logitcache.report.words import bytes_text, counted, number, percent
+
+if TYPE_CHECKING:
+    from logitcache.fidelity import Fidelity
+    from logitcache.stats import CacheStats, Comparison, Health, Side
+
+__all__ = ["comparison_html", "report_html", "shown_samples"]
+
+_NAMED = 20  # blocks that are named, of those missing or damaged
+
+
+def report_html(
+    stats: "CacheStats",
+    fidelity: "Fidelity | None",
+    advice: Sequence[str],
+    images: Mapping[int, bytes],
+    *,
+    without_images: str = "",
+) -> str:
+    """Write the page about a cache.
+
+    Args:
+        stats: What was found.
+        fidelity: What storing does to methods; None: it was not measured.
+        advice: Sentences; code stands between backticks.
+        images: PNGs of samples by id; see `shown_samples`.
+        without_images: Why there are none, in a sentence.
+
+    Returns:
+        A file of HTML that is whole in itself: no script, nothing to fetch.
+    """
+    manifest, names = stats.manifest, ClassNames(stats.manifest["classes"])
+    data = "/".join(manifest["data"]["spec"].split("/")[-2:])  # of a path its end
+    title = f"{manifest['teachers'][0]['name']} on {data or 'a data set'}"
+    return page(
+        f"{title} - logitcache",
+        element(
+            "header",
+            element("h1", told(title)),
+            paragraph(_sentence(stats), "quiet"),
+            _headline(stats),
+            _advice(advice),
+        ),
+        element(
+            "main",
+            _what_it_is(stats),
+            how_good(stats, names),
+            what_a_method_will_do(stats, fidelity),
+            what_is_odd(stats, names, images, without_images),
+        ),
+        _foot(f"{stats.path}, fingerprint {stats.fingerprint or 'none while unfinished'}", manifest["software"]),
+    )
+
+
+def _foot(words: str, software: Mapping[str, str]) -> str:
+    version = software.get("logitcache", "")
+    return element(
+        "footer", told(f"{words}. Dumped by logitcache {version}. Shares are of rows: a row is one sample in one view.")
+    )
+
+
+def _sentence(stats: "CacheStats") -> str:
+    manifest = stats.manifest
+    views, recipes = manifest["views"], sorted({view["recipe"] for view in manifest["views"]})
+    recipe = recipes[0] if len(recipes) == 1 else f"{len(recipes)} recipes"
+    return (
+        f"What {manifest['teachers'][0]['name']} says about {_stretch(manifest)} of {len(manifest['classes']):,} "
+        f"classes, in {counted(len(views), 'view')} of {recipe}; of each row {_kept(manifest['encoding'])}."
+    )
+
+
+def _kept(encoding: Mapping[str, Any]) -> str:
+    kept = (
+        "every class"
+        if encoding["kind"] == "full"
+        else f"the {encoding['k']} largest logits, the label's and statistics of the rest"
+    )
+    return f"{kept}, as {encoding['dtype']}"
+
+
+def _stretch(manifest: Mapping[str, Any]) -> str:
+    first, count, total = manifest["data"]["first"], manifest["samples"], manifest["data"]["length"]
+    return f"{count:,} samples" if count == total else f"samples {first:,} to {first + count - 1:,} of {total:,}"
+
+
+def _headline(stats: "CacheStats") -> str:
+    health, sound = stats.health, _is_sound(stats.health)
+    accuracy, error = mean_over_rows(stats.views, "accuracy"), mean_over_rows(stats.views, "calibration_error")
+    words = "whole" if sound else "not whole" if _gaps(health) else "look closer"
+    note = f"{counted(health.blocks, 'block')}, all there" if sound else _complaint(health)
+    return tiles(
+        [
+            ("health", words, note, "good" if sound else "bad"),
+            (
+                "the teacher is right",
+                percent(accuracy),
+                f"top-5 {percent(mean_over_rows(stats.views, 'top5_accuracy'))}",
+                "",
+            ),
+            (
+                "calibration error",
+                percent(error),
+                f"mean confidence {percent(mean_over_rows(stats.views, 'confidence'))}",
+                "",
+            ),
+            (
+                "a row on disk",
+                f"{stats.bytes_per_row:.1f} B",
+                f"{bytes_text(stats.bytes_total)}; {stats.ratio_to_float32:.2f} of raw float32",
+                "",
+            ),
+        ]
+    )
+
+
+def _gaps(health: "Health") -> bool:
+    return not health.finished or bool(health.missing) or bool(health.damaged)
+
+
+def _is_sound(health: "Health") -> bool:
+    return not _gaps(health) and not health.constant_rows and not health.not_finite_rows
+
+
+def _complaint(health: "Health") -> str:
+    found = [
+        "the dump has not ended" if not health.finished else "",
+        f"{counted(len(health.missing), 'block')} missing" if health.missing else "",
+        f"{counted(len(health.damaged), 'block')} damaged" if health.damaged else "",
+        f"{counted(health.not_finite_rows, 'row')} with NaN or infinity" if health.not_finite_rows else "",
+        f"{counted(health.constant_rows, 'row')} with equal logits" if health.constant_rows else "",
+    ]
+    return ", ".join(words for words in found if words)
+
+
+def _advice(advice: Sequence[str]) -> str:
+    if not advice:
+        return ""
+    return element(
+        "div",
+        element("h3", "Advice"),
+        element("ul", *(element("li", with_code(sentence)) for sentence in advice)),
+        class_="advice",
+    )
+
+
+def _what_it_is(stats: "CacheStats") -> str:
+    manifest, health = stats.manifest, stats.health
+    teacher, data, views, forward = manifest["teachers"][0], manifest["data"], manifest["views"], manifest["forward"]
+    recipes = list(dict.fromkeys(view["recipe"] for view in views))
+    said = ", ".join(recipes[:8]) + (f" and {len(recipes) - 8:,} more recipes" if len(recipes) > 8 else "")
+    how = [
+        f"batches of {manifest['batch_size']:,}",
+        *(f"{key} {value}" for key, value in forward.items() if value and value != "none"),
+    ]
+    derived = manifest["derived"]
+    described = facts(
+        {
+            "teacher": teacher["name"]
+            + (f", weights sha256 {teacher['weights_sha256'][:12]}" if teacher["weights_sha256"] else ""),
+            "data": f"{data['spec'] or 'a data set given as an object'}; {_stretch(manifest)}, {len(manifest['classes']):,} classes",
+            "views": f"{len(views):,}: {said}; seed {', '.join(str(seed) for seed in sorted({view['seed'] for view in views})[:8])}",
+            "kept": _kept(manifest["encoding"]),
+            "made": ", ".join(words for key, words in stats.made.items() if words and key != "command"),
+            "command": f"`{command}`" if (command := stats.made.get("command")) else "",
+            "forward pass": f"on {manifest['device']}, {', '.join(how)}",
+            "versions": ", ".join(f"{name} {version}" for name, version in manifest["software"].items()),
+            "made from": f"{', '.join(one['fingerprint'] for one in derived['from'])}, by {derived['by']}"
+            if derived
+            else "",
+            "health": "whole: every block is there, no NaN, no row of equal logits"
+            if _is_sound(health)
+            else _complaint(health),
+            "lost in storing": _lost(stats),
+            "fingerprint": stats.fingerprint or "none while unfinished",
+        }
+    )
+    broken = [*(f"{words}: missing" for words in health.missing), *(f"{words}: damaged" for words in health.damaged)]
+    rest = f"and {len(broken) - _NAMED:,} more: `logitcache verify` names them all" if len(broken) > _NAMED else ""
+    listed = (
+        [element("ul", *(element("li", with_code(words)) for words in [*broken[:_NAMED], rest] if words))]
+        if broken
+        else []
+    )
+    return section("What it is", element("div", described, _sizes(stats), class_="split"), *listed)
+
+
+def _lost(stats: "CacheStats") -> str:
+    probe = stats.probe
+    if not probe.rows:
+        return ""
+    divergence = ", ".join(f"{value:.1e} nats at {word}" for word, value in probe.kl_nats.items())
+    return f"largest gap {probe.largest_gap:.2g}; KL {divergence}; top class changed in {probe.top1_changed} of {probe.rows} rows"
+
+
+def _sizes(stats: "CacheStats") -> str:
+    sizes = sorted(stats.bytes_by_array.items(), key=lambda item: -item[1])
+    rows = [Bar(name, size, bytes_text(size)) for name, size in sizes]
+    if not rows:
+        return ""
+    says = f"{rows[0].name} takes most: {rows[0].said}."
+    return captioned(
+        "Where the bytes are",
+        bars("Bytes by array", says, rows),
+        "What each array takes on disk. The teacher's logits should take nearly all; where the digests or the "
+        "ledger do, blocks are small or rows are few.",
+    )
+
+
+def comparison_html(comparison: "Comparison", classes: Sequence[str]) -> str:
+    """Write the page about two caches of one data set.
+
+    Args:
+        comparison: What was found.
+        classes: Their names in index order.
+    """
+    one, other = comparison.sides
+    names = ClassNames(classes)
+    title = f"{one.teacher} ({one.encoding}) and {other.teacher} ({other.encoding})"
+    return page(
+        f"{title} - logitcache",
+        element(
+            "header",
+            element("h1", told(title)),
+            paragraph(
+                f"Two caches of one data set, {one.path} (A) and {other.path} (B), compared over "
+                f"{counted(comparison.rows, 'row')}.",
+                "quiet",
+            ),
+            tiles(
+                [
+                    (
+                        "say the same class",
+                        percent(comparison.top1_agreement),
+                        f"of {counted(comparison.rows, 'row')}",
+                        "",
+                    ),
+                    ("A is right", percent(one.accuracy), one.encoding, ""),
+                    ("B is right", percent(other.accuracy), other.encoding, ""),
+                    (
+                        "KL(A || B) at T=1",
+                        f"{number(comparison.kl_nats.get('T=1', 0.0))} nats",
+                        "0: they say the same",
+                        "",
+                    ),
+                ]
+            ),
+            _advice(comparison.advice),
+        ),
+        element("main", _sides(comparison), _agreement(comparison, names)),
+        element(
+            "footer",
+            told(f"A: {one.path}, fingerprint {one.fingerprint}. B: {other.path}, fingerprint {other.fingerprint}."),
+        ),
+    )
+
+
+def _sides(comparison: "Comparison") -> str:
+    def cells(words: str, side: "Side") -> list[str]:
+        return [
+            told(f"{words}: {side.teacher}"),
+            told(side.encoding),
+            f"{side.bytes_per_row:.1f} B",
+            percent(side.accuracy),
+            f"{side.entropy_nats:.3f} nats",
+            percent(side.calibration_error),
+        ]
+
+    head = ["", "encoding", "a row", "accuracy", "entropy", "calibration error"]
+    return section(
+        "The two",
+        table(head, [cells("A", comparison.sides[0]), cells("B", comparison.sides[1])], left=2),
+        facts(comparison.same),
+    )
+
+
+def _agreement(comparison: "Comparison", names: ClassNames) -> str:
+    shares = (comparison.both_right, comparison.first_right, comparison.second_right, comparison.both_wrong)
+    words = ("both are right", "only A is right", "only B is right", "both are wrong")
+    quadrants = [
+        Bar(word, share, percent(share), series)
+        for word, share, series in zip(words, shares, (3, 1, 5, 2), strict=True)
+    ]
+    kept = table(
+        ["temperature", "KL(A || B)", "KL(B || A)"],
+        [
+            [told(word), f"{number(value)} nats", f"{number(comparison.kl_back_nats[word])} nats"]
+            for word, value in comparison.kl_nats.items()
+            if word in comparison.kl_back_nats
+        ],
+    )
+    return section(
+        "Where they agree",
+        element(
+            "div",
+            captioned(
+                "Who is right",
+                bars("Who is right", f"Both are right on {percent(shares[0])} of rows.", quadrants, full=1.0),
+                "Shares of rows. Where each is right alone is what an average of both could gain; a large share "
+                "that both have wrong points at labels, not at teachers.",
+            ),
+            *class_figures(
+                comparison.class_agreement,
+                names,
+                "Agreement by class",
+                "Share of each class's rows about which both say the same. A class far below the others is seen "
+                "differently by the two: a student will learn another notion of it from each.",
+            ),
+            class_="grid",
+        ),
+        paragraph(
+            "How far apart their probabilities are, in the mean over rows; a softer temperature weighs the small "
+            "classes more."
+        ),
+        kept,
+    )

@@ -1,0 +1,52 @@
+"""The images of samples, small enough for a page."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from logitcache.data import ImageSet
+    from logitcache.store import Cache
+
+__all__ = ["sample_images"]
+
+_LONGEST = 160  # pixels
+
+
+def sample_images(
+    cache: "str | Path | Cache", samples: Sequence[int], data: "str | ImageSet | None" = None
+) -> dict[int, bytes]:
+    """Return the images of samples as they are in the data set, not as a view shows them.
+
+    Args:
+        cache: Whose samples; or its path.
+        samples: Their ids in the data set.
+        data: The data set, if it is not where the dump found it.
+
+    Returns:
+        For each sample a PNG of at most 160 pixels a side.
+
+    Raises:
+        CacheMismatchError: The data has changed since the dump.
+        InputError: It cannot be opened, or an image cannot be read.
+    """
+    from logitcache.contract import recorded_data  # noqa: PLC0415  (torch; not needed where nothing is shown)
+    from logitcache.store import open_cache  # noqa: PLC0415
+
+    if not samples:
+        return {}
+    opened = open_cache(cache)
+    images, first = recorded_data(opened, data), opened.manifest.data["first"]
+    return {sample: _png(images, sample - first) for sample in samples}
+
+
+def _png(images: "ImageSet", sample: int) -> bytes:
+    pixels = images.image(sample).numpy()
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    image.thumbnail((_LONGEST, _LONGEST))
+    written = io.BytesIO()
+    image.save(written, "PNG", optimize=True)
+    return written.getvalue()

@@ -1,0 +1,273 @@
+"""How good the teacher is: view by view, by confidence, by class."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from logitcache.report.charts import (
+    Bar,
+    bars,
+    columns,
+    falling,
+    heat_map,
+    lines,
+    reliability_diagram,
+)
+from logitcache.report.markup import element, told
+from logitcache.report.parts import ClassNames, captioned, fold, paragraph, section, table, yields
+from logitcache.report.words import counted, percent
+
+if TYPE_CHECKING:
+    from logitcache.stats import Bin, CacheStats, ViewStats
+
+__all__ = ["class_figures", "how_good", "mean_over_rows"]
+
+_VIEWS_SHOWN, _VIEWS_FOLDED = 16, 240
+_CLASSES_DRAWN, _CLASSES_NAMED, _CLASSES_LISTED = 24, 16, 1000
+_PLACES = 12  # of the label, that are told apart
+_PAIRS = 12
+_MARKED = 40  # views; more are drawn as a line
+
+
+def mean_over_rows(views: "Sequence[ViewStats]", name: str) -> float:
+    """Return the mean of one of the numbers of views, weighted by their rows; nan where there are none."""
+    rows = sum(view.rows for view in views)
+    return sum(view.rows * float(getattr(view, name)) for view in views) / rows if rows else math.nan
+
+
+def how_good(stats: "CacheStats", names: ClassNames) -> str:
+    """Write the section about the teacher."""
+    views = stats.views
+    if not any(view.rows for view in views):
+        return section(
+            "How good the teacher is", paragraph("No row can be read, so nothing can be said about the teacher.")
+        )
+    figures = [
+        _reliability(views),
+        _ranks(views),
+        *_by_view(views),
+        *class_figures(
+            _class_accuracy(views),
+            names,
+            "Accuracy by class",
+            "Share of each class's rows that the teacher has right, over all views. A class far below the others is "
+            "one that a student cannot learn from this teacher: look at its labels and its confusions.",
+        ),
+        *_confusions(stats, names),
+        *_agreement(stats),
+    ]
+    return section("How good the teacher is", _table(views), element("div", *figures, class_="grid"))
+
+
+def _table(views: "Sequence[ViewStats]") -> str:
+    head = ["view", "recipe", "rows", "accuracy", "top-5", "errs", "confidence", "entropy", "calibration error"]
+    numbers = ("accuracy", "top5_accuracy", "mis_instruction_rate", "confidence", "entropy_nats", "calibration_error")
+
+    def cells(view: str, recipe: str, rows: int, values: Sequence[float]) -> list[str]:
+        right, five, errs, confidence, entropy, error = values
+        named = [told(view), told(recipe), f"{rows:,}"]
+        if not rows:
+            return [*named, *("-" * len(numbers))]
+        return [
+            *named,
+            *map(percent, (right, five, errs)),
+            f"{confidence:.3f}",
+            f"{entropy:.3f} nats",
+            percent(error),
+        ]
+
+    rows = [
+        cells(str(view.view), view.recipe, view.rows, [float(getattr(view, name)) for name in numbers])
+        for view in views
+    ]
+    total = sum(view.rows for view in views)
+    means = cells("all", "mean over rows", total, [mean_over_rows(views, name) for name in numbers])
+    sums = [means] if len(views) > 1 else []
+    shown = table(head, [*sums, *rows[:_VIEWS_SHOWN]], left=2, sums=len(sums))
+    folded = rows[_VIEWS_SHOWN:_VIEWS_FOLDED]
+    more = []
+    if folded:
+        left_out = len(rows) - _VIEWS_FOLDED
+        rest = f"; {left_out:,} more are left out" if left_out > 0 else ""
+        more.append(fold(f"{counted(len(folded), 'more view')}{rest}", table(head, folded, left=2)))
+    return shown + "".join(more)
+
+
+def _merged(views: "Sequence[ViewStats]") -> "list[Bin]":
+    """Add the bins of views up."""
+    found = []
+    for bins in zip(*(view.reliability for view in views if view.rows), strict=True):
+        rows = sum(one.rows for one in bins)
+        confidence = sum(one.rows * one.confidence for one in bins) / (rows or 1)
+        accuracy = sum(one.rows * one.accuracy for one in bins) / (rows or 1)
+        found.append(replace(bins[0], rows=rows, confidence=confidence, accuracy=accuracy))
+    return found
+
+
+def _reliability(views: "Sequence[ViewStats]") -> str:
+    surer = mean_over_rows(views, "confidence") - mean_over_rows(views, "accuracy")
+    trend = "too sure" if surer > 0 else "less sure than it could be"
+    says = f"In the mean the teacher is {trend}, by {percent(abs(surer))}."
+    return captioned(
+        "Can its confidence be believed?",
+        reliability_diagram("Reliability diagram", says, _merged(views)),
+        f"{says} A bar's height is how often the teacher is right when it is that sure; on the dashed line "
+        "confidence is accuracy. Bars far below it are bad: probabilities promise more than they keep. Pale bars "
+        "hold fewer than 30 rows. Grey: where the rows are.",
+    )
+
+
+def _ranks(views: "Sequence[ViewStats]") -> str:
+    """Draw at which place the label stands where the teacher is wrong."""
+    longest = max(len(view.rank_of_label) for view in views)
+    counts = [
+        sum(view.rank_of_label[rank] for view in views if rank < len(view.rank_of_label)) for rank in range(longest)
+    ]
+    wrong = sum(counts[1:])
+    title = "Place of the label when it is wrong"
+    if not wrong:
+        return captioned(
+            title, "", "The teacher is right in every row: no method that mends its mistakes will change anything."
+        )
+    kept = counts[1:_PLACES]
+    values = [(str(place + 2), count / wrong) for place, count in enumerate(kept)]
+    tail = sum(counts[_PLACES:])
+    if tail:
+        values.append((f"{_PLACES + 1}+", tail / wrong))
+    elif longest <= _PLACES:
+        values[-1] = (f"{values[-1][0]}+", values[-1][1])
+    says = (
+        f"Of {counted(wrong, 'wrong row')}, the label is the teacher's second choice in {percent(counts[1] / wrong)}."
+    )
+    return captioned(
+        title,
+        columns(
+            "Place of the label in wrong rows",
+            says,
+            values,
+            "place of the label among the classes",
+            "share of wrong rows",
+        ),
+        f"{says} Near misses are good: methods that lift the label (LoCa, swap) then change little. A tall last bar "
+        "is bad: the teacher does not consider the label at all, or the label is wrong.",
+    )
+
+
+def _by_view(views: "Sequence[ViewStats]") -> list[str]:
+    counted_views = [view for view in views if view.rows]
+    if len(counted_views) < 3:
+        return []
+    series = {
+        "accuracy": [(float(view.view), view.accuracy) for view in counted_views],
+        "mean confidence": [(float(view.view), view.confidence) for view in counted_views],
+    }
+    worst = min(counted_views, key=lambda view: view.accuracy)
+    best = max(counted_views, key=lambda view: view.accuracy)
+    says = f"View {worst.view} has the lowest accuracy, {percent(worst.accuracy)}; view {best.view} the highest, {percent(best.accuracy)}."
+    return [
+        captioned(
+            "From view to view",
+            lines("Accuracy and confidence by view", says, series, "view", "", points=len(counted_views) <= _MARKED),
+            f"{says} Views of one recipe should differ by little; one far below the others was changed too much for "
+            "this teacher.",
+        )
+    ]
+
+
+def _class_accuracy(views: "Sequence[ViewStats]") -> list[float | None]:
+    """Return each class's mean over the views that have it."""
+    found: list[float | None] = []
+    for shares in zip(*(view.class_accuracy for view in views if view.rows), strict=True):
+        here = [share for share in shares if share is not None]
+        found.append(statistics.fmean(here) if here else None)
+    return found
+
+
+def class_figures(shares: Sequence[float | None], names: ClassNames, title: str, caption: str) -> list[str]:
+    """Draw a share by class, worst first: all of few classes; of many the worst by name, all as a curve, a list folded away.
+
+    Args:
+        shares: By class, in index order; None: no row.
+        names: Of the classes.
+        title: What is shared.
+        caption: How to read it.
+    """
+    ranked = sorted((share, number) for number, share in enumerate(shares) if share is not None)
+    if not ranked:
+        return []
+    absent = len(shares) - len(ranked)
+    without = f" {absent:,} of {len(shares):,} classes have no row." if absent else ""
+    few = len(ranked) <= _CLASSES_DRAWN
+    drawn = ranked if few else ranked[:_CLASSES_NAMED]
+    rows = [Bar(names[number], share, percent(share)) for share, number in drawn]
+    worst = f"Worst: {names[ranked[0][1]]}, {percent(ranked[0][0])}."
+    first = captioned(
+        title if few else f"{title}: the worst {len(drawn)}",
+        bars(title, worst, rows, full=1.0),
+        f"{caption}{without}",
+    )
+    if few:
+        return [first]
+    middle = ranked[len(ranked) // 2][0]
+    says = f"{worst} Half of the {len(ranked):,} classes lie above {percent(middle)}."
+    curve = lines(
+        title,
+        says,
+        {"": falling([share for share, _ in ranked])},
+        "classes, from the worst to the best",
+        "",
+        low=0.0,
+        high=1.0,
+    )
+    listed = ranked[:_CLASSES_LISTED]
+    rest = f", {len(ranked) - len(listed):,} better ones left out" if len(ranked) > len(listed) else ""
+    every = fold(
+        f"the worst {len(listed):,} by name{rest}" if rest else f"all {len(listed):,} by name",
+        yields(names, [(number, percent(share)) for share, number in listed]),
+    )
+    return [
+        first,
+        captioned(
+            f"{title}: all {len(ranked):,}",
+            curve,
+            f"{says} A curve that is flat and high is good; a long ramp at the left is not.",
+            every,
+        ),
+    ]
+
+
+def _confusions(stats: "CacheStats", names: ClassNames) -> list[str]:
+    pairs = stats.confusions[:_PAIRS]
+    if not pairs:
+        return []
+    rows = [
+        [names.marked(pair.label), names.marked(pair.says), f"{pair.rows:,} ({percent(pair.share)})"] for pair in pairs
+    ]
+    return [
+        captioned(
+            "Most confused",
+            table(["label", "teacher says", "rows"], rows, left=2),
+            "Rows of all views with this label and this answer, and their share of the label's. Pairs that look "
+            "alike are to be expected; a pair that goes both ways may be one class with two names, and one that "
+            "makes no sense is a reason to look at the labels.",
+        )
+    ]
+
+
+def _agreement(stats: "CacheStats") -> list[str]:
+    matrix = stats.agreement
+    if len(matrix) < 2:
+        return []
+    says = f"In {percent(stats.agreement_of_all)} of samples all views have one largest class."
+    shown = f" The first {len(matrix)} of {len(stats.views)} views are shown." if len(stats.views) > len(matrix) else ""
+    return [
+        captioned(
+            "Do views agree?",
+            heat_map("Agreement between views", says, matrix, "views"),
+            f"{says} Each field: share of samples about which two views say the same class, in %; the stronger the "
+            f"colour, the more.{shown} Low agreement is bad where the teacher is meant to be steady: the "
+            "augmentation hides what it looks at.",
+        )
+    ]

@@ -1,0 +1,54 @@
+"""How numbers are spelled."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+__all__ = ["bytes_text", "counted", "decimals", "error_text", "number", "percent", "percents"]
+
+
+def percent(share: float) -> str:
+    """Write a share: 82.00%."""
+    return f"{share:.2%}" if math.isfinite(share) else "-"
+
+
+def error_text(share: float) -> str:
+    """Write a relative error: 0.05%; a tiny one as that."""
+    return "< 0.01%" if 0 < share < 5e-5 else percent(share)
+
+
+def number(value: float) -> str:
+    """Write a number with three digits: 1.53."""
+    return f"{value:.3g}" if math.isfinite(value) else "-"
+
+
+def counted(count: int, thing: str) -> str:
+    """Write a number of things: 1 row, 10,000 rows."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
+def bytes_text(count: float) -> str:
+    """Write a number of bytes: 1.53 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def percents(shares: Sequence[float]) -> list[str]:
+    """Write shares with as many decimals as tell them apart, and no more: 50%, 55%; 99.85%, 99.90%."""
+    return _exactly(shares, lambda share, places: f"{share:.{places}%}", 0.01)
+
+
+def decimals(values: Sequence[float]) -> list[str]:
+    """Write numbers with as many decimals as tell them apart, and no more."""
+    return _exactly(values, lambda value, places: f"{value:,.{places}f}", 1.0)
+
+
+def _exactly(values: Sequence[float], spell: Callable[[float, int], str], unit: float) -> list[str]:
+    step = min((abs(b - a) for a, b in pairwise(values)), default=max(map(abs, values), default=1))
+    places = next(
+        (n for n in range(12) if all(abs(round(v / unit, n) - v / unit) <= 1e-6 * step / unit for v in values)), 12
+    )
+    return [spell(value, places) for value in values]

@@ -1,0 +1,55 @@
+"""The page as a file, with the images of what is odd."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from logitcache.errors import LogitCacheError
+from logitcache.files import write_bytes
+from logitcache.report.page import comparison_html, report_html, shown_samples
+from logitcache.report.pictures import sample_images
+
+if TYPE_CHECKING:
+    from logitcache.data import ImageSet
+    from logitcache.fidelity import Fidelity
+    from logitcache.stats import CacheStats, Comparison
+    from logitcache.store import Cache
+
+__all__ = ["write_comparison", "write_report"]
+
+
+def write_report(
+    path: Path,
+    stats: "CacheStats",
+    cache: "str | Path | Cache",
+    *,
+    fidelity: "Fidelity | None" = None,
+    advice: Sequence[str] = (),
+    data: "str | ImageSet | None" = None,
+) -> str:
+    """Write the page about a cache, with the images of what is odd, where its data can be opened and is what it was.
+
+    Args:
+        path: Of the file.
+        stats: What was found.
+        cache: In which cache; or its path.
+        fidelity: What storing does to methods, if it was measured.
+        advice: Sentences; code stands between backticks.
+        data: The data set, if it is not where the dump found it.
+
+    Returns:
+        Why the page has no images, in a sentence; empty where it has all it wants.
+    """
+    images, why = dict[int, bytes](), ""
+    try:
+        images = sample_images(cache, shown_samples(stats), data)
+    except LogitCacheError as error:
+        why = f"There are no images here: {error}"
+    page = report_html(stats, fidelity, advice, images, without_images=why)
+    write_bytes(path, page.encode())
+    return why
+
+
+def write_comparison(path: Path, comparison: "Comparison", classes: Sequence[str]) -> None:
+    """Write the page about two caches, whose classes have these names."""
+    write_bytes(path, comparison_html(comparison, classes).encode())
