@@ -10,6 +10,7 @@ from made import BLOCK, SAMPLES, draw, encode, make
 from logitcache.encoding import FullEncoding, TopKEncoding
 from logitcache.errors import CacheIncompleteError, CorruptCacheError
 from logitcache.stats import cache_stats
+from logitcache.stats.contents import bytes_per_row
 from logitcache.stats.rows import answers, read_rows
 from logitcache.store import open_cache
 
@@ -148,3 +149,14 @@ def test_nearly_constant_is_not_constant(encoding):
     logits[1, 5], logits[2, 11] = 2.001, 1.999
     found = answers(read_rows(encoding.to_json(), encode(encoding, logits, labels), labels, 12))
     assert found.constant.tolist() == [True, False, False]
+
+
+def test_a_row_of_one_teacher_does_not_weigh_what_others_left(path):
+    sizes = {
+        "teachers/t/logits": 60,
+        "teachers/t-2/logits": 700,
+        "probe/logits/t": 5,
+        "probe/logits/t-2": 70,
+        "digests": 35,
+    }
+    assert bytes_per_row(open_cache(path), sizes, 10) == 10.0
