@@ -71,6 +71,8 @@ def print_comparison(found: "list[RunSummary]", published: "Mapping[str, float] 
     if published or any(group.seeds > 1 for group in groups):
         head, *rows = _rows(groups, published or {})
         print_table("over seeds", head, rows, left=2)
+    for again in (path for group in groups for path in group.repeats):
+        typer.echo(f"{again} repeats another run's seed and is not in the means", err=True)
 
 
 _HEAD = ["method", "settings", "seeds", "test accuracy", "over ce", "over kd", "s / epoch"]

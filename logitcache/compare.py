@@ -27,7 +27,7 @@ _PIECES = (
     "kd_warmup",
     "pair_views",
 )
-# Settings that are the method's, or a run's alone; and paths, of which what they lead to is checked by the run itself.
+# Settings that are the method's, or a run's alone; and paths, in whose place stands what they lead to.
 _METHOD = {
     *(*_PIECES, "method", "parameters", "seed", "live_teacher"),
     *("cache", "data", "test_data", "augment"),
@@ -42,7 +42,8 @@ class RunSummary:
         run: Its directory.
         method, student, epochs, seed: What was asked for.
         changes: What was changed about the method: `preset same-t, beta=4`.
-        settings: Everything else that decides the result, but the seed: runs that agree in it differ in method and seed alone.
+        settings: Everything else that decides the result, but the seed: runs that agree in it differ in method and seed alone. `cache` is
+            the cache's fingerprint, also where only its views are used, `images` the digests of what was trained and tested on.
         logits: Where the teacher's logits came from: `cached`, `live`, or `unused`.
         finished: Whether the run is over.
         test_accuracy: After the last epoch; None where there were no test images.
@@ -86,6 +87,7 @@ class GroupSummary:
         over: For `ce` and `kd` of the same settings: difference of the means and its standard error; paired by seed where the
             seeds are the same, else of independent means; the error is None where there is one seed.
         seconds_per_epoch: Mean.
+        repeats: Directories of runs that are left out, because another has their seed.
     """
 
     method: str
@@ -98,6 +100,7 @@ class GroupSummary:
     deviation: float | None
     over: dict[str, tuple[float, float | None]]
     seconds_per_epoch: float | None
+    repeats: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as a plain object."""
@@ -107,9 +110,12 @@ class GroupSummary:
 def group_runs(runs: Sequence[RunSummary]) -> list[GroupSummary]:
     """Put runs together that differ in their seed alone, in the order of the first of each; those without a test are left out."""
     groups: dict[tuple[str, str, str, str], dict[int, RunSummary]] = {}
+    repeats: dict[tuple[str, str, str, str], list[str]] = {}
     for run in runs:
         if run.finished and run.test_accuracy is not None:
-            groups.setdefault((run.settings, run.method, run.changes, run.logits), {})[run.seed] = run
+            key = (run.settings, run.method, run.changes, run.logits)
+            if groups.setdefault(key, {}).setdefault(run.seed, run) is not run:
+                repeats.setdefault(key, []).append(run.run)
     common = [json.loads(settings) for settings in {key[0] for key in groups}]
     varying = sorted(
         word for word in (common[0] if common else {}) if len({json.dumps(one.get(word)) for one in common}) > 1
@@ -137,6 +143,7 @@ def group_runs(runs: Sequence[RunSummary]) -> list[GroupSummary]:
                 statistics.stdev(values) if len(values) > 1 else None,
                 over,
                 statistics.fmean(seconds) if seconds else None,
+                repeats.get((settings, method, changes, logits), []),
             )
         )
     return found
@@ -207,7 +214,9 @@ def _summary(path: Path) -> RunSummary:
         run=str(path),
         method=settings["method"],
         changes=_changes(settings),
-        settings=json.dumps({word: value for word, value in settings.items() if word not in _METHOD}, sort_keys=True),
+        settings=json.dumps(
+            {word: value for word, value in settings.items() if word not in _METHOD} | _shown(run), sort_keys=True
+        ),
         student=settings["student"],
         epochs=settings["epochs"],
         seed=settings["seed"],
@@ -219,6 +228,14 @@ def _summary(path: Path) -> RunSummary:
         seconds_per_epoch=results.get("seconds_per_epoch"),
         bytes_per_sample=cache["bytes_per_row"] * cache["views"] if logits == "cached" else 0,
     )
+
+
+def _shown(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Say which images a run was shown, and how."""
+    cache, images = run.get("cache"), run.get("data") or {}
+    augment = {} if cache else {"augment": run["settings"].get("augment")}
+    digests = "/".join(str(images[part])[:8] for part in ("train", "test") if images.get(part))
+    return {"cache": cache["fingerprint"][:8] if cache else None, "images": digests, **augment}
 
 
 def _changes(settings: dict[str, Any]) -> str:

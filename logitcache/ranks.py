@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 
 from logitcache.errors import CacheIncompleteError
 
-__all__ = ["Ranks", "join_ranks", "join_store", "restarts", "started_by_torchrun", "this_one_leads"]
+__all__ = ["Ranks", "join_ranks", "join_store", "lasting_store", "started_by_torchrun", "this_one_leads"]
 
 
 class _Store(Protocol):
@@ -106,11 +106,6 @@ def this_one_leads() -> bool:
     return not started_by_torchrun() or os.environ["RANK"] == "0"
 
 
-def restarts() -> int:
-    """Return how often torchrun has started this process again, because one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if started_by_torchrun() else 0
-
-
 _joined: tuple[Any, int, "count[int]"] | None = None
 
 
@@ -127,7 +122,13 @@ def join_store() -> tuple[Any, int]:
         store, rank, _ = next(rendezvous("env://"))
         _joined = (store, rank, count())
     store, rank, jobs = _joined
-    return PrefixStore(f"logitcache-{restarts()}-{next(jobs)}", store), rank
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"logitcache-{start}-{next(jobs)}", store), rank
+
+
+def lasting_store() -> Any:
+    """Return the store itself, which remembers what was said before a restart; None before anybody joined."""
+    return None if _joined is None else _joined[0]
 
 
 def join_ranks(should_stop: Callable[[], bool]) -> Ranks:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from logitcache.errors import CacheMismatchError, StoppedError, first_line
-from logitcache.ranks import join_store, started_by_torchrun
+from logitcache.ranks import join_store, lasting_store, started_by_torchrun
 
 __all__ = ["Replicas", "join_replicas"]
 
@@ -29,13 +30,22 @@ class Replicas:
         world: How many there are.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
-        self.rank, self.world = rank, world
+    def __init__(self, rank: int = 0, world: int = 1, memory: Any = None) -> None:
+        self.rank, self.world, self._memory = rank, world, memory
 
     @property
     def leads(self) -> bool:
         """Whether this process writes the run."""
         return self.rank == 0
+
+    def begin(self, run: Path) -> None:
+        """Remember that this job has a run of its own in a directory, also after torchrun has started it again."""
+        if self._memory is not None:
+            self._memory.set(f"logitcache-run-{run.absolute()}", "begun")
+
+    def began(self, run: Path) -> bool:
+        """Say whether this very job has begun the run there before torchrun started it again."""
+        return self._memory is not None and bool(self._memory.check([f"logitcache-run-{run.absolute()}"]))
 
     def share(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
         """Return this process's part of a batch, and how many of its rows count.
@@ -132,4 +142,4 @@ def join_replicas(device: torch.device) -> Replicas:
         backend, (store, rank) = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", join_store()
         world = int(os.environ["WORLD_SIZE"])
         distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
-    return Replicas(distributed.get_rank(), distributed.get_world_size())
+    return Replicas(distributed.get_rank(), distributed.get_world_size(), lasting_store())

@@ -58,7 +58,7 @@ class RunDirectory:
         facts: Mapping[str, Any],
         *,
         resume: bool,
-        logs: Sequence[str] = (),
+        logs: Sequence[str] | None = None,
     ) -> None:
         """Begin a run, or take one up.
 
@@ -67,14 +67,13 @@ class RunDirectory:
             settings: What decides the result.
             facts: What else to record (cache, versions).
             resume: Whether a run of the same settings is to be continued.
-            logs: Where else its metrics go, by name (`logs.LOGS`).
+            logs: Where else its metrics go, by name (`logs.LOGS`); None: where they went before.
 
         Raises:
             InputError: There is a run and `resume` is false, or there is none and it is true; or another process is at it.
             CacheMismatchError: The run has other settings, or another cache.
         """
-        self.path, self._record = path, {"settings": dict(settings), **facts}
-        self._logs = open_logs(logs, path, settings)
+        self.path, self._record = path, {"settings": dict(settings), **facts, "log": list(logs or ())}
         if (path / "run.json").exists():
             if not resume:
                 raise InputError(
@@ -87,7 +86,8 @@ class RunDirectory:
             raise InputError(f"{path} is a file. Choose another --out.")
         elif path.exists() and any(path.iterdir()):
             raise InputError(f"{path} exists, is not empty and holds no run. Choose another --out.")
-        self._lock, self._told = FileLock(path, ".lock"), False
+        self._logs, self._told = open_logs(self._record["log"] if logs is None else logs, path, settings), False
+        self._lock = FileLock(path, ".lock")
         if not (path / "run.json").exists():
             self._write_record()
 
@@ -116,7 +116,7 @@ class RunDirectory:
                     f"{self.path} was begun with {word} (then {there.get(fact)}, now {self._record.get(fact)}). "
                     "Give it the same to resume it, or choose another --out."
                 )
-        self._record = there
+        self._record = {"log": [], **there}
 
     @property
     def results(self) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """`logitcache sweep`: every method with every setting and seed over one cache, a process each; what is finished is not run again."""
 
 import itertools
+import json
 import shlex
 import subprocess
 import sys
@@ -8,10 +9,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from logitcache.errors import InputError, StoppedError
-from logitcache.files import local_path
+from logitcache.files import local_path, write_bytes
 from logitcache.rundir import read_run
+from logitcache.store import open_cache
 
 __all__ = ["Planned", "SweepResult", "plan_sweep", "run_sweep"]
 
@@ -23,12 +26,14 @@ class Planned:
     """One run of a sweep.
 
     Attributes:
-        out: Its directory.
-        words: What stands after `logitcache train`.
+        out: Its directory; `OUT.json` beside it says what it was begun with, `OUT.log` what it said.
+        words: What stands after `logitcache train`, but for the directory.
+        cache: Fingerprint of the cache; None without one.
     """
 
     out: Path
     words: tuple[str, ...]
+    cache: str | None
 
     @property
     def begun(self) -> bool:
@@ -39,6 +44,26 @@ class Planned:
     def finished(self) -> bool:
         """Whether it is over."""
         return self.begun and "results" in read_run(self.out)
+
+    def begin(self) -> None:
+        """Remember what it is begun with.
+
+        Raises:
+            InputError: It was begun with something else.
+        """
+        file = self.out.with_name(f"{self.out.name}.json")
+        now: dict[str, Any] = {"words": list(self.words), "cache": self.cache}
+        if self.begun:
+            then = json.loads(file.read_text()) if file.exists() else None
+            lines = [f"{shlex.join(one['words'])} (cache {one['cache']})" if one else "by hand" for one in (then, now)]
+            if then != now:
+                raise InputError(
+                    f"{self.out} was trained otherwise than it would be now:\n  then {lines[0]}\n  now  {lines[1]}\nGive the sweep another "
+                    "--out, or remove that run."
+                )
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, (json.dumps(now) + "\n").encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +107,7 @@ def plan_sweep(
     ours = {"--method", "--seed", "--out", "--resume", *(_flag(name) for name in vary if not name.startswith("set."))}
     if twice := [word for word in options if word.partition("=")[0] in ours]:
         raise InputError(f"{twice[0].partition('=')[0]} is the sweep's own: leave it out of the options of train")
-    planned = []
+    planned, fingerprint = [], None if cache is None else open_cache(cache).fingerprint
     for method, values in itertools.product(methods, itertools.product(*vary.values())):
         chosen = dict(zip(vary, values, strict=True))
         name = "-".join([method.replace(":", "."), *(f"{word}={value}" for word, value in chosen.items())]).replace(
@@ -94,7 +119,7 @@ def plan_sweep(
             words += ["--set", f"{word[4:]}={value}"] if word.startswith("set.") else [_flag(word), value]
         for seed in seeds:
             where = folder / f"{name}-seed{seed}"
-            planned.append(Planned(where, (*words, "--seed", str(seed), "--out", str(where))))
+            planned.append(Planned(where, (*words, "--seed", str(seed)), fingerprint))
     if len({run.out for run in planned}) < len(planned):
         raise InputError("a sweep names the same run twice: methods, seeds and values must differ")
     return planned
@@ -116,10 +141,13 @@ def run_sweep(
         on_change: Called with a sentence when a run begins or ends.
 
     Raises:
+        InputError: A run is there that was trained otherwise.
         StoppedError: It was asked to stop; the same call goes on.
     """
     if jobs < 1:
         raise InputError(f"--jobs must be 1 or more, not {jobs}")
+    for run in planned:
+        run.begin()
     waiting = [run for run in planned if not run.finished]
     if len(waiting) < len(planned):
         on_change(f"{len(planned) - len(waiting)} of {len(planned)} runs are finished already")
@@ -152,7 +180,8 @@ def run_sweep(
 def _start(run: Planned) -> "subprocess.Popen[bytes]":
     log = _log(run)
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "logitcache", "train", *run.words, *(["--resume"] if run.begun else [])]
+    words = [sys.executable, "-m", "logitcache", "train", *run.words, "--out", str(run.out)]
+    words += ["--resume"] if run.begun else []
     with log.open("ab") as file:
         file.write(f"$ logitcache train {shlex.join(run.words)}\n".encode())
         file.flush()

@@ -31,7 +31,6 @@ from logitcache.loop import Loop
 from logitcache.methods import METHODS, Objective, TemperatureChoice, find_method, make_objective
 from logitcache.models import Network, load_network, read_weights, save_weights
 from logitcache.progress import OnProgress, silent
-from logitcache.ranks import restarts
 from logitcache.replicas import Replicas, join_replicas
 from logitcache.rundir import FollowedRun, RunDirectory, free_name
 from logitcache.step import Stepper
@@ -170,7 +169,7 @@ def train_student(
         workers: Processes that decode images; None chooses by the data.
         memory_budget: Bytes that decoded rows may take, those in use and those being read ahead together; views that need
             more stream in windows of blocks, and samples are shuffled inside a window only. None: whole views.
-        log: Where metrics go beside `metrics.jsonl`: `csv`, `tensorboard`, `wandb`.
+        log: Where metrics go beside `metrics.jsonl`: `csv`, `tensorboard`, `wandb`; None: of a run that is resumed, where they went.
         resume: Whether to continue the run in `out`; what follows is what an unbroken run would have given.
         out: Directory of the run; None makes a new one below `runs/`.
         should_stop: Asked after every step; where it says yes, the state is saved and StoppedError raised.
@@ -238,7 +237,7 @@ def train_student(
     answers = _answers(opened, objective, live_teacher, teacher_weights, where)
     named = local_path(out) if out else free_name(Path("runs"), f"{method}-{network.name}".replace(":", "-"))
     facts = _facts(opened, answers.name, network, eyes, where) | {"data": _digests(images, test)}
-    run = _begun(replicas, named, settings, facts, log or (), resume=resume)
+    run = _begun(replicas, named, settings, facts, log, resume=resume)
     loop = Loop(
         stepper,
         answers,
@@ -277,7 +276,7 @@ def _begun(
     path: Path,
     settings: dict[str, Any],
     facts: dict[str, Any],
-    logs: Sequence[str],
+    logs: Sequence[str] | None,
     *,
     resume: bool,
 ) -> RunDirectory:
@@ -286,9 +285,9 @@ def _begun(
         replicas.refuse_unlike({"settings": settings} | {name: facts[name] for name in facts if name != "hardware"})
         if not replicas.leads:
             return FollowedRun(*replicas.from_leader(lambda: (path, None, None)))
-        again = resume or (restarts() > 0 and (path / "run.json").exists())
         facts["hardware"]["processes"] = replicas.world
-        run = RunDirectory(path, settings, facts, resume=again, logs=logs)
+        run = RunDirectory(path, settings, facts, resume=resume or replicas.began(path), logs=logs)
+        replicas.begin(path)
         replicas.from_leader(lambda: (run.path, run.results, run.checkpoint()))
         return run
 

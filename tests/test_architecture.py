@@ -45,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "verify": {"answers", "contract", "data", "device", "errors", "progress", "store", "teacher", "views"},
     "compare": {"errors", "rundir"},
     "report": {"contract", "data", "errors", "fidelity", "files", "stats", "store"},
-    "sweep": {"errors", "files", "rundir"},
+    "sweep": {"errors", "files", "rundir", "store"},
     "ranks": {"errors"},
     "fill": {"data", "encoding", "errors", "progress", "ranks", "store", "teacher", "views"},
     "job": {"data", "device", "encoding", "errors", "models", "store", "teacher", "views"},
@@ -59,7 +59,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "train": {
         *("answers", "contract", "data", "device", "encoding", "errors", "files", "loop", "methods", "models"),
-        *("progress", "ranks", "replicas", "rundir", "step", "store", "views"),
+        *("progress", "replicas", "rundir", "step", "store", "views"),
     },
     "cli": {
         *(

@@ -69,6 +69,14 @@ def test_a_batch_is_divided_and_every_process_takes_part():
     assert Replicas().share(batch)[1] == 5
 
 
+def test_a_job_remembers_which_runs_it_began(tmp_path):
+    store = HashStore()
+    Replicas(0, 2, store).begin(tmp_path / "ours")
+    assert Replicas(0, 2, store).began(tmp_path / "ours")
+    assert not Replicas(0, 2, store).began(tmp_path / "theirs")
+    assert not Replicas().began(tmp_path / "ours")
+
+
 def test_what_was_said_before_a_restart_is_not_heard_after_it(monkeypatch):
     """torchrun's store outlives a restart: a dead process's words, and how many had met, would be taken for those of now."""
     monkeypatch.setattr(ranks, "_joined", (HashStore(), 0, itertools.count()))
@@ -182,6 +190,19 @@ def test_a_process_that_dies_is_replaced_and_the_run_goes_on(tmp_path, npz):
     )
     assert whole.stdout.count("tiny:Slow") == 1  # one process speaks
     assert torch.equal(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_a_restart_does_not_take_up_a_run_that_was_there_before(tmp_path, npz):
+    cache = logitcache.dump_logits(teacher="tiny:net", data=f"arrays:{npz}", out=tmp_path / "c.zarr", threads=1)
+    words = train_words(cache, "--student tiny:still --epochs 1 --out run")
+    before = logitcache.train_student(cache=cache, student="tiny:still", epochs=1, out=tmp_path / "run")
+    done = subprocess.run(
+        torchrun(2, *words, restarts=1), env=ENVIRONMENT, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("already holds a run; nothing in it was touched") == 2
+    assert before.results == json.loads((tmp_path / "run/run.json").read_text())["results"]
 
 
 @pytest.mark.slow

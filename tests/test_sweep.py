@@ -66,6 +66,26 @@ def test_runs_of_other_settings_are_not_put_together(tmp_path):
     assert over["lr=0.2"]["ce"] == (pytest.approx(0.15), None)
 
 
+def test_runs_of_other_images_are_not_put_together_and_a_repeated_seed_counts_once(tmp_path):
+    made(tmp_path, [0.5, 0.6], method="ce")
+    made(tmp_path / "more", [0.5, 0.7], method="kd")
+    for run, fingerprint in (("kd--0", "a" * 16), ("kd--1", "b" * 16)):
+        file = tmp_path / "more" / run / "run.json"
+        content = json.loads(file.read_text()) | {"cache": {"fingerprint": fingerprint, "logits": "unused"}}
+        content["settings"]["seed"] = 0
+        file.write_text(json.dumps(content))
+    groups = group_runs(compare_runs([tmp_path, tmp_path / "more"]))
+    assert [(group.method, group.seeds, group.over) for group in groups] == [
+        ("ce", 2, {}),
+        ("kd", 1, {}),
+        ("kd", 1, {}),
+    ]
+    assert "cache=bbbbbbbb" in groups[2].differs
+    again = compare_runs([tmp_path / "ce--0", tmp_path / "ce--1", tmp_path / "ce--0"])
+    (group,) = group_runs(again)
+    assert (group.seeds, group.test_accuracy, group.repeats) == (2, pytest.approx(0.55), [str(tmp_path / "ce--0")])
+
+
 def test_tables_and_pictures(tmp_path, run):
     made(tmp_path / "runs", [0.70, 0.72], "ce")
     made(tmp_path / "runs", [0.75, 0.79], "kd")
@@ -88,16 +108,16 @@ def test_a_picture_survives_odd_runs():
         ET.fromstring(draw_runs(curves))
 
 
-def test_every_combination_is_planned_once(tmp_path):
+def test_every_combination_is_planned_once(tmp_path, dump):
+    cache = str(dump().place)
     planned = plan_sweep(
-        "c.zarr", tmp_path, methods=["ce", "kd"], seeds=[0, 1], vary={"lr": ["0.1", "0.2"], "set.temperature": ["4"]},
+        cache, tmp_path, methods=["ce", "kd"], seeds=[0, 1], vary={"lr": ["0.1", "0.2"], "set.temperature": ["4"]},
         options=["--epochs", "2"],
     )  # fmt: skip
     assert len(planned) == 8
     assert planned[-1].out.name == "kd-lr=0.2-set.temperature=4-seed1"
     assert planned[-1].words == (
-        "c.zarr", "--method", "kd", "--epochs", "2", "--lr", "0.2", "--set", "temperature=4", "--seed", "1",
-        "--out", str(planned[-1].out),
+        cache, "--method", "kd", "--epochs", "2", "--lr", "0.2", "--set", "temperature=4", "--seed", "1",
     )  # fmt: skip
     for wrong, words in (
         ({"methods": []}, "needs a method"),
@@ -106,7 +126,23 @@ def test_every_combination_is_planned_once(tmp_path):
         ({"vary": {"lr": ["1"]}, "options": ["--lr=3"]}, "--lr is the sweep's own"),
     ):
         with pytest.raises(InputError, match=words):
-            plan_sweep(**({"cache": "c", "out": tmp_path, "methods": ["kd"], "seeds": [0]} | wrong))
+            plan_sweep(**({"cache": cache, "out": tmp_path, "methods": ["kd"], "seeds": [0]} | wrong))
+
+
+def test_runs_that_were_trained_otherwise_are_not_taken_for_those_asked_for(tmp_path, dump):
+    made(tmp_path, [0.5])  # kd--0, by hand
+    (tmp_path / "kd--0").rename(tmp_path / "kd-seed0")
+    asked = {"out": tmp_path, "methods": ["kd"], "seeds": [0]}
+    with pytest.raises(
+        InputError, match=r"kd-seed0 was trained otherwise than it would be now:\n  then by hand\n  now  --method kd"
+    ):
+        run_sweep(plan_sweep(None, **asked))
+    (ours,) = plan_sweep(None, **asked)
+    (tmp_path / "kd-seed0.json").write_text(json.dumps({"words": ours.words, "cache": None}))
+    assert run_sweep([ours]).runs == [tmp_path / "kd-seed0"]
+    for other in ({"options": ["--lr", "1"]}, {"cache": str(dump().place)}):
+        with pytest.raises(InputError, match=r"then --method kd --seed 0 \(cache None\)\n  now"):
+            run_sweep(plan_sweep(**({"cache": None} | asked | other)))
 
 
 @pytest.mark.slow
