@@ -194,9 +194,10 @@ class Trial:
 
     def _back(self, cache: Cache, labels: Tensor) -> None:
         """From the files, checked, into memory, and from there in random batches of 256 to ids and logits: as training does."""
-        columns, order = cache.view(0, "t"), np.random.default_rng(0).permutation(len(labels))
+        columns = {name: torch.from_numpy(column) for name, column in cache.view(0, "t").items()}
+        order = np.random.default_rng(0).permutation(len(labels))
         for start in range(0, len(order), 256):
-            batch = order[start : start + 256]
+            batch = torch.from_numpy(order[start : start + 256])
             self.encoding.decode(gather(columns, batch), labels[batch], self.classes)
 
 

@@ -160,12 +160,12 @@ def main() -> None:
         order = np.random.default_rng(1).permutation(arguments.rows)
         batches = [order[start : start + BATCH] for start in range(0, arguments.rows, BATCH)]
         few = batches[:10]
-        samples = PerSample(columns)
+        samples, held = PerSample(columns), {name: torch.from_numpy(column) for name, column in columns.items()}
         place = {str(index): int(index) * record for batch in few for index in batch}
 
         def ours() -> None:
             for batch in batches:
-                gather(columns, batch)
+                gather(held, torch.from_numpy(batch))
 
         def memmap() -> None:
             for batch in batches:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from logitcache.data import Rendered
+from logitcache.device import to_device
 from logitcache.encoding import TopKRows, dense, read_encoding
 from logitcache.errors import CacheMismatchError, CorruptCacheError, InputError, UnknownNameError
 from logitcache.models import hash_weights, load_network
@@ -27,6 +28,9 @@ __all__ = [
     "live_teacher_of",
     "teacher_classes",
 ]
+
+
+_PLAIN = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what every device gathers, by bytes
 
 
 class Shown(NamedTuple):
@@ -81,7 +85,7 @@ class LabelsOnly:
 
 
 class CachedAnswers:
-    """What the teacher said: a view in memory, a batch one gather, decoded on the student's device."""
+    """What the teacher said: a view in the memory of the student's device, a batch one gather, decoded there."""
 
     name = "cached"
     eyes: tuple[Preprocessing, ...] = ()
@@ -89,17 +93,20 @@ class CachedAnswers:
     def __init__(self, cache: Cache, device: torch.device) -> None:
         self._cache, self._device = cache, device
         self._encoding, self._classes = read_encoding(cache.manifest.encoding), len(cache.manifest.classes)
-        self._labels = torch.from_numpy(cache.labels()).long()
+        self._labels = torch.from_numpy(cache.labels()).long().to(device)
         self._streams: list[ViewStream] = []
 
     def begin(self, shown: Shown, upcoming: Shown) -> None:
         """Take what is shown into memory, and have what comes next fetched meanwhile."""
         self._streams = self._streams or [ViewStream(self._cache, self._cache.teacher) for _ in shown.turn]
         parts = ([(view.index, one.blocks) for view in one.turn] for one in (shown, upcoming))
-        self._columns = [stream.take(part, later) for stream, part, later in zip(self._streams, *parts, strict=True)]
-        for view, columns in zip(shown.turn, self._columns, strict=True):
+        taken = [stream.take(part, later) for stream, part, later in zip(self._streams, *parts, strict=True)]
+        for view, columns in zip(shown.turn, taken, strict=True):
             if problem := self._encoding.check(columns, self._classes):
                 raise CorruptCacheError(f"{self._cache.place}, view {view.index}: {problem}. Dump the cache again.")
+        self._columns = [
+            {name: torch.from_numpy(column).to(self._device) for name, column in columns.items()} for columns in taken
+        ]
         self._place = None
         if shown.blocks is not None:  # where the rows of each block begin
             manifest = self._cache.manifest
@@ -117,10 +124,9 @@ class CachedAnswers:
         if self._place is not None:
             size = self._cache.manifest.block_rows
             at = self._place[at // size] + at % size
-        rows = gather(self._columns[position], at)
-        labels = self._labels[torch.from_numpy(samples)]
-        on_device = {name: column.to(self._device) for name, column in rows.items()}
-        return self._encoding.decode(on_device, labels.to(self._device), self._classes)
+        ids = to_device(torch.from_numpy(samples), self._device)
+        rows = gather(self._columns[position], ids if at is samples else to_device(torch.from_numpy(at), self._device))
+        return self._encoding.decode(rows, self._labels.index_select(0, ids), self._classes)
 
     def close(self) -> None:
         """End the threads that read ahead."""
@@ -128,10 +134,12 @@ class CachedAnswers:
             stream.close()
 
 
-def gather(columns: Mapping[str, NDArray[Any]], samples: NDArray[np.int64]) -> dict[str, Tensor]:
-    """Take a batch of rows out of the columns of a view in memory: one gather a column, copied."""
-    # Ids are positions in a data set of this length; `clip` spares numpy a pass that would check them.
-    return {name: torch.from_numpy(column.take(samples, 0, mode="clip")) for name, column in columns.items()}
+def gather(columns: Mapping[str, Tensor], samples: Tensor) -> dict[str, Tensor]:
+    """Take a batch of rows, [B], out of the columns of a view in memory: one gather a column, copied, on their device."""
+    return {
+        name: column.view(_PLAIN[column.element_size()]).index_select(0, samples).view(column.dtype)
+        for name, column in columns.items()
+    }
 
 
 class LiveAnswers(LabelsOnly):

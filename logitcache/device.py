@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from logitcache.errors import InputError, first_line
 
-__all__ = ["compiled_unless_refused", "cpu_threads", "pick_device", "saying_when_out_of_memory"]
+__all__ = ["compiled_unless_refused", "cpu_threads", "pick_device", "saying_when_out_of_memory", "to_device"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -46,6 +46,13 @@ def cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to where it is used; a GPU fetches it out of page-locked memory while the host goes on."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def compiled_unless_refused(module: nn.Module, who: str) -> Callable[[Tensor], Any]:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from logitcache.answers import CachedAnswers, Shown
 from logitcache.contract import check_pixels, check_samples, recorded_data
 from logitcache.data import ArrayImages, FolderImages, ImageSet, MappedImages, Renderer, preprocessing_for, render
-from logitcache.device import pick_device
+from logitcache.device import pick_device, to_device
 from logitcache.encoding import TopKRows, dense
 from logitcache.errors import InputError
 from logitcache.order import sampled, shuffled
@@ -201,8 +201,7 @@ class Loader:
         recorded = self.cache.manifest.teachers[0]["preprocessing"]
         self.preprocessing = preprocessing_for(self.images, self._views[0].recipe, given, recorded)
         self._answers = CachedAnswers(self.cache, self.device)
-        pinned = self.device.type == "cuda"
-        self._renderer = Renderer(self.images, [self.preprocessing], workers=workers, pinned=pinned)
+        self._renderer = Renderer(self.images, [self.preprocessing], workers=workers, device=self.device)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self._turn: int | None = 0  # of epochs begun; None when closed
 
@@ -233,7 +232,7 @@ class Loader:
             rows = self._answers.of(0, shown.samples)
             yield Batch(
                 self.preprocessing.normalize(shown.pixels[0].to(self.device, non_blocking=True)),
-                torch.from_numpy(self.images.labels[shown.samples]).to(self.device),
+                to_device(torch.from_numpy(self.images.labels[shown.samples]), self.device),
                 dense(rows),
                 torch.from_numpy(shown.samples),
                 rows,

@@ -150,7 +150,7 @@ def prepare(
     slugs = [entry["slug"] for entry in manifest.teachers]
     groups = [asked] if average else [[one] for one in asked]
     teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
-    renderer = Renderer(images, looks, with_digests=True, workers=workers, pinned=where.type == "cuda")
+    renderer = Renderer(images, looks, with_digests=True, workers=workers, device=where)
     return Job(manifest, images, recipes, chosen, teachers, renderer)
 
 

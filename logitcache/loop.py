@@ -21,7 +21,7 @@ from torch import Tensor
 from logitcache.answers import Answers, Shown, teacher_classes
 from logitcache.contract import check_pixels
 from logitcache.data import ImageSet, Rendered, Renderer, whole_of
-from logitcache.device import saying_when_out_of_memory
+from logitcache.device import saying_when_out_of_memory, to_device
 from logitcache.errors import InputError, StoppedError, first_line
 from logitcache.evaluate import evaluate, for_evaluation
 from logitcache.methods import SecondLabels
@@ -75,14 +75,13 @@ class Loop:
         self.test = test
         if test is not None:
             self.test_eyes = for_evaluation(eyes, test)
-            self.test_renderer = Renderer(test, [self.test_eyes], workers=workers)
+            self.test_renderer = Renderer(test, [self.test_eyes], workers=workers, device=device)
 
     def run(self, turns: Sequence[Turn], cache: Cache | None) -> dict[str, Any]:
         """Train all epochs that are left, and measure the student."""
         history, begun = self._taken_up()
-        pinned = self.device.type == "cuda"
         looks = [self.eyes, *self.answers.eyes]
-        renderers = [Renderer(self.images, looks, workers=self.workers, pinned=pinned) for _ in turns[0]]
+        renderers = [Renderer(self.images, looks, workers=self.workers, device=self.device) for _ in turns[0]]
         for epoch in range(len(history), self.epochs):
             turn, upcoming = turns[epoch % len(turns)], turns[(epoch + 1) % len(turns)]
             if cache:
@@ -219,7 +218,7 @@ class Loop:
             ]
 
     def _part(self, position: int, view: View, batch: Rendered, counted: int) -> Part:
-        labels = torch.from_numpy(self.images.labels[batch.samples]).to(self.device)
+        labels = to_device(torch.from_numpy(self.images.labels[batch.samples]), self.device)
         inputs = self.eyes.normalize(batch.pixels[0].to(self.device, non_blocking=True))
         second, said = self._second(view, batch.samples), self.answers.logits(position, batch)
         return Part(inputs, labels, second, said, counted)
@@ -241,7 +240,7 @@ class Loop:
         if mixed is None:
             return None
         labels, weights = torch.from_numpy(whole.labels[mixed.partners]), torch.from_numpy(mixed.weights) / 256
-        return SecondLabels(labels.to(self.device), weights.float().to(self.device))
+        return SecondLabels(to_device(labels, self.device), to_device(weights.float(), self.device))
 
     def _tested(self) -> dict[str, float]:
         if self.test is None or not self.replicas.leads:

@@ -1,5 +1,6 @@
 """Labelled images, by sample id: in memory as one array, or one at a time from files or somebody's data set."""
 
+import copy
 import json
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -23,6 +24,7 @@ __all__ = [
     "Normalization",
     "Part",
     "part_of",
+    "resident",
     "whole_of",
 ]
 
@@ -95,6 +97,7 @@ class ArrayImages:
         self.images = torch.from_numpy(np.ascontiguousarray(stacked))
         self.normalization = normalization or _measured(self.images)
         self.native_size: tuple[int, int] | None = (int(self.images.shape[2]), int(self.images.shape[3]))
+        self._elsewhere: ArrayImages | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,6 +105,17 @@ class ArrayImages:
     def image(self, sample: int) -> Tensor:
         """Return one image, [C, H, W] uint8."""
         return self.images[sample]
+
+    def on(self, device: torch.device) -> "ArrayImages":
+        """Return the same with its pixels on a device, copied there once."""
+        if self._elsewhere is None or self._elsewhere.images.device != device:
+            self._elsewhere = copy.copy(self)
+            self._elsewhere.images = self.images.to(device)
+        return self._elsewhere
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel without what lies on a device: workers of a loader have none."""
+        return self.__dict__ | {"_elsewhere": None}
 
     def digest(self) -> str:
         """Hash every pixel, the labels and the class names."""
@@ -239,6 +253,17 @@ def part_of(whole: ImageSet, span: tuple[int, int]) -> ImageSet:
 def whole_of(images: ImageSet) -> tuple[ImageSet, int]:
     """Return the whole data set and where these samples begin in it."""
     return (images.whole, images.first) if isinstance(images, Part) else (images, 0)
+
+
+def resident(images: ImageSet, device: torch.device) -> ImageSet | None:
+    """Return images in memory with their pixels on a GPU, where they take at most a quarter of what is free there; else None."""
+    whole, first = whole_of(images)
+    if device.type != "cuda" or not isinstance(whole, ArrayImages):
+        return None
+    if whole.images.numel() > torch.cuda.mem_get_info(device)[0] // 4:
+        return None
+    there = whole.on(device)
+    return there if len(images) == len(whole) else Part(there, first, first + len(images))
 
 
 def _pixels(image: Any, sample: int) -> Tensor:

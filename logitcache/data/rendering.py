@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from logitcache.data.images import ArrayImages, ImageSet, whole_of
+from logitcache.data.images import ArrayImages, ImageSet, resident, whole_of
+from logitcache.device import to_device
 from logitcache.errors import InputError, LogitCacheError
 from logitcache.views import View, blend, read_recipe
 from logitcache.views.geometry import Preprocessing
@@ -53,7 +54,7 @@ def _unmixed(data: ImageSet, view: View, samples: Ids) -> Tensor | list[Tensor]:
     if isinstance(data, ArrayImages) and view.keeps_size:
         height, width = data.images.shape[-2:]
         boxes = view.boxes(samples, np.full(len(samples), height), np.full(len(samples), width))
-        pixels = cut_batch(data.images, torch.from_numpy(samples), boxes)
+        pixels = cut_batch(data.images, to_device(torch.from_numpy(samples), data.images.device), boxes)
         return torch.stack(view.changed(list(pixels), samples)) if view.changes_pixels else pixels
     images = [data.image(int(sample)) for sample in samples]
     boxes = view.boxes(samples, np.array([i.shape[1] for i in images]), np.array([i.shape[2] for i in images]))
@@ -71,7 +72,7 @@ class Renderer:
         *,
         with_digests: bool = False,
         workers: int | None = None,
-        pinned: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         """Choose what comes out.
 
@@ -80,18 +81,24 @@ class Renderer:
             preprocessings: One for each network that looks.
             with_digests: Whether to hash the shared rendition.
             workers: Processes that decode and render; None chooses 0 where a batch is one gather and up to 8 elsewhere.
-            pinned: Whether pixels are left in page-locked memory, which a GPU fetches while the host goes on.
+            device: Where pixels are used. For a GPU they are cut out of images that are kept there, where images are in memory, a batch
+                is one gather and nobody hashes it; else left in page-locked memory, which the GPU fetches while the host goes on.
         """
         self._in_memory = isinstance(whole_of(data)[0], ArrayImages)
         self._workers = min(8, torch.get_num_threads()) if workers is None else workers
         self._source = _Source(data, tuple(preprocessings), with_digests)
-        self._pinned = pinned
+        self._pinned = device is not None and device.type == "cuda"
+        near = None if device is None or with_digests else resident(data, device)
+        self._near = None if near is None else _Source(near, tuple(preprocessings), with_digests=False)
         self._loader: DataLoader[Rendered] | None = None
         self._order = _Order()
 
     def batches(self, view: View, batches: Iterable[Ids]) -> Iterator[Rendered]:
         """Yield the batches of sample ids rendered in a view, in order."""
         one_gather = self._in_memory and view.keeps_size and not view.changes_pixels
+        if one_gather and self._near:
+            yield from (self._near.rendered(view, samples) for samples in batches)
+            return
         if self._workers == 0 or one_gather:  # a gather is cheaper than sending its result between processes
             for samples in batches:
                 batch = self._source.rendered(view, samples)

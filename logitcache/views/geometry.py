@@ -3,6 +3,7 @@
 Teacher and student may differ here (384 and 224 pixels, say) and still see the same rendition.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -71,8 +72,7 @@ class Preprocessing:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Turn [B, 1 or 3, H, W] uint8 into [B, 3, H, W] float32 of the recorded mean and deviation; grey fills all three."""
-        mean = torch.tensor(self.mean, device=pixels.device)[:, None, None]
-        std = torch.tensor(self.std, device=pixels.device)[:, None, None]
+        mean, std = (_constant(values, pixels.device) for values in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 
     def to_json(self) -> dict[str, Any]:
@@ -83,6 +83,13 @@ class Preprocessing:
     def from_json(cls, entry: Mapping[str, Any]) -> "Preprocessing":
         """Read the entry of the manifest."""
         return cls(**{**entry, "mean": tuple(entry["mean"]), "std": tuple(entry["std"])})
+
+
+@functools.cache
+def _constant(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    """Keep three numbers on a device, [3, 1, 1]: a copy in every batch would wait for the device."""
+    with torch.inference_mode(mode=False):
+        return torch.tensor(values, device=device)[:, None, None]
 
 
 def _stacked(rows: Sequence[Tensor]) -> Tensor:

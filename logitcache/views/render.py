@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from logitcache.device import to_device
 from logitcache.views.crops import Boxes
 
 __all__ = ["cut", "cut_batch", "digest", "digests"]
@@ -44,11 +45,11 @@ def cut_batch(images: Tensor, samples: Tensor, boxes: Boxes, padding: int = 4) -
         return chosen
     device = images.device
     padded = F.pad(chosen, (padding,) * 4)
-    rows = torch.from_numpy(boxes.top + padding).to(device)[:, None] + torch.arange(height, device=device)
-    left = torch.from_numpy(boxes.left + padding).to(device)[:, None]
+    rows = to_device(torch.from_numpy(boxes.top + padding), device)[:, None] + torch.arange(height, device=device)
+    left = to_device(torch.from_numpy(boxes.left + padding), device)[:, None]
     columns = left + torch.arange(width, device=device)
     mirrored = left + torch.arange(width - 1, -1, -1, device=device)
-    columns = torch.where(torch.from_numpy(boxes.flip).to(device)[:, None], mirrored, columns)
+    columns = torch.where(to_device(torch.from_numpy(boxes.flip), device)[:, None], mirrored, columns)
     flat = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).flatten(1)  # [B, H*W]
     batch, channels = chosen.shape[:2]
     index = flat[:, None, :].expand(batch, channels, -1)
