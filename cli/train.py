@@ -215,7 +215,7 @@ def train(
             help="What decoded rows may take, 8GB say; larger views stream in windows, shuffled inside a window only.",
         ),
     ] = None,
-    log: Annotated[
+    report_to: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",

@@ -71,7 +71,7 @@ def evaluate(
     loss = torch.zeros((), dtype=torch.float64, device=device)
     predictions: list[Tensor] = []
     bins = torch.zeros(_BINS, dtype=torch.float64, device=device)  # of each: right rows less their confidence
-    with torch.inference_mode():
+    with torch.no_grad():  # a student may keep what it made here, a table of positions say, for the next step
         for batch in renderer.batches(view or make_views("none", 1, 0)[0], batches):
             logits = module(preprocessing.normalize(batch.pixels[0].to(device))).float()
             target = torch.from_numpy(labels[batch.samples]).to(device)

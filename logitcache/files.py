@@ -24,7 +24,7 @@ __all__ = [
     "is_address",
     "local_path",
     "remove_leftovers",
-    "saying_when_full",
+    "saying_when_unwritable",
     "write_bytes",
 ]
 
@@ -66,7 +66,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with saying_when_full(path):
+        with saying_when_unwritable(path):
             _make_folder(path.parent)
             with temporary.open("wb") as file:
                 file.write(data)
@@ -81,15 +81,18 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def saying_when_full(path: Path) -> Iterator[None]:
-    """Turn a full disk, met while writing a file, into a sentence.
+def saying_when_unwritable(path: Path) -> Iterator[None]:
+    """Turn a full disk, or one that may not be written, met while writing a file, into a sentence.
 
     Raises:
         CacheIncompleteError: The disk is full.
+        InputError: Nothing can be written there.
     """
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+            raise InputError(f"{path} cannot be written ({error.strerror}). Choose another place for it.") from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise CacheIncompleteError(
@@ -127,7 +130,7 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         CacheIncompleteError: The disk is full.
     """
-    with saying_when_full(path):
+    with saying_when_unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
             file.seek(max(file.tell() - 1, 0))
@@ -140,7 +143,7 @@ class FileLock:
 
     def __init__(self, path: Path, name: str) -> None:
         file = path / name
-        with saying_when_full(file):
+        with saying_when_unwritable(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             self._file = file.open("a+")
         try:

@@ -38,7 +38,7 @@ from logitcache.views.geometry import Preprocessing
 __all__ = ["Loop"]
 
 _AGREEMENT_ROWS = 2048
-_AGREED_EVERY = 16  # steps, where several processes have to agree on whether to stop
+_AGREED_STEPS, _AGREED_SECONDS = 16, 2.0  # at most, between two questions of several processes whether to stop
 _APART = 0x9E3779B97F4A7C15  # between the seeds of two processes' dropout
 
 Turn = Sequence[View]
@@ -95,7 +95,8 @@ class Loop:
             self.directory.epoch_done(metrics, self._packed(history))
             if self.on_epoch and self.replicas.leads:
                 self.on_epoch(metrics)
-            if epoch + 1 < self.epochs and self.replicas.any(self.should_stop()):
+            if epoch + 1 < self.epochs and self.replicas.largest(self.should_stop())[0]:
+                self.replicas.wait()
                 raise self._stopped(f"epoch {epoch + 1} of {self.epochs}")
         self.replicas.align(self.model)
         return self.replicas.from_leader(lambda: self._results(history, turns[0][0], cache))
@@ -147,7 +148,7 @@ class Loop:
         done, over, sums = 0, begun.get("step", 0), torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         if begun and self.replicas.leads:
             sums += begun["sums"].to(self.device)
-        before = begun.get("seconds", 0.0)
+        before, taken, self._next_agreement = begun.get("seconds", 0.0), 0, 0
         self.model.train()
         started = time.perf_counter()
         devices = [self.device] if self.device.type == "cuda" else []
@@ -169,7 +170,8 @@ class Loop:
                     sums += self.stepper.step(parts, len(batch), rate, (epoch + 1) / self.epochs)
                     step, done = step + 1, done + len(batch)
                     self.on_progress(Progress(f"epoch {epoch + 1}/{self.epochs}", done, len(self.images), "images"))
-                    if step < steps and self._asked(step):
+                    taken += 1
+                    if step < steps and self._asked(step, time.perf_counter() - started, taken):
                         seconds = before + time.perf_counter() - started
                         numbers, all_sums = (
                             self.replicas.gathered(_numbers(self.device)),
@@ -177,6 +179,7 @@ class Loop:
                         )
                         state = self._packed(history, step=step, sums=all_sums, numbers=numbers, seconds=seconds)
                         self.directory.save(state)
+                        self.replicas.wait()
                         raise self._stopped(f"step {step} of {steps} of epoch {epoch + 1}")
         means = dict(zip(SUMS, (self.replicas.summed(sums) / len(self.images)).tolist(), strict=True))
         seconds = before + time.perf_counter() - started
@@ -189,11 +192,21 @@ class Loop:
         speed = {"seconds": seconds, "images_per_second": len(self.images) / seconds}
         return {"lr": rate, **means, **speed, **({"windows": len(windows)} if len(windows) > 1 else {})}
 
-    def _asked(self, step: int) -> bool:
-        """Say whether to stop after this step; several processes agree on it now and then."""
+    def _asked(self, step: int, seconds: float, steps: int) -> bool:
+        """Say whether to stop after this step; several processes agree on it now and then.
+
+        Args:
+            step: Of this epoch, how many are over.
+            seconds: Since this process took up the epoch.
+            steps: It has taken since then.
+        """
         if self.replicas.world == 1:
             return self.should_stop()
-        return step % _AGREED_EVERY == 0 and self.replicas.any(self.should_stop())
+        if step < self._next_agreement:
+            return False
+        stop, pace = self.replicas.largest(self.should_stop(), seconds / steps)
+        self._next_agreement = step + max(1, min(_AGREED_STEPS, int(_AGREED_SECONDS / pace)))
+        return stop > 0
 
     def _stopped(self, where: str) -> StoppedError:
         """Say how to go on; the state was saved."""

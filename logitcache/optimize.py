@@ -42,7 +42,8 @@ def make_optimizer(model: nn.Module, settings: Mapping[str, Any]) -> torch.optim
         ("norm_weight_decay", apart is None or 0 <= apart < math.inf, "0 or more"),
         ("momentum", 0 <= settings["momentum"] < 1, "from 0 to below 1"),
         ("decay_rate", 0 <= settings["decay_rate"] < math.inf, "0 or more"),
-        ("warmup_epochs", settings["warmup_epochs"] >= 0, "0 or more"),
+        ("warmup_epochs", 0 <= settings["warmup_epochs"] <= settings["epochs"], "from 0 to the number of epochs"),
+        ("decay_milestones", all(one >= 0 for one in settings["decay_milestones"] or ()), "0 or more each"),
         (
             "warmup_epochs",
             settings["sched"] != "onecycle" or settings["warmup_epochs"] == 0,

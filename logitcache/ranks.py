@@ -10,7 +10,15 @@ from typing import Any, Protocol, Self
 
 from logitcache.errors import CacheIncompleteError
 
-__all__ = ["Ranks", "join_ranks", "join_store", "lasting_store", "started_by_torchrun", "this_one_leads"]
+__all__ = [
+    "Ranks",
+    "join_ranks",
+    "join_store",
+    "lasting_store",
+    "started_by_torchrun",
+    "this_one_leads",
+    "under_torchrun",
+]
 
 
 class _Store(Protocol):
@@ -96,9 +104,14 @@ class Ranks:
         time.sleep(0.05)
 
 
+def under_torchrun() -> bool:
+    """Say whether torchrun started this process, perhaps alone."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def started_by_torchrun() -> bool:
     """Only torchrun's own mark counts: RANK and WORLD_SIZE are set by many, for processes that do not all call us."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+    return under_torchrun() and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def this_one_leads() -> bool:

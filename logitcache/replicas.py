@@ -1,6 +1,7 @@
 """The processes of one training, as torchrun starts them: each has a replica of the student and takes its share of every batch."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from logitcache.errors import CacheMismatchError, StoppedError, first_line
-from logitcache.ranks import join_store, lasting_store, started_by_torchrun
+from logitcache.errors import CacheMismatchError, LogitCacheError, StoppedError, first_line
+from logitcache.ranks import join_store, lasting_store, under_torchrun
 
 __all__ = ["Replicas", "join_replicas"]
 
@@ -50,17 +51,21 @@ class Replicas:
     def share(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
         """Return this process's part of a batch, and how many of its rows count.
 
-        A batch of fewer rows than processes leaves some without: these take its first row, which does not count, because all must
-        take part in every step.
+        No part is a single row, which batch normalisation may refuse, unless the batch is. A small batch leaves some processes without:
+        these take its first rows, which do not count, because all must take part in every step.
         """
-        mine = np.array_split(samples, self.world)[self.rank]
-        return (mine, len(mine)) if len(mine) else (samples[:1], 0)
+        parts = np.array_split(samples, min(self.world, max(len(samples) // 2, 1)))
+        return (parts[self.rank], len(parts[self.rank])) if self.rank < len(parts) else (samples[:2], 0)
 
     def replicate(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Return the student with gradients that are averaged over all processes."""
         if self.world == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        # Looking for unused parameters keeps the order in which gradients are added the same from the first step on, so that a run
+        # that was resumed adds as one that was not; and students may have such parameters.
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        gpu = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=gpu, find_unused_parameters=True)
 
     def summed(self, sums: Tensor) -> Tensor:
         """Add up what all processes have."""
@@ -74,9 +79,17 @@ class Replicas:
         for buffer in model.buffers() if self.world > 1 else ():
             distributed.broadcast(buffer, src=0)
 
-    def any(self, here: bool) -> bool:
-        """Say whether this is so in some process; all must ask."""
-        return here if self.world == 1 else bool(self.summed(torch.tensor(float(here))))
+    def wait(self) -> None:
+        """Wait until every process is here: torchrun ends the others when one does."""
+        if self.world > 1:
+            distributed.barrier()
+
+    def largest(self, *values: float) -> list[float]:
+        """Return the largest of each of these values over all processes; all must ask."""
+        found = torch.tensor(values, dtype=torch.float64)
+        if self.world > 1:
+            distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        return found.tolist()
 
     def gathered(self, value: T) -> list[T]:
         """Return what each process has, in order of rank."""
@@ -87,27 +100,43 @@ class Replicas:
         return found
 
     def from_leader(self, value: Callable[[], T]) -> T:
-        """Return what the leader computes."""
+        """Return what the leader computes.
+
+        Raises:
+            LogitCacheError: As the leader's.
+            StoppedError: In the others, where the leader fails.
+        """
         if self.world == 1:
             return value()
-        box: list[Any] = [value() if self.leads else None]
+        box: list[Any] = [None, None]
+        failed: LogitCacheError | None = None
+        if self.leads:
+            try:
+                box[0] = value()
+            except LogitCacheError as error:
+                box[1], failed = str(error), error
         distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        if failed:
+            raise failed
+        if box[1] is not None:
+            raise StoppedError(f"process {self.rank} ends with process 0, which said: {box[1]}")
         found: T = box[0]
         return found
 
     def refuse_unlike(self, facts: dict[str, Any]) -> None:
-        """Refuse processes that would train something else than the leader.
+        """Refuse processes that would train something else than the leader; all of them, so that none begins.
 
         Raises:
             CacheMismatchError: They differ.
         """
-        theirs = self.from_leader(lambda: facts)
-        if different := sorted(name for name in facts if facts[name] != theirs.get(name)):
-            lines = "".join(f"\n  {name}: there {theirs.get(name)!r}, here {facts[name]!r}" for name in different)
-            raise CacheMismatchError(
-                f"process {self.rank} would train something else than process 0; they differ in:{lines}\nGive every process the same "
-                "options, cache, data and versions."
-            )
+        first, *others = self.gathered(facts)
+        for rank, other in enumerate(others, 1):
+            if different := sorted(name for name in first if first[name] != other.get(name)):
+                lines = "".join(f"\n  {name}: there {first[name]!r}, here {other.get(name)!r}" for name in different)
+                raise CacheMismatchError(
+                    f"process {rank} would train something else than process 0; they differ in:{lines}\nGive every process the same "
+                    "options, cache, data and versions."
+                )
 
     @contextmanager
     def saying_when_left(self) -> Iterator[None]:
@@ -123,8 +152,8 @@ class Replicas:
             if self.world == 1 or not lost:
                 raise
             raise StoppedError(
-                f"process {self.rank} lost the others, one of which has ended ({first_line(error)}). What was saved is whole: start all "
-                "again with --resume."
+                f"process {self.rank} lost the others, one of which has ended ({first_line(error)}). What was saved is whole: where the "
+                "run has begun, start all again with --resume."
             ) from error
 
 
@@ -134,12 +163,14 @@ def join_replicas(device: torch.device) -> Replicas:
     Args:
         device: Where this one trains.
     """
-    if not started_by_torchrun():
+    if not under_torchrun():
         return Replicas()
+    world = int(os.environ["WORLD_SIZE"])
+    if world == 1:
+        return Replicas(memory=join_store() and lasting_store())
     if not distributed.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend, (store, rank) = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", join_store()
-        world = int(os.environ["WORLD_SIZE"])
         distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
     return Replicas(distributed.get_rank(), distributed.get_world_size(), lasting_store())

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.errors import CacheMismatchError, InputError
-from logitcache.files import FileLock, append_line, write_bytes
+from logitcache.files import FileLock, append_line, remove_leftovers, write_bytes
 from logitcache.logs import open_logs
 
-__all__ = ["FollowedRun", "RunDirectory", "free_name", "read_run"]
+__all__ = ["FollowedRun", "RunDirectory", "free_name", "is_held", "read_run"]
+
+_LOCK = ".lock"
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -38,6 +40,17 @@ def read_run(path: Path) -> dict[str, Any]:
             f"{path / 'run.json'} is damaged ({error}). Restore it from a copy, or train again."
         ) from error
     return dict(content)
+
+
+def is_held(path: Path) -> bool:
+    """Say whether another process is at a run."""
+    if not (path / _LOCK).exists():
+        return False
+    try:
+        FileLock(path, _LOCK).close()
+    except InputError:
+        return True
+    return False
 
 
 def free_name(folder: Path, stem: str) -> Path:
@@ -73,7 +86,7 @@ class RunDirectory:
             InputError: There is a run and `resume` is false, or there is none and it is true; or another process is at it.
             CacheMismatchError: The run has other settings, or another cache.
         """
-        self.path, self._record = path, {"settings": dict(settings), **facts, "log": list(logs or ())}
+        self.path, self._record = path, {"settings": dict(settings), **facts, "report_to": list(logs or ())}
         if (path / "run.json").exists():
             if not resume:
                 raise InputError(
@@ -86,10 +99,13 @@ class RunDirectory:
             raise InputError(f"{path} is a file. Choose another --out.")
         elif path.exists() and any(path.iterdir()):
             raise InputError(f"{path} exists, is not empty and holds no run. Choose another --out.")
-        self._logs, self._told = open_logs(self._record["log"] if logs is None else logs, path, settings), False
-        self._lock = FileLock(path, ".lock")
+        self._logs, self._told = open_logs(self._record["report_to"] if logs is None else logs, path, settings), False
+        self._lock = FileLock(path, _LOCK)
+        remove_leftovers(path)
         if not (path / "run.json").exists():
             self._write_record()
+        if self.results:
+            (path / "checkpoint.pt").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let another process have it."""
@@ -116,7 +132,7 @@ class RunDirectory:
                     f"{self.path} was begun with {word} (then {there.get(fact)}, now {self._record.get(fact)}). "
                     "Give it the same to resume it, or choose another --out."
                 )
-        self._record = {"log": [], **there}
+        self._record = {"report_to": [], **there}
 
     @property
     def results(self) -> dict[str, Any] | None:

@@ -1,8 +1,11 @@
 """`logitcache sweep`: every method with every setting and seed over one cache, a process each; what is finished is not run again."""
 
+import contextlib
+import ctypes
 import itertools
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +16,7 @@ from typing import Any
 
 from logitcache.errors import InputError, StoppedError
 from logitcache.files import local_path, write_bytes
-from logitcache.rundir import read_run
+from logitcache.rundir import is_held, read_run
 from logitcache.store import open_cache
 
 __all__ = ["Planned", "SweepResult", "plan_sweep", "run_sweep"]
@@ -151,33 +154,39 @@ def run_sweep(
     waiting = [run for run in planned if not run.finished]
     if len(waiting) < len(planned):
         on_change(f"{len(planned) - len(waiting)} of {len(planned)} runs are finished already")
-    running: dict[Planned, subprocess.Popen[bytes]] = {}
+    running: dict[Planned, tuple[subprocess.Popen[bytes], int]] = {}
+    elsewhere: set[Planned] = set()
     failed: dict[Path, str] = {}
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.pop(0)
+            for run in [run for run in waiting if is_held(run.out)]:
+                if run not in elsewhere:
+                    on_change(f"{run.out.name}: another process trains it; waiting for it")
+                    elsewhere.add(run)
+            for run in [run for run in waiting if not is_held(run.out)][: jobs - len(running)]:
+                waiting.remove(run)
                 running[run] = _start(run)
                 on_change(f"{run.out.name}: begun")
-            for run, process in list(running.items()):
+            for run, (process, place) in list(running.items()):
                 if process.poll() is None:
                     continue
                 del running[run]
                 if process.returncode != 0:
-                    failed[run.out] = _last_line(run)
+                    failed[run.out] = _last_line(run, place)
                 on_change(f"{run.out.name}: {'failed: ' + failed[run.out] if process.returncode else 'finished'}")
             if should_stop():
                 raise StoppedError("stopped as asked; the runs in hand were saved. The same command goes on.")
             time.sleep(_PAUSE)
     finally:
-        for process in running.values():
+        for process, _ in running.values():
             process.terminate()
-        for process in running.values():
+        for process, _ in running.values():
             process.wait()
     return SweepResult([run.out for run in planned if run.out not in failed], failed)
 
 
-def _start(run: Planned) -> "subprocess.Popen[bytes]":
+def _start(run: Planned) -> "tuple[subprocess.Popen[bytes], int]":
+    """Start a run; return its process, and where what it says begins in its log."""
     log = _log(run)
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "logitcache", "train", *run.words, "--out", str(run.out)]
@@ -186,15 +195,23 @@ def _start(run: Planned) -> "subprocess.Popen[bytes]":
         file.write(f"$ logitcache train {shlex.join(run.words)}\n".encode())
         file.flush()
         # A group of its own: Ctrl-C reaches it once, from here.
-        return subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)  # noqa: S603
+        process = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True, preexec_fn=_end_with_us)  # noqa: S603, PLW1509
+        return process, file.tell()
+
+
+def _end_with_us() -> None:
+    """Have Linux ask this child to save and stop when the sweep is killed; elsewhere it trains on, and the sweep waits for it."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _log(run: Planned) -> Path:
     return run.out.with_name(f"{run.out.name}.log")
 
 
-def _last_line(run: Planned) -> str:
-    lines = [line for line in _log(run).read_text(errors="replace").splitlines() if line.strip()]
+def _last_line(run: Planned, place: int) -> str:
+    said = _log(run).read_bytes()[place:].decode(errors="replace")
+    lines = [line for line in said.splitlines() if line.strip()]
     return lines[-1].strip() if lines else "nothing was said"
 
 

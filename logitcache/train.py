@@ -106,7 +106,7 @@ def train_student(
     device: str = "auto",
     workers: int | None = None,
     memory_budget: int | None = None,
-    log: Sequence[str] | None = None,
+    report_to: Sequence[str] | None = None,
     resume: bool = False,
     out: str | Path | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -169,7 +169,7 @@ def train_student(
         workers: Processes that decode images; None chooses by the data.
         memory_budget: Bytes that decoded rows may take, those in use and those being read ahead together; views that need
             more stream in windows of blocks, and samples are shuffled inside a window only. None: whole views.
-        log: Where metrics go beside `metrics.jsonl`: `csv`, `tensorboard`, `wandb`; None: of a run that is resumed, where they went.
+        report_to: Where metrics go beside `metrics.jsonl`: `csv`, `tensorboard`, `wandb`; None: of a run that is resumed, where they went.
         resume: Whether to continue the run in `out`; what follows is what an unbroken run would have given.
         out: Directory of the run; None makes a new one below `runs/`.
         should_stop: Asked after every step; where it says yes, the state is saved and StoppedError raised.
@@ -237,7 +237,7 @@ def train_student(
     answers = _answers(opened, objective, live_teacher, teacher_weights, where)
     named = local_path(out) if out else free_name(Path("runs"), f"{method}-{network.name}".replace(":", "-"))
     facts = _facts(opened, answers.name, network, eyes, where) | {"data": _digests(images, test)}
-    run = _begun(replicas, named, settings, facts, log, resume=resume)
+    run = _begun(replicas, named, settings, facts, report_to, resume=resume)
     loop = Loop(
         stepper,
         answers,
@@ -257,7 +257,8 @@ def train_student(
     with contextlib.closing(run), replicas.saying_when_left():
         results = run.results
         if results is not None:
-            model.load_state_dict(read_weights(str(run.path / "student.safetensors")))
+            weights = run.path / "student.safetensors"
+            model.load_state_dict(replicas.from_leader(lambda: read_weights(str(weights))))
             return RunResult(run.path, model.eval(), results)
         with contextlib.closing(answers):
             results = loop.run(turns, opened)
@@ -282,7 +283,7 @@ def _begun(
 ) -> RunDirectory:
     """Begin or take up the run, in the process that leads; the others follow it."""
     with replicas.saying_when_left():
-        replicas.refuse_unlike({"settings": settings} | {name: facts[name] for name in facts if name != "hardware"})
+        replicas.refuse_unlike(settings | {name: facts[name] for name in facts if name != "hardware"})
         if not replicas.leads:
             return FollowedRun(*replicas.from_leader(lambda: (path, None, None)))
         facts["hardware"]["processes"] = replicas.world
@@ -294,7 +295,7 @@ def _begun(
 
 _CONDUCT = (
     "workers",
-    "log",
+    "report_to",
     "resume",
     "out",
     "should_stop",

@@ -25,7 +25,9 @@ def train(tmp_path, images, dump):
             "test_data": ArrayImages(*tiny.arrays("test")),
             "out": tmp_path / "run",
         }
-        return logitcache.train_student(cache=cache, student="tiny:still", data=images, log=log, **(given | changes))
+        return logitcache.train_student(
+            cache=cache, student="tiny:still", data=images, report_to=log, **(given | changes)
+        )
 
     return go
 

@@ -167,7 +167,7 @@ def test_labels_are_smoothed_in_cross_entropy_alone(train, images, tmp_path):
 
 SETTINGS = {
     "opt": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.01, "norm_weight_decay": None,
-    "sched": "onecycle", "decay_rate": 0.1, "warmup_epochs": 0, "epochs": 4,
+    "sched": "onecycle", "decay_rate": 0.1, "warmup_epochs": 0, "epochs": 4, "decay_milestones": None,
 }  # fmt: skip
 
 
