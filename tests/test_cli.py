@@ -346,7 +346,7 @@ def test_the_version_stands_in_one_place():
 
 @pytest.mark.slow
 def test_the_demo_runs_and_so_do_the_commands_it_prints(run, tmp_path):
-    """With the real data and the real teacher, as `logitcache demo` does it; twice, since it prints what to type by hand."""
+    """With the real data and the real teacher, as `logitcache demo` does it; and by hand as it prints, but for two of its students."""
     done = run("demo")
     assert done.exit_code == 0
     printed = done.stdout.partition("The same by hand:")[2].split("\n")
@@ -354,13 +354,12 @@ def test_the_demo_runs_and_so_do_the_commands_it_prints(run, tmp_path):
     for found, line in zip(filter(None, printed), by_hand, strict=True):
         assert found.endswith(f" {line}")
     for line in by_hand:
-        assert run(*line.split()).exit_code == 0, line
+        if line.split()[0] in ("dump", "stats", "verify") or "--method kd" in line:
+            assert run(*line.split()).exit_code == 0, line
     first = {row["method"]: row for row in json.loads(run("compare", "logitcache-demo/runs", "--json").stdout)["runs"]}
-    second = {row["method"]: row for row in json.loads(run("compare", "runs", "--json").stdout)["runs"]}
-    assert first.keys() == second.keys() == {"ce", "kd", "rld"}
-    for method in first:
-        assert first[method]["test_accuracy"] == second[method]["test_accuracy"]
-    assert first["kd"]["test_accuracy"] > first["ce"]["test_accuracy"]
+    (again,) = json.loads(run("compare", "runs", "--json").stdout)["runs"]
+    assert first.keys() == {"ce", "kd", "rld"}
+    assert again["test_accuracy"] == first["kd"]["test_accuracy"] > first["ce"]["test_accuracy"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the knob")
