@@ -15,7 +15,8 @@ import torch
 
 import logitcache
 from logitcache.data import ArrayImages
-from logitcache.errors import CacheIncompleteError, CacheMismatchError, CorruptCacheError, InputError
+from logitcache.errors import CacheIncompleteError, CacheMismatchError, CorruptCacheError, InputError, StoppedError
+from logitcache.methods import METHODS
 from logitcache.optimize import learning_rate
 from logitcache.views import View
 
@@ -69,6 +70,25 @@ def test_cached_is_live(dump, train, tmp_path, method, augment, threads):
     assert same(weights(cached), weights(live))
     assert cached.results["loss"] == live.results["loss"]
     assert json.loads((tmp_path / "live/run.json").read_text())["cache"]["logits"] == "live"
+
+
+@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.divergence])
+def test_cached_is_live_for_every_method_also_where_it_was_stopped(dump, train, tmp_path, method):
+    """Two views, shuffled; the cached run is stopped in the middle of its second epoch, and resumed."""
+    teacher = tiny.net(tiny.CLASSES)
+    dump(teacher=teacher, augment="pad-crop-flip", threads=1)
+    arguments = {"method": method, "lr": 0.01, "epochs": 2}
+    asked = iter([False] * 9 + [True])
+    with pytest.raises(StoppedError, match="step 3 of 7 of epoch 2"):
+        train(out=tmp_path / "cached", should_stop=lambda: next(asked), **arguments)
+    cached = train(out=tmp_path / "cached", resume=True, **arguments)
+    live = train(out=tmp_path / "live", live_teacher=teacher, **arguments)
+    assert same(weights(cached), weights(live))
+    if METHODS[method].ignores_labels and METHODS[method].refine is None:
+        dump(teacher=teacher, augment="cifar+mixup+cutmix", threads=1, out=tmp_path / "mixed.zarr")
+        mixed = arguments | {"cache": tmp_path / "mixed.zarr", "epochs": 1}
+        cached, live = train(out=tmp_path / "a", **mixed), train(out=tmp_path / "b", live_teacher=teacher, **mixed)
+        assert same(weights(cached), weights(live))
 
 
 @pytest.mark.parametrize("method", ["kd", "dist"])
