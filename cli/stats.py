@@ -46,7 +46,10 @@ def stats(
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", show_default="as dumped", help="Where the images of the report are, if they have moved."
+            "--data",
+            metavar="SPEC",
+            show_default="as dumped",
+            help="Where the images of the report are, if they have moved.",
         ),
     ] = None,
     advise: Annotated[
