@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from made import draw, make
 
 import logitcache.fidelity
 from logitcache.encoding import TopKEncoding
+from logitcache.stats import cache_stats
 
 
 def test_a_usual_cache_fits_a_screen_or_two_and_says_what_is_asked(run, tmp_path):
@@ -41,6 +43,10 @@ def test_a_usual_cache_fits_a_screen_or_two_and_says_what_is_asked(run, tmp_path
         assert f"\n{method} " in words
     assert [line.split()[1] for line in lines if line.startswith("│ 7 ")] == ["7"]
     assert "│ 3, 9" in words
+    sure = [re.search(r"([0-9.]+)% right, .* ([0-9,]+) rows", line) for line in lines if "% sure" in line]
+    assert sum(int(one[2].replace(",", "")) for one in sure) == 1800
+    right = sum(float(one[1]) * int(one[2].replace(",", "")) for one in sure) / 1800
+    assert right == pytest.approx(100 * cache_stats("c.zarr").mean("accuracy"), abs=0.1)
     assert "█" in words
 
 
