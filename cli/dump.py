@@ -6,9 +6,10 @@ import typer
 
 from logitcache.errors import InputError
 from logitcache.ranks import this_one_leads
+from logitcache.words import bytes_text
 
 from .options import ConfigOption, WorkersOption, numbers, rows_or_auto, show_progress, span, stopping
-from .render import bytes_text, print_pairs
+from .render import print_pairs
 
 __all__ = ["dump"]
 

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from logitcache.words import encoding_words
+
 from .options import CacheArgument, JsonOption, TeacherOption, newest_unless, parameters, spelled
 from .render import print_json, print_table
 
@@ -55,13 +57,11 @@ def fidelity(
         _print_sweep(found, others)
 
 
-def _name(encoding: dict[str, Any]) -> str:
-    return f"{'full' if encoding['kind'] == 'full' else 'top-' + str(encoding['k'])} {encoding['dtype']}"
-
-
 def _print(path: str, found: "Fidelity") -> None:
     divergence = ", ".join(f"{value:.2g} at {word}" for word, value in found.kl_nats.items())
-    typer.echo(f"{path}: {_name(found.encoding)}, {found.bytes_per_row:.1f} B a row; {found.rows} rows kept in full")
+    typer.echo(
+        f"{path}: {encoding_words(found.encoding)}, {found.bytes_per_row:.1f} B a row; {found.rows} rows kept in full"
+    )
     typer.echo(f"KL from exact to stored, in nats: {divergence}")
     if found.unranked:
         typer.echo(f"label not among the largest, so without rank: {found.unranked:.1%} of rows")
@@ -88,7 +88,7 @@ def _print_sweep(stored: "Fidelity", others: list["Fidelity"]) -> None:
         errors = {error.method: error for error in one.methods}
         rows.append(
             [
-                _name(one.encoding) + (" (stored)" if one.encoding == stored.encoding else ""),
+                encoding_words(one.encoding) + (" (stored)" if one.encoding == stored.encoding else ""),
                 f"{one.bytes_per_row:.1f}",
                 f"{one.kl_nats['T=1']:.1e}",
                 f"{one.kl_nats['T=4']:.1e}",

@@ -10,9 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from logitcache.report.words import bytes_text
-
-__all__ = ["bar", "bytes_text", "print_json", "print_pairs", "print_table"]
+__all__ = ["bar", "print_json", "print_pairs", "print_table"]
 
 _PLAIN_WIDTH = 160  # columns, where output goes to a file or a pipe
 

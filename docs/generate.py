@@ -1,10 +1,15 @@
 # ruff: noqa: E501  (lines of a table)
-"""Write the pages that are made from the code: docs/methods.md. Run it after a change; a test compares.
+"""Write the pages that are made from the code: docs/methods.md and docs/cli.md. Run it after a change; a test compares.
 
 python docs/generate.py
 """
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from logitcache.cli.app import app
 
 from logitcache.methods import METHODS, Description, describe, spell
 
@@ -64,5 +69,89 @@ def _section(one: Description) -> str:
     return "\n".join([*lines, ""])
 
 
+COMMANDS_HEAD = """# Commands
+
+Written by `docs/generate.py` from the command line itself; `logitcache COMMAND --help` prints the same. Data goes to stdout, everything else to stderr. Exit code 0: done; 1: an error, in
+one sentence; 2: the command line cannot be read; 130 or 143: stopped by SIGINT or SIGTERM, and the same command goes on. `logitcache --traceback COMMAND ...` shows where an error came from,
+`logitcache --version` the version.
+
+"""
+TYPES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}  # of options that name no other word
+
+
+def commands_page() -> str:
+    """Return the page of all commands: what the functions behind them say, whatever Typer makes of it on a terminal."""
+    lines = ["| command | what it does |", "|---|---|"]
+    commands = {str(one.name): one.callback for one in app.registered_commands if one.callback}
+    lines += [f"| [`{name}`](#{name}) | {_escaped(_paragraphs(function)[0])} |" for name, function in commands.items()]
+    return COMMANDS_HEAD + "\n".join(lines) + "\n\n" + "\n".join(map(_command, commands, commands.values()))
+
+
+def _paragraphs(function: Callable[..., None]) -> list[str]:
+    return [" ".join(part.split()) for part in (inspect.getdoc(function) or "").split("\n\n")]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _command(name: str, function: Callable[..., None]) -> str:
+    shown = inspect.signature(function).parameters.values()
+    found = [(one, one.annotation.__metadata__[0]) for one in shown if hasattr(one.annotation, "__metadata__")]
+    arguments = [(one, info) for one, info in found if type(info).__name__ == "ArgumentInfo"]
+    options = [(one, info) for one, info in found if type(info).__name__ == "OptionInfo"]
+    needed = [f"{_names(one, info)[0]} {_word(one, info)}" for one, info in options if _is_required(one)]
+    usage = ["logitcache", name, *needed, "[OPTIONS]" if len(needed) < len(options) else ""]
+    usage += [info.metavar for _, info in arguments]
+    *said, example = _paragraphs(function)
+    lines = [f"## {name}", "", *(line for part in said for line in (part, ""))]
+    lines += ["```text", " ".join(filter(None, usage)), "```", "", "Example:", ""]
+    lines += [f"    {example.removeprefix('Example: ')}", ""]
+    if arguments:
+        lines += ["| argument | |", "|---|---|"]
+        lines += [f"| `{info.metavar}` | {_escaped(info.help)} |" for _, info in arguments] + [""]
+    if options:
+        lines += ["| option | default | |", "|---|---|---|", *(_option(one, info) for one, info in options), ""]
+    return "\n".join(lines)
+
+
+def _option(one: inspect.Parameter, info: Any) -> str:
+    names, word = ", ".join(f"`{name}`" for name in _names(one, info)), _word(one, info)
+    return f"| {names}{f' `{_escaped(word)}`' if word else ''} | {_default(one, info)} | {_escaped(info.help)} |"
+
+
+def _names(one: inspect.Parameter, info: Any) -> list[str]:
+    given = [
+        name
+        for words in (info.default, *(info.param_decls or ()))
+        if isinstance(words, str)
+        for name in words.split("/")
+    ]
+    return given or [f"--{one.name.strip('_').replace('_', '-')}"]
+
+
+def _word(one: inspect.Parameter, info: Any) -> str:
+    """Return what stands for an option's value; nothing for a flag."""
+    kind = one.annotation.__origin__
+    if "bool" in str(kind):
+        return ""
+    return str(
+        info.metavar or TYPES.get(kind) or next(word for known, word in TYPES.items() if known.__name__ in str(kind))
+    )
+
+
+def _is_required(one: inspect.Parameter) -> bool:
+    return one.default is inspect.Parameter.empty or one.default is ...
+
+
+def _default(one: inspect.Parameter, info: Any) -> str:
+    if _is_required(one):
+        return "required"
+    if isinstance(info.show_default, str):
+        return info.show_default
+    return "" if one.default is None or one.default is False else f"`{one.default}`"
+
+
 if __name__ == "__main__":
     (HERE / "methods.md").write_text(page())
+    (HERE / "cli.md").write_text(commands_page())

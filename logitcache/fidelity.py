@@ -100,18 +100,25 @@ def cache_fidelity(
     return _measured(encoding, columns, torch.from_numpy(exact), labels, _losses(methods, settings or {}))
 
 
-def advice(cache: str | Path | Cache, *, teacher: str | None = None) -> list[str]:
+def advice(cache: str | Path | Cache, *, teacher: str | None = None, measured: Fidelity | None = None) -> list[str]:
     """Say which of the usual methods, at their papers' settings, lose much of their gradient to the encoding, and what to dump instead.
 
     For each such method a sentence with the cheapest encoding that `sweep_encodings` knows and that loses little; none where what
     is stored is a good stand-in for the teacher's rows. Methods that refuse the rows say so themselves.
 
+    Args:
+        cache: Its path.
+        teacher: Slug of one of several teachers.
+        measured: What `cache_fidelity` says of every method, if it was asked already.
+
     Raises:
         LogitCacheError: The cache cannot be opened.
     """
     opened = open_cache(cache).of(teacher)
-    stored = cache_fidelity(opened, methods=_USUAL)
-    poor = [one for one in stored.methods if not one.refused and one.gradient["trained"] > _POOR]
+    stored = measured or cache_fidelity(opened, methods=_USUAL)
+    errors = {one.method: one for one in stored.methods}
+    usual = [errors[name] for name in _USUAL]
+    poor = [one for one in usual if not one.refused and one.gradient["trained"] > _POOR]
     if not poor:
         return []
     others = sweep_encodings(opened, methods=[one.method for one in poor])

@@ -19,6 +19,7 @@ __all__ = [
     "FileLock",
     "FileRecord",
     "append_line",
+    "check_target",
     "describe",
     "digest_bytes",
     "is_address",
@@ -46,6 +47,21 @@ def local_path(path: str | Path) -> Path:
     if is_address(path):
         raise InputError(f"{path} is an address: only caches can lie in object storage. Name a path on a disk.")
     return Path(path)
+
+
+def check_target(path: str | Path) -> None:
+    """Say at once that a file cannot be written, before there is anything to write.
+
+    Raises:
+        InputError: It is an address or a folder, or its folder is not there or may not be written to.
+    """
+    file = local_path(path)
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: name a file in it.")
+    if not file.parent.is_dir():
+        raise InputError(f"{file} cannot be written, {file.parent} is no folder: make it, or name another.")
+    if not os.access(file.parent, os.W_OK):
+        raise InputError(f"{file} cannot be written, {file.parent} is not yours to write to: name another folder.")
 
 
 def digest_bytes(data: bytes | memoryview) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
+from logitcache.cli.app import app
 
 import logitcache
 from logitcache import METHODS
@@ -25,10 +27,35 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if "/" not in line.split()[0]])
-def test_the_commands_of_the_readme_parse(run, line):
-    words = shlex.split(line)[1:]
-    assert run(words[0], "--help", *words[1:]).exit_code == 0  # everything is read before help is given
+PAGES = {page.name: page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))}
+RECIPES = (ROOT / "recipes/README.md").read_text()
+
+
+def typed(page: str) -> list[tuple[str, str]]:
+    """The lines of a page that are typed, and the error that each is said to end with, or nothing."""
+    found = re.findall(r"^    (?:torchrun .* -m )?logitcache (.*)\n(?:    error: (.*)\n)?", page, re.MULTILINE)
+    return [(line, error) for line, error in found if "  the " not in line]
+
+
+def inside(page: str) -> list[str]:
+    """The commands named inside sentences, with options."""
+    return re.findall(r"`logitcache ([a-z]+ -[^`]*)`", page)
+
+
+EVERY_LINE = {line for page in (*PAGES.values(), README, RECIPES) for line, _ in typed(page)}
+EVERY_LINE |= {line for page in (*PAGES.values(), README, RECIPES) for line in inside(page)}
+
+
+@pytest.mark.parametrize("line", sorted(EVERY_LINE))
+def test_the_commands_of_every_page_parse(run, line):
+    words = shlex.split(line)
+    done = run(words[0], "--help", *words[1:])  # everything is read before help is given
+    assert done.exit_code == 0, done.output
+
+
+def test_a_command_that_does_not_exist_does_not_parse(run):
+    assert run("stats", "--help", "c.zarr", "--no-such-option").exit_code == 2
+    assert run("statistics", "--help").exit_code == 2
 
 
 def test_the_readme_has_its_commands():
@@ -69,6 +96,26 @@ def test_the_page_of_methods_is_what_the_code_says():
     assert generate["page"]() == METHODS_PAGE, "run python docs/generate.py"
 
 
+def test_the_page_of_commands_is_what_the_code_says(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    generate = runpy.run_path(str(ROOT / "docs/generate.py"))
+    assert generate["commands_page"]() == PAGES["cli.md"], "run python docs/generate.py"
+
+
+def test_the_page_of_commands_has_every_option_that_is_understood():
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        section = PAGES["cli.md"].partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+        listed = set(re.findall(r"(?:^\| |, )`(--[a-z-]+)`", section, re.MULTILINE))
+        understood = {word for one in command.params for word in [*one.opts, *one.secondary_opts] if word[:2] == "--"}
+        assert listed == understood - {"--help"}, name
+
+
+def test_every_page_is_in_the_index():
+    for name in PAGES:
+        assert name == "README.md" or f"]({name})" in PAGES["README.md"], name
+
+
 def test_adding_a_method_works_as_its_page_says(run, tmp_path, monkeypatch):
     """The page's code, its commands, and the contract tests on it."""
     text = (ROOT / "docs/adding-a-method.md").read_text()
@@ -100,16 +147,30 @@ def test_adding_a_method_works_as_its_page_says(run, tmp_path, monkeypatch):
     assert " passed" in done.stdout
 
 
+def type_page(run, name: str) -> None:
+    """Type line after line of a page in one folder; those with an ellipsis are not meant to be."""
+    lines = [(line, error) for line, error in typed(PAGES[name]) if "..." not in line]
+    assert len(lines) > 2
+    for line, error in lines:
+        done = run(*shlex.split(line))
+        assert done.exit_code == bool(error), f"{line}\n{done.output}"
+        assert re.search(re.escape(error).replace(re.escape("..."), ".*"), done.output), f"{line}\n{done.output}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["faq.md", "stats.md", "views.md"])
+def test_the_commands_of_a_page_run(run, name):
+    """And end as it says; then its Python."""
+    type_page(run, name)
+    for code in re.findall(r"```python\n(.*?)```", PAGES[name], re.DOTALL):
+        exec(compile(code, name, "exec"), {})
+
+
 @pytest.mark.slow
 def test_the_commands_on_caches_run(run, environment, amazon):
-    """Line after line, in one folder, as they stand on the page; what they print comes from the caches they made."""
+    """What they print comes from the caches they made."""
     amazon.create_bucket(Bucket="my-bucket")
-    page = (ROOT / "docs/caches.md").read_text()
-    lines = re.findall(r"^    logitcache (.*)$", page, re.MULTILINE)
-    assert len(lines) > 10
-    for line in lines:
-        done = run(*shlex.split(line))
-        assert done.exit_code == 0, f"{line}\n{done.output}"
+    type_page(run, "caches.md")
     assert "samples 0 to 999 of 10,000" in run("stats", "two-views.zarr").stdout
     assert (
         "800 samples x 1 views"

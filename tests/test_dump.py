@@ -291,6 +291,16 @@ def test_another_dump_into_the_same_path_is_refused(dump, changes, named):
         dump(**changes)
 
 
+def test_other_versions_are_named_and_can_be_accepted(dump, monkeypatch):
+    dump()
+    monkeypatch.setattr("logitcache.job.version", lambda package: f"{package}-of-tomorrow")
+    with pytest.raises(CacheMismatchError, match=r"(?s)software.torch: there .*, or pass --allow-mixed to accept that"):
+        dump()
+    with pytest.raises(CacheMismatchError, match="Repeat the options it was made with"):
+        dump(seed=1)
+    assert dump(allow_mixed=True).manifest.software["torch"] != "torch-of-tomorrow"
+
+
 def test_another_teacher_into_the_same_path_is_refused(dump):
     dump()
     changed = tiny.net(tiny.CLASSES)

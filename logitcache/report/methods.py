@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from logitcache.report.charts import Bar, bars, lines, quantile_strips
 from logitcache.report.markup import element, told
 from logitcache.report.parts import captioned, fold, paragraph, section, table
-from logitcache.report.words import counted, error_text, number, percent
+from logitcache.words import counted, error_text, number, percent
 
 if TYPE_CHECKING:
     from logitcache.fidelity import Fidelity, MethodError

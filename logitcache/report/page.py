@@ -1,15 +1,15 @@
 """The page of `logitcache stats --report`: one file of HTML with everything inside; and the smaller one of two caches."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from logitcache.report.charts import Bar, bars
 from logitcache.report.markup import element, told, with_code
 from logitcache.report.methods import what_a_method_will_do
 from logitcache.report.odd import shown_samples, what_is_odd
 from logitcache.report.parts import ClassNames, captioned, facts, page, paragraph, section, table, tiles
-from logitcache.report.quality import class_figures, how_good, mean_over_rows
-from logitcache.report.words import bytes_text, counted, number, percent
+from logitcache.report.quality import class_figures, how_good
+from logitcache.words import bytes_text, counted, kept_words, number, percent, samples_words
 
 if TYPE_CHECKING:
     from logitcache.fidelity import Fidelity
@@ -75,29 +75,15 @@ def _sentence(stats: "CacheStats") -> str:
     views, recipes = manifest["views"], sorted({view["recipe"] for view in manifest["views"]})
     recipe = recipes[0] if len(recipes) == 1 else f"{len(recipes)} recipes"
     return (
-        f"What {manifest['teachers'][0]['name']} says about {_stretch(manifest)} of {len(manifest['classes']):,} "
-        f"classes, in {counted(len(views), 'view')} of {recipe}; of each row {_kept(manifest['encoding'])}."
+        f"What {manifest['teachers'][0]['name']} says about {samples_words(manifest)} of {len(manifest['classes']):,} "
+        f"classes, in {counted(len(views), 'view')} of {recipe}; of each row {kept_words(manifest['encoding'])}."
     )
-
-
-def _kept(encoding: Mapping[str, Any]) -> str:
-    kept = (
-        "every class"
-        if encoding["kind"] == "full"
-        else f"the {encoding['k']} largest logits, the label's and statistics of the rest"
-    )
-    return f"{kept}, as {encoding['dtype']}"
-
-
-def _stretch(manifest: Mapping[str, Any]) -> str:
-    first, count, total = manifest["data"]["first"], manifest["samples"], manifest["data"]["length"]
-    return f"{count:,} samples" if count == total else f"samples {first:,} to {first + count - 1:,} of {total:,}"
 
 
 def _headline(stats: "CacheStats") -> str:
     health, sound = stats.health, _is_sound(stats.health)
-    accuracy, error = mean_over_rows(stats.views, "accuracy"), mean_over_rows(stats.views, "calibration_error")
-    words = "whole" if sound else "not whole" if _gaps(health) else "look closer"
+    accuracy, error = stats.mean("accuracy"), stats.mean("calibration_error")
+    words = "whole" if sound else "not whole" if not health.whole else "look closer"
     note = f"{counted(health.blocks, 'block')}, all there" if sound else _complaint(health)
     return tiles(
         [
@@ -105,13 +91,13 @@ def _headline(stats: "CacheStats") -> str:
             (
                 "the teacher is right",
                 percent(accuracy),
-                f"top-5 {percent(mean_over_rows(stats.views, 'top5_accuracy'))}",
+                f"top-5 {percent(stats.mean('top5_accuracy'))}",
                 "",
             ),
             (
                 "calibration error",
                 percent(error),
-                f"mean confidence {percent(mean_over_rows(stats.views, 'confidence'))}",
+                f"mean confidence {percent(stats.mean('confidence'))}",
                 "",
             ),
             (
@@ -124,12 +110,8 @@ def _headline(stats: "CacheStats") -> str:
     )
 
 
-def _gaps(health: "Health") -> bool:
-    return not health.finished or bool(health.missing) or bool(health.damaged)
-
-
 def _is_sound(health: "Health") -> bool:
-    return not _gaps(health) and not health.constant_rows and not health.not_finite_rows
+    return health.whole and not health.constant_rows and not health.not_finite_rows
 
 
 def _complaint(health: "Health") -> str:
@@ -168,9 +150,9 @@ def _what_it_is(stats: "CacheStats") -> str:
         {
             "teacher": teacher["name"]
             + (f", weights sha256 {teacher['weights_sha256'][:12]}" if teacher["weights_sha256"] else ""),
-            "data": f"{data['spec'] or 'a data set given as an object'}; {_stretch(manifest)}, {len(manifest['classes']):,} classes",
+            "data": f"{data['spec'] or 'a data set given as an object'}; {samples_words(manifest)}, {len(manifest['classes']):,} classes",
             "views": f"{len(views):,}: {said}; seed {', '.join(str(seed) for seed in sorted({view['seed'] for view in views})[:8])}",
-            "kept": _kept(manifest["encoding"]),
+            "kept": kept_words(manifest["encoding"]),
             "made": ", ".join(words for key, words in stats.made.items() if words and key != "command"),
             "command": f"`{command}`" if (command := stats.made.get("command")) else "",
             "forward pass": f"on {manifest['device']}, {', '.join(how)}",

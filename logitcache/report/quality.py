@@ -1,9 +1,6 @@
 """How good the teacher is: view by view, by confidence, by class."""
 
-import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from logitcache.report.charts import (
@@ -17,24 +14,18 @@ from logitcache.report.charts import (
 )
 from logitcache.report.markup import element, told
 from logitcache.report.parts import ClassNames, captioned, fold, paragraph, section, table, yields
-from logitcache.report.words import counted, percent
+from logitcache.words import counted, percent
 
 if TYPE_CHECKING:
-    from logitcache.stats import Bin, CacheStats, ViewStats
+    from logitcache.stats import CacheStats, ViewStats
 
-__all__ = ["class_figures", "how_good", "mean_over_rows"]
+__all__ = ["class_figures", "how_good"]
 
 _VIEWS_SHOWN, _VIEWS_FOLDED = 16, 240
 _CLASSES_DRAWN, _CLASSES_NAMED, _CLASSES_LISTED = 24, 16, 1000
 _PLACES = 12  # of the label, that are told apart
 _PAIRS = 12
 _MARKED = 40  # views; more are drawn as a line
-
-
-def mean_over_rows(views: "Sequence[ViewStats]", name: str) -> float:
-    """Return the mean of one of the numbers of views, weighted by their rows; nan where there are none."""
-    rows = sum(view.rows for view in views)
-    return sum(view.rows * float(getattr(view, name)) for view in views) / rows if rows else math.nan
 
 
 def how_good(stats: "CacheStats", names: ClassNames) -> str:
@@ -45,11 +36,11 @@ def how_good(stats: "CacheStats", names: ClassNames) -> str:
             "How good the teacher is", paragraph("No row can be read, so nothing can be said about the teacher.")
         )
     figures = [
-        _reliability(views),
-        _ranks(views),
+        _reliability(stats),
+        _ranks(stats),
         *_by_view(views),
         *class_figures(
-            _class_accuracy(views),
+            stats.class_accuracy(),
             names,
             "Accuracy by class",
             "Share of each class's rows that the teacher has right, over all views. A class far below the others is "
@@ -58,10 +49,10 @@ def how_good(stats: "CacheStats", names: ClassNames) -> str:
         *_confusions(stats, names),
         *_agreement(stats),
     ]
-    return section("How good the teacher is", _table(views), element("div", *figures, class_="grid"))
+    return section("How good the teacher is", _table(stats), element("div", *figures, class_="grid"))
 
 
-def _table(views: "Sequence[ViewStats]") -> str:
+def _table(stats: "CacheStats") -> str:
     head = ["view", "recipe", "rows", "accuracy", "top-5", "errs", "confidence", "entropy", "calibration error"]
     numbers = ("accuracy", "top5_accuracy", "mis_instruction_rate", "confidence", "entropy_nats", "calibration_error")
 
@@ -80,11 +71,11 @@ def _table(views: "Sequence[ViewStats]") -> str:
 
     rows = [
         cells(str(view.view), view.recipe, view.rows, [float(getattr(view, name)) for name in numbers])
-        for view in views
+        for view in stats.views
     ]
-    total = sum(view.rows for view in views)
-    means = cells("all", "mean over rows", total, [mean_over_rows(views, name) for name in numbers])
-    sums = [means] if len(views) > 1 else []
+    total = sum(view.rows for view in stats.views)
+    means = cells("all", "mean over rows", total, [stats.mean(name) for name in numbers])
+    sums = [means] if len(rows) > 1 else []
     shown = table(head, [*sums, *rows[:_VIEWS_SHOWN]], left=2, sums=len(sums))
     folded = rows[_VIEWS_SHOWN:_VIEWS_FOLDED]
     more = []
@@ -95,36 +86,22 @@ def _table(views: "Sequence[ViewStats]") -> str:
     return shown + "".join(more)
 
 
-def _merged(views: "Sequence[ViewStats]") -> "list[Bin]":
-    """Add the bins of views up."""
-    found = []
-    for bins in zip(*(view.reliability for view in views if view.rows), strict=True):
-        rows = sum(one.rows for one in bins)
-        confidence = sum(one.rows * one.confidence for one in bins) / (rows or 1)
-        accuracy = sum(one.rows * one.accuracy for one in bins) / (rows or 1)
-        found.append(replace(bins[0], rows=rows, confidence=confidence, accuracy=accuracy))
-    return found
-
-
-def _reliability(views: "Sequence[ViewStats]") -> str:
-    surer = mean_over_rows(views, "confidence") - mean_over_rows(views, "accuracy")
+def _reliability(stats: "CacheStats") -> str:
+    surer = stats.mean("confidence") - stats.mean("accuracy")
     trend = "too sure" if surer > 0 else "less sure than it could be"
     says = f"In the mean the teacher is {trend}, by {percent(abs(surer))}."
     return captioned(
         "Can its confidence be believed?",
-        reliability_diagram("Reliability diagram", says, _merged(views)),
+        reliability_diagram("Reliability diagram", says, stats.reliability()),
         f"{says} A bar's height is how often the teacher is right when it is that sure; on the dashed line "
         "confidence is accuracy. Bars far below it are bad: probabilities promise more than they keep. Pale bars "
         "hold fewer than 30 rows. Grey: where the rows are.",
     )
 
 
-def _ranks(views: "Sequence[ViewStats]") -> str:
+def _ranks(stats: "CacheStats") -> str:
     """Draw at which place the label stands where the teacher is wrong."""
-    longest = max(len(view.rank_of_label) for view in views)
-    counts = [
-        sum(view.rank_of_label[rank] for view in views if rank < len(view.rank_of_label)) for rank in range(longest)
-    ]
+    counts = stats.rank_of_label()
     wrong = sum(counts[1:])
     title = "Place of the label when it is wrong"
     if not wrong:
@@ -136,7 +113,7 @@ def _ranks(views: "Sequence[ViewStats]") -> str:
     tail = sum(counts[_PLACES:])
     if tail:
         values.append((f"{_PLACES + 1}+", tail / wrong))
-    elif longest <= _PLACES:
+    elif len(counts) <= _PLACES:
         values[-1] = (f"{values[-1][0]}+", values[-1][1])
     says = (
         f"Of {counted(wrong, 'wrong row')}, the label is the teacher's second choice in {percent(counts[1] / wrong)}."
@@ -174,15 +151,6 @@ def _by_view(views: "Sequence[ViewStats]") -> list[str]:
             "this teacher.",
         )
     ]
-
-
-def _class_accuracy(views: "Sequence[ViewStats]") -> list[float | None]:
-    """Return each class's mean over the views that have it."""
-    found: list[float | None] = []
-    for shares in zip(*(view.class_accuracy for view in views if view.rows), strict=True):
-        here = [share for share in shares if share is not None]
-        found.append(statistics.fmean(here) if here else None)
-    return found
 
 
 def class_figures(shares: Sequence[float | None], names: ClassNames, title: str, caption: str) -> list[str]:

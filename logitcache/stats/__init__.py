@@ -1,6 +1,6 @@
 """What is in a cache, in numbers: what it is, how good its teacher is, what methods will do with it, what is odd. Without torch."""
 
-from logitcache.stats.comparison import compare_caches, encoding_words
+from logitcache.stats.comparison import compare_caches
 from logitcache.stats.describe import cache_stats
 from logitcache.stats.records import (
     Bin,
@@ -32,5 +32,4 @@ __all__ = [
     "ViewStats",
     "cache_stats",
     "compare_caches",
-    "encoding_words",
 ]

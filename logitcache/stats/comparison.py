@@ -15,8 +15,9 @@ from logitcache.stats.records import Comparison, Side
 from logitcache.stats.rows import Columns, Ints, answers, read_rows
 from logitcache.stats.teacher import Calibration
 from logitcache.store import Cache, decode_rows, open_cache
+from logitcache.words import encoding_words
 
-__all__ = ["compare_caches", "encoding_words"]
+__all__ = ["compare_caches"]
 
 _ROWS = 200_000
 _LOGITS = 200_000_000  # of each, at most
@@ -91,11 +92,6 @@ def compare_caches(
         ],
         advice=_advice(both, sides, sums),
     )
-
-
-def encoding_words(encoding: dict[str, Any]) -> str:
-    """Name an encoding: "top-20 u8"."""
-    return f"{'full' if encoding['kind'] == 'full' else 'top-' + str(encoding['k'])} {encoding['dtype']}"
 
 
 def _refuse_strangers(first: Cache, second: Cache) -> None:

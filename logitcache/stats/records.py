@@ -1,6 +1,8 @@
 """What `logitcache stats` finds out, as frozen records: plain numbers, shares in [0, 1], divergences in nats."""
 
+import math
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 __all__ = [
@@ -209,6 +211,11 @@ class Health:
     constant_rows: int
     not_finite_rows: int
 
+    @property
+    def whole(self) -> bool:
+        """Whether every block can be read."""
+        return self.finished and not self.missing and not self.damaged
+
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
@@ -257,9 +264,40 @@ class CacheStats:
     duplicates_among: int
     probe: ProbeLoss
 
+    def mean(self, name: str) -> float:
+        """Return the mean of one of the numbers of views, weighted by their rows; nan where there are none."""
+        rows = sum(view.rows for view in self.views)
+        return sum(view.rows * float(getattr(view, name)) for view in self.views) / rows if rows else math.nan
+
+    def class_accuracy(self) -> list[float | None]:
+        """Return each class's mean over the views that have rows of it, [C]; None where none has."""
+        found: list[float | None] = []
+        for shares in zip(*(view.class_accuracy for view in self.views), strict=True):
+            here = [share for share in shares if share is not None]
+            found.append(fmean(here) if here else None)
+        return found
+
+    def rank_of_label(self) -> list[int]:
+        """Return the rows of all views by the label's rank, as a view has them."""
+        return [sum(counts) for counts in zip(*(view.rank_of_label for view in self.views), strict=True)]
+
+    def reliability(self, together: int = 1) -> list[Bin]:
+        """Return the bins of all views added up, and some neighbours put together."""
+        places = list(zip(*(view.reliability for view in self.views), strict=True))
+        return [
+            _joined([one for bins in places[start : start + together] for one in bins])
+            for start in range(0, len(places), together)
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain objects."""
         return asdict(self)
+
+
+def _joined(bins: list[Bin]) -> Bin:
+    rows = sum(one.rows for one in bins)
+    confidence, accuracy = (sum(one.rows * getattr(one, name) for one in bins) for name in ("confidence", "accuracy"))
+    return Bin(bins[0].lower, bins[-1].upper, rows, confidence / max(rows, 1), accuracy / max(rows, 1))
 
 
 @dataclass(frozen=True, slots=True)

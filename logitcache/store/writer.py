@@ -297,5 +297,9 @@ def _refuse_another(place: Place, manifest: Manifest) -> None:
         lines = "".join(f"\n  {key}: there {there!r}, asked for {asked!r}" for key, there, asked in differences)
         raise CacheMismatchError(
             f"{place} is another cache; nothing in it was touched. It differs from what is asked for in:{lines}\n"
-            "Repeat the options it was made with to continue it, or choose another --out."
+            + (
+                "These decide the last bits of a logit: go on where the dump was begun, or pass --allow-mixed to accept that."
+                if all(key.startswith(("device", "software.")) for key, _, _ in differences)
+                else "Repeat the options it was made with to continue it, or choose another --out."
+            )
         )

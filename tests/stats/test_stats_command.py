@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from made import draw, make
 
+import logitcache.fidelity
 from logitcache.encoding import TopKEncoding
+from logitcache.stats import cache_stats
 
 
 def test_a_usual_cache_fits_a_screen_or_two_and_says_what_is_asked(run, tmp_path):
@@ -40,6 +43,10 @@ def test_a_usual_cache_fits_a_screen_or_two_and_says_what_is_asked(run, tmp_path
         assert f"\n{method} " in words
     assert [line.split()[1] for line in lines if line.startswith("│ 7 ")] == ["7"]
     assert "│ 3, 9" in words
+    sure = [re.search(r"([0-9.]+)% right, .* ([0-9,]+) rows", line) for line in lines if "% sure" in line]
+    assert sum(int(one[2].replace(",", "")) for one in sure) == 1800
+    right = sum(float(one[1]) * int(one[2].replace(",", "")) for one in sure) / 1800
+    assert right == pytest.approx(100 * cache_stats("c.zarr").mean("accuracy"), abs=0.1)
     assert "█" in words
 
 
@@ -68,6 +75,8 @@ def test_what_is_wrong_is_said_first(run, tmp_path):
     assert done.exit_code == 0
     assert "view 0, block 0, view 0, block 1" in done.stdout
     assert "and 5 more" in done.stdout
+    assert "advice: none before the cache is whole" in run("stats", "d.zarr", "--advise").stdout
+    assert json.loads(run("stats", "d.zarr", "--advise", "--json").stdout)["advice"] is None
 
 
 def test_names_of_classes_are_printed_and_obeyed_by_nobody(run, tmp_path):
@@ -124,3 +133,41 @@ def test_advice_names_the_method_and_what_to_dump(run, tmp_path, encoding, says)
     advice = json.loads(run("stats", "c.zarr", "--advise", "--json").stdout)["advice"]
     assert advice == [line.removeprefix("advice: ") for line in lines if "stand-in" not in line]
     assert "advice" not in json.loads(run("stats", "c.zarr", "--json").stdout)
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("folder", "folder is a folder: name a file in it."),
+        ("no/a.html", "no is no folder"),
+        ("s3://b/a.html", "address"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(run, tmp_path, target, says):
+    (tmp_path / "folder").mkdir()
+    done = run("stats", "no-such-cache.zarr", "--report", target)
+    assert done.exit_code == 1
+    assert says in done.stderr
+
+
+def test_a_page_that_may_not_be_written_is_refused(run, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert "not yours to write to" in run("stats", "no-such-cache.zarr", "--report", "a.html").stderr
+
+
+def test_the_page_says_what_the_terminal_says_and_is_measured_once(run, tmp_path, monkeypatch):
+    make(tmp_path / "c.zarr", *draw(), TopKEncoding(1, "u8"))
+    asked, ask = [], logitcache.fidelity.cache_fidelity
+    monkeypatch.setattr(logitcache.fidelity, "cache_fidelity", lambda *a, **k: asked.append(1) or ask(*a, **k))
+    plain = run("stats", "c.zarr", "--advise").stdout
+    asked.clear()
+    done = run("stats", "c.zarr", "--advise", "--report", "a.html", "--data", "fashion-mnist-mini")
+    assert done.stdout == plain
+    assert len(asked) == 1
+    assert "\na.html written. There are no images here: " in done.stderr
+    page = (tmp_path / "a.html").read_text()
+    for line in plain.splitlines():
+        if line.startswith("advice: "):
+            assert line[8:40] in page
+    run("stats", "c.zarr", "c.zarr", "--report", "b.html")
+    assert "Two caches of one data set" in (tmp_path / "b.html").read_text()

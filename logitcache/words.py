@@ -1,10 +1,22 @@
-"""How numbers are spelled."""
+"""How numbers are spelled, and what a manifest says: the same words in a terminal, on a page and in advice."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
-__all__ = ["bytes_text", "counted", "decimals", "error_text", "number", "percent", "percents"]
+__all__ = [
+    "bytes_text",
+    "counted",
+    "decimals",
+    "encoding_words",
+    "error_text",
+    "kept_words",
+    "number",
+    "percent",
+    "percents",
+    "samples_words",
+]
 
 
 def percent(share: float) -> str:
@@ -44,6 +56,27 @@ def percents(shares: Sequence[float]) -> list[str]:
 def decimals(values: Sequence[float]) -> list[str]:
     """Write numbers with as many decimals as tell them apart, and no more."""
     return _exactly(values, lambda value, places: f"{value:,.{places}f}", 1.0)
+
+
+def encoding_words(encoding: Mapping[str, Any]) -> str:
+    """Name an encoding: "top-20 u8"."""
+    return f"{'full' if encoding['kind'] == 'full' else 'top-' + str(encoding['k'])} {encoding['dtype']}"
+
+
+def kept_words(encoding: Mapping[str, Any]) -> str:
+    """Say what an encoding keeps of a row: "every class, as f16"."""
+    kept = (
+        "every class"
+        if encoding["kind"] == "full"
+        else f"the {encoding['k']} largest logits, the label's and statistics of the rest"
+    )
+    return f"{kept}, as {encoding['dtype']}"
+
+
+def samples_words(manifest: Mapping[str, Any]) -> str:
+    """Say which samples of its data a cache holds: "10,000 samples", "samples 0 to 999 of 10,000"."""
+    first, count, total = manifest["data"]["first"], manifest["samples"], manifest["data"]["length"]
+    return f"{count:,} samples" if count == total else f"samples {first:,} to {first + count - 1:,} of {total:,}"
 
 
 def _exactly(values: Sequence[float], spell: Callable[[float, int], str], unit: float) -> list[str]:

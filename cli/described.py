@@ -1,0 +1,249 @@
+"""What `logitcache stats` found, as text in a terminal; what is wrong comes first."""
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from logitcache.words import bytes_text, kept_words, percent, samples_words
+
+from .render import bar, print_pairs, print_table
+
+if TYPE_CHECKING:
+    from logitcache.stats import CacheStats, Comparison, Quantiles, Side
+
+__all__ = ["print_advice", "print_compared", "print_described"]
+
+_VIEWS = 8  # more are folded: the first four and their mean
+_LINES = 5  # of each list
+_RANKS = 5
+_BINS = 3  # of the reliability diagram in one line
+_DUPLICATES = 100  # found at most
+_NUMBERS = ("accuracy", "top5_accuracy", "confidence", "entropy_nats", "calibration_error")
+_NAME = 24  # letters of a class name
+
+
+def print_described(found: "CacheStats") -> None:
+    """Print what is in a cache."""
+    _print_health(found)
+    _print_contents(found)
+    _print_teacher(found)
+    _print_methods(found)
+    _print_oddities(found)
+
+
+def _print_health(found: "CacheStats") -> None:
+    """Say first what is wrong, if something is."""
+    health, problems = found.health, list[str]()
+    if not health.finished:
+        problems.append("its dump has not finished: the same command goes on")
+    if health.missing:
+        problems.append(f"missing of {health.blocks} blocks: {_first(health.missing)}")
+    if health.damaged:
+        problems.append(f"damaged: {_first(health.damaged)}; `logitcache verify` says more")
+    if health.not_finite_rows:
+        problems.append(f"{health.not_finite_rows:,} rows hold a NaN or an infinity, and are left out below")
+    if health.constant_rows:
+        problems.append(
+            f"{health.constant_rows:,} rows have equal logits for every class; the teacher says nothing there"
+        )
+    for problem in problems:
+        typer.secho(f"{found.path}: {problem}", fg=typer.colors.RED)
+
+
+def _first(words: list[str]) -> str:
+    return ", ".join(words[:_LINES]) + (f" and {len(words) - _LINES} more" if len(words) > _LINES else "")
+
+
+def _print_contents(found: "CacheStats") -> None:
+    manifest = found.manifest
+    teacher, views = manifest["teachers"][0], manifest["views"]
+    data, probe, software = manifest["data"], found.probe, manifest["software"]
+    recipes = " + ".join(view["recipe"] for view in views if view["group"] == 0)
+    largest = sorted(found.bytes_by_array.items(), key=lambda item: -item[1])
+    made = found.made
+    print_pairs(
+        found.path,
+        {
+            "teacher": teacher["name"]
+            + (f", weights sha256 {teacher['weights_sha256'][:12]}" if teacher["weights_sha256"] else ""),
+            "data": f"{data['spec'] or 'an object'}, {samples_words(manifest)}, {len(manifest['classes'])} classes",
+            "views": f"{len({view['group'] for view in views})} x {recipes}, seed {views[0]['seed']}",
+            "logits": f"{kept_words(manifest['encoding'])}; made on {manifest['device']} with torch {software.get('torch', '?')}",
+            "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row, "
+            f"{found.ratio_to_float32:.2f} of the logits in raw float32",
+            "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in largest[: _LINES + 1]),
+            "lost in storing": f"largest gap {probe.largest_gap:.2g}; KL {probe.kl_nats['T=1']:.1e} nats at T=1, "
+            f"{probe.kl_nats['T=4']:.1e} at T=4; top class changed in {probe.top1_changed} of {probe.rows} rows"
+            if probe.rows
+            else "not known: there is no probe",
+            **({"made": f"{made['begun']} on {made.get('host', '?')}"} if made else {}),
+            **({"made from": _origin(manifest["derived"])} if manifest["derived"] else {}),
+            "fingerprint": found.fingerprint or "none while unfinished",
+        },
+    )
+
+
+def _print_teacher(found: "CacheStats") -> None:
+    columns = ["view", "recipe", "rows", "accuracy", "top-5", "confidence", "entropy", "ECE"]
+    views = found.views if len(found.views) <= _VIEWS else found.views[: _VIEWS // 2]
+    total = sum(view.rows for view in found.views)
+    rows = [
+        [str(view.view), view.recipe, f"{view.rows:,}", *_numbers([getattr(view, name) for name in _NUMBERS])]
+        for view in views
+    ]
+    if len(views) < len(found.views):
+        means = _numbers([found.mean(name) for name in _NUMBERS])
+        rows.append([f"all {len(found.views)}", "their mean", f"{total:,}", *means])
+    print_table("the teacher, view by view (entropy in nats; ECE: calibration error)", columns, rows)
+    if not total:
+        return
+    if len(found.views) > 1:
+        typer.echo(f"one largest class in every view: {found.agreement_of_all:.1%} of samples")
+    print_pairs("where the true class ranks", _ranks(found))
+    print_pairs("how often it is right, by how sure it is", _reliability(found))
+    print_pairs("what it confuses (label > its answer)", _confusions(found))
+
+
+def _numbers(values: list[float]) -> list[str]:
+    right, five, confidence, entropy, error = values
+    return [percent(right), percent(five), f"{confidence:.3f}", f"{entropy:.3f}", percent(error)]
+
+
+def _ranks(found: "CacheStats") -> dict[str, str]:
+    counts = found.rank_of_label()
+    shown = counts[:_RANKS] if len(counts) > _RANKS else counts[:-1]
+    total = sum(counts)
+    lines = {f"{rank + 1}": _barred(count / total) for rank, count in enumerate(shown)}
+    return lines | {f"{len(shown) + 1} and on": _barred((total - sum(shown)) / total)}
+
+
+def _barred(share: float) -> str:
+    return f"{bar(share):<24} {share:.2%}"
+
+
+def _reliability(found: "CacheStats") -> dict[str, str]:
+    return {
+        f"{one.lower:.1f} to {one.upper:.1f}": (
+            f"{bar(one.accuracy):<24} {one.accuracy:.1%} right, {one.confidence:.1%} sure, {one.rows:,} rows"
+        )
+        for one in found.reliability(_BINS)
+        if one.rows
+    }
+
+
+def _confusions(found: "CacheStats") -> dict[str, str]:
+    names = found.manifest["classes"]
+    lines = {
+        f"{_name(names, pair.label)} > {_name(names, pair.says)}": f"{pair.rows:,} rows, {pair.share:.1%} of {_name(names, pair.label)}"
+        for pair in found.confusions[:_LINES]
+    }
+    shares = sorted((share, label) for label, share in enumerate(found.class_accuracy()) if share is not None)
+    worst = ", ".join(f"{_name(names, label)} {share:.1%}" for share, label in shares[:_LINES])
+    return lines | {"worst classes": worst}
+
+
+def _name(names: list[str], label: int) -> str:
+    return names[label] if len(names[label]) <= _NAME else names[label][: _NAME - 3] + "..."
+
+
+def _print_methods(found: "CacheStats") -> None:
+    preview = found.preview
+    if not preview.rows:
+        return
+    outside = ", ".join(f"{share:.2%} at {word}" for word, share in preview.mass_outside.items())
+    ranks = ", ".join(f"{share:.2%}" for share in preview.mass_by_rank[:_RANKS])
+    topk = found.manifest["encoding"]["kind"] == "topk"
+    print_pairs(
+        f"what methods will do with it (over {preview.rows:,} rows)",
+        {
+            "loca": f"lifts the label of {preview.loca_changed:.2%} of rows, moving {preview.loca_moved:.1%} of their probability",
+            "sld, swap": f"swap {preview.swap_changed:.2%} of rows, moving {preview.swap_moved:.1%}",
+            "rld": f"hides more than the label in {preview.rld_masked:.2%} of rows, {preview.rld_hidden:.1f} classes there",
+            "atkd": f"temperature {_spread(preview.atkd_temperature)}",
+            "normkd": f"temperature {_spread(preview.normkd_temperature)}; a row's deviation {_spread(preview.deviation)}",
+            "mass": f"of the largest classes, at T=1: {ranks}" + (f"; not kept: {outside}" if topk else ""),
+        },
+    )
+
+
+def _spread(quantiles: "Quantiles") -> str:
+    return f"{quantiles.median:.2f} ({quantiles.p5:.2f} to {quantiles.p95:.2f})"
+
+
+def _print_oddities(found: "CacheStats") -> None:
+    names = found.manifest["classes"]
+    if found.odd:
+        print_table(
+            f"likely wrong labels: {found.odd_total:,}; the surest",
+            ["sample", "labelled", "the teacher says", "probability", "of the label"],
+            [
+                [
+                    str(one.sample),
+                    _name(names, one.label),
+                    _name(names, one.says),
+                    f"{one.confidence:.3f}",
+                    f"{one.label_probability:.3f}",
+                ]
+                for one in found.odd[:_LINES]
+            ],
+            left=3,
+        )
+    if found.duplicates:
+        count = f"{len(found.duplicates)}{' or more' if len(found.duplicates) == _DUPLICATES else ''}"
+        print_table(
+            f"likely twice the same image: {count}; the nearest",
+            ["samples", "labels", "distance", "pixels"],
+            [
+                [
+                    f"{one.first}, {one.second}",
+                    ", ".join(dict.fromkeys(_name(names, label) for label in one.labels)),
+                    f"{one.distance:.2f}",
+                    "equal" if one.same_pixels else "differ",
+                ]
+                for one in found.duplicates[:_LINES]
+            ],
+        )
+
+
+def print_compared(found: "Comparison") -> None:
+    """Print what two caches have in common."""
+    print_table(
+        f"two caches, over {found.rows:,} rows that both hold (entropy in nats; ECE: calibration error)",
+        ["cache", "teacher", "encoding", "B a row", "accuracy", "entropy", "ECE"],
+        [_side(side) for side in found.sides],
+        left=3,
+    )
+    kinds = {"both right": found.both_right, "first alone": found.first_right}
+    kinds |= {"second alone": found.second_right, "both wrong": found.both_wrong}
+    forth, back = (
+        ", ".join(f"{value:.2g} at {word}" for word, value in values.items())
+        for values in (found.kl_nats, found.kl_back_nats)
+    )
+    print_pairs("what is the same", found.same)
+    print_pairs(
+        "where they agree",
+        {
+            "same largest class": _barred(found.top1_agreement),
+            **{word: _barred(share) for word, share in kinds.items()},
+            "KL in nats": f"first to second {forth}; back {back}",
+        },
+    )
+    print_advice(found.advice)
+
+
+def _side(side: "Side") -> list[str]:
+    numbers: list[Any] = [side.bytes_per_row, side.accuracy, side.entropy_nats, side.calibration_error]
+    words = [
+        form.format(number) for form, number in zip(("{:.1f}", "{:.2%}", "{:.3f}", "{:.2%}"), numbers, strict=True)
+    ]
+    return [side.path, side.teacher, side.encoding, *words]
+
+
+def _origin(derived: dict[str, Any]) -> str:
+    return f"{', '.join(one['fingerprint'] for one in derived['from'])}, by {derived['by']}"
+
+
+def print_advice(sentences: list[str]) -> None:
+    """Print what to do."""
+    for sentence in sentences:
+        typer.echo(f"advice: {sentence}")

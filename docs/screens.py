@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Photograph sections of a page that `logitcache stats --report` wrote, for the documents (needs Chromium).
+
+python docs/screens.py fashion.html docs/report.png --header "How good the teacher is" "What a method will do with it"
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+from PIL import Image, ImageChops
+
+WIDTH, HEIGHT = 1160, 6000
+COLOURS = 256
+
+
+def part_of(page: str, titles: list[str], *, header: bool) -> str:
+    """Leave out what was not asked for: other sections, the header, the footer."""
+    page = re.sub(
+        r"<section>.*?</section>",
+        lambda found: found[0] if any(f"<h2>{title}</h2>" in found[0] for title in titles) else "",
+        page,
+        flags=re.DOTALL,
+    )
+    left_out = ["footer"] if header else ["footer", "header"]
+    for name in left_out:
+        page = re.sub(rf"<{name}>.*?</{name}>", "", page, flags=re.DOTALL)
+    return page
+
+
+def photograph(page: str) -> Image.Image:
+    """Open a page in a window that is too high for it, and cut off what is empty below."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, target = Path(folder) / "page.html", Path(folder) / "page.png"
+        file.write_text(page)
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
+        options += [f"--user-data-dir={folder}/profile", f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={target}"]
+        subprocess.run(["chromium", *options, file.as_uri()], check=True, capture_output=True)
+        shown = Image.open(target).convert("RGB")
+    paper = Image.new("RGB", shown.size, shown.getpixel((0, shown.height - 1)))
+    _, _, _, lowest = ImageChops.difference(shown, paper).getbbox() or (0, 0, 0, shown.height)
+    return shown.crop((0, 0, WIDTH, min(lowest + 24, HEIGHT)))
+
+
+def main() -> None:
+    """Write the picture, with a palette."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("page", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("titles", nargs="*")
+    parser.add_argument("--header", action="store_true")
+    parser.add_argument("--lines", type=int, help="keep that many from above")
+    given = parser.parse_intermixed_args()
+    shown = photograph(part_of(given.page.read_text(), given.titles, header=given.header))
+    if given.lines:
+        shown = shown.crop((0, 0, WIDTH, given.lines))
+    shown.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(given.target, optimize=True)
+    print(f"{given.target}: {shown.width} x {shown.height}, {given.target.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
