@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["print_advice", "print_compared", "print_described"]
 
-_VIEWS = 8  # more are folded: the first four and their mean
+_VIEWS = 8  # more are folded: the first four, and all together
 _LINES = 5  # of each list
 _RANKS = 5
 _BINS = 3  # of the reliability diagram in one line
@@ -93,7 +93,7 @@ def _print_teacher(found: "CacheStats") -> None:
     ]
     if len(views) < len(found.views):
         means = _numbers([found.mean(name) for name in _NUMBERS])
-        rows.append([f"all {len(found.views)}", "their mean", f"{total:,}", *means])
+        rows.append([f"all {len(found.views)}", "together", f"{total:,}", *means])
     print_table("the teacher, view by view (entropy in nats; ECE: calibration error)", columns, rows)
     if not total:
         return

@@ -74,7 +74,7 @@ def _table(stats: "CacheStats") -> str:
         for view in stats.views
     ]
     total = sum(view.rows for view in stats.views)
-    means = cells("all", "mean over rows", total, [stats.mean(name) for name in numbers])
+    means = cells("all", "together", total, [stats.mean(name) for name in numbers])
     sums = [means] if len(rows) > 1 else []
     shown = table(head, [*sums, *rows[:_VIEWS_SHOWN]], left=2, sums=len(sums))
     folded = rows[_VIEWS_SHOWN:_VIEWS_FOLDED]

@@ -265,8 +265,10 @@ class CacheStats:
     probe: ProbeLoss
 
     def mean(self, name: str) -> float:
-        """Return the mean of one of the numbers of views, weighted by their rows; nan where there are none."""
+        """Return one of the numbers of views over all their rows, the calibration error of all together; nan where there are none."""
         rows = sum(view.rows for view in self.views)
+        if name == "calibration_error" and rows:  # of the bins added up: its mean over views would be larger
+            return sum(one.rows * abs(one.accuracy - one.confidence) for one in self.reliability()) / rows
         return sum(view.rows * float(getattr(view, name)) for view in self.views) / rows if rows else math.nan
 
     def class_accuracy(self) -> list[float | None]:

@@ -101,6 +101,17 @@ def test_the_calibration_of_a_hand_of_rows(tmp_path):
     assert filled == {9: (4, 0.25), 12: (4, 0.75)}
 
 
+def test_the_calibration_of_several_views_is_that_of_all_their_rows(tmp_path):
+    """One view too sure by 0.1, one too unsure by 0.25, in one bin: together too unsure by 0.075."""
+    sure = np.log(np.array([[0.75, 0.15, 0.1]] * 20, np.float32))
+    labels = np.array([0] * 13 + [1] * 7, np.int32)
+    other = sure[:, [1, 0, 2]].copy()
+    other[:13] = sure[:13]  # right in all 20
+    found = cache_stats(make(tmp_path / "c.zarr", np.stack([sure, other]), labels))
+    assert [view.calibration_error for view in found.views] == pytest.approx([0.1, 0.25], abs=1e-3)
+    assert found.mean("calibration_error") == pytest.approx(0.075, abs=1e-3)
+
+
 def test_stretches_and_merged_counts_change_nothing(tmp_path, monkeypatch):
     """As in a cache of millions of samples, where one stretch is forgotten before the next is read."""
     path = make(tmp_path / "c.zarr", *draw())
