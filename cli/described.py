@@ -9,7 +9,7 @@ from logitcache.words import bytes_text, kept_words, percent, samples_words
 from .render import bar, print_pairs, print_table
 
 if TYPE_CHECKING:
-    from logitcache.stats import CacheStats, Comparison, Quantiles, Side
+    from logitcache.stats import CacheStats, Comparison, MethodPreview, Quantiles, Side
 
 __all__ = ["print_advice", "print_compared", "print_described"]
 
@@ -51,7 +51,7 @@ def _print_health(found: "CacheStats") -> None:
 
 
 def _first(words: list[str]) -> str:
-    return ", ".join(words[:_LINES]) + (f" and {len(words) - _LINES} more" if len(words) > _LINES else "")
+    return "; ".join(words[:_LINES]) + (f" and {len(words) - _LINES} more" if len(words) > _LINES else "")
 
 
 def _print_contents(found: "CacheStats") -> None:
@@ -89,6 +89,8 @@ def _print_teacher(found: "CacheStats") -> None:
     total = sum(view.rows for view in found.views)
     rows = [
         [str(view.view), view.recipe, f"{view.rows:,}", *_numbers([getattr(view, name) for name in _NUMBERS])]
+        if view.rows
+        else [str(view.view), view.recipe, "0", *("-" for _ in _NUMBERS)]
         for view in views
     ]
     if len(views) < len(found.views):
@@ -97,7 +99,7 @@ def _print_teacher(found: "CacheStats") -> None:
     print_table("the teacher, view by view (entropy in nats; ECE: calibration error)", columns, rows)
     if not total:
         return
-    if len(found.views) > 1:
+    if len(found.views) > 1 and found.agreement_of_all is not None:
         typer.echo(f"one largest class in every view: {found.agreement_of_all:.1%} of samples")
     print_pairs("where the true class ranks", _ranks(found))
     print_pairs("how often it is right, by how sure it is", _reliability(found))
@@ -143,7 +145,8 @@ def _confusions(found: "CacheStats") -> dict[str, str]:
 
 
 def _name(names: list[str], label: int) -> str:
-    return names[label] if len(names[label]) <= _NAME else names[label][: _NAME - 3] + "..."
+    name = names[label] if names[label].strip() else f"class {label} (unnamed)"
+    return name if len(name) <= _NAME else name[: _NAME - 3] + "..."
 
 
 def _print_methods(found: "CacheStats") -> None:
@@ -156,14 +159,25 @@ def _print_methods(found: "CacheStats") -> None:
     print_pairs(
         f"what methods will do with it (over {preview.rows:,} rows)",
         {
-            "loca": f"lifts the label of {preview.loca_changed:.2%} of rows, moving {preview.loca_moved:.1%} of their probability",
-            "sld, swap": f"swap {preview.swap_changed:.2%} of rows, moving {preview.swap_moved:.1%}",
-            "rld": f"hides more than the label in {preview.rld_masked:.2%} of rows, {preview.rld_hidden:.1f} classes there",
+            **(
+                _edits(preview, topk=topk)
+                if preview.labelled
+                else {"loca, sld, rld": "refuse these rows, which have two labels"}
+            ),
             "atkd": f"temperature {_spread(preview.atkd_temperature)}",
             "normkd": f"temperature {_spread(preview.normkd_temperature)}; a row's deviation {_spread(preview.deviation)}",
-            "mass": f"of the largest classes, at T=1: {ranks}" + (f"; not kept: {outside}" if topk else ""),
+            "mass": f"of the largest classes, at T=1: {ranks}" + (f"; not kept, about: {outside}" if topk else ""),
         },
     )
+
+
+def _edits(preview: "MethodPreview", *, topk: bool) -> dict[str, str]:
+    least = "at least " if topk else ""
+    return {
+        "loca": f"lifts the label of {preview.loca_changed:.2%} of rows, moving {preview.loca_moved:.1%} of their probability",
+        "sld, swap": f"swap {preview.swap_changed:.2%} of rows, moving {preview.swap_moved:.1%}",
+        "rld": f"hides more than the label in {preview.rld_masked:.2%} of rows, {least}{preview.rld_hidden:.1f} classes there",
+    }
 
 
 def _spread(quantiles: "Quantiles") -> str:

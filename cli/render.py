@@ -44,7 +44,12 @@ def print_json(content: Any) -> None:
 def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
     """Print names and values in two columns."""
     table = Table(
-        title=title, title_justify="left", title_style="bold", show_header=False, box=None, padding=(0, 2, 0, 0)
+        title=_plainly(title),
+        title_justify="left",
+        title_style="bold",
+        show_header=False,
+        box=None,
+        padding=(0, 2, 0, 0),
     )
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -55,7 +60,7 @@ def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 2) -> None:
     """Print a table; the first `left` columns hold words, the others numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    table = Table(title=_plainly(title), title_justify="left", title_style="bold", header_style="dim")
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position < left else "right", overflow="fold")
     for row in rows:

@@ -70,6 +70,8 @@ def stats(
     if report is not None:
         check_target(report)
     if other is not None:
+        if advise or data or (teacher or "").count(",") > 1:
+            raise typer.BadParameter("of two caches: no --advise, no --data, and at most two teachers, SLUG,SLUG.")
         _compare(newest_unless(cache), other, teacher, report, json)
         return
     path = newest_unless(cache)

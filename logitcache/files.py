@@ -53,11 +53,15 @@ def check_target(path: str | Path) -> None:
     """Say at once that a file cannot be written, before there is anything to write.
 
     Raises:
-        InputError: It is an address or a folder, or its folder is not there or may not be written to.
+        InputError: It is an address or a folder, lies inside a zarr store, or its folder is not there or may not be written to.
     """
     file = local_path(path)
+    if str(path) == "-":
+        raise InputError("- is no file: name one.")
     if file.is_dir():
         raise InputError(f"{file} is a folder: name a file in it.")
+    if store := next((one for one in file.absolute().parents if (one / "zarr.json").exists()), None):
+        raise InputError(f"{file} lies inside of {store}, which is a cache: name a file elsewhere.")
     if not file.parent.is_dir():
         raise InputError(f"{file} cannot be written, {file.parent} is no folder: make it, or name another.")
     if not os.access(file.parent, os.W_OK):

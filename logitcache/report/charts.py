@@ -360,11 +360,11 @@ def reliability_diagram(name: str, says: str, bins: "Sequence[Bin]") -> str:
     return figure(name, says, WIDTH, 340, *parts)
 
 
-def heat_map(name: str, says: str, matrix: Sequence[Sequence[float]], axis: str) -> str:
-    """Draw a symmetric matrix of shares; the diagonal, which is 1, is left out, so that the others can be told apart."""
+def heat_map(name: str, says: str, matrix: Sequence[Sequence[float | None]], axis: str) -> str:
+    """Draw a symmetric matrix of shares; the diagonal, which is 1, is left out, so that the others can be told apart, and None is too."""
     size = len(matrix)
     cell = min((WIDTH - 32) / size, 56)
-    others = [matrix[a][b] for a in range(size) for b in range(size) if a != b]
+    others = [value for a, row in enumerate(matrix) for b, value in enumerate(row) if a != b and value is not None]
     high = max(others)
     low = min(*others, high - _LEAST_RANGE)  # or noise would look like a difference
     decimal_places = 1 if size <= 7 else None
@@ -377,15 +377,16 @@ def heat_map(name: str, says: str, matrix: Sequence[Sequence[float]], axis: str)
         ]
         for b in range(size):
             at = {"x": 32 + cell * b, "y": 24 + cell * a}
-            if a == b:
+            share = matrix[a][b]
+            if a == b or share is None:
                 parts.append(element("rect", **at, width=cell - 1, height=cell - 1, class_="band"))
                 continue
-            depth = 0.12 + 0.88 * ((matrix[a][b] - low) / (high - low) if high > low else 1)
-            tip = element("title", told(f"{axis} {a} and {b}: {percent(matrix[a][b])}"))
+            depth = 0.12 + 0.88 * ((share - low) / (high - low) if high > low else 1)
+            tip = element("title", told(f"{axis} {a} and {b}: {percent(share)}"))
             parts.append(element("rect", tip, **at, width=cell - 1, height=cell - 1, fill_opacity=depth, class_="f1"))
             if decimal_places is not None:
                 shade = "small paper" if depth > 0.55 else "small"
-                words = f"{100 * matrix[a][b]:.{decimal_places}f}"
+                words = f"{100 * share:.{decimal_places}f}"
                 parts.append(text(at["x"] + cell / 2 - 0.5, at["y"] + cell / 2 + 4, words, "middle", shade))
     foot = 24 + cell * size
     parts += [

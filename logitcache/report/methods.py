@@ -26,7 +26,8 @@ def what_a_method_will_do(stats: "CacheStats", fidelity: "Fidelity | None") -> s
     title = "What a method will do with it"
     if not preview.rows:
         return section(title, paragraph("No row can be read, so nothing can be said about methods."))
-    figures = [_edits(preview), _by_row(preview), *_mass(preview), *_outside(stats)]
+    least = "at least " if stats.manifest["encoding"]["kind"] == "topk" else ""
+    figures = [*_edits(preview, least), _by_row(preview), *_mass(preview), *_outside(stats)]
     return section(
         title,
         paragraph(f"Looked at {counted(preview.rows, 'row')}, at the papers' settings, without a student.", "quiet"),
@@ -35,20 +36,24 @@ def what_a_method_will_do(stats: "CacheStats", fidelity: "Fidelity | None") -> s
     )
 
 
-def _edits(preview: "MethodPreview") -> str:
+def _edits(preview: "MethodPreview", least: str) -> list[str]:
+    if not preview.labelled:
+        return []
     rows = [
         Bar("LoCa", preview.loca_changed, percent(preview.loca_changed)),
         Bar("swap", preview.swap_changed, percent(preview.swap_changed)),
         Bar("RLD", preview.rld_masked, percent(preview.rld_masked)),
     ]
-    return captioned(
-        "Rows that label-aware methods change",
-        bars("Rows changed by method", "; ".join(f"{bar.name} {bar.said}" for bar in rows) + ".", rows, full=1.0),
-        f"Of the rows it edits, LoCa moves {percent(preview.loca_moved)} of the probability in the mean, swap "
-        f"{percent(preview.swap_moved)}; where RLD hides more than the label, it hides {number(preview.rld_hidden)} classes. "
-        "Near 0% there is nothing for them to mend on this cache. A large share is good where the teacher errs and bad "
-        "where the labels do: see the last section.",
-    )
+    return [
+        captioned(
+            "Rows that label-aware methods change",
+            bars("Rows changed by method", "; ".join(f"{bar.name} {bar.said}" for bar in rows) + ".", rows, full=1.0),
+            f"Of the rows it edits, LoCa moves {percent(preview.loca_moved)} of the probability in the mean, swap "
+            f"{percent(preview.swap_moved)}; where RLD hides more than the label, it hides {least}{number(preview.rld_hidden)} "
+            "classes. Near 0% there is nothing for them to mend on this cache. A large share is good where the teacher errs "
+            "and bad where the labels do: see the last section.",
+        )
+    ]
 
 
 def _by_row(preview: "MethodPreview") -> str:
@@ -110,7 +115,7 @@ def _outside(stats: "CacheStats") -> list[str]:
             bars(
                 "Probability outside the top-k, by temperature", says, rows, full=max(0.5, *(bar.value for bar in rows))
             ),
-            "Mean probability of the classes that are not kept one by one. The rest is spread evenly when rows are "
+            "Mean probability of the classes that are not kept one by one; above T=1 an estimate. The rest is spread evenly when rows are "
             "read, so a large share at the temperature you train with is bad: dump with a larger `--top-k`, or "
             "every class.",
         )

@@ -31,6 +31,8 @@ def _labels(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes])
     heading = element("h3", "Labels that may be wrong")
     samples = stats.manifest["samples"]
     if not stats.odd:
+        if not stats.preview.labelled:
+            return [heading, paragraph("Not looked for: rows of mixed views have two labels.")]
         return [
             heading,
             paragraph(f"None of the {samples:,} samples is one whose label every view of a confident teacher denies."),
@@ -40,7 +42,8 @@ def _labels(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes])
     says += (
         "a confident teacher denies the label"
         if views == 1
-        else f"{'both' if views == 2 else f'all {views}'} views of a confident teacher agree on one class, and it is not the label's"
+        else f"{'both' if views == 2 else f'all {views}'} views of a confident teacher, or those that can be read, agree on one class, and "
+        "it is not the label's"
     )
     parts = [
         heading,
@@ -90,6 +93,11 @@ def _card(one: "OddSample", names: ClassNames, images: Mapping[int, bytes]) -> s
 def _duplicates(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes]) -> list[str]:
     heading = element("h3", "Images that may be there twice")
     if not stats.duplicates:
+        if not stats.duplicates_among:
+            return [
+                heading,
+                paragraph("No two images of view 0 have equal pixels; these rows say too little to look for more."),
+            ]
         return [
             heading,
             paragraph(f"No two of the {stats.duplicates_among:,} samples searched are answered nearly alike."),

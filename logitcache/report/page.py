@@ -195,7 +195,7 @@ def _sizes(stats: "CacheStats") -> str:
         "Where the bytes are",
         bars("Bytes by array", says, rows),
         "What each array takes on disk. The teacher's logits should take nearly all; where the digests or the "
-        "ledger do, blocks are small or rows are few.",
+        "ledger do, rows are short or few, or blocks small.",
     )
 
 

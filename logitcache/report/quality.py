@@ -127,7 +127,7 @@ def _ranks(stats: "CacheStats") -> str:
             "place of the label among the classes",
             "share of wrong rows",
         ),
-        f"{says} Near misses are good: methods that lift the label (LoCa, swap) then change little. A tall last bar "
+        f"{says} Near misses are good: methods that lift the label (LoCa, swap) then only change places. A tall last bar "
         "is bad: the teacher does not consider the label at all, or the label is wrong.",
     )
 
@@ -226,9 +226,11 @@ def _confusions(stats: "CacheStats", names: ClassNames) -> list[str]:
 
 def _agreement(stats: "CacheStats") -> list[str]:
     matrix = stats.agreement
-    if len(matrix) < 2:
+    if all(value is None for a, row in enumerate(matrix) for b, value in enumerate(row) if a != b):
         return []
-    says = f"In {percent(stats.agreement_of_all)} of samples all views have one largest class."
+    says = "No sample has all views."
+    if stats.agreement_of_all is not None:
+        says = f"In {percent(stats.agreement_of_all)} of samples all views have one largest class."
     shown = f" The first {len(matrix)} of {len(stats.views)} views are shown." if len(stats.views) > len(matrix) else ""
     return [
         captioned(

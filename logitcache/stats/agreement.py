@@ -56,15 +56,17 @@ class Agreement:
                 self._both[one, other] += there.sum()
                 self._same[one, other] += (there & (first == second)).sum()
 
-    def of_pairs(self) -> list[list[float]]:
-        """Return the share of samples that two views agree on, [V][V]; 0 where no sample has both."""
-        half = self._same / np.maximum(self._both, 1)
-        found: list[list[float]] = (half + np.tril(half, -1).T).tolist()
-        return found
+    def of_pairs(self) -> list[list[float | None]]:
+        """Return the share of samples that two views agree on, [V][V]; None where no sample has both."""
+        both, same = (counts + np.tril(counts, -1).T for counts in (self._both, self._same))
+        return [
+            [agreed / there if there else None for agreed, there in zip(*row, strict=True)]
+            for row in zip(same.tolist(), both.tolist(), strict=True)
+        ]
 
-    def of_all(self) -> float:
-        """Return the share of samples with one largest class in all views, among those that all views have."""
-        return self._alike / max(self._everywhere, 1)
+    def of_all(self) -> float | None:
+        """Return the share of samples with one largest class in all views, among those that all views have; None: there are none."""
+        return self._alike / self._everywhere if self._everywhere else None
 
 
 class LabelErrors:

@@ -1,10 +1,11 @@
 """Describe a cache: every row is read once, a block at a time by each of two threads (more from a bucket), and only sums are kept."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from logitcache.store import Cache, MissingChunkError, open_cache
 __all__ = ["cache_stats"]
 
 _THREADS = 2
+_LEAST_K = (
+    10  # for near-duplicates; the demo's cache cut to its 1 or 2 largest listed over 100, where in full there is 1
+)
 
 
 def cache_stats(
@@ -44,10 +48,12 @@ def cache_stats(
     reading = _Reading(opened, slug, labels)
     reading.everything(on_progress)
     health, probe = _probed(reading.health(), opened, slug)
-    duplicates, among = find_duplicates(opened, slug, labels, on_progress, by_logits=reading.unmixed[0])
+    duplicates, among = find_duplicates(
+        opened, slug, labels, on_progress, by_logits=reading.unmixed[0] and _says_enough(manifest.encoding)
+    )
     sizes = array_bytes(opened)
     views = [sums.stats(v, manifest.views[v]["recipe"]) for v, sums in enumerate(reading.views)]
-    a_row = bytes_per_row(opened, sizes, sum(view.rows + view.not_finite_rows for view in views))
+    a_row = bytes_per_row(opened, sizes, reading.rows_there())
     odd, odd_total = reading.label_errors.surest()
     return CacheStats(
         path=str(opened.place),
@@ -63,7 +69,7 @@ def cache_stats(
         agreement=reading.agreement.of_pairs(),
         agreement_of_all=reading.agreement.of_all(),
         confusions=reading.confusions.most(reading.label_errors.class_rows),
-        preview=reading.previews.summary(),
+        preview=reading.previews.summary(reading.wrong()),
         odd=odd,
         odd_total=odd_total,
         duplicates=duplicates,
@@ -147,10 +153,11 @@ class _Reading:
                 here, true = {name: column[part] for name, column in columns.items()}, self._labels[first:last][part]
                 found.append(answers(read_rows(manifest.encoding, here, true, classes)))
                 number = view * manifest.samples + first + part.start
-                chosen = np.flatnonzero(found[-1].finite & ((number + np.arange(len(true))) % every == 0))
+                chosen = np.flatnonzero(found[-1].finite & (_scattered(number + np.arange(len(true))) % every == 0))
                 if len(chosen):
                     few = {name: column[chosen] for name, column in here.items()}
-                    previews.append(preview_rows(read_rows(manifest.encoding, few, true[chosen], classes)))
+                    rows = read_rows(manifest.encoding, few, true[chosen], classes)
+                    previews.append(preview_rows(rows, mixed=not self.unmixed[view]))
         except CorruptCacheError as error:
             return _Block(None, [], error)
         return _Block(joined(found), previews, None)
@@ -170,6 +177,18 @@ class _Reading:
             keep = read.found.finite
             self.confusions.add(read.found.says[keep], labels[keep])
 
+    def rows_there(self) -> int:
+        """Count the rows that take room on disk: all but those of missing blocks."""
+        manifest = self._cache.manifest
+        missing = (manifest.rows(block) for _, block in self._missing)
+        return manifest.samples * len(manifest.views) - sum(last - first for first, last in missing)
+
+    def wrong(self) -> float:
+        """Return the share of rows of unmixed views whose largest logit is not the label's."""
+        chosen = [sums for sums, unmixed in zip(self.views, self.unmixed, strict=True) if unmixed]
+        rows = sum(sums.rows for sums in chosen)
+        return sum(sums.wrong for sums in chosen) / rows if rows else 0.0
+
     def health(self) -> Health:
         """Say what could not be read."""
         manifest = self._cache.manifest
@@ -185,6 +204,16 @@ class _Reading:
             constant_rows=sum(view.constant for view in self.views),
             not_finite_rows=sum(view.not_finite for view in self.views),
         )
+
+
+def _says_enough(encoding: Mapping[str, Any]) -> bool:
+    """Whether what is kept of rows tells images apart: of a few logits a row many are alike."""
+    return encoding["kind"] == "full" or bool(encoding["k"] >= _LEAST_K)
+
+
+def _scattered(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Hash row numbers (Knuth's multiplicative hashing), so that what is chosen by them follows no order of the data."""
+    return (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
 
 
 def _is_mixed(recipe: str) -> bool:

@@ -1,6 +1,6 @@
 """What methods will do with the rows, without a student and without torch: the formulas of `logitcache.methods` on rows as they are kept.
 
-At most 65,536 rows are looked at, every n-th of all views. Of a top-k row, LoCa, swap and RLD see what they would see in
+At most some 65,536 rows are looked at, scattered over all views. Of a top-k row, LoCa, swap and RLD see what they would see in
 training: the rest completed at their temperature. ATKD and NormKD refuse such rows, because a student's counterpart is not
 known; the teacher's own temperature follows from what is kept and the stored mean, deviation and minimum of the rest. A row whose
 label is not among the k largest hides at least these from RLD, and is counted with them.
@@ -30,8 +30,8 @@ Doubles = NDArray[np.float64]
 Preview = dict[str, Doubles]  # number of a row, by name: [B], or [B, ...]
 
 
-def preview_rows(rows: Rows) -> Preview:
-    """Work out what methods do with each of these rows."""
+def preview_rows(rows: Rows, *, mixed: bool = False) -> Preview:
+    """Work out what methods do with each of these rows; those that read a row's label refuse mixed ones, which have two."""
     masses = [_masses(rows, temperature) for temperature in _TEMPERATURES]
     total = masses[0].sum(1)
     own = rows.own.astype(np.float64)
@@ -39,12 +39,14 @@ def preview_rows(rows: Rows) -> Preview:
     lifted = np.exp(_lifted(rows, own))
     hidden = (rows.gaps >= rows.own[:, None]).sum(1)
     deviation, largest = _spread(rows)
-    return {
+    of_label = {
         "wrong": rows.wrong.astype(np.float64),
         # Editing one logit scales all other probabilities alike, so that the distance is what the label gains.
         "loca": lifted / (lifted + total - np.exp(own)) - p_label,
         "swap": p_first - p_label,
         "hidden": hidden.astype(np.float64),
+    }
+    return ({} if mixed else of_label) | {
         "atkd": np.maximum(_FACTOR * largest / (deviation + _TINY), _FACTOR * _TINY),
         "normkd": _BASE * np.where(deviation > 0, deviation, _TINY),
         "deviation": deviation,
@@ -62,20 +64,24 @@ class Previews:
 
     def add(self, found: Preview) -> None:
         """Take rows."""
-        self._rows.append({name: found[name] for name in _OF_ROWS})
+        self._rows.append({name: found[name] for name in _OF_ROWS if name in found})
         self._outside += found["outside"].sum(0)
         self._by_rank = found["by_rank"].sum(0) + (self._by_rank if len(self._by_rank) else 0)
 
-    def summary(self) -> MethodPreview:
-        """Sum them up."""
-        every = {name: np.concatenate([np.zeros(0), *(part[name] for part in self._rows)]) for name in _OF_ROWS}
-        wrong, hides, rows = every["wrong"] > 0, every["hidden"] > 1, len(every["wrong"])
+    def summary(self, changed: float) -> MethodPreview:
+        """Sum them up, given the share of all rows that LoCa and swap edit: those whose largest logit is not the label's."""
+        every = {
+            name: np.concatenate([np.zeros(0), *(part[name] for part in self._rows if name in part)])
+            for name in _OF_ROWS
+        }
+        wrong, hides, rows = every["wrong"] > 0, every["hidden"] > 1, len(every["deviation"])
         outside = (self._outside / max(rows, 1)).tolist()
         return MethodPreview(
             rows=rows,
-            loca_changed=_mean(wrong),
+            labelled=len(wrong),
+            loca_changed=changed,
             loca_moved=_mean(every["loca"][wrong]),
-            swap_changed=_mean(wrong),
+            swap_changed=changed,
             swap_moved=_mean(every["swap"][wrong]),
             rld_masked=_mean(hides),
             rld_hidden=_mean(every["hidden"][hides]),

@@ -113,7 +113,8 @@ class MethodPreview:
 
     Attributes:
         rows: Rows looked at.
-        loca_changed, swap_changed: Share of rows that LoCa and swap edit.
+        labelled: Of these, in views that are not mixed: the others have two labels, and methods that read one refuse them.
+        loca_changed, swap_changed: Share of rows that LoCa and swap edit; of all rows, not of those looked at alone.
         loca_moved, swap_moved: Mean total variation distance (half the sum of absolute differences of probability at temperature 1) of
             the rows they edit.
         rld_masked: Share of rows in which RLD hides more than the label itself.
@@ -126,6 +127,7 @@ class MethodPreview:
     """
 
     rows: int
+    labelled: int
     loca_changed: float
     loca_moved: float
     swap_changed: float
@@ -233,8 +235,9 @@ class CacheStats:
         ratio_to_float32: bytes_per_row against the C logits in raw float32.
         health: Whether it is whole.
         views: The teacher on each view.
-        agreement: Share of samples whose largest class is the same in each pair of views, [V][V]; of at most 16 views.
-        agreement_of_all: Share of samples with one largest class in all views, of those that all views have.
+        agreement: Share of samples whose largest class is the same in each pair of views, [V][V]; of at most 16 views; None where no sample
+            has both.
+        agreement_of_all: Share of samples with one largest class in all views, of those that all views have; None where there are none.
         confusions: The most confused pairs, most rows first, at most 20.
         preview: What methods will do with the rows.
         odd: Samples with likely wrong labels, surest first, at most 100.
@@ -254,8 +257,8 @@ class CacheStats:
     ratio_to_float32: float
     health: Health
     views: list[ViewStats]
-    agreement: list[list[float]]
-    agreement_of_all: float
+    agreement: list[list[float | None]]
+    agreement_of_all: float | None
     confusions: list[Confusion]
     preview: MethodPreview
     odd: list[OddSample]

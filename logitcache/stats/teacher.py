@@ -65,12 +65,18 @@ class ViewSums:
         right = found.says[keep] == labels
         self.rows += len(labels)
         self.constant += int(found.constant[keep].sum())
-        self._sums += (rank < 5).sum(), confidence.sum(dtype=np.float64), found.entropy[keep].sum(dtype=np.float64)
+        five = (rank < 5) | (len(self._class_rows) <= 5)
+        self._sums += five.sum(), confidence.sum(dtype=np.float64), found.entropy[keep].sum(dtype=np.float64)
         self._ranks += np.bincount(rank.clip(max=len(self._ranks) - 1), minlength=len(self._ranks))
         self._calibration.add(confidence, right)
         classes = len(self._class_rows)
         self._class_rows += np.bincount(labels, minlength=classes)
         self._class_right += np.bincount(labels[right], minlength=classes)
+
+    @property
+    def wrong(self) -> int:
+        """Rows whose largest logit is not the label's."""
+        return self.rows - int(self._class_right.sum())
 
     def stats(self, view: int, recipe: str) -> ViewStats:
         """Return what came of it."""

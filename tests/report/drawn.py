@@ -74,7 +74,7 @@ def stats(
     whole = [view(n, classes, accuracy=accuracy, rows=rows) for n in range(views)]
     erring = rows and accuracy < 1
     preview = MethodPreview(
-        *(rows * views, 1 - accuracy, 0.4, 1 - accuracy, 0.3, 1 - accuracy, 2.5),
+        *(rows * views, rows * views, 1 - accuracy, 0.4, 1 - accuracy, 0.3, 1 - accuracy, 2.5),
         *((SPREAD, SPREAD, SPREAD) if rows else (NOTHING, NOTHING, NOTHING)),
         {"T=1": 0.01, "T=2": 0.05, "T=4": 0.24} if encoding else dict.fromkeys(("T=1", "T=2", "T=4"), 0.0),
         [accuracy * 0.5**n for n in range(min(classes, 50))] if rows else [],

@@ -101,6 +101,23 @@ def test_the_preview_is_over_rows_of_every_view_and_block(tmp_path, monkeypatch)
     assert whole.mass_outside == {"T=1": 0, "T=2": 0, "T=4": 0}
     monkeypatch.setattr(describe, "PREVIEW_ROWS", 100)
     few = cache_stats(path).preview
-    assert few.rows == 100
-    chosen = wrong.ravel()[:: wrong.size // 100]
-    assert few.swap_changed == pytest.approx(chosen.mean())
+    assert 50 < few.rows < 200
+    assert few.swap_changed == whole.swap_changed  # of all rows
+
+
+def test_the_rows_looked_at_follow_no_order_of_the_data(tmp_path, monkeypatch):
+    """Every second label is wrong: a fixed step of two would see all of them, or none."""
+    labels = np.tile([0, 1], 300).astype(np.int32)
+    logits = np.zeros((1, 600, 12), np.float32)
+    logits[..., 0] = 5
+    monkeypatch.setattr(describe, "PREVIEW_ROWS", 300)
+    found = cache_stats(make(tmp_path / "c.zarr", logits, labels)).preview
+    assert found.loca_changed == pytest.approx(0.5)
+    assert 0.3 < found.rld_masked < 0.7
+
+
+def test_methods_that_read_a_label_are_not_previewed_on_mixed_rows(tmp_path):
+    found = cache_stats(make(tmp_path / "c.zarr", *draw(views=1), recipes=("none+mixup",))).preview
+    assert found.rows and not found.labelled
+    assert found.loca_changed == found.swap_changed == found.rld_masked == 0
+    assert found.deviation.median > 0

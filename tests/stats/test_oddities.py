@@ -79,7 +79,7 @@ def test_equal_pixels_are_found_wherever_they_are(tmp_path, monkeypatch):
         assert (found.first, found.second, found.labels) == (3, 590, (labels[3], labels[590]))
 
 
-@pytest.mark.parametrize("encoding", [None, TopKEncoding(4, "f16")], ids=str)
+@pytest.mark.parametrize("encoding", [None, TopKEncoding(10, "f16")], ids=str)
 def test_logits_that_are_nearly_alike_are_found(tmp_path, encoding):
     logits, labels = draw(views=1)
     labels[500] = labels[10]
@@ -90,6 +90,16 @@ def test_logits_that_are_nearly_alike_are_found(tmp_path, encoding):
     assert (best.first, best.second, best.same_pixels) == (10, 500, False)
     assert best.distance < 0.1
     assert len(found.duplicates) <= 3
+
+
+def test_rows_of_a_few_logits_are_not_taken_for_images_alike(tmp_path):
+    """Many rows have the same one or two largest; equal pixels are found all the same."""
+    logits, labels = draw(views=1)
+    digests = np.arange(SAMPLES, dtype=np.uint64)[None].copy()
+    digests[0, 9] = digests[0, 3]
+    found = cache_stats(make(tmp_path / "c.zarr", logits, labels, TopKEncoding(2, "u8"), digests=digests))
+    assert found.duplicates_among == 0
+    assert [(one.first, one.second, one.same_pixels) for one in found.duplicates] == [(3, 9, True)]
 
 
 def test_work_is_bounded_where_the_teacher_says_one_class_for_all(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def test_a_usual_cache_fits_a_screen_or_two_and_says_what_is_asked(run, tmp_path
         "how often it is right",
         "what it confuses",
         "worst classes",
-        "; not kept: ",
+        "; not kept, about: ",
     ):
         assert part in words
     for method in ("loca", "sld, swap", "rld", "atkd", "normkd"):
@@ -73,7 +73,7 @@ def test_what_is_wrong_is_said_first(run, tmp_path):
     make(tmp_path / "d.zarr", *draw(), leave_out=everything, finish=False)
     done = run("stats", "d.zarr")
     assert done.exit_code == 0
-    assert "view 0, block 0, view 0, block 1" in done.stdout
+    assert "view 0, block 0; view 0, block 1" in done.stdout
     assert "and 5 more" in done.stdout
     assert "advice: none before the cache is whole" in run("stats", "d.zarr", "--advise").stdout
     assert json.loads(run("stats", "d.zarr", "--advise", "--json").stdout)["advice"] is None
@@ -171,3 +171,41 @@ def test_the_page_says_what_the_terminal_says_and_is_measured_once(run, tmp_path
             assert line[8:40] in page
     run("stats", "c.zarr", "c.zarr", "--report", "b.html")
     assert "Two caches of one data set" in (tmp_path / "b.html").read_text()
+
+
+@pytest.mark.parametrize("place", ["c.zarr/zarr.json", "c.zarr/labels/c/0", "c.zarr/page.html", "-"])
+def test_a_report_is_never_written_into_a_cache(run, tmp_path, place):
+    path = make(tmp_path / "c.zarr", *draw())
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    done = run("stats", "c.zarr", "--report", place)
+    assert done.exit_code == 1
+    assert "name" in done.stderr
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_a_path_is_no_markup(run, tmp_path):
+    make(tmp_path / "q[/red].zarr", *draw())
+    done = run("stats", "q[/red].zarr")
+    assert done.exit_code == 0
+    assert "q[/red].zarr" in done.stdout
+
+
+def test_of_two_caches_options_that_mean_nothing_are_refused(run, tmp_path):
+    for name in ("a.zarr", "b.zarr"):
+        make(tmp_path / name, *draw())
+    for words in (["--advise"], ["--data", "x"], ["--teacher", "t,t,t"]):
+        assert run("stats", "a.zarr", "b.zarr", *words).exit_code == 2
+
+
+def test_what_no_sample_has_is_not_called_zero(run, tmp_path):
+    """Of the last view no block is there: nothing is known of samples in all views."""
+    make(tmp_path / "c.zarr", *draw(), leave_out=((2, 0), (2, 1), (2, 2)), finish=False)
+    found = json.loads(run("stats", "c.zarr", "--json").stdout)
+    assert found["agreement_of_all"] is None
+    assert found["agreement"][0][2] is None
+    assert found["agreement"][0][1] is not None
+    assert found["bytes_per_row"] > 0
+    assert "in every view" not in run("stats", "c.zarr").stdout
+    done = run("stats", "c.zarr", "--report", "page.html")
+    assert done.exit_code == 0
+    assert "No sample has all views." in (tmp_path / "page.html").read_text()
