@@ -202,7 +202,7 @@ def train(
         bool, typer.Option("--channels-last", help="Lay pixels and weights out as GPUs' convolutions like.")
     ] = False,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Have torch.compile translate the student first.")
+        bool, typer.Option("--compile", help="Have torch.compile translate student and loss first.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the student's weights and the order of samples.")] = 0,
     device: Annotated[str, typer.Option(metavar="NAME", help="Where to train: auto, cpu, cuda, ...")] = "auto",

@@ -1,12 +1,13 @@
 """Where tensors live, and what to say when they do not fit there."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from logitcache.errors import InputError, first_line
 
@@ -55,18 +56,21 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def compiled_unless_refused(module: nn.Module, who: str) -> Callable[[Tensor], Any]:
-    """Have torch.compile translate a network, which it does at the first call; where it cannot, that call says so.
+def compiled_unless_refused(computed: Callable[..., Any], who: str) -> Callable[..., Any]:
+    """Have torch.compile translate a network or a function, which it does at the first call; where it cannot, that call says so.
 
     Args:
-        module: The network.
+        computed: The network or function.
         who: It, at the beginning of a sentence.
     """
-    run = torch.compile(module)
+    warnings.filterwarnings(
+        "ignore", message="The .grad attribute of a Tensor that is not a leaf"
+    )  # torch's own, as it traces
+    run = torch.compile(computed)
 
-    def called(inputs: Tensor) -> Any:
+    def called(*inputs: Any, **switches: Any) -> Any:
         try:
-            return run(inputs)
+            return run(*inputs, **switches)
         except Exception as error:
             if not type(error).__module__.startswith("torch._"):
                 raise

@@ -7,6 +7,7 @@ that couples the rows of a batch couples those of a part.)
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -94,6 +95,9 @@ class Stepper:
         self._run: Callable[[Tensor], Any] = self._replicated
         if settings["compiled"]:
             self._run = compiled_unless_refused(self._replicated, "the student")
+            if objective.loss:
+                translated = compiled_unless_refused(objective.loss.__call__, "the loss")
+                self._objective = replace(objective, translated=translated)
 
     def step(self, parts: Sequence[Sequence[Part]], rows: int, rate: float, progress: float) -> Tensor:
         """Take a step on a batch.

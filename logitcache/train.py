@@ -163,7 +163,7 @@ def train_student(
         amp: Whether the student runs under autocast.
         amp_dtype: `bfloat16`, or `float16` with a scaled loss.
         channels_last: Whether weights and pixels are laid out so, which convolutions on GPUs like.
-        compiled: Whether torch.compile translates the student.
+        compiled: Whether torch.compile translates the student and the distillation term.
         seed: Of the student's weights and of the order of samples.
         device: `auto`, `cpu`, `cuda`, ...
         workers: Processes that decode images; None chooses by the data.

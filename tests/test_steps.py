@@ -221,9 +221,13 @@ def test_channels_last_is_a_matter_of_layout(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_student_learns_the_same(train, tmp_path):
-    compiled = train(compiled=True, out=tmp_path / "compiled")
-    assert torch.allclose(weights(compiled), weights(train(out=tmp_path / "plain")), atol=1e-4)
+@pytest.mark.parametrize("method", ["kd", "rld"])
+def test_a_compiled_student_learns_the_same(train, tmp_path, method):
+    compiled = train(method=method, compiled=True, out=tmp_path / "compiled")
+    plain = train(method=method, out=tmp_path / "plain")
+    assert torch.allclose(weights(compiled), weights(plain), atol=1e-4)
+    for one, other in zip(metrics_of(tmp_path / "compiled"), metrics_of(tmp_path / "plain"), strict=True):
+        assert one["kd"] == pytest.approx(other["kd"], rel=1e-4)
     assert logitcache.train_student(
         cache=tmp_path / "c.zarr", student="tiny:still", student_weights=str(tmp_path / "compiled/student.safetensors"),
         data=tiny_images(), epochs=1, out=tmp_path / "again",

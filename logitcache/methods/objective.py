@@ -1,6 +1,6 @@
 """What a training step minimises: cross-entropy and a method's distillation term, weighed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,7 @@ class Objective:
         label_smoothing: Share of a label that cross-entropy spreads over all classes.
         begins: Boolean parameters of the term that turn true when progress exceeds a share.
         pairs_views: Whether it is summed over the views of a pair.
+        translated: What evaluates the term in its place, as torch.compile translated it.
     """
 
     ce_weight: float
@@ -73,6 +74,7 @@ class Objective:
     begins: Mapping[str, float]
     pairs_views: bool
     label_smoothing: float = 0.0
+    translated: Callable[..., Tensor] | None = None
 
     def __call__(
         self,
@@ -103,7 +105,7 @@ class Objective:
             unknown = nothing * torch.nan
             return Terms(self.ce_weight * cross_entropy, cross_entropy.detach(), nothing, unknown, unknown)
         switches = {word: progress > share for word, share in self.begins.items()}
-        distillation = self.loss(student, teacher, labels, **switches).mean()
+        distillation = (self.translated or self.loss)(student, teacher, labels, **switches).mean()
         ramp = min(progress / self.warmup, 1.0) if self.warmup else 1.0
         total = self.ce_weight * cross_entropy + ramp * self.kd_weight * distillation
         refined = _share(self.loss.refined_rows(teacher, labels), cross_entropy)

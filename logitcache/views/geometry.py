@@ -89,7 +89,7 @@ class Preprocessing:
 def _constant(values: tuple[float, float, float], device: torch.device) -> Tensor:
     """Keep three numbers on a device, [3, 1, 1]: a copy in every batch would wait for the device."""
     with torch.inference_mode(mode=False):
-        return torch.tensor(values, device=device)[:, None, None]
+        return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
 def _stacked(rows: Sequence[Tensor]) -> Tensor:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,13 @@ def test_normalisation_is_that_of_the_formula():
     pixels = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
     found = make().normalize(pixels)
     assert torch.allclose(found[:, 1], (pixels[:, 1] / 255 - 0.2) / 0.5)
+
+
+def test_an_input_is_float32_whatever_the_numbers_were_given_as():
+    """A mean out of a numpy array is a double of its own; what is remembered of it must not turn others' inputs into doubles."""
+    values = tuple(np.array([0.25, 0.5, 0.125]))
+    pixels = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    assert Preprocessing(4, 1.0, "none", values, values).normalize(pixels).dtype == torch.float32
 
 
 def test_grey_images_fill_three_channels():
