@@ -1,11 +1,12 @@
 """`logitcache train`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from logitcache.ranks import this_one_leads
+from logitcache.ranks import started_by_torchrun, this_one_leads
 
 from .options import (
     CacheArgument,
@@ -261,6 +262,8 @@ def train(
         raise typer.BadParameter("which network? Name it with --student NAME.", param_hint="--student")
     if given["cache"] is None and not (method == "ce" and given["data"]):
         given["cache"] = newest_unless(None)
+    if started_by_torchrun():  # its C++ warns, in each process, of what replicas.py does on purpose
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from logitcache.train import train_student
 
     leads = this_one_leads()

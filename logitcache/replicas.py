@@ -1,7 +1,6 @@
 """The processes of one training, as torchrun starts them: each has a replica of the student and takes its share of every batch."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -63,7 +62,6 @@ class Replicas:
             return model
         # Looking for unused parameters keeps the order in which gradients are added the same from the first step on, so that a run
         # that was resumed adds as one that was not; and students may have such parameters.
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         gpu = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=gpu, find_unused_parameters=True)
 
