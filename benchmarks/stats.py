@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import write_result
-from store import CLASSES, manifest_of
+from common import manifest_of, write_result
+from store import CLASSES
 
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
 from logitcache.store import CacheWriter
@@ -45,7 +45,7 @@ print(json.dumps([seconds, peak() - before]))
 
 def build(path: Path, rows: int, encoding: Encoding) -> None:
     """Write a cache of one view."""
-    manifest, random = manifest_of(rows, encoding), torch.Generator().manual_seed(0)
+    manifest, random = manifest_of(rows, CLASSES, encoding), torch.Generator().manual_seed(0)
     labels = torch.randint(CLASSES, (rows,), generator=random, dtype=torch.int32)
     columns = {"t": encoding.columns(CLASSES)}
     with CacheWriter(path, manifest, columns, labels.numpy(), command="") as writer:
