@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from logitcache.words import bytes_text, kept_words, percent, samples_words
+from logitcache.words import bytes_text, kept_words, origin_words, percent, samples_words, teacher_words
 
 from .render import bar, print_pairs, print_table
 
@@ -56,16 +56,14 @@ def _first(words: list[str]) -> str:
 
 def _print_contents(found: "CacheStats") -> None:
     manifest = found.manifest
-    teacher, views = manifest["teachers"][0], manifest["views"]
-    data, probe, software = manifest["data"], found.probe, manifest["software"]
+    views, data, probe, software = manifest["views"], manifest["data"], found.probe, manifest["software"]
     recipes = " + ".join(view["recipe"] for view in views if view["group"] == 0)
     largest = sorted(found.bytes_by_array.items(), key=lambda item: -item[1])
     made = found.made
     print_pairs(
         found.path,
         {
-            "teacher": teacher["name"]
-            + (f", weights sha256 {teacher['weights_sha256'][:12]}" if teacher["weights_sha256"] else ""),
+            "teacher": teacher_words(manifest["teachers"][0]),
             "data": f"{data['spec'] or 'an object'}, {samples_words(manifest)}, {len(manifest['classes'])} classes",
             "views": f"{len({view['group'] for view in views})} x {recipes}, seed {views[0]['seed']}",
             "logits": f"{kept_words(manifest['encoding'])}; made on {manifest['device']} with torch {software.get('torch', '?')}",
@@ -77,7 +75,7 @@ def _print_contents(found: "CacheStats") -> None:
             if probe.rows
             else "not known: there is no probe",
             **({"made": f"{made['begun']} on {made.get('host', '?')}"} if made else {}),
-            **({"made from": _origin(manifest["derived"])} if manifest["derived"] else {}),
+            **({"made from": origin_words(manifest["derived"])} if manifest["derived"] else {}),
             "fingerprint": found.fingerprint or "none while unfinished",
         },
     )
@@ -251,10 +249,6 @@ def _side(side: "Side") -> list[str]:
         form.format(number) for form, number in zip(("{:.1f}", "{:.2%}", "{:.3f}", "{:.2%}"), numbers, strict=True)
     ]
     return [side.path, side.teacher, side.encoding, *words]
-
-
-def _origin(derived: dict[str, Any]) -> str:
-    return f"{', '.join(one['fingerprint'] for one in derived['from'])}, by {derived['by']}"
 
 
 def print_advice(sentences: list[str]) -> None:

@@ -105,15 +105,16 @@ def _measure(
 
 def _compare(path: str, other: str, teacher: str | None, report: Path | None, json: bool) -> None:
     from logitcache.stats import compare_caches
+    from logitcache.store import open_cache
 
     slugs = (teacher or "").split(",")
     chosen = (slugs[0] or None, slugs[-1] or None)
     with show_progress(quiet=json) as display:
-        compared = compare_caches(path, other, teachers=chosen, on_progress=display)
+        opened = open_cache(other)
+        compared = compare_caches(path, opened, teachers=chosen, on_progress=display)
     print_json(compared.to_json()) if json else print_compared(compared)
     if report is not None:
         from logitcache.report import write_comparison
-        from logitcache.store import open_cache
 
-        write_comparison(report, compared, open_cache(other).manifest.classes)
+        write_comparison(report, compared, opened.manifest.classes)
         typer.echo(f"{report} written.", err=True)

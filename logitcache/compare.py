@@ -121,7 +121,8 @@ def group_runs(runs: Sequence[RunSummary]) -> list[GroupSummary]:
         word for word in (common[0] if common else {}) if len({json.dumps(one.get(word)) for one in common}) > 1
     )
     found = []
-    for (settings, method, changes, logits), members in groups.items():
+    for key, members in groups.items():
+        settings, method, changes, logits = key
         over = {}
         for base in ("ce", "kd"):
             others = [of for (s, m, c, _), of in groups.items() if (s, m, c) == (settings, base, "") and m != method]
@@ -143,7 +144,7 @@ def group_runs(runs: Sequence[RunSummary]) -> list[GroupSummary]:
                 statistics.stdev(values) if len(values) > 1 else None,
                 over,
                 statistics.fmean(seconds) if seconds else None,
-                repeats.get((settings, method, changes, logits), []),
+                repeats.get(key, []),
             )
         )
     return found

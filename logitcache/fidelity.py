@@ -23,10 +23,8 @@ __all__ = ["Fidelity", "MethodError", "advice", "cache_fidelity", "sweep_encodin
 
 _TEMPERATURES = (1.0, 2.0, 4.0)
 _USUAL = ("kd", "dkd", "loca", "sld", "rld")
-_POOR, _GOOD = (
-    0.1,
-    0.05,
-)  # relative error of a gradient: from there on it is spoken of; up to there another encoding will do
+_POOR = 0.1  # relative error of a gradient, from which on it is spoken of
+_GOOD = 0.05  # up to which another encoding will do
 
 
 @dataclass(frozen=True, slots=True)

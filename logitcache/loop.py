@@ -26,7 +26,7 @@ from logitcache.errors import InputError, StoppedError, first_line
 from logitcache.evaluate import evaluate, for_evaluation
 from logitcache.methods import SecondLabels
 from logitcache.optimize import learning_rate
-from logitcache.order import mixed_seed, sampled, shuffled, windowed
+from logitcache.order import first_window, mixed_seed, sampled, shuffled, windowed
 from logitcache.progress import OnProgress, Progress
 from logitcache.replicas import Replicas
 from logitcache.rundir import RunDirectory
@@ -143,7 +143,7 @@ class Loop:
     ) -> dict[str, Any]:
         """Train one pass, or what is left of one that was `begun`; metrics are summed on the device and read once."""
         windows = self._windows(epoch)
-        following = self._windows(epoch + 1)[0][0]
+        following = self.window and first_window(len(self.images), *self.window, self.seed, epoch + 1)
         steps, step = sum(-(-len(order) // self.batch_size) for _, order in windows), 0
         done, over, sums = 0, begun.get("step", 0), torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         if begun and self.replicas.leads:
@@ -173,11 +173,8 @@ class Loop:
                     taken += 1
                     if step < steps and self._asked(step, time.perf_counter() - started, taken):
                         seconds = before + time.perf_counter() - started
-                        numbers, all_sums = (
-                            self.replicas.gathered(_numbers(self.device)),
-                            self.replicas.summed(sums).cpu(),
-                        )
-                        state = self._packed(history, step=step, sums=all_sums, numbers=numbers, seconds=seconds)
+                        numbers, sums = self.replicas.gathered(_numbers(self.device)), self.replicas.summed(sums)
+                        state = self._packed(history, step=step, sums=sums.cpu(), numbers=numbers, seconds=seconds)
                         self.directory.save(state)
                         self.replicas.wait()
                         raise self._stopped(f"step {step} of {steps} of epoch {epoch + 1}")

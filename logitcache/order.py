@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["mixed_seed", "sampled", "shuffled", "windowed"]
+__all__ = ["first_window", "mixed_seed", "sampled", "shuffled", "windowed"]
 
 _CHECKED_ROWS = 64  # rendered again and compared with their digests before each epoch
 
@@ -35,12 +35,21 @@ def windowed(
         For each window its blocks and its sample ids.
     """
     random = torch.Generator().manual_seed(mixed_seed(seed, epoch))
-    drawn = torch.randperm(-(-count // block_rows), generator=random).tolist()
     windows = []
-    for chosen in (tuple(drawn[start : start + blocks]) for start in range(0, len(drawn), blocks)):
+    for chosen in _drawn(count, block_rows, blocks, random):
         held = np.concatenate([np.arange(b * block_rows, min((b + 1) * block_rows, count)) for b in chosen])
         windows.append((chosen, held[torch.randperm(len(held), generator=random).numpy()]))
     return windows
+
+
+def first_window(count: int, block_rows: int, blocks: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """Return the blocks that `windowed` begins an epoch with."""
+    return _drawn(count, block_rows, blocks, torch.Generator().manual_seed(mixed_seed(seed, epoch)))[0]
+
+
+def _drawn(count: int, block_rows: int, blocks: int, random: torch.Generator) -> list[tuple[int, ...]]:
+    drawn = torch.randperm(-(-count // block_rows), generator=random).tolist()
+    return [tuple(drawn[start : start + blocks]) for start in range(0, len(drawn), blocks)]
 
 
 def sampled(seed: int, epoch: int, count: int) -> NDArray[np.int64]:

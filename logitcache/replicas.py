@@ -163,12 +163,11 @@ def join_replicas(device: torch.device) -> Replicas:
     """
     if not under_torchrun():
         return Replicas()
+    store, rank = join_store()
     world = int(os.environ["WORLD_SIZE"])
-    if world == 1:
-        return Replicas(memory=join_store() and lasting_store())
-    if not distributed.is_initialized():
+    if world > 1 and not distributed.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        backend, (store, rank) = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", join_store()
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
-    return Replicas(distributed.get_rank(), distributed.get_world_size(), lasting_store())
+    return Replicas(rank, world, lasting_store())

@@ -159,11 +159,12 @@ def run_sweep(
     failed: dict[Path, str] = {}
     try:
         while waiting or running:
-            for run in [run for run in waiting if is_held(run.out)]:
+            held = [run for run in waiting if is_held(run.out)]
+            for run in held:
                 if run not in elsewhere:
                     on_change(f"{run.out.name}: another process trains it; waiting for it")
-                    elsewhere.add(run)
-            for run in [run for run in waiting if not is_held(run.out)][: jobs - len(running)]:
+            elsewhere.update(held)
+            for run in [run for run in waiting if run not in held][: jobs - len(running)]:
                 waiting.remove(run)
                 running[run] = _start(run)
                 on_change(f"{run.out.name}: begun")

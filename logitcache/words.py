@@ -13,9 +13,11 @@ __all__ = [
     "error_text",
     "kept_words",
     "number",
+    "origin_words",
     "percent",
     "percents",
     "samples_words",
+    "teacher_words",
 ]
 
 
@@ -77,6 +79,17 @@ def samples_words(manifest: Mapping[str, Any]) -> str:
     """Say which samples of its data a cache holds: "10,000 samples", "samples 0 to 999 of 10,000"."""
     first, count, total = manifest["data"]["first"], manifest["samples"], manifest["data"]["length"]
     return f"{count:,} samples" if count == total else f"samples {first:,} to {first + count - 1:,} of {total:,}"
+
+
+def teacher_words(teacher: Mapping[str, Any]) -> str:
+    """Name a teacher and its weights."""
+    name, digest = teacher["name"], teacher["weights_sha256"]
+    return f"{name}, weights sha256 {digest[:12]}" if digest else f"{name}"
+
+
+def origin_words(derived: Mapping[str, Any]) -> str:
+    """Say which caches a cache was made from, and how; nothing of one that was dumped."""
+    return f"{', '.join(one['fingerprint'] for one in derived['from'])}, by {derived['by']}" if derived else ""
 
 
 def _exactly(values: Sequence[float], spell: Callable[[float, int], str], unit: float) -> list[str]:

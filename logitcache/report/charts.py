@@ -207,11 +207,7 @@ def axes(
         y_spelling: How values at y are written.
         whole: Whether only whole numbers are marked at x.
     """
-    parts = []
-    levels = ticks(y, max(int(abs(y.end - y.start) // 32), 2))
-    for level, words in zip(levels, y_spelling(levels), strict=True):
-        parts.append(element("line", x1=x.start, x2=x.end, y1=y(level), y2=y(level), class_="grid"))
-        parts.append(text(x.start - 6, y(level) + 4, words, "end", "small quiet tick"))
+    parts = _levels(x, y, max(int(abs(y.end - y.start) // 32), 2), y_spelling)
     places = ticks(x, max(int(abs(x.end - x.start) // 44), 2), whole=whole)
     for place, words in zip(places, x_spelling(places), strict=True):
         parts.append(element("line", x1=x(place), x2=x(place), y1=y.start, y2=y.start + 4, class_="axis"))
@@ -221,6 +217,15 @@ def axes(
         parts.append(text((x.start + x.end) / 2, y.start + 34, x_name, "middle", "small quiet"))
     if y_name:
         parts.append(text(max(x.start - 36, 2), y.end - 10, y_name, "start", "small quiet"))
+    return parts
+
+
+def _levels(x: Scale, y: Scale, at_most: int, spelling: Spelling) -> list[str]:
+    """Draw grid lines across, with their values at the left."""
+    parts, levels = list[str](), ticks(y, at_most)
+    for level, words in zip(levels, spelling(levels), strict=True):
+        parts.append(element("line", x1=x.start, x2=x.end, y1=y(level), y2=y(level), class_="grid"))
+        parts.append(text(x.start - 6, y(level) + 4, words, "end", "small quiet tick"))
     return parts
 
 
@@ -312,11 +317,7 @@ def columns(name: str, says: str, values: Sequence[tuple[str, float]], x_name: s
     """Draw upright bars of shares, from left to right."""
     x = Scale(0, len(values), 50, WIDTH - 18)
     y = Scale(0, max((share for _, share in values), default=0) * 1.02 or 1, 206, 26)
-    levels = ticks(y, 5)
-    parts = []
-    for level, words in zip(levels, percents(levels), strict=True):
-        parts.append(element("line", x1=x.start, x2=x.end, y1=y(level), y2=y(level), class_="grid"))
-        parts.append(text(x.start - 6, y(level) + 4, words, "end", "small quiet tick"))
+    parts = _levels(x, y, 5, percents)
     wide = x(1) - x(0)
     every = -(-max(int(_LETTER * max(map(len, (word for word, _ in values)))) + 6, 1) // max(int(wide), 1))
     for place, (word, share) in enumerate(values):
@@ -339,8 +340,9 @@ def reliability_diagram(name: str, says: str, bins: "Sequence[Bin]") -> str:
     for one in bins:
         if not one.rows:
             continue
+        lower, upper = percents([one.lower, one.upper])
         tip = (
-            f"confidence {percents([one.lower, one.upper])[0]} to {percents([one.lower, one.upper])[1]}: "
+            f"confidence {lower} to {upper}: "
             f"{one.rows:,} rows, {percent(one.accuracy)} right, sure of {percent(one.confidence)}"
         )
         wide = {"x": x(one.lower) + 1, "width": max(x(one.upper) - x(one.lower) - 2, 1)}

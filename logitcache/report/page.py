@@ -9,7 +9,16 @@ from logitcache.report.methods import what_a_method_will_do
 from logitcache.report.odd import shown_samples, what_is_odd
 from logitcache.report.parts import ClassNames, captioned, facts, page, paragraph, section, table, tiles
 from logitcache.report.quality import class_figures, how_good
-from logitcache.words import bytes_text, counted, kept_words, number, percent, samples_words
+from logitcache.words import (
+    bytes_text,
+    counted,
+    kept_words,
+    number,
+    origin_words,
+    percent,
+    samples_words,
+    teacher_words,
+)
 
 if TYPE_CHECKING:
     from logitcache.fidelity import Fidelity
@@ -138,18 +147,16 @@ def _advice(advice: Sequence[str]) -> str:
 
 def _what_it_is(stats: "CacheStats") -> str:
     manifest, health = stats.manifest, stats.health
-    teacher, data, views, forward = manifest["teachers"][0], manifest["data"], manifest["views"], manifest["forward"]
+    data, views, forward = manifest["data"], manifest["views"], manifest["forward"]
     recipes = list(dict.fromkeys(view["recipe"] for view in views))
     said = ", ".join(recipes[:8]) + (f" and {len(recipes) - 8:,} more recipes" if len(recipes) > 8 else "")
     how = [
         f"batches of {manifest['batch_size']:,}",
         *(f"{key} {value}" for key, value in forward.items() if value and value != "none"),
     ]
-    derived = manifest["derived"]
     described = facts(
         {
-            "teacher": teacher["name"]
-            + (f", weights sha256 {teacher['weights_sha256'][:12]}" if teacher["weights_sha256"] else ""),
+            "teacher": teacher_words(manifest["teachers"][0]),
             "data": f"{data['spec'] or 'a data set given as an object'}; {samples_words(manifest)}, {len(manifest['classes']):,} classes",
             "views": f"{len(views):,}: {said}; seed {', '.join(str(seed) for seed in sorted({view['seed'] for view in views})[:8])}",
             "kept": kept_words(manifest["encoding"]),
@@ -157,9 +164,7 @@ def _what_it_is(stats: "CacheStats") -> str:
             "command": f"`{command}`" if (command := stats.made.get("command")) else "",
             "forward pass": f"on {manifest['device']}, {', '.join(how)}",
             "versions": ", ".join(f"{name} {version}" for name, version in manifest["software"].items()),
-            "made from": f"{', '.join(one['fingerprint'] for one in derived['from'])}, by {derived['by']}"
-            if derived
-            else "",
+            "made from": origin_words(manifest["derived"]),
             "health": "whole: every block is there, no NaN, no row of equal logits"
             if _is_sound(health)
             else _complaint(health),
