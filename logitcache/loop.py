@@ -118,7 +118,7 @@ class Loop:
 
     def _taken_up(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Load the state that was saved last, where there is one: the metrics so far, and how far an epoch was."""
-        packed, history, begun = self.directory.checkpoint(), [], {}
+        packed, history, begun = self.replicas.from_leader(self.directory.checkpoint), [], {}
         if packed is not None:
             try:
                 state = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)

@@ -106,18 +106,18 @@ class Replicas:
         """
         if self.world == 1:
             return value()
-        box: list[Any] = [None, None]
+        box: list[Any] = [None, True]  # what it is, and whether there is nothing
         failed: LogitCacheError | None = None
         if self.leads:
             try:
-                box[0] = value()
+                box = [value(), False]
             except LogitCacheError as error:
-                box[1], failed = str(error), error
+                failed = error
         distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         if failed:
             raise failed
-        if box[1] is not None:
-            raise StoppedError(f"process {self.rank} ends with process 0, which said: {box[1]}")
+        if box[1]:
+            raise StoppedError(f"process {self.rank} ends with process 0, which says why")
         found: T = box[0]
         return found
 

@@ -177,19 +177,14 @@ class RunDirectory:
 class FollowedRun(RunDirectory):
     """The run of a process that does not lead: another one writes it."""
 
-    def __init__(self, path: Path, results: dict[str, Any] | None, state: bytes | None) -> None:
+    def __init__(self, path: Path, results: dict[str, Any] | None) -> None:
         """Take up what the leader found.
 
         Args:
             path: Where the leader writes.
             results: What came out, where the run is over.
-            state: That was saved last.
         """
-        self.path, self._record, self._state = path, {"results": results}, state
-
-    def checkpoint(self) -> bytes | None:
-        """Return the state that the leader found, or None."""
-        return self._state
+        self.path, self._record = path, {"results": results}
 
     def close(self) -> None:
         """Do nothing."""

@@ -284,13 +284,16 @@ def _begun(
     """Begin or take up the run, in the process that leads; the others follow it."""
     with replicas.saying_when_left():
         replicas.refuse_unlike(settings | {name: facts[name] for name in facts if name != "hardware"})
-        if not replicas.leads:
-            return FollowedRun(*replicas.from_leader(lambda: (path, None, None)))
         facts["hardware"]["processes"] = replicas.world
-        run = RunDirectory(path, settings, facts, resume=resume or replicas.began(path), logs=logs)
-        replicas.begin(path)
-        replicas.from_leader(lambda: (run.path, run.results, run.checkpoint()))
-        return run
+        ours = list[RunDirectory]()
+
+        def begin() -> tuple[Path, dict[str, Any] | None]:
+            ours.append(RunDirectory(path, settings, facts, resume=resume or replicas.began(path), logs=logs))
+            replicas.begin(path)
+            return path, ours[0].results
+
+        found = replicas.from_leader(begin)
+        return ours[0] if ours else FollowedRun(*found)
 
 
 _CONDUCT = (

@@ -269,6 +269,7 @@ def test_a_restart_does_not_take_up_a_run_that_was_there_before(tmp_path, npz):
     )
     assert done.returncode != 0
     assert done.stderr.count("already holds a run; nothing in it was touched") == 2
+    assert done.stderr.count("process 1 ends with process 0, which says why") == 2
     assert before.results == json.loads((tmp_path / "run/run.json").read_text())["results"]
 
 
