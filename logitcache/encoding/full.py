@@ -39,7 +39,7 @@ class FullEncoding:
         """Return what is stored of a row."""
         found = {"logits": Column((classes,), PRECISIONS[self.dtype][1], ("class",))}
         if self.dtype == "u8":
-            found["scale"] = Column((2,), "<f4", ("statistic",), compressed=True)
+            found["scale"] = Column((2,), "<f4", ("statistic",), compression=1)
         return found
 
     def encode(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ __all__ = [
     "whole_array_files",
 ]
 
-Column = tuple[tuple[int, ...], str, tuple[str, ...], bool]
+Column = tuple[tuple[int, ...], str, tuple[str, ...], int]
 
 PROBE_BYTES = 64_000_000  # at most, of one teacher
 _CONFIG: Any = {"write_empty_chunks": True, "order": "C"}  # a chunk of zeros must exist: absence means corruption
@@ -57,6 +57,7 @@ class ArraySpec:
         dimensions: zarr's `dimension_names`.
         compression: What stands before the checksum: None, "zstd", or "blosc" (zstd, column after column, on bytes shuffled by
             significance: ids of one rank resemble each other more than those of one row).
+        level: blosc's, 1 to 9.
     """
 
     key: str
@@ -65,6 +66,7 @@ class ArraySpec:
     dtype: str
     dimensions: tuple[str, ...]
     compression: str | None = None
+    level: int = 1
 
 
 def block_rows_for(samples: int, row_bytes: int) -> int:
@@ -84,7 +86,7 @@ def row_arrays(manifest: Manifest, columns: Mapping[str, Mapping[str, Column]]) 
     Args:
         manifest: Of the cache.
         columns: For each teacher's slug, the encoding's columns: name to (shape of one row, dtype, its dimensions' names,
-            whether compression pays).
+            level of compression or 0).
     """
     head, chunk = (len(manifest.views), manifest.samples), (1, manifest.block_rows)
     specs = [ArraySpec("digests", head, chunk, "<u8", ("view", "sample"))]
@@ -95,8 +97,8 @@ def row_arrays(manifest: Manifest, columns: Mapping[str, Mapping[str, Column]]) 
 
 
 def _row_array(key: str, column: Column, head: tuple[int, int], chunk: tuple[int, int]) -> ArraySpec:
-    row, dtype, names, compressed = column
-    return ArraySpec(key, head + row, chunk + row, dtype, ("view", "sample", *names), "blosc" if compressed else None)
+    row, dtype, names, level = column
+    return ArraySpec(key, head + row, chunk + row, dtype, ("view", "sample", *names), "blosc" if level else None, level)
 
 
 def cache_arrays(manifest: Manifest, rows: dict[str, ArraySpec], probe: int) -> dict[str, ArraySpec]:
@@ -119,7 +121,7 @@ def _create(group: zarr.Group, spec: ArraySpec, shape: tuple[int, ...] | None = 
     if spec.compression == "zstd":
         before = [ZstdCodec(level=3)]
     elif spec.compression == "blosc":
-        before = [BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=size, blocksize=_BLOSC_BLOCK)]
+        before = [BloscCodec(cname="zstd", clevel=spec.level, shuffle="shuffle", typesize=size, blocksize=_BLOSC_BLOCK)]
         if len(spec.shape) == 3:
             filters = [TransposeCodec(order=(0, 2, 1))]
     return group.create_array(

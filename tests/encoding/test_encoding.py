@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from logitcache.encoding import FullEncoding, TopKEncoding, dense, read_encoding
 from logitcache.errors import InputError, UnknownNameError
 from logitcache.methods import get_loss
-from logitcache.store import decode_rows, kept_values, rounding
+from logitcache.store import compressed_bytes, decode_rows, kept_values, rounding
 
 ENCODINGS = [
     *(FullEncoding(dtype) for dtype in ("f32", "f16", "u8")),
@@ -207,6 +207,13 @@ def test_what_cannot_be_encoded_is_refused():
 def test_ids_are_as_wide_as_the_classes_need():
     widths = [TopKEncoding(5, "f16").columns(classes)["ids"].dtype for classes in (256, 257, 65536, 65537)]
     assert widths == ["|u1", "<u2", "<u2", "<u4"]
+
+
+def test_ids_of_a_vocabulary_are_compressed_harder():
+    column = TopKEncoding(50, "u8").columns(128_256)["ids"]
+    steps = np.random.default_rng(0).geometric(1 / (1 + np.arange(51.0) ** 2), (4096, 51)).astype(column.dtype)
+    assert compressed_bytes(column, steps) < 0.98 * compressed_bytes(column._replace(compression=1), steps)
+    assert TopKEncoding(50, "u8").columns(1000)["ids"].compression == 1
 
 
 def test_the_next_float16_below_is_the_next():
