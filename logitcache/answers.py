@@ -136,7 +136,7 @@ class CachedAnswers:
 
 def gather(columns: Mapping[str, Tensor], samples: Tensor) -> dict[str, Tensor]:
     """Take a batch of rows, [B], out of the columns of a view in memory: one gather a column, copied, on their device."""
-    if samples.device.type == "cpu":  # a batch is small: numpy's call costs less than torch's, whose views cost as much again
+    if samples.device.type == "cpu":  # where numpy's call costs a small batch less than torch's
         at = samples.numpy()
         return {name: torch.from_numpy(column.numpy().take(at, 0)) for name, column in columns.items()}
     return {

@@ -26,6 +26,7 @@ __all__ = [
     "local_path",
     "remove_leftovers",
     "saying_when_unwritable",
+    "sync_folders",
     "write_bytes",
 ]
 
@@ -78,8 +79,13 @@ def describe(data: bytes) -> FileRecord:
     return {"bytes": len(data), "blake2b": digest_bytes(data)}
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
     """Write a file that is either whole or not there, also after a power failure.
+
+    Args:
+        path: Its name.
+        data: Its content.
+        lasting: Whether it is there after a power failure when this returns; else only after `sync_folders`, in one go with others.
 
     Raises:
         CacheIncompleteError: The disk is full.
@@ -87,13 +93,14 @@ def write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with saying_when_unwritable(path):
-            _make_folder(path.parent)
+            _make_folder(path.parent, lasting=lasting)
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            _sync_folder(path.parent)
+            if lasting:
+                _sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -121,19 +128,32 @@ def saying_when_unwritable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it; each is on disk before a file in it can be."""
+def _make_folder(folder: Path, *, lasting: bool) -> None:
+    """Make a folder and those above it; each is on disk before a file in it can be, where that is to last."""
     if folder.is_dir():
         return
-    _make_folder(folder.parent)
+    _make_folder(folder.parent, lasting=lasting)
     folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
+    if lasting:
+        _sync_folder(folder.parent)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove temporary files of processes that were killed while they wrote; nobody else may be writing here."""
     for leftover in folder.rglob(f".*{PARTIAL}"):
         leftover.unlink(missing_ok=True)
+
+
+def sync_folders(folder: Path) -> None:
+    """Wait until a folder's name, and the names in it and below it, are on disk.
+
+    Raises:
+        CacheIncompleteError: The disk is full.
+    """
+    with saying_when_unwritable(folder):
+        for below, _, _ in os.walk(folder, topdown=False):
+            _sync_folder(Path(below))
+        _sync_folder(folder.absolute().parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -164,7 +184,7 @@ class FileLock:
     def __init__(self, path: Path, name: str) -> None:
         file = path / name
         with saying_when_unwritable(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(file.parent, lasting=True)  # a cache that was begun is known by it
             self._file = file.open("a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,7 +27,7 @@ __all__ = ["TopKEncoding", "TopKRows"]
 
 _FAR = 255  # code of a label that is not among the k largest: its logit stands in the statistics
 _LOWEST = -65504.0  # float16
-_VOCABULARY = 1 << 15  # classes; above, a teacher takes far longer over a row than the some 50 us that save 3 to 4 % of its ids
+_VOCABULARY = 1 << 15  # classes; above, a teacher takes longer over a row than the 50 us that save 3 to 4 % of its ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,9 @@ class Bucket:
         except FileNotFoundError as error:
             raise _no_bucket(self.url) from error
 
+    def settle(self, below: str = "") -> None:
+        """Do nothing: what was uploaded is kept."""
+
     def append(self, name: str, content: Mapping[str, Any]) -> None:
         """Append one JSON object to a log; for the one who holds the cache, since it is read and written anew."""
         before = b""

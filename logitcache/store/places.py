@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from logitcache.errors import InputError
-from logitcache.files import PARTIAL, FileLock, append_line, is_address, remove_leftovers, write_bytes
+from logitcache.files import PARTIAL, FileLock, append_line, is_address, remove_leftovers, sync_folders, write_bytes
 
 __all__ = ["Folder", "Hold", "Place", "open_place"]
 
@@ -59,11 +59,14 @@ class Place(Protocol):
         ...
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file; when this returns, it outlives the machine.
+        """Write a file, whole or not at all; it outlives the machine once `settle` was called.
 
         Raises:
             CacheIncompleteError: There is no room for it.
         """
+
+    def settle(self, below: str = "") -> None:
+        """Wait until every name that was written or removed here, or in a folder of it, by anybody, outlives the machine."""
 
     def append(self, name: str, content: Mapping[str, Any]) -> None:
         """Append one JSON object to a log."""
@@ -149,8 +152,12 @@ class Folder:
         return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
     def write(self, name: str, data: bytes) -> None:
-        """Write by temporary file, fsync and rename."""
-        write_bytes(self.path / name, data)
+        """Write by temporary file, fsync and rename; a power failure may take the new name, not a part of the content."""
+        write_bytes(self.path / name, data, lasting=False)
+
+    def settle(self, below: str = "") -> None:
+        """Sync the folders: at the end, because with every file they would be nine waits a block instead of three."""
+        sync_folders(self.path / below)
 
     def append(self, name: str, content: Mapping[str, Any]) -> None:
         """Append one JSON object to a log."""

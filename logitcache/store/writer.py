@@ -246,11 +246,14 @@ class CacheWriter:
             self._ledger.fold(view)
         if read_manifest(self.place) != self.manifest or self._ledger.marked() is None:
             self._ledger.unmark()
+            self.place.settle(HOME)
             self._write_changed(self._metadata)
         self._remove_views_from(len(self.manifest.views))
         files = {name: describe(data) for name, data in sorted((self._metadata | self._whole_files).items())}
+        self.place.settle()
         self._hold.check()
         self._ledger.mark(files)
+        self.place.settle(HOME)
 
     def _remove_views_from(self, views: int) -> None:
         """Remove what an extension left that was given up before it was whole."""
