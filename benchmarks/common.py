@@ -47,8 +47,10 @@ def manifest_of(rows: int, classes: int, encoding: Encoding, views: int = 1) -> 
     )
 
 
-def alternating_seconds(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Time each in turn, `rounds` times after one round of warming up; the median of each, in seconds."""
+def alternating_seconds(
+    runs: Mapping[str, Callable[[], object]], rounds: int, pick: Callable[[list[float]], float] = statistics.median
+) -> dict[str, float]:
+    """Time each in turn, `rounds` times after one round of warming up; the median of each (or what `pick` makes of them), in seconds."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
@@ -58,7 +60,7 @@ def alternating_seconds(runs: Mapping[str, Callable[[], object]], rounds: int) -
                 torch.cuda.synchronize()
             if turn:
                 times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: pick(found) for name, found in times.items()}
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

@@ -1,7 +1,7 @@
 """Writing a cache: whole blocks, each committed after its files are on disk; continued where a killed dump stopped.
 
-Encoding to chunks, checksums and fsync run on two background threads with at most two blocks waiting; their errors come
-out of the next call here.
+Encoding to chunks, checksums and fsync run on background threads, at most four blocks at a time; their errors come out of the
+next call here.
 """
 
 import socket
@@ -36,8 +36,7 @@ from logitcache.store.places import Hold, Place, open_place
 __all__ = ["CacheWriter", "Columns"]
 
 Columns = Mapping[str, Mapping[str, Column]]  # teacher's slug -> column -> what is stored of a row
-_WAITING = 2  # blocks between the teacher and the disk
-_THREADS = 2  # one encodes and hashes while the other waits for the disk
+_AT_ONCE = 4  # blocks between the teacher and the disk: some are encoded and hashed while others wait for it
 
 
 class CacheWriter:
@@ -73,7 +72,7 @@ class CacheWriter:
         self._hold: Hold = self.place.hold(f"{HOME}/lock") if leads else _HeldByTheLeader()
         self._rows = row_arrays(manifest, columns)
         self._labels = labels
-        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="logitcache-writer")
+        self._executor = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="logitcache-writer")
         self._uploads = ThreadPoolExecutor(self.place.at_once) if self.place.at_once > 1 else None
         self._pending: deque[Future[int]] = deque()
         self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}
@@ -205,7 +204,7 @@ class CacheWriter:
         """
         self._pending.append(self._executor.submit(self._commit, view, block, rows))
         written = 0
-        while len(self._pending) > _WAITING:
+        while len(self._pending) > _AT_ONCE:
             written += self._pending.popleft().result()
         return written
 
