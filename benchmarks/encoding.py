@@ -27,7 +27,7 @@ from torch import Tensor
 from zarr.core.buffer import cpu
 from zarr.storage import MemoryStore
 
-from logitcache.answers import gather
+from logitcache.answers import HeldRows
 from logitcache.encoding import TopKEncoding, dense
 from logitcache.store import Cache, CacheWriter, compressed_bytes, open_cache
 
@@ -194,11 +194,11 @@ class Trial:
 
     def _back(self, cache: Cache, labels: Tensor) -> None:
         """From the files, checked, into memory, and from there in random batches of 256 to ids and logits: as training does."""
-        columns = {name: torch.from_numpy(column) for name, column in cache.view(0, "t").items()}
+        held = HeldRows(cache.view(0, "t"), torch.device("cpu"))
         order = np.random.default_rng(0).permutation(len(labels))
         for start in range(0, len(order), 256):
             batch = torch.from_numpy(order[start : start + 256])
-            self.encoding.decode(gather(columns, batch), labels[batch], self.classes)
+            self.encoding.decode(held.take(batch), labels[batch], self.classes)
 
 
 def _in_memory(path: Path) -> zarr.Group:

@@ -4,8 +4,8 @@
 
 Writing: whole blocks through the writer (checksums, temporary file, fsync, rename, record), beside the same bytes written to files
 with one fsync each and nothing else. Opening: a cache of 100 million rows in 8 views, of which only metadata and labels are there.
-Reading is what training does: a view decoded into memory once, a random batch of 256 one gather per column. Beside it, on the same
-bytes: numpy's take from memory-mapped arrays; a record by key as TinyViT reads its logits (a dictionary of keys, seek, read, two
+Reading is what training does: a view decoded into memory once, a random batch of 256 one gather. Beside it, on the same bytes:
+numpy's take from memory-mapped arrays, one a column; a record by key as TinyViT reads its logits (a dictionary of keys, seek, read, two
 arrays out of the bytes, stacked); a Dataset of samples with torch's collate.
 """
 
@@ -27,7 +27,7 @@ import torch
 from common import alternating_seconds, manifest_of, write_result
 from torch.utils.data import Dataset, default_collate
 
-from logitcache.answers import gather
+from logitcache.answers import HeldRows
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
 from logitcache.files import describe
 from logitcache.memory import keep_freed_memory
@@ -150,16 +150,17 @@ def main() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         seconds = []
         for _ in range(arguments.rounds):
-            columns = None
+            view = None  # before the next, or there would be two
             started = time.perf_counter()
-            columns = open_cache(cache.place.path).view(0, "t")
+            view = open_cache(cache.place.path).view(0, "t")
             seconds.append(time.perf_counter() - started)
         opened = arguments.rows / statistics.median(seconds)
-        held = sum(column.nbytes for column in columns.values())
+        held = view.nbytes
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
         print(
             f"a view into memory: {opened / 1e6:.2f} M rows/s; {held / 1e6:.0f} MB held, peak grew by {grown / 1e6:.0f} MB"
         )
+        columns = {name: np.ascontiguousarray(view[name]) for name in view.dtype.names}
         mapped = {}
         for name, column in columns.items():
             np.save(Path(folder) / f"{name}.npy", column)
@@ -171,12 +172,12 @@ def main() -> None:
         order = np.random.default_rng(1).permutation(arguments.rows)
         batches = [order[start : start + BATCH] for start in range(0, arguments.rows, BATCH)]
         few = batches[:10]
-        samples, tensors = PerSample(columns), {name: torch.from_numpy(column) for name, column in columns.items()}
+        samples, ours_held = PerSample(columns), HeldRows(view, torch.device("cpu"))
         place = {str(index): int(index) * record for batch in few for index in batch}
 
         def ours() -> None:
             for batch in batches:
-                gather(tensors, torch.from_numpy(batch))
+                ours_held.take(torch.from_numpy(batch))
 
         def memmap() -> None:
             for batch in batches:

@@ -21,16 +21,13 @@ from logitcache.views.geometry import Preprocessing
 __all__ = [
     "Answers",
     "CachedAnswers",
+    "HeldRows",
     "LabelsOnly",
     "LiveAnswers",
     "Shown",
-    "gather",
     "live_teacher_of",
     "teacher_classes",
 ]
-
-
-_PLAIN = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what every device gathers, by bytes
 
 
 class Shown(NamedTuple):
@@ -101,12 +98,10 @@ class CachedAnswers:
         self._streams = self._streams or [ViewStream(self._cache, self._cache.teacher) for _ in shown.turn]
         parts = ([(view.index, one.blocks) for view in one.turn] for one in (shown, upcoming))
         taken = [stream.take(part, later) for stream, part, later in zip(self._streams, *parts, strict=True)]
-        for view, columns in zip(shown.turn, taken, strict=True):
-            if problem := self._encoding.check(columns, self._classes):
+        for view, rows in zip(shown.turn, taken, strict=True):
+            if problem := self._encoding.check({name: rows[name] for name in rows.dtype.names or ()}, self._classes):
                 raise CorruptCacheError(f"{self._cache.place}, view {view.index}: {problem}. Dump the cache again.")
-        self._columns = [
-            {name: torch.from_numpy(column).to(self._device) for name, column in columns.items()} for columns in taken
-        ]
+        self._held = [HeldRows(rows, self._device) for rows in taken]
         self._place = None
         if shown.blocks is not None:  # where the rows of each block begin
             manifest = self._cache.manifest
@@ -125,7 +120,7 @@ class CachedAnswers:
             size = self._cache.manifest.block_rows
             at = self._place[at // size] + at % size
         ids = to_device(torch.from_numpy(samples), self._device)
-        rows = gather(self._columns[position], ids if at is samples else to_device(torch.from_numpy(at), self._device))
+        rows = self._held[position].take(ids if at is samples else to_device(torch.from_numpy(at), self._device))
         return self._encoding.decode(rows, self._labels.index_select(0, ids), self._classes)
 
     def close(self) -> None:
@@ -134,15 +129,44 @@ class CachedAnswers:
             stream.close()
 
 
-def gather(columns: Mapping[str, Tensor], samples: Tensor) -> dict[str, Tensor]:
-    """Take a batch of rows, [B], out of the columns of a view in memory: one gather a column, copied, on their device."""
-    if samples.device.type == "cpu":  # where numpy's call costs a small batch less than torch's
-        at = samples.numpy()
-        return {name: torch.from_numpy(column.numpy().take(at, 0)) for name, column in columns.items()}
-    return {
-        name: column.view(_PLAIN[column.element_size()]).index_select(0, samples).view(column.dtype)
-        for name, column in columns.items()
-    }
+class HeldRows:
+    """Rows of a view in the memory of a device, all columns of a row beside each other."""
+
+    def __init__(self, rows: NDArray[np.void], device: torch.device) -> None:
+        """Take them there.
+
+        Args:
+            rows: As `Cache.view` gives them: [N], with a field for each column.
+            device: Where batches are wanted.
+        """
+        self._rows: NDArray[np.void] | Tensor = (
+            rows  # on the CPU as they are: torch's calls cost a small batch more than numpy's
+        )
+        if device.type != "cpu":
+            self._rows = _bytes_of(rows).to(device)
+        self._columns = [
+            (name, slice(offset, offset + field.itemsize), torch.from_numpy(np.empty(0, field.base)).dtype, field.shape)
+            for name, (field, offset, *_) in (rows.dtype.fields or {}).items()
+        ]
+
+    def take(self, samples: Tensor) -> dict[str, Tensor]:
+        """Gather a batch of rows, once for all columns: each, [B, ...], a part of one copy on the device of the rows.
+
+        Args:
+            samples: Which, [B] int64, on that device.
+        """
+        if isinstance(self._rows, np.ndarray):
+            rows = self._rows.take(samples.numpy())
+            return {name: torch.from_numpy(rows[name]) for name, *_ in self._columns}
+        batch = self._rows.index_select(0, samples)
+        return {
+            name: batch[:, place].view(dtype).view(len(batch), *shape) for name, place, dtype, shape in self._columns
+        }
+
+
+def _bytes_of(rows: NDArray[np.void]) -> Tensor:
+    """What every device can gather: [N, bytes of a row]."""
+    return torch.from_numpy(rows.view(np.uint8).reshape(len(rows), -1))
 
 
 class LiveAnswers(LabelsOnly):

@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from logitcache.answers import CachedAnswers, Shown
+from logitcache.answers import CachedAnswers, HeldRows, Shown, _bytes_of
 from logitcache.data import ArrayImages, preprocessing_for
 from logitcache.data.rendering import _Source
 from logitcache.device import to_device
@@ -47,6 +47,22 @@ def test_pixels_are_cut_where_the_images_are(gpu, recipe):
     assert batch.pixels[0].shape == (40, *images.images.shape[1:])
     assert on_gpu(shown)
     assert shown.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "stored", [{"precision": "f32"}, {"precision": "u8"}, {"top_k": 2}, {"top_k": 1, "precision": "u8"}]
+)
+def test_a_gpu_gathers_what_the_cpu_does(dump, stored):
+    """Rows as bytes, taken apart after one gather; here by the CPU."""
+    columns, rows = tiny.columns_of(dump(**stored)), dump(**stored).view(0, "sequential")
+    samples = torch.randperm(len(rows))[:48]
+    here, there = (HeldRows(rows, torch.device("cpu")) for _ in range(2))
+    there._rows = _bytes_of(rows)
+    for batch in (here.take(samples), there.take(samples)):
+        assert batch.keys() == columns.keys()
+        for name, column in columns.items():
+            assert batch[name].dtype == torch.from_numpy(column[:0]).dtype
+            assert np.array_equal(batch[name].numpy(), column[samples.numpy()])
 
 
 @pytest.mark.parametrize(

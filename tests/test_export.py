@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny
 import torch
 from safetensors import safe_open
 
@@ -23,7 +24,7 @@ ENCODINGS = [
 
 def logits_of(cache, view):
     """What a loss is given, by the encoding itself."""
-    stored = {name: torch.from_numpy(column) for name, column in cache.view(view, "sequential").items()}
+    stored = {name: torch.from_numpy(column) for name, column in tiny.columns_of(cache, view).items()}
     labels = torch.from_numpy(cache.labels()).long()
     return dense(read_encoding(cache.manifest.encoding).decode(stored, labels, 5)).numpy()
 

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch.nn import functional as F
 
@@ -30,7 +31,7 @@ def test_numbers_are_what_they_say(dump, images):
     samples, exact = cache.probe("sequential")
     exact, labels = torch.from_numpy(exact), torch.from_numpy(images.labels[samples])
     encoding = TopKEncoding(2, "f32")
-    stored = {name: torch.from_numpy(c[samples]) for name, c in cache.view(0, "sequential").items()}
+    stored = {name: torch.from_numpy(c[samples]) for name, c in tiny.columns_of(cache).items()}
     completed = encoding.decode(stored, labels, 5).at(2.0)
     p, r = F.log_softmax(exact.double() / 2, 1), F.log_softmax(completed.double() / 2, 1)
     assert found.kl_nats["T=2"] == pytest.approx(float((p.exp() * (p - r)).sum(1).mean()))

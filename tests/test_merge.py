@@ -13,7 +13,8 @@ from logitcache.slice import slice_cache
 
 
 def same_rows(one, other, view=0, other_view=None, slug="sequential"):
-    ours, theirs = one.view(view, slug), other.view(view if other_view is None else other_view, slug)
+    ours = tiny.columns_of(one, view, slug)
+    theirs = tiny.columns_of(other, view if other_view is None else other_view, slug)
     assert ours.keys() == theirs.keys()
     return all((ours[name] == theirs[name]).all() for name in ours)
 

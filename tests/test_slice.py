@@ -2,21 +2,18 @@
 
 import numpy as np
 import pytest
+from tiny import columns_of
 
 import logitcache
 from logitcache.errors import CacheMismatchError, CacheNotFoundError, CorruptCacheError, InputError
 from logitcache.slice import slice_cache
 
 
-def rows_of(cache, view=0):
-    return cache.view(view, "sequential")
-
-
 def test_fewer_views_are_the_first_ones_bit_for_bit(dump, tmp_path, images):
     whole = dump(views=3)
     part = slice_cache(whole.place.path, tmp_path / "part.zarr", views=2)
     for view in (0, 1):
-        assert (rows_of(part, view)["logits"] == rows_of(whole, view)["logits"]).all()
+        assert (columns_of(part, view)["logits"] == columns_of(whole, view)["logits"]).all()
         assert (part.digests(view) == whole.digests(view)).all()
     assert part.manifest.derived["by"] == "slice"
     (source,) = part.manifest.derived["from"]
@@ -34,7 +31,7 @@ def test_a_slice_of_exact_rows_is_what_a_dump_would_have_stored(dump, tmp_path, 
     part = slice_cache(dump().place.path, tmp_path / "part.zarr", top_k=top_k, precision=precision)
     direct = dump(top_k=top_k, precision=precision, out=tmp_path / "direct.zarr")
     for view in (0, 1):
-        ours, theirs = rows_of(part, view), rows_of(direct, view)
+        ours, theirs = columns_of(part, view), columns_of(direct, view)
         assert ours.keys() == theirs.keys()
         assert all((ours[name] == theirs[name]).all() for name in ours)
     assert logitcache.verify_cache(part.place.path, data=images).ok
@@ -43,7 +40,7 @@ def test_a_slice_of_exact_rows_is_what_a_dump_would_have_stored(dump, tmp_path, 
 def test_a_smaller_k_of_a_larger_one_keeps_the_mass_of_what_it_leaves(dump, tmp_path):
     small = slice_cache(dump(top_k=3, precision="f32").place.path, tmp_path / "small.zarr", top_k=1)
     direct = dump(top_k=1, precision="f32", out=tmp_path / "direct.zarr")
-    ours, theirs = rows_of(small), rows_of(direct)
+    ours, theirs = columns_of(small), columns_of(direct)
     assert (ours["ids"] == theirs["ids"]).all()
     assert (ours["values"] == theirs["values"]).all()
     np.testing.assert_allclose(ours["rest"].astype(float), theirs["rest"].astype(float), atol=5e-3)

@@ -118,6 +118,12 @@ def bytes_of(path: Path) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if name not in outside}
 
 
+def columns_of(cache, view: int = 0, slug: str = "sequential") -> dict[str, np.ndarray]:
+    """Each column of a view, [N, ...]."""
+    rows = cache.view(view, slug)
+    return {name: rows[name] for name in rows.dtype.names}
+
+
 def of_this_rank(classes: int) -> nn.Module:
     """A teacher that is another in every process of a job."""
     network = net(classes)

@@ -160,7 +160,8 @@ class Cache:
 
     def digests(self, view: int, blocks: Sequence[int] | None = None) -> NDArray[np.uint64]:
         """Digests of the pixels the teacher was shown in one view, [N], or in some blocks of it, in this order."""
-        return self._read(view, "digests", blocks)
+        array, rows = self._array("digests"), self._count(blocks)
+        return self._read(view, "digests", blocks, np.empty(rows, array.dtype))
 
     def digests_of(self, view: int, samples: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Digests of some rows of a view, ascending, [B]."""
@@ -191,13 +192,21 @@ class Cache:
                     found[name].append(column[here])
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
-    def view(self, view: int, teacher: str, blocks: Sequence[int] | None = None) -> dict[str, NDArray[Any]]:
-        """Decode one view of one teacher into memory: each column, [N, ...], or some blocks of it, in this order.
+    def view(self, view: int, teacher: str, blocks: Sequence[int] | None = None) -> NDArray[np.void]:
+        """Decode one view of one teacher into memory, or some blocks of it, in this order: [N], with a field for each column.
+
+        A row's columns lie beside each other, so that a batch of rows is one gather.
 
         Raises:
             CorruptCacheError: A chunk is missing, short or damaged; names the block.
         """
-        return {name: self._read(view, key, blocks) for name, key in self.columns(teacher).items()}
+        arrays = {name: self._array(key) for name, key in self.columns(teacher).items()}
+        widest_first = sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize)  # leaves no gaps within a row
+        fields = np.dtype([(name, array.dtype, array.shape[2:]) for name, array in widest_first], align=True)
+        rows = np.empty(self._count(blocks), fields)
+        for name, key in self.columns(teacher).items():
+            self._read(view, key, blocks, rows[name])
+        return rows
 
     def blocks(self, view: int, teacher: str) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
         """Yield (first sample, one past the last, columns) of one view, a block at a time: for reading in bounded memory."""
@@ -214,12 +223,16 @@ class Cache:
         """
         return {name: self._read_block(view, key, block) for name, key in self.columns(teacher).items()}
 
-    def _read(self, view: int, key: str, blocks: Sequence[int] | None = None) -> NDArray[Any]:
-        array, chosen = self._array(key), range(self.manifest.blocks) if blocks is None else blocks
-        ranges = [self.manifest.rows(block) for block in chosen]
+    def _count(self, blocks: Sequence[int] | None) -> int:
+        if blocks is None:
+            return self.manifest.samples
+        return sum(last - first for first, last in map(self.manifest.rows, blocks))
+
+    def _read(self, view: int, key: str, blocks: Sequence[int] | None, out: NDArray[Any]) -> NDArray[Any]:
+        """Fill `out` with one array's rows of a view."""
+        chosen = range(self.manifest.blocks) if blocks is None else blocks
         self.read_records(view)
-        ends = np.cumsum([last - first for first, last in ranges])
-        out = np.empty((ends[-1], *array.shape[2:]), array.dtype)
+        ends = np.cumsum([last - first for first, last in map(self.manifest.rows, chosen)])
 
         def take(block: int, end: int) -> None:
             rows = self._read_block(view, key, block)
@@ -332,11 +345,11 @@ class ViewStream:
     def __init__(self, cache: Cache, teacher: str) -> None:
         self._cache, self._teacher = cache, teacher
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="logitcache-reader")
-        self._pending: tuple[Part, Future[dict[str, NDArray[Any]]]] | None = None
-        self._current: tuple[Part, dict[str, NDArray[Any]]] | None = None
+        self._pending: tuple[Part, Future[NDArray[np.void]]] | None = None
+        self._current: tuple[Part, NDArray[np.void]] | None = None
 
-    def take(self, part: Part, upcoming: Part) -> dict[str, NDArray[Any]]:
-        """Return the columns of a view or of some blocks of it, and begin to read what comes next."""
+    def take(self, part: Part, upcoming: Part) -> NDArray[np.void]:
+        """Return the rows of a view or of some blocks of it, and begin to read what comes next."""
         if self._current is None or self._current[0] != part:
             pending, self._pending, self._current = self._pending, None, None
             fetched = pending[1].result() if pending and pending[0] == part else self._read(part)
@@ -345,7 +358,7 @@ class ViewStream:
             self._pending = (upcoming, self._executor.submit(self._read, upcoming))
         return self._current[1]
 
-    def _read(self, part: Part) -> dict[str, NDArray[Any]]:
+    def _read(self, part: Part) -> NDArray[np.void]:
         return self._cache.view(part[0], self._teacher, part[1])
 
     def close(self) -> None:
