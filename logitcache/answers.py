@@ -139,11 +139,8 @@ class HeldRows:
             rows: As `Cache.view` gives them: [N], with a field for each column.
             device: Where batches are wanted.
         """
-        self._rows: NDArray[np.void] | Tensor = (
-            rows  # on the CPU as they are: torch's calls cost a small batch more than numpy's
-        )
-        if device.type != "cpu":
-            self._rows = _bytes_of(rows).to(device)
+        # On the CPU as they are: there torch's calls cost a small batch more than numpy's.
+        self._rows = rows if device.type == "cpu" else _bytes_of(rows).to(device)
         self._columns = [
             (name, slice(offset, offset + field.itemsize), torch.from_numpy(np.empty(0, field.base)).dtype, field.shape)
             for name, (field, offset, *_) in (rows.dtype.fields or {}).items()

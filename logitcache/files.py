@@ -145,21 +145,23 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def sync_folders(folder: Path) -> None:
-    """Wait until a folder's name, and the names in it and below it, are on disk.
+    """Wait until the names in a folder and in those below it are on disk.
 
     Raises:
         CacheIncompleteError: The disk is full.
     """
     with saying_when_unwritable(folder):
-        for below, _, _ in os.walk(folder, topdown=False):
+        for below, _, _ in os.walk(folder):
             _sync_folder(Path(below))
-        _sync_folder(folder.absolute().parent)
 
 
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems on which folders cannot be synced
+            raise
     finally:
         os.close(descriptor)
 

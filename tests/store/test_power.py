@@ -1,5 +1,6 @@
 """A disk that forgets, when the power fails, every name whose folder was not synced: no system promises more."""
 
+import errno
 import os
 import random
 import shutil
@@ -112,6 +113,21 @@ def test_a_dump_that_lost_its_power_is_continued_to_the_same_bytes(tmp_path, vie
         assert bytes_of(path) == whole, f"power lost at step {steps}"
         steps += stride
     assert steps > 60
+
+
+def test_a_file_system_whose_folders_cannot_be_synced_will_do(tmp_path, monkeypatch):
+    real, refused = os.fsync, []
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            refused.append(descriptor)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write(tmp_path / "c.zarr", manifest())
+    assert refused
+    assert not check_files(open_cache(tmp_path / "c.zarr"))
 
 
 def test_when_a_dump_is_done_every_name_is_on_disk(tmp_path, monkeypatch):
