@@ -133,7 +133,10 @@ def _make_folder(folder: Path, *, lasting: bool) -> None:
     if folder.is_dir():
         return
     _make_folder(folder.parent, lasting=lasting)
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
     if lasting:
         _sync_folder(folder.parent)
 
@@ -156,11 +159,15 @@ def sync_folders(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Wait until the names in a folder are on disk, where the file system and its rights let us."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # names may be made in it, and not read
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems on which folders cannot be synced
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems sync no folders
             raise
     finally:
         os.close(descriptor)

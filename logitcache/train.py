@@ -24,7 +24,7 @@ from logitcache.answers import Answers, CachedAnswers, LabelsOnly, LiveAnswers, 
 from logitcache.contract import recorded_data
 from logitcache.data import ImageSet, held_out_split, load_data, preprocessing_for
 from logitcache.device import pick_device
-from logitcache.encoding import read_encoding
+from logitcache.encoding import held_bytes, read_encoding
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.files import local_path
 from logitcache.loop import Loop
@@ -410,8 +410,7 @@ def _window(cache: Cache, budget: int | None, views: int) -> tuple[int, int] | N
 
 def _row_bytes(cache: Cache) -> int:
     """Return what a decoded row of one view takes in memory."""
-    columns = read_encoding(cache.manifest.encoding).columns(len(cache.manifest.classes)).values()
-    return sum(column.nbytes for column in columns)
+    return held_bytes(read_encoding(cache.manifest.encoding).columns(len(cache.manifest.classes)))
 
 
 def _refuse_too_little(cache: Cache, objective: Objective) -> None:

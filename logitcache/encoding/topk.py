@@ -190,7 +190,7 @@ class TopKEncoding:
             values = dequantize(columns["values"], columns["scale"])
             values = torch.where(far, top + columns["label"].float()[:, None], values)
         else:
-            values = columns["values"].float()
+            values = columns["values"].float().contiguous()
             top = values.amax(1, keepdim=True)
             is_label = ids == labels[:, None].to(ids.device)
             own = values.masked_fill(~is_label, 0).sum(1, keepdim=True)

@@ -100,6 +100,10 @@ class Ledger:
     def mark(self, files: dict[str, FileRecord]) -> None:
         """Say that the cache is whole; records of single blocks are no longer needed."""
         self._write(_MARK, {"files": files})
+        self.forget_records()
+
+    def forget_records(self) -> None:
+        """Remove the records of single blocks, of a cache that is whole."""
         self._place.remove_below(_RECORDS)
 
     def unmark(self) -> None:

@@ -88,6 +88,8 @@ class CacheWriter:
                 {"event": "dump", "time": now, "host": socket.gethostname(), "command": command},
             )
             self.committed = self._trusted()
+            if self.complete:
+                self._ledger.forget_records()  # which a kill after the mark left
         except BaseException:
             self._hold.close()
             raise
@@ -184,9 +186,16 @@ class CacheWriter:
 
     def _write_changed(self, files: dict[str, bytes]) -> None:
         """Write files that are not there with this content; the root's metadata last, since it makes the folder a cache."""
-        for name in sorted(files, key=lambda name: name == "zarr.json"):
-            if self.place.size(name) != len(files[name]) or self.place.read(name) != files[name]:
-                self.place.write(name, files[name])
+        for name in self._changed(files):
+            self.place.write(name, files[name])
+
+    def _changed(self, files: dict[str, bytes]) -> list[str]:
+        """List those that are not there with this content, the root's metadata last."""
+        return [
+            name
+            for name in sorted(files, key=lambda name: name == "zarr.json")
+            if self.place.size(name) != len(files[name]) or self.place.read(name) != files[name]
+        ]
 
     def _stored_probe(self, spec: ArraySpec) -> NDArray[np.float32] | None:
         """Read the probe of an earlier start; None where it is absent or damaged (it is then written again)."""
@@ -243,7 +252,7 @@ class CacheWriter:
             )
         for view in range(len(self.manifest.views)):
             self._ledger.fold(view)
-        if read_manifest(self.place) != self.manifest or self._ledger.marked() is None:
+        if self._changed(self._metadata) or self._ledger.marked() is None:
             self._ledger.unmark()
             self.place.settle(HOME)
             self._write_changed(self._metadata)

@@ -9,8 +9,10 @@ import pytest
 from test_store import COLUMNS, LABELS, LOGITS, VIEWS, manifest, write
 from tiny import bytes_of
 
-from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, LogitCacheError
+from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, InputError, LogitCacheError
+from logitcache.files import FileLock
 from logitcache.store import CacheWriter, check_files, drop_damaged, open_cache
+from logitcache.store.layout import metadata_files
 from logitcache.store.ledger import Ledger
 from logitcache.store.places import Folder
 from logitcache.verify import verify_cache
@@ -139,6 +141,53 @@ def test_no_flipped_byte_anywhere_escapes_verify_or_changes_what_is_read(cache):
                 pass
             flip(cache / name, position)
     assert not check_files(open_cache(cache))
+
+
+def test_a_cache_whose_metadata_was_written_otherwise_is_mended(cache, tmp_path, monkeypatch):
+    """By an earlier version: the same manifest in other bytes."""
+    write(tmp_path / "whole.zarr", manifest())
+
+    def otherwise(*given):
+        return {name: data + b"\n" for name, data in metadata_files(*given).items()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("logitcache.store.writer.metadata_files", otherwise)
+        write(tmp_path / "earlier.zarr", manifest())
+    (tmp_path / "earlier.zarr" / CHUNK).unlink()
+    write(tmp_path / "earlier.zarr", manifest())
+    assert bytes_of(tmp_path / "earlier.zarr") == bytes_of(tmp_path / "whole.zarr")
+
+
+def test_records_that_a_kill_after_the_mark_left_are_removed(cache, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "remove_below", lambda self, folder: None)
+        write(tmp_path / "left.zarr", manifest())
+    assert list((tmp_path / "left.zarr/.logitcache/blocks").rglob("*.json"))
+    with CacheWriter(tmp_path / "left.zarr", manifest(), COLUMNS, LABELS, command="") as writer:
+        assert writer.complete
+    assert bytes_of(tmp_path / "left.zarr") == bytes_of(cache)
+
+
+def test_what_lies_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"cannot be written \(Not a directory\)"):
+        FileLock(tmp_path / "file/run", "lock")
+
+
+def test_a_folder_that_may_be_written_and_not_read_will_do(tmp_path, monkeypatch):
+    """Mode 0333, or 1733 and somebody else's; root may read everything, so the refusal is made here."""
+    real, refused = os.open, []
+
+    def opened(path, *more, **named):
+        if Path(path) == tmp_path:
+            refused.append(path)
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *more, **named)
+
+    monkeypatch.setattr(os, "open", opened)
+    write(tmp_path / "c.zarr", manifest())
+    assert refused
+    assert not check_files(open_cache(tmp_path / "c.zarr"))
 
 
 def test_a_disk_that_is_full_from_the_start_is_said_too(tmp_path, monkeypatch):
