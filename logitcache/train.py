@@ -24,7 +24,6 @@ from logitcache.answers import Answers, CachedAnswers, LabelsOnly, LiveAnswers, 
 from logitcache.contract import recorded_data
 from logitcache.data import ImageSet, held_out_split, load_data, preprocessing_for
 from logitcache.device import pick_device
-from logitcache.encoding import held_bytes, read_encoding
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.files import local_path
 from logitcache.loop import Loop
@@ -343,7 +342,7 @@ def _facts(
             "fingerprint": cache.fingerprint,
             "teacher": slug,
             "views": len(cache.manifest.views),
-            "bytes_per_row": _row_bytes(cache),
+            "bytes_per_row": cache.fields(cache.teacher).itemsize,
             "logits": logits,
         }
     return {
@@ -399,18 +398,13 @@ def _window(cache: Cache, budget: int | None, views: int) -> tuple[int, int] | N
     if budget is None:
         return None
     manifest = cache.manifest
-    block = 2 * views * manifest.block_rows * _row_bytes(cache)
+    block = 2 * views * manifest.block_rows * cache.fields(cache.teacher).itemsize
     if budget < block:
         raise InputError(
             f"--memory-budget {budget:,} bytes does not hold one block of {cache.place} and the next beside it: that takes {block:,}"
         )
     count = budget // block
     return None if count >= manifest.blocks else (manifest.block_rows, count)
-
-
-def _row_bytes(cache: Cache) -> int:
-    """Return what a decoded row of one view takes in memory."""
-    return held_bytes(read_encoding(cache.manifest.encoding).columns(len(cache.manifest.classes)))
 
 
 def _refuse_too_little(cache: Cache, objective: Objective) -> None:

@@ -59,7 +59,7 @@ ARROWS: dict[str, set[str]] = {
         *("progress", "replicas", "rundir", "step", "store", "views"),
     },
     "train": {
-        *("answers", "contract", "data", "device", "encoding", "errors", "files", "loop", "methods", "models"),
+        *("answers", "contract", "data", "device", "errors", "files", "loop", "methods", "models"),
         *("progress", "replicas", "rundir", "step", "store", "views"),
     },
     "cli": {

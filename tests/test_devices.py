@@ -54,7 +54,10 @@ def test_pixels_are_cut_where_the_images_are(gpu, recipe):
 )
 def test_a_gpu_gathers_what_the_cpu_does(dump, stored):
     """Rows as bytes, taken apart after one gather; here by the CPU."""
-    columns, rows = tiny.columns_of(dump(**stored)), dump(**stored).view(0, "sequential")
+    cache = dump(**stored)
+    columns, rows = tiny.columns_of(cache), cache.view(0, "sequential")
+    assert rows.dtype == cache.fields("sequential")
+    assert 0 <= rows.dtype.itemsize - sum(rows.dtype[name].itemsize for name in columns) < 4  # no gaps but at the end
     samples = torch.randperm(len(rows))[:48]
     here, there = (HeldRows(rows, torch.device("cpu")) for _ in range(2))
     there._rows = _bytes_of(rows)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitcache.encoding.columns import Column, held_bytes, widest_bytes
+from logitcache.encoding.columns import Column, widest_bytes
 from logitcache.encoding.full import PRECISIONS, FullEncoding
 from logitcache.encoding.topk import TopKEncoding, TopKRows
 from logitcache.errors import UnknownNameError
@@ -20,7 +20,6 @@ __all__ = [
     "TopKEncoding",
     "TopKRows",
     "dense",
-    "held_bytes",
     "mean_of",
     "read_encoding",
     "widest_bytes",

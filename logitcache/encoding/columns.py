@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Column", "held_bytes", "widest_bytes"]
+__all__ = ["Column", "widest_bytes"]
 
 
 class Column(NamedTuple):
@@ -28,12 +28,6 @@ class Column(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of one row, in memory."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-
-def held_bytes(columns: Mapping[str, Column]) -> int:
-    """Return the bytes of a row in memory, its columns beside each other: a row begins where its widest number may."""
-    widest = max(np.dtype(column.dtype).itemsize for column in columns.values())
-    return math.ceil(sum(column.nbytes for column in columns.values()) / widest) * widest
 
 
 def widest_bytes(columns: Mapping[str, Column]) -> int:

@@ -24,9 +24,7 @@ from logitcache.store import Cache, MissingChunkError, open_cache
 __all__ = ["cache_stats"]
 
 _THREADS = 2
-_LEAST_K = (
-    10  # for near-duplicates; the demo's cache cut to its 1 or 2 largest listed over 100, where in full there is 1
-)
+_LEAST_K = 10  # for near-duplicates; the demo's cache cut to its 1 or 2 largest listed over 100, in full it lists 1
 
 
 def cache_stats(

@@ -65,11 +65,11 @@ class ViewSums:
         right = found.says[keep] == labels
         self.rows += len(labels)
         self.constant += int(found.constant[keep].sum())
-        five = (rank < 5) | (len(self._class_rows) <= 5)
+        classes = len(self._class_rows)
+        five = (rank < 5) | (classes <= 5)
         self._sums += five.sum(), confidence.sum(dtype=np.float64), found.entropy[keep].sum(dtype=np.float64)
         self._ranks += np.bincount(rank.clip(max=len(self._ranks) - 1), minlength=len(self._ranks))
         self._calibration.add(confidence, right)
-        classes = len(self._class_rows)
         self._class_rows += np.bincount(labels, minlength=classes)
         self._class_right += np.bincount(labels[right], minlength=classes)
 

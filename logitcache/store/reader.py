@@ -192,6 +192,12 @@ class Cache:
                     found[name].append(column[here])
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
+    def fields(self, teacher: str) -> np.dtype[np.void]:
+        """Return what a row of a teacher is in memory: a field for each column, the widest numbers first, so that no gaps are between."""
+        arrays = {name: self._array(key) for name, key in self.columns(teacher).items()}
+        widest_first = sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize)
+        return np.dtype([(name, array.dtype, array.shape[2:]) for name, array in widest_first], align=True)
+
     def view(self, view: int, teacher: str, blocks: Sequence[int] | None = None) -> NDArray[np.void]:
         """Decode one view of one teacher into memory, or some blocks of it, in this order: [N], with a field for each column.
 
@@ -200,10 +206,7 @@ class Cache:
         Raises:
             CorruptCacheError: A chunk is missing, short or damaged; names the block.
         """
-        arrays = {name: self._array(key) for name, key in self.columns(teacher).items()}
-        widest_first = sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize)  # leaves no gaps within a row
-        fields = np.dtype([(name, array.dtype, array.shape[2:]) for name, array in widest_first], align=True)
-        rows = np.empty(self._count(blocks), fields)
+        rows = np.empty(self._count(blocks), self.fields(teacher))
         for name, key in self.columns(teacher).items():
             self._read(view, key, blocks, rows[name])
         return rows

@@ -77,6 +77,7 @@ class CacheWriter:
         self._pending: deque[Future[int]] = deque()
         self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}
         self.committed: set[tuple[int, int]] = set()
+        self.complete = False  # whether the cache was whole, with these very views, when its leader opened it
         if not leads:
             return
         try:
@@ -88,6 +89,7 @@ class CacheWriter:
                 {"event": "dump", "time": now, "host": socket.gethostname(), "command": command},
             )
             self.committed = self._trusted()
+            self.complete = self._is_whole()
             if self.complete:
                 self._ledger.forget_records()  # which a kill after the mark left
         except BaseException:
@@ -104,9 +106,7 @@ class CacheWriter:
             if all(sizes.get(name) == record["bytes"] for name, record in files.items())
         }
 
-    @property
-    def complete(self) -> bool:
-        """Whether the cache was whole, with these very views, when it was opened."""
+    def _is_whole(self) -> bool:
         found = read_manifest(self.place)
         same = found is not None and not found.differences(self.manifest)
         return same and self._ledger.marked() is not None and not self.missing()
@@ -252,10 +252,11 @@ class CacheWriter:
             )
         for view in range(len(self.manifest.views)):
             self._ledger.fold(view)
-        if self._changed(self._metadata) or self._ledger.marked() is None:
+        if changed := self._changed(self._metadata):
             self._ledger.unmark()
             self.place.settle(HOME)
-            self._write_changed(self._metadata)
+            for name in changed:
+                self.place.write(name, self._metadata[name])
         self._remove_views_from(len(self.manifest.views))
         files = {name: describe(data) for name, data in sorted((self._metadata | self._whole_files).items())}
         self.place.settle()

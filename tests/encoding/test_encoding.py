@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from logitcache.encoding import FullEncoding, TopKEncoding, dense, held_bytes, read_encoding
+from logitcache.encoding import FullEncoding, TopKEncoding, dense, read_encoding
 from logitcache.errors import InputError, UnknownNameError
 from logitcache.methods import get_loss
 from logitcache.store import compressed_bytes, decode_rows, kept_values, rounding
@@ -207,14 +207,6 @@ def test_what_cannot_be_encoded_is_refused():
 def test_ids_are_as_wide_as_the_classes_need():
     widths = [TopKEncoding(5, "f16").columns(classes)["ids"].dtype for classes in (256, 257, 65536, 65537)]
     assert widths == ["|u1", "<u2", "<u2", "<u4"]
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS, ids=str)
-def test_a_row_in_memory_is_as_long_as_it_is_said(encoding):
-    columns = encoding.columns(30)
-    widest_first = sorted(columns.items(), key=lambda item: -np.dtype(item[1].dtype).itemsize)
-    fields = np.dtype([(name, column.dtype, column.shape) for name, column in widest_first], align=True)
-    assert held_bytes(columns) == fields.itemsize
 
 
 def test_ids_of_a_vocabulary_are_compressed_harder():
