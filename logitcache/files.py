@@ -7,7 +7,8 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,25 @@ __all__ = [
     "PARTIAL",
     "FileLock",
     "FileRecord",
+    "Pieces",
     "append_line",
     "check_target",
     "describe",
     "digest_bytes",
     "is_address",
     "local_path",
+    "matches",
     "remove_leftovers",
     "saying_when_unwritable",
     "sync_folders",
+    "tally",
     "write_bytes",
+    "write_files",
 ]
 
 PARTIAL = ".partial"  # of the names of files that are being written
-FileRecord = dict[str, Any]  # {"bytes": length, "blake2b": 256-bit digest in hexadecimal}
+FileRecord = dict[str, Any]  # {"bytes": length} and "blake2b", 256 bits, or "crc32", 32 bits, in hexadecimal
+Pieces = Sequence[bytes | memoryview]  # of a file, one after another
 
 
 def is_address(path: str | Path) -> bool:
@@ -75,35 +81,69 @@ def digest_bytes(data: bytes | memoryview) -> str:
 
 
 def describe(data: bytes) -> FileRecord:
-    """Return what the ledger keeps of a file: length and digest."""
+    """Return what the completion mark keeps of a file: length and digest."""
     return {"bytes": len(data), "blake2b": digest_bytes(data)}
 
 
-def write_bytes(path: Path, data: bytes, *, lasting: bool = True) -> None:
-    """Write a file that is either whole or not there, also after a power failure.
+def tally(pieces: Pieces) -> FileRecord:
+    """Return what the ledger keeps of a chunk file: length and CRC-32, which finds every damage of up to 32 bits in a row.
 
-    Args:
-        path: Its name.
-        data: Its content.
-        lasting: Whether it is there after a power failure when this returns; else only after `sync_folders`, in one go with others.
+    Not a digest: BLAKE2b takes longer than a disk does. And a chunk carries a CRC-32C besides, so that both must fail at once.
+    """
+    crc = 0
+    for piece in pieces:
+        crc = zlib.crc32(piece, crc)
+    return {"bytes": sum(map(len, pieces)), "crc32": f"{crc:08x}"}
+
+
+def matches(record: FileRecord, data: bytes) -> bool:
+    """Say whether a file is what a record was made of."""
+    return record == (describe(data) if "blake2b" in record else tally([data]))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file that is either whole or not there, also after a power failure.
 
     Raises:
         CacheIncompleteError: The disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    write_files({path: [data]}, lasting=True)
+
+
+def write_files(contents: Mapping[Path, Pieces], *, lasting: bool) -> None:
+    """Write files of which each is either whole or not there, also after a power failure.
+
+    All are written before the first is synced, and the largest is synced first: what the others wait for is mostly done by then.
+
+    Args:
+        contents: Name to content.
+        lasting: Whether they are there after a power failure when this returns; else only after `sync_folders`, in one go with others.
+
+    Raises:
+        CacheIncompleteError: The disk is full.
+    """
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}") for path in contents}
+    largest_last = sorted(contents, key=lambda path: sum(map(len, contents[path])))
     try:
-        with saying_when_unwritable(path):
-            _make_folder(path.parent, lasting=lasting)
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            if lasting:
-                _sync_folder(path.parent)
+        with contextlib.ExitStack() as stack:
+            opened = {}
+            for path in largest_last:
+                with saying_when_unwritable(path):
+                    _make_folder(path.parent, lasting=lasting)
+                    opened[path] = stack.enter_context(temporary[path].open("wb"))
+                    opened[path].writelines(contents[path])
+                    opened[path].flush()
+            for path in reversed(largest_last):
+                with saying_when_unwritable(path):
+                    os.fsync(opened[path].fileno())
+                    opened[path].close()
+                    temporary[path].replace(path)
+                    if lasting:
+                        _sync_folder(path.parent)
     except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        for leftover in temporary.values():
+            with contextlib.suppress(OSError):
+                leftover.unlink(missing_ok=True)
         raise
 
 

@@ -7,11 +7,13 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from logitcache.errors import CacheIncompleteError, InputError, first_line
+from logitcache.files import Pieces
 from logitcache.store.lease import Lease
 
 try:
@@ -126,11 +128,16 @@ class Bucket:
         with self._asking(below):
             return not any(len(batch) for batch in obstore.list(self._store, below or None, chunk_size=1))
 
-    def write(self, name: str, data: bytes) -> None:
-        """Upload in one request."""
+    def write(self, files: Mapping[str, Pieces]) -> None:
+        """Upload each file in one request, several at once."""
+        with ThreadPoolExecutor(min(len(files), self.at_once)) as executor:
+            for _ in executor.map(self._upload, files, files.values()):
+                pass
+
+    def _upload(self, name: str, pieces: Pieces) -> None:
         try:
             with self._asking(name):
-                obstore.put(self._store, name, data, use_multipart=False)
+                obstore.put(self._store, name, b"".join(pieces), use_multipart=False)
         except FileNotFoundError as error:
             raise _no_bucket(self.url) from error
 
@@ -142,7 +149,7 @@ class Bucket:
         before = b""
         with contextlib.suppress(FileNotFoundError):
             before = self.read(name)
-        self.write(name, before + json.dumps(content).encode() + b"\n")
+        self.write({name: [before, json.dumps(content).encode(), b"\n"]})
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import google_crc32c
 import numcodecs.blosc
 import numpy as np
 import zarr
@@ -17,6 +18,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, Zst
 from zarr.core.buffer import Buffer, cpu
 from zarr.storage import MemoryStore, StorePath
 
+from logitcache.files import Pieces
 from logitcache.store.manifest import Manifest
 
 numcodecs.blosc.use_threads = False  # with threads the bytes of a chunk differ from call to call
@@ -28,6 +30,7 @@ __all__ = [
     "Column",
     "block_rows_for",
     "cache_arrays",
+    "checksum_holds",
     "chunk_key",
     "compressed_bytes",
     "metadata_files",
@@ -188,29 +191,41 @@ def _chunk(spec: ArraySpec, *place: int) -> str:
     return "/".join([spec.key, "c", *map(str, place), *("0" for _ in spec.shape[len(place) :])])
 
 
+def checksum_holds(chunk: bytes) -> bool:
+    """Say whether the content of a chunk file is what the CRC-32C at its end was computed of."""
+    return chunk[-4:] == _checksum(memoryview(chunk)[:-4])
+
+
+def _checksum(data: memoryview) -> bytes:
+    return int(google_crc32c.value(np.frombuffer(data, np.uint8))).to_bytes(4, "little")  # it takes arrays, not views
+
+
 class ChunkEncoder:
     """Turn one block of one array into the bytes of its chunk file. Threads may share it."""
 
     def __init__(self, spec: ArraySpec) -> None:
         self._metadata: Any = _create(zarr.create_group(MemoryStore()), spec, shape=spec.chunks).metadata
         self._key = chunk_key(spec, 0, 0).removeprefix(f"{spec.key}/")
-        self._shape, self._dtype = spec.chunks, np.dtype(spec.dtype)
+        self._shape, self._dtype, self._plain = spec.chunks, np.dtype(spec.dtype), spec.compression is None
 
-    def __call__(self, rows: NDArray[np.generic]) -> bytes:
-        """Encode at most `block_rows` rows; what is missing to a full block is zeros."""
+    def __call__(self, rows: NDArray[np.generic]) -> Pieces:
+        """Encode at most `block_rows` rows; what is missing to a full block is zeros. What is not compressed is not copied."""
         if rows.shape[1:] != self._shape[2:]:
             raise ValueError(f"a row must have shape {self._shape[2:]}, not {rows.shape[1:]}")
-        block = rows[None].astype(self._dtype, copy=False)
+        block = np.ascontiguousarray(rows[None], self._dtype)
         if len(rows) < self._shape[1]:
             block = np.zeros(self._shape, self._dtype)
             block[0, : len(rows)] = rows
+        if self._plain:  # as zarr would, which copies it three times, one chunk at a time: slower than the disk
+            data = block.reshape(-1).view(np.uint8).data
+            return data, _checksum(data)
         memory: dict[str, Buffer] = {}
         place = StorePath(MemoryStore(memory), "")
         zarr.Array(zarr.AsyncArray(self._metadata, place, _CONFIG))[...] = block
-        return memory[self._key].to_bytes()
+        return [memory[self._key].to_bytes()]
 
 
 def compressed_bytes(column: Column, rows: NDArray[np.generic]) -> int:
     """Return the size of the chunk that would hold these rows of a column."""
     block = (1, len(rows))
-    return len(ChunkEncoder(_row_array("x", column, block, block))(rows))
+    return sum(map(len, ChunkEncoder(_row_array("x", column, block, block))(rows)))

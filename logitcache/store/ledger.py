@@ -118,7 +118,7 @@ class Ledger:
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write an object with its own digest under `check`, so that a flipped bit in it is found when it is read."""
         checked = {**content, "check": digest_bytes(_canonical(content))}
-        self._place.write(name, (json.dumps(checked, indent=1, sort_keys=True) + "\n").encode())
+        self._place.write({name: [(json.dumps(checked, indent=1, sort_keys=True) + "\n").encode()]})
 
     def _read(self, name: str) -> dict[str, Any] | None:
         """Read what `_write` wrote, without `check`; None where nothing is there.

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from logitcache.errors import InputError
-from logitcache.files import PARTIAL, FileLock, append_line, is_address, remove_leftovers, sync_folders, write_bytes
+from logitcache.files import (
+    PARTIAL,
+    FileLock,
+    Pieces,
+    append_line,
+    is_address,
+    remove_leftovers,
+    sync_folders,
+    write_files,
+)
 
 __all__ = ["Folder", "Hold", "Place", "open_place"]
 
@@ -58,11 +67,11 @@ class Place(Protocol):
         """Say whether nothing is there."""
         ...
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all; it outlives the machine once `settle` was called.
+    def write(self, files: Mapping[str, Pieces]) -> None:
+        """Write files, each whole or not at all; they outlive the machine once `settle` was called.
 
         Raises:
-            CacheIncompleteError: There is no room for it.
+            CacheIncompleteError: There is no room for them.
         """
 
     def settle(self, below: str = "") -> None:
@@ -151,9 +160,9 @@ class Folder:
         folder = self.path / below
         return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, files: Mapping[str, Pieces]) -> None:
         """Write by temporary file, fsync and rename; a power failure may take the new name, not a part of the content."""
-        write_bytes(self.path / name, data, lasting=False)
+        write_files({self.path / name: pieces for name, pieces in files.items()}, lasting=False)
 
     def settle(self, below: str = "") -> None:
         """Sync the folders: at the end, because with every file they would be nine waits a block instead of three."""

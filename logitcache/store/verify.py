@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logitcache.errors import CorruptCacheError
-from logitcache.files import FileRecord, describe
+from logitcache.files import FileRecord, matches
 from logitcache.progress import OnProgress, Progress, silent
+from logitcache.store.layout import checksum_holds
 from logitcache.store.ledger import Ledger
 from logitcache.store.manifest import HOME
 from logitcache.store.places import open_place
@@ -34,7 +35,7 @@ class FileProblem:
 
 
 def check_files(cache: Cache, on_progress: OnProgress = silent) -> list[FileProblem]:
-    """Compare every file with its recorded length and BLAKE2b-256; several are read and hashed at once."""
+    """Compare every file with its recorded length and digest, and chunks with their own checksum; several are read at once."""
     ledger, manifest = Ledger(cache.place), cache.manifest
     problems = [
         FileProblem(name, problem)
@@ -55,7 +56,7 @@ def check_files(cache: Cache, on_progress: OnProgress = silent) -> list[FileProb
                 if block not in blocks
             ]
             files = [(block, *file) for block, recorded in sorted(blocks.items()) for file in recorded.items()]
-            found = executor.map(lambda file: _problem(cache, *file[1:]), files)
+            found = executor.map(lambda file: _problem(cache, *file[1:], chunk=True), files)
             for (block, name, _), problem in zip(files, found, strict=True):
                 if problem:
                     problems.append(FileProblem(name, problem, view, block))
@@ -64,14 +65,16 @@ def check_files(cache: Cache, on_progress: OnProgress = silent) -> list[FileProb
     return problems
 
 
-def _problem(cache: Cache, name: str, record: FileRecord) -> str | None:
+def _problem(cache: Cache, name: str, record: FileRecord, *, chunk: bool = False) -> str | None:
     try:
-        found = describe(cache.place.read(name))
+        data = cache.place.read(name)
     except FileNotFoundError:
         return "is missing"
-    if found["bytes"] != record["bytes"]:
-        return f"has {found['bytes']:,} bytes instead of {record['bytes']:,}"
-    return None if found == record else "has other bytes than were written (BLAKE2b differs)"
+    if len(data) != record["bytes"]:
+        return f"has {len(data):,} bytes instead of {record['bytes']:,}"
+    if matches(record, data) and (not chunk or checksum_holds(data)):
+        return None
+    return "has other bytes than were written"
 
 
 def drop_damaged(cache: Cache, problems: list[FileProblem]) -> None:

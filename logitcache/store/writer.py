@@ -1,6 +1,6 @@
 """Writing a cache: whole blocks, each committed after its files are on disk; continued where a killed dump stopped.
 
-Encoding to chunks, checksums and fsync run on background threads, at most four blocks at a time; their errors come out of the
+Encoding to chunks, checksums and fsync run on background threads, at most six blocks at a time; their errors come out of the
 next call here.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.errors import CacheIncompleteError, CacheMismatchError, LogitCacheError
-from logitcache.files import FileRecord, describe
+from logitcache.files import describe, tally
 from logitcache.store.layout import (
     ArraySpec,
     ChunkEncoder,
@@ -36,7 +36,7 @@ from logitcache.store.places import Hold, Place, open_place
 __all__ = ["CacheWriter", "Columns"]
 
 Columns = Mapping[str, Mapping[str, Column]]  # teacher's slug -> column -> what is stored of a row
-_AT_ONCE = 4  # blocks between the teacher and the disk: some are encoded and hashed while others wait for it
+_AT_ONCE = 6  # blocks between the teacher and the disk: some are encoded while others wait for it
 
 
 class CacheWriter:
@@ -73,7 +73,6 @@ class CacheWriter:
         self._rows = row_arrays(manifest, columns)
         self._labels = labels
         self._executor = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="logitcache-writer")
-        self._uploads = ThreadPoolExecutor(self.place.at_once) if self.place.at_once > 1 else None
         self._pending: deque[Future[int]] = deque()
         self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}
         self.committed: set[tuple[int, int]] = set()
@@ -187,7 +186,7 @@ class CacheWriter:
     def _write_changed(self, files: dict[str, bytes]) -> None:
         """Write files that are not there with this content; the root's metadata last, since it makes the folder a cache."""
         for name in self._changed(files):
-            self.place.write(name, files[name])
+            self.place.write({name: [files[name]]})
 
     def _changed(self, files: dict[str, bytes]) -> list[str]:
         """List those that are not there with this content, the root's metadata last."""
@@ -219,16 +218,12 @@ class CacheWriter:
 
     def _commit(self, view: int, block: int, rows: dict[str, NDArray[np.generic]]) -> int:
         self._hold.check()
-        store = self._uploads.map if self._uploads else map
-        files = dict(store(lambda key: self._store(key, view, block, rows[key]), self._rows))
+        files = {chunk_key(spec, view, block): self._encoders[key](rows[key]) for key, spec in self._rows.items()}
+        self.place.write(files)
         self._hold.check()
-        self._ledger.commit(view, block, files)
-        return sum(record["bytes"] for record in files.values())
-
-    def _store(self, key: str, view: int, block: int, rows: NDArray[np.generic]) -> tuple[str, FileRecord]:
-        data, name = self._encoders[key](rows), chunk_key(self._rows[key], view, block)
-        self.place.write(name, data)
-        return name, describe(data)
+        records = {name: tally(pieces) for name, pieces in files.items()}
+        self._ledger.commit(view, block, records)
+        return sum(record["bytes"] for record in records.values())
 
     def drain(self) -> int:
         """Wait until every block handed over is committed; returns their bytes."""
@@ -256,7 +251,7 @@ class CacheWriter:
             self._ledger.unmark()
             self.place.settle(HOME)
             for name in changed:
-                self.place.write(name, self._metadata[name])
+                self.place.write({name: [self._metadata[name]]})
         self._remove_views_from(len(self.manifest.views))
         files = {name: describe(data) for name, data in sorted((self._metadata | self._whole_files).items())}
         self.place.settle()
@@ -279,8 +274,6 @@ class CacheWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
-        if self._uploads:
-            self._uploads.shutdown(wait=True, cancel_futures=True)
         self._hold.close()
 
 

@@ -112,7 +112,9 @@ def test_damage_in_a_bucket_is_found_and_repaired(url, whole, name, kind):
     if kind == "missing":
         place.remove(name)
     else:
-        place.write(name, content[:-7] if kind == "short" else content[:40] + bytes([content[40] ^ 1]) + content[41:])
+        place.write(
+            {name: [content[:-7] if kind == "short" else content[:40] + bytes([content[40] ^ 1]) + content[41:]]}
+        )
     opened = open_cache(url)
     problems = check_files(opened)
     assert problems and name in {problem.file for problem in problems}
@@ -287,7 +289,7 @@ def test_two_dumps_at_once_are_refused(url, monkeypatch):
 
 def test_a_lease_that_nobody_renews_lapses(url, whole, monkeypatch):
     monkeypatch.setattr(lease_module, "LEASE", 1.0)
-    open_place(url).write(".logitcache/lock", lease())
+    open_place(url).write({".logitcache/lock": [lease()]})
     write(url, manifest())
     assert objects(url) == whole
 
@@ -299,7 +301,7 @@ def test_who_loses_the_lease_stops(url, monkeypatch):
         CacheWriter(url, manifest(), COLUMNS, LABELS, command="") as writer,
     ):
         writer.begin(PROBE, {"t": LOGITS[0, PROBE]})
-        open_place(url).write(".logitcache/lock", lease())
+        open_place(url).write({".logitcache/lock": [lease()]})
         time.sleep(1)
         writer.write(0, 0, {"digests": np.zeros(128, np.uint64), "teachers/t/logits": LOGITS[0, :128]})
         writer.drain()
@@ -329,7 +331,7 @@ def test_a_machine_that_slept_renews_before_it_writes(url, monkeypatch):
     with CacheWriter(url, manifest(), COLUMNS, LABELS, command="") as writer:
         time.sleep(0.3)
         writer._hold.check()
-        open_place(url).write(".logitcache/lock", lease())
+        open_place(url).write({".logitcache/lock": [lease()]})
         time.sleep(0.3)
         with pytest.raises(InputError, match="was taken over by another process"):
             writer._hold.check()

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import zlib
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from test_store import COLUMNS, LABELS, LOGITS, VIEWS, manifest, write
 from tiny import bytes_of
 
 from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, InputError, LogitCacheError
-from logitcache.files import FileLock
+from logitcache.files import FileLock, describe
 from logitcache.store import CacheWriter, check_files, drop_damaged, open_cache
 from logitcache.store.layout import metadata_files
 from logitcache.store.ledger import Ledger
@@ -75,6 +76,29 @@ def test_verify_names_the_file_and_repair_lets_a_dump_write_it_again(cache, kind
         open_cache(cache)
     write(cache, manifest())
     assert bytes_of(cache) == before
+
+
+def test_damage_that_one_checksum_cannot_see_is_seen_by_the_other(cache):
+    """The generator of CRC-32, added anywhere, leaves it as it is."""
+    path = cache / CHUNK
+    data = bytearray(path.read_bytes())
+    before = zlib.crc32(data)
+    data[1000:1005] = (int.from_bytes(data[1000:1005], "little") ^ 0x1DB710641).to_bytes(5, "little")
+    assert zlib.crc32(data) == before
+    path.write_bytes(data)
+    assert [problem.file for problem in check_files(open_cache(cache))] == [CHUNK]
+
+
+def test_blocks_that_were_recorded_with_a_digest_are_compared_with_it(cache):
+    ledger = Ledger(Folder(cache))
+    ledger.drop(1, {1})
+    digest = describe((cache / CHUNK).read_bytes())
+    pixels = describe((cache / "digests/c/1/1").read_bytes())
+    ledger.commit(1, 1, {CHUNK: digest, "digests/c/1/1": pixels})
+    write(cache, manifest())
+    assert not check_files(open_cache(cache))
+    flip(cache / CHUNK, 3)
+    assert [problem.file for problem in check_files(open_cache(cache))] == [CHUNK]
 
 
 def test_a_damaged_ledger_is_found_and_repaired(cache):

@@ -10,6 +10,8 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import bytes_of
+from zarr.core.buffer import cpu
+from zarr.storage import MemoryStore
 
 from logitcache.errors import (
     CacheIncompleteError,
@@ -20,6 +22,7 @@ from logitcache.errors import (
     InputError,
 )
 from logitcache.store import CacheWriter, Manifest, ViewStream, block_rows_for, check_files, find_newest, open_cache
+from logitcache.store.layout import metadata_files, row_arrays
 
 CLASSES, SAMPLES, VIEWS = 4, 300, 2
 COLUMNS = {"t": {"logits": ((CLASSES,), "<f4", ("class",), False)}}
@@ -115,6 +118,26 @@ def test_chunks_carry_a_checksum_and_the_format_is_in_every_file(cache):
     assert metadata["codecs"][0]["configuration"] == {"endian": "little"}
     assert metadata["chunk_grid"]["configuration"]["chunk_shape"] == [1, 128, CLASSES]
     assert json.loads((cache / "zarr.json").read_text())["attributes"]["logitcache"]["format"] == 1
+
+
+@pytest.mark.parametrize("rows", [128, 100], ids=["a block", "the last block"])
+@pytest.mark.parametrize("dtype", ["<f4", "<f2", "<u8", "|u1"])
+def test_chunks_are_the_bytes_that_zarr_writes(tmp_path, dtype, rows):
+    """What is not compressed does not go through zarr."""
+    what, written = manifest(samples=rows), RANDOM.randn(rows, CLASSES).astype(dtype)
+    columns = {"t": {"logits": ((CLASSES,), dtype, ("class",), 0)}}
+    with CacheWriter(tmp_path / "ours.zarr", what, columns, LABELS[:rows], command="") as writer:
+        writer.begin(PROBE[:2], {"t": LOGITS[0, :2]})
+        strided = np.repeat(written, 2, 0)[::2]
+        writer.write(0, 0, {"digests": DIGESTS[0, :rows], "teachers/t/logits": strided})
+        writer.drain()
+    arrays = metadata_files(what, row_arrays(what, columns))
+    theirs = zarr.open_array(
+        MemoryStore({"zarr.json": cpu.Buffer.from_bytes(arrays["teachers/t/logits/zarr.json"])}), mode="r+"
+    )
+    theirs[0] = written
+    chunk = theirs.store._store_dict["c/0/0/0"].to_bytes()
+    assert (tmp_path / "ours.zarr/teachers/t/logits/c/0/0/0").read_bytes() == chunk
 
 
 def test_a_chunk_of_zeros_is_written_too(tmp_path):
