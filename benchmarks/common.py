@@ -15,7 +15,7 @@ import torch
 from logitcache.encoding import Encoding, widest_bytes
 from logitcache.store import Manifest, block_rows_for
 
-__all__ = ["alternating_seconds", "manifest_of", "peak_bytes", "where", "write_result"]
+__all__ = ["alternating_seconds", "alternating_times", "manifest_of", "peak_bytes", "where", "write_result"]
 
 
 def manifest_of(rows: int, classes: int, encoding: Encoding, views: int = 1) -> Manifest:
@@ -47,10 +47,13 @@ def manifest_of(rows: int, classes: int, encoding: Encoding, views: int = 1) -> 
     )
 
 
-def alternating_seconds(
-    runs: Mapping[str, Callable[[], object]], rounds: int, pick: Callable[[list[float]], float] = statistics.median
-) -> dict[str, float]:
-    """Time each in turn, `rounds` times after one round of warming up; the median of each (or what `pick` makes of them), in seconds."""
+def alternating_seconds(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Time each in turn, `rounds` times after one round of warming up; the median of each, in seconds."""
+    return {name: statistics.median(found) for name, found in alternating_times(runs, rounds).items()}
+
+
+def alternating_times(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Time each in turn, `rounds` times after one round of warming up; all times of each, in seconds."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
@@ -60,7 +63,7 @@ def alternating_seconds(
                 torch.cuda.synchronize()
             if turn:
                 times[name].append(time.perf_counter() - started)
-    return {name: pick(found) for name, found in times.items()}
+    return times
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

@@ -3,7 +3,8 @@
     python benchmarks/store.py --rows 1280000 --out benchmarks/results/store.json
 
 Writing: whole blocks through the writer (checksums, temporary file, fsync, rename, record), beside the same bytes written to files
-with one fsync each and nothing else. Opening: a cache of 100 million rows in 8 views, of which only metadata and labels are there.
+with one fsync each and nothing else. Verifying: every file against the ledger, beside merely reading the files, both from a disk
+whose pages are not in memory. Opening: a cache of 100 million rows in 8 views, of which only metadata and labels are there.
 Reading is what training does: a view decoded into memory once, a random batch of 256 one gather. Beside it, on the same bytes:
 numpy's take from memory-mapped arrays, one a column; a record by key as TinyViT reads its logits (a dictionary of keys, seek, read, two
 arrays out of the bytes, stacked); a Dataset of samples with torch's collate.
@@ -24,14 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import alternating_seconds, manifest_of, write_result
+from common import alternating_seconds, alternating_times, manifest_of, write_result
 from torch.utils.data import Dataset, default_collate
 
 from logitcache.answers import HeldRows
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
 from logitcache.files import describe
 from logitcache.memory import keep_freed_memory
-from logitcache.store import Cache, CacheWriter, Manifest, open_cache
+from logitcache.store import Cache, CacheWriter, Manifest, check_files, open_cache
 from logitcache.store.ledger import Ledger
 
 CLASSES, BATCH = 1000, 256
@@ -63,11 +64,11 @@ def build(path: Path, rows: int, k: int) -> Cache:
     return open_cache(path)
 
 
-def write_beside_the_disk(folder: Path, blocks: int, rounds: int) -> dict[str, float]:
-    """Write full f16 rows through the writer, and the same bytes plainly; MB/s of each at its fastest.
+def write_beside_the_disk(folder: Path, blocks: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Write full f16 rows through the writer, and the same bytes plainly; then verify the cache, and read its files plainly: MB/s.
 
-    Not the median: memory that a virtual machine's host has not given it yet makes a page of the page cache cost five times as much,
-    and whom that strikes is chance.
+    Of each the fastest round and the median: memory that a virtual machine's host has not given it yet makes a page of the page cache
+    cost five times as much, and whom that strikes is chance.
     """
     encoding = FullEncoding("f16")
     manifest = manifest_of(blocks * 4096, CLASSES, encoding)
@@ -93,8 +94,31 @@ def write_beside_the_disk(folder: Path, blocks: int, rounds: int) -> dict[str, f
                 file.flush()
                 os.fsync(file.fileno())
 
-    seconds = alternating_seconds({"ours": ours, "plain": plain}, rounds, min)
-    return {name: blocks * len(data) / value / 1e6 for name, value in seconds.items()}
+    def forget() -> None:
+        for path in (folder / "w.zarr").rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def verify() -> None:
+        forget()
+        assert not check_files(open_cache(folder / "w.zarr"))
+
+    def read() -> None:
+        forget()
+        for path in sorted((folder / "w.zarr").rglob("*")):
+            if path.is_file():
+                path.read_bytes()
+
+    times = alternating_times({"ours": ours, "plain": plain}, rounds)
+    times |= alternating_times({"verify": verify, "read": read}, rounds)
+    return {
+        name: {
+            "fastest": blocks * len(data) / min(found) / 1e6,
+            "median": blocks * len(data) / statistics.median(found) / 1e6,
+        }
+        for name, found in times.items()
+    }
 
 
 def open_a_large_one(path: Path, rows: int) -> dict[str, float]:
@@ -133,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=320_000)
     parser.add_argument("--k", type=int, default=64)
-    parser.add_argument("--blocks", type=int, default=64, help="of 8 MB, written")
+    parser.add_argument("--blocks", type=int, default=192, help="of 8 MB, written")
     parser.add_argument("--large", type=int, default=100_000_000, help="rows of the cache that is only opened")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
@@ -141,9 +165,10 @@ def main() -> None:
     keep_freed_memory()  # as the command line does; for all
     with tempfile.TemporaryDirectory() as folder:
         written = write_beside_the_disk(Path(folder), arguments.blocks, 2 * arguments.rounds)
-        print(
-            f"written: {written['ours']:.0f} MB/s, plainly {written['plain']:.0f} ({written['ours'] / written['plain']:.2f} of it)"
-        )
+        for ours, plain in (("ours", "plain"), ("verify", "read")):
+            for kind, rate in written[ours].items():
+                beside = written[plain][kind]
+                print(f"{ours}: {rate:.0f} MB/s, {plain} {beside:.0f} ({rate / beside:.2f} of it), {kind}")
         large = open_a_large_one(Path(folder) / "large.zarr", arguments.large)
         print(f"opening {large['rows']:,} rows in 8 views: {large['seconds']:.3f} s, {large['grown_mb']:.0f} MB")
         cache = build(Path(folder) / "c.zarr", arguments.rows, arguments.k)
@@ -217,7 +242,7 @@ def main() -> None:
             **more,
             bytes_held=held,
             peak_growth_bytes=grown,
-            written_mb_per_second=written,
+            mb_per_second=written,
             large=large,
         )
 
