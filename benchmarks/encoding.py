@@ -21,14 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import zarr
 from common import alternating_seconds, manifest_of, write_result
 from torch import Tensor
-from zarr.core.buffer import cpu
-from zarr.storage import MemoryStore
 
 from logitcache.answers import HeldRows
 from logitcache.encoding import TopKEncoding, dense
+from logitcache.memory import keep_freed_memory
 from logitcache.store import Cache, CacheWriter, compressed_bytes, open_cache
 
 VOCABULARY = 128_256
@@ -150,7 +148,7 @@ class Trial:
         cache = self._written(stored, labels, folder)
         runs: dict[str, Callable[[], object]] = {
             "ours": partial(self._back, cache, labels),
-            "chunks": partial(self._unpacked, _in_memory(folder / f"{self.encoding.k}.zarr"), labels),
+            "chunks": partial(self._unpacked, cache, labels),
         }
         if self.codec:
             runs["theirs"] = partial(self.codec.decode, np.concatenate(self.packed))
@@ -185,12 +183,13 @@ class Trial:
             writer.finish()
         return open_cache(path)
 
-    def _unpacked(self, group: zarr.Group, labels: Tensor) -> None:
-        """From compressed chunks in memory to ids and logits, as the published decoder is timed; the chunks by plain zarr."""
-        columns = {name: torch.from_numpy(np.asarray(group[f"teachers/t/{name}"][0])) for name in self.specs}
-        for start in range(0, len(labels), 1024):
-            rows = {name: column[start : start + 1024] for name, column in columns.items()}
-            self.encoding.decode(rows, labels[start : start + 1024], self.classes)
+    def _unpacked(self, cache: Cache, labels: Tensor) -> None:
+        """From compressed chunks to ids and logits in the order of the rows, checked; as the published decoder is timed."""
+        for first, last, columns in cache.blocks(0, "t"):
+            block = {name: torch.from_numpy(column) for name, column in columns.items()}
+            for start in range(0, last - first, 1024):
+                rows = {name: column[start : start + 1024] for name, column in block.items()}
+                self.encoding.decode(rows, labels[first + start : first + start + 1024], self.classes)
 
     def _back(self, cache: Cache, labels: Tensor) -> None:
         """From the files, checked, into memory, and from there in random batches of 256 to ids and logits: as training does."""
@@ -199,14 +198,6 @@ class Trial:
         for start in range(0, len(order), 256):
             batch = torch.from_numpy(order[start : start + 256])
             self.encoding.decode(held.take(batch), labels[batch], self.classes)
-
-
-def _in_memory(path: Path) -> zarr.Group:
-    """Open the arrays of a cache over its files in memory."""
-    files = {name.relative_to(path).as_posix(): name for name in path.rglob("*") if name.is_file()}
-    return zarr.open_group(
-        MemoryStore({name: cpu.Buffer.from_bytes(file.read_bytes()) for name, file in files.items()}), mode="r"
-    )
 
 
 def show(row: dict[str, Any]) -> None:
@@ -235,6 +226,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as the command line does; for all
     generator = torch.Generator().manual_seed(0)
     if arguments.cache:
         cache = open_cache(arguments.cache)

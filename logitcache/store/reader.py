@@ -16,10 +16,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.core.buffer import Buffer, cpu
-from zarr.storage import MemoryStore, StorePath
+from zarr.storage import MemoryStore
 
 from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, InputError, unknown_name
 from logitcache.files import FileRecord, describe, digest_bytes
+from logitcache.store.layout import ChunkDecoder, read_whole
 from logitcache.store.ledger import Ledger, last_command
 from logitcache.store.manifest import Manifest, SomethingElseError, read_manifest
 from logitcache.store.places import Place, open_place
@@ -53,9 +54,10 @@ class Cache:
         self.place, self.manifest, self._ledger, self._marked = place, manifest, ledger, marked
         self.finished = finished
         self._identity = manifest.identity()
-        # zarr decodes what was read and found complete: it would take a missing chunk for zeros, and ask twice for each.
+        # zarr reads the metadata alone: it would take a missing chunk for zeros.
         memory: dict[str, Buffer] = {"zarr.json": cpu.Buffer.from_bytes(root)}
         self._group = zarr.open_group(MemoryStore(memory), mode="r", use_consolidated=True)
+        self._decoders: dict[str, ChunkDecoder] = {}
 
     @property
     def fingerprint(self) -> str:
@@ -115,17 +117,19 @@ class Cache:
         return self._whole("probe/samples"), self._whole(f"probe/logits/{teacher}")
 
     def _whole(self, key: str) -> NDArray[Any]:
-        names = {name: record for name, record in self._marked.items() if name.startswith(f"{key}/c/")}
-        array = self._array(key)
-        if len(names) < -(-array.shape[0] // array.chunks[0]):  # zarr would fill in zeros
-            raise MissingChunkError(f"{self.place}: {key} is missing. {self._remedy}")
-        chunks = {name: self._complete(name, record["bytes"], f"{self.place}: {key}") for name, record in names.items()}
-        try:
-            return np.asarray(self._holding(key, chunks)[...])
-        except (ValueError, RuntimeError) as error:
-            raise CorruptCacheError(f"{self.place}: {key} is damaged ({error}). {self._remedy}") from error
+        where = f"{self.place}: {key}"
 
-    def _complete(self, name: str, expected: int, where: str) -> Buffer:
+        def read(name: str) -> bytes:
+            if name not in self._marked:
+                raise MissingChunkError(f"{where} is missing. {self._remedy}")
+            return self._complete(name, self._marked[name]["bytes"], where)
+
+        try:
+            return read_whole(self._array(key), read)
+        except (ValueError, RuntimeError) as error:
+            raise CorruptCacheError(f"{where} is damaged ({error}). {self._remedy}") from error
+
+    def _complete(self, name: str, expected: int, where: str) -> bytes:
         try:
             data = self.place.read(name)
         except FileNotFoundError:
@@ -134,18 +138,13 @@ class Cache:
             ) from None
         if len(data) != expected:
             raise CorruptCacheError(f"{where} has {len(data):,} bytes instead of {expected:,}. {self._remedy}")
-        return cpu.Buffer.from_bytes(data)
+        return data
 
     def _array(self, key: str) -> "zarr.Array":  # type: ignore[type-arg]
         array = self._group[key]
         if not isinstance(array, zarr.Array):
             raise CorruptCacheError(f"{self.place}: {key} is not an array. Dump the cache again.")
         return array
-
-    def _holding(self, key: str, chunks: Mapping[str, Buffer]) -> "zarr.Array":  # type: ignore[type-arg]
-        """Return the array with these chunks alone, its own for every reading thread."""
-        inside = MemoryStore({name.removeprefix(f"{key}/"): data for name, data in chunks.items()})
-        return zarr.Array(zarr.AsyncArray(metadata=self._array(key).metadata, store_path=StorePath(inside, "")))
 
     @property
     def _remedy(self) -> str:
@@ -224,7 +223,8 @@ class Cache:
             MissingChunkError: It is not there.
             CorruptCacheError: It is damaged.
         """
-        return {name: self._read_block(view, key, block) for name, key in self.columns(teacher).items()}
+        columns = {name: self._read_block(view, key, block) for name, key in self.columns(teacher).items()}
+        return {name: _copy(rows, np.empty(rows.shape, rows.dtype)) for name, rows in columns.items()}
 
     def _count(self, blocks: Sequence[int] | None) -> int:
         if blocks is None:
@@ -239,7 +239,7 @@ class Cache:
 
         def take(block: int, end: int) -> None:
             rows = self._read_block(view, key, block)
-            out[end - len(rows) : end] = rows
+            _copy(rows, out[end - len(rows) : end])
 
         with ThreadPoolExecutor(self.place.at_once) as executor:
             for _ in executor.map(take, chosen, ends.tolist()):
@@ -247,6 +247,7 @@ class Cache:
         return out
 
     def _read_block(self, view: int, key: str, block: int) -> NDArray[Any]:
+        """Read one array's rows of a block, [B, ...], not to be written to."""
         first, last = self.manifest.rows(block)
         where = f"{self.place}: {key}, view {view}, block {block} (samples {first} to {last - 1})"
         records = self._records(view)
@@ -254,9 +255,11 @@ class Cache:
         name = next((name for name in records.get(block, {}) if name == prefix or name.startswith(f"{prefix}/")), None)
         if name is None:
             raise MissingChunkError(f"{where} has no record in the ledger. {self._remedy}")
-        chunk = {name: self._complete(name, records[block][name]["bytes"], where)}
+        data = self._complete(name, records[block][name]["bytes"], where)
+        if key not in self._decoders:
+            self._decoders[key] = ChunkDecoder(self._array(key))
         try:
-            return np.asarray(self._holding(key, chunk)[view, first:last])
+            return self._decoders[key](data)[0, : last - first]
         except (ValueError, RuntimeError) as error:
             raise CorruptCacheError(f"{where} is damaged: its checksum does not match. {self._remedy}") from error
 
@@ -272,6 +275,16 @@ class Cache:
         if getattr(self, "_records_of", None) != view:
             self._records_of, self._view_records = view, self._ledger.view(view)
         return self._view_records
+
+
+def _copy(rows: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
+    """Copy rows; of those that lie rank by rank one rank at a time, three times as fast as numpy's walk along the rows."""
+    if rows.ndim == 2 and not rows.flags.c_contiguous:
+        for rank in range(rows.shape[1]):
+            out[:, rank] = rows[:, rank]
+    else:
+        out[...] = rows
+    return out
 
 
 def open_cache(path: str | Path | Cache, *, unfinished: bool = False) -> Cache:

@@ -1,5 +1,6 @@
 """The cache on disk against docs/format.md."""
 
+import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import bytes_of
+from zarr.codecs import Crc32cCodec, GzipCodec
 from zarr.core.buffer import cpu
 from zarr.storage import MemoryStore
 
@@ -22,7 +24,7 @@ from logitcache.errors import (
     InputError,
 )
 from logitcache.store import CacheWriter, Manifest, ViewStream, block_rows_for, check_files, find_newest, open_cache
-from logitcache.store.layout import metadata_files, row_arrays
+from logitcache.store.layout import ArraySpec, ChunkDecoder, ChunkEncoder, metadata_files
 
 CLASSES, SAMPLES, VIEWS = 4, 300, 2
 COLUMNS = {"t": {"logits": ((CLASSES,), "<f4", ("class",), False)}}
@@ -83,6 +85,24 @@ def test_plain_zarr_reads_the_arrays(cache, recwarn):
     assert not recwarn.list
 
 
+def test_columns_that_lie_rank_by_rank_come_back_as_rows(tmp_path):
+    ids = RANDOM.randint(0, 99, (VIEWS, SAMPLES, 3)).astype(np.uint32)
+    with CacheWriter(
+        tmp_path / "c.zarr", manifest(), {"t": {"ids": ((3,), "<u4", ("rank",), 9)}}, LABELS, command=""
+    ) as writer:
+        writer.begin(PROBE, {"t": LOGITS[0, PROBE]})
+        for view, block in writer.missing():
+            first, last = manifest().rows(block)
+            writer.write(view, block, {"digests": DIGESTS[view, first:last], "teachers/t/ids": ids[view, first:last]})
+        writer.finish()
+    found = open_cache(tmp_path / "c.zarr")
+    assert (found.view(1, "t")["ids"] == ids[1]).all()
+    assert (found.view(1, "t", (2, 0))["ids"] == ids[1][[*range(256, 300), *range(128)]]).all()
+    assert (found.block(0, "t", 1)["ids"] == ids[0, 128:256]).all()
+    assert found.block(0, "t", 1)["ids"].flags.c_contiguous
+    assert (found.rows(1, "t", np.array([3, 200]))["ids"] == ids[1, [3, 200]]).all()
+
+
 def test_many_threads_read_the_same_block_at_once(cache):
     """As the loop and the thread that reads ahead do; a chunk that is gone for zarr would be zeros."""
     opened = open_cache(cache)
@@ -121,23 +141,44 @@ def test_chunks_carry_a_checksum_and_the_format_is_in_every_file(cache):
 
 
 @pytest.mark.parametrize("rows", [128, 100], ids=["a block", "the last block"])
-@pytest.mark.parametrize("dtype", ["<f4", "<f2", "<u8", "|u1"])
-def test_chunks_are_the_bytes_that_zarr_writes(tmp_path, dtype, rows):
-    """What is not compressed does not go through zarr."""
-    what, written = manifest(samples=rows), RANDOM.randn(rows, CLASSES).astype(dtype)
-    columns = {"t": {"logits": ((CLASSES,), dtype, ("class",), 0)}}
-    with CacheWriter(tmp_path / "ours.zarr", what, columns, LABELS[:rows], command="") as writer:
-        writer.begin(PROBE[:2], {"t": LOGITS[0, :2]})
-        strided = np.repeat(written, 2, 0)[::2]
-        writer.write(0, 0, {"digests": DIGESTS[0, :rows], "teachers/t/logits": strided})
-        writer.drain()
-    arrays = metadata_files(what, row_arrays(what, columns))
-    theirs = zarr.open_array(
-        MemoryStore({"zarr.json": cpu.Buffer.from_bytes(arrays["teachers/t/logits/zarr.json"])}), mode="r+"
+@pytest.mark.parametrize(
+    ("dtype", "row", "compression"),
+    [
+        ("<f4", (4,), None),
+        ("<f2", (4,), None),
+        ("<u8", (), None),
+        ("|u1", (4,), None),
+        ("<u4", (4,), "blosc"),
+        ("<f2", (), "blosc"),
+    ],
+)
+def test_chunks_are_the_bytes_that_zarr_writes_and_reads(dtype, row, compression, rows):
+    """What is not compressed does not go through zarr on its way to the disk, and nothing on its way back."""
+    spec = ArraySpec(
+        "x", (1, 256, *row), (1, 128, *row), dtype, ("view", "sample", "class")[: 2 + len(row)], compression
     )
-    theirs[0] = written
-    chunk = theirs.store._store_dict["c/0/0/0"].to_bytes()
-    assert (tmp_path / "ours.zarr/teachers/t/logits/c/0/0/0").read_bytes() == chunk
+    values = (100 * np.abs(RANDOM.randn(rows, *row))).astype(dtype)
+    ours = b"".join(ChunkEncoder(spec)(np.repeat(values, 2, 0)[::2]))  # which does not lie in one piece
+    what = dataclasses.replace(manifest(), samples=256)
+    stored = {"zarr.json": cpu.Buffer.from_bytes(metadata_files(what, {"x": spec})["x/zarr.json"])}
+    array = zarr.open_array(MemoryStore(stored), mode="r+")
+    array[0, :rows] = values
+    (name,) = set(stored) - {"zarr.json"}
+    assert ours == stored[name].to_bytes()
+    back = ChunkDecoder(array)(ours)
+    assert back.shape == (1, 128, *row)
+    assert back.dtype == values.dtype
+    assert (back[0, :rows] == values).all()
+    assert not back[0, rows:].any()
+    for damaged in (ours[:-5], ours[:9] + bytes([ours[9] ^ 1]) + ours[10:], b""):
+        with pytest.raises(ValueError, match="checksum"):
+            ChunkDecoder(array)(damaged)
+
+
+def test_a_codec_that_the_format_does_not_know_is_refused():
+    array = zarr.create_array(MemoryStore(), shape=(4,), dtype="<f4", compressors=[GzipCodec(), Crc32cCodec()])
+    with pytest.raises(FormatVersionError, match=r"stored with GzipCodec.*Upgrade it"):
+        ChunkDecoder(array)
 
 
 def test_a_chunk_of_zeros_is_written_too(tmp_path):
