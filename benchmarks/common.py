@@ -52,11 +52,14 @@ def alternating_seconds(runs: Mapping[str, Callable[[], object]], rounds: int) -
     return {name: statistics.median(found) for name, found in alternating_times(runs, rounds).items()}
 
 
-def alternating_times(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Time each in turn, `rounds` times after one round of warming up; all times of each, in seconds."""
+def alternating_times(
+    runs: Mapping[str, Callable[[], object]], rounds: int, before: Callable[[], object] = int
+) -> dict[str, list[float]]:
+    """Time each in turn, `rounds` times after one round of warming up; all times of each, in seconds, without what comes before each."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
+            before()
             started = time.perf_counter()
             run()
             if torch.cuda.is_available():

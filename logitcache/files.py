@@ -110,7 +110,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     write_files({path: [data]}, lasting=True)
 
 
-def write_files(contents: Mapping[Path, Pieces], *, lasting: bool) -> None:
+def write_files(contents: Mapping[Path, Pieces], *, lasting: bool, synced: bool = True) -> None:
     """Write files of which each is either whole or not there, also after a power failure.
 
     All are written before the first is synced, and the largest is synced first: what the others wait for is mostly done by then.
@@ -118,6 +118,7 @@ def write_files(contents: Mapping[Path, Pieces], *, lasting: bool) -> None:
     Args:
         contents: Name to content.
         lasting: Whether they are there after a power failure when this returns; else only after `sync_folders`, in one go with others.
+        synced: Whether to wait for their content; else a power failure may leave a part of it, or nothing.
 
     Raises:
         CacheIncompleteError: The disk is full.
@@ -135,7 +136,8 @@ def write_files(contents: Mapping[Path, Pieces], *, lasting: bool) -> None:
                     opened[path].flush()
             for path in reversed(largest_last):
                 with saying_when_unwritable(path):
-                    os.fsync(opened[path].fileno())
+                    if synced:
+                        os.fsync(opened[path].fileno())
                     opened[path].close()
                     temporary[path].replace(path)
                     if lasting:

@@ -128,8 +128,9 @@ class Bucket:
         with self._asking(below):
             return not any(len(batch) for batch in obstore.list(self._store, below or None, chunk_size=1))
 
-    def write(self, files: Mapping[str, Pieces]) -> None:
-        """Upload each file in one request, several at once."""
+    def write(self, files: Mapping[str, Pieces], *, synced: bool = True) -> None:
+        """Upload each file in one request, several at once; what was uploaded is kept."""
+        del synced
         with ThreadPoolExecutor(min(len(files), self.at_once)) as executor:
             for _ in executor.map(self._upload, files, files.values()):
                 pass

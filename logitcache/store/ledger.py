@@ -28,14 +28,19 @@ class Ledger:
         self._place = place
 
     def commit(self, view: int, block: int, files: dict[str, FileRecord]) -> None:
-        """Record a block whose files are all on disk."""
-        self._write(_record(view, block), {"view": view, "block": block, "files": files})
+        """Record a block whose files are all on disk.
+
+        Without waiting for the record: one that a power failure tears is known by its check, and costs its block, not its truth.
+        """
+        self._write(_record(view, block), {"view": view, "block": block, "files": files}, synced=False)
 
     def view(self, view: int) -> dict[int, dict[str, FileRecord]]:
         """Return the committed blocks of one view: block number to its files.
 
+        A block's own record that is not what was written counts as absent, as after a power failure.
+
         Raises:
-            CorruptCacheError: A record is not what was written.
+            CorruptCacheError: The record of a whole view is not what was written, or one is another block's.
         """
         blocks: dict[int, dict[str, FileRecord]] = {}
         folded = self._read(_folded(view))
@@ -47,8 +52,10 @@ class Ledger:
             blocks = {entry["block"]: entry["files"] for entry in folded["blocks"]}
         names = list(self._place.sizes(f"{_RECORDS}/{view}"))
         with ThreadPoolExecutor(self._place.at_once) as executor:
-            for name, record in zip(names, executor.map(self._read, names), strict=True):
-                if record is None or _record(record["view"], record["block"]) != name:
+            for name, record in zip(names, executor.map(self._read_if_whole, names), strict=True):
+                if record is None:
+                    continue
+                if _record(record["view"], record["block"]) != name:
                     raise CorruptCacheError(
                         f"{self._place}/{name} is the record of another block. Delete it and run the dump again."
                     )
@@ -76,20 +83,22 @@ class Ledger:
             self._place.remove(_record(view, block))
 
     def forget_damaged(self) -> None:
-        """Remove records that are not what was written, and with them the mark: their blocks count as not written."""
+        """Remove records that are not what was written, so that their blocks count as not written.
+
+        With records of a whole view goes the mark; one of a single block is of a view that the mark does not speak of.
+        """
         names = [*self._place.sizes(f"{HOME}/ledger"), *self._place.sizes(_RECORDS), _MARK]
         with ThreadPoolExecutor(self._place.at_once) as executor:
-            for name, damaged in zip(names, executor.map(self._is_damaged, names), strict=True):
-                if damaged:
-                    self.unmark()
+            for name, content in zip(names, executor.map(self._read_if_whole, names), strict=True):
+                if content is None:
+                    if not name.startswith(_RECORDS):
+                        self.unmark()
                     self._place.remove(name)
 
-    def _is_damaged(self, name: str) -> bool:
-        try:
-            self._read(name)
-        except CorruptCacheError:
-            return True
-        return False
+    def _read_if_whole(self, name: str) -> dict[str, Any] | None:
+        with contextlib.suppress(CorruptCacheError):
+            return self._read(name)
+        return None
 
     def forget_views_from(self, views: int) -> None:
         """Remove the records of views that the cache does not have: of an extension that was given up."""
@@ -115,10 +124,10 @@ class Ledger:
         content = self._read(_MARK)
         return None if content is None else dict(content["files"])
 
-    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+    def _write(self, name: str, content: Mapping[str, Any], *, synced: bool = True) -> None:
         """Write an object with its own digest under `check`, so that a flipped bit in it is found when it is read."""
         checked = {**content, "check": digest_bytes(_canonical(content))}
-        self._place.write({name: [(json.dumps(checked, indent=1, sort_keys=True) + "\n").encode()]})
+        self._place.write({name: [(json.dumps(checked, indent=1, sort_keys=True) + "\n").encode()]}, synced=synced)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         """Read what `_write` wrote, without `check`; None where nothing is there.

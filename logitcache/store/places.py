@@ -67,8 +67,12 @@ class Place(Protocol):
         """Say whether nothing is there."""
         ...
 
-    def write(self, files: Mapping[str, Pieces]) -> None:
+    def write(self, files: Mapping[str, Pieces], *, synced: bool = True) -> None:
         """Write files, each whole or not at all; they outlive the machine once `settle` was called.
+
+        Args:
+            files: Name to content.
+            synced: Whether to wait until the content is on disk; else a power failure may leave a part of it.
 
         Raises:
             CacheIncompleteError: There is no room for them.
@@ -160,9 +164,9 @@ class Folder:
         folder = self.path / below
         return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
-    def write(self, files: Mapping[str, Pieces]) -> None:
+    def write(self, files: Mapping[str, Pieces], *, synced: bool = True) -> None:
         """Write by temporary file, fsync and rename; a power failure may take the new name, not a part of the content."""
-        write_files({self.path / name: pieces for name, pieces in files.items()}, lasting=False)
+        write_files({self.path / name: pieces for name, pieces in files.items()}, lasting=False, synced=synced)
 
     def settle(self, below: str = "") -> None:
         """Sync the folders: at the end, because with every file they would be nine waits a block instead of three."""

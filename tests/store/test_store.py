@@ -215,6 +215,19 @@ def test_a_cache_stays_readable_while_views_are_added(cache):
     assert (open_cache(cache).view(VIEWS, "t")["logits"] == LOGITS[VIEWS]).all()
 
 
+def test_a_torn_record_of_an_added_view_costs_its_block_alone(cache, tmp_path):
+    """As a power failure leaves it."""
+    write(cache, manifest(views=VIEWS + 1), only={(VIEWS, 0), (VIEWS, 1)}, finish=False)
+    record = cache / f".logitcache/blocks/{VIEWS}/1.json"
+    record.write_bytes(record.read_bytes()[:40])
+    with CacheWriter(cache, manifest(views=VIEWS + 1), COLUMNS, LABELS, command="") as writer:
+        assert writer.missing() == [(VIEWS, 1), (VIEWS, 2)]
+        assert len(open_cache(cache).manifest.views) == VIEWS
+    write(cache, manifest(views=VIEWS + 1))
+    write(tmp_path / "whole.zarr", manifest(views=VIEWS + 1))
+    assert bytes_of(cache) == bytes_of(tmp_path / "whole.zarr")
+
+
 def test_fewer_views_than_there_are_is_another_cache(cache):
     with pytest.raises(CacheMismatchError, match="views"):
         write(cache, manifest(views=1))
