@@ -126,22 +126,20 @@ def write_files(contents: Mapping[Path, Pieces], *, lasting: bool, synced: bool 
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}") for path in contents}
     largest_last = sorted(contents, key=lambda path: sum(map(len, contents[path])))
     try:
-        with contextlib.ExitStack() as stack:
+        with saying_when_unwritable(largest_last[-1]), contextlib.ExitStack() as stack:
             opened = {}
             for path in largest_last:
-                with saying_when_unwritable(path):
-                    _make_folder(path.parent, lasting=lasting)
-                    opened[path] = stack.enter_context(temporary[path].open("wb"))
-                    opened[path].writelines(contents[path])
-                    opened[path].flush()
+                _make_folder(path.parent, lasting=lasting)
+                opened[path] = stack.enter_context(temporary[path].open("wb"))
+                opened[path].writelines(contents[path])
+                opened[path].flush()
             for path in reversed(largest_last):
-                with saying_when_unwritable(path):
-                    if synced:
-                        os.fsync(opened[path].fileno())
-                    opened[path].close()
-                    temporary[path].replace(path)
-                    if lasting:
-                        _sync_folder(path.parent)
+                if synced:
+                    os.fsync(opened[path].fileno())
+                opened[path].close()
+                temporary[path].replace(path)
+                if lasting:
+                    _sync_folder(path.parent)
     except BaseException:
         for leftover in temporary.values():
             with contextlib.suppress(OSError):

@@ -3,6 +3,8 @@
 import errno
 import os
 import random
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -246,6 +248,21 @@ def test_a_full_disk_is_said_and_what_was_committed_is_whole(tmp_path, monkeypat
     write(tmp_path / "c.zarr", manifest())
     write(tmp_path / "whole.zarr", manifest())
     assert bytes_of(tmp_path / "c.zarr") == bytes_of(tmp_path / "whole.zarr")
+
+
+@pytest.mark.parametrize("size", [100_500, 110_000, 8_000_000])
+def test_a_file_that_grows_too_large_is_said_wherever_it_stops(tmp_path, size):
+    """Also where the last bytes were kept back and cannot be written on closing either."""
+    code = (
+        "import resource, sys; from pathlib import Path; from logitcache.files import write_files; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); one = Path(sys.argv[1]); "
+        "write_files({one / 'small': [b'x'], one / 'large': [b'y' * int(sys.argv[2]), b'crc4']}, lasting=False)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path, str(size)], capture_output=True, text=True, check=False
+    )
+    assert "CacheIncompleteError: no space left for" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def killed_at(step, path, what):
