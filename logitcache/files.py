@@ -35,6 +35,7 @@ __all__ = [
     "write_files",
 ]
 
+_OPEN_AT_ONCE = 8  # files of a block; a process may have 256 on some systems, and several blocks are written at once
 PARTIAL = ".partial"  # of the names of files that are being written
 FileRecord = dict[str, Any]  # {"bytes": length} and "blake2b", 256 bits, or "crc32", 32 bits, in hexadecimal
 Pieces = Sequence[bytes | memoryview]  # of a file, one after another
@@ -113,7 +114,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_files(contents: Mapping[Path, Pieces], *, lasting: bool, synced: bool = True) -> None:
     """Write files of which each is either whole or not there, also after a power failure.
 
-    All are written before the first is synced, and the largest is synced first: what the others wait for is mostly done by then.
+    Several are written before the first is synced, and the largest is synced first: what the others wait for is mostly done by then.
 
     Args:
         contents: Name to content.
@@ -123,17 +124,22 @@ def write_files(contents: Mapping[Path, Pieces], *, lasting: bool, synced: bool 
     Raises:
         CacheIncompleteError: The disk is full.
     """
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}") for path in contents}
-    largest_last = sorted(contents, key=lambda path: sum(map(len, contents[path])))
+    by_size = sorted(contents, key=lambda path: sum(map(len, contents[path])))
+    for first in range(0, len(by_size), _OPEN_AT_ONCE):
+        _write_together(by_size[first : first + _OPEN_AT_ONCE], contents, lasting=lasting, synced=synced)
+
+
+def _write_together(paths: Sequence[Path], contents: Mapping[Path, Pieces], *, lasting: bool, synced: bool) -> None:
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}") for path in paths}
     try:
-        with saying_when_unwritable(largest_last[-1]), contextlib.ExitStack() as stack:
+        with saying_when_unwritable(paths[-1]), contextlib.ExitStack() as stack:
             opened = {}
-            for path in largest_last:
+            for path in paths:
                 _make_folder(path.parent, lasting=lasting)
                 opened[path] = stack.enter_context(temporary[path].open("wb"))
                 opened[path].writelines(contents[path])
                 opened[path].flush()
-            for path in reversed(largest_last):
+            for path in reversed(paths):
                 if synced:
                     os.fsync(opened[path].fileno())
                 opened[path].close()
