@@ -217,9 +217,15 @@ class ChunkEncoder:
         self._shape, self._dtype, self._plain = spec.chunks, np.dtype(spec.dtype), spec.compression is None
 
     def __call__(self, rows: NDArray[np.generic]) -> Pieces:
-        """Encode at most `block_rows` rows; what is missing to a full block is zeros. What is not compressed is not copied."""
+        """Encode at most `block_rows` rows; what is missing to a full block is zeros. What is not compressed is not copied.
+
+        Raises:
+            ValueError: The rows do not fit.
+        """
         if rows.shape[1:] != self._shape[2:]:
             raise ValueError(f"a row must have shape {self._shape[2:]}, not {rows.shape[1:]}")
+        if len(rows) > self._shape[1]:
+            raise ValueError(f"a block has {self._shape[1]} rows, not {len(rows)}")
         block = np.ascontiguousarray(rows[None], self._dtype)
         if len(rows) < self._shape[1]:
             block = np.zeros(self._shape, self._dtype)

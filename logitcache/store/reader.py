@@ -61,7 +61,7 @@ class Cache:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what the cache is: of its manifest, without spellings of paths, and of labels and probe; empty while unfinished."""
+        """Digest of what the cache is: of manifest, without spellings of paths, arrays' metadata, labels and probe; empty while unfinished."""
         if not self.finished:
             return ""
         files = {name: record for name, record in self._marked.items() if name != "zarr.json"}
@@ -261,7 +261,7 @@ class Cache:
         try:
             return self._decoders[key](data)[0, : last - first]
         except (ValueError, RuntimeError) as error:
-            raise CorruptCacheError(f"{where} is damaged: its checksum does not match. {self._remedy}") from error
+            raise CorruptCacheError(f"{where} is damaged: {error}. {self._remedy}") from error
 
     def read_records(self, view: int) -> None:
         """Read what the ledger says of a view: once, before several threads read its blocks.

@@ -175,6 +175,14 @@ def test_chunks_are_the_bytes_that_zarr_writes_and_reads(dtype, row, compression
             ChunkDecoder(array)(damaged)
 
 
+@pytest.mark.parametrize("compression", [None, "blosc"])
+@pytest.mark.parametrize(("shape", "message"), [((129, 4), "128 rows, not 129"), ((9, 5), r"must have shape \(4,\)")])
+def test_rows_that_do_not_fit_are_refused(compression, shape, message):
+    spec = ArraySpec("x", (1, 256, 4), (1, 128, 4), "<u4", ("view", "sample", "rank"), compression)
+    with pytest.raises(ValueError, match=message):
+        ChunkEncoder(spec)(np.zeros(shape, np.uint32))
+
+
 def test_a_codec_that_the_format_does_not_know_is_refused():
     array = zarr.create_array(MemoryStore(), shape=(4,), dtype="<f4", compressors=[GzipCodec(), Crc32cCodec()])
     with pytest.raises(FormatVersionError, match=r"stored with GzipCodec.*Upgrade it"):
