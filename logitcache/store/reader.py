@@ -61,7 +61,7 @@ class Cache:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what the cache is: of manifest, without spellings of paths, arrays' metadata, labels and probe; empty while unfinished."""
+        """Digest of what the cache is: manifest without spellings of paths, arrays' metadata, labels, probe; empty while unfinished."""
         if not self.finished:
             return ""
         files = {name: record for name, record in self._marked.items() if name != "zarr.json"}
