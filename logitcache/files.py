@@ -112,7 +112,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_files(contents: Mapping[Path, Pieces], *, lasting: bool, synced: bool = True) -> None:
-    """Write files of which each is either whole or not there, also after a power failure.
+    """Write files of which each is either whole or not there, where they are `synced` also after a power failure.
 
     Several are written before the first is synced, and the largest is synced first: what the others wait for is mostly done by then.
 

@@ -39,6 +39,7 @@ __all__ = ["Bucket"]
 
 _KNOWN = ("s3", "gs", "az")
 _TRIES = 10  # of a request, within three minutes
+_UPLOADS = 3  # at once, of each of the six blocks that a writer has under way
 
 
 class Bucket:
@@ -131,7 +132,7 @@ class Bucket:
     def write(self, files: Mapping[str, Pieces], *, synced: bool = True) -> None:
         """Upload each file in one request, several at once; what was uploaded is kept."""
         del synced
-        with ThreadPoolExecutor(min(len(files), self.at_once)) as executor:
+        with ThreadPoolExecutor(min(len(files), _UPLOADS)) as executor:
             for _ in executor.map(self._upload, files, files.values()):
                 pass
 

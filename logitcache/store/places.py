@@ -68,11 +68,11 @@ class Place(Protocol):
         ...
 
     def write(self, files: Mapping[str, Pieces], *, synced: bool = True) -> None:
-        """Write files, each whole or not at all; they outlive the machine once `settle` was called.
+        """Write files, each whole or not at all; they outlive the machine once `settle` was called, if they are `synced`.
 
         Args:
             files: Name to content.
-            synced: Whether to wait until the content is on disk; else a power failure may leave a part of it.
+            synced: Whether to wait until the content is on disk; else a power failure may leave a part of it under its name.
 
         Raises:
             CacheIncompleteError: There is no room for them.
@@ -165,11 +165,11 @@ class Folder:
         return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
     def write(self, files: Mapping[str, Pieces], *, synced: bool = True) -> None:
-        """Write by temporary file, fsync and rename; a power failure may take the new name, not a part of the content."""
+        """Write by temporary file, fsync (if `synced`) and rename; a power failure may take the new name, not a part of what is synced."""
         write_files({self.path / name: pieces for name, pieces in files.items()}, lasting=False, synced=synced)
 
     def settle(self, below: str = "") -> None:
-        """Sync the folders: at the end, because with every file they would be nine waits a block instead of three."""
+        """Sync the folders: at the end, because with every file each would be one more wait for the disk."""
         sync_folders(self.path / below)
 
     def append(self, name: str, content: Mapping[str, Any]) -> None:
