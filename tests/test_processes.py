@@ -72,9 +72,8 @@ def test_dumps_killed_at_random_moments_end_in_the_bytes_of_an_unbroken_one(tmp_
             assert not check_files(open_cache(path))
         except (CacheIncompleteError, CacheNotFoundError):
             continue
-        dumped(
-            path
-        )  # a kill after the mark may leave records of single blocks, which nobody reads: the next dump removes them
+        # A kill after the mark may leave records of single blocks, which nobody reads: the next dump removes them.
+        dumped(path)
         assert tiny.bytes_of(path) == whole
         caches += 1
     dumped(path)

@@ -87,7 +87,8 @@ class Ledger:
 
         With records of a whole view goes the mark; one of a single block is of a view that the mark does not speak of.
         """
-        names = [*self._place.sizes(f"{HOME}/ledger"), *self._place.sizes(_RECORDS), _MARK]
+        ours = (f"{HOME}/ledger/", f"{_RECORDS}/", _MARK)
+        names = [name for name in self._place.sizes(HOME) if name.startswith(ours)]
         with ThreadPoolExecutor(self._place.at_once) as executor:
             for name, content in zip(names, executor.map(self._read_if_whole, names), strict=True):
                 if content is None:
