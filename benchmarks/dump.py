@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from logitcache import dump_logits
 from logitcache.data import ArrayImages, ImageSet, Renderer, load_data, preprocessing_for
-from logitcache.device import pick_device
-from logitcache.memory import keep_freed_memory
+from logitcache.data.images.views import make_views
 from logitcache.models import load_network
-from logitcache.views import make_views
+from logitcache.runtime.device import pick_device
+from logitcache.runtime.memory import keep_freed_memory
 
 
 def jpeg_folder(path: Path, count: int) -> str:

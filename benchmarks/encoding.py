@@ -24,10 +24,10 @@ import torch
 from common import alternating_seconds, manifest_of, write_result
 from torch import Tensor
 
-from logitcache.answers import HeldRows
 from logitcache.encoding import TopKEncoding, dense
-from logitcache.memory import keep_freed_memory
+from logitcache.runtime.memory import keep_freed_memory
 from logitcache.store import Cache, CacheWriter, compressed_bytes, open_cache
+from logitcache.train.targets import HeldRows
 
 VOCABULARY = 128_256
 

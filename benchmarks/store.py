@@ -28,12 +28,12 @@ import torch
 from common import alternating_seconds, alternating_times, manifest_of, write_result
 from torch.utils.data import Dataset, default_collate
 
-from logitcache.answers import HeldRows
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding
-from logitcache.files import describe
-from logitcache.memory import keep_freed_memory
+from logitcache.runtime.files import describe
+from logitcache.runtime.memory import keep_freed_memory
 from logitcache.store import Cache, CacheWriter, Manifest, check_files, open_cache
 from logitcache.store.ledger import Ledger
+from logitcache.train.targets import HeldRows
 
 CLASSES, BATCH = 1000, 256
 

@@ -22,11 +22,11 @@ from common import alternating_seconds, write_result
 
 from logitcache import dump_logits, train_student
 from logitcache.data import ArrayImages, Renderer
-from logitcache.device import pick_device
-from logitcache.memory import keep_freed_memory
+from logitcache.data.images.views import View
+from logitcache.data.images.views.preprocessing import Preprocessing
 from logitcache.models import load_network
-from logitcache.views import View
-from logitcache.views.geometry import Preprocessing
+from logitcache.runtime.device import pick_device
+from logitcache.runtime.memory import keep_freed_memory
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from logitcache.errors import LogitCacheError
-from logitcache.memory import keep_freed_memory
+from logitcache.runtime.memory import keep_freed_memory
 
 from .compare import compare
 from .demo import demo

@@ -10,7 +10,7 @@ from .options import JsonOption
 from .render import print_json, print_table
 
 if TYPE_CHECKING:
-    from logitcache.compare import GroupSummary, RunSummary
+    from logitcache.runs.compare import GroupSummary, RunSummary
 
 __all__ = ["compare", "print_comparison"]
 
@@ -34,13 +34,13 @@ def compare(
 
     Example: logitcache compare runs/ce runs/kd runs/rld
     """
-    from logitcache.compare import compare_runs, curves, group_runs, read_published
+    from logitcache.runs.compare import compare_runs, curves, group_runs, read_published
 
     found, theirs = compare_runs(runs), {} if published is None else read_published(published)
     if picture is not None:
         from logitcache.errors import InputError
-        from logitcache.files import write_bytes
         from logitcache.report import draw_runs
+        from logitcache.runtime.files import write_bytes
 
         drawn = curves(found)
         if not drawn:
@@ -64,7 +64,7 @@ def compare(
 
 def print_comparison(found: "list[RunSummary]", published: "Mapping[str, float] | None" = None) -> None:
     """Print runs, and where one of them has other seeds or published numbers beside it, means."""
-    from logitcache.compare import group_runs
+    from logitcache.runs.compare import group_runs
 
     _print_runs(found)
     groups = group_runs(found)

@@ -45,7 +45,7 @@ def demo(
 
     Example: logitcache demo
     """
-    from logitcache.rundir import free_name
+    from logitcache.runs.directory import free_name
 
     folder = out or free_name(Path(), "logitcache-demo")
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from logitcache.words import bytes_text, kept_words, origin_words, percent, samples_words, teacher_words
+from logitcache.runtime.wording import bytes_text, kept_words, origin_words, percent, samples_words, teacher_words
 
 from .render import bar, print_pairs, print_table
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from logitcache.errors import InputError
-from logitcache.ranks import this_one_leads
-from logitcache.words import bytes_text
+from logitcache.runtime.processes import this_one_leads
+from logitcache.runtime.wording import bytes_text
 
 from .options import ConfigOption, WorkersOption, numbers, rows_or_auto, show_progress, span, stopping
 from .render import print_pairs
@@ -205,7 +205,7 @@ def dump(
     if plan:
         _show_plan(given)
         return
-    from logitcache.dump import dump_logits
+    from logitcache.dump.dump import dump_logits
 
     leads = this_one_leads()
     with show_progress(quiet=not leads) as display, stopping() as asked:
@@ -214,7 +214,7 @@ def dump(
             return
         manifest = cache.manifest
         if manifest.encoding["kind"] == "topk":
-            from logitcache.fidelity import advice
+            from logitcache.caches.fidelity import advice
 
             for slug in cache.teachers:
                 of_whom = f"of {slug}, " if len(cache.teachers) > 1 else ""
@@ -226,7 +226,7 @@ def dump(
 
 
 def _show_plan(given: dict[str, Any]) -> None:
-    from logitcache.plan import plan_dump
+    from logitcache.dump.plan import plan_dump
 
     found = plan_dump(**given)
     room = "" if found.free_bytes is None else f"; {bytes_text(found.free_bytes)} are free there"

@@ -27,7 +27,7 @@ def export(
 
     Example: logitcache export fashion.zarr --out fashion.parquet --views 0,1
     """
-    from logitcache.export import export_cache
+    from logitcache.caches.export import export_cache
 
     path, chosen = newest_unless(cache), numbers(views, int, "--views")
     with show_progress() as display:

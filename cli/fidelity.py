@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from logitcache.words import encoding_words
+from logitcache.runtime.wording import encoding_words
 
 from .options import CacheArgument, JsonOption, TeacherOption, newest_unless, parameters, spelled
 from .render import print_json, print_table
 
 if TYPE_CHECKING:
-    from logitcache.fidelity import Fidelity
+    from logitcache.caches.fidelity import Fidelity
 
 __all__ = ["fidelity"]
 
@@ -40,7 +40,7 @@ def fidelity(
 
     Example: logitcache fidelity fashion.zarr --method rld --temperature 4
     """
-    from logitcache.fidelity import cache_fidelity, sweep_encodings
+    from logitcache.caches.fidelity import cache_fidelity, sweep_encodings
 
     path = newest_unless(cache)
     settings = parameters(set_ or []) | ({} if temperature is None else {"temperature": spelled(temperature)})

@@ -25,7 +25,7 @@ def merge(
 
     Example: logitcache merge first-half.zarr second-half.zarr --out whole.zarr
     """
-    from logitcache.merge import merge_caches
+    from logitcache.caches.merge import merge_caches
 
     with show_progress() as display:
         manifest = merge_caches(caches, out, average=average, allow_mixed=allow_mixed, on_progress=display).manifest

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 
 from logitcache.errors import CacheIncompleteError, StoppedError
-from logitcache.progress import Progress
+from logitcache.runtime.progress import Progress
 
 __all__ = [
     "CacheArgument",

@@ -32,7 +32,7 @@ def slice_(
 
     Example: logitcache slice fashion.zarr --out small.zarr --views 2 --top-k 4 --precision u8
     """
-    from logitcache.slice import slice_cache
+    from logitcache.caches.slice import slice_cache
 
     with show_progress() as display:
         part = slice_cache(

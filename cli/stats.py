@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from logitcache.files import check_target
+from logitcache.runtime.files import check_target
 
 from .described import print_advice, print_compared, print_described
 from .options import CacheArgument, JsonOption, newest_unless, show_progress
 from .render import print_json
 
 if TYPE_CHECKING:
-    from logitcache.fidelity import Fidelity
+    from logitcache.caches.fidelity import Fidelity
     from logitcache.stats import CacheStats
 
 __all__ = ["stats"]
@@ -95,7 +95,7 @@ def _measure(
     found: "CacheStats", path: str, teacher: str | None, report: Path | None
 ) -> "tuple[Fidelity | None, list[str] | None]":
     """Measure what storing does to methods, for a report to all of them, and say what to dump instead; of a whole cache only."""
-    from logitcache.fidelity import advice, cache_fidelity
+    from logitcache.caches.fidelity import advice, cache_fidelity
 
     if not found.health.whole:
         return None, None

@@ -40,8 +40,8 @@ def sweep(
 
     Example: logitcache sweep fashion.zarr --method ce --method kd --seeds 0,1 -- --student resnet8 --epochs 6 --sched cosine
     """
-    from logitcache.compare import compare_runs
-    from logitcache.sweep import plan_sweep, run_sweep
+    from logitcache.runs.compare import compare_runs
+    from logitcache.runs.sweep import plan_sweep, run_sweep
 
     varied = {}
     for one in vary or []:

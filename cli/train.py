@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from logitcache.ranks import started_by_torchrun, this_one_leads
+from logitcache.runtime.processes import started_by_torchrun, this_one_leads
 
 from .options import (
     CacheArgument,
@@ -254,7 +254,7 @@ def train(
     if resume:
         if out is None:
             raise typer.BadParameter("which run? Name its folder with --out RUN.", param_hint="--resume")
-        from logitcache.rundir import read_run
+        from logitcache.runs.directory import read_run
 
         recorded = read_run(out)["settings"]
         given |= {name: recorded[name] for name in given if name in recorded and _left_alone(ctx, name)}
@@ -264,7 +264,7 @@ def train(
         given["cache"] = newest_unless(None)
     if started_by_torchrun():  # its C++ warns, in each process, of what replicas.py does on purpose
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from logitcache.train import train_student
+    from logitcache.train.train import train_student
 
     leads = this_one_leads()
     with show_progress(quiet=not leads) as display, stopping("step") as asked:

@@ -8,7 +8,7 @@ from .options import CacheArgument, JsonOption, newest_unless, show_progress
 from .render import print_json
 
 if TYPE_CHECKING:
-    from logitcache.verify import VerifyReport
+    from logitcache.caches.verify import VerifyReport
 
 __all__ = ["verify"]
 
@@ -53,7 +53,7 @@ def verify(
 
     Example: logitcache verify fashion.zarr
     """
-    from logitcache.verify import verify_cache
+    from logitcache.caches.verify import verify_cache
 
     path = newest_unless(cache)
     with show_progress(quiet=json) as display:

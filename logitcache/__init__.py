@@ -7,46 +7,46 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from logitcache.compare import compare_runs as compare_runs
-    from logitcache.dump import dump_logits as dump_logits
-    from logitcache.elsewhere import open as open  # noqa: A004
-    from logitcache.elsewhere import wrap as wrap
+    from logitcache.caches.export import export_cache as export_cache
+    from logitcache.caches.fidelity import cache_fidelity as cache_fidelity
+    from logitcache.caches.merge import merge_caches as merge_caches
+    from logitcache.caches.slice import slice_cache as slice_cache
+    from logitcache.caches.verify import verify_cache as verify_cache
+    from logitcache.dump.dump import dump_logits as dump_logits
+    from logitcache.dump.plan import plan_dump as plan_dump
     from logitcache.errors import LogitCacheError as LogitCacheError
-    from logitcache.export import export_cache as export_cache
-    from logitcache.fidelity import cache_fidelity as cache_fidelity
-    from logitcache.merge import merge_caches as merge_caches
     from logitcache.methods import METHODS as METHODS
     from logitcache.methods import get_loss as get_loss
-    from logitcache.plan import plan_dump as plan_dump
-    from logitcache.progress import Progress as Progress
-    from logitcache.slice import slice_cache as slice_cache
+    from logitcache.runs.compare import compare_runs as compare_runs
+    from logitcache.runtime.progress import Progress as Progress
     from logitcache.stats import cache_stats as cache_stats
     from logitcache.stats import compare_caches as compare_caches
     from logitcache.store import Cache as Cache
     from logitcache.store import open_cache as open_cache
-    from logitcache.train import train_student as train_student
-    from logitcache.verify import verify_cache as verify_cache
+    from logitcache.train.loader import open as open  # noqa: A004
+    from logitcache.train.loader import wrap as wrap
+    from logitcache.train.train import train_student as train_student
 
 _HOMES = {
     "METHODS": "logitcache.methods",
     "Cache": "logitcache.store",
     "LogitCacheError": "logitcache.errors",
-    "Progress": "logitcache.progress",
-    "cache_fidelity": "logitcache.fidelity",
+    "Progress": "logitcache.runtime.progress",
+    "cache_fidelity": "logitcache.caches.fidelity",
     "cache_stats": "logitcache.stats",
     "compare_caches": "logitcache.stats",
-    "compare_runs": "logitcache.compare",
-    "dump_logits": "logitcache.dump",
-    "export_cache": "logitcache.export",
+    "compare_runs": "logitcache.runs.compare",
+    "dump_logits": "logitcache.dump.dump",
+    "export_cache": "logitcache.caches.export",
     "get_loss": "logitcache.methods",
-    "merge_caches": "logitcache.merge",
-    "open": "logitcache.elsewhere",
+    "merge_caches": "logitcache.caches.merge",
+    "open": "logitcache.train.loader",
     "open_cache": "logitcache.store",
-    "plan_dump": "logitcache.plan",
-    "slice_cache": "logitcache.slice",
-    "train_student": "logitcache.train",
-    "verify_cache": "logitcache.verify",
-    "wrap": "logitcache.elsewhere",
+    "plan_dump": "logitcache.dump.plan",
+    "slice_cache": "logitcache.caches.slice",
+    "train_student": "logitcache.train.train",
+    "verify_cache": "logitcache.caches.verify",
+    "wrap": "logitcache.train.loader",
 }
 
 __all__ = [  # noqa: PLE0604  (the names are those of the table)

@@ -367,7 +367,7 @@ def test_memory_that_tensors_free_is_kept():
     """A large tensor is made again and again: its pages are faulted in once."""
     code = (
         "import resource, sys, torch\n"
-        "from logitcache.memory import keep_freed_memory\n"
+        "from logitcache.runtime.memory import keep_freed_memory\n"
         "if sys.argv[1] == 'keep': keep_freed_memory()\n"
         "torch.ones(2**24)\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"

@@ -11,13 +11,13 @@ import tiny
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from logitcache.answers import CachedAnswers, HeldRows, Shown, _bytes_of
 from logitcache.data import ArrayImages, preprocessing_for
-from logitcache.data.rendering import _Source
-from logitcache.device import to_device
+from logitcache.data.images.rendering import _Source
+from logitcache.data.images.views import View, make_views, preprocessing
 from logitcache.encoding import TopKRows, read_encoding
 from logitcache.methods import METHODS, make_objective
-from logitcache.views import View, geometry, make_views
+from logitcache.runtime.device import to_device
+from logitcache.train.targets import CachedAnswers, HeldRows, Shown, _bytes_of
 
 CUDA = torch.device("cuda:0")
 
@@ -27,7 +27,7 @@ def gpu(monkeypatch):
     """Tensors that say they lie on a GPU; page-locking is left out, which fake tensors do not know."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     yield FakeTensorMode(allow_non_fake_inputs=True)
-    geometry._constant.cache_clear()
+    preprocessing._constant.cache_clear()
 
 
 def on_gpu(tensor):

@@ -15,9 +15,9 @@ from logitcache.cli.app import app
 import logitcache
 from logitcache import METHODS
 from logitcache.data import NAMED_DATA
+from logitcache.data.images.views import CHANGES, CROPS, MIXES, PRESETS
 from logitcache.methods import find_method
 from logitcache.models import CIFAR_NETWORKS
-from logitcache.views import CHANGES, CROPS, MIXES, PRESETS
 
 ROOT = Path(__file__).parents[1]
 METHODS_PAGE = (ROOT / "docs/methods.md").read_text()

@@ -17,10 +17,10 @@ from tiny import bytes_of
 
 import logitcache
 from logitcache.data import ArrayImages
+from logitcache.data.images.views import View
+from logitcache.data.images.views.render import cut
 from logitcache.errors import CacheIncompleteError, CacheMismatchError, InputError
 from logitcache.store import check_files, open_cache
-from logitcache.views import View
-from logitcache.views.render import cut
 
 HERE = Path(__file__).parent
 
@@ -293,7 +293,7 @@ def test_another_dump_into_the_same_path_is_refused(dump, changes, named):
 
 def test_other_versions_are_named_and_can_be_accepted(dump, monkeypatch):
     dump()
-    monkeypatch.setattr("logitcache.job.version", lambda package: f"{package}-of-tomorrow")
+    monkeypatch.setattr("logitcache.dump.job.version", lambda package: f"{package}-of-tomorrow")
     with pytest.raises(CacheMismatchError, match=r"(?s)software.torch: there .*, or pass --allow-mixed to accept that"):
         dump()
     with pytest.raises(CacheMismatchError, match="Repeat the options it was made with"):
@@ -367,7 +367,7 @@ def test_encodings_that_mean_nothing_are_refused(dump, changes, message):
 
 
 def test_many_classes_choose_the_largest_and_few_choose_all():
-    from logitcache.job import _encoding
+    from logitcache.dump.job import _encoding
 
     assert _encoding(None, None, "f16", 1000).to_json() == {"kind": "full", "dtype": "f16"}
     assert _encoding(None, None, "f16", 1001).to_json()["k"] == 64

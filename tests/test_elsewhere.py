@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 import logitcache
 from logitcache.data import load_data
-from logitcache.elsewhere import Loader
 from logitcache.encoding import TopKRows
 from logitcache.errors import CacheMismatchError, InputError
+from logitcache.train.loader import Loader
 
 
 class Photos:

@@ -9,9 +9,9 @@ import tiny
 import torch
 from safetensors import safe_open
 
+from logitcache.caches.export import export_cache
 from logitcache.encoding import dense, read_encoding
 from logitcache.errors import InputError
-from logitcache.export import export_cache
 
 ENCODINGS = [
     {"precision": "f32"},

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 import logitcache
+from logitcache.caches.fidelity import advice, sweep_encodings
 from logitcache.encoding import TopKEncoding
-from logitcache.fidelity import advice, sweep_encodings
 from logitcache.methods import METHODS
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import logitcache
 from logitcache.data import ArrayImages, Renderer, preprocessing_for
+from logitcache.data.images.views import make_views
 from logitcache.errors import CacheIncompleteError
-from logitcache.views import make_views
 
 RECIPE = "cifar-strong+erasing+mixup(alpha=1)+cutmix"
 

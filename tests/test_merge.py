@@ -6,10 +6,10 @@ import tiny
 import torch
 
 import logitcache
+from logitcache.caches.merge import merge_caches
+from logitcache.caches.slice import slice_cache
 from logitcache.data import ArrayImages
 from logitcache.errors import CacheMismatchError, CorruptCacheError, InputError
-from logitcache.merge import merge_caches
-from logitcache.slice import slice_cache
 
 
 def same_rows(one, other, view=0, other_view=None, slug="sequential"):

@@ -144,7 +144,7 @@ def torchrun(count, npz, out, teacher="tiny:Slow", more=(), restarts=0, augment=
 
 def in_blocks_of_64(monkeypatch_file):
     """The command line chooses blocks by size; this data would be one."""
-    monkeypatch_file.write_text("import logitcache.job\nlogitcache.job.block_rows_for = lambda *_: 64\n")
+    monkeypatch_file.write_text("import logitcache.dump.job\nlogitcache.job.block_rows_for = lambda *_: 64\n")
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch.distributed import HashStore
 
 import logitcache
-from logitcache import ranks
-from logitcache.replicas import Replicas
+from logitcache.runtime import processes as ranks
+from logitcache.train.replicas import Replicas
 
 HERE = Path(__file__).parent
 JOB = """

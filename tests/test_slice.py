@@ -5,8 +5,8 @@ import pytest
 from tiny import columns_of
 
 import logitcache
+from logitcache.caches.slice import slice_cache
 from logitcache.errors import CacheMismatchError, CacheNotFoundError, CorruptCacheError, InputError
-from logitcache.slice import slice_cache
 
 
 def test_fewer_views_are_the_first_ones_bit_for_bit(dump, tmp_path, images):

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 import logitcache
 from logitcache.data import Renderer, preprocessing_for
 from logitcache.errors import InputError, StoppedError
-from logitcache.evaluate import evaluate
-from logitcache.optimize import OPTIMIZERS, learning_rate, make_optimizer
+from logitcache.train.evaluate import evaluate
+from logitcache.train.optimize import OPTIMIZERS, learning_rate, make_optimizer
 
 HERE = Path(__file__).parent
 
@@ -91,7 +91,7 @@ def test_a_running_mean_leaves_integers_alone(train, tmp_path):
 
 def test_no_part_of_a_batch_is_a_single_row(train, tmp_path, monkeypatch):
     """300 rows in batches of 49 leave one of 6, in eight parts of 7: it is one part."""
-    from logitcache.step import Stepper
+    from logitcache.train.step import Stepper
 
     seen, step = [], Stepper.step
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import tiny  # noqa: F401  (children import it)
 
-from logitcache.compare import compare_runs, group_runs, read_published
 from logitcache.errors import InputError
 from logitcache.report import draw_runs
-from logitcache.sweep import plan_sweep, run_sweep
+from logitcache.runs.compare import compare_runs, group_runs, read_published
+from logitcache.runs.sweep import plan_sweep, run_sweep
 
 HERE = Path(__file__).parent
 

@@ -11,7 +11,7 @@ from torch import nn
 import logitcache
 from logitcache.errors import InputError, UnknownNameError
 from logitcache.store import open_cache
-from logitcache.teacher import largest_fitting
+from logitcache.teachers.forward import largest_fitting
 
 
 def other() -> nn.Module:

@@ -15,10 +15,10 @@ import torch
 
 import logitcache
 from logitcache.data import ArrayImages
+from logitcache.data.images.views import View
 from logitcache.errors import CacheIncompleteError, CacheMismatchError, CorruptCacheError, InputError, StoppedError
 from logitcache.methods import METHODS
-from logitcache.optimize import learning_rate
-from logitcache.views import View
+from logitcache.train.optimize import learning_rate
 
 HERE = Path(__file__).parent
 
@@ -362,7 +362,7 @@ def test_a_view_beyond_the_memory_budget_streams_in_windows(dump, train, tmp_pat
 
 
 def test_windows_hold_every_sample_once_and_whole_blocks(dump, train, tmp_path, monkeypatch):
-    from logitcache.loop import Loop
+    from logitcache.train.loop import Loop
 
     seen = []
     original = Loop._windows

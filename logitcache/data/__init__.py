@@ -1,8 +1,8 @@
 """Data sets by name, and how samples become batches of pixels."""
 
-from logitcache.data.images import ArrayImages, FolderImages, ImageSet, MappedImages, part_of, whole_of
-from logitcache.data.rendering import Rendered, Renderer, preprocessing_for, render
-from logitcache.data.sources import NAMED_DATA, held_out_split, load_data
+from logitcache.data.images.rendering import Rendered, Renderer, preprocessing_for, render
+from logitcache.data.images.sets import ArrayImages, FolderImages, ImageSet, MappedImages, part_of, whole_of
+from logitcache.data.images.sources import NAMED_DATA, held_out_split, load_data
 
 __all__ = [
     "NAMED_DATA",

@@ -23,7 +23,7 @@ from logitcache.methods.rld import contradicts, rld
 from logitcache.methods.sld import sld, swap
 from logitcache.methods.ttm import ttm, wttm
 from logitcache.methods.wsld import wsld
-from logitcache.resolve import resolve
+from logitcache.runtime.plugins import resolve
 
 __all__ = ["METHODS", "find_method"]
 

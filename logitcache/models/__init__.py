@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from logitcache.errors import InputError, first_line, unknown_name
 from logitcache.models.cifar import CIFAR_NETWORKS
 from logitcache.models.weights import DEMO_TEACHER, hash_weights, read_notes, read_weights, save_weights
-from logitcache.resolve import resolve
+from logitcache.runtime.plugins import resolve
 
 __all__ = [
     "CIFAR_NETWORKS",

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from logitcache.errors import InputError, first_line
-from logitcache.files import write_bytes
+from logitcache.runtime.files import write_bytes
 
 __all__ = ["DEMO_TEACHER", "hash_weights", "read_notes", "read_weights", "save_weights"]
 

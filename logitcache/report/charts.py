@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from logitcache.report.markup import element, plain, shortened, told, width_of
-from logitcache.words import decimals, number, percent, percents
+from logitcache.runtime.wording import decimals, number, percent, percents
 
 if TYPE_CHECKING:
     from logitcache.stats import Bin, Quantiles

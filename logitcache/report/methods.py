@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from logitcache.report.charts import Bar, bars, lines, quantile_strips
 from logitcache.report.markup import element, told
 from logitcache.report.parts import captioned, fold, paragraph, section, table
-from logitcache.words import counted, error_text, number, percent
+from logitcache.runtime.wording import counted, error_text, number, percent
 
 if TYPE_CHECKING:
-    from logitcache.fidelity import Fidelity, MethodError
+    from logitcache.caches.fidelity import Fidelity, MethodError
     from logitcache.stats import CacheStats, MethodPreview
 
 __all__ = ["what_a_method_will_do"]

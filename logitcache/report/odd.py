@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from logitcache.report.markup import element, told
 from logitcache.report.parts import ClassNames, fold, paragraph, picture, section, table
-from logitcache.words import counted, number, percent
+from logitcache.runtime.wording import counted, number, percent
 
 if TYPE_CHECKING:
     from logitcache.stats import CacheStats, Duplicate, OddSample

@@ -9,7 +9,7 @@ from logitcache.report.methods import what_a_method_will_do
 from logitcache.report.odd import shown_samples, what_is_odd
 from logitcache.report.parts import ClassNames, captioned, facts, page, paragraph, section, table, tiles
 from logitcache.report.quality import class_figures, how_good
-from logitcache.words import (
+from logitcache.runtime.wording import (
     bytes_text,
     counted,
     kept_words,
@@ -21,7 +21,7 @@ from logitcache.words import (
 )
 
 if TYPE_CHECKING:
-    from logitcache.fidelity import Fidelity
+    from logitcache.caches.fidelity import Fidelity
     from logitcache.stats import CacheStats, Comparison, Health, Side
 
 __all__ = ["comparison_html", "report_html", "shown_samples"]

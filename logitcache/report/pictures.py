@@ -33,7 +33,7 @@ def sample_images(
         CacheMismatchError: The data has changed since the dump.
         InputError: It cannot be opened, or an image cannot be read.
     """
-    from logitcache.contract import recorded_data  # noqa: PLC0415  (torch; not needed where nothing is shown)
+    from logitcache.data.contract import recorded_data  # noqa: PLC0415  (torch; not needed where nothing is shown)
     from logitcache.store import open_cache  # noqa: PLC0415
 
     if not samples:

@@ -14,7 +14,7 @@ from logitcache.report.charts import (
 )
 from logitcache.report.markup import element, told
 from logitcache.report.parts import ClassNames, captioned, fold, paragraph, section, table, yields
-from logitcache.words import counted, percent
+from logitcache.runtime.wording import counted, percent
 
 if TYPE_CHECKING:
     from logitcache.stats import CacheStats, ViewStats

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from logitcache.report.charts import STYLE, Scale, axes, figure, legend, mark, path, text, ticks
 from logitcache.report.markup import element, shortened, width_of
-from logitcache.words import percent, percents
+from logitcache.runtime.wording import percent, percents
 
 __all__ = ["draw_runs"]
 

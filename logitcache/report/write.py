@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from logitcache.errors import LogitCacheError
-from logitcache.files import write_bytes
 from logitcache.report.page import comparison_html, report_html, shown_samples
 from logitcache.report.pictures import sample_images
+from logitcache.runtime.files import write_bytes
 
 if TYPE_CHECKING:
+    from logitcache.caches.fidelity import Fidelity
     from logitcache.data import ImageSet
-    from logitcache.fidelity import Fidelity
     from logitcache.stats import CacheStats, Comparison
     from logitcache.store import Cache
 

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.errors import CacheMismatchError
-from logitcache.progress import OnProgress, Progress, silent
+from logitcache.runtime.progress import OnProgress, Progress, silent
+from logitcache.runtime.wording import encoding_words
 from logitcache.stats.contents import array_bytes, bytes_per_row, divergences
 from logitcache.stats.records import Comparison, Side
 from logitcache.stats.rows import Columns, Ints, answers, read_rows
 from logitcache.stats.teacher import Calibration
 from logitcache.store import Cache, decode_rows, open_cache
-from logitcache.words import encoding_words
 
 __all__ = ["compare_caches"]
 

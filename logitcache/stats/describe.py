@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.errors import CorruptCacheError
-from logitcache.progress import OnProgress, Progress, silent
+from logitcache.runtime.progress import OnProgress, Progress, silent
 from logitcache.stats.agreement import STRETCH, Agreement, LabelErrors
 from logitcache.stats.contents import NO_PROBE, array_bytes, bytes_per_row, made, probe_loss
 from logitcache.stats.duplicates import find_duplicates

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.errors import CorruptCacheError
-from logitcache.progress import OnProgress, Progress
+from logitcache.runtime.progress import OnProgress, Progress
 from logitcache.stats.records import Duplicate
 from logitcache.stats.rows import Floats, Ints, pieces
 from logitcache.store import Cache, decode_rows

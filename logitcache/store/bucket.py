@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from logitcache.errors import CacheIncompleteError, InputError, first_line
-from logitcache.files import Pieces
+from logitcache.runtime.files import Pieces
 from logitcache.store.lease import Lease
 
 try:

@@ -20,7 +20,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore, StorePath
 
 from logitcache.errors import FormatVersionError
-from logitcache.files import Pieces
+from logitcache.runtime.files import Pieces
 from logitcache.store.manifest import Manifest
 
 numcodecs.blosc.use_threads = False  # with threads the bytes of a chunk differ from call to call

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from logitcache.errors import CorruptCacheError
-from logitcache.files import FileRecord, digest_bytes
+from logitcache.runtime.files import FileRecord, digest_bytes
 from logitcache.store.manifest import HOME
 from logitcache.store.places import Place
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from logitcache.errors import InputError
-from logitcache.files import (
+from logitcache.runtime.files import (
     PARTIAL,
     FileLock,
     Pieces,

@@ -19,7 +19,7 @@ from zarr.core.buffer import Buffer, cpu
 from zarr.storage import MemoryStore
 
 from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, InputError, unknown_name
-from logitcache.files import FileRecord, describe, digest_bytes
+from logitcache.runtime.files import FileRecord, describe, digest_bytes
 from logitcache.store.layout import ChunkDecoder, read_whole
 from logitcache.store.ledger import Ledger, last_command
 from logitcache.store.manifest import Manifest, SomethingElseError, read_manifest

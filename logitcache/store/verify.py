@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from logitcache.errors import CorruptCacheError
-from logitcache.files import FileRecord, matches
-from logitcache.progress import OnProgress, Progress, silent
+from logitcache.runtime.files import FileRecord, matches
+from logitcache.runtime.progress import OnProgress, Progress, silent
 from logitcache.store.layout import checksum_holds
 from logitcache.store.ledger import Ledger
 from logitcache.store.manifest import HOME

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.errors import CacheIncompleteError, CacheMismatchError, LogitCacheError
-from logitcache.files import describe, tally
+from logitcache.runtime.files import describe, tally
 from logitcache.store.layout import (
     ArraySpec,
     ChunkEncoder,

@@ -5,8 +5,8 @@ import torch
 from PIL import Image
 
 from logitcache.data import ArrayImages, FolderImages, Renderer, preprocessing_for
+from logitcache.data.images.views import CROPS, make_views
 from logitcache.errors import InputError
-from logitcache.views import CROPS, make_views
 
 
 @pytest.fixture

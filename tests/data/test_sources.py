@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from logitcache.data import ArrayImages, held_out_split, load_data, sources
+from logitcache.data import ArrayImages, held_out_split, load_data
+from logitcache.data.images import sources
 from logitcache.errors import InputError, UnknownNameError
 
 

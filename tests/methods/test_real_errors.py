@@ -6,9 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from logitcache.data import Renderer, load_data, preprocessing_for
+from logitcache.data.images.views import make_views
 from logitcache.methods import METHODS, get_loss
 from logitcache.models import load_network
-from logitcache.views import make_views
 
 LABEL_AWARE = {"dkd", "rc", "wsld", "loca", "swap", "sld", "rld", "revision"}
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from logitcache.fidelity import Fidelity, MethodError
+from logitcache.caches.fidelity import Fidelity, MethodError
 from logitcache.stats import (
     Bin,
     CacheStats,

@@ -8,7 +8,7 @@ import pytest
 from logitcache.report.charts import STYLE, Bar, Scale, bars, heat_map, legend, lines, ticks
 from logitcache.report.markup import element, plain, shortened, told, width_of, with_code
 from logitcache.report.runs import draw_runs
-from logitcache.words import decimals, error_text, percents
+from logitcache.runtime.wording import decimals, error_text, percents
 
 SVG = "{http://www.w3.org/2000/svg}"
 

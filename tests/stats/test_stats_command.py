@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from made import draw, make
 
-import logitcache.fidelity
+import logitcache.caches.fidelity
 from logitcache.encoding import TopKEncoding
 from logitcache.stats import cache_stats
 
@@ -157,8 +157,8 @@ def test_a_page_that_may_not_be_written_is_refused(run, monkeypatch):
 
 def test_the_page_says_what_the_terminal_says_and_is_measured_once(run, tmp_path, monkeypatch):
     make(tmp_path / "c.zarr", *draw(), TopKEncoding(1, "u8"))
-    asked, ask = [], logitcache.fidelity.cache_fidelity
-    monkeypatch.setattr(logitcache.fidelity, "cache_fidelity", lambda *a, **k: asked.append(1) or ask(*a, **k))
+    asked, ask = [], logitcache.caches.fidelity.cache_fidelity
+    monkeypatch.setattr(logitcache.caches.fidelity, "cache_fidelity", lambda *a, **k: asked.append(1) or ask(*a, **k))
     plain = run("stats", "c.zarr", "--advise").stdout
     asked.clear()
     done = run("stats", "c.zarr", "--advise", "--report", "a.html", "--data", "fashion-mnist-mini")

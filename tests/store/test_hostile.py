@@ -12,13 +12,13 @@ import pytest
 from test_store import COLUMNS, LABELS, LOGITS, VIEWS, manifest, write
 from tiny import bytes_of
 
+from logitcache.caches.verify import verify_cache
 from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, InputError, LogitCacheError
-from logitcache.files import FileLock, describe
+from logitcache.runtime.files import FileLock, describe
 from logitcache.store import CacheWriter, check_files, drop_damaged, open_cache
 from logitcache.store.layout import metadata_files
 from logitcache.store.ledger import Ledger
 from logitcache.store.places import Folder
-from logitcache.verify import verify_cache
 
 CHUNK = "teachers/t/logits/c/1/1/0"
 
@@ -253,7 +253,7 @@ def test_a_full_disk_is_said_and_what_was_committed_is_whole(tmp_path, monkeypat
 def test_many_files_need_few_handles(tmp_path):
     """Of many teachers' columns, say; some systems allow 256, and several blocks are written at once."""
     code = (
-        "import resource, sys; from pathlib import Path; from logitcache.files import write_files; "
+        "import resource, sys; from pathlib import Path; from logitcache.runtime.files import write_files; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)); "
         "write_files({Path(sys.argv[1]) / str(n): [b'x' * n] for n in range(100)}, lasting=True)"
     )
@@ -265,7 +265,7 @@ def test_many_files_need_few_handles(tmp_path):
 def test_a_file_that_grows_too_large_is_said_wherever_it_stops(tmp_path, size):
     """Also where the last bytes were kept back and cannot be written on closing either."""
     code = (
-        "import resource, sys; from pathlib import Path; from logitcache.files import write_files; "
+        "import resource, sys; from pathlib import Path; from logitcache.runtime.files import write_files; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); one = Path(sys.argv[1]); "
         "write_files({one / 'small': [b'x'], one / 'large': [b'y' * int(sys.argv[2]), b'crc4']}, lasting=False)"
     )

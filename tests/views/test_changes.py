@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
+from logitcache.data.images.views import CHANGES, make_views, read_recipe
 from logitcache.errors import InputError, UnknownNameError
-from logitcache.views import CHANGES, make_views, read_recipe
 
 
 class Noisy:
@@ -135,7 +135,7 @@ def test_what_cannot_be_rendered_is_refused(recipe, error, words):
 
 def test_a_transform_that_works_in_place_leaves_the_data_alone():
     from logitcache.data import ArrayImages, render
-    from logitcache.views.render import digests
+    from logitcache.data.images.views.render import digests
 
     images = ArrayImages(np.full((4, 16, 16, 3), 200, np.uint8), np.zeros(4, np.int64))
     view, samples = make_views(f"{__name__}:in_place", 1, 0)[0], np.arange(4)

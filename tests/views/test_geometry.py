@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from logitcache.data.images.views.preprocessing import Preprocessing
 from logitcache.errors import InputError
-from logitcache.views.geometry import Preprocessing
 
 GREY = (0.5, 0.5, 0.5)
 

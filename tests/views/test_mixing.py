@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from logitcache.data.images.views import Mixed, blend, make_views
 from logitcache.errors import InputError
-from logitcache.views import Mixed, blend, make_views
 
 MANY = np.arange(20000)
 

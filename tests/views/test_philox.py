@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logitcache.views.philox import integers, philox4x32, uniforms, words
+from logitcache.runtime.philox import integers, philox4x32, uniforms, words
 
 # Random123's known answers for philox4x32-10: counter, key, result.
 PUBLISHED = [

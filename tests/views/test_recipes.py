@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from logitcache.data.images.views import CROPS, View, make_views
+from logitcache.data.images.views.render import cut, cut_batch, digest, digests
 from logitcache.errors import FormatVersionError, UnknownNameError
-from logitcache.views import CROPS, View, make_views
-from logitcache.views.render import cut, cut_batch, digest, digests
 
 MANY = np.arange(4000)
 

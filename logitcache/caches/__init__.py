@@ -1,0 +1,1 @@
+"""Verbs on finished caches: slice, merge, export, verify, fidelity."""

@@ -1,0 +1,230 @@
+"""`logitcache merge`: one cache out of several: more samples, more views, or the mean of several teachers."""
+
+import itertools
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from logitcache.caches.derive import encoding_of, open_sources, origin, write_derived
+from logitcache.encoding import mean_of, read_encoding, widest_bytes
+from logitcache.errors import CacheMismatchError, InputError
+from logitcache.runtime.progress import OnProgress, silent
+from logitcache.store import PROBE_BYTES, Cache, Manifest, average_of, block_rows_for
+
+__all__ = ["merge_caches"]
+
+_OURS = {"block_rows", "derived"}  # of each cache alone; the merged one gets its own
+_LAST_BITS = ("batch_size", "device", "forward.", "software.", "threads")
+_VALUES_AT_ONCE = 16_000_000  # logits in memory, as float32
+
+
+def merge_caches(
+    caches: Sequence[str | Path | Cache],
+    out: str | Path,
+    *,
+    average: bool = False,
+    allow_mixed: bool = False,
+    on_progress: OnProgress = silent,
+) -> Cache:
+    """Put caches together; one that was stopped continues where it stopped.
+
+    What differs decides what is done: other samples of one data set are joined, other views follow one another, and with
+    `average` the logits of several teachers become their mean. Rows that are joined keep their bits.
+
+    Args:
+        caches: Two or more, of the same data, preprocessing and encoding. Views keep the order given.
+        out: Path of the new one.
+        average: Whether they are several teachers' answers to the same views, every class in f32 or f16: the mean of their
+            raw logits is stored, and the mean of their probes as the probe. Cut it with `slice_cache` then.
+        allow_mixed: Whether they may have been dumped on other devices, with other batch sizes or library versions.
+        on_progress: Called after every block.
+
+    Returns:
+        The new cache.
+
+    Raises:
+        InputError: Fewer than two caches; samples with gaps or overlaps; the same views twice.
+        CacheMismatchError: They differ in something else.
+        LogitCacheError: One cannot be opened, or the new one not written.
+    """
+    if len(caches) < 2:
+        raise InputError(f"a merge takes two caches or more, not {len(caches)}")
+    opened = [cache.of(None) for cache in open_sources(list(caches), out)]
+    free = {key for key in _differing(opened) if not (allow_mixed and key.startswith(_LAST_BITS))}
+    command = ["logitcache", "merge", *(str(cache.place) for cache in opened), "--out", str(out)]
+    command += ["--average"] * average + ["--allow-mixed"] * allow_mixed
+    more = {"command": shlex.join(command), "doing": "merging", "on_progress": on_progress}
+    if average:
+        _refuse(opened, free, "teachers")
+        return _averaged(opened, out, more)
+    kinds = {"samples" if key in ("samples", "data.first") else key.partition(".")[0] for key in free}
+    if kinds == {"samples"}:
+        return _joined(opened, out, more)
+    _refuse(opened, free, "views")
+    return _appended(opened, out, more)
+
+
+def _differing(opened: Sequence[Cache]) -> set[str]:
+    """Return the keys of the manifest in which any cache differs from the first.
+
+    Raises:
+        InputError: Two do not differ.
+    """
+    found = set[str]()
+    for one, other in itertools.combinations(opened, 2):
+        differences = {key for key, _, _ in one.manifest.differences(other.manifest)}
+        differences = {key for key in differences if key.partition(".")[0] not in _OURS}
+        if not differences:
+            raise InputError(f"{one.place} and {other.place} hold the same rows: nothing is to be merged")
+        found |= differences if one is opened[0] else set()
+    return found
+
+
+def _refuse(opened: Sequence[Cache], free: set[str], allowed: str) -> None:
+    """Refuse a difference in anything but the views, or the teachers."""
+    wrong = {key for key in free if key.partition(".")[0] != allowed}
+    if not wrong:
+        return
+    if all(key.startswith(_LAST_BITS) for key in wrong):
+        hint = "\nThese decide the last bits of a logit: --allow-mixed accepts that."
+    elif any(key.startswith("teachers") for key in wrong):
+        hint = "\n--average stores the mean of several teachers."
+    elif len({len(cache.manifest.views) for cache in opened}) > 1:
+        hint = "\nlogitcache slice --views leaves the same views of each."
+    else:
+        hint = ""
+    shown = free if allowed == "views" else wrong  # with other samples, the views are in the way too
+    lines = "".join(
+        f"\n  {key}: {here!r} in {opened[0].place}, {there!r} in {cache.place}"
+        for cache in opened[1:]
+        for key, here, there in opened[0].manifest.differences(cache.manifest)
+        if key in shown
+    )
+    raise CacheMismatchError(
+        f"only caches that differ in their samples alone, in their views alone, or with --average in their teachers alone, can be "
+        f"merged; these differ in:{lines}{hint}"
+    )
+
+
+def _made(opened: Sequence[Cache], by: str, **changes: Any) -> Manifest:
+    return replace(opened[0].manifest, derived={"by": by, "from": [origin(cache) for cache in opened]}, **changes)
+
+
+def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
+    """Join stretches of one data set."""
+    ordered = sorted(opened, key=lambda cache: int(cache.manifest.data["first"]))
+    begins = [int(cache.manifest.data["first"]) for cache in ordered]
+    ends = [begin + cache.manifest.samples for begin, cache in zip(begins, ordered, strict=True)]
+    for (before, _, end), (after, begin, _) in itertools.pairwise(zip(ordered, begins, ends, strict=True)):
+        if end != begin:
+            what = "a gap" if end < begin else "an overlap"
+            raise InputError(
+                f"there is {what} between {before.place} (up to sample {end}) and {after.place} (from {begin})"
+            )
+    bounds = np.array(begins) - begins[0]  # rows of the new cache
+    encoding, classes, slug = encoding_of(ordered[0]), len(ordered[0].manifest.classes), ordered[0].teacher
+    count = ends[-1] - begins[0]
+    manifest = _made(
+        ordered,
+        "merge",
+        samples=count,
+        block_rows=block_rows_for(count, widest_bytes(encoding.columns(classes))),
+        data=ordered[0].manifest.data | {"first": begins[0]},
+    )
+    probes = [cache.probe(slug) for cache in ordered]
+    every = -(-sum(exact.nbytes for _, exact in probes) // PROBE_BYTES)  # of the exact rows are kept
+
+    def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        parts = []
+        for position, cache in enumerate(ordered):
+            here = wanted[(wanted >= bounds[position]) & (wanted < bounds[position] + cache.manifest.samples)]
+            if len(here):
+                own = here - bounds[position]
+                parts.append(cache.rows(view, slug, own) | {"digests": cache.digests_of(view, own)})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return write_derived(
+        out,
+        manifest,
+        np.concatenate([cache.labels() for cache in ordered]),
+        (
+            np.concatenate([samples + bound for (samples, _), bound in zip(probes, bounds, strict=True)])[::every],
+            np.concatenate([exact for _, exact in probes])[::every],
+        ),
+        rows,
+        **more,
+    )
+
+
+def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
+    """Put the views of several caches one after another."""
+    views: list[dict[str, Any]] = []
+    sources: list[tuple[Cache, int]] = []
+    groups, seen = 0, dict[tuple[bytes, ...], Cache]()
+    for cache in opened:
+        members_of: dict[int, list[int]] = {}
+        for position, view in enumerate(cache.manifest.views):
+            members_of.setdefault(view["group"], []).append(position)
+        for members in members_of.values():
+            pixels = tuple(cache.digests(position, (0,)).tobytes() for position in members)
+            if seen.setdefault(pixels, cache) is not cache:
+                raise InputError(
+                    f"view {members[0]} of {cache.place} shows the same pixels as a view of {seen[pixels].place}. Dump the other with "
+                    "another --seed, and with an augmentation."
+                )
+            for position in members:
+                views.append(cache.manifest.views[position] | {"index": len(views), "group": groups})
+                sources.append((cache, position))
+            groups += 1
+    slug, rounded = opened[0].teacher, opened[0].manifest.block_rows
+
+    def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        cache, position = sources[view]
+        return cache.rows(position, slug, wanted) | {"digests": cache.digests_of(position, wanted)}
+
+    manifest = _made(opened, "merge", views=tuple(views), block_rows=rounded)
+    return write_derived(out, manifest, opened[0].labels(), opened[0].probe(slug), rows, **more)
+
+
+def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
+    """Store the mean of several teachers' logits."""
+    first, classes = opened[0].manifest, len(opened[0].manifest.classes)
+    if first.encoding["kind"] != "full" or first.encoding["dtype"] == "u8":
+        raise InputError(
+            f"{opened[0].place} keeps {first.encoding['kind']} rows in {first.encoding['dtype']}: their mean would not be that of the "
+            "teachers' logits. Dump with --encoding full --precision f16 or f32, average, then cut with logitcache slice."
+        )
+    teacher = average_of([cache.manifest.teachers[0] for cache in opened])
+    manifest, encoding = _made(opened, "average", teachers=(teacher,)), read_encoding(first.encoding)
+    probes, labels = [cache.probe(cache.teacher) for cache in opened], opened[0].labels()
+    for cache, (samples, _) in zip(opened, probes, strict=True):
+        if not np.array_equal(samples, probes[0][0]):
+            raise CacheMismatchError(
+                f"{cache.place} keeps other rows exactly than {opened[0].place}: dump it with the same --seed"
+            )
+
+    def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        digests = [cache.digests_of(view, wanted) for cache in opened]
+        for cache, other in zip(opened, digests, strict=True):
+            if not np.array_equal(other, digests[0]):
+                raise CacheMismatchError(
+                    f"the teacher of {cache.place} was shown other pixels than that of {opened[0].place}"
+                )
+        step = max(_VALUES_AT_ONCE // classes, 1)
+        parts = []
+        for start in range(0, len(wanted), step):
+            here = wanted[start : start + step]
+            true = torch.from_numpy(labels[here]).long()
+            logits = [torch.from_numpy(cache.rows(view, cache.teacher, here)["logits"]) for cache in opened]
+            mean = mean_of(logits)
+            parts.append({name: x.numpy() for name, x in encoding.encode(mean, true).items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | {"digests": digests[0]}
+
+    exact = mean_of([torch.from_numpy(probe) for _, probe in probes]).numpy()
+    return write_derived(out, manifest, labels, (probes[0][0], exact), rows, **more)

@@ -1,0 +1,153 @@
+"""`logitcache slice`: a smaller cache out of a larger one: fewer views, fewer samples, fewer logits a row, fewer bits."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from logitcache.caches.derive import encoding_of, open_sources, origin, write_derived
+from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, widest_bytes
+from logitcache.errors import InputError
+from logitcache.runtime.progress import OnProgress, silent
+from logitcache.store import Cache, block_rows_for
+
+__all__ = ["slice_cache"]
+
+
+def slice_cache(
+    cache: str | Path | Cache,
+    out: str | Path,
+    *,
+    views: int | None = None,
+    samples: tuple[int, int] | None = None,
+    top_k: int | None = None,
+    precision: str | None = None,
+    teacher: str | None = None,
+    on_progress: OnProgress = silent,
+) -> Cache:
+    """Write a part of a cache as a cache of its own; a slice that was stopped continues where it stopped.
+
+    The probe comes along, so that `verify` and `fidelity` measure the slice against the teacher's exact rows. Where nothing
+    is rounded again, rows keep their bits.
+
+    Args:
+        cache: The larger one.
+        out: Path of the new one.
+        views: How many of its views, the first ones; None: all.
+        samples: Which samples of the data set, from the first to one before the last; None: all there are.
+        top_k: How many of the largest logits of a row; None: as many as there are.
+        precision: `f32`, `f16` or `u8`; None: that of the larger one.
+        teacher: Slug of one of several teachers.
+        on_progress: Called after every block.
+
+    Returns:
+        The new cache.
+
+    Raises:
+        InputError: More than the larger one holds, or nothing less.
+        LogitCacheError: It cannot be opened or written.
+    """
+    (whole,) = open_sources([cache], out)
+    opened = whole.of(teacher)
+    manifest, slug, classes = opened.manifest, opened.teacher, len(opened.manifest.classes)
+    source = encoding_of(opened)
+    target = _target(source, top_k, precision)
+    count = len(manifest.views) if views is None else views
+    if not 1 <= count <= len(manifest.views):
+        raise InputError(f"{opened.place} has {len(manifest.views)} views: a slice takes 1 to that many, not {count}")
+    if count < len(manifest.views) and manifest.views[count - 1]["group"] == manifest.views[count]["group"]:
+        size = sum(view["group"] == 0 for view in manifest.views)
+        raise InputError(
+            f"--views {count} would cut a group of {size} views that belong together: take a multiple of {size}"
+        )
+    begin = manifest.data["first"]
+    first, last = samples or (begin, begin + manifest.samples)
+    if not begin <= first < last <= begin + manifest.samples:
+        raise InputError(
+            f"{opened.place} has samples {begin}:{begin + manifest.samples} of its data: a slice cannot take {first}:{last}"
+        )
+    same = count == len(manifest.views) and target == source and last - first == manifest.samples
+    if same and opened.teachers == whole.teachers:
+        raise InputError("a slice must leave something out: --views, --samples, --top-k, --precision or --teacher")
+    shift = first - begin
+    probed, probe = opened.probe(slug)
+    inside = (probed >= shift) & (probed < shift + last - first)
+    if not inside.any():
+        raise InputError(
+            f"none of the {len(probed)} rows that {opened.place} keeps exactly is among samples {first}:{last}, so that nothing "
+            f"could be measured: take at least {2 * manifest.samples // len(probed)} samples"
+        )
+    made = replace(
+        manifest,
+        samples=last - first,
+        block_rows=manifest.block_rows
+        if last - first == manifest.samples
+        else block_rows_for(last - first, widest_bytes(target.columns(classes))),
+        views=manifest.views[:count],
+        data=manifest.data | {"first": first},
+        encoding=target.to_json(),
+        derived={"by": "slice", "from": [origin(opened)]},
+    )
+    labels = opened.labels()[shift : shift + made.samples]
+
+    def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        stored = opened.rows(view, slug, wanted + shift)
+        found = _converted(source, target, stored, labels[wanted], classes)
+        return found | {"digests": opened.digests_of(view, wanted + shift)}
+
+    command = ["logitcache", "slice", str(opened.place), "--out", str(out)]
+    span = f"{first}:{last}" if samples else None
+    for option, value in (
+        ("--views", views),
+        ("--samples", span),
+        ("--top-k", top_k),
+        ("--precision", precision),
+        ("--teacher", teacher),
+    ):
+        command += [option, str(value)] if value is not None else []
+    return write_derived(
+        out,
+        made,
+        labels,
+        (probed[inside] - shift, probe[inside]),
+        rows,
+        command=shlex.join(command),
+        doing="slicing",
+        on_progress=on_progress,
+    )
+
+
+def _target(source: Encoding, top_k: int | None, precision: str | None) -> Encoding:
+    dtype = precision or source.dtype
+    order = ("u8", "f16", "f32")
+    if dtype in order and order.index(dtype) > order.index(source.dtype):
+        raise InputError(f"the cache holds {source.dtype}: a slice cannot hold {dtype}")
+    if isinstance(source, TopKEncoding):
+        if top_k is not None and top_k > source.k:
+            raise InputError(f"the cache keeps the {source.k} largest: a slice cannot keep {top_k}")
+        return TopKEncoding(source.k if top_k is None else top_k, dtype)
+    return FullEncoding(dtype) if top_k is None else TopKEncoding(top_k, dtype)
+
+
+def _converted(
+    source: Encoding,
+    target: Encoding,
+    stored: Mapping[str, NDArray[Any]],
+    labels: NDArray[np.int32],
+    classes: int,
+) -> dict[str, NDArray[Any]]:
+    if source == target:
+        return dict(stored)
+    true = torch.from_numpy(labels).long()
+    rows = source.decode({name: torch.from_numpy(column) for name, column in stored.items()}, true, classes)
+    if isinstance(rows, TopKRows):
+        assert isinstance(target, TopKEncoding)
+        columns = target.narrow(rows, true)
+    else:
+        columns = target.encode(rows, true)
+    return {name: column.numpy() for name, column in columns.items()}

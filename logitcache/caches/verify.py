@@ -1,0 +1,227 @@
+"""`logitcache verify`: is a cache whole, are its rows the teacher's, and does the data still look as the teacher saw it?"""
+
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcache.errors import CacheMismatchError, CorruptCacheError, InputError
+from logitcache.runtime.progress import OnProgress, silent
+from logitcache.store import (
+    Cache,
+    FileProblem,
+    check_files,
+    drop_damaged,
+    forget_damaged_records,
+    kept_values,
+    open_cache,
+    rounding,
+)
+
+if TYPE_CHECKING:
+    from logitcache.data import ImageSet
+    from logitcache.teachers.forward import Teachers
+
+__all__ = ["VerifyReport", "verify_cache"]
+
+_PROBE_TOLERANCE = 1e-3  # relative; two devices differ by 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What was looked at and what was found.
+
+    Attributes:
+        path: Of the cache.
+        blocks: Blocks whose every byte was compared.
+        problems: Files that are not what was written; empty for a whole cache.
+        probe_gap: Largest relative gap between stored rows and the probe, beyond rounding; 0.0 means none (f32: bit for bit).
+        pixels_checked: Rows rendered again and compared with the digest of what the teacher was shown; None if that
+            was not asked for.
+        pixels_problem: What differs, or None.
+        replayed: Rows for which the teacher was run again; None if that was not asked for.
+        replay_gap: Largest relative gap between what it says now and what is stored, beyond rounding.
+        replay_problem: The first row that disagrees, or None.
+        repaired: Whether damaged blocks were dropped, so that the dump's own command writes them again.
+    """
+
+    path: str
+    blocks: int
+    problems: list[FileProblem]
+    probe_gap: float
+    pixels_checked: int | None
+    pixels_problem: str | None
+    replayed: int | None
+    replay_gap: float
+    replay_problem: str | None
+    repaired: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether the cache can be trusted."""
+        return not self.problems and self.pixels_problem is None and self.replay_problem is None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as plain objects."""
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify_cache(
+    cache: str | Path,
+    *,
+    data: "str | ImageSet | None" = None,
+    rows: int = 256,
+    replay: int = 0,
+    teacher: Any = None,
+    teacher_weights: str | None = None,
+    device: str = "auto",
+    repair: bool = False,
+    on_progress: OnProgress = silent,
+) -> VerifyReport:
+    """Check a cache.
+
+    Args:
+        cache: Its path.
+        data: The data set, if it is not where the dump found it.
+        rows: Rows of each view to render again and compare with their digests; 0 leaves the data alone.
+        replay: Rows, over all views, for which to run the teacher again and compare its logits with what is stored.
+        teacher: The teacher, where it has no name that says how to build it, or another name now.
+        teacher_weights: Where its weights are, if not where the dump found them.
+        device: Where to run it; `auto` prefers the kind of device of the dump.
+        repair: Whether to drop damaged blocks. The cache is unfinished then, until the dump's own command is run again.
+        on_progress: Called as files are read.
+
+    Raises:
+        LogitCacheError: It cannot be opened at all, or its data cannot.
+    """
+    if repair:
+        forget_damaged_records(cache)
+    opened = open_cache(cache)
+    manifest = opened.manifest
+    problems = check_files(opened, on_progress)
+    gap = 0.0
+    if not problems:
+        for slug in opened.teachers:
+            found, unlike = _probe_gap(opened.of(slug))
+            gap = max(gap, found)
+            said = f"rows differ from the probe by {found:.2g}, relative"
+            problems += [FileProblem(f"teachers/{slug}", said, 0, block) for block in unlike]
+    pixels_problem = None
+    if rows and not problems:
+        try:
+            _check_data(opened, data, rows)
+        except CacheMismatchError as error:
+            pixels_problem = str(error)
+    gap_now, disagreement = 0.0, None
+    if replay and not problems and not pixels_problem:
+        gap_now, disagreement = _replay(opened, data, replay, teacher, teacher_weights, device)
+    if repair and problems:
+        drop_damaged(opened, problems)
+    return VerifyReport(
+        path=str(cache),
+        blocks=len(manifest.views) * manifest.blocks,
+        problems=problems,
+        probe_gap=gap,
+        pixels_checked=len(manifest.views) * min(rows, manifest.samples) if rows and not problems else None,
+        pixels_problem=pixels_problem,
+        replayed=min(replay, len(manifest.views) * manifest.samples)
+        if replay and not problems and not pixels_problem
+        else None,
+        replay_gap=gap_now,
+        replay_problem=disagreement,
+        repaired=repair and bool(problems),
+    )
+
+
+def _probe_gap(cache: Cache) -> tuple[float, list[int]]:
+    """Compare stored rows with the same rows kept in full, as the encoding would have rounded them.
+
+    Returns:
+        The largest relative gap, and the blocks of view 0 that hold rows with a gap beyond `_PROBE_TOLERANCE`.
+    """
+    samples, exact = cache.probe(cache.teacher)
+    if ((samples < 0) | (samples >= cache.manifest.samples)).any():
+        raise CorruptCacheError(f"{cache.place}: the probe names samples that do not exist. Dump the cache again.")
+    gaps = _gaps(cache, cache.rows(0, cache.teacher, samples), exact)
+    unlike = np.unique(samples[gaps > _PROBE_TOLERANCE] // cache.manifest.block_rows)
+    return float(gaps.max()), unlike.tolist()
+
+
+def _replay(
+    cache: Cache,
+    data: "str | ImageSet | None",
+    rows: int,
+    teacher: Any,
+    teacher_weights: str | None,
+    device: str,
+) -> tuple[float, str | None]:
+    """Run the teacher again on rows spread over all views: the largest gap, and the first row that disagrees.
+
+    Raises:
+        CacheMismatchError: The teacher has other weights.
+    """
+    from logitcache.data.contract import recorded_data  # noqa: PLC0415
+    from logitcache.runtime.device import pick_device  # noqa: PLC0415
+    from logitcache.teachers.recorded import live_teacher_of  # noqa: PLC0415  (torch; not needed for the files)
+
+    images = recorded_data(cache, data)
+    where = pick_device("cpu" if device == "auto" and cache.manifest.device == "cpu" else device)  # as at the dump
+    if teacher is not None and len(cache.teachers) > 1:
+        raise InputError(f"{cache.place} holds {len(cache.teachers)} teachers, and --teacher names one network")
+    largest, first = 0.0, None
+    for slug in cache.teachers:
+        with closing(live_teacher_of(cache.of(slug), teacher, teacher_weights, where)) as runner:
+            gap, disagreement = _compared(cache.of(slug), images, runner, rows)
+        largest = max(largest, gap)
+        if disagreement and first is None:
+            first = disagreement if len(cache.teachers) == 1 else f"{slug}: {disagreement}"
+    return largest, first
+
+
+def _compared(cache: Cache, images: "ImageSet", runner: "Teachers", rows: int) -> tuple[float, str | None]:
+    from logitcache.data import Renderer  # noqa: PLC0415
+    from logitcache.data.images.views import View  # noqa: PLC0415
+
+    slug, manifest = cache.teacher, cache.manifest
+    renderer = Renderer(images, runner.eyes, workers=0)
+    largest, first = 0.0, None
+    for view, entry in enumerate(manifest.views):
+        count = min((view + 1) * rows // len(manifest.views) - view * rows // len(manifest.views), manifest.samples)
+        samples = np.unique((np.arange(count) * manifest.samples // max(count, 1) + view) % manifest.samples)
+        for start in range(0, len(samples), manifest.batch_size):
+            chosen = samples[start : start + manifest.batch_size]
+            (batch,) = renderer.batches(View.from_json(entry), [chosen])
+            gaps = _gaps(cache, cache.rows(view, slug, chosen), runner.logits(batch.pixels).cpu().numpy())
+            largest = max(largest, float(gaps.max()))
+            beyond = np.flatnonzero(gaps > _PROBE_TOLERANCE)
+            if len(beyond) and first is None:
+                row = chosen[beyond[0]]
+                first = (
+                    f"the teacher answers otherwise now: view {view}, sample {manifest.data['first'] + row} differs by "
+                    f"{gaps[beyond[0]]:.2g}, relative, beyond rounding; {len(beyond)} of the {len(chosen)} rows of its batch do"
+                )
+    return largest, first
+
+
+def _gaps(cache: Cache, columns: dict[str, Any], exact: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """Compare stored rows with exact ones, as the encoding would have rounded them: the largest relative gap of each row."""
+    ids, stored = kept_values(cache.manifest.encoding, columns)
+    kept = exact if ids is None else np.take_along_axis(exact, ids, 1)
+    beyond = np.abs(stored - kept) - rounding(cache.manifest.encoding, columns, kept)
+    gaps: NDArray[np.float32] = beyond.max(1).clip(0) / max(float(np.abs(stored).max()), 1e-30)
+    return np.where(np.isfinite(kept).all(1), gaps, np.float32(np.inf))
+
+
+def _check_data(cache: Cache, data: "str | ImageSet | None", rows: int) -> None:
+    from logitcache.data.contract import check_pixels, recorded_data  # noqa: PLC0415  (torch; not needed for the files)
+    from logitcache.data.images.views import View  # noqa: PLC0415
+
+    images, samples = recorded_data(cache, data), cache.manifest.samples
+    count = min(rows, samples)
+    for entry in cache.manifest.views:
+        view = View.from_json(entry)
+        offset = view.index * samples // (count * len(cache.manifest.views))  # other rows in every view
+        check_pixels(cache, images, view, np.unique((np.arange(count) * samples // count + offset) % samples))

@@ -1,0 +1,204 @@
+"""From sample ids to pixels, in batches: one gather for arrays in memory, worker processes for files; the same pixels either way."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from logitcache.data.images.sets import ArrayImages, ImageSet, resident, whole_of
+from logitcache.data.images.views import View, blend, read_recipe
+from logitcache.data.images.views.preprocessing import Preprocessing
+from logitcache.data.images.views.render import cut, cut_batch, digests
+from logitcache.errors import InputError, LogitCacheError
+from logitcache.runtime.device import to_device
+
+__all__ = ["Rendered", "Renderer", "preprocessing_for", "render"]
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A batch of pixels.
+
+    Attributes:
+        samples: Sample ids, [B].
+        pixels: For each network's preprocessing one tensor, [B, C, size, size] uint8; not yet normalised.
+        digests: Of the shared rendition, [B] uint64, where they were asked for.
+    """
+
+    samples: Ids
+    pixels: tuple[Tensor, ...]
+    digests: NDArray[np.uint64] | None
+
+    def pin_memory(self) -> "Rendered":
+        """Return the same with pixels in page-locked memory; a loader's thread calls this."""
+        return replace(self, pixels=tuple(pixels.pin_memory() for pixels in self.pixels))
+
+
+def render(data: ImageSet, view: View, samples: Ids) -> Tensor | list[Tensor]:
+    """Show samples in a view: [B, C, H, W] uint8 where sizes agree, else one tensor a sample. Shared by teacher and student."""
+    whole, first = whole_of(data)
+    samples = samples + first
+    pixels, mixed = _unmixed(whole, view, samples), view.mixed(samples, len(whole))
+    return pixels if mixed is None else blend(pixels, _unmixed(whole, view, mixed.partners), mixed)
+
+
+def _unmixed(data: ImageSet, view: View, samples: Ids) -> Tensor | list[Tensor]:
+    if isinstance(data, ArrayImages) and view.keeps_size:
+        height, width = data.images.shape[-2:]
+        boxes = view.boxes(samples, np.full(len(samples), height), np.full(len(samples), width))
+        pixels = cut_batch(data.images, to_device(torch.from_numpy(samples), data.images.device), boxes)
+        return torch.stack(view.changed(list(pixels), samples)) if view.changes_pixels else pixels
+    images = [data.image(int(sample)) for sample in samples]
+    boxes = view.boxes(samples, np.array([i.shape[1] for i in images]), np.array([i.shape[2] for i in images]))
+    rows = [cut(image, boxes, row) for row, image in enumerate(images)]
+    return view.changed(rows, samples) if view.changes_pixels else rows
+
+
+class Renderer:
+    """Renders batches for one or two networks."""
+
+    def __init__(
+        self,
+        data: ImageSet,
+        preprocessings: Sequence[Preprocessing],
+        *,
+        with_digests: bool = False,
+        workers: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        """Choose what comes out.
+
+        Args:
+            data: Where images come from.
+            preprocessings: One for each network that looks.
+            with_digests: Whether to hash the shared rendition.
+            workers: Processes that decode and render; None chooses 0 where a batch is one gather and up to 8 elsewhere.
+            device: Where pixels are used. For a GPU they are cut out of images that are kept there, where images are in memory, a batch
+                is one gather and nobody hashes it; else left in page-locked memory, which the GPU fetches while the host goes on.
+        """
+        self._in_memory = isinstance(whole_of(data)[0], ArrayImages)
+        self._workers = min(8, torch.get_num_threads()) if workers is None else workers
+        self._source = _Source(data, tuple(preprocessings), with_digests)
+        self._pinned = device is not None and device.type == "cuda"
+        near = None if device is None or with_digests else resident(data, device)
+        self._near = None if near is None else _Source(near, tuple(preprocessings), with_digests=False)
+        self._loader: DataLoader[Rendered] | None = None
+        self._order = _Order()
+
+    def batches(self, view: View, batches: Iterable[Ids]) -> Iterator[Rendered]:
+        """Yield the batches of sample ids rendered in a view, in order."""
+        one_gather = self._in_memory and view.keeps_size and not view.changes_pixels
+        if one_gather and self._near:
+            yield from (self._near.rendered(view, samples) for samples in batches)
+            return
+        if self._workers == 0 or one_gather:  # a gather is cheaper than sending its result between processes
+            for samples in batches:
+                batch = self._source.rendered(view, samples)
+                yield batch.pin_memory() if self._pinned else batch
+            return
+        if self._loader is None:
+            self._loader = DataLoader(
+                self._source,
+                batch_sampler=self._order,
+                num_workers=self._workers,
+                persistent_workers=True,
+                collate_fn=_as_is,
+                pin_memory=self._pinned,
+                worker_init_fn=_leave_the_group,
+                generator=torch.Generator(),  # or it would draw from the global one, and change what dropout draws next
+            )
+        self._order.batches = [[(view, samples)] for samples in batches]
+        try:
+            yield from self._loader
+        except LogitCacheError as error:  # torch prefixes the worker's traceback; the last line is the sentence
+            raise type(error)(str(error).strip().rpartition(f"{type(error).__name__}: ")[2]) from None
+
+
+class _Order:
+    """The batch sampler of a loader that outlives an epoch: what its workers do next."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[View, Ids]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[View, Ids]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Source(Dataset[Rendered]):
+    """What a worker runs: one item is one whole batch."""
+
+    def __init__(self, data: ImageSet, preprocessings: tuple[Preprocessing, ...], with_digests: bool) -> None:
+        self.data, self._preprocessings, self._with_digests = data, preprocessings, with_digests
+
+    def rendered(self, view: View, samples: Ids) -> Rendered:
+        shared = render(self.data, view, samples)
+        fitted: list[Tensor] = []
+        for position, network in enumerate(self._preprocessings):
+            twin = next((i for i in range(position) if _same_geometry(self._preprocessings[i], network)), None)
+            fitted.append(network.fit(shared) if twin is None else fitted[twin])
+        return Rendered(samples, tuple(fitted), digests(shared) if self._with_digests else None)
+
+    def __getitem__(self, item: tuple[View, Ids]) -> Rendered:
+        return self.rendered(*item)
+
+
+def _same_geometry(one: Preprocessing, other: Preprocessing) -> bool:
+    return (one.image_size, one.crop_pct, one.resize) == (other.image_size, other.crop_pct, other.resize)
+
+
+def _leave_the_group(_worker: int) -> None:
+    """Go on when a whole group of processes is asked to stop: the parent finishes what is in hand, and then ends this one."""
+    os.setpgid(0, 0)
+
+
+def _as_is(items: list[Any]) -> Any:
+    return items[0]
+
+
+def preprocessing_for(data: ImageSet, recipe: str, *said: Mapping[str, Any]) -> Preprocessing:
+    """Choose a network's preprocessing.
+
+    Where nothing is said, images of one size keep it and the data set's own mean and deviation; others are brought to 224
+    pixels. After a random resized crop the box is stretched to the input; otherwise the shorter side is resized to
+    image_size / crop_pct and the middle taken (crop_pct 0.875 for files, 1 for arrays).
+
+    Args:
+        data: What is looked at.
+        recipe: Of the views.
+        said: `mean`, `std`, `image_size` and `crop_pct`, where somebody wants or knows them; of two the first has its way.
+
+    Raises:
+        InputError: Not one number or three.
+    """
+    usual = dict(zip(("mean", "std"), data.normalization, strict=True))
+    wanted: dict[str, Any] = {
+        word: next((one[word] for one in (*said, usual) if one.get(word) is not None), None)
+        for word in ("mean", "std", "image_size", "crop_pct")
+    }
+    native = data.native_size
+    size = wanted["image_size"] or (min(native) if native else 224)
+    if not read_recipe(recipe).keeps_size:
+        resize = "stretch"
+    elif native and (wanted["image_size"] is None or native == (size, size)):
+        resize = "none"
+    else:
+        resize = "center-crop"
+    m, s = wanted["mean"], wanted["std"]
+    if {len(m), len(s)} - {1, 3}:
+        raise InputError(
+            f"mean and std must be one number each, or three (red, green, blue), not {list(m)} and {list(s)}"
+        )
+    (m0, m1, m2), (s0, s1, s2) = (x if len(x) == 3 else list(x) * 3 for x in (m, s))
+    crop_pct = wanted["crop_pct"] or (1.0 if native else 0.875)
+    return Preprocessing(size, crop_pct, resize, (m0, m1, m2), (s0, s1, s2))

@@ -1,0 +1,20 @@
+"""Replayable augmentation: a view's pixels are a pure function of (seed, view, sample)."""
+
+from logitcache.data.images.views.changes import CHANGES
+from logitcache.data.images.views.crops import CROPS, Boxes
+from logitcache.data.images.views.mixing import MIXES, Mixed, blend
+from logitcache.data.images.views.recipes import PRESETS, View, make_turns, make_views, read_recipe
+
+__all__ = [
+    "CHANGES",
+    "CROPS",
+    "MIXES",
+    "PRESETS",
+    "Boxes",
+    "Mixed",
+    "View",
+    "blend",
+    "make_turns",
+    "make_views",
+    "read_recipe",
+]

@@ -1,0 +1,93 @@
+"""Which box of an image is shown, and whether it is mirrored: integers and shares in double precision, on the host.
+
+A box may reach beyond the image; what lies outside is black.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcache.runtime.philox import integers, uniforms, words
+
+__all__ = ["CROPS", "Boxes", "Crop"]
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """What to cut out of each image, in pixels of that image.
+
+    Attributes:
+        top, left: Upper left corner, [B]; may be negative.
+        height, width: Size of the box, [B].
+        flip: Whether the box is mirrored left to right, [B] bool.
+    """
+
+    top: Ints
+    left: Ints
+    height: Ints
+    width: Ints
+    flip: NDArray[np.bool_]
+
+
+def _whole(_seed: int, _view: int, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
+    """Show the image as it is."""
+    zero = np.zeros(len(samples), np.int64)
+    return Boxes(zero, zero, heights, widths, np.zeros(len(samples), np.bool_))
+
+
+def _pad_crop_flip(seed: int, view: int, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
+    """Pad by four black pixels, cut a box of the image's own size anywhere, mirror half: the CIFAR recipe (He et al., CVPR 2016, 4.2)."""
+    random = words(seed, view, samples, 0)
+    top, left = integers(random[:, 0], 9) - 4, integers(random[:, 1], 9) - 4
+    return Boxes(top, left, heights, widths, integers(random[:, 2], 2) == 1)
+
+
+def _random_resized_crop_flip(seed: int, view: int, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
+    """Cut 8 to 100 % of the area at a ratio of 3/4 to 4/3, mirror half: the ImageNet recipe (Szegedy et al., CVPR 2015, 6).
+
+    As torchvision's RandomResizedCrop: ten attempts, then the largest central box of an allowed ratio. Draw 0 holds
+    the flip, draws 1 to 10 an attempt each.
+    """
+    area = (heights * widths).astype(np.float64)
+    top, left, height, width = (np.full(len(samples), -1, np.int64) for _ in range(4))
+    for attempt in range(1, 11):
+        random = words(seed, view, samples, attempt)
+        target = area * (0.08 + 0.92 * uniforms(random[:, 0]))
+        ratio = np.exp(np.log(3 / 4) + (np.log(4 / 3) - np.log(3 / 4)) * uniforms(random[:, 1]))
+        w, h = np.rint(np.sqrt(target * ratio)).astype(np.int64), np.rint(np.sqrt(target / ratio)).astype(np.int64)
+        take = (height < 0) & (w > 0) & (w <= widths) & (h > 0) & (h <= heights)
+        height[take], width[take] = h[take], w[take]
+        top[take] = integers(random[:, 2], np.maximum(heights - h + 1, 1))[take]
+        left[take] = integers(random[:, 3], np.maximum(widths - w + 1, 1))[take]
+    missed = height < 0
+    w = np.minimum(widths, np.rint(heights * (4 / 3)).astype(np.int64))
+    h = np.minimum(heights, np.rint(widths / (3 / 4)).astype(np.int64))
+    height[missed], width[missed] = h[missed], w[missed]
+    top[missed], left[missed] = ((heights - h) // 2)[missed], ((widths - w) // 2)[missed]
+    return Boxes(top, left, height, width, integers(words(seed, view, samples, 0)[:, 0], 2) == 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A way to choose boxes.
+
+    Attributes:
+        version: Raised when the same integers would give other boxes.
+        boxes: (seed, view, sample ids, heights, widths) to boxes.
+        keeps_size: Whether a box always has the size of its image.
+    """
+
+    version: int
+    boxes: Callable[[int, int, Ints, Ints, Ints], Boxes]
+    keeps_size: bool
+
+
+CROPS: dict[str, Crop] = {
+    "none": Crop(1, _whole, keeps_size=True),
+    "pad-crop-flip": Crop(1, _pad_crop_flip, keeps_size=True),
+    "random-resized-crop-flip": Crop(1, _random_resized_crop_flip, keeps_size=False),
+}

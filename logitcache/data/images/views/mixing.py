@@ -1,0 +1,132 @@
+"""Mixup and CutMix, a row at a time: partner, weight and box are functions of (seed, view, sample), whatever else is in the batch.
+
+Weights are multiples of 1/256 and pixels are blended in integers. A box is drawn in 1/256 of an image's sides, so that its share,
+which is the weight of the labels, does not depend on how large an image is.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from logitcache.data.images.views.preprocessing import resize
+from logitcache.errors import InputError
+from logitcache.runtime.philox import integers, words
+
+__all__ = ["MIXES", "Mixed", "Mixing", "blend", "draw"]
+
+_FIRST_DRAW = 1 << 16
+_WHOLE = 256
+_SMALLEST, _LARGEST = 1e-3, 100.0  # of alpha: beyond, weights are 0, 1 or 1/2
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """A way to mix two renditions: its version, and its parameters' defaults."""
+
+    version: int
+    defaults: Mapping[str, float | str]
+
+
+MIXES: dict[str, Mixing] = {
+    "mixup": Mixing(1, {"alpha": 0.2, "p": 1.0}),  # Zhang et al., ICLR 2018
+    "cutmix": Mixing(1, {"alpha": 1.0, "p": 1.0}),  # Yun et al., ICCV 2019
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    """What each row of a batch is mixed with.
+
+    Attributes:
+        partners: Sample ids, [B]; shown in the same view.
+        weights: Of the row itself, in 1/256, [B]; its label's weight too.
+        boxes: What the partner fills, in 1/256 of the sides: top, bottom, left, right, [B, 4]; empty where pixels are blended.
+    """
+
+    partners: Ints
+    weights: Ints
+    boxes: Ints
+
+
+def draw(
+    steps: Sequence[tuple[str, Mapping[str, float | str]]], seed: int, view: int, samples: Ints, total: int
+) -> Mixed:
+    """Draw what each row is mixed with.
+
+    Args:
+        steps: Keys of `MIXES` with their parameters; of several, each row takes one, all as often.
+        seed: Of the random numbers.
+        view: The view's key.
+        samples: Sample ids, [B].
+        total: How many samples the whole data set has.
+    """
+    first, second = (words(seed, view, samples, _FIRST_DRAW + number) for number in (0, 1))
+    chosen = integers(first[:, 2], len(steps))
+    weights, boxes = np.full(len(samples), _WHOLE), np.zeros((len(samples), 4), np.int64)
+    for number, (name, parameters) in enumerate(steps):
+        alpha, p = float(parameters["alpha"]), float(parameters["p"])
+        drawn = np.searchsorted(_thresholds(alpha), first[:, 1], side="right")
+        takes = (chosen == number) & (first[:, 3] < p * 2.0**32)
+        if name == "cutmix":
+            around = _around(drawn, integers(second[:, 0], _WHOLE), integers(second[:, 1], _WHOLE))
+            boxes[takes] = around[takes]
+            area = (around[:, 1] - around[:, 0]) * (around[:, 3] - around[:, 2])
+            drawn = _WHOLE - (area + _WHOLE // 2) // _WHOLE
+        weights[takes] = drawn[takes]
+    return Mixed(integers(first[:, 0], total), weights, boxes)
+
+
+def _around(weights: Ints, rows: Ints, columns: Ints) -> Ints:
+    """Return boxes of the share 1 - weight around centres, cut off at the edges, [B, 4]."""
+    half = np.rint(np.sqrt((_WHOLE - weights) / _WHOLE) * (_WHOLE / 2)).astype(np.int64)
+    edges = [rows - half, rows + half, columns - half, columns + half]
+    return np.stack(edges, 1).clip(0, _WHOLE)
+
+
+@functools.cache
+def _thresholds(alpha: float) -> NDArray[np.float64]:
+    """Return where 32 random bits pass from a weight of Beta(alpha, alpha), rounded to 1/256, to the next: [256], of 2**32.
+
+    With x = t^(1/alpha) the density has no pole at 0; the other half is symmetric. Weight q has the mass from q - 1/2 to q + 1/2.
+    """
+    if not _SMALLEST <= alpha <= _LARGEST:
+        raise InputError(f"alpha of mixup and cutmix must lie between {_SMALLEST:g} and {_LARGEST:g}, not {alpha:g}")
+    edges = ((np.arange(129) + 0.5) / _WHOLE).clip(0, 0.5) ** alpha
+    nodes, shares = np.polynomial.legendre.leggauss(32)
+    low, high = np.concatenate([[0.0], edges[:-1]])[:, None], edges[:, None]
+    t = (high + low) / 2 + (high - low) / 2 * nodes
+    mass = ((1 - t ** (1 / alpha)) ** (alpha - 1) * shares).sum(1) * (high - low)[:, 0] / 2
+    below = np.cumsum(mass)[:128] / (2 * mass.sum())  # P(weight <= q), q = 0 ... 127
+    return np.concatenate([below, 1 - below[::-1]]) * 2.0**32
+
+
+def blend(own: Tensor | list[Tensor], partners: Tensor | list[Tensor], mixed: Mixed) -> Tensor | list[Tensor]:
+    """Mix renditions: [B, C, H, W] uint8, or one tensor a row; a partner of another size is brought to the row's."""
+    weights, boxes = torch.from_numpy(mixed.weights), torch.from_numpy(mixed.boxes)
+    if isinstance(own, Tensor) and isinstance(partners, Tensor):
+        return _blended(own, partners, weights, boxes)
+    rows = []
+    for row, pair in enumerate(zip(own, partners, strict=True)):
+        one, other = (pixels.expand(max(map(len, pair)), -1, -1) for pixels in pair)  # a grey image's channel fills all
+        fitted = other if one.shape == other.shape else resize(other, list(one.shape[-2:]))
+        rows.append(_blended(one[None], fitted[None], weights[row : row + 1], boxes[row : row + 1])[0])
+    return rows
+
+
+def _blended(own: Tensor, partners: Tensor, weights: Tensor, boxes: Tensor) -> Tensor:
+    height, width = own.shape[-2:]
+    top, bottom, left, right = (
+        boxes.unbind(1)[i][:, None] * (height, height, width, width)[i] // _WHOLE for i in range(4)
+    )
+    rows, columns = torch.arange(height), torch.arange(width)
+    inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
+    cut = (boxes[:, 1] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 2])
+    share = torch.where(cut[:, None, None], torch.where(inside, 0, _WHOLE), weights[:, None, None]).int()[:, None]
+    share = share.to(own.device)
+    return ((own.int() * share + partners.int() * (_WHOLE - share) + _WHOLE // 2) >> 8).to(torch.uint8)

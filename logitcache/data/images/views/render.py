@@ -1,0 +1,69 @@
+"""From boxes to pixels, and the digest that proves which pixels they were."""
+
+import struct
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from logitcache.data.images.views.crops import Boxes
+from logitcache.runtime.device import to_device
+
+__all__ = ["cut", "cut_batch", "digest", "digests"]
+
+
+def cut(image: Tensor, boxes: Boxes, row: int) -> Tensor:
+    """Cut box number `row` out of one image, [C, H, W] uint8; black outside the image."""
+    top, left = int(boxes.top[row]), int(boxes.left[row])
+    bottom, right = top + int(boxes.height[row]), left + int(boxes.width[row])
+    height, width = image.shape[-2:]
+    inside = image[:, max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
+    beyond = (max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0))
+    pixels = F.pad(inside, beyond) if any(beyond) else inside
+    return pixels.flip(-1) if boxes.flip[row] else pixels
+
+
+def cut_batch(images: Tensor, samples: Tensor, boxes: Boxes, padding: int = 4) -> Tensor:
+    """Cut boxes of the images' own size out of many images in one gather, on the device that holds them.
+
+    Args:
+        images: [N, C, H, W] uint8.
+        samples: Rows of `images` to take, [B] int64, on the same device.
+        boxes: Boxes of size H x W that reach at most `padding` pixels beyond the image.
+        padding: Black border, in pixels.
+
+    Returns:
+        [B, C, H, W] uint8.
+    """
+    height, width = images.shape[-2:]
+    chosen = images[samples]
+    if not (boxes.top.any() or boxes.left.any() or boxes.flip.any()):
+        return chosen
+    device = images.device
+    padded = F.pad(chosen, (padding,) * 4)
+    rows = to_device(torch.from_numpy(boxes.top + padding), device)[:, None] + torch.arange(height, device=device)
+    left = to_device(torch.from_numpy(boxes.left + padding), device)[:, None]
+    columns = left + torch.arange(width, device=device)
+    mirrored = left + torch.arange(width - 1, -1, -1, device=device)
+    columns = torch.where(to_device(torch.from_numpy(boxes.flip), device)[:, None], mirrored, columns)
+    flat = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).flatten(1)  # [B, H*W]
+    batch, channels = chosen.shape[:2]
+    index = flat[:, None, :].expand(batch, channels, -1)
+    return padded.flatten(2).gather(2, index).view(batch, channels, height, width)
+
+
+def digest(pixels: NDArray[np.uint8]) -> int:
+    """Hash one rendition, [C, H, W] uint8: BLAKE2b-64 of its shape (three little-endian uint32) and its bytes."""
+    hasher = blake2b(struct.pack("<3I", *pixels.shape), digest_size=8)
+    hasher.update(np.ascontiguousarray(pixels).data)
+    return int.from_bytes(hasher.digest(), "little")
+
+
+def digests(pixels: Tensor | Sequence[Tensor]) -> NDArray[np.uint64]:
+    """Hash every rendition of a batch, [B] uint64."""
+    rows = pixels.cpu().numpy() if isinstance(pixels, Tensor) else [row.numpy() for row in pixels]
+    return np.array([digest(row) for row in rows], np.uint64)

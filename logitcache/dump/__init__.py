@@ -1,0 +1,1 @@
+"""`logitcache dump`: run the teacher once and store its logits."""

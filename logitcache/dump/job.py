@@ -1,0 +1,231 @@
+"""What a dump will do: data, views, teachers and encoding opened and decided, before anything is written."""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from logitcache.data import ImageSet, Renderer, load_data, part_of, preprocessing_for, whole_of
+from logitcache.data.images.views import View, make_views
+from logitcache.data.images.views.preprocessing import Preprocessing
+from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, widest_bytes
+from logitcache.errors import InputError, unknown_name
+from logitcache.models import Network, hash_weights, load_network, read_class_map
+from logitcache.runtime.device import pick_device
+from logitcache.store import Manifest, average_of, block_rows_for, open_place, read_manifest
+from logitcache.teachers.forward import TEST_TIME_VIEWS, Teachers, largest_fitting
+from logitcache.teachers.recorded import recorded_teacher
+
+__all__ = ["Job", "prepare"]
+
+_MANY_CLASSES = 1000  # up to here a full row of float16 is 2 kB
+_TOP_K = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A dump that is ready to begin.
+
+    Attributes:
+        manifest: Of the cache it would write.
+        images: The samples.
+        views: What is shown of them.
+        encoding: How rows are stored.
+        teachers: For each slug whose answer is stored under it.
+        renderer: What makes its input.
+    """
+
+    manifest: Manifest
+    images: ImageSet
+    views: tuple[View, ...]
+    encoding: Encoding
+    teachers: dict[str, Teachers]
+    renderer: Renderer
+
+    def close(self) -> None:
+        """Give the teachers' networks back as they were."""
+        for one in self.teachers.values():
+            one.close()
+
+
+def prepare(
+    *,
+    teacher: str | nn.Module | Sequence[str | nn.Module],
+    data: str | ImageSet,
+    out: str | Path,
+    teacher_weights: str | Sequence[str] | None,
+    teacher_classes: int | None,
+    class_map: str | Sequence[int] | None,
+    average: bool,
+    test_time_views: str,
+    augment: str,
+    views: int,
+    encoding: str | None,
+    top_k: int | None,
+    precision: str,
+    batch_size: int | str,
+    amp: bool,
+    channels_last: bool,
+    compiled: bool,
+    device: str,
+    seed: int,
+    samples: tuple[int, int] | None,
+    workers: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    image_size: int | None,
+    crop_pct: float | None,
+    threads: int | None,
+    block_rows: int | None,
+    allow_mixed: bool,
+) -> Job:
+    """Open data and teacher, and decide what the cache will be; writes nothing. Arguments and errors are those of `dump_logits`."""
+    whole_number = isinstance(batch_size, int) and batch_size >= 1
+    if views < 1 or not (whole_number or batch_size == "auto") or not 0 <= seed < 2**64:
+        raise InputError(
+            f"views and batch size must be 1 or more and 0 <= seed < 2**64, not {views}, {batch_size} and {seed}"
+        )
+    if test_time_views not in TEST_TIME_VIEWS:
+        raise unknown_name("test-time views", test_time_views, TEST_TIME_VIEWS)
+    recipes = make_views(augment, views, seed)
+    images = load_data(data) if isinstance(data, str) else data
+    images = part_of(images, samples) if samples else images
+    whole, first = whole_of(images)
+    chosen = _encoding(encoding, top_k, precision, len(images.classes))
+    indices = None if class_map is None else read_class_map(class_map, images.classes)
+    answered = teacher_classes or (len(images.classes) if indices is None else 1000)
+    _refuse_other_classes(indices, answered, len(images.classes))
+    networks = _networks(teacher, teacher_weights, answered)
+    if average and len(networks) < 2:
+        raise InputError("--average stores the mean of several teachers: name each with a --teacher of its own")
+    given = {"mean": mean, "std": std, "image_size": image_size, "crop_pct": crop_pct}
+    looks = [preprocessing_for(images, recipes[0].recipe, given, network.preprocessing) for network in networks]
+    mapped = None if indices is None else {"classes": answered, "indices": list(indices)}
+    entries = [_entry(*one, mapped) for one in zip(_slugs(networks), networks, looks, strict=True)]
+    begun, where = read_manifest(open_place(out)), pick_device(device)
+    forward = {
+        "autocast": "bfloat16" if amp else None,
+        "channels_last": channels_last,
+        "compiled": compiled,
+        "test_time_views": test_time_views,
+    }
+    manifest = Manifest(
+        samples=len(images),
+        classes=images.classes,
+        block_rows=block_rows or block_rows_for(len(images), widest_bytes(chosen.columns(len(images.classes)))),
+        batch_size=batch_size if isinstance(batch_size, int) else (begun.batch_size if begun else 256),
+        threads=threads or (begun.threads if begun else torch.get_num_threads()),
+        device=where.type,
+        forward=forward,
+        views=tuple(view.to_json() for view in recipes),
+        data={
+            "spec": data if isinstance(data, str) else "",
+            "length": len(whole),
+            "digest": whole.digest(),
+            "first": first,
+        },
+        teachers=(average_of(entries),) if average else tuple(entries),
+        encoding=chosen.to_json(),
+        software={name: version(name) for name in ("logitcache", "numpy", "pillow", "torch", "torchvision", "zarr")},
+    )
+    if begun and allow_mixed:
+        manifest = replace(manifest, software=begun.software, device=begun.device)
+    if batch_size == "auto" and not begun and where.type != "cpu":
+
+        def attempt(rows: int) -> None:
+            """Ask about a batch of black images, so that memory runs out now and not at night."""
+            for network, entry in zip(networks, entries, strict=True):
+                one = recorded_teacher(network, entry, replace(manifest, batch_size=rows), where)
+                size = one.preprocessing.image_size
+                one.logits(torch.zeros(rows, 3, size, size, dtype=torch.uint8))
+
+        largest = largest_fitting(attempt)
+        manifest = replace(manifest, batch_size=largest)
+    asked = [recorded_teacher(*one, manifest, where) for one in zip(networks, entries, strict=True)]
+    slugs = [entry["slug"] for entry in manifest.teachers]
+    groups = [asked] if average else [[one] for one in asked]
+    teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
+    renderer = Renderer(images, looks, with_digests=True, workers=workers, device=where)
+    return Job(manifest, images, recipes, chosen, teachers, renderer)
+
+
+def _entry(slug: str, network: Network, look: Preprocessing, class_map: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the manifest says of a teacher."""
+    return {
+        "slug": slug,
+        "name": network.name,
+        "weights": network.weights,
+        "weights_sha256": hash_weights(network.module.state_dict()),
+        "class_map": class_map,
+        "preprocessing": look.to_json(),
+        "members": [],
+    }
+
+
+def _refuse_other_classes(mapped: Sequence[int] | None, answered: int, classes: int) -> None:
+    if mapped is None and answered != classes:
+        raise InputError(
+            f"--teacher-classes {answered} with data of {classes}: say with --class-map which of them the data's are"
+        )
+    if mapped and max(mapped) >= answered:
+        raise InputError(
+            f"--class-map names class {max(mapped)} of a teacher of {answered}: say how many it has with --teacher-classes"
+        )
+
+
+def _networks(
+    teacher: str | nn.Module | Sequence[str | nn.Module], weights: str | Sequence[str] | None, classes: int
+) -> list[Network]:
+    """Load the teachers, each with its weights."""
+    named = [teacher] if isinstance(teacher, str | nn.Module) else list(teacher)
+    files: list[str | None] = [weights] if weights is None or isinstance(weights, str) else list(weights)
+    if not named or len(files) > len(named) or len(named) > len(files) > 1:
+        raise InputError(f"{len(named)} teachers and {len(files)} --teacher-weights: give one for each, in their order")
+    if len(named) > 1 and len(files) == 1 and files[0] is not None and files[0] != "DEFAULT":
+        raise InputError(
+            f"{len(named)} teachers and one --teacher-weights {files[0]}: give one for each, in their order"
+        )
+    files = files * len(named) if len(files) == 1 else files
+    return [_with_weights(one, classes, file) for one, file in zip(named, files, strict=True)]
+
+
+def _slugs(networks: Sequence[Network]) -> list[str]:
+    """Name teachers inside a cache; two of one name are told apart by a number."""
+    found: list[str] = []
+    for network in networks:
+        slug = re.sub(r"[^a-z0-9]+", "-", network.name.lower()).strip("-")
+        later = (f"{slug}-{number}" for number in itertools.count(2))
+        found.append(slug if slug not in found else next(one for one in later if one not in found))
+    return found
+
+
+def _encoding(kind: str | None, top_k: int | None, precision: str, classes: int) -> Encoding:
+    """Choose how rows are stored: every class where there are few, the largest where there are many."""
+    if kind not in (None, "full", "topk"):
+        raise unknown_name("encoding", kind, ["full", "topk"])
+    if kind == "full" and top_k is not None:
+        raise InputError("--encoding full keeps every class: leave out --top-k")
+    if kind is None:
+        kind = "topk" if top_k is not None or classes > _MANY_CLASSES else "full"
+    return FullEncoding(precision) if kind == "full" else TopKEncoding(top_k or _TOP_K, precision)
+
+
+def _with_weights(teacher: str | nn.Module, classes: int, weights: str | None) -> Network:
+    """Load the teacher, and refuse one that knows nothing."""
+    network = load_network(teacher, classes, weights)
+    untrained = (
+        isinstance(teacher, str)
+        and not weights
+        and (":" not in teacher or teacher.startswith(("torchvision:", "timm:")))
+    )
+    if untrained:
+        raise InputError(
+            f"teacher {teacher} has no weights, so its logits would be noise. Name them with --teacher-weights FILE."
+        )
+    return network

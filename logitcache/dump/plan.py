@@ -1,0 +1,142 @@
+"""`logitcache dump --plan`: what a dump will take, measured on a few batches and on the disk, before it is begun."""
+
+import contextlib
+import inspect
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from logitcache.dump.dump import dump_logits, probe_samples
+from logitcache.dump.fill import ask, refuse_unusable, split
+from logitcache.dump.job import Job, prepare
+from logitcache.errors import InputError
+from logitcache.store import compressed_bytes, open_place
+
+__all__ = ["DumpPlan", "plan_dump"]
+
+_SECONDS = 10.0  # to measure the teacher
+_DISK_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class DumpPlan:
+    """What a dump will take.
+
+    Attributes:
+        rows: That are stored, (view, sample).
+        bytes_by_array: On the disk when it is done, estimated from the rows that were measured.
+        bytes_total: Their sum.
+        free_bytes: On that disk now; None in object storage.
+        disk_bytes_per_second: Written and synced; None in object storage.
+        measured_rows: Rows that the teacher was asked for here.
+        teacher_rows_per_second: Rendering, the teacher's forward pass and encoding.
+        hours: For the whole dump, on one device like this.
+        live_hours_per_epoch: What the teacher would add to every epoch of a training that runs it.
+        pays_after_epochs: Epochs after which the dump has cost less than the live teacher.
+    """
+
+    rows: int
+    bytes_by_array: dict[str, int]
+    bytes_total: int
+    free_bytes: int | None
+    disk_bytes_per_second: float | None
+    measured_rows: int
+    teacher_rows_per_second: float
+    hours: float
+    live_hours_per_epoch: float
+    pays_after_epochs: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room for it."""
+        return self.free_bytes is None or self.bytes_total < self.free_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as plain objects."""
+        return asdict(self) | {"fits": self.fits}
+
+
+def plan_dump(**arguments: Any) -> DumpPlan:
+    """Measure what `dump_logits` would take with these arguments; writes nothing but a temporary file.
+
+    Raises:
+        LogitCacheError: As `dump_logits`: what it would refuse is refused here.
+    """
+    bound = inspect.signature(dump_logits).bind(**arguments)
+    bound.apply_defaults()
+    given = {name: value for name, value in bound.arguments.items() if name not in ("on_progress", "should_stop")}
+    job, place = prepare(**given), open_place(given["out"])
+    with contextlib.closing(job):
+        rate, measured, row_bytes = _measure(job)
+    manifest = job.manifest
+    rows = manifest.samples * len(manifest.views)
+    sizes = {name: int(size * rows) for name, size in row_bytes.items()}
+    probed = len(probe_samples(0, manifest.samples, len(manifest.classes))) * len(manifest.teachers)
+    sizes |= {"digests": 8 * rows, "labels": 4 * manifest.samples, "probe": 4 * probed * len(manifest.classes)}
+    path = getattr(place, "path", None)
+    free, disk = _disk(path) if path is not None else (None, None)
+    seconds = max(rows / rate, sum(sizes.values()) / disk if disk else 0)
+    return DumpPlan(
+        rows=rows,
+        bytes_by_array=sizes,
+        bytes_total=sum(sizes.values()),
+        free_bytes=free,
+        disk_bytes_per_second=disk,
+        measured_rows=measured,
+        teacher_rows_per_second=rate,
+        hours=seconds / 3600,
+        live_hours_per_epoch=manifest.samples / rate / 3600,
+        pays_after_epochs=max(int(np.ceil(round(seconds * rate / manifest.samples, 6))), 1),
+    )
+
+
+def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
+    """Ask the teacher for some batches: rows a second, rows, and compressed bytes a row of each column."""
+    manifest, view = job.manifest, job.views[0]
+    batches = split(np.random.default_rng(0).permutation(manifest.samples), manifest.batch_size)
+    labels = torch.from_numpy(job.images.labels).long()
+    parts: dict[str, list[torch.Tensor]] = {}
+    began, counted, rows = time.perf_counter(), 0, 0
+    for number, batch in enumerate(job.renderer.batches(view, batches)):
+        for slug, logits in ask(job.teachers, batch):
+            refuse_unusable(logits.cpu().numpy(), batch.samples, view, job.images, job.teachers[slug].name)
+            encoded = job.encoding.encode(logits, labels[batch.samples].to(logits.device))
+            for name, column in encoded.items():
+                parts.setdefault(f"teachers/{slug}/{name}", []).append(column.cpu())
+        rows += len(batch.samples)
+        if number == 0 and len(batches) > 1:
+            began, counted = time.perf_counter(), rows  # the first one warms up
+        elif time.perf_counter() - began > _SECONDS:
+            break
+    rate = (rows - counted) / (time.perf_counter() - began)
+    specs = job.encoding.columns(len(manifest.classes))
+    sizes = {}
+    for key, columns in parts.items():
+        spec = specs[key.rpartition("/")[2]]
+        sizes[key] = compressed_bytes(spec, torch.cat(columns).numpy().astype(spec.dtype)) / rows
+    return rate, rows, sizes
+
+
+def _disk(path: Path) -> tuple[int, float]:
+    """Return free bytes and written bytes a second where a cache would go."""
+    folder = next(parent for parent in [path.absolute(), *path.absolute().parents] if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < 2 * _DISK_BYTES:
+        return free, 1e9  # too little room to measure in
+    data = os.urandom(_DISK_BYTES)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            began = time.perf_counter()
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            return free, _DISK_BYTES / (time.perf_counter() - began)
+    except OSError as error:
+        raise InputError(f"nothing can be written in {folder}: {error}") from error

@@ -1,0 +1,1 @@
+"""Runs: the directory of one, its logs, many of them, and how they compare (no torch)."""

@@ -1,0 +1,202 @@
+"""The directory of a run: what was asked, what came out, and all that is needed to go on.
+
+    run.json              settings (also a --config file), cache, versions, and at the end the results
+    metrics.jsonl         one object an epoch, full precision
+    checkpoint.pt         state after the last whole epoch, or where a run was asked to stop; gone when it is over
+    student.safetensors   the final weights, with a note on what they are
+    metrics.csv, tensorboard/   where asked for
+
+Every file is written whole or not at all, and by one process at a time.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from logitcache.errors import CacheMismatchError, InputError
+from logitcache.runs.logs import open_logs
+from logitcache.runtime.files import FileLock, append_line, remove_leftovers, write_bytes
+
+__all__ = ["FollowedRun", "RunDirectory", "free_name", "is_held", "read_run"]
+
+_LOCK = ".lock"
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Read the `run.json` of a run.
+
+    Raises:
+        InputError: The directory holds no run.
+    """
+    try:
+        content = json.loads((path / "run.json").read_text())
+        if not isinstance(content["settings"], dict):
+            raise TypeError("its settings are no object")
+    except FileNotFoundError as error:
+        raise InputError(f"{path} holds no run; a run is a folder that `logitcache train --out` wrote") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path / 'run.json'} is damaged ({error}). Restore it from a copy, or train again."
+        ) from error
+    return dict(content)
+
+
+def is_held(path: Path) -> bool:
+    """Say whether another process is at a run."""
+    if not (path / _LOCK).exists():
+        return False
+    try:
+        FileLock(path, _LOCK).close()
+    except InputError:
+        return True
+    return False
+
+
+def free_name(folder: Path, stem: str) -> Path:
+    """Return the first of folder/stem, folder/stem-2, folder/stem-3 ... that does not exist."""
+    number = 1
+    while (path := folder / (stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return path
+
+
+class RunDirectory:
+    """A run that is being made."""
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        *,
+        resume: bool,
+        logs: Sequence[str] | None = None,
+    ) -> None:
+        """Begin a run, or take one up.
+
+        Args:
+            path: Where.
+            settings: What decides the result.
+            facts: What else to record (cache, versions).
+            resume: Whether a run of the same settings is to be continued.
+            logs: Where else its metrics go, by name (`logs.LOGS`); None: where they went before.
+
+        Raises:
+            InputError: There is a run and `resume` is false, or there is none and it is true; or another process is at it.
+            CacheMismatchError: The run has other settings, or another cache.
+        """
+        self.path, self._record = path, {"settings": dict(settings), **facts, "report_to": list(logs or ())}
+        if (path / "run.json").exists():
+            if not resume:
+                raise InputError(
+                    f"{path} already holds a run; nothing in it was touched. Continue it with --resume, or choose another --out."
+                )
+            self._refuse_other(read_run(path))
+        elif resume:
+            raise InputError(f"{path} holds no run to resume. Leave out --resume to begin one.")
+        elif path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file. Choose another --out.")
+        elif path.exists() and any(path.iterdir()):
+            raise InputError(f"{path} exists, is not empty and holds no run. Choose another --out.")
+        self._logs, self._told = open_logs(self._record["report_to"] if logs is None else logs, path, settings), False
+        self._lock = FileLock(path, _LOCK)
+        remove_leftovers(path)
+        if not (path / "run.json").exists():
+            self._write_record()
+        if self.results:
+            (path / "checkpoint.pt").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let another process have it."""
+        for log in self._logs if self._told else ():
+            log.close()
+        self._lock.close()
+
+    def _refuse_other(self, there: dict[str, Any]) -> None:
+        ours, theirs = self._record["settings"], there["settings"]
+        names = sorted(
+            (ours.keys() | theirs.keys()) - {"cache", "data", "test_data"}
+        )  # paths; what they lead to is checked itself
+        different = [name for name in names if ours.get(name) != theirs.get(name)]
+        if different:
+            lines = "".join(
+                f"\n  {name}: there {theirs.get(name)!r}, asked for {ours.get(name)!r}" for name in different
+            )
+            raise CacheMismatchError(
+                f"{self.path} is a run with other settings:{lines}\nRepeat them to resume it, or choose another --out."
+            )
+        for fact, word in (("cache", "another cache"), ("data", "other data")):
+            if there.get(fact) != self._record.get(fact):
+                raise CacheMismatchError(
+                    f"{self.path} was begun with {word} (then {there.get(fact)}, now {self._record.get(fact)}). "
+                    "Give it the same to resume it, or choose another --out."
+                )
+        self._record = {"report_to": [], **there}
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What came out, where the run is over."""
+        results = self._record.get("results")
+        return dict(results) if results else None
+
+    def checkpoint(self) -> bytes | None:
+        """Return the state that was saved last, or None."""
+        file = self.path / "checkpoint.pt"
+        return file.read_bytes() if file.exists() else None
+
+    def keep_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write the metrics of the epochs whose state was saved, and no others."""
+        lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
+        write_bytes(self.path / "metrics.jsonl", lines.encode())
+        self._told = True
+        for log in self._logs:
+            log.begin(history)
+
+    def epoch_done(self, metrics: Mapping[str, Any], state: bytes) -> None:
+        """Record an epoch: its metrics, then the state to go on from."""
+        append_line(self.path / "metrics.jsonl", metrics)
+        write_bytes(self.path / "checkpoint.pt", state)
+        for log in self._logs:
+            log.epoch(metrics)
+
+    def save(self, state: bytes) -> None:
+        """Keep the state to go on from, in the middle of an epoch."""
+        write_bytes(self.path / "checkpoint.pt", state)
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Record the results; the checkpoint is no longer needed."""
+        self._record["results"] = dict(results)
+        self._write_record()
+        (self.path / "checkpoint.pt").unlink(missing_ok=True)
+
+    def _write_record(self) -> None:
+        write_bytes(self.path / "run.json", (json.dumps(self._record, indent=2) + "\n").encode())
+
+
+class FollowedRun(RunDirectory):
+    """The run of a process that does not lead: another one writes it."""
+
+    def __init__(self, path: Path, results: dict[str, Any] | None) -> None:
+        """Take up what the leader found.
+
+        Args:
+            path: Where the leader writes.
+            results: What came out, where the run is over.
+        """
+        self.path, self._record = path, {"results": results}
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def keep_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Do nothing."""
+
+    def epoch_done(self, metrics: Mapping[str, Any], state: bytes) -> None:
+        """Do nothing."""
+
+    def save(self, state: bytes) -> None:
+        """Do nothing."""
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Do nothing."""

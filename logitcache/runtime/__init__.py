@@ -1,0 +1,1 @@
+"""The machine: files, devices, processes, progress. Nothing here knows about distillation."""

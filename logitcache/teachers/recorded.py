@@ -1,0 +1,85 @@
+"""The teacher that a manifest names, ready to answer as it answered for the cache."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from logitcache.data.images.views.preprocessing import Preprocessing
+from logitcache.errors import CacheMismatchError, InputError, UnknownNameError
+from logitcache.models import Network, hash_weights, load_network
+from logitcache.store import Cache, Manifest
+from logitcache.teachers.forward import Teacher, Teachers
+
+__all__ = ["live_teacher_of", "recorded_teacher"]
+
+
+def recorded_teacher(network: Network, entry: Mapping[str, Any], manifest: Manifest, device: torch.device) -> Teacher:
+    """Make a network ready to answer as a manifest says that it does.
+
+    Args:
+        network: With its weights.
+        entry: The manifest's, of this teacher.
+        manifest: Of the cache.
+        device: Where it runs.
+    """
+    mapped = entry["class_map"] or {"classes": len(manifest.classes), "indices": None}
+    return Teacher(
+        network,
+        Preprocessing.from_json(entry["preprocessing"]),
+        classes=mapped["classes"],
+        batch_size=manifest.batch_size,
+        threads=manifest.threads,
+        device=device,
+        class_map=mapped["indices"],
+        **manifest.forward,
+    )
+
+
+def live_teacher_of(
+    cache: Cache, teacher: str | nn.Module | None, weights: str | None, device: torch.device
+) -> Teachers:
+    """Build the teacher of a cache, to run as it ran for the dump; or those whose mean it holds.
+
+    Args:
+        cache: Says which teacher, batch size, threads and preprocessing.
+        teacher: The network, where it has no name, or another name now.
+        weights: Where its weights are, if not where the dump found them.
+        device: Where to run it.
+
+    Raises:
+        CacheMismatchError: Its weights are others.
+        InputError: It cannot be built.
+    """
+    (entry,) = cache.of(None).manifest.teachers
+    members = entry["members"] or [entry]
+    if len(members) > 1 and (teacher is not None or weights is not None):
+        raise InputError(
+            f"{cache.place} holds the {entry['name']}: one network or file cannot stand for all. They are built from the names and "
+            "files that the dump used."
+        )
+    return Teachers([_live(cache, member, teacher, weights, device) for member in members])
+
+
+def _live(
+    cache: Cache, entry: Mapping[str, Any], teacher: str | nn.Module | None, weights: str | None, device: torch.device
+) -> Teacher:
+    manifest = cache.manifest
+    file = weights or (entry["weights"] if teacher is None else None) or None
+    classes = entry["class_map"]["classes"] if entry["class_map"] else len(manifest.classes)
+    try:
+        network = load_network(teacher or entry["name"], classes, file)
+    except UnknownNameError as error:
+        if teacher is not None:
+            raise
+        raise InputError(
+            f"the teacher of {cache.place} was given as an object ({entry['name']}): give it again, as an object or by a name"
+        ) from error
+    found = hash_weights(network.module.state_dict())
+    if found != entry["weights_sha256"]:
+        raise CacheMismatchError(
+            f"the live teacher {network.name} has weights sha256 {found[:12]}, {cache.place} was dumped with "
+            f"{entry['weights_sha256'][:12]}. Name the recorded weights with --teacher-weights, or dump again."
+        )
+    return recorded_teacher(network, entry, manifest, device)
