@@ -75,7 +75,7 @@ def compare(
         batches = [np.arange(start, min(start + batch, len(images))) for start in range(0, len(images), batch)]
         with torch.inference_mode():
             for rendered in renderer.batches(view, batches):
-                module(preprocessing.normalize(rendered.pixels[0].to(device, non_blocking=True)))
+                module(preprocessing.normalize(rendered.inputs[0].to(device, non_blocking=True)))
 
     def dump() -> None:
         shutil.rmtree(folder / "c.zarr", ignore_errors=True)

@@ -177,7 +177,7 @@ class Trial:
         with CacheWriter(path, manifest, {"t": self.specs}, labels.numpy().astype(np.int32), command="") as writer:
             writer.begin(np.arange(1), {"t": np.zeros((1, self.classes), np.float32)})
             for view, block in writer.missing():
-                first, last = manifest.rows(block)
+                first, last = manifest.span(block)
                 rows = {f"teachers/t/{name}": column[first:last] for name, column in stored.items()}
                 writer.write(view, block, rows | {"digests": np.zeros(last - first, np.uint64)})
             writer.finish()

@@ -52,7 +52,7 @@ def build(path: Path, rows: int, encoding: Encoding) -> None:
         probe = np.arange(2), {"t": np.zeros((2, CLASSES), np.float32)}
         writer.begin(*probe)
         for view, block in writer.missing():
-            first, last = manifest.rows(block)
+            first, last = manifest.span(block)
             here = labels[first:last].long()
             logits = 2 * torch.randn(len(here), CLASSES, generator=random)
             boost = 8 + 2 * torch.randn(len(here), 1, generator=random)

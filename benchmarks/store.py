@@ -53,7 +53,7 @@ def build(path: Path, rows: int, k: int) -> Cache:
     manifest = manifest_of(rows, CLASSES, encoding)
     with open_writer(path, manifest, encoding) as writer:
         for view, block in writer.missing():
-            first, last = manifest.rows(block)
+            first, last = manifest.span(block)
             ids = np.sort(random.integers(0, CLASSES - k - 1, (last - first, k + 1)), 1) + np.arange(k + 1)
             made = {"digests": np.zeros(last - first, np.uint64)}
             made["teachers/t/ids"] = np.diff(ids, axis=1, prepend=0)

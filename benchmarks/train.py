@@ -70,7 +70,7 @@ def main() -> None:
             began = time.perf_counter()
             with torch.inference_mode():
                 for batch in Renderer(images, [eyes]).batches(View.from_json(cache.manifest.views[0]), batches):
-                    module(eyes.normalize(batch.pixels[0].to(device)))
+                    module(eyes.normalize(batch.inputs[0].to(device)))
             times.setdefault("teacher forward", []).append(time.perf_counter() - began)
 
         runs: dict[str, Callable[[], object]] = {"ce": partial(epoch, "ce", "ce")}

@@ -1,5 +1,6 @@
 """What `logitcache stats` found, as text in a terminal; what is wrong comes first."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -64,7 +65,7 @@ def _print_contents(found: "CacheStats") -> None:
         found.path,
         {
             "teacher": teacher_words(manifest["teachers"][0]),
-            "data": f"{data['spec'] or 'an object'}, {samples_words(manifest)}, {len(manifest['classes'])} classes",
+            "data": f"{data['spec'] or 'an object'}, {samples_words(manifest)}, {len(found.classes)} classes",
             "views": f"{len({view['group'] for view in views})} x {recipes}, seed {views[0]['seed']}",
             "logits": f"{kept_words(manifest['encoding'])}; made on {manifest['device']} with torch {software.get('torch', '?')}",
             "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row, "
@@ -132,7 +133,7 @@ def _reliability(found: "CacheStats") -> dict[str, str]:
 
 
 def _confusions(found: "CacheStats") -> dict[str, str]:
-    names = found.manifest["classes"]
+    names = found.classes
     lines = {
         f"{_name(names, pair.label)} > {_name(names, pair.says)}": f"{pair.rows:,} rows, {pair.share:.1%} of {_name(names, pair.label)}"
         for pair in found.confusions[:_LINES]
@@ -142,7 +143,7 @@ def _confusions(found: "CacheStats") -> dict[str, str]:
     return lines | {"worst classes": worst}
 
 
-def _name(names: list[str], label: int) -> str:
+def _name(names: Sequence[str], label: int) -> str:
     name = names[label] if names[label].strip() else f"class {label} (unnamed)"
     return name if len(name) <= _NAME else name[: _NAME - 3] + "..."
 
@@ -183,7 +184,7 @@ def _spread(quantiles: "Quantiles") -> str:
 
 
 def _print_oddities(found: "CacheStats") -> None:
-    names = found.manifest["classes"]
+    names = found.classes
     if found.odd:
         print_table(
             f"likely wrong labels: {found.odd_total:,}; the surest",

@@ -22,7 +22,7 @@ ARROWS: dict[str, set[str]] = {
     "encoding": {"errors"},
     "store": {"errors", "runtime"},
     "models": {"errors", "runtime"},
-    "data": {"errors", "runtime", "store"},
+    "data": {"errors", "models", "runtime", "store"},
     "teachers": {"data", "encoding", "errors", "models", "runtime", "store"},
     # the verbs
     "dump": {"data", "encoding", "errors", "models", "runtime", "store", "teachers"},
@@ -41,7 +41,7 @@ OUTSIDE = {  # packages that only these rooms, or files, may import
     "zarr": {"store"},
     "torch": {
         *("caches", "data", "dump", "encoding", "methods", "models", "teachers", "train"),
-        *("runtime/device.py", "runtime/processes.py"),
+        *("runtime/device.py", "runtime/processes.py", "runtime/tensors.py"),
     },
 }
 FILES = [*sorted(ROOT.rglob("*.py")), *sorted(CLI.rglob("*.py"))]

@@ -17,7 +17,7 @@ from logitcache.data.images.views import View, make_views, preprocessing
 from logitcache.encoding import TopKRows, read_encoding
 from logitcache.methods import METHODS, make_objective
 from logitcache.runtime.device import to_device
-from logitcache.train.targets import CachedAnswers, HeldRows, Shown, _bytes_of
+from logitcache.train.targets import CachedTargets, HeldRows, Stretch, _bytes_of
 
 CUDA = torch.device("cuda:0")
 
@@ -42,9 +42,9 @@ def test_pixels_are_cut_where_the_images_are(gpu, recipe):
     with gpu:
         there.images = torch.empty(images.images.shape, dtype=torch.uint8, device=CUDA)
         batch = _Source(there, (eyes,), with_digests=False).rendered(view, np.arange(40))
-        shown = eyes.normalize(batch.pixels[0])
-    assert on_gpu(batch.pixels[0])
-    assert batch.pixels[0].shape == (40, *images.images.shape[1:])
+        shown = eyes.normalize(batch.inputs[0])
+    assert on_gpu(batch.inputs[0])
+    assert batch.inputs[0].shape == (40, *images.images.shape[1:])
     assert on_gpu(shown)
     assert shown.dtype == torch.float32
 
@@ -76,10 +76,10 @@ def test_rows_are_gathered_and_decoded_on_the_device_and_every_method_takes_them
     (view, *_) = [View.from_json(entry) for entry in cache.manifest.views]
     samples = np.random.default_rng(0).permutation(cache.manifest.samples)[:48]
     with gpu:
-        answers = CachedAnswers(cache, CUDA)
-        answers.begin(Shown((view,)), Shown((view,)))
-        rows = answers.of(0, samples)
-        answers.close()
+        targets = CachedTargets(cache, CUDA)
+        targets.begin(Stretch((view,)), Stretch((view,)))
+        rows = targets.of(0, samples)
+        targets.close()
         assert on_gpu(rows.values if isinstance(rows, TopKRows) else rows)
         labels = to_device(torch.from_numpy(cache.labels()[samples]).long(), CUDA)
         for name in METHODS:

@@ -398,5 +398,5 @@ def test_a_mean_is_one_number_or_three(dump, mean):
 
 
 def test_an_unknown_device_is_refused(dump):
-    with pytest.raises(InputError, match="there is no device 'gpu'; usual are auto, cpu, cuda"):
+    with pytest.raises(InputError, match="unknown device 'gpu'; expected auto, cpu, cuda"):
         dump(device="gpu")

@@ -16,9 +16,11 @@ from torch.nn import functional as F
 
 import logitcache
 from logitcache.data import Renderer, preprocessing_for
+from logitcache.data.images.views import make_views
 from logitcache.errors import InputError, StoppedError
-from logitcache.train.evaluate import evaluate
+from logitcache.train.evaluate import Subject, evaluate
 from logitcache.train.optimize import OPTIMIZERS, learning_rate, make_optimizer
+from logitcache.train.replicas import Replicas
 
 HERE = Path(__file__).parent
 
@@ -153,7 +155,7 @@ def test_labels_are_smoothed_in_cross_entropy_alone(train, images, tmp_path):
     (shown,) = Renderer(images, [eyes]).batches(logitcache.open(tmp_path / "c.zarr").views[0], [np.arange(300)])
     with torch.no_grad():
         expected = F.cross_entropy(
-            student(eyes.normalize(shown.pixels[0])), torch.from_numpy(images.labels), label_smoothing=0.3
+            student(eyes.normalize(shown.inputs[0])), torch.from_numpy(images.labels), label_smoothing=0.3
         )
     arguments = {"student": student, "epochs": 1, "batch_size": 300, "lr": 1e-30}
     train(label_smoothing=0.3, out=tmp_path / "smooth", **arguments)
@@ -303,7 +305,7 @@ def test_agreement_with_the_teacher_is_measured_in_every_epoch(train, dump, imag
     eyes = preprocessing_for(images, "cifar")
     (shown,) = Renderer(images, [eyes]).batches(cache.views[0], [np.arange(300)])
     with torch.no_grad():
-        predicted = arguments["student"](eyes.normalize(shown.pixels[0])).argmax(1)
+        predicted = arguments["student"](eyes.normalize(shown.inputs[0])).argmax(1)
     expected = float((predicted == cache.logits(range(300)).argmax(1)).float().mean())
     assert metrics_of(tmp_path / "full")[0]["teacher_agreement"] == pytest.approx(expected)
     top = dump(encoding="topk", top_k=2, out=tmp_path / "top.zarr")
@@ -316,7 +318,9 @@ def test_agreement_with_the_teacher_is_measured_in_every_epoch(train, dump, imag
 def test_the_calibration_error_is_guos(images):
     network = tiny.net(tiny.CLASSES).eval()
     eyes = preprocessing_for(images, "none")
-    found = evaluate(network, Renderer(images, [eyes]), eyes, images.labels, torch.device("cpu"))
+    (whole,) = make_views("none", 1, 0)
+    subject = Subject(images, whole, eyes, Renderer(images, [eyes]))
+    found = evaluate(network, subject, lambda network, inputs, _: network(inputs), torch.device("cpu"), Replicas())
     with torch.no_grad():
         p = network(eyes.normalize(images.images)).softmax(1).numpy()
     confidence, right = p.max(1), p.argmax(1) == images.labels

@@ -62,6 +62,7 @@ def write_derived(
     out: str | Path,
     manifest: Manifest,
     labels: NDArray[np.int32],
+    offsets: NDArray[np.int64] | None,
     probe: tuple[NDArray[np.int64], NDArray[np.float32]],
     rows: Rows,
     *,
@@ -74,8 +75,9 @@ def write_derived(
     Args:
         out: Where.
         manifest: What it is.
-        labels: Class of each sample, [N].
-        probe: Its samples, [P], and their exact logits, [P, C].
+        labels: Class of each row, [R].
+        offsets: Row at which each sample begins, [N + 1]; None where each sample is one row.
+        probe: Its row ids, [P], and their exact logits, [P, C].
         rows: Where its rows come from.
         command: What would continue this.
         doing: The word for it.
@@ -83,11 +85,11 @@ def write_derived(
     """
     slug, encoding = manifest.teachers[0]["slug"], read_encoding(manifest.encoding)
     columns = {slug: encoding.columns(len(manifest.classes))}
-    with CacheWriter(out, manifest, columns, labels, command=command) as writer:
+    with CacheWriter(out, manifest, columns, labels, offsets, command=command) as writer:
         if not writer.complete:
             writer.begin(probe[0], {slug: probe[1]})
             for view, block in writer.missing():
-                first, last = manifest.rows(block)
+                first, last = manifest.span(block)
                 found: Mapping[str, NDArray[Any]] = rows(view, np.arange(first, last))
                 writer.write(
                     view,
@@ -97,7 +99,7 @@ def write_derived(
                         for name, column in found.items()
                     },
                 )
-                done = view * manifest.samples + last
-                on_progress(Progress(doing, done, len(manifest.views) * manifest.samples, "rows"))
+                done = view * manifest.view_rows + last
+                on_progress(Progress(doing, done, len(manifest.views) * manifest.view_rows, "rows"))
             writer.finish()
     return open_cache(out)

@@ -28,9 +28,9 @@ def export_cache(
 ) -> list[Path]:
     """Write rows as a file that other tools read; the manifest goes into its metadata, as JSON under `logitcache`.
 
-    A row has `view`, `sample` (position in the data set), `label`, `digest` of the pixels, and: `logits` (every class, float32)
-    of a cache that keeps every class, else `ids` (ascending), `values` (their raw logits, float32) and `rest` (the logit that
-    each other class counts with at temperature 1).
+    A row has `view`, `sample` (position in the data set), `row` where samples have several, `label`, `digest` of what the teacher
+    was shown, and: `logits` (every class, float32) of a cache that keeps every class, else `ids` (ascending), `values` (their
+    raw logits, float32) and `rest` (the logit that each other class counts with at temperature 1).
 
     Args:
         cache: What to export.
@@ -130,13 +130,16 @@ def _notes(cache: Cache) -> str:
 
 
 def _blocks(cache: Cache, views: list[int], on_progress: OnProgress) -> Iterable[Rows]:
-    manifest, slug, labels = cache.manifest, cache.teacher, cache.labels()
+    manifest, slug, labels, offsets = cache.manifest, cache.teacher, cache.labels(), cache.offsets()
     for position, view in enumerate(views):
         for block, (first, last, columns) in enumerate(cache.blocks(view, slug)):
             ids, values = kept_values(manifest.encoding, columns)
+            numbers = np.arange(first, last)
+            samples = numbers if offsets is None else np.searchsorted(offsets, numbers, side="right") - 1
             rows: Rows = {
                 "view": np.full(last - first, view, np.int32),
-                "sample": np.arange(first, last) + manifest.data["first"],
+                "sample": samples + manifest.data["first"],
+                **({} if offsets is None else {"row": numbers}),
                 "label": labels[first:last],
                 "digest": cache.digests(view, (block,)),
             }
@@ -146,5 +149,5 @@ def _blocks(cache: Cache, views: list[int], on_progress: OnProgress) -> Iterable
                 level = rest_level(manifest.encoding, columns, values, len(manifest.classes))
                 rows |= {"ids": ids.astype(np.int32), "values": values, "rest": level}
             yield rows
-            done = position * manifest.samples + last
-            on_progress(Progress("exporting", done, len(views) * manifest.samples, "rows"))
+            done = position * manifest.view_rows + last
+            on_progress(Progress("exporting", done, len(views) * manifest.view_rows, "rows"))

@@ -118,6 +118,8 @@ def _made(opened: Sequence[Cache], by: str, **changes: Any) -> Manifest:
 
 def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
     """Join stretches of one data set."""
+    if any(cache.manifest.rows is not None for cache in opened):
+        raise InputError("caches with several rows a sample cannot be joined by samples yet; their views can.")
     ordered = sorted(opened, key=lambda cache: int(cache.manifest.data["first"]))
     begins = [int(cache.manifest.data["first"]) for cache in ordered]
     ends = [begin + cache.manifest.samples for begin, cache in zip(begins, ordered, strict=True)]
@@ -153,6 +155,7 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
         out,
         manifest,
         np.concatenate([cache.labels() for cache in ordered]),
+        None,
         (
             np.concatenate([samples + bound for (samples, _), bound in zip(probes, bounds, strict=True)])[::every],
             np.concatenate([exact for _, exact in probes])[::every],
@@ -189,7 +192,7 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
         return cache.rows(position, slug, wanted) | {"digests": cache.digests_of(position, wanted)}
 
     manifest = _made(opened, "merge", views=tuple(views), block_rows=rounded)
-    return write_derived(out, manifest, opened[0].labels(), opened[0].probe(slug), rows, **more)
+    return write_derived(out, manifest, opened[0].labels(), opened[0].offsets(), opened[0].probe(slug), rows, **more)
 
 
 def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
@@ -227,4 +230,4 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | {"digests": digests[0]}
 
     exact = mean_of([torch.from_numpy(probe) for _, probe in probes]).numpy()
-    return write_derived(out, manifest, labels, (probes[0][0], exact), rows, **more)
+    return write_derived(out, manifest, labels, opened[0].offsets(), (probes[0][0], exact), rows, **more)

@@ -71,12 +71,16 @@ def slice_cache(
         raise InputError(
             f"{opened.place} has samples {begin}:{begin + manifest.samples} of its data: a slice cannot take {first}:{last}"
         )
+    if samples and manifest.rows is not None:
+        raise InputError(
+            f"{opened.place} has several rows a sample: a slice of such a cache keeps all samples. Leave out --samples."
+        )
     same = count == len(manifest.views) and target == source and last - first == manifest.samples
     if same and opened.teachers == whole.teachers:
         raise InputError("a slice must leave something out: --views, --samples, --top-k, --precision or --teacher")
     shift = first - begin
     probed, probe = opened.probe(slug)
-    inside = (probed >= shift) & (probed < shift + last - first)
+    inside = (probed >= shift) & (probed < shift + last - first) if samples else np.ones(len(probed), np.bool_)
     if not inside.any():
         raise InputError(
             f"none of the {len(probed)} rows that {opened.place} keeps exactly is among samples {first}:{last}, so that nothing "
@@ -93,7 +97,7 @@ def slice_cache(
         encoding=target.to_json(),
         derived={"by": "slice", "from": [origin(opened)]},
     )
-    labels = opened.labels()[shift : shift + made.samples]
+    labels = opened.labels()[shift : shift + made.view_rows]
 
     def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         stored = opened.rows(view, slug, wanted + shift)
@@ -114,6 +118,7 @@ def slice_cache(
         out,
         made,
         labels,
+        opened.offsets(),
         (probed[inside] - shift, probe[inside]),
         rows,
         command=shlex.join(command),

@@ -22,7 +22,6 @@ from logitcache.store import (
 )
 
 if TYPE_CHECKING:
-    from logitcache.data import ImageSet
     from logitcache.teachers.forward import Teachers
 
 __all__ = ["VerifyReport", "verify_cache"]
@@ -72,7 +71,7 @@ class VerifyReport:
 def verify_cache(
     cache: str | Path,
     *,
-    data: "str | ImageSet | None" = None,
+    data: Any = None,
     rows: int = 256,
     replay: int = 0,
     teacher: Any = None,
@@ -142,17 +141,19 @@ def _probe_gap(cache: Cache) -> tuple[float, list[int]]:
     Returns:
         The largest relative gap, and the blocks of view 0 that hold rows with a gap beyond `_PROBE_TOLERANCE`.
     """
-    samples, exact = cache.probe(cache.teacher)
-    if ((samples < 0) | (samples >= cache.manifest.samples)).any():
-        raise CorruptCacheError(f"{cache.place}: the probe names samples that do not exist. Dump the cache again.")
-    gaps = _gaps(cache, cache.rows(0, cache.teacher, samples), exact)
-    unlike = np.unique(samples[gaps > _PROBE_TOLERANCE] // cache.manifest.block_rows)
+    probed, exact = cache.probe(cache.teacher)
+    if ((probed < 0) | (probed >= cache.manifest.view_rows)).any():
+        raise CorruptCacheError(
+            f"{cache.place}: the probe names {cache.manifest.row_axis}s that do not exist. Dump the cache again."
+        )
+    gaps = _gaps(cache, cache.rows(0, cache.teacher, probed), exact)
+    unlike = np.unique(probed[gaps > _PROBE_TOLERANCE] // cache.manifest.block_rows)
     return float(gaps.max()), unlike.tolist()
 
 
 def _replay(
     cache: Cache,
-    data: "str | ImageSet | None",
+    data: Any,
     rows: int,
     teacher: Any,
     teacher_weights: str | None,
@@ -167,41 +168,46 @@ def _replay(
     from logitcache.runtime.device import pick_device  # noqa: PLC0415
     from logitcache.teachers.recorded import live_teacher_of  # noqa: PLC0415  (torch; not needed for the files)
 
-    images = recorded_data(cache, data)
+    samples = recorded_data(cache, data)
     where = pick_device("cpu" if device == "auto" and cache.manifest.device == "cpu" else device)  # as at the dump
     if teacher is not None and len(cache.teachers) > 1:
         raise InputError(f"{cache.place} holds {len(cache.teachers)} teachers, and --teacher names one network")
     largest, first = 0.0, None
     for slug in cache.teachers:
         with closing(live_teacher_of(cache.of(slug), teacher, teacher_weights, where)) as runner:
-            gap, disagreement = _compared(cache.of(slug), images, runner, rows)
+            gap, disagreement = _compared(cache.of(slug), samples, runner, rows)
         largest = max(largest, gap)
         if disagreement and first is None:
             first = disagreement if len(cache.teachers) == 1 else f"{slug}: {disagreement}"
     return largest, first
 
 
-def _compared(cache: Cache, images: "ImageSet", runner: "Teachers", rows: int) -> tuple[float, str | None]:
-    from logitcache.data import Renderer  # noqa: PLC0415
-    from logitcache.data.images.views import View  # noqa: PLC0415
+def _compared(cache: Cache, samples: Any, runner: "Teachers", rows: int) -> tuple[float, str | None]:
+    from logitcache.data import modality_of, offsets_of, rows_of  # noqa: PLC0415
+    from logitcache.data.contract import cache_views  # noqa: PLC0415
 
-    slug, manifest = cache.teacher, cache.manifest
-    renderer = Renderer(images, runner.eyes, workers=0)
+    slug, manifest, modality, offsets = cache.teacher, cache.manifest, modality_of(samples), offsets_of(samples)
+    renderer = modality.renderer(samples, runner.preprocessing, workers=0)
     largest, first = 0.0, None
-    for view, entry in enumerate(manifest.views):
-        count = min((view + 1) * rows // len(manifest.views) - view * rows // len(manifest.views), manifest.samples)
-        samples = np.unique((np.arange(count) * manifest.samples // max(count, 1) + view) % manifest.samples)
-        for start in range(0, len(samples), manifest.batch_size):
-            chosen = samples[start : start + manifest.batch_size]
-            (batch,) = renderer.batches(View.from_json(entry), [chosen])
-            gaps = _gaps(cache, cache.rows(view, slug, chosen), runner.logits(batch.pixels).cpu().numpy())
+    for position, view in enumerate(cache_views(cache)):
+        count = min(
+            (position + 1) * rows // len(manifest.views) - position * rows // len(manifest.views), manifest.samples
+        )
+        ids = np.unique((np.arange(count) * manifest.samples // max(count, 1) + position) % manifest.samples)
+        for start in range(0, len(ids), manifest.batch_size):
+            chosen = ids[start : start + manifest.batch_size]
+            (batch,) = renderer.batches(view, [chosen])
+            targets, wanted = modality.row_labels(samples, view, chosen), rows_of(offsets, chosen)
+            gaps = _gaps(
+                cache, cache.rows(position, slug, wanted), runner.logits(batch.inputs, targets.keep).cpu().numpy()
+            )
             largest = max(largest, float(gaps.max()))
             beyond = np.flatnonzero(gaps > _PROBE_TOLERANCE)
             if len(beyond) and first is None:
-                row = chosen[beyond[0]]
+                row = wanted[beyond[0]] + (manifest.data["first"] if offsets is None else 0)
                 first = (
-                    f"the teacher answers otherwise now: view {view}, sample {manifest.data['first'] + row} differs by "
-                    f"{gaps[beyond[0]]:.2g}, relative, beyond rounding; {len(beyond)} of the {len(chosen)} rows of its batch do"
+                    f"the teacher answers otherwise now: view {position}, {manifest.row_axis} {row} differs by "
+                    f"{gaps[beyond[0]]:.2g}, relative, beyond rounding; {len(beyond)} of the {len(wanted)} rows of its batch do"
                 )
     return largest, first
 
@@ -215,13 +221,11 @@ def _gaps(cache: Cache, columns: dict[str, Any], exact: "NDArray[np.float32]") -
     return np.where(np.isfinite(kept).all(1), gaps, np.float32(np.inf))
 
 
-def _check_data(cache: Cache, data: "str | ImageSet | None", rows: int) -> None:
-    from logitcache.data.contract import check_pixels, recorded_data  # noqa: PLC0415  (torch; not needed for the files)
-    from logitcache.data.images.views import View  # noqa: PLC0415
+def _check_data(cache: Cache, data: Any, rows: int) -> None:
+    from logitcache.data.contract import cache_views, check_inputs, recorded_data  # noqa: PLC0415  (torch; not needed for the files)
 
-    images, samples = recorded_data(cache, data), cache.manifest.samples
-    count = min(rows, samples)
-    for entry in cache.manifest.views:
-        view = View.from_json(entry)
-        offset = view.index * samples // (count * len(cache.manifest.views))  # other rows in every view
-        check_pixels(cache, images, view, np.unique((np.arange(count) * samples // count + offset) % samples))
+    samples, total = recorded_data(cache, data), cache.manifest.samples
+    count = min(rows, total)
+    for view in cache_views(cache):
+        offset = view.index * total // (count * len(cache.manifest.views))  # other samples in every view
+        check_inputs(cache, samples, view, np.unique((np.arange(count) * total // count + offset) % total))

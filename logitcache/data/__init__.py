@@ -1,21 +1,47 @@
-"""Data sets by name, and how samples become batches of pixels."""
+"""What networks are shown: data sets by name or object, and what a modality is."""
 
-from logitcache.data.images.rendering import Rendered, Renderer, preprocessing_for, render
-from logitcache.data.images.sets import ArrayImages, FolderImages, ImageSet, MappedImages, part_of, whole_of
-from logitcache.data.images.sources import NAMED_DATA, held_out_split, load_data
+from logitcache.data.images.rendering import Renderer, preprocessing_for, render
+from logitcache.data.images.sets import ArrayImages, FolderImages, ImageSet, MappedImages
+from logitcache.data.images.sources import NAMED_DATA
+from logitcache.data.open import as_samples, find_modality, held_out_split, load_data, modality_of, part_of
+from logitcache.data.protocol import (
+    Ids,
+    Inputs,
+    Modality,
+    Rendition,
+    RowLabels,
+    Samples,
+    View,
+    count_rows,
+    offsets_of,
+    rows_of,
+    whole_of,
+)
 
 __all__ = [
     "NAMED_DATA",
     "ArrayImages",
     "FolderImages",
+    "Ids",
     "ImageSet",
+    "Inputs",
     "MappedImages",
-    "Rendered",
+    "Modality",
     "Renderer",
+    "Rendition",
+    "RowLabels",
+    "Samples",
+    "View",
+    "as_samples",
+    "count_rows",
+    "find_modality",
     "held_out_split",
     "load_data",
+    "modality_of",
+    "offsets_of",
     "part_of",
     "preprocessing_for",
     "render",
+    "rows_of",
     "whole_of",
 ]

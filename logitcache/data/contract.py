@@ -1,94 +1,125 @@
-"""Is this the data that the teacher saw? Checked before every epoch that trains on its answers."""
+"""Is this the data that the teacher saw? Checked before every epoch that trains on its logits."""
+
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from logitcache.data import ImageSet, load_data, part_of, render, whole_of
-from logitcache.data.images.views import View
-from logitcache.data.images.views.render import digests
+from logitcache.data.open import as_samples, find_modality, modality_of, part_of
+from logitcache.data.protocol import Ids, Modality, Samples, View, offsets_of, rows_of, whole_of
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.store import Cache
 
-__all__ = ["check_pixels", "check_samples", "recorded_data"]
+__all__ = ["cache_modality", "cache_views", "check_inputs", "check_samples", "recorded_data"]
 
 
-def recorded_data(cache: Cache, data: str | ImageSet | None) -> ImageSet:
+def cache_modality(cache: Cache) -> Modality:
+    """Return the modality that a cache's manifest names."""
+    return find_modality(cache.manifest.modality)
+
+
+def cache_views(cache: Cache) -> list[Any]:
+    """Return the views of a cache, in order.
+
+    Raises:
+        LogitCacheError: This version cannot replay them.
+    """
+    modality = cache_modality(cache)
+    return [modality.read_view(entry) for entry in cache.manifest.views]
+
+
+def recorded_data(cache: Cache, data: Any) -> Any:
     """Open the data set of a cache: the one given, or the one its manifest names; and check that it is the same.
+
+    Args:
+        cache: The cache.
+        data: Whatever `as_samples` takes, or None for the data set that the manifest names.
 
     Raises:
         CacheMismatchError: It has other samples.
         InputError: It cannot be opened from here.
     """
     spec = data if data is not None else cache.manifest.data["spec"]
-    if spec == "":
+    if isinstance(spec, str) and spec == "":
         raise InputError(f"{cache.place} was dumped from a data set given as an object; give it again, as `data`.")
     try:
-        images = load_data(spec) if isinstance(spec, str) else spec
+        samples = as_samples(spec, cache.manifest.classes)
     except InputError as error:
         if data is not None:
             raise
         raise InputError(
             f"the data of {cache.place}, {spec}, cannot be opened from here ({error}). Say where it is with --data."
         ) from error
-    return check_samples(cache, images)
+    return check_samples(cache, samples)
 
 
-def check_samples(cache: Cache, images: ImageSet, *, listed: bool = True) -> ImageSet:
-    """Compare length, classes, labels and the digest of the sample list; return the stretch that the cache answers for.
+def check_samples(cache: Cache, samples: Samples, *, listed: bool = True) -> Any:
+    """Compare modality, length, classes, labels and the digest of the sample list; return the stretch that the cache holds.
 
     Args:
         cache: What was dumped.
-        images: What is to be used with it.
-        listed: Whether digest and names of classes are compared: one data set has others as an array, a folder and a stranger's
-            object.
+        samples: The data set to be used with it.
+        listed: Whether to compare the digest and the class names: one data set has other digests as an array, a folder and a
+            user's own object.
 
     Raises:
-        CacheMismatchError: They differ; says in what.
+        CacheMismatchError: They differ; names the difference.
     """
-    images, _ = whole_of(images)
+    whole, _ = whole_of(samples)
     manifest, name = cache.manifest, f"the data of {cache.place}"
     remedy = "Give the data it was dumped from with --data, or dump again."
-    if len(images) != manifest.data["length"]:
+    if (kind := modality_of(whole).name) != manifest.modality:
+        raise CacheMismatchError(f"{name} is {manifest.modality}, this data set is {kind}. {remedy}")
+    if len(whole) != manifest.data["length"]:
         raise CacheMismatchError(
-            f"{name} has {manifest.data['length']:,} samples, this data set has {len(images):,}. {remedy}"
+            f"{name} has {manifest.data['length']:,} samples, this data set has {len(whole):,}. {remedy}"
         )
-    if images.classes != manifest.classes and (listed or len(images.classes) != len(manifest.classes)):
-        differing = [(a, b) for a, b in zip(manifest.classes, images.classes, strict=False) if a != b]
+    if whole.classes != manifest.classes and (listed or len(whole.classes) != len(manifest.classes)):
+        differing = [(a, b) for a, b in zip(manifest.classes, whole.classes, strict=False) if a != b]
         detail = (
             f"first difference {differing[0][0]!r} against {differing[0][1]!r}"
             if differing
             else "the others are the same"
         )
         raise CacheMismatchError(
-            f"{name} has {len(manifest.classes)} classes, this data set {len(images.classes)}; {detail}. {remedy}"
+            f"{name} has {len(manifest.classes)} classes, this data set {len(whole.classes)}; {detail}. {remedy}"
         )
     first = manifest.data["first"]
-    part = part_of(images, (first, first + manifest.samples))
-    other = np.flatnonzero(cache.labels() != part.labels)
-    if len(other):
-        row = int(other[0])
+    part = part_of(whole, (first, first + manifest.samples))
+    _check_labels(cache, part, f"{name} has other", remedy)
+    if listed and whole.digest() != manifest.data["digest"]:
         raise CacheMismatchError(
-            f"{name} has other labels: sample {first + row} is {manifest.classes[cache.labels()[row]]!r} in the cache and "
-            f"{part.classes[part.labels[row]]!r} here; {len(other):,} of {len(part):,} differ. {remedy}"
-        )
-    if listed and images.digest() != manifest.data["digest"]:
-        raise CacheMismatchError(
-            f"{name} has other samples (digest {manifest.data['digest']}) than this data set ({images.digest()}). {remedy}"
+            f"{name} has other samples (digest {manifest.data['digest']}) than this data set ({whole.digest()}). {remedy}"
         )
     return part
 
 
-def check_pixels(cache: Cache, images: ImageSet, view: View, samples: NDArray[np.int64]) -> None:
+def _check_labels(cache: Cache, part: Samples, has_other: str, remedy: str) -> None:
+    offsets, labels, classes = cache.offsets(), cache.labels(), cache.manifest.classes
+    if offsets is not None and not np.array_equal(offsets, offsets_of(part)):  # type: ignore[arg-type]
+        raise CacheMismatchError(f"{has_other} rows than this data set: samples have other lengths. {remedy}")
+    other = np.flatnonzero(labels != part.labels)
+    if len(other):
+        row = int(other[0])
+        shown = row + (cache.manifest.data["first"] if offsets is None else 0)
+        raise CacheMismatchError(
+            f"{has_other} labels: {cache.manifest.row_axis} {shown} is {classes[labels[row]]!r} in the cache and "
+            f"{part.classes[part.labels[row]]!r} here; {len(other):,} of {len(labels):,} differ. {remedy}"
+        )
+
+
+def check_inputs(cache: Cache, samples: Samples, view: View, ids: Ids) -> None:
     """Render samples of a view again and compare them with the digests of what the teacher was shown.
 
     Raises:
-        CacheMismatchError: A sample's pixels differ.
+        CacheMismatchError: A sample is rendered differently.
     """
-    expected, found = cache.digests(view.index)[samples], digests(render(images, view, samples))
+    rows, modality = rows_of(offsets_of(samples), ids), modality_of(samples)
+    expected, found = cache.digests(view.index)[rows], modality.digests(samples, view, ids)
     bad = np.flatnonzero(expected != found)
     if len(bad):
         raise CacheMismatchError(
-            f"the teacher of {cache.place} was shown other pixels: view {view.index}, sample {samples[bad[0]]} has digest "
-            f"{found[bad[0]]:016x} here and {expected[bad[0]]:016x} in the cache; {len(bad)} of {len(samples)} samples looked "
-            "at differ. The images or their decoding have changed: restore them, or dump again."
+            f"the teacher of {cache.place} was shown other {modality.shown}: view {view.index}, "
+            f"{cache.manifest.row_axis} {rows[bad[0]]} has digest "
+            f"{found[bad[0]]:016x} here and {expected[bad[0]]:016x} in the cache; {len(bad)} of {len(rows)} {cache.manifest.row_axis}s "
+            "looked at differ. The data or its decoding has changed: restore it, or dump again."
         )

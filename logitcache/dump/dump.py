@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from logitcache.data import ImageSet, render
-from logitcache.data.images.views.render import digests
+from logitcache.data import Ids, offsets_of
 from logitcache.dump.fill import Filler, ask, refuse_unusable, split
 from logitcache.dump.job import Job, prepare
 from logitcache.errors import CacheMismatchError, InputError
@@ -25,7 +24,7 @@ from logitcache.runtime.processes import Ranks, join_ranks
 from logitcache.runtime.progress import OnProgress, silent
 from logitcache.store import PROBE_BYTES, Cache, CacheWriter, Manifest, open_cache
 
-__all__ = ["dump_logits", "probe_samples"]
+__all__ = ["dump_logits", "probe_rows"]
 
 _PROBE_ROWS = 256
 _SHOWN_TWICE = 8
@@ -34,7 +33,7 @@ _SHOWN_TWICE = 8
 def dump_logits(
     *,
     teacher: str | nn.Module | Sequence[str | nn.Module],
-    data: str | ImageSet,
+    data: Any,
     out: str | Path,
     teacher_weights: str | Sequence[str] | None = None,
     teacher_classes: int | None = None,
@@ -71,7 +70,7 @@ def dump_logits(
 
     Args:
         teacher: Name of a network (`models.load_network`), or a module with its weights; or several, asked in one pass.
-        data: Name of a data set (`data.load_data`), or one that is open.
+        data: Name of a data set (`data.load_data`), or any map-style torch or torchvision data set of (image, label) items.
         out: Path of the cache.
         teacher_weights: File or name of the teacher's weights; of several teachers one for each, in their order.
         teacher_classes: How many classes the teacher answers for; None: those of the data, or with `class_map` 1,000.
@@ -136,8 +135,8 @@ def _dumped(
     _refuse_unlike(manifest, ranks)
     ranks.wait()  # every process has read what was there before the leader writes
     columns = {slug: job.encoding.columns(len(manifest.classes)) for slug in job.teachers}
-    labels = job.images.labels.astype(np.int32)
-    writer = CacheWriter(out, manifest, columns, labels, command=command, leads=ranks.leads)
+    labels, offsets = job.samples.labels.astype(np.int32), offsets_of(job.samples)
+    writer = CacheWriter(out, manifest, columns, labels, offsets, command=command, leads=ranks.leads)
     with contextlib.closing(job), writer:
         if not ranks.share("complete", writer.complete if ranks.leads else None):
             probed, exact = _probe(job, seed)
@@ -148,40 +147,43 @@ def _dumped(
             ]
             if not ranks.leads:
                 writer.follow(exact, allow_mixed=allow_mixed)
-            filler = Filler(
-                writer, job.teachers, job.renderer, job.views, job.encoding, job.images, ranks, should_stop, on_progress
-            )
-            filler.fill(missing)
+            Filler(writer, job, ranks, should_stop, on_progress).fill(missing)
             if ranks.leads:
                 writer.finish()
         ranks.wait()
     return open_cache(out)
 
 
-def _probe(job: Job, seed: int) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float32]]]:
-    """Ask every teacher about the rows that are kept exactly: their samples, [P], and logits, [P, C] each."""
-    manifest = job.manifest
+def _probe(job: Job, seed: int) -> tuple[Ids, dict[str, NDArray[np.float32]]]:
+    """Run every teacher on the rows that are kept in full: their ids, [P], and logits, [P, C] each."""
+    manifest, view, offsets = job.manifest, job.views[0], offsets_of(job.samples)
     _refuse_unrepeatable(job)
-    probed = probe_samples(seed, manifest.samples, len(manifest.classes))
+    probed = probe_rows(seed, manifest.view_rows, len(manifest.classes))
+    samples = probed if offsets is None else np.unique(np.searchsorted(offsets, probed, side="right") - 1)
     parts: dict[str, list[torch.Tensor]] = {slug: [] for slug in job.teachers}
-    for batch in job.renderer.batches(job.views[0], split(probed, manifest.batch_size)):
-        for slug, answer in ask(job.teachers, batch):
-            parts[slug].append(answer)
-    exact = {slug: torch.cat(answers).cpu().numpy() for slug, answers in parts.items()}
+    for batch in job.renderer.batches(view, split(samples, manifest.batch_size)):
+        targets = job.modality.row_labels(job.samples, view, batch.samples)
+        wanted = torch.from_numpy(np.isin(targets.ids, probed))
+        for slug, chunks in ask(job.teachers, batch, targets):
+            done = 0
+            for logits in chunks:
+                parts[slug].append(logits[wanted[done : done + len(logits)].to(logits.device)])
+                done += len(logits)
+    exact = {slug: torch.cat(chunks).cpu().numpy() for slug, chunks in parts.items()}
     for slug, values in exact.items():
-        refuse_unusable(values, probed, job.views[0], job.images, job.teachers[slug].name)
+        refuse_unusable(values, probed, view, job.samples, job.teachers[slug].name)
     return probed, exact
 
 
 def _refuse_unrepeatable(job: Job) -> None:
-    """Refuse somebody's own transform that draws from a generator of its own: no student could be shown its pixels again."""
-    some = np.arange(min(len(job.images), _SHOWN_TWICE))
+    """Refuse a user's transform that draws from its own random generator: no student could be shown its pixels again."""
+    some = np.arange(min(len(job.samples), _SHOWN_TWICE))
     for view in (view for view in job.views if view.runs_others_code):
-        first, second = (digests(render(job.images, view, some)) for _ in range(2))
+        first, second = (job.modality.digests(job.samples, view, some) for _ in range(2))
         if (first != second).any():
             raise InputError(
-                f"augmentation {view.recipe} shows other pixels each time: a transform in it draws from a generator of its own. Let it use "
-                "torch's, Python's or numpy's global one, which are set for every sample."
+                f"augmentation {view.recipe} is not reproducible: one of its transforms uses its own random generator. Let it use the "
+                "global generator of torch, Python or numpy, which are seeded for every sample."
             )
 
 
@@ -196,13 +198,13 @@ def _refuse_unlike(manifest: Manifest, ranks: Ranks) -> None:
         )
 
 
-def probe_samples(seed: int, samples: int, classes: int) -> NDArray[np.int64]:
-    """Choose the probe: one sample at random out of each of 256 equal stretches of the data set, or all of a smaller one.
+def probe_rows(seed: int, rows: int, classes: int) -> Ids:
+    """Choose the probe: one row at random out of each of 256 equal stretches of a view, or all rows of a smaller one.
 
     Fewer where rows are long: at most 64 MB.
     """
-    count = min(_PROBE_ROWS, samples, max(PROBE_BYTES // (4 * classes), 1))
-    edges = np.arange(count + 1) * samples // count
+    count = min(_PROBE_ROWS, rows, max(PROBE_BYTES // (4 * classes), 1))
+    edges = np.arange(count + 1) * rows // count
     random = words(seed, 0xFFFFFFFF, np.arange(count), 0)[:, 0]  # a view that no data set has
     return edges[:-1] + integers(random, np.diff(edges))
 

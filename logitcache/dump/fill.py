@@ -1,4 +1,4 @@
-"""The loop of a dump: render, ask the teacher, encode, hand over; block by block."""
+"""The loop of a dump: render, run the teacher, encode, hand over to the writer; block by block."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logitcache.data import ImageSet, Rendered, Renderer, whole_of
-from logitcache.data.images.views import View
-from logitcache.encoding import Encoding
+from logitcache.data import Ids, Rendition, RowLabels, Samples, View, offsets_of, whole_of
+from logitcache.dump.job import Job
 from logitcache.errors import CacheIncompleteError, InputError
 from logitcache.runtime.processes import Ranks
 from logitcache.runtime.progress import OnProgress, Progress
@@ -21,25 +20,23 @@ __all__ = ["Filler", "ask", "refuse_unusable", "split"]
 
 
 class Filler:
-    """Answers for every row that is not committed yet; batches never straddle a block."""
+    """Fills the blocks that are not committed yet; a batch never straddles a block.
+
+    A sample whose rows lie in two blocks is rendered for both.
+    """
 
     def __init__(
         self,
         writer: CacheWriter,
-        teachers: Mapping[str, Teachers],
-        renderer: Renderer,
-        views: Sequence[View],
-        encoding: Encoding,
-        images: ImageSet,
+        job: Job,
         ranks: Ranks,
         should_stop: Callable[[], bool],
         on_progress: OnProgress,
     ) -> None:
-        self._writer, self._teachers, self._renderer, self._views = writer, teachers, renderer, views
-        self._encoding, self._images, self._ranks = encoding, images, ranks
+        self._writer, self._job, self._ranks = writer, job, ranks
+        self._teachers, self._views, self._offsets = job.teachers, job.views, offsets_of(job.samples)
         self._should_stop, self._on_progress = should_stop, on_progress
-        self._labels = torch.from_numpy(images.labels).long()
-        self._right = dict.fromkeys(teachers, 0)
+        self._right = dict.fromkeys(job.teachers, 0)
         self._seen, self._bytes, self._began = 0, 0, time.perf_counter()
 
     def fill(self, missing: Sequence[tuple[int, int]]) -> None:
@@ -54,12 +51,12 @@ class Filler:
         """
         rank, world, manifest = self._ranks.rank, self._ranks.world, self._writer.manifest
         mine = missing[rank * len(missing) // world : (rank + 1) * len(missing) // world]
-        self._total = len(self._views) * manifest.samples
-        self._before = self._total - sum(last - first for first, last in (manifest.rows(block) for _, block in missing))
+        self._total = len(self._views) * manifest.view_rows
+        self._before = self._total - sum(last - first for first, last in (manifest.span(block) for _, block in missing))
         for view in self._views:
             blocks = [block for v, block in mine if v == view.index]
-            batches = [ids for block in blocks for ids in split(np.arange(*manifest.rows(block)), manifest.batch_size)]
-            stream = self._renderer.batches(view, batches)
+            batches = [ids for block in blocks for ids in split(self._samples(block), manifest.batch_size)]
+            stream = self._job.renderer.batches(view, batches)
             for block in blocks:
                 self._bytes += self._writer.write(view.index, block, self._block(view, block, stream))
                 if self._should_stop() and (view.index, block) != mine[-1]:
@@ -69,29 +66,44 @@ class Filler:
         self._ranks.wait()
         self._report(self._views[-1], 0)
 
+    def _samples(self, block: int) -> Ids:
+        """Return the samples that have rows in a block."""
+        first, last = self._writer.manifest.span(block)
+        if self._offsets is None:
+            return np.arange(first, last)
+        begin = np.searchsorted(self._offsets, first, side="right") - 1
+        return np.arange(begin, np.searchsorted(self._offsets, last, side="left"))
+
     def _block(self, view: View, block: int, stream: Iterator[Any]) -> dict[str, NDArray[np.generic]]:
         """Compute the rows of a block; the host waits for the device at its end."""
-        manifest = self._writer.manifest
-        first, last = manifest.rows(block)
-        digests = np.empty(last - first, np.uint64)
+        manifest, samples = self._writer.manifest, self._samples(block)
+        first, last = manifest.span(block)
+        before = 0 if self._offsets is None else first - int(self._offsets[samples[0]])  # rows of the block before
+        inside = slice(before, before + last - first)
+        digests: list[NDArray[np.uint64]] = []
         parts: dict[str, list[Mapping[str, torch.Tensor]]] = {slug: [] for slug in self._teachers}
         right: dict[str, list[torch.Tensor]] = {slug: [] for slug in self._teachers}
-        for _ in range(-(-(last - first) // manifest.batch_size)):
+        for _ in range(-(-len(samples) // manifest.batch_size)):
             batch = next(stream)
             assert batch.digests is not None
-            for slug, logits in ask(self._teachers, batch):
-                labels = self._labels[batch.samples].to(logits.device, non_blocking=True)
-                parts[slug].append(self._encoding.encode(logits, labels))
-                right[slug].append((logits.argmax(1) == labels).sum())
-            digests[batch.samples - first] = batch.digests
-            self._report(view, len(batch.samples))
-        rows: dict[str, NDArray[np.generic]] = {"digests": digests}
+            targets = self._job.modality.row_labels(self._job.samples, view, batch.samples)
+            for slug, chunks in ask(self._teachers, batch, targets):
+                done = 0
+                for logits in chunks:
+                    labels = targets.labels[done : done + len(logits)].to(logits.device, non_blocking=True)
+                    with torch.inference_mode():
+                        parts[slug].append(self._job.encoding.encode(logits, labels))
+                        right[slug].append(logits.argmax(1) == labels)
+                    done += len(logits)
+            digests.append(batch.digests)
+            self._report(view, int(((targets.ids >= first) & (targets.ids < last)).sum()))
+        rows: dict[str, NDArray[np.generic]] = {"digests": np.concatenate(digests)[inside]}
         for slug, teachers in self._teachers.items():
             for name in parts[slug][0]:
-                column = torch.cat([part[name] for part in parts[slug]]).cpu().numpy()
-                refuse_unusable(column, np.arange(first, last), view, self._images, teachers.name, name)
+                column = torch.cat([part[name] for part in parts[slug]])[inside].cpu().numpy()
+                refuse_unusable(column, np.arange(first, last), view, self._job.samples, teachers.name, name)
                 rows[f"teachers/{slug}/{name}"] = column
-            self._right[slug] += int(torch.stack(right[slug]).sum())
+            self._right[slug] += int(torch.cat(right[slug])[inside].sum())
         self._seen += last - first
         return rows
 
@@ -114,12 +126,14 @@ class Filler:
         return f"stopped as asked: {done} of {total} blocks of {self._writer.place} are committed. {how}"
 
 
-def ask(teachers: Mapping[str, Teachers], batch: Rendered) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield each slug and its answer, [B, C], for a batch that holds the pixels of every teacher in order."""
+def ask(
+    teachers: Mapping[str, Teachers], batch: Rendition, targets: RowLabels
+) -> Iterator[tuple[str, Iterator[torch.Tensor]]]:
+    """Yield each slug with its logits, [r, C] a chunk, for a batch that holds the inputs of every teacher in order."""
     begin = 0
     for slug, one in teachers.items():
-        end = begin + len(one.eyes)
-        yield slug, one.logits(batch.pixels[begin:end])
+        end = begin + len(one.preprocessing)
+        yield slug, one.rows(batch.inputs[begin:end], targets.keep)
         begin = end
 
 
@@ -130,9 +144,9 @@ def split(samples: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
 
 def refuse_unusable(
     logits: NDArray[np.generic],
-    samples: NDArray[np.int64],
+    rows: Ids,
     view: View,
-    images: ImageSet,
+    samples: Samples,
     teacher: str,
     column_name: str = "logits",
 ) -> None:
@@ -141,9 +155,10 @@ def refuse_unusable(
         return
     finite = np.isfinite(logits.reshape(len(logits), -1))
     row, column = (int(x) for x in np.argwhere(~finite)[0])
-    value, sample = logits.reshape(len(logits), -1)[row, column], int(samples[row])
-    named = images.classes[images.labels[sample]]
-    where = f"sample {whole_of(images)[1] + sample} (class {named!r}), view {view.index}: "
+    value, number = logits.reshape(len(logits), -1)[row, column], int(rows[row])
+    named = samples.classes[samples.labels[number]]
+    shown = f"sample {whole_of(samples)[1] + number}" if offsets_of(samples) is None else f"row {number}"
+    where = f"{shown} (class {named!r}), view {view.index}: "
     where += f"logit {column} is {value}" if column_name == "logits" else f"among the stored {column_name} is {value}"
     if np.isinf(value) and logits.dtype == np.float16:
         raise InputError(

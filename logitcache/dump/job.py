@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from logitcache.data import ImageSet, Renderer, load_data, part_of, preprocessing_for, whole_of
-from logitcache.data.images.views import View, make_views
-from logitcache.data.images.views.preprocessing import Preprocessing
+from logitcache.data import Inputs, Modality, Samples, as_samples, modality_of, offsets_of, part_of, whole_of
+from logitcache.data.protocol import Renderer
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, widest_bytes
 from logitcache.errors import InputError, unknown_name
-from logitcache.models import Network, hash_weights, load_network, read_class_map
-from logitcache.runtime.device import pick_device
+from logitcache.models import Network, hash_weights, read_class_map
+from logitcache.runtime.device import float32_settings, pick_device
 from logitcache.store import Manifest, average_of, block_rows_for, open_place, read_manifest
-from logitcache.teachers.forward import TEST_TIME_VIEWS, Teachers, largest_fitting
+from logitcache.teachers.forward import Teachers, largest_fitting
 from logitcache.teachers.recorded import recorded_teacher
 
 __all__ = ["Job", "prepare"]
@@ -33,17 +32,19 @@ class Job:
     """A dump that is ready to begin.
 
     Attributes:
-        manifest: Of the cache it would write.
-        images: The samples.
-        views: What is shown of them.
+        manifest: Manifest of the cache it would write.
+        modality: Kind of the data.
+        samples: The data set, or the stretch of it that is dumped.
+        views: Renditions of the data set.
         encoding: How rows are stored.
-        teachers: For each slug whose answer is stored under it.
-        renderer: What makes its input.
+        teachers: Slug to the teacher, or the ensemble, whose logits are stored under it.
+        renderer: Renders the inputs of all teachers.
     """
 
     manifest: Manifest
-    images: ImageSet
-    views: tuple[View, ...]
+    modality: Modality
+    samples: Samples
+    views: tuple[Any, ...]
     encoding: Encoding
     teachers: dict[str, Teachers]
     renderer: Renderer
@@ -57,7 +58,7 @@ class Job:
 def prepare(
     *,
     teacher: str | nn.Module | Sequence[str | nn.Module],
-    data: str | ImageSet,
+    data: Any,
     out: str | Path,
     teacher_weights: str | Sequence[str] | None,
     teacher_classes: int | None,
@@ -91,23 +92,24 @@ def prepare(
         raise InputError(
             f"views and batch size must be 1 or more and 0 <= seed < 2**64, not {views}, {batch_size} and {seed}"
         )
-    if test_time_views not in TEST_TIME_VIEWS:
-        raise unknown_name("test-time views", test_time_views, TEST_TIME_VIEWS)
-    recipes = make_views(augment, views, seed)
-    images = load_data(data) if isinstance(data, str) else data
-    images = part_of(images, samples) if samples else images
-    whole, first = whole_of(images)
-    chosen = _encoding(encoding, top_k, precision, len(images.classes))
-    indices = None if class_map is None else read_class_map(class_map, images.classes)
-    answered = teacher_classes or (len(images.classes) if indices is None else 1000)
-    _refuse_other_classes(indices, answered, len(images.classes))
-    networks = _networks(teacher, teacher_weights, answered)
+    shown = as_samples(data)
+    modality = modality_of(shown)
+    if test_time_views not in modality.test_time_views:
+        raise unknown_name("test-time views", test_time_views, modality.test_time_views)
+    recipes = tuple(modality.make_views(augment, views, seed))
+    shown = part_of(shown, samples) if samples else shown
+    whole, first = whole_of(shown)
+    chosen = _encoding(encoding, top_k, precision, len(shown.classes))
+    indices = None if class_map is None else read_class_map(class_map, shown.classes)
+    answered = teacher_classes or (len(shown.classes) if indices is None else 1000)
+    _refuse_other_classes(indices, answered, len(shown.classes))
+    networks = _networks(modality, teacher, teacher_weights, answered)
     if average and len(networks) < 2:
         raise InputError("--average stores the mean of several teachers: name each with a --teacher of its own")
     given = {"mean": mean, "std": std, "image_size": image_size, "crop_pct": crop_pct}
-    looks = [preprocessing_for(images, recipes[0].recipe, given, network.preprocessing) for network in networks]
+    inputs = [modality.choose_inputs(shown, recipes[0], given, network.preprocessing) for network in networks]
     mapped = None if indices is None else {"classes": answered, "indices": list(indices)}
-    entries = [_entry(*one, mapped) for one in zip(_slugs(networks), networks, looks, strict=True)]
+    entries = [_entry(*one, mapped) for one in zip(_slugs(networks), networks, inputs, strict=True)]
     begun, where = read_manifest(open_place(out)), pick_device(device)
     forward = {
         "autocast": "bfloat16" if amp else None,
@@ -115,10 +117,13 @@ def prepare(
         "compiled": compiled,
         "test_time_views": test_time_views,
     }
+    # Caches that an earlier version began on a GPU do not record how float32 products are rounded.
+    forward |= {name: x for name, x in float32_settings(where).items() if begun is None or name in begun.forward}
+    rows, width = len(shown.labels), widest_bytes(chosen.columns(len(shown.classes)))
     manifest = Manifest(
-        samples=len(images),
-        classes=images.classes,
-        block_rows=block_rows or block_rows_for(len(images), widest_bytes(chosen.columns(len(images.classes)))),
+        samples=len(shown),
+        classes=shown.classes,
+        block_rows=block_rows or (begun.block_rows if begun else block_rows_for(rows, width)),
         batch_size=batch_size if isinstance(batch_size, int) else (begun.batch_size if begun else 256),
         threads=threads or (begun.threads if begun else torch.get_num_threads()),
         device=where.type,
@@ -132,18 +137,20 @@ def prepare(
         },
         teachers=(average_of(entries),) if average else tuple(entries),
         encoding=chosen.to_json(),
-        software={name: version(name) for name in ("logitcache", "numpy", "pillow", "torch", "torchvision", "zarr")},
+        software={name: version(name) for name in sorted({"logitcache", "numpy", "torch", "zarr", *modality.software})},
+        modality=modality.name,
+        rows=None if offsets_of(shown) is None else rows,
     )
     if begun and allow_mixed:
         manifest = replace(manifest, software=begun.software, device=begun.device)
     if batch_size == "auto" and not begun and where.type != "cpu":
 
-        def attempt(rows: int) -> None:
-            """Ask about a batch of black images, so that memory runs out now and not at night."""
+        def attempt(size: int) -> None:
+            """Run a blank batch to find out now whether it fits in memory."""
             for network, entry in zip(networks, entries, strict=True):
-                one = recorded_teacher(network, entry, replace(manifest, batch_size=rows), where)
-                size = one.preprocessing.image_size
-                one.logits(torch.zeros(rows, 3, size, size, dtype=torch.uint8))
+                one = recorded_teacher(network, entry, replace(manifest, batch_size=size), where)
+                for _ in one.rows(one.preprocessing.blank(size)):
+                    pass
 
         largest = largest_fitting(attempt)
         manifest = replace(manifest, batch_size=largest)
@@ -151,19 +158,19 @@ def prepare(
     slugs = [entry["slug"] for entry in manifest.teachers]
     groups = [asked] if average else [[one] for one in asked]
     teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
-    renderer = Renderer(images, looks, with_digests=True, workers=workers, device=where)
-    return Job(manifest, images, recipes, chosen, teachers, renderer)
+    renderer = modality.renderer(shown, inputs, with_digests=True, workers=workers, device=where)
+    return Job(manifest, modality, shown, recipes, chosen, teachers, renderer)
 
 
-def _entry(slug: str, network: Network, look: Preprocessing, class_map: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what the manifest says of a teacher."""
+def _entry(slug: str, network: Network, inputs: Inputs, class_map: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the manifest entry of a teacher."""
     return {
         "slug": slug,
         "name": network.name,
         "weights": network.weights,
         "weights_sha256": hash_weights(network.module.state_dict()),
         "class_map": class_map,
-        "preprocessing": look.to_json(),
+        "preprocessing": inputs.to_json(),
         "members": [],
     }
 
@@ -180,7 +187,10 @@ def _refuse_other_classes(mapped: Sequence[int] | None, answered: int, classes: 
 
 
 def _networks(
-    teacher: str | nn.Module | Sequence[str | nn.Module], weights: str | Sequence[str] | None, classes: int
+    modality: Modality,
+    teacher: str | nn.Module | Sequence[str | nn.Module],
+    weights: str | Sequence[str] | None,
+    classes: int,
 ) -> list[Network]:
     """Load the teachers, each with its weights."""
     named = [teacher] if isinstance(teacher, str | nn.Module) else list(teacher)
@@ -192,7 +202,7 @@ def _networks(
             f"{len(named)} teachers and one --teacher-weights {files[0]}: give one for each, in their order"
         )
     files = files * len(named) if len(files) == 1 else files
-    return [_with_weights(one, classes, file) for one, file in zip(named, files, strict=True)]
+    return [_with_weights(modality, one, classes, file) for one, file in zip(named, files, strict=True)]
 
 
 def _slugs(networks: Sequence[Network]) -> list[str]:
@@ -216,9 +226,9 @@ def _encoding(kind: str | None, top_k: int | None, precision: str, classes: int)
     return FullEncoding(precision) if kind == "full" else TopKEncoding(top_k or _TOP_K, precision)
 
 
-def _with_weights(teacher: str | nn.Module, classes: int, weights: str | None) -> Network:
-    """Load the teacher, and refuse one that knows nothing."""
-    network = load_network(teacher, classes, weights)
+def _with_weights(modality: Modality, teacher: str | nn.Module, classes: int, weights: str | None) -> Network:
+    """Load the teacher, and refuse one without weights."""
+    network = modality.network(teacher, classes, weights)
     untrained = (
         isinstance(teacher, str)
         and not weights

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from logitcache.dump.dump import dump_logits, probe_samples
+from logitcache.dump.dump import dump_logits, probe_rows
 from logitcache.dump.fill import ask, refuse_unusable, split
 from logitcache.dump.job import Job, prepare
 from logitcache.errors import InputError
@@ -76,10 +76,10 @@ def plan_dump(**arguments: Any) -> DumpPlan:
     with contextlib.closing(job):
         rate, measured, row_bytes = _measure(job)
     manifest = job.manifest
-    rows = manifest.samples * len(manifest.views)
+    rows = manifest.view_rows * len(manifest.views)
     sizes = {name: int(size * rows) for name, size in row_bytes.items()}
-    probed = len(probe_samples(0, manifest.samples, len(manifest.classes))) * len(manifest.teachers)
-    sizes |= {"digests": 8 * rows, "labels": 4 * manifest.samples, "probe": 4 * probed * len(manifest.classes)}
+    probed = len(probe_rows(0, manifest.view_rows, len(manifest.classes))) * len(manifest.teachers)
+    sizes |= {"digests": 8 * rows, "labels": 4 * manifest.view_rows, "probe": 4 * probed * len(manifest.classes)}
     path = getattr(place, "path", None)
     free, disk = _disk(path) if path is not None else (None, None)
     seconds = max(rows / rate, sum(sizes.values()) / disk if disk else 0)
@@ -92,8 +92,8 @@ def plan_dump(**arguments: Any) -> DumpPlan:
         measured_rows=measured,
         teacher_rows_per_second=rate,
         hours=seconds / 3600,
-        live_hours_per_epoch=manifest.samples / rate / 3600,
-        pays_after_epochs=max(int(np.ceil(round(seconds * rate / manifest.samples, 6))), 1),
+        live_hours_per_epoch=manifest.view_rows / rate / 3600,
+        pays_after_epochs=max(int(np.ceil(round(seconds * rate / manifest.view_rows, 6))), 1),
     )
 
 
@@ -101,16 +101,21 @@ def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
     """Ask the teacher for some batches: rows a second, rows, and compressed bytes a row of each column."""
     manifest, view = job.manifest, job.views[0]
     batches = split(np.random.default_rng(0).permutation(manifest.samples), manifest.batch_size)
-    labels = torch.from_numpy(job.images.labels).long()
     parts: dict[str, list[torch.Tensor]] = {}
     began, counted, rows = time.perf_counter(), 0, 0
     for number, batch in enumerate(job.renderer.batches(view, batches)):
-        for slug, logits in ask(job.teachers, batch):
-            refuse_unusable(logits.cpu().numpy(), batch.samples, view, job.images, job.teachers[slug].name)
-            encoded = job.encoding.encode(logits, labels[batch.samples].to(logits.device))
-            for name, column in encoded.items():
-                parts.setdefault(f"teachers/{slug}/{name}", []).append(column.cpu())
-        rows += len(batch.samples)
+        targets = job.modality.row_labels(job.samples, view, batch.samples)
+        for slug, chunks in ask(job.teachers, batch, targets):
+            done = 0
+            for logits in chunks:
+                here = slice(done, done + len(logits))
+                refuse_unusable(logits.cpu().numpy(), targets.ids[here], view, job.samples, job.teachers[slug].name)
+                with torch.inference_mode():
+                    encoded = job.encoding.encode(logits, targets.labels[here].to(logits.device))
+                for name, column in encoded.items():
+                    parts.setdefault(f"teachers/{slug}/{name}", []).append(column.cpu())
+                done += len(logits)
+        rows += len(targets.ids)
         if number == 0 and len(batches) > 1:
             began, counted = time.perf_counter(), rows  # the first one warms up
         elif time.perf_counter() - began > _SECONDS:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from logitcache.errors import InputError, first_line, unknown_name
 from logitcache.models.cifar import CIFAR_NETWORKS
+from logitcache.models.modes import evaluating
+from logitcache.models.outputs import logits_of
 from logitcache.models.weights import DEMO_TEACHER, hash_weights, read_notes, read_weights, save_weights
 from logitcache.runtime.plugins import resolve
 
@@ -18,8 +20,10 @@ __all__ = [
     "CIFAR_NETWORKS",
     "DEMO_TEACHER",
     "Network",
+    "evaluating",
     "hash_weights",
     "load_network",
+    "logits_of",
     "read_class_map",
     "read_weights",
     "save_weights",

@@ -49,7 +49,7 @@ def report_html(
     Returns:
         A file of HTML that is whole in itself: no script, nothing to fetch.
     """
-    manifest, names = stats.manifest, ClassNames(stats.manifest["classes"])
+    manifest, names = stats.manifest, ClassNames(stats.classes)
     data = "/".join(manifest["data"]["spec"].split("/")[-2:])  # of a path its end
     title = f"{manifest['teachers'][0]['name']} on {data or 'a data set'}"
     return page(
@@ -84,7 +84,7 @@ def _sentence(stats: "CacheStats") -> str:
     views, recipes = manifest["views"], sorted({view["recipe"] for view in manifest["views"]})
     recipe = recipes[0] if len(recipes) == 1 else f"{len(recipes)} recipes"
     return (
-        f"What {manifest['teachers'][0]['name']} says about {samples_words(manifest)} of {len(manifest['classes']):,} "
+        f"What {manifest['teachers'][0]['name']} says about {samples_words(manifest)} of {len(stats.classes):,} "
         f"classes, in {counted(len(views), 'view')} of {recipe}; of each row {kept_words(manifest['encoding'])}."
     )
 
@@ -157,7 +157,7 @@ def _what_it_is(stats: "CacheStats") -> str:
     described = facts(
         {
             "teacher": teacher_words(manifest["teachers"][0]),
-            "data": f"{data['spec'] or 'a data set given as an object'}; {samples_words(manifest)}, {len(manifest['classes']):,} classes",
+            "data": f"{data['spec'] or 'a data set given as an object'}; {samples_words(manifest)}, {len(stats.classes):,} classes",
             "views": f"{len(views):,}: {said}; seed {', '.join(str(seed) for seed in sorted({view['seed'] for view in views})[:8])}",
             "kept": kept_words(manifest["encoding"]),
             "made": ", ".join(words for key, words in stats.made.items() if words and key != "command"),

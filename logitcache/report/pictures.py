@@ -3,12 +3,13 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from logitcache.errors import InputError
+
 if TYPE_CHECKING:
-    from logitcache.data import ImageSet
     from logitcache.store import Cache
 
 __all__ = ["sample_images"]
@@ -16,9 +17,7 @@ __all__ = ["sample_images"]
 _LONGEST = 160  # pixels
 
 
-def sample_images(
-    cache: "str | Path | Cache", samples: Sequence[int], data: "str | ImageSet | None" = None
-) -> dict[int, bytes]:
+def sample_images(cache: "str | Path | Cache", samples: Sequence[int], data: Any = None) -> dict[int, bytes]:
     """Return the images of samples as they are in the data set, not as a view shows them.
 
     Args:
@@ -39,11 +38,13 @@ def sample_images(
     if not samples:
         return {}
     opened = open_cache(cache)
+    if opened.manifest.modality != "images":
+        raise InputError(f"{opened.place} is a cache of {opened.manifest.modality}, which have no pictures.")
     images, first = recorded_data(opened, data), opened.manifest.data["first"]
     return {sample: _png(images, sample - first) for sample in samples}
 
 
-def _png(images: "ImageSet", sample: int) -> bytes:
+def _png(images: Any, sample: int) -> bytes:
     pixels = images.image(sample).numpy()
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     image.thumbnail((_LONGEST, _LONGEST))

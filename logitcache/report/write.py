@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from logitcache.errors import LogitCacheError
 from logitcache.report.page import comparison_html, report_html, shown_samples
@@ -11,7 +11,6 @@ from logitcache.runtime.files import write_bytes
 
 if TYPE_CHECKING:
     from logitcache.caches.fidelity import Fidelity
-    from logitcache.data import ImageSet
     from logitcache.stats import CacheStats, Comparison
     from logitcache.store import Cache
 
@@ -25,7 +24,7 @@ def write_report(
     *,
     fidelity: "Fidelity | None" = None,
     advice: Sequence[str] = (),
-    data: "str | ImageSet | None" = None,
+    data: Any = None,
 ) -> str:
     """Write the page about a cache, with the images of what is odd, where its data can be opened and is what it was.
 

@@ -10,7 +10,7 @@ Every file is written whole or not at all, and by one process at a time.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,16 +153,22 @@ class RunDirectory:
         for log in self._logs:
             log.begin(history)
 
-    def epoch_done(self, metrics: Mapping[str, Any], state: bytes) -> None:
-        """Record an epoch: its metrics, then the state to go on from."""
+    def epoch_done(self, metrics: Mapping[str, Any], state: Callable[[], bytes] | None) -> None:
+        """Record an epoch: its metrics, then the state to resume from, where there is one to save.
+
+        Args:
+            metrics: Metrics of the epoch.
+            state: Serialises the state; only the process that writes the run calls it. None keeps the last one that was saved.
+        """
         append_line(self.path / "metrics.jsonl", metrics)
-        write_bytes(self.path / "checkpoint.pt", state)
+        if state is not None:
+            self.save(state)
         for log in self._logs:
             log.epoch(metrics)
 
-    def save(self, state: bytes) -> None:
-        """Keep the state to go on from, in the middle of an epoch."""
-        write_bytes(self.path / "checkpoint.pt", state)
+    def save(self, state: Callable[[], bytes]) -> None:
+        """Save the state to resume from."""
+        write_bytes(self.path / "checkpoint.pt", state())
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Record the results; the checkpoint is no longer needed."""
@@ -192,10 +198,10 @@ class FollowedRun(RunDirectory):
     def keep_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
         """Do nothing."""
 
-    def epoch_done(self, metrics: Mapping[str, Any], state: bytes) -> None:
-        """Do nothing."""
+    def epoch_done(self, metrics: Mapping[str, Any], state: Callable[[], bytes] | None) -> None:
+        """Do nothing: no state is serialised here."""
 
-    def save(self, state: bytes) -> None:
+    def save(self, state: Callable[[], bytes]) -> None:
         """Do nothing."""
 
     def finish(self, results: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,14 +11,25 @@ from torch import Tensor
 
 from logitcache.errors import InputError, first_line
 
-__all__ = ["compiled_unless_refused", "cpu_threads", "pick_device", "saying_when_out_of_memory", "to_device"]
+__all__ = [
+    "compiled_unless_refused",
+    "cpu_threads",
+    "decoding_workers",
+    "float32_precision",
+    "float32_settings",
+    "pick_device",
+    "saying_when_out_of_memory",
+    "to_device",
+]
+
+_MOST_WORKERS = 8
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of this name; `auto` is a GPU, or else the CPU. Of torchrun's processes each gets its own GPU.
+    """Return the device of this name; `auto` is a GPU, or else the CPU. Under torchrun each process gets its own GPU.
 
     Raises:
-        InputError: There is no such device.
+        InputError: There is no such device, or it cannot compute what is needed.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,12 +38,48 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"there is no device {name!r}; usual are auto, cpu, cuda, cuda:1 and mps") from error
+        raise InputError(f"unknown device {name!r}; expected auto, cpu, cuda, cuda:1, ...") from error
+    if device.type == "mps":
+        raise InputError(
+            "device 'mps' cannot be used: metrics are summed in float64, which it does not have. Use --device cpu."
+        )
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {name!r} cannot be used here: {first_line(error)}") from error
     return device
+
+
+def decoding_workers() -> int:
+    """Return how many worker processes decode images by default: one a CPU that this process may use, at most 8.
+
+    Processes that torchrun started on one machine share its CPUs. torch's number of threads says nothing: torchrun sets it to 1.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _MOST_WORKERS), 1)
+
+
+def float32_settings(device: torch.device) -> dict[str, Any]:
+    """Return what decides whether float32 products are rounded to TF32 or bfloat16 on a GPU; nothing elsewhere."""
+    if device.type != "cuda":
+        return {}
+    return {
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_tf32": bool(torch.backends.cudnn.allow_tf32),
+    }
+
+
+@contextmanager
+def float32_precision(matmul: str | None, cudnn_tf32: bool | None) -> Iterator[None]:
+    """Compute with these settings, as `float32_settings` returned them; None leaves the process's own."""
+    with ExitStack() as stack:
+        if matmul is not None and matmul != (before := torch.get_float32_matmul_precision()):
+            stack.callback(torch.set_float32_matmul_precision, before)
+            torch.set_float32_matmul_precision(matmul)
+        if cudnn_tf32 is not None and cudnn_tf32 != torch.backends.cudnn.allow_tf32:
+            stack.callback(setattr, torch.backends.cudnn, "allow_tf32", not cudnn_tf32)
+            torch.backends.cudnn.allow_tf32 = cudnn_tf32
+        yield
 
 
 @contextmanager

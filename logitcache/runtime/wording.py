@@ -76,9 +76,10 @@ def kept_words(encoding: Mapping[str, Any]) -> str:
 
 
 def samples_words(manifest: Mapping[str, Any]) -> str:
-    """Say which samples of its data a cache holds: "10,000 samples", "samples 0 to 999 of 10,000"."""
+    """Name the samples that a cache holds: "10,000 samples", "samples 0 to 999 of 10,000", "90 samples of 415 rows"."""
     first, count, total = manifest["data"]["first"], manifest["samples"], manifest["data"]["length"]
-    return f"{count:,} samples" if count == total else f"samples {first:,} to {first + count - 1:,} of {total:,}"
+    rows = f" of {manifest['rows']:,} rows" if "rows" in manifest else ""
+    return f"{count:,} samples{rows}" if count == total else f"samples {first:,} to {first + count - 1:,} of {total:,}{rows}"
 
 
 def teacher_words(teacher: Mapping[str, Any]) -> str:

@@ -212,7 +212,7 @@ def _side(cache: Cache, sums: _Sums, side: int) -> Side:
         fingerprint=cache.fingerprint,
         teacher=manifest.teachers[0]["name"],
         encoding=encoding_words(manifest.encoding),
-        bytes_per_row=bytes_per_row(cache, array_bytes(cache), manifest.samples * len(manifest.views)),
+        bytes_per_row=bytes_per_row(cache, array_bytes(cache), manifest.view_rows * len(manifest.views)),
         accuracy=int(sums.right.sum(1 - side)[1]) / sums.rows,
         entropy_nats=float(sums.entropy[side]) / sums.rows,
         calibration_error=sums.calibration[side].error(),
@@ -271,7 +271,7 @@ def _advice(both: tuple[Cache, Cache], sides: tuple[Side, Side], sums: _Sums) ->
             "more about the other classes"
         )
     cheaper, dearer = _ordered(sides, [side.bytes_per_row for side in sides])
-    rows = {cache.manifest.samples * len(cache.manifest.views) for cache in both}  # of few, what is fixed weighs more
+    rows = {cache.manifest.view_rows * len(cache.manifest.views) for cache in both}  # of few, what is fixed weighs more
     if len(rows) == 1 and dearer.bytes_per_row > _CHEAPER * cheaper.bytes_per_row:
         found.append(
             f"{cheaper.path} is smaller ({cheaper.bytes_per_row:.1f} B a row against {dearer.bytes_per_row:.1f})"

@@ -118,15 +118,15 @@ class _Reading:
         with ThreadPoolExecutor(threads, thread_name_prefix="logitcache-stats") as executor:
             for start in range(0, manifest.blocks, step):
                 blocks = range(start, min(start + step, manifest.blocks))
-                begin, end = manifest.rows(blocks[0])[0], manifest.rows(blocks[-1])[1]
+                begin, end = manifest.span(blocks[0])[0], manifest.span(blocks[-1])[1]
                 self.agreement.begin(end - begin)
                 self.label_errors.begin(end - begin)
                 for view in range(len(manifest.views)):
                     for block, found in self._blocks(executor, view, blocks):
-                        first, last = manifest.rows(block)
+                        first, last = manifest.span(block)
                         self._take(view, block, slice(first - begin, last - begin), found)
                         done = begin * len(manifest.views) + view * (end - begin) + last - begin
-                        on_progress(Progress("reading", done, len(manifest.views) * manifest.samples, "rows"))
+                        on_progress(Progress("reading", done, len(manifest.views) * manifest.view_rows, "rows"))
                 self.agreement.end()
                 self.label_errors.end(manifest.data["first"] + begin, self._labels[begin:end])
 
@@ -142,15 +142,15 @@ class _Reading:
         """Read one block and work out what it says; run by several threads."""
         manifest = self._cache.manifest
         classes = len(manifest.classes)
-        first, last = manifest.rows(block)
-        every = max(-(-manifest.samples * len(manifest.views) // PREVIEW_ROWS), 1)
+        first, last = manifest.span(block)
+        every = max(-(-manifest.view_rows * len(manifest.views) // PREVIEW_ROWS), 1)
         found, previews = list[Answers](), list[Preview]()
         try:
             columns = self._cache.block(view, self._teacher, block)
             for part in pieces(columns):
                 here, true = {name: column[part] for name, column in columns.items()}, self._labels[first:last][part]
                 found.append(answers(read_rows(manifest.encoding, here, true, classes)))
-                number = view * manifest.samples + first + part.start
+                number = view * manifest.view_rows + first + part.start
                 chosen = np.flatnonzero(found[-1].finite & (_scattered(number + np.arange(len(true))) % every == 0))
                 if len(chosen):
                     few = {name: column[chosen] for name, column in here.items()}
@@ -164,7 +164,7 @@ class _Reading:
         if read.found is None:
             (self._missing if isinstance(read.problem, MissingChunkError) else self._damaged).append((view, block))
             return
-        first, last = self._cache.manifest.rows(block)
+        first, last = self._cache.manifest.span(block)
         labels = self._labels[first:last]
         self.views[view].add(read.found, labels)
         for preview in read.previews:
@@ -178,8 +178,8 @@ class _Reading:
     def rows_there(self) -> int:
         """Count the rows that take room on disk: all but those of missing blocks."""
         manifest = self._cache.manifest
-        missing = (manifest.rows(block) for _, block in self._missing)
-        return manifest.samples * len(manifest.views) - sum(last - first for first, last in missing)
+        missing = (manifest.span(block) for _, block in self._missing)
+        return manifest.view_rows * len(manifest.views) - sum(last - first for first, last in missing)
 
     def wrong(self) -> float:
         """Return the share of rows of unmixed views whose largest logit is not the label's."""

@@ -66,11 +66,11 @@ def find_duplicates(
 def _first_logits(cache: Cache, teacher: str) -> tuple[Floats, Ints, Ints]:
     """Return centred logits of the first samples in view 0, [M, C], their largest classes and their rows, [M]."""
     manifest, classes = cache.manifest, len(cache.manifest.classes)
-    most = min(manifest.samples, _SAMPLES, max(_LOGITS // classes, 1))
+    most = min(manifest.view_rows, _SAMPLES, max(_LOGITS // classes, 1))
     logits, rows = np.empty((most, classes), np.float32), np.empty(most, np.int64)
     found = 0
     for block in range(manifest.blocks):
-        first, last = manifest.rows(block)
+        first, last = manifest.span(block)
         if found == most or first >= 2 * most:
             break
         try:
@@ -131,13 +131,15 @@ def _near(logits: Floats, says: Ints) -> tuple[float, list[tuple[float, int, int
 def _equal_pixels(cache: Cache, on_progress: OnProgress) -> Iterator[tuple[int, int]]:
     """Yield pairs of rows whose pixels in view 0 have the same digest, each with the next one alike."""
     manifest = cache.manifest
-    parts = -(-manifest.samples // _DIGESTS)
+    parts = -(-manifest.view_rows // _DIGESTS)
     for part in range(parts):
         kept: list[NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
         places: list[Ints] = [np.zeros(0, np.int64)]
         for block in range(manifest.blocks):
-            first, last = manifest.rows(block)
-            on_progress(Progress("comparing pixels", part * manifest.samples + last, parts * manifest.samples, "rows"))
+            first, last = manifest.span(block)
+            on_progress(
+                Progress("comparing pixels", part * manifest.view_rows + last, parts * manifest.view_rows, "rows")
+            )
             try:
                 digests = cache.digests(0, [block])
             except CorruptCacheError:

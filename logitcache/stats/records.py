@@ -1,9 +1,12 @@
 """What `logitcache stats` finds out, as frozen records: plain numbers, shares in [0, 1], divergences in nats."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
+
+from logitcache.store import classes_from_json
 
 __all__ = [
     "Bin",
@@ -293,6 +296,11 @@ class CacheStats:
             _joined([one for bins in places[start : start + together] for one in bins])
             for start in range(0, len(places), together)
         ]
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Class names in index order; numbers where the classes have no names."""
+        return classes_from_json(self.manifest["classes"])
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain objects."""

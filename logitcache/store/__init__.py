@@ -1,5 +1,6 @@
 """The cache on disk or in object storage: arrays and bytes, specified in docs/format.md. Knows no torch, no dataset, no model."""
 
+from logitcache.store.classes import NumberedClasses, classes_from_json, classes_to_json
 from logitcache.store.decode import completion, decode_rows, kept_values, rest_level, rounding
 from logitcache.store.layout import PROBE_BYTES, block_rows_for, compressed_bytes
 from logitcache.store.ledger import history
@@ -18,11 +19,14 @@ __all__ = [
     "FileProblem",
     "Manifest",
     "MissingChunkError",
+    "NumberedClasses",
     "Place",
     "ViewStream",
     "average_of",
     "block_rows_for",
     "check_files",
+    "classes_from_json",
+    "classes_to_json",
     "completion",
     "compressed_bytes",
     "decode_rows",

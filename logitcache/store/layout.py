@@ -37,6 +37,7 @@ __all__ = [
     "chunk_key",
     "compressed_bytes",
     "metadata_files",
+    "probe_ids",
     "read_array",
     "read_whole",
     "row_arrays",
@@ -77,15 +78,16 @@ class ArraySpec:
     level: int = 1
 
 
-def block_rows_for(samples: int, row_bytes: int) -> int:
-    """Divide the samples evenly into the fewest blocks whose widest chunk is at most 8 MiB and 16,384 rows.
+def block_rows_for(rows: int, row_bytes: int) -> int:
+    """Divide the rows of a view evenly into the fewest blocks whose widest chunk is at most 8 MiB and 16,384 rows.
 
     Evenly, because chunks of logits are not compressed and a part-filled last block would store its padding: with
-    powers of two, CIFAR-100 in float16 would take 31 % more. 16,384 rows bound what a kill can lose.
+    powers of two, CIFAR-100 in float16 would take 31 % more. 16,384 rows bound what a kill can lose. A block holds at
+    least one batch of 256 rows, however wide they are: the teacher's batches never straddle a block.
     """
-    most = min(max(_WIDEST_CHUNK // row_bytes // _ROUND * _ROUND, 1024), 16384)
-    blocks = -(-samples // most)
-    return -(-samples // blocks // _ROUND) * _ROUND
+    most = min(max(_WIDEST_CHUNK // row_bytes // _ROUND, 1) * _ROUND, 16384)
+    blocks = -(-rows // most)
+    return -(-rows // blocks // _ROUND) * _ROUND
 
 
 def row_arrays(manifest: Manifest, columns: Mapping[str, Mapping[str, Column]]) -> dict[str, ArraySpec]:
@@ -96,31 +98,38 @@ def row_arrays(manifest: Manifest, columns: Mapping[str, Mapping[str, Column]]) 
         columns: For each teacher's slug, the encoding's columns: name to (shape of one row, dtype, its dimensions' names,
             level of compression or 0).
     """
-    head, chunk = (len(manifest.views), manifest.samples), (1, manifest.block_rows)
-    specs = [ArraySpec("digests", head, chunk, "<u8", ("view", "sample"))]
+    head, chunk, axis = (len(manifest.views), manifest.view_rows), (1, manifest.block_rows), manifest.row_axis
+    specs = [ArraySpec("digests", head, chunk, "<u8", ("view", axis))]
     for slug, encoded in columns.items():
         for name, column in encoded.items():
-            specs.append(_row_array(f"teachers/{slug}/{name}", column, head, chunk))
+            specs.append(_row_array(f"teachers/{slug}/{name}", column, head, chunk, axis))
     return {spec.key: spec for spec in specs}
 
 
-def _row_array(key: str, column: Column, head: tuple[int, int], chunk: tuple[int, int]) -> ArraySpec:
+def _row_array(key: str, column: Column, head: tuple[int, int], chunk: tuple[int, int], axis: str) -> ArraySpec:
     row, dtype, names, level = column
-    return ArraySpec(key, head + row, chunk + row, dtype, ("view", "sample", *names), "blosc" if level else None, level)
+    return ArraySpec(key, head + row, chunk + row, dtype, ("view", axis, *names), "blosc" if level else None, level)
 
 
 def cache_arrays(manifest: Manifest, rows: dict[str, ArraySpec], probe: int) -> dict[str, ArraySpec]:
-    """List every array of a cache: those written in blocks, labels and the probe."""
-    n, c = manifest.samples, len(manifest.classes)
+    """List every array of a cache: those written in blocks, labels, where each sample's rows begin, and the probe."""
+    n, c, ends = manifest.view_rows, len(manifest.classes), manifest.samples + 1
     whole = [
-        ArraySpec("labels", (n,), (min(n, _LABEL_CHUNK),), "<i4", ("sample",), "zstd"),
-        ArraySpec("probe/samples", (probe,), (probe,), "<i8", ("row",), "zstd"),
+        ArraySpec("labels", (n,), (min(n, _LABEL_CHUNK),), "<i4", (manifest.row_axis,), "zstd"),
+        ArraySpec(probe_ids(manifest), (probe,), (probe,), "<i8", ("row",), "zstd"),
         *(
             ArraySpec(f"probe/logits/{teacher['slug']}", (probe, c), (probe, c), "<f4", ("row", "class"))
             for teacher in manifest.teachers
         ),
     ]
+    if manifest.rows is not None:
+        whole.append(ArraySpec("offsets", (ends,), (min(ends, _LABEL_CHUNK),), "<i8", ("boundary",), "zstd"))
     return rows | {spec.key: spec for spec in whole}
+
+
+def probe_ids(manifest: Manifest) -> str:
+    """Return the key of the array that names the probe's rows: sample ids where each sample is one row."""
+    return f"probe/{manifest.row_axis}s"
 
 
 def _create(group: zarr.Group, spec: ArraySpec, shape: tuple[int, ...] | None = None) -> zarr.Array:  # type: ignore[type-arg]
@@ -284,4 +293,4 @@ class ChunkDecoder:
 def compressed_bytes(column: Column, rows: NDArray[np.generic]) -> int:
     """Return the size of the chunk that would hold these rows of a column."""
     block = (1, len(rows))
-    return sum(map(len, ChunkEncoder(_row_array("x", column, block, block))(rows)))
+    return sum(map(len, ChunkEncoder(_row_array("x", column, block, block, "row"))(rows)))

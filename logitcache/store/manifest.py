@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from logitcache.errors import CorruptCacheError, FormatVersionError, InputError
+from logitcache.store.classes import classes_from_json, classes_to_json
 from logitcache.store.places import Place
 
 __all__ = ["FORMAT", "HOME", "Manifest", "SomethingElseError", "average_of", "read_manifest"]
@@ -20,7 +21,10 @@ HOME = ".logitcache"  # our own files inside a cache
 _CONVENIENCE = re.compile(r"data\.spec|teachers\.\d+(\.members\.\d+)?\.weights")  # as typed; spelled as one likes
 
 
-_PLAINLY = {"autocast": None, "channels_last": False, "compiled": False, "test_time_views": "none"}
+_IMAGES = "images"
+_FORWARD = {"autocast": None, "channels_last": False, "compiled": False, "test_time_views": "none"}
+_ABSENT = {"modality": _IMAGES, "rows": None}  # keys that are left out while they have these values
+_ROW_SHAPE = "row_shape"  # [] where each sample is one row, so that such caches keep their bytes and fingerprints; nothing reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +33,25 @@ class Manifest:
 
     Attributes:
         samples: Number of samples, N.
-        classes: Class names in index order, C of them.
+        classes: C class names in index order, or `NumberedClasses` where they have no names.
         block_rows: Rows of a block.
         batch_size: Rows of every forward pass of the teacher.
         threads: CPU threads of the forward pass.
         device: Kind of device of the forward pass: `cpu`, `cuda`, ...
-        forward: How else it is run: `autocast` (null or `bfloat16`), `channels_last`, `compiled`, `test_time_views`.
+        forward: How else it is run: `autocast` (null or `bfloat16`), `channels_last`, `compiled`, `test_time_views`; on a GPU also
+            `matmul_precision` and `cudnn_tf32`.
         views: One entry a view.
         data: `spec`, `length` and `digest` of the whole data set; `first`, the sample that row 0 is.
         teachers: One entry a teacher: `slug`, `name`, `weights`, `weights_sha256`, `class_map`, `preprocessing`, `members`.
         encoding: `kind`, `dtype`.
         software: Versions that decide bits.
         derived: What this cache was made from, if not by a teacher: `by` (`slice`, `merge`, `average`) and `from`, the others.
+        modality: What kind of data it is: `images`, or `package.module:name`.
+        rows: Rows of one view, R, where samples have any number of them (`offsets` says which); None where each sample is one row.
     """
 
     samples: int
-    classes: tuple[str, ...]
+    classes: Sequence[str]
     block_rows: int
     batch_size: int
     threads: int
@@ -54,20 +61,31 @@ class Manifest:
     teachers: tuple[dict[str, Any], ...]
     encoding: dict[str, Any]
     software: dict[str, str]
-    forward: dict[str, Any] = field(default_factory=lambda: dict(_PLAINLY))
+    forward: dict[str, Any] = field(default_factory=lambda: dict(_FORWARD))
     format: int = FORMAT
-    row_shape: tuple[int, ...] = ()
     byte_order: Literal["little"] = "little"
     derived: dict[str, Any] | None = None
+    modality: str = _IMAGES
+    rows: int | None = None
+
+    @property
+    def view_rows(self) -> int:
+        """Rows of one view, R."""
+        return self.samples if self.rows is None else self.rows
 
     @property
     def blocks(self) -> int:
         """Blocks of one view."""
-        return -(-self.samples // self.block_rows)
+        return -(-self.view_rows // self.block_rows)
 
-    def rows(self, block: int) -> tuple[int, int]:
-        """First and one-past-last sample of a block."""
-        return block * self.block_rows, min((block + 1) * self.block_rows, self.samples)
+    def span(self, block: int) -> tuple[int, int]:
+        """First and one-past-last row of a block."""
+        return block * self.block_rows, min((block + 1) * self.block_rows, self.view_rows)
+
+    @property
+    def row_axis(self) -> str:
+        """What the row axis of its arrays is called: `sample` where each sample is one row, else `row`."""
+        return "sample" if self.rows is None else "row"
 
     def with_views(self, views: tuple[dict[str, Any], ...]) -> "Manifest":
         """Return the same cache with these views."""
@@ -75,8 +93,14 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return the attribute of the zarr group."""
-        plain = asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+        plain = asdict(self) | {"classes": classes_to_json(self.classes)}
+        found: dict[str, Any] = {}
+        for key, value in plain.items():
+            if key == "byte_order" and self.rows is None:
+                found[_ROW_SHAPE] = []
+            if key not in _ABSENT or value != _ABSENT[key]:
+                found[key] = list(value) if isinstance(value, tuple) else value
+        return found
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any], where: str) -> "Manifest":
@@ -93,16 +117,15 @@ class Manifest:
             raise FormatVersionError(
                 f"{where} has cache format {found}; this logitcache reads formats up to {FORMAT}. Upgrade logitcache to read it."
             )
-        expected = {known.name for known in fields(cls)}
-        if entry.keys() != expected:
-            odd = ", ".join(sorted(expected ^ entry.keys()))
+        known = {one.name for one in fields(cls)}
+        if odd := sorted((known - _ABSENT.keys() - entry.keys()) | (entry.keys() - known - {_ROW_SHAPE})):
             raise CorruptCacheError(
-                f"{where}: the manifest does not follow format {found} (keys missing or unknown: {odd}). Dump again."
+                f"{where}: the manifest does not follow format {found} (keys missing or unknown: {', '.join(odd)}). Dump again."
             )
         values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items() if key != _ROW_SHAPE
         }
-        return cls(**values)
+        return cls(**values | {"classes": classes_from_json(entry["classes"])})
 
     def differences(self, other: "Manifest") -> list[tuple[str, Any, Any]]:
         """List (key, here, there) where two caches are not the same; spellings of paths are left out."""

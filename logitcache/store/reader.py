@@ -20,7 +20,7 @@ from zarr.storage import MemoryStore
 
 from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, InputError, unknown_name
 from logitcache.runtime.files import FileRecord, describe, digest_bytes
-from logitcache.store.layout import ChunkDecoder, read_whole
+from logitcache.store.layout import ChunkDecoder, probe_ids, read_whole
 from logitcache.store.ledger import Ledger, last_command
 from logitcache.store.manifest import Manifest, SomethingElseError, read_manifest
 from logitcache.store.places import Place, open_place
@@ -109,12 +109,16 @@ class Cache:
         return last_command(self.place)
 
     def labels(self) -> NDArray[np.int32]:
-        """Class of each sample, [N]."""
+        """Class of each row, [R]; where each sample is one row (images), of each sample."""
         return self._whole("labels")
 
+    def offsets(self) -> NDArray[np.int64] | None:
+        """Row at which each sample begins, and R at the end, [N + 1]; None where each sample is one row."""
+        return None if self.manifest.rows is None else self._whole("offsets")
+
     def probe(self, teacher: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return sample ids (of view 0), [P], and their exact logits, [P, C]."""
-        return self._whole("probe/samples"), self._whole(f"probe/logits/{teacher}")
+        """Return row ids (of view 0), [P], and their exact logits, [P, C]."""
+        return self._whole(probe_ids(self.manifest)), self._whole(f"probe/logits/{teacher}")
 
     def _whole(self, key: str) -> NDArray[Any]:
         where = f"{self.place}: {key}"
@@ -158,34 +162,34 @@ class Cache:
         return {name: f"teachers/{teacher}/{name}" for name in sorted(group.array_keys())}
 
     def digests(self, view: int, blocks: Sequence[int] | None = None) -> NDArray[np.uint64]:
-        """Digests of the pixels the teacher was shown in one view, [N], or in some blocks of it, in this order."""
+        """Digests of what the teacher was shown for each row of one view, [R], or of some of its blocks, in this order."""
         array, rows = self._array("digests"), self._count(blocks)
         return self._read(view, "digests", blocks, np.empty(rows, array.dtype))
 
-    def digests_of(self, view: int, samples: NDArray[np.int64]) -> NDArray[np.uint64]:
+    def digests_of(self, view: int, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Digests of some rows of a view, ascending, [B]."""
-        return self._read_rows(view, {"digests": "digests"}, samples)["digests"]
+        return self._read_rows(view, {"digests": "digests"}, rows)["digests"]
 
-    def rows(self, view: int, teacher: str, samples: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def rows(self, view: int, teacher: str, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Read some rows of a view, a block in memory at a time: each column, [B, ...].
 
         Args:
-            view: Its index.
-            teacher: Its slug.
-            samples: Their ids, ascending.
+            view: Index of the view.
+            teacher: Slug of the teacher.
+            rows: Row ids, ascending, [B].
 
         Raises:
             CorruptCacheError: A chunk is missing, short or damaged; names the block.
         """
-        return self._read_rows(view, self.columns(teacher), samples)
+        return self._read_rows(view, self.columns(teacher), rows)
 
-    def _read_rows(self, view: int, keys: Mapping[str, str], samples: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def _read_rows(self, view: int, keys: Mapping[str, str], rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         found: dict[str, list[NDArray[Any]]] = {name: [] for name in keys}
         self.read_records(view)
         with ThreadPoolExecutor(self.place.at_once) as executor:
-            for block in np.unique(samples // self.manifest.block_rows).tolist():
-                first, last = self.manifest.rows(block)
-                here = samples[(samples >= first) & (samples < last)] - first
+            for block in np.unique(rows // self.manifest.block_rows).tolist():
+                first, last = self.manifest.span(block)
+                here = rows[(rows >= first) & (rows < last)] - first
                 columns = executor.map(lambda key, block=block: self._read_block(view, key, block), keys.values())
                 for name, column in zip(keys, columns, strict=True):
                     found[name].append(column[here])
@@ -198,7 +202,7 @@ class Cache:
         return np.dtype([(name, array.dtype, array.shape[2:]) for name, array in widest_first], align=True)
 
     def view(self, view: int, teacher: str, blocks: Sequence[int] | None = None) -> NDArray[np.void]:
-        """Decode one view of one teacher into memory, or some blocks of it, in this order: [N], with a field for each column.
+        """Decode one view of one teacher into memory, or some blocks of it, in this order: [R], with a field for each column.
 
         A row's columns lie beside each other, so that a batch of rows is one gather.
 
@@ -211,9 +215,9 @@ class Cache:
         return rows
 
     def blocks(self, view: int, teacher: str) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
-        """Yield (first sample, one past the last, columns) of one view, a block at a time: for reading in bounded memory."""
+        """Yield (first row, one past the last, columns) of one view, a block at a time: for reading in bounded memory."""
         for block in range(self.manifest.blocks):
-            first, last = self.manifest.rows(block)
+            first, last = self.manifest.span(block)
             yield first, last, self.block(view, teacher, block)
 
     def block(self, view: int, teacher: str, block: int) -> dict[str, NDArray[Any]]:
@@ -228,14 +232,14 @@ class Cache:
 
     def _count(self, blocks: Sequence[int] | None) -> int:
         if blocks is None:
-            return self.manifest.samples
-        return sum(last - first for first, last in map(self.manifest.rows, blocks))
+            return self.manifest.view_rows
+        return sum(last - first for first, last in map(self.manifest.span, blocks))
 
     def _read(self, view: int, key: str, blocks: Sequence[int] | None, out: NDArray[Any]) -> NDArray[Any]:
         """Fill `out` with one array's rows of a view."""
         chosen = range(self.manifest.blocks) if blocks is None else blocks
         self.read_records(view)
-        ends = np.cumsum([last - first for first, last in map(self.manifest.rows, chosen)])
+        ends = np.cumsum([last - first for first, last in map(self.manifest.span, chosen)])
 
         def take(block: int, end: int) -> None:
             rows = self._read_block(view, key, block)
@@ -248,8 +252,8 @@ class Cache:
 
     def _read_block(self, view: int, key: str, block: int) -> NDArray[Any]:
         """Read one array's rows of a block, [B, ...], not to be written to."""
-        first, last = self.manifest.rows(block)
-        where = f"{self.place}: {key}, view {view}, block {block} (samples {first} to {last - 1})"
+        first, last = self.manifest.span(block)
+        where = f"{self.place}: {key}, view {view}, block {block} ({self.manifest.row_axis}s {first} to {last - 1})"
         records = self._records(view)
         prefix = f"{key}/c/{view}/{block}"
         name = next((name for name in records.get(block, {}) if name == prefix or name.startswith(f"{prefix}/")), None)
@@ -319,7 +323,9 @@ def open_cache(path: str | Path | Cache, *, unfinished: bool = False) -> Cache:
         raise CacheIncompleteError(_unfinished(place, manifest, ledger))
     root = place.read("zarr.json")
     if marked is None:
-        there = {name: {"bytes": size} for key in ("labels", "probe") for name, size in place.sizes(key).items()}
+        there = {
+            name: {"bytes": size} for key in ("labels", "offsets", "probe") for name, size in place.sizes(key).items()
+        }
         return Cache(place, manifest, ledger, there, root, finished=False)
     if marked.get("zarr.json") != describe(root):
         raise CorruptCacheError(

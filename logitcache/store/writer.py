@@ -25,6 +25,7 @@ from logitcache.store.layout import (
     cache_arrays,
     chunk_key,
     metadata_files,
+    probe_ids,
     read_array,
     row_arrays,
     whole_array_files,
@@ -48,6 +49,7 @@ class CacheWriter:
         manifest: Manifest,
         columns: Columns,
         labels: NDArray[np.integer[Any]],
+        offsets: NDArray[np.int64] | None = None,
         *,
         command: str,
         leads: bool = True,
@@ -58,7 +60,8 @@ class CacheWriter:
             path: Where it lies: a folder, or `s3://bucket/c.zarr`.
             manifest: Its identity.
             columns: What the encoding writes.
-            labels: Class of each sample, [N].
+            labels: Class of each row, [R].
+            offsets: Row at which each sample begins, and R, [N + 1]; None where each sample is one row.
             command: What would continue this dump; shown to whoever finds it unfinished.
             leads: Whether this process begins and finishes the cache; of several at one cache, one does, and holds it for all.
 
@@ -71,7 +74,7 @@ class CacheWriter:
         self._ledger = Ledger(self.place)
         self._hold: Hold = self.place.hold(f"{HOME}/lock") if leads else _HeldByTheLeader()
         self._rows = row_arrays(manifest, columns)
-        self._labels = labels
+        self._labels, self._offsets = labels, offsets
         self._executor = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="logitcache-writer")
         self._pending: deque[Future[int]] = deque()
         self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}
@@ -116,19 +119,19 @@ class CacheWriter:
         return [key for key in everything if key not in self.committed]
 
     def begin(
-        self, probe_samples: NDArray[np.int64], probe: Mapping[str, NDArray[np.float32]], *, allow_mixed: bool = False
+        self, probe_rows: NDArray[np.int64], probe: Mapping[str, NDArray[np.float32]], *, allow_mixed: bool = False
     ) -> None:
         """Write metadata, labels and probe where they are not there yet.
 
         Args:
-            probe_samples: Sample ids of the probe, [P]; view 0.
+            probe_rows: Row ids of the probe, [P]; view 0.
             probe: For each teacher's slug its logits, [P, C] float32.
             allow_mixed: Whether to go on when they are not, bit for bit, what an earlier start computed.
 
         Raises:
             CacheMismatchError: The teacher computes other bits here than where the dump was begun.
         """
-        specs = cache_arrays(self.manifest, self._rows, len(probe_samples))
+        specs = cache_arrays(self.manifest, self._rows, len(probe_rows))
         probe = {
             slug: self._agreed(
                 slug,
@@ -138,7 +141,11 @@ class CacheWriter:
             )
             for slug, values in probe.items()
         }
-        whole: list[tuple[str, NDArray[np.generic]]] = [("labels", self._labels), ("probe/samples", probe_samples)]
+        whole: list[tuple[str, NDArray[np.generic]]] = [
+            ("labels", self._labels),
+            (probe_ids(self.manifest), probe_rows),
+        ]
+        whole += [] if self._offsets is None else [("offsets", self._offsets)]
         whole += [(f"probe/logits/{slug}", values) for slug, values in probe.items()]
         self._whole_files = {
             name: data for key, values in whole for name, data in whole_array_files(specs[key], values).items()

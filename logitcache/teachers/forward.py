@@ -4,30 +4,32 @@ A logit's last bits depend on the shape of the batch and on the number of thread
 batches are always full: the last one is padded, and padding is thrown away.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from logitcache.data.images.views.preprocessing import Preprocessing
+from logitcache.data import Inputs, Modality
 from logitcache.encoding import mean_of
 from logitcache.errors import InputError
-from logitcache.models import Network
-from logitcache.runtime.device import compiled_unless_refused, cpu_threads, saying_when_out_of_memory
+from logitcache.models import Network, evaluating
+from logitcache.runtime.device import compiled_unless_refused, cpu_threads, float32_precision, saying_when_out_of_memory
+from logitcache.runtime.tensors import call_network, channels_last, padded, sample_count, split_samples
 
-__all__ = ["TEST_TIME_VIEWS", "Teacher", "Teachers", "largest_fitting"]
-
-TEST_TIME_VIEWS = ("none", "flip")
+__all__ = ["Teacher", "Teachers", "largest_fitting"]
 
 
 class Teacher:
-    """A network that only ever answers. Close it to have the network back in the mode it was in."""
+    """A frozen teacher in evaluation mode. `close()` restores the original training and evaluation modes."""
 
     def __init__(
         self,
         network: Network,
-        preprocessing: Preprocessing,
+        preprocessing: Inputs,
+        modality: Modality,
         *,
         classes: int,
         batch_size: int,
@@ -38,103 +40,137 @@ class Teacher:
         channels_last: bool = False,
         compiled: bool = False,
         test_time_views: str = "none",
+        matmul_precision: str | None = None,
+        cudnn_tf32: bool | None = None,
     ) -> None:
         """Prepare a network.
 
         Args:
             network: The network with its weights.
-            preprocessing: What turns pixels into its input.
-            classes: Logits that the network answers with.
-            batch_size: Rows of every forward pass.
+            preprocessing: The network's preprocessing.
+            modality: The kind of data; says which of the network's outputs are rows.
+            classes: Number of logits that the network returns for a row.
+            batch_size: Samples of every forward pass.
             threads: CPU threads of every forward pass.
-            device: Where it runs.
-            class_map: For each class of the data, which of the network's it is; None: the same.
-            autocast: torch's name of the type of matrix products, `bfloat16`; None: float32.
-            channels_last: Whether pixels and weights are laid out so, which convolutions on GPUs like.
-            compiled: Whether torch.compile translates it first.
-            test_time_views: `flip` answers with the mean of an image's logits and those of its mirror image.
+            device: Device to run on.
+            class_map: For each class of the data, the network's class. Defaults to the same classes.
+            autocast: Dtype of torch's autocast, `bfloat16`. Defaults to float32 without autocast.
+            channels_last: Whether to use channels-last memory format.
+            compiled: Whether to wrap the network with torch.compile.
+            test_time_views: `flip` averages the logits of an image and of its mirror image.
+            matmul_precision: torch's float32 matmul precision during the forward pass. Defaults to the process's own.
+            cudnn_tf32: Whether cuDNN may use TF32 during the forward pass. Defaults to the process's own setting.
         """
         self._autocast = None if autocast is None else getattr(torch, autocast)
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self._channels_last = channels_last
         self._picked = None if class_map is None else torch.tensor(class_map, device=device)
-        self.name, self.preprocessing = network.name, preprocessing
-        self._modes = [(module, module.training) for module in network.module.modules()]
-        self._module = network.module.to(device).eval()
+        self.name, self.preprocessing, self._modality = network.name, preprocessing, modality
+        self._module = network.module.to(device)
+        self._mode = contextlib.ExitStack()
+        self._mode.enter_context(evaluating(self._module))
         if channels_last:
             self._module.to(memory_format=torch.channels_last)
         translated = compiled_unless_refused(self._module, f"teacher {network.name}") if compiled else None
-        self._run: Callable[[Tensor], Any] = translated or self._module
-        self._flips = test_time_views == "flip"
+        self._run: Callable[..., Any] = translated or self._module
+        self._test_time_views = test_time_views
+        self._precision = (matmul_precision, cudnn_tf32)
         self._classes, self._batch_size, self._threads, self._device = classes, batch_size, threads, device
 
-    def logits(self, pixels: Tensor) -> Tensor:
-        """Answer for pixels, [B, C, H, W] uint8 of any B: raw logits of the data's classes, [B, C] float32 on the teacher's device.
+    def rows(self, rendered: Any, keep: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield the raw logits of a batch's rows in order, [r, C] float32 on the teacher's device, a chunk at a time.
+
+        Args:
+            rendered: The teacher's entry in `Rendition.inputs`, of any number of samples.
+            keep: Which outputs are rows (`RowLabels.keep`).
 
         Raises:
-            InputError: The network's output is something else.
+            InputError: The network returns something else.
         """
-        with torch.inference_mode(), cpu_threads(self._threads), saying_when_out_of_memory(self._batch_size):
-            parts = [self._full_batch(part) for part in torch.split(pixels, self._batch_size)]
-        return torch.cat(parts).clone()  # cloned outside of inference mode, so that autograd takes it as a constant
+        done = 0
+        for part in split_samples(rendered, self._batch_size):
+            count = sample_count(part)
+            yield from self._stepwise(
+                self._full_batch(part, count, None if keep is None else keep[done : done + count])
+            )
+            done += count
+
+    def _stepwise(self, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Compute each chunk as it was recorded, and leave torch's modes to the caller in between."""
+        while True:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None),
+                cpu_threads(self._threads),
+                float32_precision(*self._precision),
+                saying_when_out_of_memory(self._batch_size),
+            ):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
 
     def close(self) -> None:
-        """Put the network's parts back in the mode, training or evaluation, that they were in."""
-        for module, training in self._modes:
-            module.training = training
+        """Restore the mode, training or evaluation, of every module."""
+        self._mode.close()
 
-    def _full_batch(self, pixels: Tensor) -> Tensor:
-        rows = len(pixels)
-        if rows < self._batch_size:
-            pixels = torch.cat([pixels, pixels[-1:].expand(self._batch_size - rows, *pixels.shape[1:])])
-        shown = self.preprocessing.normalize(pixels.to(self._device, non_blocking=True))
-        output = self._answer(shown)
-        if self._flips:
-            output = (output + self._answer(shown.flip(-1))) / 2
-        return output[:rows]
+    def _full_batch(self, part: Any, count: int, keep: Tensor | None) -> Iterator[Tensor]:
+        inputs = self.preprocessing.on(padded(part, self._batch_size), self._device)
+        if keep is not None:
+            keep = keep.to(self._device)
+            keep = torch.cat([keep, keep.new_zeros(self._batch_size - count, *keep.shape[1:])])
+        variants = self.preprocessing.variants(inputs, self._test_time_views)
+        for answers in zip(*(self._chunks(one, keep) for one in variants), strict=True):
+            logits = answers[0] if len(answers) == 1 else functools.reduce(torch.add, answers) / len(answers)
+            yield logits if keep is not None else logits[:count]
 
-    def _answer(self, shown: Tensor) -> Tensor:
-        with torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None):
-            output = _logits_of(self._run(shown.contiguous(memory_format=self._layout)))
-        if not isinstance(output, Tensor) or output.ndim != 2:
-            found = f"a tensor {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-            raise InputError(f"teacher {self.name} must return logits [B, {self._classes}], found {found}")
-        if output.shape[1] != self._classes:
-            raise InputError(
-                f"teacher {self.name} answers for {output.shape[1]} classes, not {self._classes}. "
-                + (
-                    "Use a teacher of the data's classes, or say with --class-map which of its classes they are."
-                    if self._picked is None
-                    else "Say with --teacher-classes how many it has."
+    def _chunks(self, inputs: Any, keep: Tensor | None) -> Iterator[Tensor]:
+        output = call_network(self._run, channels_last(inputs) if self._channels_last else inputs)
+        for logits in self._modality.rows(output, keep, classes=self._classes, label=f"teacher {self.name}"):
+            if logits.shape[1] != self._classes:
+                raise InputError(
+                    f"teacher {self.name} answers for {logits.shape[1]} classes, not {self._classes}. "
+                    + (
+                        "Use a teacher of the data's classes, or say with --class-map which of its classes they are."
+                        if self._picked is None
+                        else "Say with --teacher-classes how many it has."
+                    )
                 )
-            )
-        output = output.float()
-        return output if self._picked is None else output[:, self._picked]
+            yield logits.float() if self._picked is None else logits.float()[:, self._picked]
 
 
 class Teachers:
-    """Whose answer is stored as one: usually one teacher; of several, the mean of their logits.
+    """An ensemble whose mean logits are stored as one; usually a single teacher.
 
     Attributes:
         name: For messages.
-        eyes: What each of them looks through.
+        preprocessing: One for each member.
     """
 
     def __init__(self, members: Sequence[Teacher]) -> None:
         self._members = members
         self.name = ", ".join(member.name for member in members)
-        self.eyes = tuple(member.preprocessing for member in members)
+        self.preprocessing = tuple(member.preprocessing for member in members)
 
-    def logits(self, pixels: Sequence[Tensor]) -> Tensor:
-        """Answer for pixels, for each member [B, C, H, W] uint8: raw logits, [B, C] float32.
+    def rows(self, rendered: Sequence[Any], keep: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield the raw logits of a batch's rows in order, [r, C] float32, a chunk at a time.
+
+        Args:
+            rendered: One entry of `Rendition.inputs` for each member.
+            keep: Which outputs are rows (`RowLabels.keep`).
 
         Raises:
-            InputError: A network's output is something else.
+            InputError: A network returns something else.
         """
-        answers = [member.logits(one) for member, one in zip(self._members, pixels, strict=True)]
-        return answers[0] if len(answers) == 1 else mean_of(answers)
+        streams = [member.rows(one, keep) for member, one in zip(self._members, rendered, strict=True)]
+        for answers in zip(*streams, strict=True):
+            yield answers[0] if len(answers) == 1 else mean_of(answers)
+
+    def logits(self, rendered: Sequence[Any], keep: Tensor | None = None) -> Tensor:
+        """Return the raw logits of a batch's rows, [R, C] float32, as an ordinary tensor that autograd takes as a constant."""
+        return torch.cat(list(self.rows(rendered, keep)))
 
     def close(self) -> None:
-        """Put the networks back in the mode that they were in."""
+        """Restore the mode of every network."""
         for member in self._members:
             member.close()
 
@@ -159,14 +195,3 @@ def largest_fitting(attempt: Callable[[int], object], first: int = 64, most: int
             break
         size *= 2
     return size
-
-
-def _logits_of(output: Any) -> Any:
-    """Find the logits in what a network returns: itself, `.logits` (Hugging Face, Inception), ["logits"], or the first of a tuple."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(getattr(output, "logits", None), Tensor):
-        return output.logits
-    if isinstance(output, Mapping) and "logits" in output:
-        return output["logits"]
-    return output[0] if isinstance(output, tuple | list) and output else output

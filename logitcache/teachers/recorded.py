@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from logitcache.data.images.views.preprocessing import Preprocessing
+from logitcache.data import find_modality
 from logitcache.errors import CacheMismatchError, InputError, UnknownNameError
-from logitcache.models import Network, hash_weights, load_network
+from logitcache.models import Network, hash_weights
 from logitcache.store import Cache, Manifest
 from logitcache.teachers.forward import Teacher, Teachers
 
@@ -25,9 +25,11 @@ def recorded_teacher(network: Network, entry: Mapping[str, Any], manifest: Manif
         device: Where it runs.
     """
     mapped = entry["class_map"] or {"classes": len(manifest.classes), "indices": None}
+    modality = find_modality(manifest.modality)
     return Teacher(
         network,
-        Preprocessing.from_json(entry["preprocessing"]),
+        modality.read_inputs(entry["preprocessing"]),
+        modality,
         classes=mapped["classes"],
         batch_size=manifest.batch_size,
         threads=manifest.threads,
@@ -69,7 +71,7 @@ def _live(
     file = weights or (entry["weights"] if teacher is None else None) or None
     classes = entry["class_map"]["classes"] if entry["class_map"] else len(manifest.classes)
     try:
-        network = load_network(teacher or entry["name"], classes, file)
+        network = find_modality(manifest.modality).network(teacher or entry["name"], classes, file)
     except UnknownNameError as error:
         if teacher is not None:
             raise

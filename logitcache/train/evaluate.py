@@ -1,6 +1,8 @@
-"""How good is a network: on labelled images, and beside its teacher."""
+"""How good is a network on labelled data."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,14 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from logitcache.data import ImageSet, Renderer
-from logitcache.data.images.views import View, make_views
-from logitcache.data.images.views.preprocessing import Preprocessing
+from logitcache.data import Ids, Inputs, Samples, View, modality_of
+from logitcache.data.protocol import Renderer
+from logitcache.models import evaluating
+from logitcache.train.replicas import Replicas
 
-__all__ = ["Evaluation", "evaluate", "for_evaluation"]
+__all__ = ["Evaluation", "Subject", "evaluate"]
 
 _BATCH = 256
 _BINS = 15
+
+Predict = Callable[[nn.Module, Any, Tensor | None], Tensor]  # network, input, which outputs are rows -> [R, C] float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,64 +28,89 @@ class Evaluation:
     """What was measured, in evaluation mode.
 
     Attributes:
-        accuracy: Share of samples whose largest logit is the label's.
+        accuracy: Share of rows whose largest logit is the label's.
         loss: Mean cross-entropy in nats.
         ece: Expected calibration error, 15 bins of equal width (Guo et al., ICML 2017).
-        predictions: Class of the largest logit, [B] int64.
+        rows: Row ids, [R] int64.
+        predictions: Class of the largest logit of each row, [R] int64.
     """
 
     accuracy: float
     loss: float
     ece: float
+    rows: Ids
     predictions: NDArray[np.int64]
 
 
-def for_evaluation(training: Preprocessing, images: ImageSet) -> Preprocessing:
-    """Return the preprocessing of whole images for a network that was trained with another."""
-    size = training.image_size
-    if images.native_size == (size, size) or (images.native_size and training.resize == "none"):
-        return replace(training, resize="none")
-    return replace(training, resize="center-crop")
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The data that a network is evaluated on.
+
+    Attributes:
+        samples: The labelled data.
+        view: How samples are shown.
+        inputs: Preprocessing of the network.
+        renderer: Renders the samples for this preprocessing.
+    """
+
+    samples: Samples
+    view: View
+    inputs: Inputs
+    renderer: Renderer
 
 
 def evaluate(
     module: nn.Module,
-    renderer: Renderer,
-    preprocessing: Preprocessing,
-    labels: NDArray[np.int64],
+    subject: Subject,
+    predict: Predict,
     device: torch.device,
+    replicas: Replicas,
     *,
-    view: View | None = None,
-    samples: NDArray[np.int64] | None = None,
+    ids: Ids | None = None,
 ) -> Evaluation:
-    """Run a network over images in evaluation mode; its mode is restored.
+    """Run a network in evaluation mode; afterwards each of its modules has its own mode again.
+
+    All processes of a training take part: each evaluates its share of the batches, and all return the same.
 
     Args:
         module: The network, on `device`.
-        renderer: Of the images, for this preprocessing.
-        preprocessing: What turns pixels into its input.
-        labels: Of all samples, [N].
-        device: Where the network is.
-        view: How images are shown; None shows them whole.
-        samples: Sample ids to look at, [B]; None takes all.
+        subject: The data.
+        predict: Runs the network on a batch as training does (`Stepper.predict`).
+        device: Device of the network.
+        replicas: The processes that share the work.
+        ids: Sample ids to evaluate on, ascending, [B]. Defaults to all.
     """
-    chosen = np.arange(len(labels)) if samples is None else samples
-    batches = [chosen[start : start + _BATCH] for start in range(0, len(chosen), _BATCH)]
-    training = module.training
-    module.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=device)
+    samples, modality = subject.samples, modality_of(subject.samples)
+    chosen = np.arange(len(samples)) if ids is None else ids
+    batches = [chosen[start : start + _BATCH] for start in range(0, len(chosen), _BATCH)][
+        replicas.rank :: replicas.world
+    ]
+    sums = torch.zeros(
+        1 + _BINS, dtype=torch.float64, device=device
+    )  # loss; of each bin, correct rows less their confidence
+    rows: list[Ids] = []
     predictions: list[Tensor] = []
-    bins = torch.zeros(_BINS, dtype=torch.float64, device=device)  # of each: right rows less their confidence
-    with torch.no_grad():  # a student may keep what it made here, a table of positions say, for the next step
-        for batch in renderer.batches(view or make_views("none", 1, 0)[0], batches):
-            logits = module(preprocessing.normalize(batch.pixels[0].to(device))).float()
-            target = torch.from_numpy(labels[batch.samples]).to(device)
-            loss += F.cross_entropy(logits, target, reduction="sum").double()
+    replicas.align(module)
+    # Not in inference mode: a student may keep what it makes here, a table of positions say, for the next step.
+    with evaluating(module), torch.no_grad():
+        for batch in subject.renderer.batches(subject.view, batches):
+            targets = modality.row_labels(samples, subject.view, batch.samples)
+            labels, keep = targets.labels.to(device), None if targets.keep is None else targets.keep.to(device)
+            logits = predict(module, subject.inputs.on(batch.inputs[0], device), keep)
+            sums[0] += F.cross_entropy(logits, labels, reduction="sum").double()
             confidence, predicted = logits.softmax(1).max(1)
-            gap = (predicted == target).double() - confidence.double()
-            bins.index_add_(0, (confidence * _BINS).long().clamp_max(_BINS - 1), gap)
+            gap = (predicted == labels).double() - confidence.double()
+            sums[1:].index_add_(0, (confidence * _BINS).long().clamp_max(_BINS - 1), gap)
+            rows.append(targets.ids)
             predictions.append(predicted)
-    module.train(training)
-    found = torch.cat(predictions).cpu().numpy()
-    ece = float(bins.abs().sum()) / len(chosen)
-    return Evaluation(float((found == labels[chosen]).mean()), float(loss) / len(chosen), ece, found)
+    mine = (_joined(rows), _joined([one.cpu().numpy() for one in predictions]))
+    found, said = (_joined(parts) for parts in zip(*replicas.gathered(mine), strict=True))
+    order = np.argsort(found, kind="stable")
+    found, said = found[order], said[order]
+    loss, *bins = (replicas.summed(sums) / len(found)).tolist()
+    accuracy = float((said == samples.labels[found]).mean())
+    return Evaluation(accuracy, loss, sum(map(abs, bins)), found, said)
+
+
+def _joined(parts: Any) -> NDArray[np.int64]:
+    return np.concatenate([np.empty(0, np.int64), *parts])

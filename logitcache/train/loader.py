@@ -13,41 +13,48 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from logitcache.data import ArrayImages, FolderImages, ImageSet, MappedImages, Renderer, preprocessing_for, render
-from logitcache.data.contract import check_pixels, check_samples, recorded_data
-from logitcache.data.images.views import View
+from logitcache.data import as_samples, modality_of, render
+from logitcache.data.contract import cache_modality, cache_views, check_inputs, check_samples, recorded_data
 from logitcache.encoding import TopKRows, dense
 from logitcache.errors import InputError
 from logitcache.runtime.device import pick_device, to_device
 from logitcache.store import Cache, open_cache
 from logitcache.train.order import sampled, shuffled
-from logitcache.train.targets import CachedAnswers, Shown
+from logitcache.train.targets import CachedTargets, Stretch
 
 __all__ = ["Batch", "Loader", "TeacherRows", "WithTeacher", "open", "wrap"]
 
 
 class Batch(NamedTuple):
-    """What a step needs.
+    """What a training step needs. For images each sample is one row, R = B.
 
     Attributes:
-        images: The student's input, normalised, [B, 3, H, W] float32.
-        labels: [B] int64.
-        logits: The teacher's, [B, C] float32; of a top-k cache completed for temperature 1 (`rows` has more).
+        inputs: The student's input: a tensor, or a mapping of tensors; for images normalized pixels, [B, 3, H, W] float32.
+        labels: Class of each row, [R] int64.
+        logits: The teacher's logits, [R, C] float32; a top-k cache's rows are completed for temperature 1 (`rows` has more).
         samples: Sample ids, [B] int64, on the host.
-        rows: What was stored: the same logits, or of a top-k cache what was kept and what is known of the rest.
+        rows: What was stored: the same logits, or of a top-k cache what was kept and the statistics of the rest.
+        keep: Which of the student's outputs are rows, [B, ...] bool; None where all are.
     """
 
-    images: Tensor
+    inputs: Any
     labels: Tensor
     logits: Tensor
     samples: Tensor
     rows: Tensor | TopKRows
+    keep: Tensor | None = None
+
+    @property
+    def images(self) -> Any:
+        """The same as `inputs`."""
+        return self.inputs
 
 
 class TeacherRows(Dataset[Tensor]):
-    """What a teacher said of each sample, as a map-style data set. Epoch e reads view e mod V; `set_epoch` says which.
+    """A teacher's logits as a map-style data set: item i is row i, which for images is sample i.
 
-    Goes into the workers of a DataLoader, forked or spawned, persistent or not: each reads the view itself.
+    Epoch e reads view e mod V; `set_epoch` chooses it. It can be passed to the workers of a DataLoader, forked or spawned, persistent
+    or not: each reads the view itself.
     """
 
     def __init__(self, cache: str | Path | Cache, teacher: str | None = None) -> None:
@@ -61,16 +68,16 @@ class TeacherRows(Dataset[Tensor]):
             LogitCacheError: It cannot be opened, or is not whole.
         """
         self.cache = open_cache(cache).of(teacher)
-        self.views = [View.from_json(entry) for entry in self.cache.manifest.views]
+        self.views = cache_views(self.cache)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]  # seen by workers that outlive an epoch
-        self._held: tuple[int, CachedAnswers] | None = None
+        self._held: tuple[int, CachedTargets] | None = None
 
     def __len__(self) -> int:
-        return self.cache.manifest.samples
+        return self.cache.manifest.view_rows
 
     @property
-    def view(self) -> View:
-        """What this epoch shows."""
+    def view(self) -> Any:
+        """The view of this epoch."""
         return self.views[int(self._epoch) % len(self.views)]
 
     def set_epoch(self, epoch: int) -> None:
@@ -78,10 +85,13 @@ class TeacherRows(Dataset[Tensor]):
         self._epoch.fill_(epoch)
 
     def rows(self, samples: Sequence[int]) -> Tensor | TopKRows:
-        """Return what is stored of some samples: logits, [B, C] float32, or of a top-k cache what was kept.
+        """Return what is stored of some rows: logits, [B, C] float32, or of a top-k cache what was kept.
+
+        Args:
+            samples: Row ids, [B], which for images are sample ids.
 
         Raises:
-            IndexError: A sample that is not there.
+            IndexError: A row that is not there.
             TypeError: Ids that are no integers: a mask, say.
             CorruptCacheError: The view is damaged.
         """
@@ -91,10 +101,10 @@ class TeacherRows(Dataset[Tensor]):
         ids = ids.astype(np.int64)
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
             raise IndexError(f"samples are 0 to {len(self) - 1}, not {ids.min()} to {ids.max()}")
-        return self._answers().of(0, ids)
+        return self._targets().of(0, ids)
 
     def logits(self, samples: Sequence[int], temperature: float = 1.0) -> Tensor:
-        """Return the logits of some samples, [B, C] float32; what a top-k cache did not keep is completed for a temperature."""
+        """Return the logits of some rows, [B, C] float32; what a top-k cache did not keep is completed for a temperature."""
         return dense(self.rows(samples), temperature)
 
     def __getitem__(self, sample: int) -> Tensor:
@@ -104,16 +114,16 @@ class TeacherRows(Dataset[Tensor]):
         """Return several at once: torch's loaders ask this way."""
         return list(self.logits(samples))
 
-    def loader(self, data: str | ImageSet | None = None, **settings: Any) -> "Loader":
-        """Return whole batches of images, labels and logits: see `Loader`."""
+    def loader(self, data: Any = None, **settings: Any) -> "Loader":
+        """Return whole batches of inputs, labels and logits: see `Loader`."""
         return Loader(self.cache, data, **settings)
 
-    def _answers(self) -> CachedAnswers:
+    def _targets(self) -> CachedTargets:
         view = self.view
         if self._held is None or self._held[0] != view.index:
-            answers = self._held[1] if self._held else CachedAnswers(self.cache, torch.device("cpu"))
-            answers.begin(Shown((view,)), Shown((view,)))
-            self._held = (view.index, answers)
+            targets = self._held[1] if self._held else CachedTargets(self.cache, torch.device("cpu"))
+            targets.begin(Stretch((view,)), Stretch((view,)))
+            self._held = (view.index, targets)
         return self._held[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,7 +134,7 @@ class TeacherRows(Dataset[Tensor]):
 class WithTeacher(Dataset[tuple[Any, int, Tensor]]):
     """A data set with what the teacher said: items are (image, label, logits [C])."""
 
-    def __init__(self, images: ImageSet, rows: TeacherRows, transform: Callable[[Tensor], Any] | None) -> None:
+    def __init__(self, images: Any, rows: TeacherRows, transform: Callable[[Tensor], Any] | None) -> None:
         self._images = check_samples(rows.cache, images, listed=False)
         self.teacher, self._transform = rows, transform
         _refuse_mixed(rows.cache, rows.views)
@@ -140,7 +150,7 @@ class WithTeacher(Dataset[tuple[Any, int, Tensor]]):
             CacheMismatchError: They are not.
         """
         self.teacher.set_epoch(epoch)
-        check_pixels(self.teacher.cache, self._images, self.teacher.view, sampled(0, epoch, len(self)))
+        check_inputs(self.teacher.cache, self._images, self.teacher.view, sampled(0, epoch, len(self)))
 
     def __getitem__(self, sample: int) -> tuple[Any, int, Tensor]:
         return self.__getitems__([sample])[0]
@@ -159,7 +169,7 @@ class Loader:
     def __init__(
         self,
         cache: str | Path | Cache,
-        data: str | ImageSet | None = None,
+        data: Any = None,
         *,
         batch_size: int = 64,
         teacher: str | None = None,
@@ -194,20 +204,20 @@ class Loader:
         if batch_size < 1:
             raise InputError(f"batch size must be 1 or more, not {batch_size}")
         self.cache = open_cache(cache).of(teacher)
-        self.images, self.device = recorded_data(self.cache, data), pick_device(device)
-        self._views = [View.from_json(entry) for entry in self.cache.manifest.views]
+        self.data, self.device = recorded_data(self.cache, data), pick_device(device)
+        self._modality, self._views = modality_of(self.data), cache_views(self.cache)
         _refuse_mixed(self.cache, self._views)
         given = {"mean": mean, "std": std, "image_size": image_size, "crop_pct": crop_pct}
         recorded = self.cache.manifest.teachers[0]["preprocessing"]
-        self.preprocessing = preprocessing_for(self.images, self._views[0].recipe, given, recorded)
-        self._answers = CachedAnswers(self.cache, self.device)
-        self._renderer = Renderer(self.images, [self.preprocessing], workers=workers, device=self.device)
+        self.preprocessing = self._modality.choose_inputs(self.data, self._views[0], given, recorded)
+        self._targets = CachedTargets(self.cache, self.device)
+        self._renderer = self._modality.renderer(self.data, [self.preprocessing], workers=workers, device=self.device)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self._turn: int | None = 0  # of epochs begun; None when closed
+        self._begun: int | None = 0  # number of epochs begun; None when closed
 
     def __len__(self) -> int:
         """Return the batches of an epoch."""
-        return (len(self.images) + self.batch_size - 1) // self.batch_size
+        return (len(self.data) + self.batch_size - 1) // self.batch_size
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, 0, 1, ...; the next view is read meanwhile.
@@ -216,35 +226,37 @@ class Loader:
             CacheMismatchError: Pixels are not those that the teacher was shown (64 samples are looked at).
             CorruptCacheError: The view is damaged.
         """
-        if self._turn is None:
+        if self._begun is None:
             raise InputError("this loader is closed")
-        self._turn += 1
-        turn = self._turn
+        self._begun += 1
+        mine = self._begun
         view, upcoming = (self._views[one % len(self._views)] for one in (epoch, epoch + 1))
-        check_pixels(self.cache, self.images, view, sampled(self.seed, epoch, len(self.images)))
-        self._answers.begin(Shown((view,)), Shown((upcoming,)))
-        count, size = len(self.images), self.batch_size
+        check_inputs(self.cache, self.data, view, sampled(self.seed, epoch, len(self.data)))
+        self._targets.begin(Stretch((view,)), Stretch((upcoming,)))
+        count, size = len(self.data), self.batch_size
         order = shuffled(count, self.seed, epoch) if self.shuffle else np.arange(count)
         batches = [order[start : start + size] for start in range(0, count, size)]
-        for shown in self._renderer.batches(view, batches):
-            if turn != self._turn:
+        for batch in self._renderer.batches(view, batches):
+            if mine != self._begun:
                 raise InputError("this epoch was left when another was begun: a loader goes through one at a time")
-            rows = self._answers.of(0, shown.samples)
+            labels = self._modality.row_labels(self.data, view, batch.samples)
+            rows = self._targets.logits(0, batch, labels)
             yield Batch(
-                self.preprocessing.normalize(shown.pixels[0].to(self.device, non_blocking=True)),
-                to_device(torch.from_numpy(self.images.labels[shown.samples]), self.device),
+                self.preprocessing.on(batch.inputs[0], self.device),
+                to_device(labels.labels, self.device),
                 dense(rows),
-                torch.from_numpy(shown.samples),
+                torch.from_numpy(batch.samples),
                 rows,
+                None if labels.keep is None else to_device(labels.keep, self.device),
             )
 
     def close(self) -> None:
-        """Let go of the thread that reads ahead."""
-        self._turn = None
-        self._answers.close()
+        """End the thread that reads ahead."""
+        self._begun = None
+        self._targets.close()
 
 
-def _refuse_mixed(cache: Cache, views: Sequence[View]) -> None:
+def _refuse_mixed(cache: Cache, views: Sequence[Any]) -> None:
     if any(view.mixes for view in views):
         raise InputError(f"{cache.place} mixes samples, so that rows have two labels: `logitcache train` takes both")
 
@@ -285,6 +297,8 @@ def wrap(
         InputError: Items that are no images; views that mix samples.
     """
     rows = TeacherRows(cache, teacher)
-    ours = isinstance(dataset, ArrayImages | FolderImages | MappedImages)
-    images = dataset if ours else MappedImages(dataset, rows.cache.manifest.classes)
-    return WithTeacher(images, rows, transform)
+    if cache_modality(rows.cache).name != "images":
+        raise InputError(
+            f"{rows.cache.place} is a cache of {rows.cache.manifest.modality}: `wrap` takes images. Use `Loader`."
+        )
+    return WithTeacher(as_samples(dataset, rows.cache.manifest.classes), rows, transform)

@@ -3,10 +3,11 @@
     dataset ─(sample, view)→ augmentation ─→ student ─┐
     store ─→ reader ─→ decode ─→ refine ──────────────┴→ loss
 
-A **turn** is what an epoch shows: one view, or the views of a pair, over which the objective is summed. A **window** is a part of it:
-where the rows of a view do not fit into memory, blocks are drawn in random order, a few at a time, and shuffled together.
+An epoch shows one view, or the views of a pair, over which the objective is summed. A **window** is a part of it: where the rows of
+a view do not fit into memory, blocks are drawn in random order, a few at a time, and shuffled together.
 """
 
+import functools
 import io
 import shlex
 import time
@@ -18,30 +19,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcache.data import ImageSet, Rendered, Renderer, whole_of
-from logitcache.data.contract import check_pixels
-from logitcache.data.images.views import View
-from logitcache.data.images.views.preprocessing import Preprocessing
+from logitcache.data import Ids, Inputs, Rendition, Samples, View, count_rows, modality_of, offsets_of
+from logitcache.data.contract import check_inputs
+from logitcache.data.protocol import Renderer
 from logitcache.errors import InputError, StoppedError, first_line
 from logitcache.methods import SecondLabels
 from logitcache.runs.directory import RunDirectory
 from logitcache.runtime.device import saying_when_out_of_memory, to_device
 from logitcache.runtime.progress import OnProgress, Progress
 from logitcache.store import Cache
-from logitcache.train.evaluate import evaluate, for_evaluation
+from logitcache.train.evaluate import Subject, evaluate
 from logitcache.train.optimize import learning_rate
 from logitcache.train.order import first_window, mixed_seed, sampled, shuffled, windowed
 from logitcache.train.replicas import Replicas
-from logitcache.train.step import SUMS, Part, Stepper
-from logitcache.train.targets import Answers, Shown, teacher_classes
+from logitcache.train.step import SUMS, MicroBatch, Stepper
+from logitcache.train.targets import CachedTargets, Stretch, Targets, predicted_classes
 
 __all__ = ["Loop"]
 
-_AGREEMENT_ROWS = 2048
+_AGREEMENT_SAMPLES = 2048
 _AGREED_STEPS, _AGREED_SECONDS = 16, 2.0  # at most, between two questions of several processes whether to stop
-_APART = 0x9E3779B97F4A7C15  # between the seeds of two processes' dropout
+_SEED_STRIDE = 0x9E3779B97F4A7C15  # between the dropout seeds of two processes
 
-Turn = Sequence[View]
 Blocks = tuple[int, ...] | None  # None: all
 
 
@@ -51,10 +50,10 @@ class Loop:
     def __init__(
         self,
         stepper: Stepper,
-        answers: Answers,
-        images: ImageSet,
-        eyes: Preprocessing,
-        test: ImageSet | None,
+        targets: Targets,
+        samples: Samples,
+        inputs: Inputs,
+        test: Samples | None,
         device: torch.device,
         settings: dict[str, Any],
         run: RunDirectory,
@@ -65,44 +64,58 @@ class Loop:
         on_progress: OnProgress,
         on_epoch: Callable[[dict[str, Any]], None] | None,
     ) -> None:
-        self.stepper, self.answers, self.images, self.eyes = stepper, answers, images, eyes
+        self.stepper, self.targets, self.samples, self.inputs = stepper, targets, samples, inputs
+        self.modality, self.offsets = modality_of(samples), offsets_of(samples)
         self.model, self.should_stop = stepper.model, should_stop
         self.device, self.settings, self.directory, self.replicas = device, settings, run, replicas
         self.on_progress, self.on_epoch = on_progress, on_epoch
         self.epochs, self.batch_size, self.seed = settings["epochs"], settings["batch_size"], settings["seed"]
-        self.parts = settings["grad_accum_steps"]
+        self.parts, self.checkpoint_every = settings["grad_accum_steps"], 1
         self.workers, self.window = workers, window
-        self.test = test
+        self.test: Subject | None = None
         if test is not None:
-            self.test_eyes = for_evaluation(eyes, test)
-            self.test_renderer = Renderer(test, [self.test_eyes], workers=workers, device=device)
+            seen, view = self.modality.for_evaluation(inputs, test)
+            renderer = self.modality.renderer(test, [seen], workers=workers, device=device)
+            self.test = Subject(test, view, seen, renderer)
 
-    def run(self, turns: Sequence[Turn], cache: Cache | None) -> dict[str, Any]:
-        """Train all epochs that are left, and measure the student."""
+    def run(self, epoch_views: Sequence[Sequence[View]], cache: Cache | None) -> dict[str, Any]:
+        """Train all epochs that are left, and measure the student.
+
+        Args:
+            epoch_views: Views of an epoch; epoch e takes entry e mod their number.
+            cache: The cache, where there is one.
+        """
         history, begun = self._taken_up()
-        looks = [self.eyes, *self.answers.eyes]
-        renderers = [Renderer(self.images, looks, workers=self.workers, device=self.device) for _ in turns[0]]
+        networks = [self.inputs, *self.targets.preprocessing]
+        renderers = [self._renderer(networks) for _ in epoch_views[0]]
         for epoch in range(len(history), self.epochs):
-            turn, upcoming = turns[epoch % len(turns)], turns[(epoch + 1) % len(turns)]
+            views, upcoming = (epoch_views[one % len(epoch_views)] for one in (epoch, epoch + 1))
             if cache:
-                for view in turn:
-                    check_pixels(cache, self.images, view, sampled(self.seed, epoch, len(self.images)))
-            shown = {"view": turn[0].index} | ({"views": [view.index for view in turn]} if len(turn) > 1 else {})
-            metrics = {"epoch": epoch + 1, **shown, **self._epoch(epoch, turn, upcoming, renderers, history, begun)}
+                for view in views:
+                    check_inputs(cache, self.samples, view, sampled(self.seed, epoch, len(self.samples)))
+            shown = {"view": views[0].index} | ({"views": [view.index for view in views]} if len(views) > 1 else {})
+            metrics = {"epoch": epoch + 1, **shown, **self._epoch(epoch, views, upcoming, renderers, history, begun)}
             metrics |= self._tested()
             history.append(metrics)
-            begun = {}
-            self.directory.epoch_done(metrics, self._packed(history))
+            begun, over = {}, epoch + 1 == self.epochs
+            state = functools.partial(self._packed, history)
+            saved = over or (epoch + 1) % self.checkpoint_every == 0
+            self.directory.epoch_done(metrics, state if saved else None)
             if self.on_epoch and self.replicas.leads:
                 self.on_epoch(metrics)
-            if epoch + 1 < self.epochs and self.replicas.largest(self.should_stop())[0]:
+            if not over and self.replicas.largest(self.should_stop())[0]:
+                if not saved:
+                    self.directory.save(state)
                 self.replicas.wait()
                 raise self._stopped(f"epoch {epoch + 1} of {self.epochs}")
         self.replicas.align(self.model)
-        return self.replicas.from_leader(lambda: self._results(history, turns[0][0], cache))
+        return self._results(history, epoch_views[0][0], cache)
+
+    def _renderer(self, inputs: Sequence[Inputs]) -> Renderer:
+        return self.modality.renderer(self.samples, inputs, workers=self.workers, device=self.device)
 
     def _results(self, history: list[dict[str, Any]], view: View, cache: Cache | None) -> dict[str, Any]:
-        """Sum up the epochs, and look at the student once more, beside its teacher."""
+        """Sum up the epochs, and compare the student once more with its teacher."""
         last = history[-1]
         kept = ("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_loss", "test_ece", "ema_test_accuracy")
         results: dict[str, Any] = {name: last[name] for name in kept if name in last}
@@ -135,15 +148,17 @@ class Loop:
     def _epoch(
         self,
         epoch: int,
-        turn: Turn,
-        upcoming: Turn,
+        views: Sequence[View],
+        upcoming: Sequence[View],
         renderers: Sequence[Renderer],
         history: list[dict[str, Any]],
         begun: dict[str, Any],
     ) -> dict[str, Any]:
         """Train one pass, or what is left of one that was `begun`; metrics are summed on the device and read once."""
         windows = self._windows(epoch)
-        following = self.window and first_window(len(self.images), *self.window, self.seed, epoch + 1)
+        following = self.window and first_window(
+            len(self.samples.labels), *self.window, self.seed, epoch + 1, self.offsets
+        )
         steps, step = sum(-(-len(order) // self.batch_size) for _, order in windows), 0
         done, over, sums = 0, begun.get("step", 0), torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         if begun and self.replicas.leads:
@@ -153,40 +168,46 @@ class Loop:
         started = time.perf_counter()
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), saying_when_out_of_memory(self.batch_size):
-            torch.manual_seed((mixed_seed(self.seed, epoch) + self.replicas.rank * _APART) % 2**63)  # dropout
+            torch.manual_seed((mixed_seed(self.seed, epoch) + self.replicas.rank * _SEED_STRIDE) % 2**63)  # dropout
             if begun and len(begun["numbers"]) == self.replicas.world:
                 _set_numbers(begun["numbers"][self.replicas.rank], self.device)
             for number, (blocks, order) in enumerate(windows):
-                last = number + 1 == len(windows)
-                later = Shown(upcoming, following) if last else Shown(turn, windows[number + 1][0])
+                stretch = Stretch(views, blocks)
+                if number + 1 < len(windows):
+                    later = Stretch(views, windows[number + 1][0])
+                else:  # after the last epoch nothing is read ahead
+                    later = Stretch(upcoming, following) if epoch + 1 < self.epochs else stretch
                 batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
                 past = min(max(over - step, 0), len(batches))
                 left, step, done = batches[past:], step + past, done + sum(map(len, batches[:past]))
                 if not left:
                     continue
-                self.answers.begin(Shown(turn, blocks), later)
-                for parts, batch in zip(self._parts(turn, left, renderers), left, strict=True):
+                self.targets.begin(stretch, later)
+                for parts, batch in zip(self._micro_batches(views, left, renderers), left, strict=True):
                     rate = learning_rate(self.settings, epoch, step, steps)
-                    sums += self.stepper.step(parts, len(batch), rate, (epoch + 1) / self.epochs)
+                    rows = count_rows(self.offsets, batch)
+                    sums += self.stepper.step(parts, rows, rate, (epoch + 1) / self.epochs)
                     step, done = step + 1, done + len(batch)
-                    self.on_progress(Progress(f"epoch {epoch + 1}/{self.epochs}", done, len(self.images), "images"))
+                    self.on_progress(
+                        Progress(f"epoch {epoch + 1}/{self.epochs}", done, len(self.samples), self.modality.unit)
+                    )
                     taken += 1
                     if step < steps and self._asked(step, time.perf_counter() - started, taken):
                         seconds = before + time.perf_counter() - started
                         numbers, sums = self.replicas.gathered(_numbers(self.device)), self.replicas.summed(sums)
-                        state = self._packed(history, step=step, sums=sums.cpu(), numbers=numbers, seconds=seconds)
-                        self.directory.save(state)
+                        begun = {"step": step, "sums": sums.cpu(), "numbers": numbers, "seconds": seconds}
+                        self.directory.save(functools.partial(self._packed, history, **begun))
                         self.replicas.wait()
                         raise self._stopped(f"step {step} of {steps} of epoch {epoch + 1}")
-        means = dict(zip(SUMS, (self.replicas.summed(sums) / len(self.images)).tolist(), strict=True))
+        means = dict(zip(SUMS, (self.replicas.summed(sums) / len(self.samples.labels)).tolist(), strict=True))
         seconds = before + time.perf_counter() - started
         if not np.isfinite(means["loss"]):
             raise InputError(
                 f"the loss is {means['loss']} in epoch {epoch + 1}: training has diverged. Lower --lr, or add --warmup-epochs."
             )
-        # What the method has nothing to say of is NaN.
+        # Metrics that do not apply to this method are NaN.
         means = {name: value for name, value in means.items() if not np.isnan(value)}
-        speed = {"seconds": seconds, "images_per_second": len(self.images) / seconds}
+        speed = {"seconds": seconds, f"{self.modality.unit}_per_second": len(self.samples) / seconds}
         return {"lr": rate, **means, **speed, **({"windows": len(windows)} if len(windows) > 1 else {})}
 
     def _asked(self, step: int, seconds: float, steps: int) -> bool:
@@ -210,28 +231,33 @@ class Loop:
         command = shlex.join(["logitcache", "train", "--resume", "--out", str(self.directory.path)])
         return StoppedError(f"stopped as asked after {where}. Go on with:\n  {command}")
 
-    def _parts(
-        self, turn: Turn, batches: Sequence[NDArray[np.int64]], renderers: Sequence[Renderer]
-    ) -> Iterator[list[list[Part]]]:
-        """Render batches: of each this process's shares of the micro-batches, in every view of the turn."""
+    def _micro_batches(
+        self, views: Sequence[View], batches: Sequence[Ids], renderers: Sequence[Renderer]
+    ) -> Iterator[list[list[MicroBatch]]]:
+        """Render batches; yield for each this process's shares of its micro-batches, in every view."""
         size = -(-self.batch_size // self.parts)
         divided = [
             [self.replicas.share(micro) for micro in np.array_split(batch, -(-len(batch) // size))] for batch in batches
         ]
-        flat = [samples for shares in divided for samples, _ in shares]
-        streams = [renderer.batches(view, flat) for renderer, view in zip(renderers, turn, strict=True)]
+        flat = [ids for shares in divided for ids, _ in shares]
+        streams = [renderer.batches(view, flat) for renderer, view in zip(renderers, views, strict=True)]
         rendered = zip(*streams, strict=True)
         for shares in divided:
             yield [
-                [self._part(position, turn[position], batch, counted) for position, batch in enumerate(next(rendered))]
+                [
+                    self._micro_batch(position, views[position], batch, joins_only=not counted)
+                    for position, batch in enumerate(next(rendered))
+                ]
                 for _, counted in shares
             ]
 
-    def _part(self, position: int, view: View, batch: Rendered, counted: int) -> Part:
-        labels = to_device(torch.from_numpy(self.images.labels[batch.samples]), self.device)
-        inputs = self.eyes.normalize(batch.pixels[0].to(self.device, non_blocking=True))
-        second, said = self._second(view, batch.samples), self.answers.logits(position, batch)
-        return Part(inputs, labels, second, said, counted)
+    def _micro_batch(self, position: int, view: View, batch: Rendition, *, joins_only: bool) -> MicroBatch:
+        rows = self.modality.row_labels(self.samples, view, batch.samples)
+        labels = to_device(rows.labels, self.device)
+        second = rows.second and SecondLabels(*(to_device(one, self.device) for one in rows.second))
+        keep = None if rows.keep is None else to_device(rows.keep, self.device)
+        inputs, logits = self.inputs.on(batch.inputs[0], self.device), self.targets.logits(position, batch, rows)
+        return MicroBatch(inputs, keep, labels, second, logits, 0 if joins_only else len(rows.ids))
 
     def _windows(self, epoch: int) -> Sequence[tuple[Blocks, NDArray[np.int64]]]:
         """Order the samples of an epoch: a permutation of all, or of a few blocks after the other where memory is bounded.
@@ -240,39 +266,34 @@ class Loop:
             For each window the blocks of the cache that hold it (None: all), and sample ids.
         """
         if self.window is None:
-            return [(None, shuffled(len(self.images), self.seed, epoch))]
-        return windowed(len(self.images), *self.window, self.seed, epoch)
-
-    def _second(self, view: View, samples: NDArray[np.int64]) -> SecondLabels | None:
-        """Return the other labels of rows that a view mixes, or None where it mixes none."""
-        whole, first = whole_of(self.images)
-        mixed = view.mixed(samples + first, len(whole))
-        if mixed is None:
-            return None
-        labels, weights = torch.from_numpy(whole.labels[mixed.partners]), torch.from_numpy(mixed.weights) / 256
-        return SecondLabels(to_device(labels, self.device), to_device(weights.float(), self.device))
+            return [(None, shuffled(len(self.samples), self.seed, epoch))]
+        return windowed(len(self.samples.labels), *self.window, self.seed, epoch, self.offsets)
 
     def _tested(self) -> dict[str, float]:
-        if self.test is None or not self.replicas.leads:
+        if self.test is None:
             return {}
-        measured = evaluate(self.model, self.test_renderer, self.test_eyes, self.test.labels, self.device)
+        measured = evaluate(self.model, self.test, self.stepper.predict, self.device, self.replicas)
         found = {"test_accuracy": measured.accuracy, "test_loss": measured.loss, "test_ece": measured.ece}
         if self.stepper.average is not None:
             average = self.stepper.average.module
-            measured = evaluate(average, self.test_renderer, self.test_eyes, self.test.labels, self.device)
+            measured = evaluate(average, self.test, self.stepper.predict, self.device, self.replicas)
             found["ema_test_accuracy"] = measured.accuracy
         return found
 
     def _beside_teacher(self, cache: Cache, view: View) -> dict[str, float]:
-        """Compare the student, in evaluation mode, with what the teacher said about some rows of the first view."""
-        count = min(_AGREEMENT_ROWS, len(self.images))
-        samples = np.arange(count) * len(self.images) // count
-        renderer = Renderer(self.images, [self.eyes], workers=self.workers)
-        student = evaluate(self.model, renderer, self.eyes, self.images.labels, self.device, view=view, samples=samples)
-        return {
-            "teacher_agreement": float((student.predictions == teacher_classes(cache, view, samples)).mean()),
-            "agreement_rows": count,
-        }
+        """Compare the student, in evaluation mode, with the teacher's stored logits of some samples of the first view."""
+        count = min(_AGREEMENT_SAMPLES, len(self.samples))
+        ids = np.arange(count) * len(self.samples) // count
+        subject = Subject(self.samples, view, self.inputs, self._renderer([self.inputs]))
+        student = evaluate(self.model, subject, self.stepper.predict, self.device, self.replicas, ids=ids)
+        teacher = self.replicas.from_leader(lambda: self._predicted(cache, view, student.rows))
+        return {"teacher_agreement": float((student.predictions == teacher).mean()), "agreement_rows": len(teacher)}
+
+    def _predicted(self, cache: Cache, view: View, rows: Ids) -> NDArray[np.int64]:
+        """Return what the teacher predicts: from memory where training holds that view, else from the cache."""
+        if isinstance(self.targets, CachedTargets):
+            return self.targets.predicted(view, rows)
+        return predicted_classes(cache, view, rows)
 
 
 def _numbers(device: torch.device) -> list[Tensor]:

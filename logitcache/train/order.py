@@ -1,10 +1,15 @@
-"""Which samples come when: functions of (seed, epoch) alone."""
+"""The order of samples and views: functions of (seed, epoch) alone."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-__all__ = ["first_window", "mixed_seed", "sampled", "shuffled", "windowed"]
+from logitcache.data import Ids
+
+__all__ = ["epoch_views", "first_window", "mixed_seed", "sampled", "shuffled", "windowed"]
 
 _CHECKED_ROWS = 64  # rendered again and compared with their digests before each epoch
 
@@ -19,40 +24,74 @@ def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch))).numpy()
 
 
+def epoch_views(views: Sequence[Any], *, paired: bool) -> list[tuple[Any, ...]]:
+    """Return the views of each epoch: one view, or where `paired` all views of a group. Epoch e takes entry e mod their number."""
+    if not paired:
+        return [(view,) for view in views]
+    groups: dict[int, list[Any]] = {}
+    for view in views:
+        groups.setdefault(view.group, []).append(view)
+    return [tuple(group) for group in groups.values()]
+
+
 def windowed(
-    count: int, block_rows: int, blocks: int, seed: int, epoch: int
-) -> list[tuple[tuple[int, ...], NDArray[np.int64]]]:
+    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None
+) -> list[tuple[tuple[int, ...], Ids]]:
     """Return the order of an epoch where memory is bounded: blocks drawn at random, a few at a time, and shuffled together.
 
     Args:
-        count: Samples.
-        block_rows: Of a block.
-        blocks: Of a window.
-        seed: Of the order.
-        epoch: 0, 1, ...
+        rows: Rows of a view.
+        block_rows: Rows of a block.
+        blocks: Blocks of a window.
+        seed: Seed of the order.
+        epoch: Number of the epoch, from 0.
+        offsets: Row at which each sample begins, [N + 1]; None where each sample is one row.
 
     Returns:
-        For each window its blocks and its sample ids.
+        For each window the blocks that hold its rows, and its sample ids: those that begin in a block that was drawn. A sample
+        that goes on in another block brings that block along.
     """
     random = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     windows = []
-    for chosen in _drawn(count, block_rows, blocks, random):
-        held = np.concatenate([np.arange(b * block_rows, min((b + 1) * block_rows, count)) for b in chosen])
-        windows.append((chosen, held[torch.randperm(len(held), generator=random).numpy()]))
+    for chosen in _drawn(rows, block_rows, blocks, random):
+        held = np.concatenate([_begun(block, rows, block_rows, offsets) for block in chosen])
+        order = held[torch.randperm(len(held), generator=random).numpy()]
+        windows.append((_with_spills(chosen, rows, block_rows, offsets), order))
     return windows
 
 
-def first_window(count: int, block_rows: int, blocks: int, seed: int, epoch: int) -> tuple[int, ...]:
+def first_window(
+    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None
+) -> tuple[int, ...]:
     """Return the blocks that `windowed` begins an epoch with."""
-    return _drawn(count, block_rows, blocks, torch.Generator().manual_seed(mixed_seed(seed, epoch)))[0]
+    random = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+    return _with_spills(_drawn(rows, block_rows, blocks, random)[0], rows, block_rows, offsets)
 
 
-def _drawn(count: int, block_rows: int, blocks: int, random: torch.Generator) -> list[tuple[int, ...]]:
-    drawn = torch.randperm(-(-count // block_rows), generator=random).tolist()
+def _drawn(rows: int, block_rows: int, blocks: int, random: torch.Generator) -> list[tuple[int, ...]]:
+    drawn = torch.randperm(-(-rows // block_rows), generator=random).tolist()
     return [tuple(drawn[start : start + blocks]) for start in range(0, len(drawn), blocks)]
 
 
+def _begun(block: int, rows: int, block_rows: int, offsets: Ids | None) -> Ids:
+    """Return the samples whose first row is in a block."""
+    span = block * block_rows, min((block + 1) * block_rows, rows)
+    return np.arange(*span) if offsets is None else np.arange(*np.searchsorted(offsets[:-1], span))
+
+
+def _with_spills(chosen: tuple[int, ...], rows: int, block_rows: int, offsets: Ids | None) -> tuple[int, ...]:
+    """Add the blocks in which the last sample of a chosen block goes on."""
+    if offsets is None:
+        return chosen
+    found = list(chosen)
+    for block in chosen:
+        begun = _begun(block, rows, block_rows, offsets)
+        end = (int(offsets[begun[-1] + 1]) - 1) // block_rows if len(begun) else block
+        found += [one for one in range(block + 1, end + 1) if one not in found]
+    return tuple(found)
+
+
 def sampled(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Draw the samples whose pixels are looked at before an epoch, ascending, at most 64."""
+    """Draw the samples that are rendered and compared with their digests before an epoch, ascending, at most 64."""
     generator = np.random.Generator(np.random.Philox(key=mixed_seed(seed, epoch)))
     return np.unique(generator.integers(0, count, _CHECKED_ROWS))

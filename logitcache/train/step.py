@@ -15,34 +15,38 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from logitcache.data import Samples, modality_of
 from logitcache.encoding import TopKRows
 from logitcache.errors import InputError
 from logitcache.methods import Objective, SecondLabels
 from logitcache.runtime.device import compiled_unless_refused
+from logitcache.runtime.tensors import call_network, channels_last
 from logitcache.train.optimize import make_optimizer
 from logitcache.train.replicas import Replicas
 
-__all__ = ["SUMS", "Part", "Stepper"]
+__all__ = ["SUMS", "MicroBatch", "Stepper"]
 
 SUMS = ("loss", "ce", "kd", "train_accuracy", "teacher_agreement", "refined_rows", "unranked_rows")
 
 
-class Part(NamedTuple):
-    """A part of a batch in one view.
+class MicroBatch(NamedTuple):
+    """A part of a batch in one view; everything is on the student's device.
 
     Attributes:
-        inputs: The student's, [B, 3, H, W] float32.
-        labels: [B] int64.
-        second: The other labels of mixed rows.
-        teacher: What the teacher says, or None.
-        counted: Rows that count: all, or 0 where this process takes part with a row of another.
+        inputs: The student's input: a tensor, or a mapping of tensors; for images [B, 3, H, W] float32.
+        keep: Which of the student's outputs are rows (`RowLabels.keep`).
+        labels: Class of each row, [R] int64.
+        second: Second labels of mixed rows.
+        teacher: The teacher's logits, or None.
+        weight_rows: Rows to include in the loss; 0 on ranks that only join the collective.
     """
 
-    inputs: Tensor
+    inputs: Any
+    keep: Tensor | None
     labels: Tensor
     second: SecondLabels | None
     teacher: Tensor | TopKRows | None
-    counted: int
+    weight_rows: int
 
 
 class Stepper:
@@ -55,6 +59,7 @@ class Stepper:
         settings: Mapping[str, Any],
         device: torch.device,
         replicas: Replicas,
+        samples: Samples,
     ) -> None:
         """Prepare a student for training.
 
@@ -64,12 +69,15 @@ class Stepper:
             settings: Those of `train_student`.
             device: Where it trains.
             replicas: The processes that train it together.
+            samples: The training data; its modality says which of the student's outputs are rows.
 
         Raises:
             InputError: A setting that means nothing.
         """
         self.model, self._objective, self._device = model, objective, device
+        self._modality, self._classes = modality_of(samples), len(samples.classes)
         self._optimizer = make_optimizer(model, settings)
+        self._optimizer.zero_grad(set_to_none=True)  # a module may come with gradients of another use
         self._clip = settings["clip_grad"]
         decay = settings["model_ema_decay"]
         for name, good, wanted in (
@@ -90,16 +98,16 @@ class Stepper:
         self._scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         if settings["channels_last"]:
             model.to(memory_format=torch.channels_last)
-        self._layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
+        self._channels_last = settings["channels_last"]
         self._replicas, self._replicated = replicas, replicas.replicate(model, device)
-        self._run: Callable[[Tensor], Any] = self._replicated
+        self._run: Callable[..., Any] = self._replicated
         if settings["compiled"]:
             self._run = compiled_unless_refused(self._replicated, "the student")
             if objective.loss:
                 translated = compiled_unless_refused(objective.loss.__call__, "the loss")
                 self._objective = replace(objective, translated=translated)
 
-    def step(self, parts: Sequence[Sequence[Part]], rows: int, rate: float, progress: float) -> Tensor:
+    def step(self, parts: Sequence[Sequence[MicroBatch]], rows: int, rate: float, progress: float) -> Tensor:
         """Take a step on a batch.
 
         Args:
@@ -114,9 +122,9 @@ class Stepper:
         """
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self._device)
         for number, part in enumerate(parts):
-            count = part[0].counted
-            with self._apart() if number + 1 < len(parts) else contextlib.nullcontext():
-                found = [self._forward(shown, progress) for shown in part]
+            count = part[0].weight_rows
+            with self._no_sync() if number + 1 < len(parts) else contextlib.nullcontext():
+                found = [self._forward(batch, progress) for batch in part]
                 total = functools.reduce(torch.add, [total for total, _, _ in found])
                 share = count * self._replicas.world / rows  # gradients are averaged over processes
                 scaled: Tensor = self._scaler.scale(total if share == 1 else total * share)
@@ -136,23 +144,40 @@ class Stepper:
             self.average.update_parameters(self.model)
         return sums
 
-    def _apart(self) -> contextlib.AbstractContextManager[None]:
-        """Leave gradients where they are: the last part of a batch averages the sum of all over processes."""
+    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """Keep gradients local: the last micro-batch of a batch averages the sum of all over the processes."""
         if isinstance(self._replicated, DistributedDataParallel):
             return self._replicated.no_sync()
         return contextlib.nullcontext()
 
-    def _forward(self, shown: Part, progress: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Evaluate the objective in one view: its value, its terms to be summed, and shares to be averaged, over views."""
+    def predict(self, network: Callable[..., Any], inputs: Any, keep: Tensor | None) -> Tensor:
+        """Run a student, this one or its running mean, as training runs it: with its autocast and memory format.
+
+        Args:
+            network: The student.
+            inputs: Its input, on the device.
+            keep: Which outputs are rows.
+
+        Returns:
+            The logits of the rows, [R, C] float32.
+
+        Raises:
+            InputError: The student returns no logits.
+        """
         with torch.autocast(self._device.type, self._dtype, enabled=self._autocast):
-            logits: Tensor = self._run(shown.inputs.contiguous(memory_format=self._layout))
-        logits = logits.float()
-        terms = self._objective(logits, shown.teacher, shown.labels, progress, shown.second)
+            output = call_network(network, channels_last(inputs) if self._channels_last else inputs)
+            chunks = list(self._modality.rows(output, keep, classes=self._classes, label="the student"))
+        return (chunks[0] if len(chunks) == 1 else torch.cat(chunks)).float()
+
+    def _forward(self, batch: MicroBatch, progress: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate the objective in one view: its value, its terms to be summed, and shares to be averaged, over views."""
+        logits = self.predict(self._run, batch.inputs, batch.keep)
+        terms = self._objective(logits, batch.teacher, batch.labels, progress, batch.second)
         predicted = logits.detach().argmax(1)
-        right = (predicted == shown.labels).float().mean()
+        right = (predicted == batch.labels).float().mean()
         agreed = torch.full_like(right, torch.nan)
-        if shown.teacher is not None:
-            agreed = (predicted == _top(shown.teacher)).float().mean()
+        if batch.teacher is not None:
+            agreed = (predicted == _top(batch.teacher)).float().mean()
         return (
             terms.total,
             torch.stack([terms.total.detach(), terms.ce, terms.kd]),
@@ -185,9 +210,13 @@ def _top(teacher: Tensor | TopKRows) -> Tensor:
 
 @torch.no_grad()
 def _towards(share: float, averaged: Sequence[Tensor], current: Sequence[Tensor], _count: object) -> None:
-    """Move a running mean towards what is; what is counted or indexed, in integers, has no mean and is copied."""
-    for mean, now in zip(averaged, current, strict=True):
-        if mean.is_floating_point() or mean.is_complex():
-            mean.lerp_(now, share)
-        else:
-            mean.copy_(now)
+    """Move a running mean towards the current values, in a few kernels for all tensors; integers have no mean and are copied."""
+    has_mean = [mean.is_floating_point() or mean.is_complex() for mean in averaged]
+    means, counts = (
+        [pair for pair, floats in zip(zip(averaged, current, strict=True), has_mean, strict=True) if floats is wanted]
+        for wanted in (True, False)
+    )
+    if means:
+        torch._foreach_lerp_([mean for mean, _ in means], [now for _, now in means], share)
+    if counts:
+        torch._foreach_copy_([mean for mean, _ in counts], [now for _, now in counts])

@@ -1,4 +1,4 @@
-"""What the teacher says about a batch: from the cache, live, or nothing at all. The training loop cannot tell them apart."""
+"""Where the teacher's logits come from: the cache, the live teacher, or nowhere. The training loop cannot tell them apart."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -8,118 +8,132 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcache.data import Rendered
-from logitcache.data.images.views import View
-from logitcache.data.images.views.preprocessing import Preprocessing
+from logitcache.data import Ids, Inputs, Rendition, RowLabels, View
 from logitcache.encoding import TopKRows, dense, read_encoding
 from logitcache.errors import CorruptCacheError
 from logitcache.runtime.device import to_device
 from logitcache.store import Cache, ViewStream
 from logitcache.teachers.forward import Teachers
 
-__all__ = [
-    "Answers",
-    "CachedAnswers",
-    "HeldRows",
-    "LabelsOnly",
-    "LiveAnswers",
-    "Shown",
-    "teacher_classes",
-]
+__all__ = ["CachedTargets", "HeldRows", "LabelsOnly", "LiveTargets", "Stretch", "Targets", "predicted_classes"]
 
 
-class Shown(NamedTuple):
-    """What a stretch of training shows.
+class Stretch(NamedTuple):
+    """The views and blocks that the next part of an epoch trains on.
 
     Attributes:
-        turn: One view, or those of a pair.
-        blocks: Of the cache, in this order; None for all.
+        views: One view, or the views of a pair.
+        blocks: Blocks of the cache, in this order; None for all.
     """
 
-    turn: Sequence[View]
+    views: Sequence[View]
     blocks: tuple[int, ...] | None = None
 
 
-class Answers(Protocol):
+class Targets(Protocol):
     """Where a teacher's logits come from.
 
     Attributes:
         name: `cached`, `live` or `unused`; recorded with the run.
-        eyes: The preprocessing that live teachers look through; their pixels follow the student's in a batch.
+        preprocessing: One per live teacher; a batch holds the student's input first, then theirs.
     """
 
     name: str
-    eyes: tuple[Preprocessing, ...]
+    preprocessing: tuple[Inputs, ...]
 
-    def begin(self, shown: Shown, upcoming: Shown) -> None:
-        """Prepare for a view, or for the views of a pair, or for a window of them; `upcoming` comes next."""
+    def begin(self, stretch: Stretch, upcoming: Stretch) -> None:
+        """Prepare for a stretch; `upcoming` comes next, and is the same stretch where nothing comes next."""
 
-    def logits(self, position: int, batch: Rendered) -> Tensor | TopKRows | None:
-        """Answer for a batch in one view of the turn: [B, C] float32 without gradient, on the student's device; None: nobody does."""
+    def logits(self, position: int, batch: Rendition, rows: RowLabels) -> Tensor | TopKRows | None:
+        """Return the teacher's logits for a batch, or None when training without a teacher.
+
+        Args:
+            position: Which view of the stretch the batch shows.
+            batch: The samples, as that view shows them.
+            rows: Their rows.
+
+        Returns:
+            [R, C] float32 without gradient, or rows of which the largest were kept; on the student's device.
+        """
 
     def close(self) -> None:
-        """Let go of threads."""
+        """Release threads and networks."""
 
 
 class LabelsOnly:
     """No teacher."""
 
     name = "unused"
-    eyes: tuple[Preprocessing, ...] = ()
+    preprocessing: tuple[Inputs, ...] = ()
 
-    def begin(self, shown: Shown, upcoming: Shown) -> None:
+    def begin(self, stretch: Stretch, upcoming: Stretch) -> None:
         """Do nothing."""
 
-    def logits(self, position: int, batch: Rendered) -> Tensor | TopKRows | None:
-        """Answer nothing."""
-        del position, batch
+    def logits(self, position: int, batch: Rendition, rows: RowLabels) -> Tensor | TopKRows | None:
+        """Return None."""
+        del position, batch, rows
         return None
 
     def close(self) -> None:
         """Do nothing."""
 
 
-class CachedAnswers:
-    """What the teacher said: a view in the memory of the student's device, a batch one gather, decoded there."""
+class CachedTargets:
+    """Logits from a cache: a view is held in the memory of the student's device, and a batch is one gather, decoded there."""
 
     name = "cached"
-    eyes: tuple[Preprocessing, ...] = ()
+    preprocessing: tuple[Inputs, ...] = ()
 
     def __init__(self, cache: Cache, device: torch.device) -> None:
         self._cache, self._device = cache, device
         self._encoding, self._classes = read_encoding(cache.manifest.encoding), len(cache.manifest.classes)
         self._labels = torch.from_numpy(cache.labels()).long().to(device)
         self._streams: list[ViewStream] = []
+        self._stretch: Stretch | None = None
 
-    def begin(self, shown: Shown, upcoming: Shown) -> None:
-        """Take what is shown into memory, and have what comes next fetched meanwhile."""
-        self._streams = self._streams or [ViewStream(self._cache, self._cache.teacher) for _ in shown.turn]
-        parts = ([(view.index, one.blocks) for view in one.turn] for one in (shown, upcoming))
+    def begin(self, stretch: Stretch, upcoming: Stretch) -> None:
+        """Decode the rows of a stretch into memory, and begin to read the upcoming ones in the background."""
+        self._streams = self._streams or [ViewStream(self._cache, self._cache.teacher) for _ in stretch.views]
+        parts = ([(view.index, one.blocks) for view in one.views] for one in (stretch, upcoming))
         taken = [stream.take(part, later) for stream, part, later in zip(self._streams, *parts, strict=True)]
-        for view, rows in zip(shown.turn, taken, strict=True):
+        for view, rows in zip(stretch.views, taken, strict=True):
             if problem := self._encoding.check({name: rows[name] for name in rows.dtype.names or ()}, self._classes):
                 raise CorruptCacheError(f"{self._cache.place}, view {view.index}: {problem}. Dump the cache again.")
         self._held = [HeldRows(rows, self._device) for rows in taken]
-        self._place = None
-        if shown.blocks is not None:  # where the rows of each block begin
+        self._stretch, self._begins = stretch, None
+        if stretch.blocks is not None:  # the place in memory at which the rows of each block begin
             manifest = self._cache.manifest
-            self._place = np.full(manifest.blocks, -1, np.int64)
-            lengths = [last - first for first, last in map(manifest.rows, shown.blocks)]
-            self._place[list(shown.blocks)] = np.cumsum([0, *lengths[:-1]])
+            self._begins = np.full(manifest.blocks, -1, np.int64)
+            lengths = [last - first for first, last in map(manifest.span, stretch.blocks)]
+            self._begins[list(stretch.blocks)] = np.cumsum([0, *lengths[:-1]])
 
-    def logits(self, position: int, batch: Rendered) -> Tensor | TopKRows:
+    def logits(self, position: int, batch: Rendition, rows: RowLabels) -> Tensor | TopKRows:
         """Gather and decode the batch's rows."""
-        return self.of(position, batch.samples)
+        del batch
+        return self.of(position, rows.ids)
 
-    def of(self, position: int, samples: NDArray[np.int64]) -> Tensor | TopKRows:
-        """Gather and decode the rows of some samples."""
-        at = samples
-        if self._place is not None:
+    def of(self, position: int, rows: Ids) -> Tensor | TopKRows:
+        """Gather and decode rows of the stretch that was begun last: [R, C] float32, or what was kept.
+
+        Args:
+            position: Which view of the stretch.
+            rows: Row ids, [R].
+        """
+        at = rows
+        if self._begins is not None:
             size = self._cache.manifest.block_rows
-            at = self._place[at // size] + at % size
-        ids = to_device(torch.from_numpy(samples), self._device)
-        rows = self._held[position].take(ids if at is samples else to_device(torch.from_numpy(at), self._device))
-        return self._encoding.decode(rows, self._labels.index_select(0, ids), self._classes)
+            at = self._begins[at // size] + at % size
+        ids = to_device(torch.from_numpy(rows), self._device)
+        columns = self._held[position].take(ids if at is rows else to_device(torch.from_numpy(at), self._device))
+        return self._encoding.decode(columns, self._labels.index_select(0, ids), self._classes)
+
+    def predicted(self, view: View, rows: Ids) -> NDArray[np.int64]:
+        """Return the class of the teacher's largest logit for ascending rows of a view, [R]: from memory where the view is held."""
+        held = self._stretch if self._stretch and self._stretch.blocks is None else Stretch(())
+        if view in held.views:
+            decoded = self.of(list(held.views).index(view), rows)
+            return dense(decoded).argmax(1).cpu().numpy()
+        return predicted_classes(self._cache, view, rows)
 
     def close(self) -> None:
         """End the threads that read ahead."""
@@ -164,27 +178,27 @@ def _bytes_of(rows: NDArray[np.void]) -> Tensor:
     return torch.from_numpy(rows.view(np.uint8).reshape(len(rows), -1))
 
 
-class LiveAnswers(LabelsOnly):
+class LiveTargets(LabelsOnly):
     """The teacher itself, run as it was for the cache."""
 
     name = "live"
 
     def __init__(self, teachers: Teachers) -> None:
-        self._teachers, self.eyes = teachers, teachers.eyes
+        self._teachers, self.preprocessing = teachers, teachers.preprocessing
 
-    def logits(self, position: int, batch: Rendered) -> Tensor:
+    def logits(self, position: int, batch: Rendition, rows: RowLabels) -> Tensor:
         """Run the teacher."""
         del position
-        return self._teachers.logits(batch.pixels[1:])
+        return self._teachers.logits(batch.inputs[1:], rows.keep)
 
     def close(self) -> None:
-        """Give the network back as it was."""
+        """Restore the mode of the network."""
         self._teachers.close()
 
 
-def teacher_classes(cache: Cache, view: View, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the class of the teacher's largest stored logit for ascending samples of a view, [B]."""
-    rows = {name: torch.from_numpy(column) for name, column in cache.rows(view.index, cache.teacher, samples).items()}
-    labels = torch.from_numpy(cache.labels()[samples]).long()
-    decoded = read_encoding(cache.manifest.encoding).decode(rows, labels, len(cache.manifest.classes))
+def predicted_classes(cache: Cache, view: View, rows: Ids) -> NDArray[np.int64]:
+    """Return the class of the teacher's largest stored logit for ascending rows of a view, [R]; read from the cache."""
+    columns = {name: torch.from_numpy(x) for name, x in cache.rows(view.index, cache.teacher, rows).items()}
+    labels = torch.from_numpy(cache.labels()[rows]).long()
+    decoded = read_encoding(cache.manifest.encoding).decode(columns, labels, len(cache.manifest.classes))
     return dense(decoded).argmax(1).numpy()

@@ -20,23 +20,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from logitcache.data import ImageSet, held_out_split, load_data, preprocessing_for
-from logitcache.data.contract import recorded_data
-from logitcache.data.images.views import View, make_turns, make_views
-from logitcache.data.images.views.preprocessing import Preprocessing
+from logitcache.data import Inputs, Samples, View, as_samples, held_out_split, modality_of
+from logitcache.data.contract import cache_views, recorded_data
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.methods import METHODS, Objective, TemperatureChoice, find_method, make_objective
-from logitcache.models import Network, load_network, read_weights, save_weights
+from logitcache.models import Network, read_weights, save_weights
 from logitcache.runs.directory import FollowedRun, RunDirectory, free_name
 from logitcache.runtime.device import pick_device
 from logitcache.runtime.files import local_path
 from logitcache.runtime.progress import OnProgress, silent
-from logitcache.store import Cache, open_cache
+from logitcache.store import Cache, classes_to_json, open_cache
 from logitcache.teachers.recorded import live_teacher_of
 from logitcache.train.loop import Loop
+from logitcache.train.order import epoch_views
 from logitcache.train.replicas import Replicas, join_replicas
 from logitcache.train.step import Stepper
-from logitcache.train.targets import Answers, CachedAnswers, LabelsOnly, LiveAnswers
+from logitcache.train.targets import CachedTargets, LabelsOnly, LiveTargets, Targets
 
 __all__ = ["RunResult", "train_student"]
 
@@ -75,8 +74,8 @@ def train_student(
     student_weights: str | None = None,
     live_teacher: bool | nn.Module = False,
     teacher_weights: str | None = None,
-    data: str | ImageSet | None = None,
-    test_data: str | ImageSet | None = None,
+    data: Any = None,
+    test_data: Any = None,
     augment: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -207,15 +206,15 @@ def train_student(
     if opened and not live_teacher:
         _refuse_too_little(opened, objective)
     if opened:
-        images, shown = recorded_data(opened, data), [View.from_json(entry) for entry in opened.manifest.views]
+        samples, views = recorded_data(opened, data), cache_views(opened)
         recorded = opened.manifest.teachers[0]["preprocessing"]
     else:
-        assert data is not None  # refused above
-        images = load_data(data) if isinstance(data, str) else data
-        shown, recorded = list(make_views(augment or "none", epochs, seed)), {}
-    _refuse_mixed(shown, objective, method, str(opened.place) if opened else "this training")
-    turns = make_turns(shown, paired=objective.pairs_views if pair_views is None else pair_views)
-    if pair_views and len(turns) == len(shown):
+        samples = as_samples(data)
+        views, recorded = list(modality_of(samples).make_views(augment or "none", epochs, seed)), {}
+    modality = modality_of(samples)
+    _refuse_mixed(views, objective, method, str(opened.place) if opened else "this training")
+    shown = epoch_views(views, paired=objective.pairs_views if pair_views is None else pair_views)
+    if pair_views and len(shown) == len(views):
         remedy = (
             "Dump some: --augment RECIPE,RECIPE makes one view of each"
             if opened
@@ -224,25 +223,25 @@ def train_student(
         raise CacheMismatchError(f"{opened.place if opened else 'this training'} holds no pairs of views. {remedy}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = load_network(student, len(images.classes), student_weights)
+        network = modality.network(student, len(samples.classes), student_weights)
     given = {"mean": mean, "std": std, "image_size": image_size, "crop_pct": crop_pct}
-    eyes = preprocessing_for(images, shown[0].recipe, given, network.preprocessing, recorded)
+    inputs = modality.choose_inputs(samples, views[0], given, network.preprocessing, recorded)
     if data is None and opened:
         data = opened.manifest.data["spec"]
-    test = _test_images(test_data, data, images)
+    test = _test_samples(test_data, data, samples)
     model = network.module.to(where)
     replicas = join_replicas(where)
-    stepper = Stepper(model, objective, settings, where, replicas)
-    window = _window(opened, memory_budget, len(turns[0])) if opened else None
-    answers = _answers(opened, objective, live_teacher, teacher_weights, where)
+    stepper = Stepper(model, objective, settings, where, replicas, samples)
+    window = _window(opened, memory_budget, len(shown[0])) if opened else None
+    targets = _targets(opened, objective, live_teacher, teacher_weights, where)
     named = local_path(out) if out else free_name(Path("runs"), f"{method}-{network.name}".replace(":", "-"))
-    facts = _facts(opened, answers.name, network, eyes, where) | {"data": _digests(images, test)}
+    facts = _facts(opened, targets.name, network, inputs, where) | {"data": _digests(samples, test)}
     run = _begun(replicas, named, settings, facts, report_to, resume=resume)
     loop = Loop(
         stepper,
-        answers,
-        images,
-        eyes,
+        targets,
+        samples,
+        inputs,
         test,
         where,
         settings,
@@ -260,11 +259,15 @@ def train_student(
             weights = run.path / "student.safetensors"
             model.load_state_dict(replicas.from_leader(lambda: read_weights(str(weights))))
             return RunResult(run.path, model.eval(), results)
-        with contextlib.closing(answers):
-            results = loop.run(turns, opened)
+        with contextlib.closing(targets):
+            results = loop.run(shown, opened)
         if replicas.leads:
-            notes: dict[str, Any] = {"network": network.name, "classes": list(images.classes), "method": method}
-            notes["preprocessing"] = _portable(eyes)
+            notes: dict[str, Any] = {
+                "network": network.name,
+                "classes": classes_to_json(samples.classes),
+                "method": method,
+            }
+            notes["preprocessing"] = _portable(inputs)
             save_weights(model.state_dict(), run.path / "student.safetensors", notes)
             if stepper.average is not None:
                 save_weights(stepper.average.module.state_dict(), run.path / "student-ema.safetensors", notes)
@@ -323,18 +326,16 @@ def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _digests(images: ImageSet, test: ImageSet | None) -> dict[str, str | None]:
+def _digests(samples: Samples, test: Samples | None) -> dict[str, str | None]:
     """Identify what is trained and tested on: paths may move, this may not change in the middle of a run."""
-    return {"train": images.digest(), "test": None if test is None else test.digest()}
+    return {"train": samples.digest(), "test": None if test is None else test.digest()}
 
 
-def _portable(eyes: Preprocessing) -> dict[str, Any]:
-    return {name: value for name, value in eyes.to_json().items() if name != "resize"}
+def _portable(inputs: Inputs) -> dict[str, Any]:
+    return {name: value for name, value in inputs.to_json().items() if name != "resize"}
 
 
-def _facts(
-    cache: Cache | None, logits: str, network: Network, eyes: Preprocessing, device: torch.device
-) -> dict[str, Any]:
+def _facts(cache: Cache | None, logits: str, network: Network, inputs: Inputs, device: torch.device) -> dict[str, Any]:
     """Return what else a run records: where it came from and what it ran on. `logits` are cached, live or unused."""
     encoded = None
     if cache:
@@ -351,7 +352,7 @@ def _facts(
         "student": {
             "name": network.name,
             "parameters": sum(p.numel() for p in network.module.parameters()),
-            "preprocessing": eyes.to_json(),
+            "preprocessing": inputs.to_json(),
         },
         "software": {name: version(name) for name in ("logitcache", "numpy", "torch", "torchvision")}
         | {"python": platform.python_version()},
@@ -400,6 +401,7 @@ def _window(cache: Cache, budget: int | None, views: int) -> tuple[int, int] | N
         return None
     manifest = cache.manifest
     block = 2 * views * manifest.block_rows * cache.fields(cache.teacher).itemsize
+    block *= 1 if manifest.rows is None else 2  # a sample that goes on in the next block brings that block along
     if budget < block:
         raise InputError(
             f"--memory-budget {budget:,} bytes does not hold one block of {cache.place} and the next beside it: that takes {block:,}"
@@ -446,30 +448,32 @@ def _fuller(cache: Cache) -> str:
     return f":\n  {shlex.join(kept)} --encoding full\n"
 
 
-def _test_images(test_data: str | ImageSet | None, data: Any, images: ImageSet) -> ImageSet | None:
+def _test_samples(test_data: Any, data: Any, samples: Samples) -> Any:
     if test_data is None and isinstance(data, str):
         test_data = held_out_split(data)
     if test_data is None:
         return None
-    test = load_data(test_data) if isinstance(test_data, str) else test_data
-    if len(test.classes) > len(images.classes) or tuple(test.classes) != tuple(images.classes[: len(test.classes)]):
+    test, known = as_samples(test_data, samples.classes), samples.classes
+    if (ours := modality_of(samples).name) != (theirs := modality_of(test).name):
+        raise CacheMismatchError(f"the training data is {ours} and the test data {theirs}: give the same kind.")
+    if len(test.classes) > len(known) or tuple(test.classes) != tuple(known[: len(test.classes)]):
         raise CacheMismatchError(
             f"the test data has other classes ({', '.join(test.classes[:5])}, ...; {len(test.classes)}) than the training data "
-            f"({', '.join(images.classes[:5])}, ...; {len(images.classes)}). Give one of the same classes with --test-data."
+            f"({', '.join(known[:5])}, ...; {len(known)}). Give one of the same classes with --test-data."
         )
     return test
 
 
-def _answers(
+def _targets(
     cache: Cache | None,
     objective: Objective,
     live_teacher: bool | nn.Module,
     teacher_weights: str | None,
     device: torch.device,
-) -> Answers:
+) -> Targets:
     if cache is None or objective.loss is None:
         return LabelsOnly()
     if live_teacher is False:
-        return CachedAnswers(cache, device)
+        return CachedTargets(cache, device)
     module = live_teacher if isinstance(live_teacher, nn.Module) else None
-    return LiveAnswers(live_teacher_of(cache, module, teacher_weights, device))
+    return LiveTargets(live_teacher_of(cache, module, teacher_weights, device))

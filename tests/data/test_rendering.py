@@ -44,7 +44,7 @@ def test_workers_change_no_pixel(folder, recipe):
     for one, other in zip(alone, spread, strict=True):
         assert (one.samples == other.samples).all()
         assert (one.digests == other.digests).all()
-        assert torch.equal(one.pixels[0], other.pixels[0])
+        assert torch.equal(one.inputs[0], other.inputs[0])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -58,7 +58,7 @@ def test_files_and_arrays_show_the_same_pixels(folder, recipe):
     theirs = batches(folder, recipe, IDS, image_size=16, crop_pct=1.0)
     for one, other in zip(ours, theirs, strict=True):
         assert (one.digests == other.digests).all()
-        assert torch.equal(one.pixels[0], other.pixels[0])
+        assert torch.equal(one.inputs[0], other.inputs[0])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -66,14 +66,14 @@ def test_how_samples_are_put_into_batches_changes_no_pixel(images, recipe):
     together = batches(images, recipe, [np.arange(60)])[0]
     apart = batches(images, recipe, [np.array([i]) for i in range(59, -1, -1)])[::-1]
     assert (together.digests == np.concatenate([one.digests for one in apart])).all()
-    assert torch.equal(together.pixels[0], torch.cat([one.pixels[0] for one in apart]))
+    assert torch.equal(together.inputs[0], torch.cat([one.inputs[0] for one in apart]))
 
 
 def test_two_networks_see_the_same_rendition_each_at_its_size(folder):
     eyes = [preprocessing_for(folder, "random-resized-crop-flip", {"image_size": size}) for size in (24, 12, 24)]
     first, second, third = next(
         Renderer(folder, eyes).batches(make_views("random-resized-crop-flip", 1, 0)[0], IDS)
-    ).pixels
+    ).inputs
     assert first.shape == (3, 3, 24, 24)
     assert second.shape == (3, 3, 12, 12)
     assert third is first

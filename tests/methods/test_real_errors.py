@@ -23,7 +23,7 @@ def batch():
     samples = np.arange(0, 2000, 4)
     (rendered,) = Renderer(images, [eyes]).batches(view, [samples])
     with torch.no_grad():
-        logits = teacher.module.eval()(eyes.normalize(rendered.pixels[0]))
+        logits = teacher.module.eval()(eyes.normalize(rendered.inputs[0]))
     random = torch.Generator().manual_seed(0)
     return (
         torch.randn(logits.shape, generator=random).double(),

@@ -68,7 +68,7 @@ def make(
     with CacheWriter(path, manifest, {"t": encoding.columns(classes)}, labels, command="logitcache dump") as writer:
         writer.begin(probe, {"t": logits[0, probe]})
         for view, block in writer.missing():
-            first, last = manifest.rows(block)
+            first, last = manifest.span(block)
             if (view, block) not in leave_out:
                 rows = encode(encoding, logits[view, first:last], labels[first:last])
                 writer.write(

@@ -59,7 +59,7 @@ def write(path: Path, what: Manifest, only=None, finish=True, probe=None):
         writer.begin(PROBE, {"t": LOGITS[0, PROBE] if probe is None else probe})
         for view, block in writer.missing():
             if only is None or (view, block) in only:
-                first, last = what.rows(block)
+                first, last = what.span(block)
                 rows = {"digests": DIGESTS[view, first:last], "teachers/t/logits": LOGITS[view, first:last]}
                 writer.write(view, block, rows)
         writer.drain()
@@ -92,7 +92,7 @@ def test_columns_that_lie_rank_by_rank_come_back_as_rows(tmp_path):
     ) as writer:
         writer.begin(PROBE, {"t": LOGITS[0, PROBE]})
         for view, block in writer.missing():
-            first, last = manifest().rows(block)
+            first, last = manifest().span(block)
             writer.write(view, block, {"digests": DIGESTS[view, first:last], "teachers/t/ids": ids[view, first:last]})
         writer.finish()
     found = open_cache(tmp_path / "c.zarr")
@@ -193,7 +193,7 @@ def test_a_chunk_of_zeros_is_written_too(tmp_path):
     with CacheWriter(tmp_path / "z.zarr", manifest(), COLUMNS, LABELS * 0, command="") as writer:
         writer.begin(PROBE, {"t": np.zeros((3, CLASSES), np.float32)})
         for view, block in writer.missing():
-            first, last = manifest().rows(block)
+            first, last = manifest().span(block)
             zeros = np.zeros((last - first, CLASSES), np.float32)
             writer.write(view, block, {"digests": zeros[:, 0].astype(np.uint64), "teachers/t/logits": zeros})
         writer.finish()

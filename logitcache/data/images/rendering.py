@@ -2,44 +2,22 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from logitcache.data.images.sets import ArrayImages, ImageSet, resident, whole_of
+from logitcache.data.images.sets import ArrayImages, ImageSet, resident
 from logitcache.data.images.views import View, blend, read_recipe
 from logitcache.data.images.views.preprocessing import Preprocessing
 from logitcache.data.images.views.render import cut, cut_batch, digests
+from logitcache.data.protocol import Ids, Rendition, whole_of
 from logitcache.errors import InputError, LogitCacheError
-from logitcache.runtime.device import to_device
+from logitcache.runtime.device import decoding_workers, to_device
 
-__all__ = ["Rendered", "Renderer", "preprocessing_for", "render"]
-
-Ids = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A batch of pixels.
-
-    Attributes:
-        samples: Sample ids, [B].
-        pixels: For each network's preprocessing one tensor, [B, C, size, size] uint8; not yet normalised.
-        digests: Of the shared rendition, [B] uint64, where they were asked for.
-    """
-
-    samples: Ids
-    pixels: tuple[Tensor, ...]
-    digests: NDArray[np.uint64] | None
-
-    def pin_memory(self) -> "Rendered":
-        """Return the same with pixels in page-locked memory; a loader's thread calls this."""
-        return replace(self, pixels=tuple(pixels.pin_memory() for pixels in self.pixels))
+__all__ = ["Renderer", "preprocessing_for", "render"]
 
 
 def render(data: ImageSet, view: View, samples: Ids) -> Tensor | list[Tensor]:
@@ -85,15 +63,15 @@ class Renderer:
                 is one gather and nobody hashes it; else left in page-locked memory, which the GPU fetches while the host goes on.
         """
         self._in_memory = isinstance(whole_of(data)[0], ArrayImages)
-        self._workers = min(8, torch.get_num_threads()) if workers is None else workers
+        self._workers = decoding_workers() if workers is None else workers
         self._source = _Source(data, tuple(preprocessings), with_digests)
         self._pinned = device is not None and device.type == "cuda"
         near = None if device is None or with_digests else resident(data, device)
         self._near = None if near is None else _Source(near, tuple(preprocessings), with_digests=False)
-        self._loader: DataLoader[Rendered] | None = None
+        self._loader: DataLoader[Rendition] | None = None
         self._order = _Order()
 
-    def batches(self, view: View, batches: Iterable[Ids]) -> Iterator[Rendered]:
+    def batches(self, view: View, batches: Iterable[Ids]) -> Iterator[Rendition]:
         """Yield the batches of sample ids rendered in a view, in order."""
         one_gather = self._in_memory and view.keeps_size and not view.changes_pixels
         if one_gather and self._near:
@@ -135,21 +113,21 @@ class _Order:
         return len(self.batches)
 
 
-class _Source(Dataset[Rendered]):
+class _Source(Dataset[Rendition]):
     """What a worker runs: one item is one whole batch."""
 
     def __init__(self, data: ImageSet, preprocessings: tuple[Preprocessing, ...], with_digests: bool) -> None:
         self.data, self._preprocessings, self._with_digests = data, preprocessings, with_digests
 
-    def rendered(self, view: View, samples: Ids) -> Rendered:
+    def rendered(self, view: View, samples: Ids) -> Rendition:
         shared = render(self.data, view, samples)
         fitted: list[Tensor] = []
         for position, network in enumerate(self._preprocessings):
             twin = next((i for i in range(position) if _same_geometry(self._preprocessings[i], network)), None)
             fitted.append(network.fit(shared) if twin is None else fitted[twin])
-        return Rendered(samples, tuple(fitted), digests(shared) if self._with_digests else None)
+        return Rendition(samples, tuple(fitted), digests(shared) if self._with_digests else None)
 
-    def __getitem__(self, item: tuple[View, Ids]) -> Rendered:
+    def __getitem__(self, item: tuple[View, Ids]) -> Rendition:
         return self.rendered(*item)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from logitcache.data.protocol import whole_of
 from logitcache.errors import InputError, first_line
 
 __all__ = [
@@ -23,9 +24,7 @@ __all__ = [
     "MappedImages",
     "Normalization",
     "Part",
-    "part_of",
     "resident",
-    "whole_of",
 ]
 
 Normalization = tuple[
@@ -233,26 +232,6 @@ class Part:
     def digest(self) -> str:
         """Identify the whole."""
         return self.whole.digest()
-
-
-def part_of(whole: ImageSet, span: tuple[int, int]) -> ImageSet:
-    """Return the samples from the first to one before the last: the data set itself where these are all.
-
-    Raises:
-        InputError: There are no such samples.
-    """
-    first, last = span
-    if not 0 <= first < last <= len(whole):
-        raise InputError(f"samples {first}:{last} are not a stretch of the {len(whole):,} samples there are")
-    if (first, last) == (0, len(whole)):
-        return whole
-    base, offset = whole_of(whole)
-    return Part(base, offset + first, offset + last)
-
-
-def whole_of(images: ImageSet) -> tuple[ImageSet, int]:
-    """Return the whole data set and where these samples begin in it."""
-    return (images.whole, images.first) if isinstance(images, Part) else (images, 0)
 
 
 def resident(images: ImageSet, device: torch.device) -> ImageSet | None:

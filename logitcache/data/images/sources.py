@@ -1,20 +1,17 @@
-"""Data sets by name: `fashion-mnist-mini`, `cifar100:test`, `imagefolder:PATH`, `arrays:FILE.npz`, `package.module:factory`."""
+"""Image data sets that have a name, and those in a file: `fashion-mnist-mini`, `cifar100`, `arrays:FILE.npz`."""
 
-import inspect
 import os
 import zipfile
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from logitcache.data.images.sets import ArrayImages, FolderImages, ImageSet, MappedImages, Normalization
-from logitcache.errors import InputError, unknown_name
-from logitcache.runtime.plugins import resolve
+from logitcache.data.images.sets import ArrayImages, ImageSet, Normalization
+from logitcache.errors import InputError
 
-__all__ = ["NAMED_DATA", "held_out_split", "load_data"]
+__all__ = ["NAMED_DATA", "SPLITS", "open_arrays"]
 
 SPLITS = ("train", "test")
 _GREY: Normalization = ((0.2860, 0.2860, 0.2860), (0.3530, 0.3530, 0.3530))
@@ -24,7 +21,7 @@ def _mini(split: str) -> ImageSet:
     """Fashion-MNIST, 10,000 train and 2,000 test images; ships with logitcache."""
     file = resources.files("logitcache.demo_data") / f"{split}.npz"
     with resources.as_file(file) as path:
-        return _arrays(path, _GREY)
+        return open_arrays(path, _GREY)
 
 
 def _torchvision(name: str, normalization: Normalization) -> Callable[[str], ImageSet]:
@@ -52,46 +49,12 @@ NAMED_DATA: dict[str, Callable[[str], ImageSet]] = {
 }
 
 
-def load_data(spec: str) -> ImageSet:
-    """Open a data set.
-
-    Args:
-        spec: `NAME` or `NAME:test` with a name in `NAMED_DATA`; `imagefolder:PATH` with PATH/CLASS/IMAGE;
-            `arrays:FILE.npz` with `images` (uint8, [N, H, W] or [N, H, W, 3]), `labels` and perhaps `classes`;
-            `package.module:factory`, called with "train", or `package.module:factory:test`.
+def open_arrays(path: Path, normalization: Normalization | None = None) -> ArrayImages:
+    """Open an `.npz` file with `images`, `labels` and perhaps `classes`.
 
     Raises:
-        UnknownNameError: No such name.
-        InputError: The data cannot be read or used.
+        InputError: It cannot be read, or its arrays do not fit.
     """
-    kind, _, rest = spec.partition(":")
-    if kind == "imagefolder" and rest:
-        return FolderImages(Path(rest))
-    if kind == "arrays" and rest:
-        return _arrays(Path(rest))
-    split = "train"
-    if spec.rpartition(":")[2] in SPLITS:
-        spec, _, split = spec.rpartition(":")
-    if spec in NAMED_DATA:
-        return NAMED_DATA[spec](split)
-    if ":" in spec:
-        return _made(resolve(spec, "data set"), spec, split)
-    raise unknown_name("data set", spec, [*NAMED_DATA, "imagefolder:PATH", "arrays:FILE.npz", "package.module:factory"])
-
-
-def held_out_split(spec: str) -> str | None:
-    """Return the test split that belongs to a training set, or None where there is none."""
-    name, _, split = spec.rpartition(":")
-    if split in SPLITS and name:
-        return f"{name}:test" if split == "train" else None
-    if spec in NAMED_DATA:
-        return f"{spec}:test"
-    if spec.partition(":")[0] in ("imagefolder", "arrays") or ":" not in spec:
-        return None
-    return f"{spec}:test" if inspect.signature(resolve(spec, "data set")).parameters else None
-
-
-def _arrays(path: Path, normalization: Normalization | None = None) -> ArrayImages:
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = {"images", "labels"} - set(file.files)
@@ -106,16 +69,3 @@ def _arrays(path: Path, normalization: Normalization | None = None) -> ArrayImag
         raise InputError(f"{path}: {error}") from error
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as an .npz file: {error}") from error
-
-
-def _made(factory: Any, spec: str, split: str) -> ImageSet:
-    made = factory(split) if inspect.signature(factory).parameters else factory()
-    if isinstance(made, ArrayImages | FolderImages | MappedImages):
-        return made
-    if isinstance(made, tuple) and len(made) in (2, 3):
-        return ArrayImages(*made)
-    if hasattr(made, "__getitem__") and hasattr(made, "__len__"):
-        return MappedImages(made)
-    raise InputError(
-        f"{spec} returned {type(made).__name__}; expected a data set of (image, label) items, or (images, labels[, classes]) arrays"
-    )

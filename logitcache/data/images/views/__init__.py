@@ -3,7 +3,7 @@
 from logitcache.data.images.views.changes import CHANGES
 from logitcache.data.images.views.crops import CROPS, Boxes
 from logitcache.data.images.views.mixing import MIXES, Mixed, blend
-from logitcache.data.images.views.recipes import PRESETS, View, make_turns, make_views, read_recipe
+from logitcache.data.images.views.recipes import PRESETS, View, make_views, read_recipe
 
 __all__ = [
     "CHANGES",
@@ -14,7 +14,6 @@ __all__ = [
     "Mixed",
     "View",
     "blend",
-    "make_turns",
     "make_views",
     "read_recipe",
 ]

@@ -15,7 +15,9 @@ from torchvision.transforms.v2 import functional as TF
 
 from logitcache.errors import InputError
 
-__all__ = ["Preprocessing", "resize"]
+__all__ = ["TEST_TIME_VIEWS", "Preprocessing", "resize"]
+
+TEST_TIME_VIEWS = ("none", "flip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,18 @@ class Preprocessing:
         """Turn [B, 1 or 3, H, W] uint8 into [B, 3, H, W] float32 of the recorded mean and deviation; grey fills all three."""
         mean, std = (_constant(values, pixels.device) for values in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
+
+    def on(self, pixels: Tensor, device: torch.device) -> Tensor:
+        """Return the network's input on a device, [B, 3, H, W] float32, from uint8 pixels."""
+        return self.normalize(pixels.to(device, non_blocking=True))
+
+    def variants(self, inputs: Tensor, test_time_views: str) -> list[Tensor]:
+        """Return the images, and with `flip` their mirror images too."""
+        return [inputs, inputs.flip(-1)] if test_time_views == "flip" else [inputs]
+
+    def blank(self, samples: int) -> Tensor:
+        """Return black pixels of the input's size, [B, 3, image_size, image_size] uint8."""
+        return torch.zeros(samples, 3, self.image_size, self.image_size, dtype=torch.uint8)
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the manifest."""

@@ -20,7 +20,7 @@ from logitcache.data.images.views.crops import CROPS, Boxes, Crop
 from logitcache.data.images.views.mixing import MIXES, Mixed, draw
 from logitcache.errors import FormatVersionError, InputError, unknown_name
 
-__all__ = ["PRESETS", "Recipe", "View", "make_turns", "make_views", "read_recipe"]
+__all__ = ["PRESETS", "Recipe", "View", "make_views", "read_recipe"]
 
 Ints = NDArray[np.int64]
 Step = tuple[str, Mapping[str, float | str]]
@@ -239,13 +239,3 @@ def make_views(recipe: str, count: int, seed: int) -> tuple[View, ...]:
         View(one.name, one.version, seed, index, index, index // len(recipes))
         for index, one in enumerate(recipes * count)
     )
-
-
-def make_turns(views: Sequence[View], *, paired: bool) -> list[tuple[View, ...]]:
-    """Say what each epoch shows: one view, or where `paired` all views of a group."""
-    if not paired:
-        return [(view,) for view in views]
-    groups: dict[int, list[View]] = {}
-    for view in views:
-        groups.setdefault(view.group, []).append(view)
-    return [tuple(group) for group in groups.values()]

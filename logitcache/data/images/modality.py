@@ -1,0 +1,96 @@
+"""Images as a modality: each sample is one row."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from logitcache.data.images.rendering import Renderer, preprocessing_for, render
+from logitcache.data.images.sets import ImageSet, Part
+from logitcache.data.images.views import View, make_views
+from logitcache.data.images.views.preprocessing import TEST_TIME_VIEWS, Preprocessing
+from logitcache.data.images.views.render import digests
+from logitcache.data.protocol import Ids, RowLabels, whole_of
+from logitcache.errors import InputError
+from logitcache.models import Network, load_network, logits_of
+
+__all__ = ["IMAGES", "Images"]
+
+
+class Images:
+    """Labelled images: [B, C] logits for B of them."""
+
+    name, unit, shown, headline = "images", "images", "pixels", "test_accuracy"
+    software: tuple[str, ...] = ("pillow", "torchvision")
+    test_time_views: tuple[str, ...] = TEST_TIME_VIEWS
+
+    def make_views(self, recipe: str, count: int, seed: int) -> tuple[View, ...]:
+        """Number `count` views of each recipe."""
+        return make_views(recipe, count, seed)
+
+    def read_view(self, entry: Mapping[str, Any]) -> View:
+        """Read the manifest entry of a view."""
+        return View.from_json(entry)
+
+    def choose_inputs(self, samples: ImageSet, view: View, *said: Mapping[str, Any]) -> Preprocessing:
+        """Choose mean, deviation, size and resizing (`preprocessing_for`)."""
+        return preprocessing_for(samples, view.recipe, *said)
+
+    def read_inputs(self, entry: Mapping[str, Any]) -> Preprocessing:
+        """Read the manifest entry of a preprocessing."""
+        return Preprocessing.from_json(entry)
+
+    def for_evaluation(self, inputs: Preprocessing, samples: ImageSet) -> tuple[Preprocessing, View]:
+        """Show whole images: at their own size where the network was trained so, else resized and center-cropped."""
+        size, (whole,) = inputs.image_size, make_views("none", 1, 0)
+        kept = samples.native_size == (size, size) or (samples.native_size and inputs.resize == "none")
+        return replace(inputs, resize="none" if kept else "center-crop"), whole
+
+    def renderer(
+        self,
+        samples: ImageSet,
+        inputs: Sequence[Preprocessing],
+        *,
+        with_digests: bool = False,
+        workers: int | None = None,
+        device: torch.device | None = None,
+    ) -> Renderer:
+        """Return what renders batches of images."""
+        return Renderer(samples, inputs, with_digests=with_digests, workers=workers, device=device)
+
+    def digests(self, samples: ImageSet, view: View, ids: Ids) -> NDArray[np.uint64]:
+        """Render images and hash their pixels, [B] uint64."""
+        return digests(render(samples, view, ids))
+
+    def row_labels(self, samples: ImageSet, view: View, ids: Ids) -> RowLabels:
+        """Return the class of each image; where the view mixes two, that of the partner too."""
+        whole, first = whole_of(samples)
+        mixed, second = view.mixed(ids + first, len(whole)), None
+        if mixed is not None:
+            weights = torch.from_numpy(mixed.weights) / 256
+            second = torch.from_numpy(whole.labels[mixed.partners]), weights.float()
+        return RowLabels(ids, torch.from_numpy(samples.labels[ids]), second)
+
+    def rows(self, output: Any, keep: Tensor | None, *, classes: int, label: str) -> Iterable[Tensor]:
+        """Return the logits as they are, [B, C]."""
+        logits = logits_of(output)
+        if keep is not None or not isinstance(logits, Tensor) or logits.ndim != 2:
+            found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise InputError(f"{label} must return logits [B, {classes}], found {found}")
+        return (logits,)
+
+    def network(self, spec: str | nn.Module, classes: int, weights: str | None) -> Network:
+        """Build a network by name and load its weights."""
+        return load_network(spec, classes, weights)
+
+    def part(self, samples: ImageSet, first: int, last: int) -> ImageSet:
+        """Return a stretch of a data set."""
+        whole, offset = whole_of(samples)
+        return Part(whole, offset + first, offset + last)
+
+
+IMAGES = Images()

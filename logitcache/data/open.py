@@ -1,0 +1,120 @@
+"""A data set by name or object, and the modality it belongs to."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from logitcache.data.images.modality import IMAGES
+from logitcache.data.images.sets import ArrayImages, FolderImages, MappedImages, Part
+from logitcache.data.images.sources import NAMED_DATA, SPLITS, open_arrays
+from logitcache.data.protocol import Modality, Samples, whole_of
+from logitcache.errors import InputError, unknown_name
+from logitcache.runtime.plugins import resolve
+
+__all__ = ["as_samples", "find_modality", "held_out_split", "load_data", "modality_of", "part_of"]
+
+_OURS = (ArrayImages, FolderImages, MappedImages, Part)
+
+
+def find_modality(name: str) -> Modality:
+    """Return the modality of this name.
+
+    Args:
+        name: `images`, or `package.module:name` of a user's own.
+
+    Raises:
+        UnknownNameError: No such modality.
+        InputError: It cannot be imported.
+    """
+    if name == IMAGES.name:
+        return IMAGES
+    if ":" not in name:
+        raise unknown_name("modality", name, [IMAGES.name, "package.module:name"])
+    found: Modality = resolve(name, "modality")
+    return found
+
+
+def modality_of(samples: Samples) -> Modality:
+    """Return the modality of a data set: images, unless it names another."""
+    found: Modality = getattr(whole_of(samples)[0], "modality", IMAGES)
+    return found
+
+
+def as_samples(data: Any, classes: Sequence[str] | None = None, *, subject: str = "the data set is of type") -> Any:
+    """Return a data set as the rest of logitcache sees it.
+
+    Args:
+        data: A name (see `load_data`); one of our data sets; any map-style torch or torchvision data set whose items are
+            (PIL image or uint8 pixels, label); or arrays, (images, labels[, classes]).
+        classes: Class names, for a data set that has none.
+        subject: Beginning of the error message.
+
+    Raises:
+        UnknownNameError: No such name.
+        InputError: It cannot be read or used.
+    """
+    if isinstance(data, str):
+        return load_data(data)
+    if isinstance(data, _OURS) or hasattr(data, "modality"):
+        return data
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        return ArrayImages(*data)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return MappedImages(data, classes)
+    raise InputError(
+        f"{subject} {type(data).__name__}; expected a data set of (image, label) items, or (images, labels[, classes]) arrays"
+    )
+
+
+def part_of(samples: Any, span: tuple[int, int]) -> Any:
+    """Return the samples from the first to one before the last: the data set itself where these are all.
+
+    Raises:
+        InputError: There are no such samples, or this kind of data cannot be divided.
+    """
+    first, last = span
+    if not 0 <= first < last <= len(samples):
+        raise InputError(f"samples {first}:{last} are not a stretch of the {len(samples):,} samples there are")
+    return samples if (first, last) == (0, len(samples)) else modality_of(samples).part(samples, first, last)
+
+
+def load_data(spec: str) -> Any:
+    """Open a data set.
+
+    Args:
+        spec: `NAME` or `NAME:test` with a name in `NAMED_DATA`; `imagefolder:PATH` with PATH/CLASS/IMAGE;
+            `arrays:FILE.npz` with `images` (uint8, [N, H, W] or [N, H, W, 3]), `labels` and perhaps `classes`;
+            `package.module:factory`, called with "train", or `package.module:factory:test`, which returns what `as_samples` takes.
+
+    Raises:
+        UnknownNameError: No such name.
+        InputError: The data cannot be read or used.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "imagefolder" and rest:
+        return FolderImages(Path(rest))
+    if kind == "arrays" and rest:
+        return open_arrays(Path(rest))
+    split = "train"
+    if spec.rpartition(":")[2] in SPLITS:
+        spec, _, split = spec.rpartition(":")
+    if spec in NAMED_DATA:
+        return NAMED_DATA[spec](split)
+    if ":" in spec:
+        factory = resolve(spec, "data set")
+        made = factory(split) if inspect.signature(factory).parameters else factory()
+        return as_samples(made, subject=f"{spec} returned")
+    raise unknown_name("data set", spec, [*NAMED_DATA, "imagefolder:PATH", "arrays:FILE.npz", "package.module:factory"])
+
+
+def held_out_split(spec: str) -> str | None:
+    """Return the test split that belongs to a training set, or None where there is none."""
+    name, _, split = spec.rpartition(":")
+    if split in SPLITS and name:
+        return f"{name}:test" if split == "train" else None
+    if spec in NAMED_DATA:
+        return f"{spec}:test"
+    if spec.partition(":")[0] in ("imagefolder", "arrays") or ":" not in spec:
+        return None
+    return f"{spec}:test" if inspect.signature(resolve(spec, "data set")).parameters else None

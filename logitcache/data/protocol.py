@@ -1,0 +1,284 @@
+"""The seam between data and everything that sees rows.
+
+Methods, encodings, targets, the training step and `stats` see rows: logits [R, C] and labels [R]. A **modality** (images, text,
+...) owns the rest: how a sample is rendered, what a network is given, and which outputs of a network are rows. For images
+each sample is one row; for text each target token is one. A data set names its modality, and so does a cache's manifest.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from logitcache.models import Network
+from logitcache.runtime.tensors import map_tensors
+
+__all__ = [
+    "Ids",
+    "Inputs",
+    "Modality",
+    "Renderer",
+    "Rendition",
+    "RowLabels",
+    "Samples",
+    "View",
+    "count_rows",
+    "offsets_of",
+    "rows_of",
+    "whole_of",
+]
+
+Ids = NDArray[np.int64]
+
+
+class Samples(Protocol):
+    """A labelled data set.
+
+    It may also have `modality`, the `Modality` that it belongs to (without it: images); `offsets`, [N + 1] int64, the row at which
+    each sample begins, and R at the end (without it each sample is one row); `whole` and `first`, where it is a stretch of another
+    data set.
+
+    Attributes:
+        labels: Class of each row, [R] int64.
+        classes: Class names in index order, or `store.NumberedClasses`.
+    """
+
+    labels: NDArray[np.int64]
+    classes: Sequence[str]
+
+    def __len__(self) -> int:
+        """Return the number of samples, N."""
+        ...
+
+    def digest(self) -> str:
+        """Identify the list of samples."""
+        ...
+
+
+def offsets_of(samples: Samples) -> Ids | None:
+    """Return the row at which each sample begins, and R at the end, [N + 1]; None where each sample is one row."""
+    found: Ids | None = getattr(samples, "offsets", None)
+    return found
+
+
+def rows_of(offsets: Ids | None, ids: Ids) -> Ids:
+    """Return the row ids of some samples, in their order, [R]."""
+    if offsets is None:
+        return ids
+    begins, lengths = offsets[ids], offsets[ids + 1] - offsets[ids]
+    ends = np.cumsum(lengths)
+    return np.repeat(begins - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def count_rows(offsets: Ids | None, ids: Ids) -> int:
+    """Return how many rows some samples have."""
+    return len(ids) if offsets is None else int((offsets[ids + 1] - offsets[ids]).sum())
+
+
+def whole_of(samples: Any) -> tuple[Any, int]:
+    """Return the whole data set, and where these samples begin in it."""
+    return getattr(samples, "whole", samples), getattr(samples, "first", 0)
+
+
+class RowLabels(NamedTuple):
+    """The rows of a batch of samples, in the order in which `Modality.rows` yields their logits.
+
+    Attributes:
+        ids: Row ids, [R]; on the host.
+        labels: Class of each row, [R] int64; on the host.
+        second: Where two samples were mixed into one row (mixup, CutMix): the classes of the partners, [R] int64, and the
+            weights of the rows' own labels, [R] float32; else None.
+        keep: Which outputs of the network are rows, [B, ...] bool; None where all are.
+    """
+
+    ids: Ids
+    labels: Tensor
+    second: tuple[Tensor, Tensor] | None = None
+    keep: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rendition:
+    """A batch of samples as one view shows them.
+
+    Attributes:
+        samples: Sample ids, [B].
+        inputs: For each network one input, not yet on its device (`Inputs.on`); for images [B, C, size, size] uint8.
+        digests: What each row's teacher was shown, [R] uint64, where digests were asked for.
+    """
+
+    samples: Ids
+    inputs: tuple[Any, ...]
+    digests: NDArray[np.uint64] | None
+
+    def pin_memory(self) -> "Rendition":
+        """Return the same with inputs in page-locked memory; called by the thread of a loader."""
+        return replace(self, inputs=tuple(map_tensors(torch.Tensor.pin_memory, one) for one in self.inputs))
+
+
+class View(Protocol):
+    """One rendition of a whole data set, replayable from its manifest entry alone."""
+
+    @property
+    def recipe(self) -> str:
+        """How it is made, in words."""
+        ...
+
+    @property
+    def index(self) -> int:
+        """Place of the view in its cache."""
+        ...
+
+    @property
+    def group(self) -> int:
+        """Views of one group belong together, for methods that pair views."""
+        ...
+
+    @property
+    def mixes(self) -> bool:
+        """Whether rows are mixed with others, so that they have two labels."""
+        ...
+
+    @property
+    def runs_others_code(self) -> bool:
+        """Whether a step is a user's own code, which may not be reproducible."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest entry."""
+        ...
+
+
+class Inputs(Protocol):
+    """What one network is given: its preprocessing."""
+
+    def on(self, rendered: Any, device: torch.device) -> Any:
+        """Return the network's input on a device, from its entry in `Rendition.inputs`: a tensor, or a mapping of tensors."""
+        ...
+
+    def variants(self, inputs: Any, test_time_views: str) -> Sequence[Any]:
+        """Return the inputs whose logits are averaged: the input itself, or with test-time augmentation several."""
+        ...
+
+    def blank(self, samples: int) -> Any:
+        """Return an empty rendered batch of this many samples, to try whether it fits in memory."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest entry."""
+        ...
+
+
+class Renderer(Protocol):
+    """Renders batches for one network or more."""
+
+    def batches(self, view: Any, batches: Iterable[Ids]) -> Iterator[Rendition]:
+        """Yield batches of sample ids as a view shows them, in order."""
+        ...
+
+
+class Modality(Protocol):
+    """A kind of data: everything about it that is not rows.
+
+    Attributes:
+        name: `images`, or `package.module:name`, by which a cache finds it again.
+        unit: Plural of a sample, for progress and speed: "images".
+        shown: What digests are of, in messages: "pixels".
+        headline: The metric by which runs are compared: `test_accuracy` or `test_loss`.
+        software: Packages that decide what is rendered, beside numpy and torch; their versions go into the manifest.
+        test_time_views: Names of the test-time augmentations, the first of which is none.
+    """
+
+    name: str
+    unit: str
+    shown: str
+    headline: str
+    software: tuple[str, ...]
+    test_time_views: tuple[str, ...]
+
+    def make_views(self, recipe: str, count: int, seed: int) -> Sequence[Any]:
+        """Number `count` views of each recipe.
+
+        Raises:
+            LogitCacheError: A recipe that is not known, or means nothing.
+        """
+        ...
+
+    def read_view(self, entry: Mapping[str, Any]) -> Any:
+        """Read the manifest entry of a view.
+
+        Raises:
+            FormatVersionError: This version renders it differently.
+        """
+        ...
+
+    def choose_inputs(self, samples: Any, view: Any, *said: Mapping[str, Any]) -> Any:
+        """Choose the preprocessing of a network.
+
+        Args:
+            samples: What it is shown.
+            view: How.
+            said: Options that a user, a file of weights, or a cache give; earlier ones win, and None is no option.
+
+        Raises:
+            InputError: Options that mean nothing.
+        """
+        ...
+
+    def read_inputs(self, entry: Mapping[str, Any]) -> Any:
+        """Read the manifest entry of a preprocessing."""
+        ...
+
+    def for_evaluation(self, inputs: Any, samples: Any) -> tuple[Any, Any]:
+        """Return preprocessing and view for evaluating, on other samples, a network that was trained with `inputs`."""
+        ...
+
+    def renderer(
+        self,
+        samples: Any,
+        inputs: Sequence[Any],
+        *,
+        with_digests: bool = False,
+        workers: int | None = None,
+        device: torch.device | None = None,
+    ) -> Renderer:
+        """Return what renders batches of samples for networks with these preprocessings."""
+        ...
+
+    def digests(self, samples: Any, view: Any, ids: Ids) -> NDArray[np.uint64]:
+        """Render samples and hash what a teacher is shown for each of their rows, [R] uint64."""
+        ...
+
+    def row_labels(self, samples: Any, view: Any, ids: Ids) -> RowLabels:
+        """Return rows and labels of a batch of samples."""
+        ...
+
+    def rows(self, output: Any, keep: Tensor | None, *, classes: int, label: str) -> Iterable[Tensor]:
+        """Yield the logits of a network's rows in order, [r, C] each: all at once, or where they are many a chunk at a time.
+
+        Args:
+            output: What the network returned.
+            keep: As in `RowLabels`, on the device of the output.
+            classes: How many logits a row should have, for the error message.
+            label: Subject of the error message, e.g. "the student".
+
+        Raises:
+            InputError: The output holds no logits.
+        """
+        ...
+
+    def network(self, spec: Any, classes: int, weights: str | None) -> Network:
+        """Build a network by name and load its weights (see `models.load_network`)."""
+        ...
+
+    def part(self, samples: Any, first: int, last: int) -> Any:
+        """Return a stretch of a data set, as a data set of its own.
+
+        Raises:
+            InputError: This kind of data cannot be divided.
+        """
+        ...

@@ -1,0 +1,210 @@
+"""The seam: a second modality, whose samples have several rows each, goes through every verb without a line in logitcache/."""
+
+import json
+
+import numpy as np
+import pytest
+import sequences
+import tiny
+import torch
+import zarr
+
+import logitcache
+from logitcache.errors import CacheMismatchError, InputError
+from logitcache.store import open_cache
+
+VIEWS, BLOCK = 2, 64
+
+
+@pytest.fixture
+def dumped(tmp_path):
+    def make(**changes):
+        arguments = {
+            "teacher": sequences.teacher(sequences.CLASSES),
+            "data": sequences.make("train"),
+            "out": tmp_path / "c.zarr",
+            "augment": "shift",
+            "views": VIEWS,
+            "precision": "f32",
+            "batch_size": 16,
+            "block_rows": BLOCK,
+        }
+        return logitcache.dump_logits(**(arguments | changes))
+
+    return make
+
+
+def told(samples, view):
+    """What the teacher says of every row, sample by sample."""
+    network, found = sequences.teacher(sequences.CLASSES).eval(), []
+    with torch.no_grad():
+        for ids in np.array_split(np.arange(len(samples)), len(samples)):
+            (batch,) = sequences.Renderer(samples, [sequences.Inputs(sequences.LONGEST)], False).batches(view, [ids])
+            logits = network(batch.inputs[0])["logits"]
+            found.append(logits[0, 1 : len(samples.sequences[ids[0]])])
+    return torch.cat(found).numpy()
+
+
+def test_every_row_of_every_sample_is_stored_and_zarr_alone_reads_it(dumped, tmp_path):
+    cache, samples = dumped(), sequences.make("train")
+    assert cache.manifest.samples == len(samples)
+    assert cache.manifest.blocks == -(-len(samples.labels) // BLOCK) > 3
+    group = zarr.open_group(tmp_path / "c.zarr", mode="r")
+    entry = group.attrs["logitcache"]
+    assert (entry["modality"], entry["rows"], entry["classes"]) == ("sequences:MODALITY", len(samples.labels), 5)
+    assert "row_shape" not in entry
+    assert np.array_equal(group["labels"], samples.labels)
+    assert np.array_equal(group["offsets"], samples.offsets)
+    assert group["teachers/net/logits"].metadata.dimension_names == ("view", "row", "class")
+    for entry in cache.manifest.views:
+        expected = told(samples, sequences.View(**entry))
+        stored = group["teachers/net/logits"][entry["index"]]
+        assert np.abs(stored - expected).max() < 1e-5
+    probed, exact = cache.probe("net")
+    assert np.array_equal(exact, group["teachers/net/logits"][0][probed])
+
+
+def test_a_dump_that_was_stopped_leaves_the_same_bytes(dumped, tmp_path):
+    dumped()
+    asked = iter([False, True])
+    with pytest.raises(logitcache.LogitCacheError, match="stopped as asked"):
+        dumped(out=tmp_path / "stopped.zarr", should_stop=lambda: next(asked, False))
+    dumped(out=tmp_path / "stopped.zarr")
+    assert tiny.bytes_of(tmp_path / "stopped.zarr") == tiny.bytes_of(tmp_path / "c.zarr")
+
+
+def test_verify_looks_at_rows_and_finds_what_changed(dumped, tmp_path):
+    dumped()
+    teacher, data = sequences.teacher(sequences.CLASSES), sequences.make("train")
+    found = logitcache.verify_cache(tmp_path / "c.zarr", data=data, replay=50, teacher=teacher)
+    assert found.ok
+    assert found.replayed == 50
+    assert found.probe_gap == found.replay_gap == 0.0
+    data.sequences[70] = data.sequences[70] * 0 + data.sequences[70][0]  # other digits, labels as they were
+    found = logitcache.verify_cache(tmp_path / "c.zarr", data=data)
+    assert "was shown other digits" in (found.pixels_problem or "") or "other samples" in (found.pixels_problem or "")
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"memory_budget": 2 * 2 * 2 * BLOCK * 4 * sequences.CLASSES}], ids=["whole", "windows"]
+)
+@pytest.mark.parametrize("method", ["kd", "rld"])
+def test_training_from_the_cache_is_training_with_the_live_teacher(dumped, tmp_path, method, more):
+    cache, data = dumped(), sequences.make("train")
+    common = {"student": "sequences:Net", "data": data, "test_data": sequences.make("test"), "method": method}
+    common |= {"epochs": 3, "batch_size": 16, "lr": 0.05, **more}
+    cached = logitcache.train_student(cache=cache, out=tmp_path / "cached", **common)
+    live = logitcache.train_student(
+        cache=cache, live_teacher=sequences.teacher(sequences.CLASSES), out=tmp_path / "live", **common
+    )
+    ours, theirs = cached.student.state_dict(), live.student.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert 0 <= cached.results["teacher_agreement"] <= 1
+    metrics = [json.loads(line) for line in (tmp_path / "cached/metrics.jsonl").read_text().splitlines()]
+    assert all("sequences_per_second" in one for one in metrics)
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+def test_a_batch_counts_by_its_rows(dumped, tmp_path):
+    """Two micro-batches of other numbers of rows are the step of the whole batch."""
+    cache, data = dumped(), sequences.make("train")
+
+    def trained(parts):
+        student = sequences.teacher(sequences.CLASSES)
+        student.drop.p = 0.0
+        common = {"cache": cache, "student": student, "data": data, "epochs": 1, "batch_size": 30, "lr": 0.5}
+        return logitcache.train_student(
+            **common, grad_accum_steps=parts, out=tmp_path / str(parts)
+        ).student.state_dict()
+
+    one, two = trained(1), trained(2)
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=1e-6)
+
+
+def test_stats_count_rows(dumped):
+    cache, samples = dumped(), sequences.make("train")
+    found = logitcache.cache_stats(cache)
+    expected = (told(samples, sequences.View(**cache.manifest.views[0])).argmax(1) == samples.labels).mean()
+    assert found.health.whole
+    assert found.views[0].accuracy == pytest.approx(expected)
+    assert found.views[0].rows == len(samples.labels)
+    assert found.manifest["classes"] == sequences.CLASSES
+
+
+def test_the_loader_gives_rows_and_which_outputs_they_are(dumped):
+    cache, samples = dumped(), sequences.make("train")
+    loader = logitcache.open(cache).loader(samples, batch_size=16, shuffle=False)
+    student, rows = sequences.teacher(sequences.CLASSES), 0
+    for batch in loader.epoch(0):
+        logits = student(**batch.inputs)["logits"][batch.keep]
+        assert logits.shape == batch.logits.shape == (len(batch.labels), sequences.CLASSES)
+        rows += len(batch.labels)
+    assert rows == len(samples.labels)
+    loader.close()
+
+
+def test_slices_merges_and_exports_keep_rows(dumped, tmp_path):
+    cache = dumped()
+    one = logitcache.slice_cache(cache, tmp_path / "one.zarr", views=1, top_k=2)
+    assert np.array_equal(one.offsets(), cache.offsets())
+    assert logitcache.verify_cache(tmp_path / "one.zarr", data=sequences.make("train")).ok
+    other = dumped(out=tmp_path / "other.zarr", seed=1)
+    both = logitcache.merge_caches([cache, other], tmp_path / "both.zarr")
+    assert len(both.manifest.views) == 2 * VIEWS
+    assert np.array_equal(both.offsets(), cache.offsets())
+    (file,) = logitcache.export_cache(cache, tmp_path / "rows.parquet", views=[0])
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(file)
+    samples = table["sample"].to_numpy()
+    assert np.array_equal(np.bincount(samples), np.diff(cache.offsets()))
+    with pytest.raises(InputError, match="several rows a sample"):
+        logitcache.slice_cache(cache, tmp_path / "no.zarr", samples=(0, 5))
+
+
+def test_other_data_is_refused(dumped, images, tmp_path):
+    dumped()
+    with pytest.raises(CacheMismatchError, match=r"is sequences:MODALITY, this data set is images"):
+        logitcache.train_student(cache=tmp_path / "c.zarr", student="sequences:Net", data=images, out=tmp_path / "r")
+    shorter = sequences.make("train")
+    shorter = sequences.Sequences(
+        [
+            *shorter.sequences[:-1],
+            shorter.sequences[-1][:-1],
+        ]
+    )
+    with pytest.raises(CacheMismatchError, match="samples have other lengths"):
+        logitcache.verify_cache(tmp_path / "c.zarr", data=shorter)
+        logitcache.train_student(cache=tmp_path / "c.zarr", student="sequences:Net", data=shorter, out=tmp_path / "r")
+    with pytest.raises(InputError, match="sequences have no mean"):
+        dumped(out=tmp_path / "other.zarr", mean=(0.5,))
+
+
+def test_the_command_line_takes_it(run):
+    result = run(
+        *("dump", "--teacher", "sequences:teacher", "--data", "sequences:make", "--views", "2", "--augment", "shift"),
+        *("--batch-size", "16", "--out", "c.zarr"),
+    )
+    assert result.exit_code == 0, result.output
+    result = run("stats", "c.zarr")
+    assert result.exit_code == 0, result.output
+    result = run("verify", "c.zarr")
+    assert result.exit_code == 0, result.output
+    for method in ("ce", "kd"):
+        result = run(
+            "train",
+            "c.zarr",
+            "--method",
+            method,
+            "--student",
+            "sequences:Net",
+            "--epochs",
+            "2",
+            "--out",
+            f"runs/{method}",
+        )
+        assert result.exit_code == 0, result.output
+    result = run("compare", "runs")
+    assert result.exit_code == 0, result.output
+    assert open_cache("c.zarr").manifest.data["spec"] == "sequences:make"
