@@ -79,7 +79,11 @@ def samples_words(manifest: Mapping[str, Any]) -> str:
     """Name the samples that a cache holds: "10,000 samples", "samples 0 to 999 of 10,000", "90 samples of 415 rows"."""
     first, count, total = manifest["data"]["first"], manifest["samples"], manifest["data"]["length"]
     rows = f" of {manifest['rows']:,} rows" if "rows" in manifest else ""
-    return f"{count:,} samples{rows}" if count == total else f"samples {first:,} to {first + count - 1:,} of {total:,}{rows}"
+    return (
+        f"{count:,} samples{rows}"
+        if count == total
+        else f"samples {first:,} to {first + count - 1:,} of {total:,}{rows}"
+    )
 
 
 def teacher_words(teacher: Mapping[str, Any]) -> str:

@@ -1,0 +1,152 @@
+"""Other people's objects: data sets of torch and torchvision, students and teachers that return more than a tensor."""
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import Dataset
+
+import logitcache
+from logitcache.data import as_samples
+from logitcache.errors import InputError
+
+
+class Pictures(Dataset):
+    """Map-style, as most people write them: items are (PIL image, label); no attribute says what the labels are."""
+
+    def __init__(self, split="train"):
+        self.pixels, self.labels, _ = tiny.arrays(split)
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return Image.fromarray(self.pixels[index]), int(self.labels[index])
+
+
+class Answering(nn.Module):
+    """A student that returns its logits in some other shape."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.net, self.shape = tiny.still(tiny.CLASSES), shape
+
+    def forward(self, x):
+        wrapped = tiny.Wrapped.forward
+        return wrapped(self, x)
+
+
+def test_a_torch_dataset_is_taken_wherever_data_is(dump, tmp_path):
+    cache = dump(data=Pictures(), image_size=tiny.SIZE)
+    common = {"student": tiny.still(tiny.CLASSES), "epochs": 1, "out": tmp_path / "run"}
+    found = logitcache.train_student(cache=cache, data=Pictures(), test_data=Pictures("test"), **common)
+    assert "test_accuracy" in found.results
+    assert logitcache.verify_cache(tmp_path / "c.zarr", data=Pictures(), replay=8, teacher=tiny.net(tiny.CLASSES)).ok
+    batch = next(iter(logitcache.open(cache).loader(Pictures(), batch_size=8).epoch(0)))
+    assert batch.images.shape == (8, 3, tiny.SIZE, tiny.SIZE)
+    assert len(logitcache.wrap(Pictures(), cache)) == tiny.SAMPLES
+    small = {"teacher": tiny.net(tiny.CLASSES), "image_size": tiny.SIZE}
+    plan = logitcache.plan_dump(data=Pictures(), out=tmp_path / "p.zarr", **small)
+    assert plan.rows == tiny.SAMPLES
+
+
+def test_arrays_and_names_are_data_too(tmp_path):
+    pixels, labels, classes = tiny.arrays()
+    cache = logitcache.dump_logits(
+        teacher=tiny.net(tiny.CLASSES), data=(pixels, labels, classes), out=tmp_path / "c.zarr"
+    )
+    assert cache.manifest.classes == tuple(classes)
+    with pytest.raises(InputError, match="the data set is of type int; expected a data set of"):
+        as_samples(3)
+
+
+@pytest.mark.parametrize("shape", ["tuple", "dict", "object"])
+def test_a_student_may_return_what_a_teacher_may(dump, images, test_images, tmp_path, shape):
+    cache = dump()
+    plain = tiny.still(tiny.CLASSES)
+    wrapped = Answering(shape)
+    wrapped.net.load_state_dict(plain.state_dict())
+    common = {"cache": cache, "data": images, "test_data": test_images, "epochs": 2}
+    ours = logitcache.train_student(student=plain, out=tmp_path / "plain", **common)
+    theirs = logitcache.train_student(student=wrapped, out=tmp_path / "wrapped", **common)
+    expected = ours.student.state_dict()
+    assert all(torch.equal(expected[name.removeprefix("net.")], x) for name, x in theirs.student.state_dict().items())
+    assert ours.results["test_accuracy"] == theirs.results["test_accuracy"]
+
+
+def test_a_student_without_logits_is_one_sentence(dump, images, tmp_path):
+    with pytest.raises(InputError, match=r"the student must return logits \[B, 5\], found dict"):
+        logitcache.train_student(
+            cache=dump(), data=images, student=Answering("nothing"), epochs=1, out=tmp_path / "run"
+        )
+
+
+class Failing(nn.Module):
+    """Works while it is trained, and fails when it is evaluated."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.frozen = tiny.still(tiny.CLASSES), nn.BatchNorm2d(3).eval()
+
+    def forward(self, x):
+        if not self.training:
+            raise FloatingPointError
+        return self.net(x)
+
+
+def test_an_evaluation_that_fails_leaves_every_mode_as_it_was(dump, images, test_images, tmp_path):
+    student = Failing()
+    with pytest.raises(FloatingPointError):
+        logitcache.train_student(
+            cache=dump(), data=images, test_data=test_images, student=student, epochs=1, out=tmp_path / "run"
+        )
+    assert student.training
+    assert student.net.training
+
+
+class Dtypes(nn.Module):
+    """Remembers in which precision it was evaluated."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = tiny.still(tiny.CLASSES), set()
+
+    def forward(self, x):
+        found = self.net(x)
+        self.seen.add((self.training, found.dtype, x.is_contiguous(memory_format=torch.channels_last)))
+        return found
+
+
+def test_evaluation_runs_in_the_precision_and_layout_of_training(dump, images, test_images, tmp_path):
+    student = Dtypes()
+    logitcache.train_student(
+        cache=dump(),
+        data=images,
+        test_data=test_images,
+        student=student,
+        epochs=1,
+        amp=True,
+        channels_last=True,
+        out=tmp_path / "run",
+    )
+    assert student.seen == {(True, torch.bfloat16, True), (False, torch.bfloat16, True)}
+
+
+def test_nothing_is_read_ahead_after_the_last_epoch(dump, images, tmp_path, monkeypatch):
+    cache, read = dump(views=3), []
+    view = type(cache).view
+
+    def counted(self, index, *more):
+        read.append(index)
+        return view(self, index, *more)
+
+    monkeypatch.setattr(type(cache), "view", counted)
+    rows = type(cache).rows
+    monkeypatch.setattr(type(cache), "rows", lambda self, *more: pytest.fail("rows of a view in memory are read again"))
+    logitcache.train_student(cache=cache, student="tiny:still", data=images, epochs=1, out=tmp_path / "one")
+    assert read == [0]
+    read.clear()
+    monkeypatch.setattr(type(cache), "rows", rows)
+    logitcache.train_student(cache=cache, student="tiny:still", data=images, epochs=2, out=tmp_path / "two")
+    assert read == [0, 1]
