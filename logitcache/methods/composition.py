@@ -22,7 +22,16 @@ from logitcache.methods.normkd import by_deviation
 from logitcache.methods.sld import swap
 from logitcache.methods.table import find_method
 
-__all__ = ["REFINEMENTS", "TEMPERATURES", "Distillation", "Parameter", "compose", "get_loss", "parameters_of"]
+__all__ = [
+    "REFINEMENTS",
+    "TEMPERATURES",
+    "Distillation",
+    "Parameter",
+    "compose",
+    "get_loss",
+    "needs_of",
+    "parameters_of",
+]
 
 REFINEMENTS: dict[str, Callable[..., Tensor]] = {"loca": loca, "swap": swap}
 TEMPERATURES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"adaptive": adaptive, "deviation": by_deviation}
@@ -198,6 +207,13 @@ def parameters_of(
     pieces = _Pieces.of(name, method, {"refine": refine, "temperature": temperature})
     found = {word: parameter.default for word, parameter in pieces.parameters().items()}
     return ({"temperature": pieces.temperature} if pieces.temperature is not None else {}) | found
+
+
+def needs_of(name: str, method: Method) -> str:
+    """Return what a cache must hold for a method with its own pieces: "labels", "top-k" or "every class"."""
+    if method.divergence is None:
+        return method.needs
+    return "every class" if _Pieces.of(name, method, {}).every_class() else method.needs
 
 
 def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillation:

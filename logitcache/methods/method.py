@@ -46,7 +46,8 @@ class Method:
         kd_weight: Weight of the divergence.
         warmup: Share of the training over which that weight grows from 0.
         begins: Boolean parameters of the divergence that turn true after a share of the training.
-        needs: What a cache must hold: "labels", "top-k" or "every class".
+        needs: What the divergence needs from a cache: "labels", "top-k" or "every class". Z-scores and temperatures by row
+            need every class whatever the divergence needs; `describe` reports both together.
         couples_batch: Whether rows of a batch see each other, so that the result depends on its size.
         pairs_views: Whether the paper sums the objective over a weak and a strong view of every image.
         takes_bucket: Whether it is a forward KL, for which classes that were not kept may count as one (`tail="bucket"`).
