@@ -1,7 +1,8 @@
 """What the papers say: one file a paper, pure functions on tensors, one table (`table.py`)."""
 
-from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, Distillation, get_loss, parameters_of
+from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, get_loss, parameters_of
 from logitcache.methods.describe import Description, describe, spell
+from logitcache.methods.distillation import Distillation
 from logitcache.methods.method import Method, TemperatureChoice
 from logitcache.methods.objective import Objective, SecondLabels, Terms, make_objective
 from logitcache.methods.table import METHODS, find_method

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from logitcache.errors import InputError, UnknownNameError
 from logitcache.methods._ops import wide
 from logitcache.methods._parameters import WEIGHTS
-from logitcache.methods.composition import Distillation, compose, over, preset_of
+from logitcache.methods.composition import compose, over, preset_of
+from logitcache.methods.distillation import Distillation
 from logitcache.methods.method import Rows
 from logitcache.methods.table import find_method
 
