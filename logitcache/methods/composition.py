@@ -12,14 +12,14 @@ from torch import Tensor
 
 from logitcache.errors import InputError, UnknownNameError, unknown_name
 from logitcache.methods._ops import Positive
-from logitcache.methods._parameters import PIECES, WEIGHTS, checked, keywords_of
+from logitcache.methods._parameters import PIECES, WEIGHTS, call_text, checked, keywords_of
 from logitcache.methods.atkd import adaptive
 from logitcache.methods.distillation import Distillation
 from logitcache.methods.loca import loca
-from logitcache.methods.method import Method, TemperatureChoice
+from logitcache.methods.method import Method, MethodLike, TemperatureChoice
 from logitcache.methods.normkd import by_deviation
 from logitcache.methods.sld import swap
-from logitcache.methods.table import find_method
+from logitcache.methods.table import find_method, given_loss, method_name
 
 __all__ = [
     "REFINEMENTS",
@@ -29,6 +29,8 @@ __all__ = [
     "get_loss",
     "needs_of",
     "parameters_of",
+    "preset_of",
+    "refuse_beside",
 ]
 
 REFINEMENTS: dict[str, Callable[..., Tensor]] = {"loca": loca, "swap": swap}
@@ -46,7 +48,7 @@ class Parameter:
 
 
 def get_loss(
-    name: str,
+    name: MethodLike,
     *,
     preset: str | None = None,
     refine: str | None = None,
@@ -58,7 +60,7 @@ def get_loss(
     """Return a method's distillation term.
 
     Args:
-        name: A key of `METHODS`, or `package.module:function`.
+        name: A key of `METHODS`, `package.module:function`, or a method as an object (see `find_method`).
         preset: Another setting of its paper, as `logitcache methods NAME` lists them.
         refine: Edit of the teacher's logits by the label: "loca", "swap" or "none"; None keeps the method's.
         standardize: Whether both sets of logits are z-scored first (LSKD's plug-in); None keeps the method's.
@@ -75,13 +77,31 @@ def get_loss(
     """
     given = {"refine": refine, "standardize": standardize, "temperature": temperature, "tail": tail}
     pieces = {word: value for word, value in given.items() if value is not None}
+    loss = given_loss(name)
+    if loss is not None:
+        refuse_beside(name, {**pieces, **parameters}, preset)
+        return loss
     chosen = {word: value for word, value in preset_of(name, preset).items() if word not in WEIGHTS}
-    return compose(name, find_method(name), over(chosen, {**pieces, **parameters}))
+    return compose(method_name(name), find_method(name), over(chosen, {**pieces, **parameters}))
 
 
-def preset_of(name: str, preset: str | None) -> Mapping[str, Any]:
+def refuse_beside(method: MethodLike, settings: Mapping[str, Any], preset: str | None) -> None:
+    """Refuse pieces, parameters and a preset beside a loss that is already composed.
+
+    Raises:
+        InputError: There are some.
+    """
+    words = [*(() if preset is None else ("preset",)), *settings]
+    if words:
+        raise InputError(
+            f"{method_name(method)} is a finished loss, so {', '.join(words)} cannot be given beside it: give them to get_loss, or to "
+            "the function itself"
+        )
+
+
+def preset_of(method: MethodLike, preset: str | None) -> Mapping[str, Any]:
     """Return the settings of a preset; none where it is None."""
-    presets = find_method(name).presets
+    name, presets = method_name(method), find_method(method).presets
     if preset is None:
         return {}
     if not presets:
@@ -98,7 +118,7 @@ def over(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parameters_of(
-    name: str, *, refine: str | None = None, temperature: TemperatureChoice | None = None
+    name: MethodLike, *, refine: str | None = None, temperature: TemperatureChoice | None = None
 ) -> dict[str, Any]:
     """Return the parameters that a method takes with these pieces, and their defaults.
 
@@ -106,9 +126,9 @@ def parameters_of(
         UnknownNameError: No such method or piece.
     """
     method = find_method(name)
-    if method.divergence is None:
+    if method.divergence is None or given_loss(name) is not None:
         return {}
-    pieces = _Pieces.of(name, method, {"refine": refine, "temperature": temperature})
+    pieces = _Pieces.of(method_name(name), method, {"refine": refine, "temperature": temperature})
     found = {word: parameter.default for word, parameter in pieces.parameters().items()}
     return ({"temperature": pieces.temperature} if pieces.temperature is not None else {}) | found
 
@@ -144,6 +164,7 @@ def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillat
         bucket=settings.get("tail") == "bucket",
         every_class=pieces.every_class(),
         unranked=functools.partial(divergence, **method.unranked) if method.unranked else None,
+        name=call_text("get_loss", [name], settings),
     )
 
 

@@ -35,6 +35,8 @@ class Distillation:
         bucket: Whether classes that a cache did not keep count as one, instead of being completed evenly.
         every_class: Why rows of which only the largest were kept will not do, or None.
         unranked: The divergence for rows whose label is not among the largest, or None.
+        assumed: Whether `needs_label` and `every_class` are assumed, because the divergence is a plain function.
+        name: How the term was made, as run.json records it.
     """
 
     divergence: Callable[..., Tensor]
@@ -47,6 +49,8 @@ class Distillation:
     bucket: bool = False
     every_class: str | None = None
     unranked: Callable[..., Tensor] | None = None
+    assumed: bool = False
+    name: str = ""
 
     def __call__(self, student: Tensor, teacher: Tensor | Rows, labels: Tensor, **switches: bool) -> Tensor:
         """Return [B], or 0-dim where the batch is coupled; its mean is what one trains with.

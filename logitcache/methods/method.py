@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Method", "Rows", "TemperatureChoice"]
+__all__ = ["LossFunction", "Method", "MethodLike", "Rows", "TemperatureChoice"]
 
 
 class Rows(Protocol):
@@ -23,6 +23,9 @@ class Rows(Protocol):
     def at(self, temperature: float = 1.0, student: Tensor | None = None) -> Tensor:
         """Complete them: [B, C]; evenly, or as the student divides what is left."""
 
+
+LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`(student [R, C], teacher [R, C], labels [R]) -> loss`, [R] or 0-dim."""
 
 TemperatureChoice = float | str | tuple[float | str, ...]
 
@@ -80,3 +83,7 @@ class Method:
     refuses: Mapping[str, str] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     about: Callable[..., Any] | None = None
+
+
+MethodLike = str | Method | LossFunction
+"""A method's name, its row, what `get_loss` returns, or a loss function."""
