@@ -19,7 +19,7 @@ import tiny  # noqa: F401  (children import it)
 from logitcache.errors import InputError
 from logitcache.report import draw_runs
 from logitcache.runs.compare import compare_runs, group_runs, read_published
-from logitcache.runs.sweep import plan_sweep, run_sweep
+from logitcache.runs.sweep import plan_sweep, read_reason, run_sweep
 
 HERE = Path(__file__).parent
 
@@ -112,12 +112,12 @@ def test_every_combination_is_planned_once(tmp_path, dump):
     cache = str(dump().place)
     planned = plan_sweep(
         cache, tmp_path, methods=["ce", "kd"], seeds=[0, 1], vary={"lr": ["0.1", "0.2"], "set.temperature": ["4"]},
-        options=["--epochs", "2"],
+        options=["--student", "s"],
     )  # fmt: skip
     assert len(planned) == 8
     assert planned[-1].out.name == "kd-lr=0.2-set.temperature=4-seed1"
     assert planned[-1].words == (
-        cache, "--method", "kd", "--epochs", "2", "--lr", "0.2", "--set", "temperature=4", "--seed", "1",
+        cache, "--method", "kd", "--student", "s", "--lr", "0.2", "--set", "temperature=4", "--seed", "1",
     )  # fmt: skip
     for wrong, words in (
         ({"methods": []}, "needs a method"),
@@ -126,13 +126,77 @@ def test_every_combination_is_planned_once(tmp_path, dump):
         ({"vary": {"lr": ["1"]}, "options": ["--lr=3"]}, "--lr is the sweep's own"),
     ):
         with pytest.raises(InputError, match=words):
-            plan_sweep(**({"cache": cache, "out": tmp_path, "methods": ["kd"], "seeds": [0]} | wrong))
+            plan_sweep(
+                **(
+                    {"cache": cache, "out": tmp_path, "methods": ["kd"], "seeds": [0], "options": ["--student=s"]}
+                    | wrong
+                )
+            )
+
+
+def test_a_sweep_without_a_student_is_refused_before_any_run(tmp_path, dump, run):
+    dump()
+    done = run("sweep", "c.zarr", "--method", "kd", "--seeds", "0", "--out", "s", "--", "--epochs", "1")
+    assert done.exit_code == 1
+    assert "which network? Name it after `--`, as in `logitcache sweep CACHE -- --student resnet8`" in done.stderr
+    assert not (tmp_path / "s").exists()
+    asked = {"out": tmp_path, "methods": ["kd"], "seeds": [0]}
+    for named in ({"vary": {"student": ["a", "b"]}}, {"options": ["--config", "x.toml"]}, {"options": ["--student=a"]}):
+        assert plan_sweep(None, **asked, **named)
+
+
+def test_the_reason_of_a_failed_run_is_reported(tmp_path, dump, run):
+    """Of a usage error, which Typer prints in a box; its last line was taken for the reason."""
+    dump()
+    words = [
+        "sweep",
+        "c.zarr",
+        "--method",
+        "kd",
+        "--seeds",
+        "0",
+        "--out",
+        "s",
+        "--",
+        "--student",
+        "resnet8",
+        "--epochs",
+    ]
+    done = run(*words, "none")
+    assert done.exit_code == 1
+    assert "kd-seed0: failed: Invalid value for '--epochs': " in done.stderr
+    assert "╰" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("epoch 1\nerror: no cache at x. Check it:\n  logitcache dump\n", "no cache at x. Check it:"),
+        ("Usage: logitcache train\n\nError: Invalid value for --student: which network?\n", "Invalid value for --student: which network?"),
+        ("╭─ Error ───────╮\n│ Invalid value │\n│ for --lr: x   │\n╰───────────────╯\n", "Invalid value for --lr: x"),
+        ("Traceback (most recent call last):\n  File\nZeroDivisionError: division by zero\n", "ZeroDivisionError: division by zero"),
+        ("", "it printed nothing"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_found_in_the_output(output, reason):
+    assert read_reason(output) == reason
+
+
+def test_a_killed_run_names_the_signal(tmp_path, monkeypatch):
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess,
+        "Popen",
+        lambda words, **rest: start([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **rest),
+    )
+    planned = plan_sweep(None, tmp_path, methods=["kd"], seeds=[0], options=["--student", "s"])
+    assert run_sweep(planned).failed == {tmp_path / "kd-seed0": "killed by SIGKILL"}
 
 
 def test_runs_that_were_trained_otherwise_are_not_taken_for_those_asked_for(tmp_path, dump):
     made(tmp_path, [0.5])  # kd--0, by hand
     (tmp_path / "kd--0").rename(tmp_path / "kd-seed0")
-    asked = {"out": tmp_path, "methods": ["kd"], "seeds": [0]}
+    asked = {"out": tmp_path, "methods": ["kd"], "seeds": [0], "options": ["--student", "s"]}
     with pytest.raises(
         InputError, match=r"kd-seed0 was trained otherwise than it would be now:\n  then by hand\n  now  --method kd"
     ):
@@ -140,8 +204,8 @@ def test_runs_that_were_trained_otherwise_are_not_taken_for_those_asked_for(tmp_
     (ours,) = plan_sweep(None, **asked)
     (tmp_path / "kd-seed0.json").write_text(json.dumps({"words": ours.words, "cache": None}))
     assert run_sweep([ours]).runs == [tmp_path / "kd-seed0"]
-    for other in ({"options": ["--lr", "1"]}, {"cache": str(dump().place)}):
-        with pytest.raises(InputError, match=r"then --method kd --seed 0 \(cache None\)\n  now"):
+    for other in ({"options": ["--student", "s", "--lr", "1"]}, {"cache": str(dump().place)}):
+        with pytest.raises(InputError, match=r"then --method kd --student s --seed 0 \(cache None\)\n  now"):
             run_sweep(plan_sweep(**({"cache": None} | asked | other)))
 
 
