@@ -31,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "train": {"data", "encoding", "errors", "methods", "models", "runs", "runtime", "store", "teachers"},
     "caches": {"data", "encoding", "errors", "methods", "runtime", "store", "teachers"},
     "stats": {"errors", "runtime", "store"},
-    "report": {"caches", "data", "errors", "runtime", "stats", "store"},
+    "report": {"caches", "data", "errors", "runs", "runtime", "stats", "store"},
     # the command line
     "cli": {"caches", "dump", "errors", "methods", "report", "runs", "runtime", "stats", "store", "train"},
     "__main__": {"cli"},
