@@ -159,7 +159,7 @@ def _print_runs(found: "list[RunSummary]") -> None:
             "(best epoch)",
             "agrees with teacher",
             "s / epoch",
-            "bytes / sample",
+            "in memory, B / sample",
         ],
         [
             [

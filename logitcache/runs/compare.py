@@ -55,7 +55,8 @@ class RunSummary:
         teacher_agreement: Share of cached training rows on which the final student, in evaluation mode, says the same
             class as the teacher.
         seconds_per_epoch: Training alone, without evaluation.
-        bytes_per_sample: Of the teacher's logits, over all views; 0 where they are not read.
+        bytes_per_sample: Memory that a sample's decoded rows take, over all views (bytes of a row in memory times views); 0 if
+            the run reads no logits.
     """
 
     run: str
