@@ -1,8 +1,8 @@
 """`logitcache compare`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -11,6 +11,9 @@ from .render import print_json, print_table
 
 if TYPE_CHECKING:
     from logitcache.runs.compare import GroupSummary, RunSummary
+    from logitcache.runs.metrics import Metric
+
+_Summary = TypeVar("_Summary", "RunSummary", "GroupSummary")
 
 __all__ = ["compare", "print_comparison"]
 
@@ -20,7 +23,9 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table of means over seeds.")] = False,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.svg", show_default=False, help="Draw learning curves, and accuracy against method."),
+        typer.Option(
+            metavar="FILE.svg", show_default=False, help="Draw learning curves, and the result against method."
+        ),
     ] = None,
     published: Annotated[
         Path | None,
@@ -28,13 +33,14 @@ def compare(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show runs side by side: accuracy, agreement with the teacher, time, bytes; and over seeds mean, deviation and what is gained.
+    """Show runs side by side: test metric, agreement with the teacher, time, bytes; and over seeds mean, deviation and what is gained.
 
-    Accuracy is that of the last epoch; the best of all epochs stands apart, because it was chosen on the test images.
+    The test metric is the accuracy, or what the run names as its headline, after the last epoch; the best of all epochs stands apart,
+    because it was chosen on the test data. What is gained is positive where a method is better, also if the metric should be low.
 
     Example: logitcache compare runs/ce runs/kd runs/rld
     """
-    from logitcache.runs.compare import compare_runs, curves, group_runs, read_published
+    from logitcache.runs.compare import compare_runs, curves, group_runs, headlines, read_published
 
     found, theirs = compare_runs(runs), {} if published is None else read_published(published)
     if picture is not None:
@@ -45,7 +51,8 @@ def compare(
         drawn = curves(found)
         if not drawn:
             raise InputError("none of these runs was tested: there is nothing to draw")
-        write_bytes(picture, draw_runs(drawn).encode())
+        (metric,) = headlines(run for run in found if run.value is not None)
+        write_bytes(picture, draw_runs(drawn, metric).encode())
         typer.echo(f"{picture} drawn", err=True)
     if json:
         print_json(
@@ -56,8 +63,10 @@ def compare(
             }
         )
     elif markdown:
-        for line in _markdown(group_runs(found), theirs):
-            typer.echo(line)
+        groups = group_runs(found)
+        for number, part in enumerate(_by_headline(groups) or [groups]):
+            typer.echo("\n" * (number > 0) + "\n".join(_markdown(part, theirs)))
+        _say_apart(groups)
     else:
         print_comparison(found, theirs)
 
@@ -66,39 +75,63 @@ def print_comparison(found: "list[RunSummary]", published: "Mapping[str, float] 
     """Print runs, and where one of them has other seeds or published numbers beside it, means."""
     from logitcache.runs.compare import group_runs
 
-    _print_runs(found)
+    for runs in _by_headline(found) or [found]:
+        _print_runs(runs)
     groups = group_runs(found)
     if published or any(group.seeds > 1 for group in groups):
-        head, *rows = _rows(groups, published or {})
-        print_table("over seeds", head, rows, left=2)
+        for part in _by_headline(groups) or [groups]:
+            head, *rows = _rows(part, published or {})
+            print_table("over seeds", head, rows, left=2)
+    _say_apart(found)
     for again in (path for group in groups for path in group.repeats):
         typer.echo(f"{again} repeats another run's seed and is not in the means", err=True)
 
 
-_HEAD = ["method", "settings", "seeds", "test accuracy", "over ce", "over kd", "s / epoch"]
+def _by_headline(found: "Sequence[_Summary]") -> "list[list[_Summary]]":
+    """Divide runs or groups by their headline metric."""
+    from logitcache.runs.compare import headlines
+
+    return [[one for one in found if one.headline == metric] for metric in headlines(found)]
+
+
+def _say_apart(found: "Sequence[RunSummary | GroupSummary]") -> None:
+    from logitcache.runs.compare import headlines
+
+    if len(different := headlines(found)) > 1:
+        names = "; ".join(f"{one.heading}, {one.better} is better" for one in different)
+        typer.echo(f"these runs are judged by different metrics ({names}), so each has its own table", err=True)
+
+
+def _head(metric: "Metric") -> list[str]:
+    gain = "over" if metric.better == "higher" else "gain over"
+    return ["method", "settings", "seeds", metric.heading, f"{gain} ce", f"{gain} kd", "s / epoch"]
 
 
 def _group(group: "GroupSummary") -> list[str]:
+    metric = group.headline
     return [
         f"{group.method} {group.changes}".strip(),
         group.differs or f"{group.student}, {group.epochs} epochs",
         str(group.seeds),
-        f"{group.test_accuracy:.2%}" + ("" if group.deviation is None else f" ± {100 * group.deviation:.2f}"),
-        *(_gain(group.over.get(base)) for base in ("ce", "kd")),
+        metric.cell(group.mean) + ("" if group.deviation is None else f" ± {metric.spread(group.deviation)}"),
+        *(_gain(metric, group.over.get(base)) for base in ("ce", "kd")),
         "-" if group.seconds_per_epoch is None else f"{group.seconds_per_epoch:.1f}",
     ]
 
 
-def _gain(over: "tuple[float, float | None] | None") -> str:
+def _gain(metric: "Metric", over: "tuple[float, float | None] | None") -> str:
     if over is None:
         return "-"
-    return f"{100 * over[0]:+.2f}" + ("" if over[1] is None else f" ± {100 * over[1]:.2f}")
+    return metric.difference(over[0]) + ("" if over[1] is None else f" ± {metric.spread(over[1])}")
 
 
 def _rows(groups: "list[GroupSummary]", published: "Mapping[str, float]") -> list[list[str]]:
-    """Return head and rows of a table of means; published numbers in a column of their own, where there are any."""
-    rows = [_HEAD, *map(_group, groups)]
-    if not published:
+    """Return head and rows of a table of means; published accuracies in a column of their own, where there are any."""
+    from logitcache.runs.metrics import ACCURACY
+
+    metric = groups[0].headline if groups else ACCURACY
+    rows = [_head(metric), *map(_group, groups)]
+    if not published or metric != ACCURACY:
         return rows
     theirs = ["published (best epoch)"]
     theirs += [f"{published[one.method]:.2f}%" if one.method in published else "-" for one in groups]
@@ -112,6 +145,9 @@ def _markdown(groups: "list[GroupSummary]", published: "Mapping[str, float]") ->
 
 
 def _print_runs(found: "list[RunSummary]") -> None:
+    from logitcache.runs.metrics import ACCURACY
+
+    metric = found[0].headline if found else ACCURACY
     print_table(
         "runs",
         [
@@ -119,11 +155,11 @@ def _print_runs(found: "list[RunSummary]") -> None:
             "method",
             "student",
             "epochs",
-            "test accuracy",
+            metric.heading,
             "(best epoch)",
             "agrees with teacher",
             "s / epoch",
-            "bytes / sample",
+            "in memory, B / sample",
         ],
         [
             [
@@ -133,8 +169,8 @@ def _print_runs(found: "list[RunSummary]") -> None:
                 + (" (live teacher)" if run.logits == "live" else ""),
                 run.student,
                 str(run.epochs) + ("" if run.finished else ", unfinished"),
-                _share(run.test_accuracy),
-                _share(run.best_test_accuracy),
+                metric.cell(run.value),
+                metric.cell(run.best),
                 _share(run.teacher_agreement),
                 "-" if run.seconds_per_epoch is None else f"{run.seconds_per_epoch:.1f}",
                 str(run.bytes_per_sample or "-"),

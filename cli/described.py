@@ -68,7 +68,7 @@ def _print_contents(found: "CacheStats") -> None:
             "data": f"{data['spec'] or 'an object'}, {samples_words(manifest)}, {len(found.classes)} classes",
             "views": f"{len({view['group'] for view in views})} x {recipes}, seed {views[0]['seed']}",
             "logits": f"{kept_words(manifest['encoding'])}; made on {manifest['device']} with torch {software.get('torch', '?')}",
-            "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row, "
+            "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row on disk, "
             f"{found.ratio_to_float32:.2f} of the logits in raw float32",
             "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in largest[: _LINES + 1]),
             "lost in storing": f"largest gap {probe.largest_gap:.2g}; KL {probe.kl_nats['T=1']:.1e} nats at T=1, "
@@ -222,7 +222,7 @@ def print_compared(found: "Comparison") -> None:
     """Print what two caches have in common."""
     print_table(
         f"two caches, over {found.rows:,} rows that both hold (entropy in nats; ECE: calibration error)",
-        ["cache", "teacher", "encoding", "B a row", "accuracy", "entropy", "ECE"],
+        ["cache", "teacher", "encoding", "on disk, B a row", "accuracy", "entropy", "ECE"],
         [_side(side) for side in found.sides],
         left=3,
     )

@@ -4,6 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ ARROWS: dict[str, set[str]] = {
     "train": {"data", "encoding", "errors", "methods", "models", "runs", "runtime", "store", "teachers"},
     "caches": {"data", "encoding", "errors", "methods", "runtime", "store", "teachers"},
     "stats": {"errors", "runtime", "store"},
-    "report": {"caches", "data", "errors", "runtime", "stats", "store"},
+    "report": {"caches", "data", "errors", "runs", "runtime", "stats", "store"},
     # the command line
     "cli": {"caches", "dump", "errors", "methods", "report", "runs", "runtime", "stats", "store", "train"},
     "__main__": {"cli"},
@@ -79,6 +80,15 @@ def test_every_arrow_on_the_list_is_there():
         (room(path), name.split(".")[1]) for path in FILES for name in imports(path) if name.startswith("logitcache.")
     }
     assert {(a, b) for a, targets in ARROWS.items() for b in targets} <= used
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    modules = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
+    graph = {name.removesuffix(".__init__"): imports(path) & modules.keys() for name, path in modules.items()}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_every_name_of_the_front_door_opens():

@@ -16,7 +16,6 @@ import logitcache
 from logitcache import METHODS
 from logitcache.data import NAMED_DATA
 from logitcache.data.images.views import CHANGES, CROPS, MIXES, PRESETS
-from logitcache.methods import find_method
 from logitcache.models import CIFAR_NETWORKS
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +121,6 @@ def test_adding_a_method_works_as_its_page_says(run, tmp_path, monkeypatch):
     code = "\n\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     (tmp_path / "mine.py").write_text(code)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    find_method.cache_clear()
     assert "SURE = p_max^power" in run("methods", "mine:sure").stdout
     loss = logitcache.get_loss("mine:SURE", preset="hard")
     student, teacher = torch.randn(2, 4, 5)

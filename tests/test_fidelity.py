@@ -64,7 +64,8 @@ def test_a_poor_encoding_is_said_at_the_dump_and_a_good_one_is_not(dump, tmp_pat
     poor = advice(dump(top_k=1))
     sentence = next(one for one in poor if one.startswith("rld at T=4 loses "))
     lost, kept, precision = re.fullmatch(
-        r"rld at T=4 loses (\d+%|all) of its gradient at k=1: dump with --(.*) --precision (\w+) \(\d+ B a row instead of \d+\).*",
+        r"rld at T=4 loses (\d+%|all) of its gradient at k=1: dump with --(.*) --precision (\w+) "
+        r"\(\d+ B of payload a row instead of \d+\).*",
         sentence,
     ).groups()
     error = logitcache.cache_fidelity(tmp_path / "c.zarr", methods=["rld"]).methods[0].gradient["trained"]
@@ -89,3 +90,15 @@ def test_fidelity_on_the_command_line(dump, run, tmp_path):
     assert found["stored"]["methods"][0]["gradient"]["trained"] > 0
     assert run("fidelity", "--method", "rdl").exit_code == 1
     assert "for which method?" in run("fidelity", "--set", "beta=1").stderr
+
+
+def test_the_three_sizes_of_a_row_have_three_names(dump, tmp_path, run, npz):
+    """On disk, payload, in memory: one cache, three numbers, and none of them is just "a row"."""
+    dump(top_k=3, data=f"arrays:{npz}")
+    shown = {verb: " ".join(run(verb, "c.zarr").stdout.split()) for verb in ("stats", "fidelity")}
+    assert re.search(r"[\d.]+ B a row on disk", shown["stats"])
+    assert re.search(r"[\d.]+ B of payload a row", shown["fidelity"])
+    assert "payload, B a row" in " ".join(run("fidelity", "c.zarr", "--method", "kd", "--sweep").stdout.split())
+    words = ["--student", "tiny:student", "--epochs", "1", "--out", "r"]
+    assert run("train", "c.zarr", *words).exit_code == 0
+    assert "in memory, B / sample" in run("compare", "r").stdout

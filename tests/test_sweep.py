@@ -19,20 +19,22 @@ import tiny  # noqa: F401  (children import it)
 from logitcache.errors import InputError
 from logitcache.report import draw_runs
 from logitcache.runs.compare import compare_runs, group_runs, read_published
-from logitcache.runs.sweep import plan_sweep, run_sweep
+from logitcache.runs.metrics import ACCURACY, LOSS
+from logitcache.runs.sweep import plan_sweep, read_reason, run_sweep
 
 HERE = Path(__file__).parent
 
 
-def made(folder, accuracies, method="kd", **settings):
+def made(folder, accuracies, method="kd", headline=None, **settings):
     """Write runs as `train` leaves them: one for each seed."""
+    name, named = (headline.name, {"headline": headline.to_json()}) if headline else ("test_accuracy", {})
     for seed, accuracy in enumerate(accuracies):
         path = folder / f"{method}-{'-'.join(map(str, settings.values()))}-{seed}"
         path.mkdir(parents=True)
         asked = {"method": method, "student": "s", "epochs": 2, "seed": seed, "parameters": None, "lr": 0.1, **settings}
-        results = {"test_accuracy": accuracy, "seconds_per_epoch": 2.0}
+        results = {name: accuracy, "seconds_per_epoch": 2.0, **named}
         (path / "run.json").write_text(json.dumps({"settings": asked, "results": results, "cache": None}))
-        lines = [{"epoch": 1, "test_accuracy": accuracy / 2}, {"epoch": 2, "test_accuracy": accuracy}]
+        lines = [{"epoch": 1, name: accuracy / 2}, {"epoch": 2, name: accuracy}]
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -103,6 +105,76 @@ def test_tables_and_pictures(tmp_path, run):
     assert len(list(root.iter("{http://www.w3.org/2000/svg}circle"))) == 4
 
 
+def test_a_headline_that_should_be_low_is_compared_the_other_way_round(tmp_path, run):
+    """Of a loss the best epoch is the lowest, and a method that lowers it has a positive gain."""
+    made(tmp_path / "runs", [2.0, 2.2], "ce", LOSS)
+    made(tmp_path / "runs", [1.7, 2.0], "kd", LOSS)
+    one = compare_runs([tmp_path / "runs"])[0]
+    assert (one.headline, one.value, one.best, one.test_accuracy) == (LOSS, 2.0, 1.0, None)
+    ce, kd = group_runs(compare_runs([tmp_path / "runs"]))
+    assert (kd.headline, kd.mean, kd.test_accuracy) == (LOSS, pytest.approx(1.85), None)
+    assert kd.over["ce"] == (pytest.approx(0.25), pytest.approx(0.05))
+    assert ce.over["kd"] == (pytest.approx(-0.25), pytest.approx(0.05))
+    shown = run("compare", "runs").stdout
+    for words in ("test loss (nats)", "1.8500 ± 0.2121", "gain over ce", "+0.2500 ± 0.0500", "-0.2500 ± 0.0500"):
+        assert words in " ".join(shown.split()), words
+    assert "accuracy" not in shown and "%" not in shown
+    table = run("compare", "runs", "--markdown").stdout.splitlines()
+    assert table[0].startswith("| method | settings | seeds | test loss (nats) | gain over ce |")
+    found = json.loads(run("compare", "runs", "--json").stdout)
+    assert found["runs"][0]["headline"] == LOSS.to_json() | {"value": 2.0, "best": 1.0}
+    assert found["groups"][1]["headline"] == LOSS.to_json() | {"mean": pytest.approx(1.85)}
+    assert run("compare", "runs", "--picture", "p.svg").exit_code == 0
+    drawn = (tmp_path / "p.svg").read_text()
+    assert "test loss (nats)" in drawn and "Test loss of runs" in drawn and "kd: 1.7000 nats" in drawn
+    assert "accuracy" not in drawn and "%<" not in drawn
+
+
+def test_runs_of_different_headlines_are_not_mixed(tmp_path, run):
+    made(tmp_path / "runs", [0.7, 0.9], "ce")
+    made(tmp_path / "runs", [1.5, 1.7], "kd", LOSS)
+    groups = group_runs(compare_runs([tmp_path / "runs"]))
+    assert [(group.method, group.headline, group.over) for group in groups] == [("ce", ACCURACY, {}), ("kd", LOSS, {})]
+    sentence = (
+        "these runs are judged by different metrics (test accuracy, higher is better; test loss (nats), lower is better), so each "
+        "has its own table\n"
+    )
+    for words in ([], ["--markdown"]):
+        done = run("compare", "runs", *words)
+        assert done.stderr == sentence
+        assert "80.00% ± 14.14" in done.stdout and "1.6000 ± 0.1414" in done.stdout
+    assert run("compare", "runs", "--markdown").stdout.count("| method |") == 2
+    done = run("compare", "runs", "--picture", "p.svg")
+    assert done.exit_code == 1
+    assert "(test accuracy, test loss (nats)), which share no axis" in done.stderr
+    assert not (tmp_path / "p.svg").exists()
+
+
+def test_runs_without_a_headline_are_judged_by_accuracy(tmp_path, run):
+    made(tmp_path / "runs", [0.7], "ce")
+    made(tmp_path / "runs", [0.7], "kd", ACCURACY)
+    assert {run.headline for run in compare_runs([tmp_path / "runs"])} == {ACCURACY}
+    assert len(group_runs(compare_runs([tmp_path / "runs"]))[1].over) == 1
+    made(tmp_path / "more", [1.5], "kd", LOSS)
+    file = tmp_path / "more/kd--0/run.json"
+    content = json.loads(file.read_text())
+    del content["results"]
+    file.write_text(json.dumps(content))
+    (unfinished,) = compare_runs([tmp_path / "more"])
+    assert (unfinished.headline, unfinished.value, unfinished.best, unfinished.finished) == (LOSS, 1.5, None, False)
+    for wrong in ({"name": "x"}, {"name": "x", "unit": "nats", "better": "up"}):
+        file.write_text(json.dumps(content | {"results": {"headline": wrong}}))
+        assert "metric" in run("compare", "more").stderr
+
+
+def test_a_metric_knows_its_unit_and_direction():
+    assert (ACCURACY.cell(0.71), ACCURACY.text(0.71), ACCURACY.spread(0.0141)) == ("71.00%", "71.00%", "1.41")
+    assert (LOSS.cell(1.2345678), LOSS.text(1.2345678), LOSS.spread(0.01)) == ("1.2346", "1.2346 nats", "0.0100")
+    assert (ACCURACY.difference(0.06), LOSS.difference(-0.06), LOSS.cell(None)) == ("+6.00", "-0.0600", "-")
+    assert (ACCURACY.best([0.1, 0.3, 0.2]), LOSS.best([0.1, 0.3, 0.2])) == (0.3, 0.1)
+    assert (ACCURACY.gain(0.5, 0.25), LOSS.gain(0.5, 0.25)) == (0.25, -0.25)
+
+
 def test_a_picture_survives_odd_runs():
     for curves in ({"<&>": [[0.5]]}, {"a": [[0.5, 0.5], [0.5]]}, {str(n): [[0.1 * n, 0.2]] for n in range(9)}):
         ET.fromstring(draw_runs(curves))
@@ -112,12 +184,12 @@ def test_every_combination_is_planned_once(tmp_path, dump):
     cache = str(dump().place)
     planned = plan_sweep(
         cache, tmp_path, methods=["ce", "kd"], seeds=[0, 1], vary={"lr": ["0.1", "0.2"], "set.temperature": ["4"]},
-        options=["--epochs", "2"],
+        options=["--student", "s"],
     )  # fmt: skip
     assert len(planned) == 8
     assert planned[-1].out.name == "kd-lr=0.2-set.temperature=4-seed1"
     assert planned[-1].words == (
-        cache, "--method", "kd", "--epochs", "2", "--lr", "0.2", "--set", "temperature=4", "--seed", "1",
+        cache, "--method", "kd", "--student", "s", "--lr", "0.2", "--set", "temperature=4", "--seed", "1",
     )  # fmt: skip
     for wrong, words in (
         ({"methods": []}, "needs a method"),
@@ -126,13 +198,77 @@ def test_every_combination_is_planned_once(tmp_path, dump):
         ({"vary": {"lr": ["1"]}, "options": ["--lr=3"]}, "--lr is the sweep's own"),
     ):
         with pytest.raises(InputError, match=words):
-            plan_sweep(**({"cache": cache, "out": tmp_path, "methods": ["kd"], "seeds": [0]} | wrong))
+            plan_sweep(
+                **(
+                    {"cache": cache, "out": tmp_path, "methods": ["kd"], "seeds": [0], "options": ["--student=s"]}
+                    | wrong
+                )
+            )
+
+
+def test_a_sweep_without_a_student_is_refused_before_any_run(tmp_path, dump, run):
+    dump()
+    done = run("sweep", "c.zarr", "--method", "kd", "--seeds", "0", "--out", "s", "--", "--epochs", "1")
+    assert done.exit_code == 1
+    assert "which network? Name it after `--`, as in `logitcache sweep CACHE -- --student resnet8`" in done.stderr
+    assert not (tmp_path / "s").exists()
+    asked = {"out": tmp_path, "methods": ["kd"], "seeds": [0]}
+    for named in ({"vary": {"student": ["a", "b"]}}, {"options": ["--config", "x.toml"]}, {"options": ["--student=a"]}):
+        assert plan_sweep(None, **asked, **named)
+
+
+def test_the_reason_of_a_failed_run_is_reported(tmp_path, dump, run):
+    """Of a usage error, which Typer prints in a box; its last line was taken for the reason."""
+    dump()
+    words = [
+        "sweep",
+        "c.zarr",
+        "--method",
+        "kd",
+        "--seeds",
+        "0",
+        "--out",
+        "s",
+        "--",
+        "--student",
+        "resnet8",
+        "--epochs",
+    ]
+    done = run(*words, "none")
+    assert done.exit_code == 1
+    assert "kd-seed0: failed: Invalid value for '--epochs': " in done.stderr
+    assert "╰" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("epoch 1\nerror: no cache at x. Check it:\n  logitcache dump\n", "no cache at x. Check it:"),
+        ("Usage: logitcache train\n\nError: Invalid value for --student: which network?\n", "Invalid value for --student: which network?"),
+        ("╭─ Error ───────╮\n│ Invalid value │\n│ for --lr: x   │\n╰───────────────╯\n", "Invalid value for --lr: x"),
+        ("Traceback (most recent call last):\n  File\nZeroDivisionError: division by zero\n", "ZeroDivisionError: division by zero"),
+        ("", "it printed nothing"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_found_in_the_output(output, reason):
+    assert read_reason(output) == reason
+
+
+def test_a_killed_run_names_the_signal(tmp_path, monkeypatch):
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        subprocess,
+        "Popen",
+        lambda words, **rest: start([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **rest),
+    )
+    planned = plan_sweep(None, tmp_path, methods=["kd"], seeds=[0], options=["--student", "s"])
+    assert run_sweep(planned).failed == {tmp_path / "kd-seed0": "killed by SIGKILL"}
 
 
 def test_runs_that_were_trained_otherwise_are_not_taken_for_those_asked_for(tmp_path, dump):
     made(tmp_path, [0.5])  # kd--0, by hand
     (tmp_path / "kd--0").rename(tmp_path / "kd-seed0")
-    asked = {"out": tmp_path, "methods": ["kd"], "seeds": [0]}
+    asked = {"out": tmp_path, "methods": ["kd"], "seeds": [0], "options": ["--student", "s"]}
     with pytest.raises(
         InputError, match=r"kd-seed0 was trained otherwise than it would be now:\n  then by hand\n  now  --method kd"
     ):
@@ -140,8 +276,8 @@ def test_runs_that_were_trained_otherwise_are_not_taken_for_those_asked_for(tmp_
     (ours,) = plan_sweep(None, **asked)
     (tmp_path / "kd-seed0.json").write_text(json.dumps({"words": ours.words, "cache": None}))
     assert run_sweep([ours]).runs == [tmp_path / "kd-seed0"]
-    for other in ({"options": ["--lr", "1"]}, {"cache": str(dump().place)}):
-        with pytest.raises(InputError, match=r"then --method kd --seed 0 \(cache None\)\n  now"):
+    for other in ({"options": ["--student", "s", "--lr", "1"]}, {"cache": str(dump().place)}):
+        with pytest.raises(InputError, match=r"then --method kd --student s --seed 0 \(cache None\)\n  now"):
             run_sweep(plan_sweep(**({"cache": None} | asked | other)))
 
 

@@ -17,7 +17,8 @@ import logitcache
 from logitcache.data import ArrayImages
 from logitcache.data.images.views import View
 from logitcache.errors import CacheIncompleteError, CacheMismatchError, CorruptCacheError, InputError, StoppedError
-from logitcache.methods import METHODS
+from logitcache.methods import METHODS, Method
+from logitcache.methods.kd import kd
 from logitcache.train.optimize import learning_rate
 
 HERE = Path(__file__).parent
@@ -147,6 +148,59 @@ def test_methods_and_seeds_and_settings_change_the_student(dump, train, tmp_path
         [{"method": "rld"}, {"seed": 1}, {"parameters": {"temperature": 2}}, {"standardize": True}]
     ):
         assert not same(first, weights(train(out=tmp_path / f"c{number}", **changes)))
+
+
+def halved(student, teacher, labels):
+    """Half of KD."""
+    return 0.5 * kd(student, teacher, labels)
+
+
+def test_a_loss_in_hand_trains_as_its_name_does(dump, train, tmp_path):
+    dump()
+    words = {"epochs": 1, "parameters": {"beta": 4.0}, "kd_warmup": 0.0}
+    named = train(method="rld", ce_weight=1.0, kd_weight=1.0, out=tmp_path / "a", **words)
+    words.pop("parameters")
+    assert same(weights(named), weights(train(method=logitcache.get_loss("rld", beta=4), out=tmp_path / "b", **words)))
+    own = Method("KD.", "-", kd, ce_weight=0.1, kd_weight=0.9)
+    half = train(method="kd", ce_weight=1.0, kd_weight=0.5, out=tmp_path / "c", epochs=1)
+    assert same(weights(half), weights(train(method=halved, out=tmp_path / "d", epochs=1)))
+    assert same(weights(train(out=tmp_path / "e", epochs=1)), weights(train(method=own, out=tmp_path / "f", epochs=1)))
+    names = [json.loads((tmp_path / run / "run.json").read_text())["settings"]["method"] for run in "bdf"]
+    assert names == ["get_loss(rld, beta=4)", f"{__name__}:halved", "Method(logitcache.methods.kd:kd)"]
+
+
+def test_a_run_of_a_loss_in_hand_is_resumed_with_the_same(dump, train, tmp_path, monkeypatch):
+    dump()
+    monkeypatch.chdir(tmp_path)
+    loss, words = logitcache.get_loss("rld", beta=4), {"epochs": 2, "out": None}
+    whole = train(method=loss, **words)
+    assert whole.out.name == "get_loss-rld-beta=4-tiny-student"
+    asked = iter([False] * 9 + [True])
+    with pytest.raises(StoppedError):
+        train(method=loss, epochs=2, out=tmp_path / "r", should_stop=lambda: next(asked))
+    with pytest.raises(
+        CacheMismatchError, match=r"method: there 'get_loss\(rld, beta=4\)', asked for 'get_loss\(rld, beta=5\)'"
+    ):
+        train(method=logitcache.get_loss("rld", beta=5), epochs=2, out=tmp_path / "r", resume=True)
+    assert same(weights(whole), weights(train(method=loss, epochs=2, out=tmp_path / "r", resume=True)))
+
+
+def test_a_function_in_hand_refuses_what_it_may_not_understand(dump, train, tmp_path):
+    dump(top_k=3, out=tmp_path / "top.zarr")
+    with pytest.raises(
+        CacheMismatchError, match="halved is a plain function, which is assumed to read every logit of a row"
+    ):
+        train(cache=tmp_path / "top.zarr", method=halved)
+    dump(augment="cifar+mixup", out=tmp_path / "mixed.zarr")
+    with pytest.raises(CacheMismatchError, match="halved is a plain function, which is assumed to read the label"):
+        train(cache=tmp_path / "mixed.zarr", method=halved)
+    with pytest.raises(InputError, match="halved is a finished loss, so temperature cannot be given beside it"):
+        train(cache=tmp_path / "mixed.zarr", method=halved, temperature=2.0)
+    assert not (tmp_path / "run").exists()
+    for cache in ("top.zarr", "mixed.zarr"):  # a composed loss brings its own needs
+        assert train(
+            cache=tmp_path / cache, method=logitcache.get_loss("kd"), epochs=1, out=tmp_path / f"r{cache}"
+        ).results
 
 
 def test_the_teacher_is_worth_something(dump, train, tmp_path):

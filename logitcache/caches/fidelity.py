@@ -52,7 +52,7 @@ class Fidelity:
 
     Attributes:
         encoding: How rows are stored, as in the manifest.
-        bytes_per_row: Compressed, of a row's logits.
+        bytes_per_row: Payload of a row: the encoding's columns, compressed. `logitcache stats` reports the size on disk, of all files.
         rows: Rows measured.
         kl_nats: Mean KL(exact || stored) at temperatures 1, 2 and 4.
         unranked: Share of rows whose label is not among the largest; 0 where every class is kept.
@@ -134,7 +134,7 @@ def _sentence(stored: Fidelity, error: MethodError, others: Sequence[tuple[Fidel
     kept = f"--top-k {better.encoding['k']}" if better.encoding["kind"] == "topk" else "--encoding full"
     return (
         f"{error.method}{at} loses {'all' if lost >= 1 else f'{lost:.0%}'} of its gradient at {where}: dump with {kept} --precision "
-        f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} B a row instead of {stored.bytes_per_row:.0f})"
+        f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} B of payload a row instead of {stored.bytes_per_row:.0f})"
         + (" or --encoding full" if better.encoding["kind"] == "topk" else "")
     )
 
@@ -146,7 +146,7 @@ def sweep_encodings(
     settings: Mapping[str, Any] | None = None,
     teacher: str | None = None,
 ) -> list[Fidelity]:
-    """Measure the encodings that could have been chosen, on the probe, in order of bytes a row."""
+    """Measure the encodings that could have been chosen, on the probe, in order of payload."""
     opened = open_cache(cache).of(teacher)
     samples, logits = opened.probe(opened.teacher)
     labels, exact = torch.from_numpy(opened.labels()[samples]).long(), torch.from_numpy(logits)

@@ -1,10 +1,11 @@
 """What the papers say: one file a paper, pure functions on tensors, one table (`table.py`)."""
 
-from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, Distillation, get_loss, parameters_of
+from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, get_loss, parameters_of
 from logitcache.methods.describe import Description, describe, spell
-from logitcache.methods.method import Method, TemperatureChoice
+from logitcache.methods.distillation import Distillation
+from logitcache.methods.method import LossFunction, Method, MethodLike, TemperatureChoice
 from logitcache.methods.objective import Objective, SecondLabels, Terms, make_objective
-from logitcache.methods.table import METHODS, find_method
+from logitcache.methods.table import METHODS, find_method, method_name
 
 __all__ = [
     "METHODS",
@@ -12,7 +13,9 @@ __all__ = [
     "TEMPERATURES",
     "Description",
     "Distillation",
+    "LossFunction",
     "Method",
+    "MethodLike",
     "Objective",
     "SecondLabels",
     "TemperatureChoice",
@@ -21,6 +24,7 @@ __all__ = [
     "find_method",
     "get_loss",
     "make_objective",
+    "method_name",
     "parameters_of",
     "spell",
 ]

@@ -5,13 +5,13 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from logitcache.errors import InputError
 from logitcache.methods._ops import Interval
 
-__all__ = ["PIECES", "WEIGHTS", "checked", "keywords_of"]
+__all__ = ["PIECES", "WEIGHTS", "call_text", "checked", "keywords_of", "qualified_name"]
 
 PIECES = ("refine", "standardize", "temperature", "tail")
 WEIGHTS = ("ce_weight", "kd_weight", "warmup")
@@ -69,3 +69,29 @@ def checked(name: str, word: str, annotation: Any, value: Any) -> Any:
     if value not in interval:
         raise InputError(f"{name}: {word} must be {interval}, not {value!r}")
     return int(value) if whole else value
+
+
+def qualified_name(function: Callable[..., Any]) -> str:
+    """Return `package.module:name` of a function, or of the type of another callable; a partial with its keywords."""
+    if isinstance(function, functools.partial):
+        return call_text(qualified_name(function.func), map(_text, function.args), function.keywords)
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def call_text(name: str, positional: Iterable[str], keywords: Mapping[str, Any]) -> str:
+    """Write a call, as `get_loss(rld, beta=4)`; the same values always give the same text."""
+    words = [*positional, *(f"{word}={_text(value)}" for word, value in sorted(keywords.items()))]
+    return f"{name}({', '.join(words)})"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(float(value)).removesuffix(".0")
+    if isinstance(value, tuple | list):
+        return "+".join(map(_text, value))
+    if callable(value):
+        return qualified_name(value)
+    return value if isinstance(value, str) else type(value).__name__

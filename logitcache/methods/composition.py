@@ -8,21 +8,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from logitcache.errors import InputError, UnknownNameError, unknown_name
-from logitcache.methods._ops import Positive, wide, wrong
-from logitcache.methods._parameters import PIECES, WEIGHTS, checked, keywords_of
+from logitcache.methods._ops import Positive
+from logitcache.methods._parameters import PIECES, WEIGHTS, call_text, checked, keywords_of
 from logitcache.methods.atkd import adaptive
+from logitcache.methods.distillation import Distillation
 from logitcache.methods.loca import loca
-from logitcache.methods.lskd import standardize
-from logitcache.methods.method import Method, Rows, TemperatureChoice
+from logitcache.methods.method import Method, MethodLike, TemperatureChoice
 from logitcache.methods.normkd import by_deviation
 from logitcache.methods.sld import swap
-from logitcache.methods.table import find_method
+from logitcache.methods.table import find_method, given_loss, method_name
 
-__all__ = ["REFINEMENTS", "TEMPERATURES", "Distillation", "Parameter", "compose", "get_loss", "parameters_of"]
+__all__ = [
+    "REFINEMENTS",
+    "TEMPERATURES",
+    "Parameter",
+    "compose",
+    "get_loss",
+    "needs_of",
+    "parameters_of",
+    "preset_of",
+    "refuse_beside",
+]
 
 REFINEMENTS: dict[str, Callable[..., Tensor]] = {"loca": loca, "swap": swap}
 TEMPERATURES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"adaptive": adaptive, "deviation": by_deviation}
@@ -38,102 +47,8 @@ class Parameter:
     annotation: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Distillation:
-    """The distillation term of a method, composed: `loss(student [B, C], teacher [B, C], labels [B])`.
-
-    Attributes:
-        divergence: With its own parameters bound.
-        refine: Edit of the teacher's logits by the label, or None.
-        standardize: Whether both sets of logits are z-scored.
-        temperatures: Numbers, or functions that give each row its own; values are summed. Empty where the divergence
-            has no temperature.
-        couples_batch: Whether the value is 0-dim, because rows see each other.
-        acts_on: What the divergence itself treats differently, or None.
-        needs_label: Whether the value depends on the labels, so that a row must have one.
-        bucket: Whether classes that a cache did not keep count as one, instead of being completed evenly.
-        every_class: Why rows of which only the largest were kept will not do, or None.
-        unranked: The divergence for rows whose label is not among the largest, or None.
-    """
-
-    divergence: Callable[..., Tensor]
-    refine: Callable[[Tensor, Tensor], Tensor] | None
-    standardize: bool
-    temperatures: tuple[float | Callable[..., tuple[Tensor, Tensor]], ...]
-    couples_batch: bool
-    acts_on: Callable[[Tensor, Tensor], Tensor] | None
-    needs_label: bool
-    bucket: bool = False
-    every_class: str | None = None
-    unranked: Callable[..., Tensor] | None = None
-
-    def __call__(self, student: Tensor, teacher: Tensor | Rows, labels: Tensor, **switches: bool) -> Tensor:
-        """Return [B], or 0-dim where the batch is coupled; its mean is what one trains with.
-
-        Args:
-            student: Scores of the model being trained, [B, C]; half precision is computed on in float32.
-            teacher: Scores of the teacher, [B, C], which get no gradient; or rows of which the largest were kept.
-            labels: True classes, [B] int64.
-            **switches: Boolean parameters of the divergence that change over a training.
-
-        Raises:
-            InputError: Shapes that do not fit, or rows of which the largest were kept where every class is needed.
-        """
-        if not isinstance(teacher, Tensor):
-            return self._of_rows(student, teacher, labels, switches)
-        if student.shape != teacher.shape or student.shape[:1] != labels.shape:
-            raise InputError(
-                f"a loss takes student and teacher [B, C] and labels [B], found {list(student.shape)}, "
-                f"{list(teacher.shape)} and {list(labels.shape)}"
-            )
-        student, teacher = wide(student), wide(teacher.detach())
-        if self.refine is not None:
-            teacher = self.refine(teacher, labels)
-        if self.standardize:
-            student, teacher = standardize(student), standardize(teacher)
-        if not self.temperatures:
-            return self.divergence(student, teacher, labels, **switches)
-        values = [self._at(chosen, student, teacher, labels, switches) for chosen in self.temperatures]
-        return functools.reduce(torch.add, values)
-
-    def _of_rows(self, student: Tensor, rows: Rows, labels: Tensor, switches: Mapping[str, bool]) -> Tensor:
-        """Evaluate with rows completed for each temperature in turn."""
-        if self.every_class:
-            raise InputError(f"rows of which the largest were kept will not do: {self.every_class}")
-        student, values = wide(student), []
-        for temperature in self.temperatures or (1.0,):
-            assert isinstance(temperature, float | int)  # see every_class
-            teacher = rows.at(temperature, student if self.bucket else None)
-            if self.refine is not None:
-                teacher = self.refine(teacher, labels)
-            more: dict[str, Any] = {**switches, **({"temperature": temperature} if self.temperatures else {})}
-            value = self.divergence(student, teacher, labels, **more)
-            if self.unranked is not None:
-                value = torch.where(rows.unranked, self.unranked(student, teacher, labels, **more), value)
-            values.append(value)
-        return functools.reduce(torch.add, values)
-
-    def _at(
-        self, chosen: Any, student: Tensor, teacher: Tensor, labels: Tensor, switches: Mapping[str, bool]
-    ) -> Tensor:
-        """Evaluate at one temperature; where the student has its own, its logits are brought to the teacher's."""
-        if not callable(chosen):
-            return self.divergence(student, teacher, labels, temperature=chosen, **switches)
-        of_student, of_teacher = chosen(student, teacher)
-        if of_student is not of_teacher:
-            student = (student - student.mean(-1, keepdim=True)) * (of_teacher / of_student)
-        return self.divergence(student, teacher, labels, temperature=of_teacher, **switches)
-
-    def refined_rows(self, teacher: Tensor | Rows, labels: Tensor) -> Tensor | None:
-        """Say which rows of a batch the label changed: [B] bool, or None where labels change nothing."""
-        acts_on = self.acts_on if self.refine is None else wrong
-        if acts_on is None:
-            return None
-        return acts_on(teacher if isinstance(teacher, Tensor) else teacher.at(), labels)
-
-
 def get_loss(
-    name: str,
+    name: MethodLike,
     *,
     preset: str | None = None,
     refine: str | None = None,
@@ -145,7 +60,7 @@ def get_loss(
     """Return a method's distillation term.
 
     Args:
-        name: A key of `METHODS`, or `package.module:function`.
+        name: A key of `METHODS`, `package.module:function`, or a method as an object (see `find_method`).
         preset: Another setting of its paper, as `logitcache methods NAME` lists them.
         refine: Edit of the teacher's logits by the label: "loca", "swap" or "none"; None keeps the method's.
         standardize: Whether both sets of logits are z-scored first (LSKD's plug-in); None keeps the method's.
@@ -162,13 +77,31 @@ def get_loss(
     """
     given = {"refine": refine, "standardize": standardize, "temperature": temperature, "tail": tail}
     pieces = {word: value for word, value in given.items() if value is not None}
+    loss = given_loss(name)
+    if loss is not None:
+        refuse_beside(name, {**pieces, **parameters}, preset)
+        return loss
     chosen = {word: value for word, value in preset_of(name, preset).items() if word not in WEIGHTS}
-    return compose(name, find_method(name), over(chosen, {**pieces, **parameters}))
+    return compose(method_name(name), find_method(name), over(chosen, {**pieces, **parameters}))
 
 
-def preset_of(name: str, preset: str | None) -> Mapping[str, Any]:
+def refuse_beside(method: MethodLike, settings: Mapping[str, Any], preset: str | None) -> None:
+    """Refuse pieces, parameters and a preset beside a loss that is already composed.
+
+    Raises:
+        InputError: There are some.
+    """
+    words = [*(() if preset is None else ("preset",)), *settings]
+    if words:
+        raise InputError(
+            f"{method_name(method)} is a finished loss, so {', '.join(words)} cannot be given beside it: give them to get_loss, or to "
+            "the function itself"
+        )
+
+
+def preset_of(method: MethodLike, preset: str | None) -> Mapping[str, Any]:
     """Return the settings of a preset; none where it is None."""
-    presets = find_method(name).presets
+    name, presets = method_name(method), find_method(method).presets
     if preset is None:
         return {}
     if not presets:
@@ -185,7 +118,7 @@ def over(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parameters_of(
-    name: str, *, refine: str | None = None, temperature: TemperatureChoice | None = None
+    name: MethodLike, *, refine: str | None = None, temperature: TemperatureChoice | None = None
 ) -> dict[str, Any]:
     """Return the parameters that a method takes with these pieces, and their defaults.
 
@@ -193,11 +126,18 @@ def parameters_of(
         UnknownNameError: No such method or piece.
     """
     method = find_method(name)
-    if method.divergence is None:
+    if method.divergence is None or given_loss(name) is not None:
         return {}
-    pieces = _Pieces.of(name, method, {"refine": refine, "temperature": temperature})
+    pieces = _Pieces.of(method_name(name), method, {"refine": refine, "temperature": temperature})
     found = {word: parameter.default for word, parameter in pieces.parameters().items()}
     return ({"temperature": pieces.temperature} if pieces.temperature is not None else {}) | found
+
+
+def needs_of(name: str, method: Method) -> str:
+    """Return what a cache must hold for a method with its own pieces: "labels", "top-k" or "every class"."""
+    if method.divergence is None:
+        return method.needs
+    return "every class" if _Pieces.of(name, method, {}).every_class() else method.needs
 
 
 def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillation:
@@ -224,6 +164,7 @@ def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillat
         bucket=settings.get("tail") == "bucket",
         every_class=pieces.every_class(),
         unranked=functools.partial(divergence, **method.unranked) if method.unranked else None,
+        name=call_text("get_loss", [name], settings),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, parameters_of
+from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, needs_of, parameters_of
 from logitcache.methods.table import find_method
 
 __all__ = ["Description", "describe", "spell"]
@@ -68,7 +68,7 @@ def describe(name: str) -> Description:
     pieces += [f"temperature {spell(method.temperature)}"] if method.temperature is not None else []
     if pieces and method.divergence is not None:
         pieces.append(f"divergence {method.divergence.__name__}")
-    needs = method.needs
+    needs = needs_of(name, method)
     if method.couples_batch:
         needs += "; couples the rows of a batch"
     if method.refine is not None or not (method.ignores_labels or method.divergence is None):

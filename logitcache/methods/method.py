@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Method", "Rows", "TemperatureChoice"]
+__all__ = ["LossFunction", "Method", "MethodLike", "Rows", "TemperatureChoice"]
 
 
 class Rows(Protocol):
@@ -23,6 +23,9 @@ class Rows(Protocol):
     def at(self, temperature: float = 1.0, student: Tensor | None = None) -> Tensor:
         """Complete them: [B, C]; evenly, or as the student divides what is left."""
 
+
+LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`(student [R, C], teacher [R, C], labels [R]) -> loss`, [R] or 0-dim."""
 
 TemperatureChoice = float | str | tuple[float | str, ...]
 
@@ -46,7 +49,8 @@ class Method:
         kd_weight: Weight of the divergence.
         warmup: Share of the training over which that weight grows from 0.
         begins: Boolean parameters of the divergence that turn true after a share of the training.
-        needs: What a cache must hold: "labels", "top-k" or "every class".
+        needs: What the divergence needs from a cache: "labels", "top-k" or "every class". Z-scores and temperatures by row
+            need every class whatever the divergence needs; `describe` reports both together.
         couples_batch: Whether rows of a batch see each other, so that the result depends on its size.
         pairs_views: Whether the paper sums the objective over a weak and a strong view of every image.
         takes_bucket: Whether it is a forward KL, for which classes that were not kept may count as one (`tail="bucket"`).
@@ -79,3 +83,7 @@ class Method:
     refuses: Mapping[str, str] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     about: Callable[..., Any] | None = None
+
+
+MethodLike = str | Method | LossFunction
+"""A method's name, its row, what `get_loss` returns, or a loss function."""

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 from logitcache.errors import InputError, UnknownNameError
 from logitcache.methods._ops import wide
 from logitcache.methods._parameters import WEIGHTS
-from logitcache.methods.composition import Distillation, compose, over, preset_of
-from logitcache.methods.method import Rows
-from logitcache.methods.table import find_method
+from logitcache.methods.composition import compose, over, preset_of, refuse_beside
+from logitcache.methods.distillation import Distillation
+from logitcache.methods.method import MethodLike, Rows
+from logitcache.methods.table import find_method, given_loss, method_name
 
 __all__ = ["Objective", "SecondLabels", "Terms", "make_objective"]
 
@@ -128,7 +129,7 @@ def _share(rows: Tensor | None, like: Tensor) -> Tensor:
 
 
 def make_objective(
-    name: str,
+    method: MethodLike,
     settings: Mapping[str, Any],
     *,
     preset: str | None = None,
@@ -140,7 +141,8 @@ def make_objective(
     """Build a method's objective.
 
     Args:
-        name: The method.
+        method: Name of a method, or a method as an object (see `find_method`). A function, and what `get_loss` returns, takes
+            no settings or preset; its weights are 1 for cross-entropy and 1 for the distillation term unless given.
         settings: Pieces and parameters, in the words of `get_loss`; besides, for each word of the method's `begins`,
             `<word>_after`: the share of the training after which it turns true.
         preset: Another setting of its paper.
@@ -153,14 +155,16 @@ def make_objective(
         UnknownNameError: No such method, piece, preset or parameter.
         InputError: A value that means nothing.
     """
-    method = find_method(name)
+    name, row, loss = method_name(method), find_method(method), given_loss(method)
+    if loss is not None:
+        refuse_beside(method, settings, preset)
     given = {"ce_weight": ce_weight, "kd_weight": kd_weight, "warmup": warmup}
     if misplaced := [word for word in WEIGHTS if word in settings]:
         raise UnknownNameError(f"{name} has no parameter {misplaced[0]!r}: weights have options of their own")
-    chosen = over(preset_of(name, preset), settings)
-    weights = {word: chosen.pop(word, getattr(method, word)) for word in WEIGHTS}
+    chosen = over(preset_of(method, preset), settings)
+    weights = {word: chosen.pop(word, getattr(row, word)) for word in WEIGHTS}
     weights |= {word: value for word, value in given.items() if value is not None}
-    if method.divergence is None and (chosen or kd_weight):
+    if row.divergence is None and (chosen or kd_weight):
         raise InputError(
             f"{name} has no distillation term, so parameters, pieces and --kd-weight mean nothing beside it"
         )
@@ -169,13 +173,12 @@ def make_objective(
         raise InputError(
             f"{name}: weights must be 0 or more and the warm-up a share from 0 to 1, not {tuple(weights.values())}"
         )
-    begins = {word: chosen.pop(f"{word}_after", share) for word, share in method.begins.items() if word not in chosen}
+    begins = {word: chosen.pop(f"{word}_after", share) for word, share in row.begins.items() if word not in chosen}
     for word, share in begins.items():
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise InputError(f"{name}: {word}_after must be a share from 0 to 1, not {share!r}")
-    loss = compose(name, method, chosen) if method.divergence else None
+    if loss is None and row.divergence is not None:
+        loss = compose(name, row, chosen)
     if not 0 <= label_smoothing < 1:
         raise InputError(f"--label-smoothing must be a share from 0 to below 1, not {label_smoothing:g}")
-    return Objective(
-        **weights, loss=loss, begins=begins, pairs_views=method.pairs_views, label_smoothing=label_smoothing
-    )
+    return Objective(**weights, loss=loss, begins=begins, pairs_views=row.pairs_views, label_smoothing=label_smoothing)

@@ -2,19 +2,24 @@
 
 import functools
 import inspect
+from typing import Any
+
+from torch import Tensor
 
 from logitcache.errors import InputError, unknown_name
 from logitcache.methods._ops import wrong
+from logitcache.methods._parameters import qualified_name
 from logitcache.methods.atkd import adaptive
 from logitcache.methods.clkd import clkd
 from logitcache.methods.dist import dist
+from logitcache.methods.distillation import Distillation
 from logitcache.methods.distillm import jsd, reverse_kl, skew_kl, skew_reverse_kl
 from logitcache.methods.dkd import dkd
 from logitcache.methods.kd import kd
 from logitcache.methods.ldrld import ldrld
 from logitcache.methods.loca import loca
 from logitcache.methods.lskd import standardize
-from logitcache.methods.method import Method
+from logitcache.methods.method import LossFunction, Method, MethodLike
 from logitcache.methods.mlkd import mlkd
 from logitcache.methods.normkd import by_deviation
 from logitcache.methods.rc import rc
@@ -25,7 +30,7 @@ from logitcache.methods.ttm import ttm, wttm
 from logitcache.methods.wsld import wsld
 from logitcache.runtime.plugins import resolve
 
-__all__ = ["METHODS", "find_method"]
+__all__ = ["METHODS", "find_method", "given_loss", "method_name"]
 
 _TWENTY_EPOCHS = 20 / 240  # the warm-up of DKD and RLD on CIFAR-100, as a share
 
@@ -306,21 +311,37 @@ METHODS: dict[str, Method] = {
 }
 
 
-@functools.cache
-def find_method(name: str) -> Method:
-    """Look a method up: a key of `METHODS`, or somebody's own as `package.module:name`.
+def find_method(method: MethodLike) -> Method:
+    """Look a method up.
 
-    What that names is a `Method`, or a divergence, which then stands beside cross-entropy with weights 1 and 1.
+    Args:
+        method: A key of `METHODS`; `package.module:name` of a `Method` or of a loss function; a `Method`; what `get_loss`
+            returns; or a function `(student [R, C], teacher [R, C], labels [R]) -> loss`, [R] or 0-dim.
+
+    Returns:
+        The row of the table. A function, and what `get_loss` returns, stands beside cross-entropy with weights 1 and 1.
+        The loss of `get_loss` brings its own needs; a function given as an object is assumed to need every class and the label.
 
     Raises:
-        UnknownNameError: No such method.
-        InputError: It cannot be imported, or is neither.
+        UnknownNameError: No method has this name.
+        InputError: It cannot be imported, or it is not a method.
     """
+    if isinstance(method, Method):
+        return method
+    loss = given_loss(method)
+    if loss is not None:
+        return Method(
+            method_name(method),
+            "-",
+            loss,
+            needs="every class" if loss.every_class else "top-k",
+            couples_batch=loss.couples_batch,
+            ignores_labels=not loss.needs_label,
+        )
+    name = str(method)
     if name in METHODS:
         return METHODS[name]
-    if not isinstance(name, str) or ":" not in name:
-        raise unknown_name("method", str(name), METHODS)
-    found = resolve(name, "method")
+    found = _resolve(name)
     if isinstance(found, Method):
         return found
     if not callable(found):
@@ -332,3 +353,78 @@ def find_method(name: str) -> Method:
         raise InputError(f"method {name} must take student, teacher and labels; it takes {len(positional)} of them")
     summary = (found.__doc__ or "").strip().partition("\n")[0] or name
     return Method(summary, "-", found)
+
+
+def given_loss(method: MethodLike) -> Distillation | None:
+    """Return the loss of a method that is given as an object, or None if the method is composed of pieces.
+
+    Raises:
+        InputError: The object cannot be called with student, teacher and labels.
+    """
+    if isinstance(method, str):
+        found = _resolve(method) if method not in METHODS else None
+        return found if isinstance(found, Distillation) else None
+    if isinstance(method, Method):
+        return None
+    if isinstance(method, Distillation):
+        return method
+    if isinstance(method, type):
+        raise InputError(f"the method is the class {method.__name__}; expected one of its objects, or a function")
+    if not callable(method):
+        raise unknown_name("method", str(method), METHODS)
+    name = method_name(method)
+    try:
+        inspect.signature(method).bind(None, None, None)
+    except TypeError as error:
+        raise InputError(f"method {name} cannot be called with student, teacher and labels: {error}") from error
+    except ValueError:  # a builtin without a signature: its first call will tell
+        pass
+    return Distillation(
+        functools.partial(_evaluate, method, name),
+        refine=None,
+        standardize=False,
+        temperatures=(),
+        couples_batch=False,
+        acts_on=None,
+        needs_label=True,
+        every_class=f"{name} is a plain function, which is assumed to read every logit of a row",
+        assumed=True,
+        name=name,
+    )
+
+
+def method_name(method: MethodLike) -> str:
+    """Return the text by which run.json, messages and folders name a method.
+
+    Returns:
+        A name as it is; for a function `package.module:name`, for another callable that of its type, for the loss of `get_loss`
+        the call, as `get_loss(rld, beta=4)`, and for a `Method` outside the table `Method(package.module:divergence)`.
+    """
+    if isinstance(method, str):
+        return method
+    if isinstance(method, Method):
+        known = next((name for name, one in METHODS.items() if one is method), None)
+        return known or f"Method({qualified_name(method.divergence) if method.divergence else 'labels'})"
+    if isinstance(method, Distillation):
+        return method.name or f"Distillation({qualified_name(method.divergence)})"
+    return qualified_name(method)
+
+
+def _resolve(name: Any) -> Any:
+    """Import a method by its name."""
+    if "(" in name:
+        raise InputError(f"method {name} was given as an object, from Python; give the same object to continue its run")
+    if ":" not in name:
+        raise unknown_name("method", name, METHODS)
+    return resolve(name, "method")
+
+
+def _evaluate(function: LossFunction, name: str, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Call a plain loss function and check what it returns."""
+    value = function(student, teacher, labels)
+    if not isinstance(value, Tensor) or value.shape not in ((), labels.shape):
+        found = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise InputError(
+            f"method {name} returned {found}; expected [{len(labels)}], one value a row, or a 0-dim tensor"
+        )
+    return value

@@ -263,7 +263,7 @@ def _sides(comparison: "Comparison") -> str:
             percent(side.calibration_error),
         ]
 
-    head = ["", "encoding", "a row", "accuracy", "entropy", "calibration error"]
+    head = ["", "encoding", "a row on disk", "accuracy", "entropy", "calibration error"]
     return section(
         "The two",
         table(head, [cells("A", comparison.sides[0]), cells("B", comparison.sides[1])], left=2),

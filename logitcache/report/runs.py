@@ -1,11 +1,12 @@
-"""A picture of runs as an SVG file: learning curves, and the accuracy of every run by method. Readable in print."""
+"""A picture of runs as an SVG file: learning curves, and the result of every run by method. Readable in print."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from logitcache.report.charts import STYLE, Scale, axes, figure, legend, mark, path, text, ticks
 from logitcache.report.markup import element, shortened, width_of
-from logitcache.runtime.wording import percent, percents
+from logitcache.runs.metrics import ACCURACY, Metric
+from logitcache.runtime.wording import decimals, percent, percents
 
 __all__ = ["draw_runs"]
 
@@ -13,22 +14,25 @@ _WIDTH, _LEFT, _GAP, _HEIGHT, _ROW = 900, 60, 24, 320, 30
 _NAME = 26  # letters of a method's name, where it stands beside its runs
 
 
-def draw_runs(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
+def draw_runs(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric = ACCURACY) -> str:
     """Draw runs.
 
     Args:
-        curves: For each method its runs' test accuracy after each epoch, in [0, 1].
+        curves: For each method its runs' metric after each epoch.
+        metric: What the values are, by default test accuracies in [0, 1].
 
     Returns:
-        An SVG file: on the left mean accuracy by epoch, on the right every run's last one, with mean and deviation.
+        An SVG file: on the left the mean by epoch, on the right every run's last one, with mean and deviation.
     """
     top = 44 + 18 * len(curves)
     foot = top + max(_HEIGHT, _ROW * len(curves))
     names = [f"{name} ({len(runs)} {'seed' if len(runs) == 1 else 'seeds'})" for name, runs in curves.items()]
-    says = "; ".join(f"{name}: {percent(statistics.fmean(run[-1] for run in runs))}" for name, runs in curves.items())
+    says = "; ".join(
+        f"{name}: {_value(metric, statistics.fmean(run[-1] for run in runs))}" for name, runs in curves.items()
+    )
     return (
         figure(
-            "Test accuracy of runs",
+            f"{metric.label.capitalize()} of runs",
             f"Mean after the last epoch: {says}.",
             _WIDTH,
             foot + 44,
@@ -38,27 +42,36 @@ def draw_runs(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
                 "@media print{svg{background:#fff}}",
             ),
             *legend(names, _LEFT, 20),
-            *_learning(curves, top, foot),
-            *_last(curves, top, foot),
+            *_learning(curves, metric, top, foot),
+            *_last(curves, metric, top, foot),
         )
         + "\n"
     )
 
 
+def _value(metric: Metric, value: float) -> str:
+    return percent(value) if metric.unit == "share" else metric.text(value)
+
+
+def _spelling(metric: Metric) -> Callable[[Sequence[float]], list[str]]:
+    """Return how the values on an axis are written; the unit is in the axis's name."""
+    return percents if metric.unit == "share" else decimals
+
+
 def _scale(values: Sequence[float], start: float, end: float) -> Scale:
-    """Fit an axis to accuracies, with some room at both ends."""
+    """Fit an axis to values, with some room at both ends."""
     low, high = min(values), max(values)
     room = 0.05 * (high - low) + 1e-3
     return Scale(low - room, high + room, start, end)
 
 
-def _learning(curves: Mapping[str, Sequence[Sequence[float]]], top: float, foot: float) -> list[str]:
-    """Draw mean accuracy by epoch."""
+def _learning(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, top: float, foot: float) -> list[str]:
+    """Draw the mean by epoch."""
     epochs = max(len(run) for runs in curves.values() for run in runs)
     values = [value for runs in curves.values() for run in runs for value in run]
     y = _scale(values, foot, top)
     x = Scale(1, max(epochs, 2), _LEFT, _WIDTH / 2 - _GAP)
-    parts = axes(x, y, "epoch", "test accuracy", whole=True)
+    parts = axes(x, y, "epoch", metric.heading, y_spelling=_spelling(metric), whole=True)
     for number, runs in enumerate(curves.values(), 1):
         length = max(map(len, runs))
         means = [statistics.fmean(run[epoch] for run in runs if epoch < len(run)) for epoch in range(length)]
@@ -67,14 +80,14 @@ def _learning(curves: Mapping[str, Sequence[Sequence[float]]], top: float, foot:
     return parts
 
 
-def _last(curves: Mapping[str, Sequence[Sequence[float]]], top: float, foot: float) -> list[str]:
-    """Draw each run's last accuracy, with mean and deviation over seeds, one method a row."""
+def _last(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, top: float, foot: float) -> list[str]:
+    """Draw each run's last value, with mean and deviation over seeds, one method a row."""
     names = [shortened(name, _NAME) for name in curves]
     left = _WIDTH / 2 + _GAP + 6.6 * max(map(width_of, names))
     x = _scale([run[-1] for runs in curves.values() for run in runs], left, _WIDTH - 20)
     places = ticks(x, max(int((x.end - x.start) // 54), 2))
     parts = []
-    for place, words in zip(places, percents(places), strict=True):
+    for place, words in zip(places, _spelling(metric)(places), strict=True):
         parts.append(element("line", x1=x(place), x2=x(place), y1=top, y2=foot, class_="grid"))
         parts.append(text(x(place), foot + 17, words, "middle", "small quiet tick"))
     row = (foot - top) / len(names)
@@ -87,7 +100,7 @@ def _last(curves: Mapping[str, Sequence[Sequence[float]]], top: float, foot: flo
             text(left - 10, middle + 4, name, "end"),
             element("line", x1=x(mean - spread), x2=x(mean + spread), **level, class_=colour),
             element("line", x1=x(mean), x2=x(mean), y1=middle - 9, y2=middle + 9, stroke_width=2.5, class_=colour),
-            *(mark(x(value), middle, number, f"{name}: {percent(value)}") for value in last),
+            *(mark(x(value), middle, number, f"{name}: {_value(metric, value)}") for value in last),
         ]
     parts.append(element("line", x1=x.start, x2=x.end, y1=foot, y2=foot, class_="axis"))
     parts.append(text(x.end, top - 10, "after the last epoch: runs, mean, deviation over seeds", "end", "small quiet"))

@@ -12,8 +12,9 @@ from typing import Any
 
 from logitcache.errors import InputError
 from logitcache.runs.directory import read_run
+from logitcache.runs.metrics import ACCURACY, Metric, read_headline
 
-__all__ = ["GroupSummary", "RunSummary", "compare_runs", "curves", "group_runs", "read_published"]
+__all__ = ["GroupSummary", "RunSummary", "compare_runs", "curves", "group_runs", "headlines", "read_published"]
 
 
 _PIECES = (
@@ -48,10 +49,14 @@ class RunSummary:
         finished: Whether the run is over.
         test_accuracy: After the last epoch; None where there were no test images.
         best_test_accuracy: The best of all epochs: an optimistic number, chosen on the test images.
+        headline: The metric that the run is judged by.
+        value: The headline after the last epoch, or None if nothing was tested.
+        best: The best headline of all epochs, optimistic as above; None while the run is unfinished.
         teacher_agreement: Share of cached training rows on which the final student, in evaluation mode, says the same
             class as the teacher.
         seconds_per_epoch: Training alone, without evaluation.
-        bytes_per_sample: Of the teacher's logits, over all views; 0 where they are not read.
+        bytes_per_sample: Memory that a sample's decoded rows take, over all views (bytes of a row in memory times views); 0 if
+            the run reads no logits.
     """
 
     run: str
@@ -68,10 +73,14 @@ class RunSummary:
     teacher_agreement: float | None
     seconds_per_epoch: float | None
     bytes_per_sample: int
+    headline: Metric
+    value: float | None
+    best: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as a plain object."""
-        return asdict(self) | {"settings": json.loads(self.settings)}
+        """Return the same as a plain object; `headline` holds the metric with its `value` and `best`."""
+        found = asdict(self) | {"settings": json.loads(self.settings)}
+        return found | {"headline": found["headline"] | {word: found.pop(word) for word in ("value", "best")}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +91,15 @@ class GroupSummary:
         method, changes, student, epochs: What they have in common.
         differs: Other settings in which groups differ, as `lr=0.1`.
         seeds: How many runs are over.
-        test_accuracy: Mean over seeds, after the last epoch.
-        deviation: Sample standard deviation over seeds; None of one seed.
-        over: For `ce` and `kd` of the same settings: difference of the means and its standard error; paired by seed where the
-            seeds are the same, else of independent means; the error is None where there is one seed.
+        test_accuracy: Mean over seeds, after the last epoch; None if the headline is another metric.
+        deviation: Sample standard deviation of the headline over seeds; None of one seed.
+        over: For `ce` and `kd` of the same settings: how much better the mean headline is (positive is better, also of a metric
+            that should be low) and the standard error of that; paired by seed where the seeds are the same, else of independent
+            means; the error is None where there is one seed.
         seconds_per_epoch: Mean.
         repeats: Directories of runs that are left out, because another has their seed.
+        headline: The metric that the runs are judged by.
+        mean: Mean headline over seeds, after the last epoch.
     """
 
     method: str
@@ -96,24 +108,35 @@ class GroupSummary:
     student: str
     epochs: int
     seeds: int
-    test_accuracy: float
+    test_accuracy: float | None
     deviation: float | None
     over: dict[str, tuple[float, float | None]]
     seconds_per_epoch: float | None
     repeats: list[str]
+    headline: Metric
+    mean: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as a plain object."""
-        return asdict(self)
+        """Return the same as a plain object; `headline` holds the metric with its `mean`."""
+        found = asdict(self)
+        return found | {"headline": found["headline"] | {"mean": found.pop("mean")}}
+
+
+def headlines(runs: Iterable[RunSummary | GroupSummary]) -> list[Metric]:
+    """Return the different headline metrics of runs or groups, in the order of the first of each."""
+    return list(dict.fromkeys(run.headline for run in runs))
 
 
 def group_runs(runs: Sequence[RunSummary]) -> list[GroupSummary]:
-    """Put runs together that differ in their seed alone, in the order of the first of each; those without a test are left out."""
-    groups: dict[tuple[str, str, str, str], dict[int, RunSummary]] = {}
-    repeats: dict[tuple[str, str, str, str], list[str]] = {}
+    """Put runs together that differ in their seed alone, in the order of the first of each.
+
+    Runs that were not tested are left out; runs of different headline metrics are never put together or compared.
+    """
+    groups: dict[tuple[str, str, str, str, Metric], dict[int, RunSummary]] = {}
+    repeats: dict[tuple[str, str, str, str, Metric], list[str]] = {}
     for run in runs:
-        if run.finished and run.test_accuracy is not None:
-            key = (run.settings, run.method, run.changes, run.logits)
+        if run.finished and run.value is not None:
+            key = (run.settings, run.method, run.changes, run.logits, run.headline)
             if groups.setdefault(key, {}).setdefault(run.seed, run) is not run:
                 repeats.setdefault(key, []).append(run.run)
     common = [json.loads(settings) for settings in {key[0] for key in groups}]
@@ -122,13 +145,15 @@ def group_runs(runs: Sequence[RunSummary]) -> list[GroupSummary]:
     )
     found = []
     for key, members in groups.items():
-        settings, method, changes, logits = key
+        settings, method, changes, logits, headline = key
         over = {}
         for base in ("ce", "kd"):
-            others = [of for (s, m, c, _), of in groups.items() if (s, m, c) == (settings, base, "") and m != method]
+            asked = (settings, base, "", headline)
+            others = [of for (s, m, c, _, h), of in groups.items() if (s, m, c, h) == asked and m != method]
             if others:
-                over[base] = _difference(members, others[0])
-        first, values = next(iter(members.values())), _accuracies(members)
+                over[base] = _gain(headline, members, others[0])
+        first, values = next(iter(members.values())), _values(members)
+        mean = statistics.fmean(values)
         seconds = [run.seconds_per_epoch for run in members.values() if run.seconds_per_epoch is not None]
         said = json.loads(settings)
         more = ["live teacher"] if logits == "live" else []
@@ -140,26 +165,30 @@ def group_runs(runs: Sequence[RunSummary]) -> list[GroupSummary]:
                 first.student,
                 first.epochs,
                 len(members),
-                statistics.fmean(values),
+                mean if headline == ACCURACY else None,
                 statistics.stdev(values) if len(values) > 1 else None,
                 over,
                 statistics.fmean(seconds) if seconds else None,
                 repeats.get(key, []),
+                headline,
+                mean,
             )
         )
     return found
 
 
-def _accuracies(members: Mapping[int, RunSummary]) -> list[float]:
-    return [run.test_accuracy for run in members.values() if run.test_accuracy is not None]
+def _values(members: Mapping[int, RunSummary]) -> list[float]:
+    return [run.value for run in members.values() if run.value is not None]
 
 
-def _difference(ours: Mapping[int, RunSummary], theirs: Mapping[int, RunSummary]) -> tuple[float, float | None]:
-    """Return the difference of two means and its standard error."""
-    one, other = _accuracies(ours), _accuracies(theirs)
-    gap = statistics.fmean(one) - statistics.fmean(other)
+def _gain(
+    headline: Metric, ours: Mapping[int, RunSummary], theirs: Mapping[int, RunSummary]
+) -> tuple[float, float | None]:
+    """Return how much better one mean is than the other, and the standard error of that."""
+    one, other = _values(ours), _values(theirs)
+    gap = headline.gain(statistics.fmean(one), statistics.fmean(other))
     if ours.keys() == theirs.keys() and len(ours) > 1:
-        pairs = [(ours[seed].test_accuracy or 0) - (theirs[seed].test_accuracy or 0) for seed in ours]
+        pairs = [(ours[seed].value or 0) - (theirs[seed].value or 0) for seed in ours]
         return gap, statistics.stdev(pairs) / math.sqrt(len(pairs))
     if len(one) > 1 and len(other) > 1:
         return gap, math.sqrt(statistics.variance(one) / len(one) + statistics.variance(other) / len(other))
@@ -167,12 +196,24 @@ def _difference(ours: Mapping[int, RunSummary], theirs: Mapping[int, RunSummary]
 
 
 def curves(runs: Sequence[RunSummary]) -> dict[str, list[list[float]]]:
-    """Return for each method (with its changes) the test accuracy after each epoch, one list a run."""
+    """Return for each method (with its changes) the headline after each epoch, one list a run.
+
+    Raises:
+        InputError: The runs have different headline metrics, which share no axis.
+    """
     found: dict[str, list[list[float]]] = {}
+    drawn: list[RunSummary] = []
     for run in runs:
-        values = [line["test_accuracy"] for line in _metrics(Path(run.run)) if "test_accuracy" in line]
+        name = run.headline.name
+        values = [line[name] for line in _metrics(Path(run.run)) if name in line]
         if values:
+            drawn.append(run)
             found.setdefault(f"{run.method} {run.changes}".strip(), []).append(values)
+    if len(different := headlines(drawn)) > 1:
+        raise InputError(
+            f"these runs are judged by different metrics ({', '.join(one.heading for one in different)}), which share no axis: draw them "
+            "one metric at a time"
+        )
     return found
 
 
@@ -209,7 +250,17 @@ def compare_runs(paths: Iterable[str | Path]) -> list[RunSummary]:
 
 def _summary(path: Path) -> RunSummary:
     run = read_run(path)
-    settings, results, cache = run["settings"], run.get("results") or _unfinished(path), run.get("cache") or {}
+    settings, cache, history = run["settings"], run.get("cache") or {}, _metrics(path)
+    last = history[-1] if history else {}
+    headline = read_headline(run, last)
+    results = run.get("results") or {
+        name: last.get(key)
+        for name, key in ((headline.name, headline.name), ("test_accuracy",) * 2, ("seconds_per_epoch", "seconds"))
+    }
+    best = results.get(f"best_{headline.name}")
+    if best is None and "results" in run:
+        values = [line[headline.name] for line in history if headline.name in line]
+        best = headline.best(values) if values and headline != ACCURACY else None
     logits = cache.get("logits", "unused")
     return RunSummary(
         run=str(path),
@@ -228,6 +279,9 @@ def _summary(path: Path) -> RunSummary:
         teacher_agreement=results.get("teacher_agreement"),
         seconds_per_epoch=results.get("seconds_per_epoch"),
         bytes_per_sample=cache["bytes_per_row"] * cache["views"] if logits == "cached" else 0,
+        headline=headline,
+        value=results.get(headline.name),
+        best=best,
     )
 
 
@@ -250,12 +304,6 @@ def _spelled(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(_spelled, value))
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _unfinished(path: Path) -> dict[str, Any]:
-    """Return the metrics of the last epoch of a run that is not over."""
-    last = ([{}, *_metrics(path)])[-1]
-    return {"test_accuracy": last.get("test_accuracy"), "seconds_per_epoch": last.get("seconds")}
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,8 @@ import contextlib
 import ctypes
 import itertools
 import json
+import os
+import re
 import shlex
 import signal
 import subprocess
@@ -19,9 +21,10 @@ from logitcache.runs.directory import is_held, read_run
 from logitcache.runtime.files import local_path, write_bytes
 from logitcache.store import open_cache
 
-__all__ = ["Planned", "SweepResult", "plan_sweep", "run_sweep"]
+__all__ = ["Planned", "SweepResult", "plan_sweep", "read_reason", "run_sweep"]
 
 _PAUSE = 0.1
+_PANEL = re.compile(r"[╭┌+][─-]+ Error ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class SweepResult:
 
     Attributes:
         runs: Directories of runs that are over, in the order planned.
-        failed: For each that is not, the last line it said; all it said stands in its `.log`.
+        failed: The reason of each run that failed, in one line; its `.log` holds the whole output.
     """
 
     runs: list[Path]
@@ -99,10 +102,10 @@ def plan_sweep(
         methods: Names.
         seeds: Of students and orders.
         vary: Options of `train` to their values: `{"lr": ["0.05", "0.1"]}`; a parameter of a method as `set.beta`.
-        options: Other words for every `train`.
+        options: Other words for every `train`; the student is among them, in `vary` or in a `--config` file.
 
     Raises:
-        InputError: Nothing to run, the same run twice, or an option given twice.
+        InputError: Nothing to run, no student, the same run twice, or an option given twice.
     """
     vary, folder = dict(vary or {}), local_path(out)
     if not methods or not seeds or not all(vary.values()):
@@ -110,6 +113,9 @@ def plan_sweep(
     ours = {"--method", "--seed", "--out", "--resume", *(_flag(name) for name in vary if not name.startswith("set."))}
     if twice := [word for word in options if word.partition("=")[0] in ours]:
         raise InputError(f"{twice[0].partition('=')[0]} is the sweep's own: leave it out of the options of train")
+    named = {word.partition("=")[0] for word in options} | {_flag(name) for name in vary}
+    if not named & {"--student", "--config"}:
+        raise InputError("which network? Name it after `--`, as in `logitcache sweep CACHE -- --student resnet8`")
     planned, fingerprint = [], None if cache is None else open_cache(cache).fingerprint
     for method, values in itertools.product(methods, itertools.product(*vary.values())):
         chosen = dict(zip(vary, values, strict=True))
@@ -173,7 +179,7 @@ def run_sweep(
                     continue
                 del running[run]
                 if process.returncode != 0:
-                    failed[run.out] = _last_line(run, place)
+                    failed[run.out] = _reason(run, place, process.returncode)
                 on_change(f"{run.out.name}: {'failed: ' + failed[run.out] if process.returncode else 'finished'}")
             if should_stop():
                 raise StoppedError("stopped as asked; the runs in hand were saved. The same command goes on.")
@@ -195,8 +201,16 @@ def _start(run: Planned) -> "tuple[subprocess.Popen[bytes], int]":
     with log.open("ab") as file:
         file.write(f"$ logitcache train {shlex.join(run.words)}\n".encode())
         file.flush()
+        plain = {word: value for word, value in os.environ.items() if word != "FORCE_COLOR"} | {"NO_COLOR": "1"}
         # A group of its own: Ctrl-C reaches it once, from here.
-        process = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True, preexec_fn=_end_with_us)  # noqa: S603, PLW1509
+        process = subprocess.Popen(  # noqa: S603
+            words,
+            stdout=file,
+            stderr=file,
+            env=plain,
+            start_new_session=True,
+            preexec_fn=_end_with_us,  # noqa: PLW1509
+        )
         return process, file.tell()
 
 
@@ -210,10 +224,28 @@ def _log(run: Planned) -> Path:
     return run.out.with_name(f"{run.out.name}.log")
 
 
-def _last_line(run: Planned, place: int) -> str:
-    said = _log(run).read_bytes()[place:].decode(errors="replace")
-    lines = [line for line in said.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "nothing was said"
+def _reason(run: Planned, place: int, status: int) -> str:
+    """Return why a run failed, in one line: the signal that killed it, or what its output says."""
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return read_reason(_log(run).read_bytes()[place:].decode(errors="replace"))
+
+
+def read_reason(output: str) -> str:
+    """Find the reason in the output of a command that failed.
+
+    Args:
+        output: What the command wrote to stdout and stderr. Our own errors are a line `error: ...`; errors of usage are a panel
+            of rich, or a line `Error: ...` where Typer does without it; a bug is a traceback, whose last line says what happened.
+    """
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for number in range(len(lines) - 1, -1, -1):
+        if lines[number].lower().startswith("error:"):
+            return lines[number][len("error:") :].strip()
+        if _PANEL.match(lines[number]):
+            inside = itertools.takewhile(lambda line: line[0] in "│|", lines[number + 1 :])
+            return " ".join(line.strip("│| ") for line in inside)
+    return lines[-1] if lines else "it printed nothing"
 
 
 def _flag(name: str) -> str:

@@ -274,7 +274,7 @@ def _advice(both: tuple[Cache, Cache], sides: tuple[Side, Side], sums: _Sums) ->
     rows = {cache.manifest.view_rows * len(cache.manifest.views) for cache in both}  # of few, what is fixed weighs more
     if len(rows) == 1 and dearer.bytes_per_row > _CHEAPER * cheaper.bytes_per_row:
         found.append(
-            f"{cheaper.path} is smaller ({cheaper.bytes_per_row:.1f} B a row against {dearer.bytes_per_row:.1f})"
+            f"{cheaper.path} is smaller ({cheaper.bytes_per_row:.1f} B a row on disk against {dearer.bytes_per_row:.1f})"
         )
     return found + _finer(both, sides)
 

@@ -26,7 +26,16 @@ def array_bytes(cache: Cache) -> dict[str, int]:
 
 
 def bytes_per_row(cache: Cache, sizes: dict[str, int], rows: int) -> float:
-    """Return what a row (one sample in one view) takes on disk, other teachers' arrays left out; 0 where there is no row."""
+    """Return the size on disk of a row (one sample in one view): all files but other teachers' arrays; 0 where there is no row.
+
+    The payload, which `logitcache fidelity` measures, is the part of it that the encoding's columns take; in memory, which
+    `logitcache compare` reports, these columns are decompressed.
+
+    Args:
+        cache: A cache of one teacher.
+        sizes: Bytes of each array, as `array_bytes` returns them.
+        rows: Rows that are there, over all views.
+    """
     own = (f"teachers/{cache.teacher}/", f"probe/logits/{cache.teacher}")
     of_others = sum(
         size

@@ -234,7 +234,8 @@ class CacheStats:
         manifest: Its manifest, narrowed to the teacher described.
         bytes_by_array: On disk, by array, and for `metadata` and `.logitcache`.
         bytes_total: On disk.
-        bytes_per_row: Of a row (one sample in one view), everything but other teachers' arrays.
+        bytes_per_row: Size on disk of a row (one sample in one view): all files but other teachers' arrays, so digests, labels,
+            probe and metadata count too.
         ratio_to_float32: bytes_per_row against the C logits in raw float32.
         health: Whether it is whole.
         views: The teacher on each view.
@@ -321,7 +322,7 @@ class Side:
         path, fingerprint: Which.
         teacher: Its name.
         encoding: In words ("top-20 u8").
-        bytes_per_row: On disk.
+        bytes_per_row: Size on disk of a row (one sample in one view), all files.
         accuracy, entropy_nats, calibration_error: Over the rows compared.
     """
 

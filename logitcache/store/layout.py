@@ -201,11 +201,7 @@ def read_whole(array: "zarr.Array", read: Callable[[str], bytes]) -> NDArray[Any
 
 def chunk_key(spec: ArraySpec, view: int, block: int) -> str:
     """Path of the chunk that holds one block of one view."""
-    return _chunk(spec, view, block)
-
-
-def _chunk(spec: ArraySpec, *place: int) -> str:
-    return "/".join([spec.key, "c", *map(str, place), *("0" for _ in spec.shape[len(place) :])])
+    return "/".join([spec.key, "c", str(view), str(block), *("0" for _ in spec.shape[2:])])
 
 
 def checksum_holds(chunk: bytes) -> bool:

@@ -9,16 +9,26 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from logitcache.errors import CacheIncompleteError, InputError
 
-if TYPE_CHECKING:
-    from logitcache.store.bucket import Bucket
-
-__all__ = ["Lease"]
+__all__ = ["ConditionalStore", "Lease"]
 
 RENEW, LEASE = 5.0, 20.0  # seconds: how often a lease is renewed, and after how long without that it has lapsed
+
+
+class ConditionalStore(Protocol):
+    """Storage with conditional writes; its `str()` is the address that messages name."""
+
+    def tagged(self, name: str) -> tuple[str | None, bytes]:
+        """Return an object's tag and content, or (None, b"") if it does not exist."""
+
+    def put_if(self, name: str, data: bytes, e_tag: str | None) -> str | None:
+        """Write an object if it still has this tag (None: if it does not exist). Return its new tag, or None if it was not written."""
+
+    def remove(self, name: str) -> None:
+        """Remove an object, if it exists."""
 
 
 class Lease:
@@ -28,7 +38,7 @@ class Lease:
     dead lapses at once.
     """
 
-    def __init__(self, bucket: "Bucket", name: str) -> None:
+    def __init__(self, bucket: ConditionalStore, name: str) -> None:
         self._bucket, self._name, self._token = bucket, name, uuid.uuid4().hex
         self._lost, self._over, self._count, self._turn = "", threading.Event(), 0, threading.Lock()
         self._tag, self._renewed = self._take(), time.time()

@@ -6,6 +6,8 @@ thread meanwhile.
 
 import copy
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -51,7 +53,8 @@ class Cache:
         *,
         finished: bool,
     ) -> None:
-        self.place, self.manifest, self._ledger, self._marked = place, manifest, ledger, marked
+        self.place, self.manifest, self._marked = place, manifest, marked
+        self._records = _ViewRecords(ledger)
         self.finished = finished
         self._identity = manifest.identity()
         # zarr reads the metadata alone: it would take a missing chunk for zeros.
@@ -254,7 +257,7 @@ class Cache:
         """Read one array's rows of a block, [B, ...], not to be written to."""
         first, last = self.manifest.span(block)
         where = f"{self.place}: {key}, view {view}, block {block} ({self.manifest.row_axis}s {first} to {last - 1})"
-        records = self._records(view)
+        records = self._records.of(view)
         prefix = f"{key}/c/{view}/{block}"
         name = next((name for name in records.get(block, {}) if name == prefix or name.startswith(f"{prefix}/")), None)
         if name is None:
@@ -273,12 +276,31 @@ class Cache:
         Raises:
             CorruptCacheError: It is damaged.
         """
-        self._records(view)
+        self._records.of(view)
 
-    def _records(self, view: int) -> dict[int, dict[str, dict[str, int]]]:
-        if getattr(self, "_records_of", None) != view:
-            self._records_of, self._view_records = view, self._ledger.view(view)
-        return self._view_records
+
+class _ViewRecords:
+    """The ledger's records of the views read last. Threads and copies of a cache share it; pickling leaves the records behind."""
+
+    _KEPT = 8  # views; a step uses at most a pair while the next pair is fetched
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._views: OrderedDict[int, dict[int, dict[str, FileRecord]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, view: int) -> dict[int, dict[str, FileRecord]]:
+        """Return the committed blocks of a view: block number to its files. The ledger is read on the first call."""
+        with self._lock:
+            if view not in self._views:
+                self._views[view] = self._ledger.view(view)
+                while len(self._views) > self._KEPT:
+                    self._views.popitem(last=False)
+            self._views.move_to_end(view)
+            return self._views[view]
+
+    def __reduce__(self) -> "tuple[type[_ViewRecords], tuple[Ledger]]":
+        return _ViewRecords, (self._ledger,)
 
 
 def _copy(rows: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:

@@ -10,6 +10,7 @@ the teacher's logits come from.
 import contextlib
 import json
 import platform
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch import nn
 from logitcache.data import Inputs, Samples, View, as_samples, held_out_split, modality_of
 from logitcache.data.contract import cache_views, recorded_data
 from logitcache.errors import CacheMismatchError, InputError
-from logitcache.methods import METHODS, Objective, TemperatureChoice, find_method, make_objective
+from logitcache.methods import METHODS, MethodLike, Objective, TemperatureChoice, make_objective, method_name
 from logitcache.models import Network, read_weights, save_weights
 from logitcache.runs.directory import FollowedRun, RunDirectory, free_name
 from logitcache.runtime.device import pick_device
@@ -60,7 +61,7 @@ def train_student(
     student: str | nn.Module,
     cache: str | Path | Cache | None = None,
     teacher: str | None = None,
-    method: str = "kd",
+    method: MethodLike = "kd",
     preset: str | None = None,
     refine: str | None = None,
     standardize: bool | None = None,
@@ -118,7 +119,9 @@ def train_student(
         student: Name of a network (`models.load_network`), or a module.
         cache: Where the teacher's logits are. None trains from labels alone (method `ce`, with `data`).
         teacher: Slug of one of the cache's teachers, where it holds several.
-        method: A key of `methods.METHODS`, or `package.module:name` of somebody's own.
+        method: A key of `methods.METHODS`, `package.module:name`, a `methods.Method`, what `get_loss` returns, or a function
+            `(student [R, C], teacher [R, C], labels [R]) -> loss`, [R] or 0-dim. What `get_loss` returns, and a function, has
+            weights 1 and 1 unless `ce_weight` and `kd_weight` are given; a function is assumed to need every class and the label.
         preset: Another setting of the method's paper.
         refine: Edit of the teacher's logits by the label: "loca", "swap" or "none"; None keeps the method's.
         standardize: Whether both networks' logits are z-scored first; None keeps the method's.
@@ -179,6 +182,7 @@ def train_student(
         LogitCacheError: See its kinds; nothing is trained on data, pixels or logits that are not those of the cache.
     """
     settings = _settings({name: value for name, value in locals().items() if name not in _CONDUCT})
+    name = method_name(method)
     pieces = {"refine": refine, "standardize": standardize, "temperature": temperature, "tail": tail}
     if twice := [word for word in parameters or {} if pieces.get(word) is not None]:
         raise InputError(f"{twice[0]} is given twice, by its own option and as a parameter")
@@ -194,9 +198,10 @@ def train_student(
     opened = None if cache is None else open_cache(cache).of(teacher)
     _refuse_nonsense(
         opened,
-        method,
+        name,
         data,
         augment,
+        distills=objective.loss is not None,
         live_teacher=bool(live_teacher),
         epochs=epochs,
         batch_size=batch_size,
@@ -212,7 +217,7 @@ def train_student(
         samples = as_samples(data)
         views, recorded = list(modality_of(samples).make_views(augment or "none", epochs, seed)), {}
     modality = modality_of(samples)
-    _refuse_mixed(views, objective, method, str(opened.place) if opened else "this training")
+    _refuse_mixed(views, objective, name, str(opened.place) if opened else "this training")
     shown = epoch_views(views, paired=objective.pairs_views if pair_views is None else pair_views)
     if pair_views and len(shown) == len(views):
         remedy = (
@@ -234,7 +239,7 @@ def train_student(
     stepper = Stepper(model, objective, settings, where, replicas, samples)
     window = _window(opened, memory_budget, len(shown[0])) if opened else None
     targets = _targets(opened, objective, live_teacher, teacher_weights, where)
-    named = local_path(out) if out else free_name(Path("runs"), f"{method}-{network.name}".replace(":", "-"))
+    named = local_path(out) if out else free_name(Path("runs"), f"{_folder(name)}-{network.name}".replace(":", "-"))
     facts = _facts(opened, targets.name, network, inputs, where) | {"data": _digests(samples, test)}
     run = _begun(replicas, named, settings, facts, report_to, resume=resume)
     loop = Loop(
@@ -265,7 +270,7 @@ def train_student(
             notes: dict[str, Any] = {
                 "network": network.name,
                 "classes": classes_to_json(samples.classes),
-                "method": method,
+                "method": name,
             }
             notes["preprocessing"] = _portable(inputs)
             save_weights(model.state_dict(), run.path / "student.safetensors", notes)
@@ -322,8 +327,14 @@ def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
             return value
         return str(value) if isinstance(value, Path) else type(value).__name__
 
+    arguments = arguments | {"method": method_name(arguments["method"])}
     found: dict[str, Any] = json.loads(json.dumps({name: plain(value) for name, value in sorted(arguments.items())}))
     return found
+
+
+def _folder(method: str) -> str:
+    """Return a method's name without characters that are awkward in the name of a folder."""
+    return re.sub(r"[^\w.:=+-]+", "-", method).strip("-")
 
 
 def _digests(samples: Samples, test: Samples | None) -> dict[str, str | None]:
@@ -370,6 +381,7 @@ def _refuse_nonsense(
     data: Any,
     augment: str | None,
     *,
+    distills: bool,
     live_teacher: bool,
     epochs: int,
     batch_size: int,
@@ -377,7 +389,7 @@ def _refuse_nonsense(
 ) -> None:
     if epochs < 1 or batch_size < 1 or parts < 1:
         raise InputError(f"epochs, batch size and its parts must be 1 or more, not {epochs}, {batch_size} and {parts}")
-    if cache is None and find_method(method).divergence is not None:
+    if cache is None and distills:
         raise InputError(
             f"method {method} needs a teacher's logits: name a cache. Without one, only --method ce trains, with --data."
         )
@@ -429,6 +441,12 @@ def _refuse_mixed(views: Sequence[View], objective: Objective, method: str, wher
     mixed = next((view for view in views if view.mixes), None)
     if mixed is None or objective.loss is None or not objective.loss.needs_label:
         return
+    if objective.loss.assumed:
+        raise CacheMismatchError(
+            f"method {method} is a plain function, which is assumed to read the label of a row, and the views of {where} mix two samples "
+            f"into one ({mixed.recipe}). Wrap it in a logitcache.methods.Method with ignores_labels=True if it does not, or dump views "
+            "that are not mixed."
+        )
     fine = ", ".join(["ce", *(name for name, one in METHODS.items() if one.ignores_labels and one.refine is None)])
     raise CacheMismatchError(
         f"method {method} reads the label of a row, and the views of {where} mix two samples into one ({mixed.recipe}). Choose a "

@@ -1,10 +1,22 @@
 """Pieces put together: what they mean, what they refuse, and what an objective makes of them."""
 
+import functools
+
 import pytest
 import torch
 
-from logitcache.errors import InputError, UnknownNameError
-from logitcache.methods import METHODS, describe, get_loss, make_objective, parameters_of
+from logitcache.errors import InputError, LogitCacheError, UnknownNameError
+from logitcache.methods import (
+    METHODS,
+    Method,
+    describe,
+    find_method,
+    get_loss,
+    make_objective,
+    method_name,
+    parameters_of,
+)
+from logitcache.methods.composition import needs_of
 from logitcache.methods.dkd import dkd
 from logitcache.methods.kd import kd
 from logitcache.methods.loca import loca
@@ -278,6 +290,12 @@ def test_every_method_is_described_with_its_parameters():
         assert all(text for _, _, text in found.parameters), name
 
 
+def test_a_description_names_every_class_where_the_composition_refuses_top_k():
+    refusing = {name for name, one in METHODS.items() if one.divergence and get_loss(name).every_class}
+    assert {name for name in METHODS if describe(name).needs.startswith("every class")} == refusing
+    assert {"atkd", "lskd", "normkd"} < refusing
+
+
 # Somebody's own, as docs/adding-a-method.md shows it.
 
 
@@ -328,3 +346,94 @@ def test_a_strangers_own_method_has_the_same_pieces(monkeypatch):
         get_loss("test_composition:optional", mode=3.0)
     with pytest.raises(InputError, match="method 'no_such_module:x' cannot be imported"):
         get_loss("no_such_module:x")
+
+
+class Halved:
+    """A loss with a state."""
+
+    def __call__(self, student, teacher, labels):
+        return 0.5 * kd(student, teacher, labels)
+
+
+OWN = Method("KD, half of it.", "-", halved, ce_weight=0.25, kd_weight=0.75, ignores_labels=True)
+BETA = get_loss("rld", beta=4)
+
+
+def total(method, **words):
+    s, z, y = draw()
+    return make_objective(method, {}, **words)(s, z, y, 1.0).total
+
+
+def test_an_objective_takes_a_method_that_is_an_object():
+    s, z, y = draw()
+    ce = make_objective("ce", {})(s, z, y, 1.0).total
+    own = get_loss("rld", beta=4)
+    same(total(own), ce + own(s, z, y).mean())
+    same(total(own, ce_weight=0.5, kd_weight=3.0), 0.5 * ce + 3 * own(s, z, y).mean())
+    same(total(OWN), 0.25 * ce + 0.75 * 0.5 * kd(s, z, y).mean())
+    same(total(METHODS["kd"]), total("kd"))
+    same(total(Halved()), ce + 0.5 * kd(s, z, y).mean())
+    same(total(lambda s, z, y: halved(s, z, y).mean()), ce + 0.5 * kd(s, z, y).mean())
+    same(make_objective(OWN, {"share": 1.0, "refine": "swap"})(s, z, y, 1.0).kd, kd(s, swap(z, y), y).mean())
+    assert get_loss(own) is own
+    assert parameters_of(OWN) == {"temperature": 4.0, "share": 0.5}
+
+
+def test_a_composed_loss_brings_its_needs_and_a_function_is_assumed_to_need_all():
+    loss = make_objective(get_loss("kd"), {}).loss
+    assert (loss.needs_label, loss.every_class, loss.assumed) == (False, None, False)
+    assert make_objective(get_loss("lskd"), {}).loss.every_class == "z-scores are those of every class"
+    assert make_objective(get_loss("kd", tail="bucket"), {}).loss.bucket
+    loss = make_objective(halved, {}).loss
+    assert (loss.needs_label, loss.assumed) == (True, True)
+    assert loss.every_class.endswith("halved is a plain function, which is assumed to read every logit of a row")
+    assert needs_of("x", find_method(halved)) == needs_of("x", find_method(get_loss("ttm"))) == "every class"
+    assert needs_of("x", find_method(get_loss("dkd"))) == "top-k"
+
+
+def test_a_name_may_lead_to_a_composed_loss(monkeypatch):
+    monkeypatch.syspath_prepend(str(__import__("pathlib").Path(__file__).parent))
+    loss = make_objective("test_composition:BETA", {}).loss
+    assert loss.name == "get_loss(rld, beta=4)"
+    assert loss.unranked is not None
+    assert describe("test_composition:BETA").parameters == []
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "message"),
+    [
+        (halved, {"settings": {"refine": "swap", "share": 1.0}}, r":halved is a finished loss, so refine, share cannot be given beside it"),
+        (BETA, {"settings": {"beta": 3}}, r"get_loss\(rld, beta=4\) is a finished loss, so beta cannot be given"),
+        (BETA, {"preset": "same-t"}, r"so preset cannot be given beside it: give them to get_loss"),
+        (two, {}, r"two cannot be called with student, teacher and labels: too many positional"),
+        (careless, {}, r"careless cannot be called with student, teacher and labels: missing a required argument: 'power'"),
+        (Halved, {}, "the method is the class Halved; expected one of its objects"),
+        (OWN, {"settings": {"beta": 3}}, r"Method\(.*:halved\) has no parameter 'beta'"),
+        ("get_loss(rld, beta=4)", {}, "was given as an object, from Python; give the same object"),
+    ],
+)  # fmt: skip
+def test_objects_that_mean_nothing_are_refused(method, words, message):
+    with pytest.raises(LogitCacheError, match=message):
+        make_objective(method, **({"settings": {}} | words))
+    if method is BETA:
+        with pytest.raises(LogitCacheError, match=message):
+            get_loss(method, preset=words.get("preset"), **words.get("settings", {}))
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3), torch.zeros(8, 7), 0.5, None])
+def test_a_function_must_return_one_value_a_row_or_one_in_all(value):
+    with pytest.raises(InputError, match=r"returned .*; expected \[8\], one value a row, or a 0-dim tensor"):
+        total(lambda s, z, y: value)
+
+
+def test_a_method_that_is_an_object_has_a_name():
+    here = __name__
+    assert method_name("mine:sure") == "mine:sure"
+    assert method_name(METHODS["dkd"]) == "dkd"
+    assert method_name(OWN) == f"Method({here}:halved)"
+    assert method_name(halved) == f"{here}:halved"
+    assert method_name(Halved()) == f"{here}:Halved"
+    assert method_name(functools.partial(halved, share=0.25)) == f"{here}:halved(share=0.25)"
+    assert method_name(get_loss("rld", beta=4)) == method_name(get_loss("rld", beta=4.0)) == "get_loss(rld, beta=4)"
+    both = get_loss("mlkd", refine="swap", temperature=("adaptive", 2.0), standardize=True)
+    assert method_name(both) == "get_loss(mlkd, refine=swap, standardize=true, temperature=adaptive+2)"

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import pickle
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from logitcache.errors import (
 )
 from logitcache.store import CacheWriter, Manifest, ViewStream, block_rows_for, check_files, find_newest, open_cache
 from logitcache.store.layout import ArraySpec, ChunkDecoder, ChunkEncoder, metadata_files
+from logitcache.store.ledger import Ledger
 
 CLASSES, SAMPLES, VIEWS = 4, 300, 2
 COLUMNS = {"t": {"logits": ((CLASSES,), "<f4", ("class",), False)}}
@@ -109,6 +113,53 @@ def test_many_threads_read_the_same_block_at_once(cache):
     with ThreadPoolExecutor(8) as executor:
         found = list(executor.map(lambda _: opened.view(1, "t", (1,))["logits"], range(400)))
     assert all((rows == LOGITS[1, 128:256]).all() for rows in found)
+
+
+class Yielding(int):
+    """A view's number that lets other threads run whenever it is compared: between the check of a memo and its use."""
+
+    def __eq__(self, other):
+        time.sleep(1e-4)
+        return int(self) == other
+
+    def __ne__(self, other):
+        return not self == other
+
+    __hash__ = int.__hash__
+
+
+def test_threads_that_read_different_views_get_their_own(cache):
+    """Threads and copies of a cache share the records of a view; each got those of whichever view was asked for last."""
+    found = open_cache(cache)
+    both = [found, found.of("t")]
+
+    def read(number):
+        one, view = both[number // VIEWS % 2], Yielding(number % VIEWS)
+        for block, rows in ((0, slice(0, 128)), (1, slice(128, 256)), (2, slice(256, 300))) * 20:
+            np.testing.assert_array_equal(one.block(view, "t", block)["logits"], LOGITS[view][rows])
+
+    with ThreadPoolExecutor(8) as executor:
+        for done in [executor.submit(read, number) for number in range(8)]:
+            done.result()
+
+
+def test_the_ledger_of_a_view_is_read_once(cache, monkeypatch):
+    asked, read = Counter[int](), Ledger.view
+    monkeypatch.setattr(Ledger, "view", lambda self, view: asked.update([view]) or read(self, view))
+    found = open_cache(cache)
+    for _ in range(3):
+        for view in range(VIEWS):
+            found.of("t").view(view, "t")
+            found.block(view, "t", 0)
+    assert asked == dict.fromkeys(range(VIEWS), 1)
+
+
+def test_a_cache_goes_into_a_worker_after_it_was_read(cache):
+    found = open_cache(cache)
+    found.view(0, "t")
+    again = pickle.loads(pickle.dumps(found.of("t")))
+    for view in range(VIEWS):
+        np.testing.assert_array_equal(again.view(view, "t")["logits"], LOGITS[view])
 
 
 def test_the_reader_returns_what_was_written(cache):

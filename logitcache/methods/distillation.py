@@ -1,0 +1,117 @@
+"""The distillation term of a method, composed.
+
+loss(student, teacher, y) = Σ_T  divergence( scale(student), scale(refine(teacher, y)), y, temperature=T )
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from logitcache.errors import InputError
+from logitcache.methods._ops import wide, wrong
+from logitcache.methods.lskd import standardize
+from logitcache.methods.method import Rows
+
+__all__ = ["Distillation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Distillation:
+    """The distillation term of a method, composed: `loss(student [B, C], teacher [B, C], labels [B])`.
+
+    Attributes:
+        divergence: With its own parameters bound.
+        refine: Edit of the teacher's logits by the label, or None.
+        standardize: Whether both sets of logits are z-scored.
+        temperatures: Numbers, or functions that give each row its own; values are summed. Empty where the divergence
+            has no temperature.
+        couples_batch: Whether the value is 0-dim, because rows see each other.
+        acts_on: What the divergence itself treats differently, or None.
+        needs_label: Whether the value depends on the labels, so that a row must have one.
+        bucket: Whether classes that a cache did not keep count as one, instead of being completed evenly.
+        every_class: Why rows of which only the largest were kept will not do, or None.
+        unranked: The divergence for rows whose label is not among the largest, or None.
+        assumed: Whether `needs_label` and `every_class` are assumed, because the divergence is a plain function.
+        name: How the term was made, as run.json records it.
+    """
+
+    divergence: Callable[..., Tensor]
+    refine: Callable[[Tensor, Tensor], Tensor] | None
+    standardize: bool
+    temperatures: tuple[float | Callable[..., tuple[Tensor, Tensor]], ...]
+    couples_batch: bool
+    acts_on: Callable[[Tensor, Tensor], Tensor] | None
+    needs_label: bool
+    bucket: bool = False
+    every_class: str | None = None
+    unranked: Callable[..., Tensor] | None = None
+    assumed: bool = False
+    name: str = ""
+
+    def __call__(self, student: Tensor, teacher: Tensor | Rows, labels: Tensor, **switches: bool) -> Tensor:
+        """Return [B], or 0-dim where the batch is coupled; its mean is what one trains with.
+
+        Args:
+            student: Scores of the model being trained, [B, C]; half precision is computed on in float32.
+            teacher: Scores of the teacher, [B, C], which get no gradient; or rows of which the largest were kept.
+            labels: True classes, [B] int64.
+            **switches: Boolean parameters of the divergence that change over a training.
+
+        Raises:
+            InputError: Shapes that do not fit, or rows of which the largest were kept where every class is needed.
+        """
+        if not isinstance(teacher, Tensor):
+            return self._of_rows(student, teacher, labels, switches)
+        if student.shape != teacher.shape or student.shape[:1] != labels.shape:
+            raise InputError(
+                f"a loss takes student and teacher [B, C] and labels [B], found {list(student.shape)}, "
+                f"{list(teacher.shape)} and {list(labels.shape)}"
+            )
+        student, teacher = wide(student), wide(teacher.detach())
+        if self.refine is not None:
+            teacher = self.refine(teacher, labels)
+        if self.standardize:
+            student, teacher = standardize(student), standardize(teacher)
+        if not self.temperatures:
+            return self.divergence(student, teacher, labels, **switches)
+        values = [self._at(chosen, student, teacher, labels, switches) for chosen in self.temperatures]
+        return functools.reduce(torch.add, values)
+
+    def _of_rows(self, student: Tensor, rows: Rows, labels: Tensor, switches: Mapping[str, bool]) -> Tensor:
+        """Evaluate with rows completed for each temperature in turn."""
+        if self.every_class:
+            raise InputError(f"rows of which the largest were kept will not do: {self.every_class}")
+        student, values = wide(student), []
+        for temperature in self.temperatures or (1.0,):
+            assert isinstance(temperature, float | int)  # see every_class
+            teacher = rows.at(temperature, student if self.bucket else None)
+            if self.refine is not None:
+                teacher = self.refine(teacher, labels)
+            more: dict[str, Any] = {**switches, **({"temperature": temperature} if self.temperatures else {})}
+            value = self.divergence(student, teacher, labels, **more)
+            if self.unranked is not None:
+                value = torch.where(rows.unranked, self.unranked(student, teacher, labels, **more), value)
+            values.append(value)
+        return functools.reduce(torch.add, values)
+
+    def _at(
+        self, chosen: Any, student: Tensor, teacher: Tensor, labels: Tensor, switches: Mapping[str, bool]
+    ) -> Tensor:
+        """Evaluate at one temperature; where the student has its own, its logits are brought to the teacher's."""
+        if not callable(chosen):
+            return self.divergence(student, teacher, labels, temperature=chosen, **switches)
+        of_student, of_teacher = chosen(student, teacher)
+        if of_student is not of_teacher:
+            student = (student - student.mean(-1, keepdim=True)) * (of_teacher / of_student)
+        return self.divergence(student, teacher, labels, temperature=of_teacher, **switches)
+
+    def refined_rows(self, teacher: Tensor | Rows, labels: Tensor) -> Tensor | None:
+        """Say which rows of a batch the label changed: [B] bool, or None where labels change nothing."""
+        acts_on = self.acts_on if self.refine is None else wrong
+        if acts_on is None:
+            return None
+        return acts_on(teacher if isinstance(teacher, Tensor) else teacher.at(), labels)
