@@ -1,6 +1,7 @@
 """The seam: a second modality, whose samples have several rows each, goes through every verb without a line in logitcache/."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -207,4 +208,9 @@ def test_the_command_line_takes_it(run):
         assert result.exit_code == 0, result.output
     result = run("compare", "runs")
     assert result.exit_code == 0, result.output
+    assert "test loss (nats)" in result.output
+    results = json.loads(Path("runs/kd/run.json").read_text())["results"]
+    assert results["headline"] == {"name": "test_loss", "unit": "nats", "better": "lower"}
+    losses = [json.loads(line)["test_loss"] for line in Path("runs/kd/metrics.jsonl").read_text().splitlines()]
+    assert results["best_test_loss"] == min(losses)
     assert open_cache("c.zarr").manifest.data["spec"] == "sequences:make"

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from logitcache.errors import InputError
+from logitcache.errors import InputError, unknown_name
 
-__all__ = ["ACCURACY", "LOSS", "Metric", "read_headline"]
+__all__ = ["ACCURACY", "LOSS", "Metric", "find_metric", "read_headline"]
 
 _BETTER = ("higher", "lower")
 
@@ -79,6 +79,18 @@ class Metric:
 
 ACCURACY = Metric("test_accuracy", "share", "higher")
 LOSS = Metric("test_loss", "nats", "lower")
+_METRICS = {metric.name: metric for metric in (ACCURACY, LOSS)}
+
+
+def find_metric(name: str) -> Metric:
+    """Return the metric of this name, as a modality's `headline` gives it.
+
+    Raises:
+        UnknownNameError: No such metric.
+    """
+    if name not in _METRICS:
+        raise unknown_name("metric", name, _METRICS)
+    return _METRICS[name]
 
 
 def read_headline(run: Mapping[str, Any], metrics: Mapping[str, Any]) -> Metric:

@@ -25,6 +25,7 @@ from logitcache.data.protocol import Renderer
 from logitcache.errors import InputError, StoppedError, first_line
 from logitcache.methods import SecondLabels
 from logitcache.runs.directory import RunDirectory
+from logitcache.runs.metrics import find_metric
 from logitcache.runtime.device import saying_when_out_of_memory, to_device
 from logitcache.runtime.progress import OnProgress, Progress
 from logitcache.store import Cache
@@ -119,8 +120,10 @@ class Loop:
         last = history[-1]
         kept = ("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_loss", "test_ece", "ema_test_accuracy")
         results: dict[str, Any] = {name: last[name] for name in kept if name in last}
-        if "test_accuracy" in last:
-            results["best_test_accuracy"] = max(metrics["test_accuracy"] for metrics in history)
+        headline = find_metric(self.modality.headline)
+        if headline.name in last:
+            results[f"best_{headline.name}"] = headline.best(metrics[headline.name] for metrics in history)
+        results["headline"] = headline.to_json()
         results["seconds_per_epoch"] = sum(metrics["seconds"] for metrics in history) / len(history)
         return results | (self._beside_teacher(cache, view) if cache else {})
 

@@ -27,6 +27,7 @@ from logitcache.errors import CacheMismatchError, InputError
 from logitcache.methods import METHODS, MethodLike, Objective, TemperatureChoice, make_objective, method_name
 from logitcache.models import Network, read_weights, save_weights
 from logitcache.runs.directory import FollowedRun, RunDirectory, free_name
+from logitcache.runs.metrics import find_metric
 from logitcache.runtime.device import pick_device
 from logitcache.runtime.files import local_path
 from logitcache.runtime.progress import OnProgress, silent
@@ -241,6 +242,7 @@ def train_student(
     targets = _targets(opened, objective, live_teacher, teacher_weights, where)
     named = local_path(out) if out else free_name(Path("runs"), f"{_folder(name)}-{network.name}".replace(":", "-"))
     facts = _facts(opened, targets.name, network, inputs, where) | {"data": _digests(samples, test)}
+    facts["headline"] = find_metric(modality.headline).to_json()
     run = _begun(replicas, named, settings, facts, report_to, resume=resume)
     loop = Loop(
         stepper,
