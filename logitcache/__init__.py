@@ -12,26 +12,44 @@ if TYPE_CHECKING:
     from logitcache.caches.merge import merge_caches as merge_caches
     from logitcache.caches.slice import slice_cache as slice_cache
     from logitcache.caches.verify import verify_cache as verify_cache
+    from logitcache.data import Samples as Samples
+    from logitcache.data import View as View
     from logitcache.dump.dump import dump_logits as dump_logits
     from logitcache.dump.plan import plan_dump as plan_dump
     from logitcache.errors import LogitCacheError as LogitCacheError
     from logitcache.methods import METHODS as METHODS
+    from logitcache.methods import Method as Method
     from logitcache.methods import get_loss as get_loss
     from logitcache.runs.compare import compare_runs as compare_runs
+    from logitcache.runs.metrics import Metric as Metric
     from logitcache.runtime.progress import Progress as Progress
     from logitcache.stats import cache_stats as cache_stats
     from logitcache.stats import compare_caches as compare_caches
     from logitcache.store import Cache as Cache
     from logitcache.store import open_cache as open_cache
-    from logitcache.train.loader import open as open  # noqa: A004
+    from logitcache.train.loader import Batch as Batch
+    from logitcache.train.loader import Loader as Loader
+    from logitcache.train.loader import TeacherRows as TeacherRows
+    from logitcache.train.loader import open_dataset as open_dataset
     from logitcache.train.loader import wrap as wrap
+    from logitcache.train.train import RunResult as RunResult
     from logitcache.train.train import train_student as train_student
 
+    open = open_dataset  # noqa: A001
+
 _HOMES = {
-    "METHODS": "logitcache.methods",
+    "Batch": "logitcache.train.loader",
     "Cache": "logitcache.store",
+    "Loader": "logitcache.train.loader",
     "LogitCacheError": "logitcache.errors",
+    "METHODS": "logitcache.methods",
+    "Method": "logitcache.methods",
+    "Metric": "logitcache.runs.metrics",
     "Progress": "logitcache.runtime.progress",
+    "RunResult": "logitcache.train.train",
+    "Samples": "logitcache.data",
+    "TeacherRows": "logitcache.train.loader",
+    "View": "logitcache.data",
     "cache_fidelity": "logitcache.caches.fidelity",
     "cache_stats": "logitcache.stats",
     "compare_caches": "logitcache.stats",
@@ -40,25 +58,28 @@ _HOMES = {
     "export_cache": "logitcache.caches.export",
     "get_loss": "logitcache.methods",
     "merge_caches": "logitcache.caches.merge",
-    "open": "logitcache.train.loader",
     "open_cache": "logitcache.store",
+    "open_dataset": "logitcache.train.loader",
     "plan_dump": "logitcache.dump.plan",
     "slice_cache": "logitcache.caches.slice",
     "train_student": "logitcache.train.train",
     "verify_cache": "logitcache.caches.verify",
     "wrap": "logitcache.train.loader",
 }
+_ALIASES = {"open": "open_dataset"}
 
 __all__ = [  # noqa: PLE0604  (the names are those of the table)
     *_HOMES,
+    *_ALIASES,
 ]
 
 
 def __getattr__(name: str) -> Any:
+    name = _ALIASES.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module 'logitcache' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *__all__])

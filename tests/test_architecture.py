@@ -94,6 +94,7 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_every_name_of_the_front_door_opens():
     for name in logitcache.__all__:
         assert getattr(logitcache, name) is not None
+    assert logitcache.open is logitcache.open_dataset
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = logitcache.nothing
 

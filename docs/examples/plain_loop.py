@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import logitcache
 from logitcache.models import load_network
 
-loader = logitcache.open(sys.argv[1]).loader(batch_size=64, device="auto")
+loader = logitcache.open_dataset(sys.argv[1]).loader(batch_size=64, device="auto")
 student = load_network("resnet8", len(loader.images.classes)).module.to(loader.device)
 optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
 distill = logitcache.get_loss("rld")  # any method; returns [B], or 0-dim where it couples the batch

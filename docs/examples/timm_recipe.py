@@ -12,7 +12,7 @@ from timm.utils import ModelEmaV3
 import logitcache
 
 epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 6
-loader = logitcache.open(sys.argv[1]).loader(batch_size=64, image_size=32, device="auto")
+loader = logitcache.open_dataset(sys.argv[1]).loader(batch_size=64, image_size=32, device="auto")
 torch.manual_seed(0)
 student = timm.create_model("resnet10t", num_classes=len(loader.images.classes)).to(loader.device)
 optimizer = create_optimizer_v2(student, opt="lamb", lr=5e-3, weight_decay=0.02)

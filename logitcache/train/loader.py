@@ -1,6 +1,6 @@
-"""For a training loop of your own: what the teacher said of each sample, with the images that it was shown.
+"""For a training loop of your own: a teacher's logits, with the inputs that it was shown.
 
-rows = logitcache.open("c.zarr")          # rows[i]: logits of sample i; rows.loader(...): whole batches
+rows = logitcache.open_dataset("c.zarr")  # rows[i]: logits of sample i; rows.loader(...): whole batches
 both = logitcache.wrap(dataset, "c.zarr") # both[i]: (image, label, logits), for any DataLoader
 """
 
@@ -22,7 +22,7 @@ from logitcache.store import Cache, open_cache
 from logitcache.train.order import sampled, shuffled
 from logitcache.train.targets import CachedTargets, Stretch
 
-__all__ = ["Batch", "Loader", "TeacherRows", "WithTeacher", "open", "wrap"]
+__all__ = ["Batch", "Loader", "TeacherRows", "WithTeacher", "open_dataset", "wrap"]
 
 
 class Batch(NamedTuple):
@@ -261,11 +261,13 @@ def _refuse_mixed(cache: Cache, views: Sequence[Any]) -> None:
         raise InputError(f"{cache.place} mixes samples, so that rows have two labels: `logitcache train` takes both")
 
 
-def open(cache: str | Path | Cache, teacher: str | None = None) -> TeacherRows:  # noqa: A001  (as in logitcache.open)
-    """Open a cache for a loop of your own.
+def open_dataset(cache: str | Path | Cache, teacher: str | None = None) -> TeacherRows:
+    """Open a cache as a torch data set of logits, for a training loop of your own; `logitcache.open` is the same.
+
+    `logitcache.open_cache` opens the store instead: its manifest, labels and blocks, as numpy arrays.
 
     Args:
-        cache: Its path.
+        cache: Path of the cache.
         teacher: Slug of one of several teachers.
 
     Raises:
