@@ -12,8 +12,9 @@ from logitcache.data.protocol import Modality, Samples, whole_of
 from logitcache.errors import InputError, unknown_name
 from logitcache.runtime.plugins import resolve
 
-__all__ = ["as_samples", "find_modality", "held_out_split", "load_data", "modality_of", "part_of"]
+__all__ = ["MODALITIES", "as_samples", "find_modality", "held_out_split", "load_data", "modality_of", "part_of"]
 
+MODALITIES: dict[str, Modality] = {IMAGES.name: IMAGES}  # kinds of data; a cache's manifest names one
 _OURS = (ArrayImages, FolderImages, MappedImages, Part)
 
 
@@ -21,16 +22,16 @@ def find_modality(name: str) -> Modality:
     """Return the modality of this name.
 
     Args:
-        name: `images`, or `package.module:name` of a user's own.
+        name: A key of `MODALITIES`, or `package.module:name` of a user's own.
 
     Raises:
         UnknownNameError: No such modality.
         InputError: It cannot be imported.
     """
-    if name == IMAGES.name:
-        return IMAGES
+    if name in MODALITIES:
+        return MODALITIES[name]
     if ":" not in name:
-        raise unknown_name("modality", name, [IMAGES.name, "package.module:name"])
+        raise unknown_name("modality", name, [*MODALITIES, "package.module:name"])
     found: Modality = resolve(name, "modality")
     return found
 
