@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from logitcache.caches.verify import verify_cache as verify_cache
     from logitcache.dump.dump import dump_logits as dump_logits
     from logitcache.dump.plan import plan_dump as plan_dump
+    from logitcache.dump.settings import DumpSettings as DumpSettings
     from logitcache.errors import LogitCacheError as LogitCacheError
     from logitcache.methods import METHODS as METHODS
     from logitcache.methods import get_loss as get_loss
     from logitcache.runs.compare import compare_runs as compare_runs
+    from logitcache.runtime.progress import Callbacks as Callbacks
     from logitcache.runtime.progress import Progress as Progress
     from logitcache.stats import cache_stats as cache_stats
     from logitcache.stats import compare_caches as compare_caches
@@ -25,13 +27,17 @@ if TYPE_CHECKING:
     from logitcache.store import open_cache as open_cache
     from logitcache.train.loader import open as open  # noqa: A004
     from logitcache.train.loader import wrap as wrap
+    from logitcache.train.settings import TrainSettings as TrainSettings
     from logitcache.train.train import train_student as train_student
 
 _HOMES = {
     "METHODS": "logitcache.methods",
     "Cache": "logitcache.store",
+    "Callbacks": "logitcache.runtime.progress",
+    "DumpSettings": "logitcache.dump.settings",
     "LogitCacheError": "logitcache.errors",
     "Progress": "logitcache.runtime.progress",
+    "TrainSettings": "logitcache.train.settings",
     "cache_fidelity": "logitcache.caches.fidelity",
     "cache_stats": "logitcache.stats",
     "compare_caches": "logitcache.stats",

@@ -14,12 +14,13 @@ from torch import nn
 from logitcache.data import ImageSet, Renderer, load_data, part_of, preprocessing_for, whole_of
 from logitcache.data.images.views import View, make_views
 from logitcache.data.images.views.preprocessing import Preprocessing
+from logitcache.dump.settings import DumpSettings
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, widest_bytes
-from logitcache.errors import InputError, unknown_name
+from logitcache.errors import InputError
 from logitcache.models import Network, hash_weights, load_network, read_class_map
 from logitcache.runtime.device import pick_device
 from logitcache.store import Manifest, average_of, block_rows_for, open_place, read_manifest
-from logitcache.teachers.forward import TEST_TIME_VIEWS, Teachers, largest_fitting
+from logitcache.teachers.forward import Teachers, largest_fitting
 from logitcache.teachers.recorded import recorded_teacher
 
 __all__ = ["Job", "prepare"]
@@ -55,72 +56,45 @@ class Job:
 
 
 def prepare(
-    *,
-    teacher: str | nn.Module | Sequence[str | nn.Module],
-    data: str | ImageSet,
-    out: str | Path,
-    teacher_weights: str | Sequence[str] | None,
-    teacher_classes: int | None,
-    class_map: str | Sequence[int] | None,
-    average: bool,
-    test_time_views: str,
-    augment: str,
-    views: int,
-    encoding: str | None,
-    top_k: int | None,
-    precision: str,
-    batch_size: int | str,
-    amp: bool,
-    channels_last: bool,
-    compiled: bool,
-    device: str,
-    seed: int,
-    samples: tuple[int, int] | None,
-    workers: int | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    image_size: int | None,
-    crop_pct: float | None,
-    threads: int | None,
-    block_rows: int | None,
-    allow_mixed: bool,
+    teacher: str | nn.Module | Sequence[str | nn.Module], data: str | ImageSet, out: str | Path, settings: DumpSettings
 ) -> Job:
-    """Open data and teacher, and decide what the cache will be; writes nothing. Arguments and errors are those of `dump_logits`."""
-    whole_number = isinstance(batch_size, int) and batch_size >= 1
-    if views < 1 or not (whole_number or batch_size == "auto") or not 0 <= seed < 2**64:
-        raise InputError(
-            f"views and batch size must be 1 or more and 0 <= seed < 2**64, not {views}, {batch_size} and {seed}"
-        )
-    if test_time_views not in TEST_TIME_VIEWS:
-        raise unknown_name("test-time views", test_time_views, TEST_TIME_VIEWS)
-    recipes = make_views(augment, views, seed)
+    """Open data and teacher, and decide what the cache will be; writes nothing. Raises what `dump_logits` raises."""
+    recipes = make_views(settings.augment, settings.views, settings.seed)
     images = load_data(data) if isinstance(data, str) else data
-    images = part_of(images, samples) if samples else images
+    images = part_of(images, settings.samples) if settings.samples else images
     whole, first = whole_of(images)
-    chosen = _encoding(encoding, top_k, precision, len(images.classes))
-    indices = None if class_map is None else read_class_map(class_map, images.classes)
-    answered = teacher_classes or (len(images.classes) if indices is None else 1000)
+    chosen = _encoding(settings.encoding, settings.top_k, settings.precision, len(images.classes))
+    indices = None if settings.class_map is None else read_class_map(settings.class_map, images.classes)
+    answered = settings.teacher_classes or (len(images.classes) if indices is None else 1000)
     _refuse_other_classes(indices, answered, len(images.classes))
-    networks = _networks(teacher, teacher_weights, answered)
-    if average and len(networks) < 2:
+    networks = _networks(teacher, settings.teacher_weights, answered)
+    if settings.average and len(networks) < 2:
         raise InputError("--average stores the mean of several teachers: name each with a --teacher of its own")
-    given = {"mean": mean, "std": std, "image_size": image_size, "crop_pct": crop_pct}
+    given = {
+        "mean": settings.mean,
+        "std": settings.std,
+        "image_size": settings.image_size,
+        "crop_pct": settings.crop_pct,
+    }
     looks = [preprocessing_for(images, recipes[0].recipe, given, network.preprocessing) for network in networks]
     mapped = None if indices is None else {"classes": answered, "indices": list(indices)}
     entries = [_entry(*one, mapped) for one in zip(_slugs(networks), networks, looks, strict=True)]
-    begun, where = read_manifest(open_place(out)), pick_device(device)
+    begun, where = read_manifest(open_place(out)), pick_device(settings.device)
     forward = {
-        "autocast": "bfloat16" if amp else None,
-        "channels_last": channels_last,
-        "compiled": compiled,
-        "test_time_views": test_time_views,
+        "autocast": "bfloat16" if settings.amp else None,
+        "channels_last": settings.channels_last,
+        "compiled": settings.compiled,
+        "test_time_views": settings.test_time_views,
     }
     manifest = Manifest(
         samples=len(images),
         classes=images.classes,
-        block_rows=block_rows or block_rows_for(len(images), widest_bytes(chosen.columns(len(images.classes)))),
-        batch_size=batch_size if isinstance(batch_size, int) else (begun.batch_size if begun else 256),
-        threads=threads or (begun.threads if begun else torch.get_num_threads()),
+        block_rows=settings.block_rows
+        or block_rows_for(len(images), widest_bytes(chosen.columns(len(images.classes)))),
+        batch_size=settings.batch_size
+        if isinstance(settings.batch_size, int)
+        else (begun.batch_size if begun else 256),
+        threads=settings.threads or (begun.threads if begun else torch.get_num_threads()),
         device=where.type,
         forward=forward,
         views=tuple(view.to_json() for view in recipes),
@@ -130,13 +104,13 @@ def prepare(
             "digest": whole.digest(),
             "first": first,
         },
-        teachers=(average_of(entries),) if average else tuple(entries),
+        teachers=(average_of(entries),) if settings.average else tuple(entries),
         encoding=chosen.to_json(),
         software={name: version(name) for name in ("logitcache", "numpy", "pillow", "torch", "torchvision", "zarr")},
     )
-    if begun and allow_mixed:
+    if begun and settings.allow_mixed:
         manifest = replace(manifest, software=begun.software, device=begun.device)
-    if batch_size == "auto" and not begun and where.type != "cpu":
+    if settings.batch_size == "auto" and not begun and where.type != "cpu":
 
         def attempt(rows: int) -> None:
             """Ask about a batch of black images, so that memory runs out now and not at night."""
@@ -149,9 +123,9 @@ def prepare(
         manifest = replace(manifest, batch_size=largest)
     asked = [recorded_teacher(*one, manifest, where) for one in zip(networks, entries, strict=True)]
     slugs = [entry["slug"] for entry in manifest.teachers]
-    groups = [asked] if average else [[one] for one in asked]
+    groups = [asked] if settings.average else [[one] for one in asked]
     teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
-    renderer = Renderer(images, looks, with_digests=True, workers=workers, device=where)
+    renderer = Renderer(images, looks, with_digests=True, workers=settings.workers, device=where)
     return Job(manifest, images, recipes, chosen, teachers, renderer)
 
 
@@ -207,8 +181,6 @@ def _slugs(networks: Sequence[Network]) -> list[str]:
 
 def _encoding(kind: str | None, top_k: int | None, precision: str, classes: int) -> Encoding:
     """Choose how rows are stored: every class where there are few, the largest where there are many."""
-    if kind not in (None, "full", "topk"):
-        raise unknown_name("encoding", kind, ["full", "topk"])
     if kind == "full" and top_k is not None:
         raise InputError("--encoding full keeps every class: leave out --top-k")
     if kind is None:

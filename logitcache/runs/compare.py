@@ -1,6 +1,5 @@
 """`logitcache compare`: runs side by side, and over seeds. Without torch."""
 
-import contextlib
 import json
 import math
 import statistics
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.errors import InputError
-from logitcache.runs.directory import read_run
+from logitcache.runs.directory import read_metrics, read_run
 
 __all__ = ["GroupSummary", "RunSummary", "compare_runs", "curves", "group_runs", "read_published"]
 
@@ -170,7 +169,7 @@ def curves(runs: Sequence[RunSummary]) -> dict[str, list[list[float]]]:
     """Return for each method (with its changes) the test accuracy after each epoch, one list a run."""
     found: dict[str, list[list[float]]] = {}
     for run in runs:
-        values = [line["test_accuracy"] for line in _metrics(Path(run.run)) if "test_accuracy" in line]
+        values = [line["test_accuracy"] for line in read_metrics(Path(run.run)) if "test_accuracy" in line]
         if values:
             found.setdefault(f"{run.method} {run.changes}".strip(), []).append(values)
     return found
@@ -254,14 +253,5 @@ def _spelled(value: Any) -> str:
 
 def _unfinished(path: Path) -> dict[str, Any]:
     """Return the metrics of the last epoch of a run that is not over."""
-    last = ([{}, *_metrics(path)])[-1]
+    last = ([{}, *read_metrics(path)])[-1]
     return {"test_accuracy": last.get("test_accuracy"), "seconds_per_epoch": last.get("seconds")}
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the metrics of every epoch."""
-    file, found = path / "metrics.jsonl", []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        with contextlib.suppress(ValueError):  # a line whose writer was killed
-            found.append(json.loads(line))
-    return found

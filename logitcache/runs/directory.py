@@ -9,6 +9,7 @@
 Every file is written whole or not at all, and by one process at a time.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from logitcache.errors import CacheMismatchError, InputError
 from logitcache.runs.logs import open_logs
 from logitcache.runtime.files import FileLock, append_line, remove_leftovers, write_bytes
 
-__all__ = ["FollowedRun", "RunDirectory", "free_name", "is_held", "read_run"]
+__all__ = ["FollowedRun", "RunDirectory", "free_name", "is_held", "read_metrics", "read_run"]
 
 _LOCK = ".lock"
 
@@ -40,6 +41,15 @@ def read_run(path: Path) -> dict[str, Any]:
             f"{path / 'run.json'} is damaged ({error}). Restore it from a copy, or train again."
         ) from error
     return dict(content)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the metrics of every epoch of a run, without a last line that was being written when the run was killed."""
+    file, found = path / "metrics.jsonl", []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def is_held(path: Path) -> bool:

@@ -16,9 +16,7 @@ from logitcache.errors import InputError
 from logitcache.models import Network
 from logitcache.runtime.device import compiled_unless_refused, cpu_threads, saying_when_out_of_memory
 
-__all__ = ["TEST_TIME_VIEWS", "Teacher", "Teachers", "largest_fitting"]
-
-TEST_TIME_VIEWS = ("none", "flip")
+__all__ = ["Teacher", "Teachers", "largest_fitting"]
 
 
 class Teacher:

@@ -10,7 +10,7 @@ where the rows of a view do not fit into memory, blocks are drawn in random orde
 import io
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,13 @@ from logitcache.errors import InputError, StoppedError, first_line
 from logitcache.methods import SecondLabels
 from logitcache.runs.directory import RunDirectory
 from logitcache.runtime.device import saying_when_out_of_memory, to_device
-from logitcache.runtime.progress import OnProgress, Progress
+from logitcache.runtime.progress import Callbacks, Progress
 from logitcache.store import Cache
 from logitcache.train.evaluate import evaluate, for_evaluation
 from logitcache.train.optimize import learning_rate
 from logitcache.train.order import first_window, mixed_seed, sampled, shuffled, windowed
 from logitcache.train.replicas import Replicas
+from logitcache.train.settings import TrainSettings
 from logitcache.train.step import SUMS, Part, Stepper
 from logitcache.train.targets import Answers, Shown, teacher_classes
 
@@ -56,21 +57,19 @@ class Loop:
         eyes: Preprocessing,
         test: ImageSet | None,
         device: torch.device,
-        settings: dict[str, Any],
+        settings: TrainSettings,
         run: RunDirectory,
         replicas: Replicas,
         workers: int | None,
         window: tuple[int, int] | None,
-        should_stop: Callable[[], bool],
-        on_progress: OnProgress,
-        on_epoch: Callable[[dict[str, Any]], None] | None,
+        callbacks: Callbacks,
     ) -> None:
         self.stepper, self.answers, self.images, self.eyes = stepper, answers, images, eyes
-        self.model, self.should_stop = stepper.model, should_stop
+        self.model, self.should_stop = stepper.model, callbacks.should_stop
         self.device, self.settings, self.directory, self.replicas = device, settings, run, replicas
-        self.on_progress, self.on_epoch = on_progress, on_epoch
-        self.epochs, self.batch_size, self.seed = settings["epochs"], settings["batch_size"], settings["seed"]
-        self.parts = settings["grad_accum_steps"]
+        self.on_progress, self.on_epoch = callbacks.on_step, callbacks.on_epoch
+        self.epochs, self.batch_size, self.seed = settings.epochs, settings.batch_size, settings.seed
+        self.parts = settings.grad_accum_steps
         self.workers, self.window = workers, window
         self.test = test
         if test is not None:
@@ -93,7 +92,7 @@ class Loop:
             history.append(metrics)
             begun = {}
             self.directory.epoch_done(metrics, self._packed(history))
-            if self.on_epoch and self.replicas.leads:
+            if self.replicas.leads:
                 self.on_epoch(metrics)
             if epoch + 1 < self.epochs and self.replicas.largest(self.should_stop())[0]:
                 self.replicas.wait()
