@@ -20,6 +20,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 
 from logitcache.errors import CacheIncompleteError, StoppedError
+from logitcache.runs.directory import upgrade_settings
 from logitcache.runtime.progress import Progress
 from logitcache.runtime.settings import Form, Settings, option_of, options_in
 
@@ -59,6 +60,7 @@ def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
     if not isinstance(content, dict):
         raise typer.BadParameter(f"{path} holds no words; expected name = value")
     content = {word: value for word, value in content.items() if word != "published"}  # of a recipe, for `compare`
+    content = upgrade_settings(content) if path.suffix == ".json" else content
     known = _options_by_word(ctx)
     chosen: dict[str, Any] = {}
     for word, value in content.items():

@@ -18,9 +18,11 @@ from logitcache.cli.app import app
 import logitcache
 from logitcache import Callbacks, DumpSettings, TrainSettings
 from logitcache.dump.settings import DumpRequest
-from logitcache.errors import CacheIncompleteError, InputError, StoppedError, UnknownNameError
+from logitcache.errors import CacheIncompleteError, CacheMismatchError, InputError, StoppedError, UnknownNameError
+from logitcache.runs.compare import group_runs
 from logitcache.runtime.settings import option_of, options_in
 from logitcache.train.metrics import EpochMetrics
+from logitcache.train.optimize import OPTIMIZERS, make_optimizer
 from logitcache.train.settings import TrainRequest
 
 SHORT = TrainSettings(epochs=2, batch_size=48, lr=0.01)
@@ -28,7 +30,7 @@ EVERY_KIND = [
     TrainSettings(),
     TrainSettings(
         method="dkd", parameters={"beta": 2.0, "several": [1, 2]}, temperature=[2.0, "adaptive"], mean=[0.1, 0.2, 0.3],
-        decay_milestones=[3, 5], standardize=False, opt="adamw", memory_budget=10,
+        decay_milestones=[3, 5], standardize=False, opt="adamw", betas=(0.8, 0.9), eps=1e-6, memory_budget=10,
     ),
     DumpSettings(),
     DumpSettings(teacher_weights=["a", "b"], class_map=[3, 1], samples=[2, 8], batch_size="auto", std=(0.1, 0.2, 0.3)),
@@ -112,6 +114,7 @@ def test_an_unknown_option_is_refused_on_the_command_line(run):
         ({"decay_milestones": 3}, "--decay-milestones must be 0 or more each, not 3"),
         ({"label_smoothing": 1.0}, "--label-smoothing must be a share from 0 to below 1, not 1"),
         ({"amp": True, "amp_dtype": "half"}, "--amp-dtype must be bfloat16 or float16, not 'half'"),
+        ({"opt": 3}, "--opt must be the name of an optimizer, or a callable that makes one, not 3"),
     ],
 )
 def test_a_value_out_of_range_is_refused_on_construction(changes, message):
@@ -209,7 +212,7 @@ def test_the_options_of_the_command_line_are_the_fields(command, kinds, others):
 
 
 def test_a_run_records_what_decides_the_result_and_nothing_else(dump, data, tmp_path):
-    """By the names that runs have always had."""
+    """By the names that runs have always had, and two new ones."""
     logitcache.train_student(
         dump(), "tiny:still", settings=SHORT, workers=0, report_to=["csv"], out=tmp_path / "r", **data
     )
@@ -219,14 +222,15 @@ def test_a_run_records_what_decides_the_result_and_nothing_else(dump, data, tmp_
         seed standardize std student student_weights tail teacher teacher_weights temperature test_data warmup_epochs
         weight_decay"""
     found = recorded(tmp_path / "r")
-    assert list(found) == sorted(names.split())
+    assert list(found) == sorted([*names.split(), "betas", "eps"])
     assert (found["data"], found["student"], found["cache"]) == ("ArrayImages", "tiny:still", str(tmp_path / "c.zarr"))
     assert (found["momentum"], found["weight_decay"], found["epochs"]) == (0.9, 5e-4, 2)
 
 
 def test_objects_are_recorded_by_type_or_qualified_name():
-    half = functools.partial(tiny.net, classes=2)
-    assert TrainSettings(method=half).record()["method"] == "tiny.net(classes=2)"
+    half = functools.partial(torch.optim.AdamW, betas=(0.9, 0.5))
+    assert TrainSettings(opt=torch.optim.Adagrad).record()["opt"] == "torch.optim.adagrad.Adagrad"
+    assert TrainSettings(opt=half).record()["opt"] == "torch.optim.adamw.AdamW(betas=(0.9, 0.5))"
     assert TrainSettings(method=tiny.net).record()["method"] == "tiny.net"
     assert TrainSettings(live_teacher=tiny.net(5)).record()["live_teacher"] == "Sequential"
     assert TrainSettings(data=Path("x/y")).record()["data"] == "x/y"
@@ -274,6 +278,156 @@ def test_a_cache_knows_the_command_line_of_its_settings(npz, tmp_path, monkeypat
     )
     blocks = logitcache.dump_logits("tiny:net", f"arrays:{npz}", tmp_path / "d.zarr", block_rows=100)
     assert blocks.command in ("", None)
+
+
+@pytest.mark.parametrize("opt", OPTIMIZERS)
+def test_every_optimizer_gets_the_settings_it_has(opt):
+    values = {"momentum": 0.5, "nesterov": True, "betas": (0.7, 0.8), "eps": 1e-3}
+    mine = {name: values[name] for name in OPTIMIZERS[opt]}
+    (group,) = make_optimizer(tiny.net(5), TrainSettings(opt=opt, weight_decay=0.25, **mine)).param_groups
+    assert {name: group[name] for name in mine} == mine
+    assert group["weight_decay"] == 0.25
+    bare = getattr(torch.optim, type(make_optimizer(tiny.net(5), TrainSettings(opt=opt))).__name__)
+    (usual,), (theirs,) = (
+        make_optimizer(tiny.net(5), TrainSettings(opt=opt)).param_groups,
+        bare(tiny.net(5).parameters()).param_groups,
+    )
+    ours = (
+        {"momentum": 0.9, "weight_decay": 5e-4, "lr": 0.05}
+        if "momentum" in theirs
+        else {"weight_decay": 5e-4, "lr": 0.05}
+    )
+    assert {name: usual[name] for name in usual if name != "params"} == {
+        name: ours.get(name, theirs[name]) for name in theirs if name != "params"
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"opt": "adam", "momentum": 0.9},
+            "--momentum is no setting of adam, which has --betas and --eps: leave it out",
+        ),
+        ({"opt": "adam", "momentum": 0.0}, "--momentum is no setting of adam"),
+        ({"opt": "sgd", "betas": (0.9, 0.99)}, "--betas is no setting of sgd, which has --momentum and --nesterov"),
+        ({"opt": "sgd", "eps": 1e-8}, "--eps is no setting of sgd"),
+        ({"opt": "rmsprop", "nesterov": True}, "--nesterov is a way of SGD with momentum"),
+        ({"opt": "rmsprop", "betas": (0.9, 0.99)}, "--betas is no setting of rmsprop"),
+        ({"opt": torch.optim.SGD, "momentum": 0.9}, "--momentum cannot be set for an optimizer of your own"),
+        ({"opt": torch.optim.SGD, "nesterov": True}, "--nesterov cannot be set for an optimizer of your own"),
+        ({"opt": torch.optim.Adam, "betas": (0.9, 0.99)}, "--betas cannot be set for an optimizer of your own"),
+        ({"opt": torch.optim.Adam, "eps": 1e-8}, "--eps cannot be set for an optimizer of your own"),
+        ({"opt": "adam", "betas": (0.9, 1.0)}, r"--betas must be two numbers from 0 to below 1, not \(0.9, 1.0\)"),
+        ({"opt": "adam", "betas": 0.9}, "--betas must be two numbers"),
+        ({"opt": "adam", "eps": -1.0}, "--eps must be 0 or more, not -1"),
+    ],
+)
+def test_a_setting_that_the_optimizer_does_not_have_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        TrainSettings(**changes)
+
+
+def test_a_callable_optimizer_keeps_its_own_weight_decay_unless_one_is_given():
+    mine = functools.partial(torch.optim.AdamW, weight_decay=0.3)
+    decays = [
+        [group["weight_decay"] for group in make_optimizer(tiny.net(5), TrainSettings(opt=mine, **given)).param_groups]
+        for given in (
+            {},
+            {"weight_decay": 0.1},
+            {"norm_weight_decay": 0.0},
+            {"weight_decay": 0.1, "norm_weight_decay": 0.0},
+        )
+    ]
+    assert decays == [[0.3], [0.1], [0.3, 0.0], [0.1, 0.0]]
+    assert TrainSettings(opt=mine).record()["weight_decay"] is None
+    with pytest.raises(InputError, match="opt must return a torch optimizer, not a list"):
+        make_optimizer(tiny.net(5), TrainSettings(opt=list))
+
+
+def test_a_callable_optimizer_trains_as_the_named_one_and_resumes(dump, data, tmp_path):
+    cache, settings = dump(), replace(SHORT, **data)
+    mine = functools.partial(torch.optim.AdamW, betas=(0.8, 0.9), weight_decay=5e-4)
+    named = logitcache.train_student(
+        cache, "tiny:still", settings=settings, opt="adamw", betas=(0.8, 0.9), out=tmp_path / "a"
+    )
+    settings = replace(settings, opt=mine)
+    whole = logitcache.train_student(cache, "tiny:still", settings=settings, out=tmp_path / "b")
+    assert torch.equal(weights(named), weights(whole))
+    asked = iter([False] * 9 + [True])
+    with pytest.raises(StoppedError):
+        logitcache.train_student(
+            cache, "tiny:still", settings=settings, should_stop=lambda: next(asked), out=tmp_path / "c"
+        )
+    with pytest.raises(CacheMismatchError, match="opt: there"):
+        logitcache.train_student(
+            cache, "tiny:still", settings=settings, opt=torch.optim.AdamW, resume=True, out=tmp_path / "c"
+        )
+    resumed = logitcache.train_student(cache, "tiny:still", settings=settings, resume=True, out=tmp_path / "c")
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+def test_betas_and_eps_are_set_on_the_command_line(run, npz, dump, tmp_path):
+    dump(data=f"arrays:{npz}")
+    words = ["train", "c.zarr", "--student", "tiny:still", "--epochs", "1", "--lr", "0.01"]
+    assert run(*words, *["--opt", "adamw", "--betas", "0.8,0.9", "--eps", "1e-4", "--out", "a"]).exit_code == 0
+    found = recorded(tmp_path / "a")
+    assert (found["betas"], found["eps"], found["momentum"]) == ([0.8, 0.9], 1e-4, None)
+    assert run("train", "--config", "a/run.json", "--out", "b").exit_code == 0
+    assert recorded(tmp_path / "b") == found
+    done = run(*words, *["--opt", "adamw", "--momentum", "0.9", "--out", "c"])
+    assert done.exit_code == 1
+    assert "error: --momentum is no setting of adamw, which has --betas and --eps: leave it out" in done.stderr
+    assert run(*words, *["--betas", "0.8;0.9"]).exit_code == 2
+    assert run(*words, *["--nesterov", "--out", "d"]).exit_code == 0
+    assert (recorded(tmp_path / "d")["momentum"], recorded(tmp_path / "d")["nesterov"]) == (0.9, True)
+
+
+def test_an_old_run_whose_optimizer_ignored_the_momentum_resumes(run, npz, dump, tmp_path):
+    """As older versions wrote it: momentum 0.9 for adamw, no betas, no eps."""
+    dump(data=f"arrays:{npz}")
+    settings = TrainSettings(opt="adamw", lr=0.01, epochs=2, batch_size=48)
+    whole = logitcache.train_student(tmp_path / "c.zarr", "tiny:still", settings=settings, out=tmp_path / "whole")
+    for name in ("python", "command"):
+        asked = iter([False] * 9 + [True])
+        with pytest.raises(StoppedError):
+            logitcache.train_student(
+                tmp_path / "c.zarr", "tiny:still", settings=settings, out=tmp_path / name, should_stop=lambda a=asked: next(a)
+            )  # fmt: skip
+        rewrite(tmp_path / name, momentum=0.9, betas=None, eps=None)
+    resumed = logitcache.train_student(
+        tmp_path / "c.zarr", "tiny:still", settings=settings, out=tmp_path / "python", resume=True
+    )
+    assert torch.equal(weights(resumed), weights(whole))
+    done = run("train", "--resume", "--out", "command")
+    assert done.exit_code == 0, done.stderr
+    files = [tmp_path / folder / "student.safetensors" for folder in ("command", "whole")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    rewrite(tmp_path / "whole", momentum=0.9, betas=None, eps=None)
+    done = run("train", "--config", "whole/run.json", "--out", "repeated")
+    assert done.exit_code == 0, done.stderr
+    assert recorded(tmp_path / "repeated")["momentum"] is None
+
+
+def test_an_old_run_and_a_new_one_are_compared_as_equals(dump, data, tmp_path):
+    cache = dump()
+    for seed in (0, 1):
+        logitcache.train_student(
+            cache, "tiny:still", settings=SHORT, opt="adamw", seed=seed, out=tmp_path / f"r{seed}", **data
+        )
+    rewrite(tmp_path / "r0", momentum=0.9, betas=None, eps=None)
+    (group,) = group_runs(logitcache.compare_runs([tmp_path / "r0", tmp_path / "r1"]))
+    assert group.seeds == 2
+
+
+def test_a_setting_that_only_some_runs_have_tells_groups_apart(dump, data, tmp_path):
+    cache = dump()
+    for name, more in {"plain": {}, "clipped": {"clip_grad": 1.0}}.items():
+        logitcache.train_student(cache, "tiny:still", settings=SHORT, out=tmp_path / name, **more, **data)
+    runs = logitcache.compare_runs([tmp_path / "plain", tmp_path / "clipped"])
+    for order in (runs, runs[::-1]):
+        differs = {group.differs for group in group_runs(order)}
+        assert differs == {"clip_grad=None", "clip_grad=1"}
 
 
 class Watch(Callbacks):

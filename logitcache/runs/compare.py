@@ -116,9 +116,7 @@ def group_runs(runs: Sequence[RunSummary]) -> list[GroupSummary]:
             if groups.setdefault(key, {}).setdefault(run.seed, run) is not run:
                 repeats.setdefault(key, []).append(run.run)
     common = [json.loads(settings) for settings in {key[0] for key in groups}]
-    varying = sorted(
-        word for word in (common[0] if common else {}) if len({json.dumps(one.get(word)) for one in common}) > 1
-    )
+    varying = sorted(word for word in set().union(*common) if len({json.dumps(one.get(word)) for one in common}) > 1)
     found = []
     for key, members in groups.items():
         settings, method, changes, logits = key
@@ -215,7 +213,10 @@ def _summary(path: Path) -> RunSummary:
         method=settings["method"],
         changes=_changes(settings),
         settings=json.dumps(
-            {word: value for word, value in settings.items() if word not in _METHOD} | _shown(run), sort_keys=True
+            # None is not told apart from a setting that an older run does not have.
+            {word: value for word, value in settings.items() if word not in _METHOD and value is not None}
+            | _shown(run),
+            sort_keys=True,
         ),
         student=settings["student"],
         epochs=settings["epochs"],

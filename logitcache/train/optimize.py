@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from logitcache.errors import InputError
 from logitcache.train.settings import OPTIMIZERS, SCHEDULES, Optimization, Training
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "learning_rate", "make_optimizer"]
@@ -22,18 +23,31 @@ _CLASSES: dict[str, Any] = {
 
 
 def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Optimizer:
-    """Build the optimizer for the parameters of a model that require gradients."""
-    norm_decay = settings.norm_weight_decay
+    """Build the optimizer for the parameters of a model that require gradients.
+
+    A callable gets a list of parameters, or parameter groups if a weight decay is given. Its learning rate does not
+    matter, because every step sets the rate of the schedule.
+
+    Raises:
+        InputError: The callable did not return a torch optimizer.
+    """
+    decay, norm_decay = settings.resolved_weight_decay, settings.norm_weight_decay
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     flat = [] if norm_decay is None else [parameter for parameter in parameters if parameter.ndim <= 1]
     others = parameters if norm_decay is None else [parameter for parameter in parameters if parameter.ndim > 1]
-    groups: list[dict[str, Any]] = [{"params": others, "weight_decay": settings.weight_decay}]
+    groups: list[dict[str, Any]] = [{"params": others} if decay is None else {"params": others, "weight_decay": decay}]
     if flat:
         groups.append({"params": flat, "weight_decay": norm_decay})
-    more: dict[str, Any] = {"momentum": settings.momentum} if settings.opt in ("sgd", "rmsprop") else {}
-    if settings.opt == "sgd":
-        more["nesterov"] = settings.nesterov
-    made: torch.optim.Optimizer = _CLASSES[settings.opt](groups, lr=settings.lr, **more)
+    if not isinstance(settings.opt, str):
+        optimizer = settings.opt(groups if len(groups) > 1 or decay is not None else parameters)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise InputError(f"opt must return a torch optimizer, not a {type(optimizer).__name__}")
+        return optimizer
+    values = {name: getattr(settings, name) for name in OPTIMIZERS[settings.opt]}
+    if "momentum" in values:
+        values["momentum"] = settings.resolved_momentum
+    given = {name: value for name, value in values.items() if value is not None}
+    made: torch.optim.Optimizer = _CLASSES[settings.opt](groups, lr=settings.lr, **given)
     return made
 
 

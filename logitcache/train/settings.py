@@ -34,8 +34,20 @@ __all__ = [
     "Training",
 ]
 
-OPTIMIZERS = ("adam", "adamax", "adamw", "nadam", "radam", "rmsprop", "sgd")
+# Each optimizer with those of the settings below that it has.
+OPTIMIZERS: dict[str, tuple[str, ...]] = {
+    "adam": ("betas", "eps"),
+    "adamax": ("betas", "eps"),
+    "adamw": ("betas", "eps"),
+    "nadam": ("betas", "eps"),
+    "radam": ("betas", "eps"),
+    "rmsprop": ("momentum", "eps"),
+    "sgd": ("momentum", "nesterov"),
+}
 SCHEDULES = ("cosine", "onecycle", "step")
+_OPTIMIZERS_OWN = ("momentum", "nesterov", "betas", "eps")
+_MOMENTUM = 0.9
+_WEIGHT_DECAY = 5e-4
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -179,11 +191,32 @@ class DataSettings(Settings):
 class Optimization(Settings):
     """The optimizer, its hyperparameters and the size of a step."""
 
-    opt: str = option("sgd", metavar="NAME", help="Optimizer: sgd, adamw, adam, adamax, nadam, radam or rmsprop.")
+    opt: str | Callable[[Any], Any] = option(
+        "sgd",
+        metavar="NAME",
+        help="Optimizer: sgd, adamw, adam, adamax, nadam, radam or rmsprop. In Python also a callable that takes parameters or parameter "
+        "groups and returns a torch optimizer; the schedule sets its learning rate.",
+    )
     lr: float = option(0.05, help="Peak learning rate.")
-    momentum: float = option(0.9, help="Momentum of SGD and RMSprop.")
+    momentum: float | None = option(None, shown="0.9", help="Momentum of SGD and RMSprop.")
     nesterov: bool = option(False, help="Use Nesterov momentum with SGD.")
-    weight_decay: float = option(5e-4, help="Weight decay of all parameters.")
+    betas: Sequence[float] | None = option(
+        None,
+        form="numbers",
+        metavar="B1,B2",
+        shown="torch's",
+        help="Decay rates of the moment estimates of Adam and its variants.",
+    )
+    eps: float | None = option(
+        None,
+        shown="torch's",
+        help="Term added to the denominator by Adam, its variants and RMSprop for numerical stability.",
+    )
+    weight_decay: float | None = option(
+        None,
+        shown="0.0005",
+        help="Weight decay of all parameters. A callable optimizer has its own, unless this is given.",
+    )
     norm_weight_decay: float | None = option(
         None, shown="the weight decay", help="Weight decay of biases and normalization layers."
     )
@@ -208,21 +241,61 @@ class Optimization(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Check names and ranges."""
+        """Check ranges, and that the optimizer has the settings that were given."""
         super().__post_init__()
-        if self.opt not in OPTIMIZERS:
-            raise unknown_name("optimizer", str(self.opt), OPTIMIZERS)
+        if isinstance(self.opt, str):
+            if self.opt not in OPTIMIZERS:
+                raise unknown_name("optimizer", self.opt, OPTIMIZERS)
+        else:
+            self.check("opt", callable, "the name of an optimizer, or a callable that makes one")
         self.check("lr", lambda lr: 0 < lr < math.inf, "greater than 0")
         self.check("momentum", lambda momentum: 0 <= momentum < 1, "from 0 to below 1")
+        self.check(
+            "betas",
+            lambda betas: len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+            "two numbers from 0 to below 1",
+        )
+        self.check("eps", lambda eps: 0 <= eps < math.inf, "0 or more")
         for name in ("weight_decay", "norm_weight_decay"):
             self.check(name, lambda decay: 0 <= decay < math.inf, "0 or more")
         self.check("clip_grad", lambda norm: norm > 0, "greater than 0")
         self.check("label_smoothing", lambda fraction: 0 <= fraction < 1, "a share from 0 to below 1")
         self.check("model_ema_decay", lambda decay: 0 < decay < 1, "between 0 and 1")
-        if self.nesterov and not (self.opt == "sgd" and self.momentum > 0):
+        self._refuse_what_the_optimizer_lacks()
+
+    def _refuse_what_the_optimizer_lacks(self) -> None:
+        given = [
+            name for name in _OPTIMIZERS_OWN if getattr(self, name) is not None and getattr(self, name) is not False
+        ]
+        if not isinstance(self.opt, str):
+            if given:
+                raise InputError(
+                    f"{self.flag(given[0])} cannot be set for an optimizer of your own: give it to the callable instead"
+                )
+            return
+        if self.nesterov and not (self.opt == "sgd" and self.resolved_momentum):
             raise InputError(
                 "--nesterov is a way of SGD with momentum: leave it out, or give --opt sgd and a --momentum"
             )
+        for name in given:
+            if name not in OPTIMIZERS[self.opt]:
+                takes = " and ".join(map(self.flag, OPTIMIZERS[self.opt]))
+                raise InputError(f"{self.flag(name)} is no setting of {self.opt}, which has {takes}: leave it out")
+
+    @property
+    def resolved_momentum(self) -> float | None:
+        """The momentum in use, or None if the optimizer has none."""
+        has = isinstance(self.opt, str) and "momentum" in OPTIMIZERS[self.opt]
+        return _MOMENTUM if has and self.momentum is None else self.momentum
+
+    @property
+    def resolved_weight_decay(self) -> float | None:
+        """The weight decay in use, or None if it is up to a callable."""
+        return _WEIGHT_DECAY if isinstance(self.opt, str) and self.weight_decay is None else self.weight_decay
+
+    def record(self) -> dict[str, Any]:
+        """Return what decides the result, with the momentum and weight decay in use."""
+        return super().record() | {"momentum": self.resolved_momentum, "weight_decay": self.resolved_weight_decay}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
