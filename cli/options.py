@@ -1,5 +1,6 @@
 """What several commands share: `--config`, the newest cache, lists of numbers, progress on stderr."""
 
+import inspect
 import re
 import signal
 import sys
@@ -7,6 +8,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, Field
 from difflib import get_close_matches
 from json import JSONDecodeError, loads
 from pathlib import Path
@@ -18,7 +20,9 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 
 from logitcache.errors import CacheIncompleteError, StoppedError
+from logitcache.runs.directory import upgrade_settings
 from logitcache.runtime.progress import Progress
+from logitcache.runtime.settings import Form, Settings, option_of, options_in
 
 __all__ = [
     "CacheArgument",
@@ -26,26 +30,20 @@ __all__ = [
     "Display",
     "JsonOption",
     "TeacherOption",
-    "WorkersOption",
     "newest_unless",
     "numbers",
     "parameters",
+    "read_options",
     "rows_or_auto",
     "show_progress",
     "size",
     "span",
     "spelled",
     "stopping",
+    "with_options",
 ]
 
 _SECONDS_BETWEEN_LINES = 10.0
-
-
-_OTHER_WORDS = {
-    "parameters": "set_",
-    "set": "set_",
-    "compile": "compiled",
-}  # where an option is named by a word of Python's
 
 
 def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -62,29 +60,39 @@ def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
     if not isinstance(content, dict):
         raise typer.BadParameter(f"{path} holds no words; expected name = value")
     content = {word: value for word, value in content.items() if word != "published"}  # of a recipe, for `compare`
-    known = {
-        parameter.name: parameter for parameter in ctx.command.params if parameter.name not in (None, "config", "help")
-    }
+    content = upgrade_settings(content) if path.suffix == ".json" else content
+    known = _options_by_word(ctx)
     chosen: dict[str, Any] = {}
     for word, value in content.items():
-        name = _OTHER_WORDS.get(word.replace("-", "_"), word.replace("-", "_"))
-        if name not in known:
-            close = get_close_matches(name, [str(other) for other in known], n=1)
+        asked = word.replace("-", "_")
+        if asked not in known:
+            close = get_close_matches(asked, known, n=1)
             raise typer.BadParameter(
                 f"{path}: {word!r} is no option of this command" + (f"; did you mean {close[0]!r}?" if close else "")
             )
         if value is not None:
-            chosen[name] = _spelled(name, value, f"{path}: {word}", known[name])
+            option = known[asked]
+            chosen[option.name] = _spelled(value, f"{path}: {word}", option)
     ctx.default_map = {**(ctx.default_map or {}), **chosen}
     return path
 
 
-def _spelled(name: str, value: Any, where: str, option: Any) -> Any:
+def _options_by_word(ctx: typer.Context) -> dict[str, Any]:
+    """Return the options of a command by their names in Python and on the command line, without dashes."""
+    found: dict[str, Any] = {}
+    for one in ctx.command.params:
+        if one.name not in (None, "config", "help"):
+            found[str(one.name)] = one
+            found |= {word.strip("-").replace("-", "_"): one for word in one.opts if word.startswith("--")}
+    return found
+
+
+def _spelled(value: Any, where: str, option: Any) -> Any:
     """Write a value from a file as the command line would."""
-    flag = getattr(option, "is_flag", False)
-    if name != "set_" and option.multiple:
+    flag, assignments = getattr(option, "is_flag", False), "--set" in option.opts
+    if option.multiple and not assignments:
         return [_word(inner) for inner in (value if isinstance(value, list) else [value])]
-    if name == "set_":
+    if assignments:
         if isinstance(value, dict):
             return [f"{key}={_word(inner)}" for key, inner in value.items()]
         if isinstance(value, list) and all(isinstance(inner, str) for inner in value):
@@ -123,15 +131,92 @@ CacheArgument = Annotated[
 ]
 
 
-WorkersOption = Annotated[
-    int | None, typer.Option(metavar="N", min=0, show_default="by the data", help="Processes that decode images.")
-]
 TeacherOption = Annotated[
     str | None,
     typer.Option(
         "--teacher", metavar="SLUG", show_default="the only one", help="Which of several teachers; `stats` names them."
     ),
 ]
+
+
+# What Typer makes of an option by its form; an optional one where the default is None.
+_TYPES: dict[Form, Any] = {
+    "flag": bool,
+    "switch": bool,
+    "integer": int,
+    "number": float,
+    "repeated": list[str],
+    "one-or-more": list[str],
+    "assignments": list[str],
+    "rows": Any,
+}
+_NOT_OPTIONS = ("argument", "python")
+
+
+def with_options(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command with `**options` an option for every field of settings classes; those that it names itself stay."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(function)
+        own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        fields = [one for kind in kinds for one in options_in(kind) if one.name not in signature.parameters]
+        made = [_parameter(one) for one in fields if option_of(one).form not in _NOT_OPTIONS]
+        keyword_only = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in [*made, *own]]
+        function.__signature__ = signature.replace(parameters=keyword_only)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def _parameter(one: "Field[Any]") -> inspect.Parameter:
+    """Return a field as the parameter that Typer makes an option of."""
+    entry, flag = option_of(one), Settings.flag_of(one)
+    assert entry.form is not None  # derived from the annotation
+    required = one.default is MISSING
+    words = f"{flag}/--no-{flag.removeprefix('--')}" if entry.form == "switch" else flag
+    kind = _TYPES.get(entry.form, str)
+    info = typer.Option(
+        words,
+        metavar=entry.metavar,
+        min=entry.minimum,
+        show_default=entry.shown or one.default is not None,
+        parser=rows_or_auto if entry.form == "rows" else None,
+        help=entry.help,
+    )
+    return inspect.Parameter(
+        one.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if required else one.default,
+        annotation=Annotated[kind | None if one.default is None else kind, info],
+    )
+
+
+def read_options(ctx: typer.Context, *kinds: type[Settings]) -> dict[str, Any]:
+    """Return the values of the options of settings classes, as their fields have them."""
+    fields = [one for kind in kinds for one in options_in(kind) if option_of(one).form not in _NOT_OPTIONS]
+    return {one.name: _read(ctx.params[one.name], option_of(one).form, Settings.flag_of(one)) for one in fields}
+
+
+def _read(value: Any, form: Form | None, flag: str) -> Any:
+    if form == "assignments":
+        return parameters(value or [])
+    if form == "one-or-more":
+        return value[0] if value and len(value) == 1 else value or None
+    if value is None:
+        return None
+    match form:
+        case "numbers":
+            return numbers(value, float, flag)
+        case "integers":
+            return numbers(value, int, flag)
+        case "value":
+            return spelled(value)
+        case "bytes":
+            return size(value, flag)
+        case "span":
+            return span(value, flag)
+        case _:
+            return value
 
 
 def newest_unless(cache: str | None) -> str:

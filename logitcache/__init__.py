@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from logitcache.data import View as View
     from logitcache.dump.dump import dump_logits as dump_logits
     from logitcache.dump.plan import plan_dump as plan_dump
+    from logitcache.dump.settings import DumpSettings as DumpSettings
     from logitcache.errors import LogitCacheError as LogitCacheError
     from logitcache.methods import METHODS as METHODS
     from logitcache.methods import Method as Method
     from logitcache.methods import get_loss as get_loss
     from logitcache.runs.compare import compare_runs as compare_runs
     from logitcache.runs.metrics import Metric as Metric
+    from logitcache.runtime.progress import Callbacks as Callbacks
     from logitcache.runtime.progress import Progress as Progress
     from logitcache.stats import cache_stats as cache_stats
     from logitcache.stats import compare_caches as compare_caches
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from logitcache.train.loader import TeacherRows as TeacherRows
     from logitcache.train.loader import open_dataset as open_dataset
     from logitcache.train.loader import wrap as wrap
+    from logitcache.train.settings import TrainSettings as TrainSettings
     from logitcache.train.train import RunResult as RunResult
     from logitcache.train.train import train_student as train_student
 
@@ -41,6 +44,8 @@ _HOMES = {
     "Batch": "logitcache.train.loader",
     "Cache": "logitcache.store",
     "Loader": "logitcache.train.loader",
+    "Callbacks": "logitcache.runtime.progress",
+    "DumpSettings": "logitcache.dump.settings",
     "LogitCacheError": "logitcache.errors",
     "METHODS": "logitcache.methods",
     "Method": "logitcache.methods",
@@ -50,6 +55,7 @@ _HOMES = {
     "Samples": "logitcache.data",
     "TeacherRows": "logitcache.train.loader",
     "View": "logitcache.data",
+    "TrainSettings": "logitcache.train.settings",
     "cache_fidelity": "logitcache.caches.fidelity",
     "cache_stats": "logitcache.stats",
     "compare_caches": "logitcache.stats",

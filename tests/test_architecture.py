@@ -1,7 +1,6 @@
-"""The shape of the house: arrows point one way, torch stays out of what does not need it, one default for one thing."""
+"""The shape of the house: arrows point one way, torch stays out of what does not need it."""
 
 import ast
-import inspect
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -118,24 +117,6 @@ def test_what_needs_no_torch_does_not_import_it(words, tmp_path):
     torch_is_in, zarr_is_in = done.stdout.split()[-2:]
     assert torch_is_in == "False"
     assert zarr_is_in == str(words[0] in ("stats", "verify") and words[-1] != "--help")
-
-
-@pytest.mark.parametrize(
-    ("command", "function", "names"),
-    [("dump", "dump_logits", {}), ("train", "train_student", {"set_": "parameters"})],
-)
-def test_command_and_function_have_the_same_words_and_defaults(command, function, names):
-    module = __import__(f"logitcache.cli.{command}", fromlist=[command])
-    shown = inspect.signature(getattr(module, command)).parameters
-    ours = inspect.signature(getattr(logitcache, function)).parameters
-    for name, parameter in shown.items():
-        if name not in ("config", "ctx", "plan"):
-            assert names.get(name, name) in ours
-            asked_later = name in ("student",)  # --resume knows it
-            if not asked_later:
-                assert parameter.default == ours[names.get(name, name)].default, name
-    hidden = ours.keys() - {names.get(name, name) for name in shown}
-    assert hidden <= {"on_progress", "on_epoch", "block_rows", "should_stop"}
 
 
 def test_every_public_function_says_what_it_is_for():

@@ -315,9 +315,19 @@ def test_an_untrained_teacher_by_name_is_refused(dump):
         dump(teacher="resnet8")
 
 
-@pytest.mark.parametrize("bad", [{"views": 0}, {"batch_size": 0}, {"seed": -1}, {"seed": 2**64}])
-def test_numbers_that_mean_nothing_are_refused(dump, bad):
-    with pytest.raises(InputError, match="views and batch size must be 1 or more"):
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"views": 0}, "--views must be 1 or more, not 0"),
+        ({"batch_size": 0}, "--batch-size must be 1 or more, or auto, not 0"),
+        ({"seed": -1}, "--seed must be 0 or more, not -1"),
+        ({"seed": 2**64}, "--seed must be below"),
+        ({"test_time_views": "flop"}, "unknown test-time views 'flop'; did you mean 'flip'"),
+        ({"encoding": "topp"}, "unknown encoding 'topp'; did you mean 'topk'"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(dump, bad, message):
+    with pytest.raises(ValueError, match=message):
         dump(**bad)
 
 

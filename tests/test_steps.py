@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 import logitcache
+from logitcache import TrainSettings
 from logitcache.data import Renderer, preprocessing_for
 from logitcache.data.images.views import make_views
 from logitcache.errors import InputError, StoppedError
@@ -54,7 +56,7 @@ def test_a_batch_in_parts_is_the_same_step(train, tmp_path, method):
     parts = train(method=method, grad_accum_steps=5, out=tmp_path / "parts")
     assert torch.allclose(weights(whole), weights(parts), atol=1e-6)
     assert parts.results["loss"] == pytest.approx(whole.results["loss"], rel=1e-5)
-    with pytest.raises(InputError, match="its parts must be 1 or more"):
+    with pytest.raises(InputError, match="--grad-accum-steps must be 1 or more, not 0"):
         train(grad_accum_steps=0, out=tmp_path / "none")
 
 
@@ -167,14 +169,11 @@ def test_labels_are_smoothed_in_cross_entropy_alone(train, images, tmp_path):
         train(label_smoothing=1.0, out=tmp_path / "none")
 
 
-SETTINGS = {
-    "opt": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": False, "weight_decay": 0.01, "norm_weight_decay": None,
-    "sched": "onecycle", "decay_rate": 0.1, "warmup_epochs": 0, "epochs": 4, "decay_milestones": None,
-}  # fmt: skip
+SETTINGS = TrainSettings(lr=0.1, weight_decay=0.01, sched="onecycle", epochs=4)
 
 
 def test_biases_and_normalisation_may_decay_apart():
-    groups = make_optimizer(tiny.net(5), SETTINGS | {"norm_weight_decay": 0.0}).param_groups
+    groups = make_optimizer(tiny.net(5), replace(SETTINGS, norm_weight_decay=0.0)).param_groups
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
     assert [{parameter.ndim for parameter in group["params"]} for group in groups] == [{2, 4}, {1}]
     assert len(make_optimizer(tiny.net(5), SETTINGS).param_groups) == 1
@@ -183,7 +182,8 @@ def test_biases_and_normalisation_may_decay_apart():
 @pytest.mark.parametrize("opt", OPTIMIZERS)
 def test_every_optimizer_learns(train, tmp_path, opt):
     rates = {"sgd": 0.05, "rmsprop": 1e-3}
-    train(opt=opt, lr=rates.get(opt, 5e-3), momentum=0.5, epochs=4, out=tmp_path / "run")
+    momentum = {"momentum": 0.5} if "momentum" in OPTIMIZERS[opt] else {}
+    train(opt=opt, lr=rates.get(opt, 5e-3), **momentum, epochs=4, out=tmp_path / "run")
     losses = [epoch["loss"] for epoch in metrics_of(tmp_path / "run")]
     assert losses[-1] < losses[0]
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import tiny
 import torch
 
 import logitcache
+from logitcache import TrainSettings
 from logitcache.data import ArrayImages
 from logitcache.data.images.views import View
 from logitcache.errors import CacheIncompleteError, CacheMismatchError, CorruptCacheError, InputError, StoppedError
@@ -633,7 +635,7 @@ def test_damage_met_while_training_stops_it(dump, train):
         ({"cache": None}, "method kd needs a teacher's logits: name a cache"),
         ({"cache": None, "method": "ce", "data": None}, "name a cache, or with --method ce a data set"),
         ({"augment": "none"}, r"has its own views \(pad-crop-flip\): leave out --augment"),
-        ({"epochs": 0}, "epochs, batch size and its parts must be 1 or more"),
+        ({"epochs": 0}, "--epochs must be 1 or more, not 0"),
         ({"lr": 0}, "--lr must be greater than 0, not 0"),
         ({"lr": float("nan")}, "--lr must be greater than 0, not nan"),
         ({"weight_decay": float("nan")}, "--weight-decay must be 0 or more, not nan"),
@@ -679,7 +681,7 @@ def test_a_student_may_have_its_own_input_size(dump, train, tmp_path):
     assert record["student"]["preprocessing"]["image_size"] == 24
 
 
-SCHEDULE = {"lr": 1.0, "epochs": 240, "warmup_epochs": 0, "decay_milestones": None, "decay_rate": 0.1, "sched": "step"}
+SCHEDULE = TrainSettings(lr=1.0)
 
 
 @pytest.mark.parametrize(
@@ -690,7 +692,7 @@ def test_the_papers_steps(epoch, rate):
 
 
 def test_cosine_falls_to_nothing_after_its_warm_up():
-    settings = SCHEDULE | {"sched": "cosine", "epochs": 10, "warmup_epochs": 2}
+    settings = replace(SCHEDULE, sched="cosine", epochs=10, warmup_epochs=2)
     rates = [learning_rate(settings, epoch, step, 5) for epoch in range(10) for step in range(5)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == 1.0
@@ -700,5 +702,5 @@ def test_cosine_falls_to_nothing_after_its_warm_up():
 
 
 def test_chosen_milestones_are_kept():
-    settings = SCHEDULE | {"decay_milestones": [3, 5], "decay_rate": 0.5}
+    settings = replace(SCHEDULE, decay_milestones=[3, 5], decay_rate=0.5)
     assert [learning_rate(settings, epoch, 0, 1) for epoch in (2, 3, 4, 5)] == [1, 0.5, 0.5, 0.25]

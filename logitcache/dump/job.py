@@ -13,6 +13,7 @@ from torch import nn
 
 from logitcache.data import Inputs, Modality, Samples, as_samples, modality_of, offsets_of, part_of, whole_of
 from logitcache.data.protocol import Renderer
+from logitcache.dump.settings import DumpSettings
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, widest_bytes
 from logitcache.errors import InputError, unknown_name
 from logitcache.models import Network, hash_weights, read_class_map
@@ -56,66 +57,33 @@ class Job:
 
 
 def prepare(
-    *,
-    teacher: str | nn.Module | Sequence[str | nn.Module],
-    data: Any,
-    out: str | Path,
-    teacher_weights: str | Sequence[str] | None,
-    teacher_classes: int | None,
-    class_map: str | Sequence[int] | None,
-    average: bool,
-    test_time_views: str,
-    augment: str,
-    views: int,
-    encoding: str | None,
-    top_k: int | None,
-    precision: str,
-    batch_size: int | str,
-    amp: bool,
-    channels_last: bool,
-    compiled: bool,
-    device: str,
-    seed: int,
-    samples: tuple[int, int] | None,
-    workers: int | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    image_size: int | None,
-    crop_pct: float | None,
-    threads: int | None,
-    block_rows: int | None,
-    allow_mixed: bool,
+    teacher: str | nn.Module | Sequence[str | nn.Module], data: Any, out: str | Path, settings: DumpSettings
 ) -> Job:
-    """Open data and teacher, and decide what the cache will be; writes nothing. Arguments and errors are those of `dump_logits`."""
-    whole_number = isinstance(batch_size, int) and batch_size >= 1
-    if views < 1 or not (whole_number or batch_size == "auto") or not 0 <= seed < 2**64:
-        raise InputError(
-            f"views and batch size must be 1 or more and 0 <= seed < 2**64, not {views}, {batch_size} and {seed}"
-        )
+    """Open data and teacher, and decide what the cache will be; writes nothing. Raises what `dump_logits` raises."""
     shown = as_samples(data)
     modality = modality_of(shown)
-    if test_time_views not in modality.test_time_views:
-        raise unknown_name("test-time views", test_time_views, modality.test_time_views)
-    recipes = tuple(modality.make_views(augment, views, seed))
-    shown = part_of(shown, samples) if samples else shown
+    if settings.test_time_views not in modality.test_time_views:
+        raise unknown_name("test-time views", settings.test_time_views, modality.test_time_views)
+    recipes = tuple(modality.make_views(settings.augment, settings.views, settings.seed))
+    shown = part_of(shown, settings.samples) if settings.samples else shown
     whole, first = whole_of(shown)
-    chosen = _encoding(encoding, top_k, precision, len(shown.classes))
-    indices = None if class_map is None else read_class_map(class_map, shown.classes)
-    answered = teacher_classes or (len(shown.classes) if indices is None else 1000)
+    chosen = _encoding(settings.encoding, settings.top_k, settings.precision, len(shown.classes))
+    indices = None if settings.class_map is None else read_class_map(settings.class_map, shown.classes)
+    answered = settings.teacher_classes or (len(shown.classes) if indices is None else 1000)
     _refuse_other_classes(indices, answered, len(shown.classes))
-    networks = _networks(modality, teacher, teacher_weights, answered)
-    if average and len(networks) < 2:
+    networks = _networks(modality, teacher, settings.teacher_weights, answered)
+    if settings.average and len(networks) < 2:
         raise InputError("--average stores the mean of several teachers: name each with a --teacher of its own")
-    given = {"mean": mean, "std": std, "image_size": image_size, "crop_pct": crop_pct}
+    given = {name: getattr(settings, name) for name in ("mean", "std", "image_size", "crop_pct")}
     inputs = [modality.choose_inputs(shown, recipes[0], given, network.preprocessing) for network in networks]
     mapped = None if indices is None else {"classes": answered, "indices": list(indices)}
     entries = [_entry(*one, mapped) for one in zip(_slugs(networks), networks, inputs, strict=True)]
-    begun, where = read_manifest(open_place(out)), pick_device(device)
+    begun, where = read_manifest(open_place(out)), pick_device(settings.device)
     forward = {
-        "autocast": "bfloat16" if amp else None,
-        "channels_last": channels_last,
-        "compiled": compiled,
-        "test_time_views": test_time_views,
+        "autocast": "bfloat16" if settings.amp else None,
+        "channels_last": settings.channels_last,
+        "compiled": settings.compiled,
+        "test_time_views": settings.test_time_views,
     }
     # Caches that an earlier version began on a GPU do not record how float32 products are rounded.
     forward |= {name: x for name, x in float32_settings(where).items() if begun is None or name in begun.forward}
@@ -123,9 +91,11 @@ def prepare(
     manifest = Manifest(
         samples=len(shown),
         classes=shown.classes,
-        block_rows=block_rows or (begun.block_rows if begun else block_rows_for(rows, width)),
-        batch_size=batch_size if isinstance(batch_size, int) else (begun.batch_size if begun else 256),
-        threads=threads or (begun.threads if begun else torch.get_num_threads()),
+        block_rows=settings.block_rows or (begun.block_rows if begun else block_rows_for(rows, width)),
+        batch_size=settings.batch_size
+        if isinstance(settings.batch_size, int)
+        else (begun.batch_size if begun else 256),
+        threads=settings.threads or (begun.threads if begun else torch.get_num_threads()),
         device=where.type,
         forward=forward,
         views=tuple(view.to_json() for view in recipes),
@@ -135,15 +105,15 @@ def prepare(
             "digest": whole.digest(),
             "first": first,
         },
-        teachers=(average_of(entries),) if average else tuple(entries),
+        teachers=(average_of(entries),) if settings.average else tuple(entries),
         encoding=chosen.to_json(),
         software={name: version(name) for name in sorted({"logitcache", "numpy", "torch", "zarr", *modality.software})},
         modality=modality.name,
         rows=None if offsets_of(shown) is None else rows,
     )
-    if begun and allow_mixed:
+    if begun and settings.allow_mixed:
         manifest = replace(manifest, software=begun.software, device=begun.device)
-    if batch_size == "auto" and not begun and where.type != "cpu":
+    if settings.batch_size == "auto" and not begun and where.type != "cpu":
 
         def attempt(size: int) -> None:
             """Run a blank batch to find out now whether it fits in memory."""
@@ -156,9 +126,9 @@ def prepare(
         manifest = replace(manifest, batch_size=largest)
     asked = [recorded_teacher(*one, manifest, where) for one in zip(networks, entries, strict=True)]
     slugs = [entry["slug"] for entry in manifest.teachers]
-    groups = [asked] if average else [[one] for one in asked]
+    groups = [asked] if settings.average else [[one] for one in asked]
     teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
-    renderer = modality.renderer(shown, inputs, with_digests=True, workers=workers, device=where)
+    renderer = modality.renderer(shown, inputs, with_digests=True, workers=settings.workers, device=where)
     return Job(manifest, modality, shown, recipes, chosen, teachers, renderer)
 
 
@@ -217,8 +187,6 @@ def _slugs(networks: Sequence[Network]) -> list[str]:
 
 def _encoding(kind: str | None, top_k: int | None, precision: str, classes: int) -> Encoding:
     """Choose how rows are stored: every class where there are few, the largest where there are many."""
-    if kind not in (None, "full", "topk"):
-        raise unknown_name("encoding", kind, ["full", "topk"])
     if kind == "full" and top_k is not None:
         raise InputError("--encoding full keeps every class: leave out --top-k")
     if kind is None:

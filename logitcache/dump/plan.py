@@ -1,22 +1,26 @@
 """`logitcache dump --plan`: what a dump will take, measured on a few batches and on the disk, before it is begun."""
 
 import contextlib
-import inspect
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from logitcache.dump.dump import dump_logits, probe_rows
+from logitcache.dump.dump import probe_rows
 from logitcache.dump.fill import ask, refuse_unusable, split
 from logitcache.dump.job import Job, prepare
+from logitcache.dump.settings import DumpRequest, DumpSettings
 from logitcache.errors import InputError
+from logitcache.runtime.progress import Callbacks, OnProgress
+from logitcache.runtime.settings import show_options
 from logitcache.store import compressed_bytes, open_place
 
 __all__ = ["DumpPlan", "plan_dump"]
@@ -63,16 +67,29 @@ class DumpPlan:
         return asdict(self) | {"fits": self.fits}
 
 
-def plan_dump(**arguments: Any) -> DumpPlan:
-    """Measure what `dump_logits` would take with these arguments; writes nothing but a temporary file.
+@show_options(DumpRequest, DumpSettings)
+def plan_dump(
+    teacher: str | nn.Module | Sequence[str | nn.Module],
+    data: Any,
+    out: str | Path,
+    *,
+    settings: DumpSettings | None = None,
+    callbacks: Callbacks | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Any,
+) -> DumpPlan:
+    """Measure what `dump_logits` would take with the same arguments. Writes nothing but a temporary file.
+
+    Callbacks are accepted, so that the same arguments serve both functions, but they are not called.
+
+    {arguments}
 
     Raises:
-        LogitCacheError: As `dump_logits`: what it would refuse is refused here.
+        LogitCacheError: `dump_logits` would raise it too.
     """
-    bound = inspect.signature(dump_logits).bind(**arguments)
-    bound.apply_defaults()
-    given = {name: value for name, value in bound.arguments.items() if name not in ("on_progress", "should_stop")}
-    job, place = prepare(**given), open_place(given["out"])
+    del callbacks, should_stop, on_progress
+    job, place = prepare(teacher, data, out, DumpSettings.over(settings, options)), open_place(out)
     with contextlib.closing(job):
         rate, measured, row_bytes = _measure(job)
     manifest = job.manifest

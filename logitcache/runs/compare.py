@@ -1,6 +1,5 @@
 """`logitcache compare`: runs side by side, and over seeds. Without torch."""
 
-import contextlib
 import json
 import math
 import statistics
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.errors import InputError
-from logitcache.runs.directory import read_run
+from logitcache.runs.directory import read_metrics, read_run
 from logitcache.runs.metrics import ACCURACY, Metric, read_headline
 
 __all__ = ["GroupSummary", "RunSummary", "compare_runs", "curves", "group_runs", "headlines", "read_published"]
@@ -140,9 +139,7 @@ def group_runs(runs: Sequence[RunSummary]) -> list[GroupSummary]:
             if groups.setdefault(key, {}).setdefault(run.seed, run) is not run:
                 repeats.setdefault(key, []).append(run.run)
     common = [json.loads(settings) for settings in {key[0] for key in groups}]
-    varying = sorted(
-        word for word in (common[0] if common else {}) if len({json.dumps(one.get(word)) for one in common}) > 1
-    )
+    varying = sorted(word for word in set().union(*common) if len({json.dumps(one.get(word)) for one in common}) > 1)
     found = []
     for key, members in groups.items():
         settings, method, changes, logits, headline = key
@@ -205,7 +202,7 @@ def curves(runs: Sequence[RunSummary]) -> dict[str, list[list[float]]]:
     drawn: list[RunSummary] = []
     for run in runs:
         name = run.headline.name
-        values = [line[name] for line in _metrics(Path(run.run)) if name in line]
+        values = [line[name] for line in read_metrics(Path(run.run)) if name in line]
         if values:
             drawn.append(run)
             found.setdefault(f"{run.method} {run.changes}".strip(), []).append(values)
@@ -250,7 +247,7 @@ def compare_runs(paths: Iterable[str | Path]) -> list[RunSummary]:
 
 def _summary(path: Path) -> RunSummary:
     run = read_run(path)
-    settings, cache, history = run["settings"], run.get("cache") or {}, _metrics(path)
+    settings, cache, history = run["settings"], run.get("cache") or {}, read_metrics(path)
     last = history[-1] if history else {}
     headline = read_headline(run, last)
     results = run.get("results") or {
@@ -267,7 +264,10 @@ def _summary(path: Path) -> RunSummary:
         method=settings["method"],
         changes=_changes(settings),
         settings=json.dumps(
-            {word: value for word, value in settings.items() if word not in _METHOD} | _shown(run), sort_keys=True
+            # None is not told apart from a setting that an older run does not have.
+            {word: value for word, value in settings.items() if word not in _METHOD and value is not None}
+            | _shown(run),
+            sort_keys=True,
         ),
         student=settings["student"],
         epochs=settings["epochs"],
@@ -304,12 +304,3 @@ def _spelled(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(_spelled, value))
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the metrics of every epoch."""
-    file, found = path / "metrics.jsonl", []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        with contextlib.suppress(ValueError):  # a line whose writer was killed
-            found.append(json.loads(line))
-    return found

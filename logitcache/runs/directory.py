@@ -9,6 +9,7 @@
 Every file is written whole or not at all, and by one process at a time.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,9 +19,10 @@ from logitcache.errors import CacheMismatchError, InputError
 from logitcache.runs.logs import open_logs
 from logitcache.runtime.files import FileLock, append_line, remove_leftovers, write_bytes
 
-__all__ = ["FollowedRun", "RunDirectory", "free_name", "is_held", "read_run"]
+__all__ = ["FollowedRun", "RunDirectory", "free_name", "is_held", "read_metrics", "read_run", "upgrade_settings"]
 
 _LOCK = ".lock"
+_WITHOUT_MOMENTUM = ("adam", "adamax", "adamw", "nadam", "radam")
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -39,7 +41,22 @@ def read_run(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path / 'run.json'} is damaged ({error}). Restore it from a copy, or train again."
         ) from error
-    return dict(content)
+    return dict(content) | {"settings": upgrade_settings(content["settings"])}
+
+
+def upgrade_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recorded settings as they would be recorded now: a momentum that the optimizer ignored is none."""
+    ignored = settings.get("opt") in _WITHOUT_MOMENTUM and "momentum" in settings
+    return dict(settings) | ({"momentum": None} if ignored else {})
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the metrics of every epoch of a run, without a last line that was being written when the run was killed."""
+    file, found = path / "metrics.jsonl", []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def is_held(path: Path) -> bool:

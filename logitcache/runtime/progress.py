@@ -1,9 +1,10 @@
 """How long operations report: a frozen record, handed to a callback, rendered by whoever called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["OnProgress", "Progress", "silent"]
+__all__ = ["Callbacks", "OnProgress", "Progress", "combine_callbacks", "silent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +31,65 @@ OnProgress = Callable[[Progress], None]
 
 def silent(_: Progress) -> None:
     """Report nothing: the default."""
+
+
+class Callbacks:
+    """Hooks into a training or a dump. Override the methods you need; the others do nothing."""
+
+    def on_step(self, progress: Progress) -> None:
+        """Run after every training step, or after every batch of a dump."""
+
+    def on_epoch(self, metrics: Mapping[str, Any]) -> None:
+        """Run after every epoch with its metrics, as written to `metrics.jsonl`; only on rank 0."""
+
+    def should_stop(self) -> bool:
+        """Return whether to save and stop now; asked after every training step, or after every block of a dump."""
+        return False
+
+
+class _Combined(Callbacks):
+    """An object and functions as one: each is called, and any of them can stop."""
+
+    def __init__(
+        self,
+        callbacks: Callbacks,
+        on_step: OnProgress | None,
+        on_epoch: Callable[[Any], None] | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self._steps = [callbacks.on_step, *([on_step] if on_step else [])]
+        self._epochs = [callbacks.on_epoch, *([on_epoch] if on_epoch else [])]
+        self._stops = [callbacks.should_stop, *([should_stop] if should_stop else [])]
+
+    def on_step(self, progress: Progress) -> None:
+        for one in self._steps:
+            one(progress)
+
+    def on_epoch(self, metrics: Mapping[str, Any]) -> None:
+        for one in self._epochs:
+            one(metrics)
+
+    def should_stop(self) -> bool:
+        answers = [one() for one in self._stops]  # each is asked, whatever another says
+        return any(answers)
+
+
+def combine_callbacks(
+    callbacks: Callbacks | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+    on_epoch: Callable[[Any], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Callbacks:
+    """Return one object for callbacks that were given as an object, as functions, or as both.
+
+    Args:
+        callbacks: The object, if any.
+        on_progress: Called as `Callbacks.on_step`.
+        on_epoch: Called as `Callbacks.on_epoch`.
+        should_stop: Called as `Callbacks.should_stop`.
+    """
+    given = callbacks or Callbacks()
+    if on_progress is None and on_epoch is None and should_stop is None:
+        return given
+    return _Combined(given, on_progress, on_epoch, should_stop)

@@ -11,7 +11,7 @@ import functools
 import io
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,13 @@ from logitcache.methods import SecondLabels
 from logitcache.runs.directory import RunDirectory
 from logitcache.runs.metrics import find_metric
 from logitcache.runtime.device import saying_when_out_of_memory, to_device
-from logitcache.runtime.progress import OnProgress, Progress
+from logitcache.runtime.progress import Callbacks, Progress
 from logitcache.store import Cache
 from logitcache.train.evaluate import Subject, evaluate
 from logitcache.train.optimize import learning_rate
 from logitcache.train.order import first_window, mixed_seed, sampled, shuffled, windowed
 from logitcache.train.replicas import Replicas
+from logitcache.train.settings import TrainSettings
 from logitcache.train.step import SUMS, MicroBatch, Stepper
 from logitcache.train.targets import CachedTargets, Stretch, Targets, predicted_classes
 
@@ -56,22 +57,17 @@ class Loop:
         inputs: Inputs,
         test: Samples | None,
         device: torch.device,
-        settings: dict[str, Any],
+        settings: TrainSettings,
         run: RunDirectory,
         replicas: Replicas,
         workers: int | None,
         window: tuple[int, int] | None,
-        should_stop: Callable[[], bool],
-        on_progress: OnProgress,
-        on_epoch: Callable[[dict[str, Any]], None] | None,
+        callbacks: Callbacks,
     ) -> None:
         self.stepper, self.targets, self.samples, self.inputs = stepper, targets, samples, inputs
         self.modality, self.offsets = modality_of(samples), offsets_of(samples)
-        self.model, self.should_stop = stepper.model, should_stop
+        self.model, self.callbacks = stepper.model, callbacks
         self.device, self.settings, self.directory, self.replicas = device, settings, run, replicas
-        self.on_progress, self.on_epoch = on_progress, on_epoch
-        self.epochs, self.batch_size, self.seed = settings["epochs"], settings["batch_size"], settings["seed"]
-        self.parts, self.checkpoint_every = settings["grad_accum_steps"], 1
         self.workers, self.window = workers, window
         self.test: Subject | None = None
         if test is not None:
@@ -89,26 +85,26 @@ class Loop:
         history, begun = self._taken_up()
         networks = [self.inputs, *self.targets.preprocessing]
         renderers = [self._renderer(networks) for _ in epoch_views[0]]
-        for epoch in range(len(history), self.epochs):
+        for epoch in range(len(history), self.settings.epochs):
             views, upcoming = (epoch_views[one % len(epoch_views)] for one in (epoch, epoch + 1))
             if cache:
                 for view in views:
-                    check_inputs(cache, self.samples, view, sampled(self.seed, epoch, len(self.samples)))
+                    check_inputs(cache, self.samples, view, sampled(self.settings.seed, epoch, len(self.samples)))
             shown = {"view": views[0].index} | ({"views": [view.index for view in views]} if len(views) > 1 else {})
             metrics = {"epoch": epoch + 1, **shown, **self._epoch(epoch, views, upcoming, renderers, history, begun)}
             metrics |= self._tested()
             history.append(metrics)
-            begun, over = {}, epoch + 1 == self.epochs
+            begun, over = {}, epoch + 1 == self.settings.epochs
             state = functools.partial(self._packed, history)
-            saved = over or (epoch + 1) % self.checkpoint_every == 0
+            saved = over or (epoch + 1) % self.settings.checkpoint_every == 0
             self.directory.epoch_done(metrics, state if saved else None)
-            if self.on_epoch and self.replicas.leads:
-                self.on_epoch(metrics)
-            if not over and self.replicas.largest(self.should_stop())[0]:
+            if self.replicas.leads:
+                self.callbacks.on_epoch(metrics)
+            if not over and self.replicas.largest(self.callbacks.should_stop())[0]:
                 if not saved:
                     self.directory.save(state)
                 self.replicas.wait()
-                raise self._stopped(f"epoch {epoch + 1} of {self.epochs}")
+                raise self._stopped(f"epoch {epoch + 1} of {self.settings.epochs}")
         self.replicas.align(self.model)
         return self._results(history, epoch_views[0][0], cache)
 
@@ -160,9 +156,9 @@ class Loop:
         """Train one pass, or what is left of one that was `begun`; metrics are summed on the device and read once."""
         windows = self._windows(epoch)
         following = self.window and first_window(
-            len(self.samples.labels), *self.window, self.seed, epoch + 1, self.offsets
+            len(self.samples.labels), *self.window, self.settings.seed, epoch + 1, self.offsets
         )
-        steps, step = sum(-(-len(order) // self.batch_size) for _, order in windows), 0
+        steps, step = sum(-(-len(order) // self.settings.batch_size) for _, order in windows), 0
         done, over, sums = 0, begun.get("step", 0), torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         if begun and self.replicas.leads:
             sums += begun["sums"].to(self.device)
@@ -170,8 +166,10 @@ class Loop:
         self.model.train()
         started = time.perf_counter()
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), saying_when_out_of_memory(self.batch_size):
-            torch.manual_seed((mixed_seed(self.seed, epoch) + self.replicas.rank * _SEED_STRIDE) % 2**63)  # dropout
+        with torch.random.fork_rng(devices=devices), saying_when_out_of_memory(self.settings.batch_size):
+            torch.manual_seed(
+                (mixed_seed(self.settings.seed, epoch) + self.replicas.rank * _SEED_STRIDE) % 2**63
+            )  # dropout
             if begun and len(begun["numbers"]) == self.replicas.world:
                 _set_numbers(begun["numbers"][self.replicas.rank], self.device)
             for number, (blocks, order) in enumerate(windows):
@@ -179,8 +177,11 @@ class Loop:
                 if number + 1 < len(windows):
                     later = Stretch(views, windows[number + 1][0])
                 else:  # after the last epoch nothing is read ahead
-                    later = Stretch(upcoming, following) if epoch + 1 < self.epochs else stretch
-                batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+                    later = Stretch(upcoming, following) if epoch + 1 < self.settings.epochs else stretch
+                batches = [
+                    order[start : start + self.settings.batch_size]
+                    for start in range(0, len(order), self.settings.batch_size)
+                ]
                 past = min(max(over - step, 0), len(batches))
                 left, step, done = batches[past:], step + past, done + sum(map(len, batches[:past]))
                 if not left:
@@ -189,10 +190,12 @@ class Loop:
                 for parts, batch in zip(self._micro_batches(views, left, renderers), left, strict=True):
                     rate = learning_rate(self.settings, epoch, step, steps)
                     rows = count_rows(self.offsets, batch)
-                    sums += self.stepper.step(parts, rows, rate, (epoch + 1) / self.epochs)
+                    sums += self.stepper.step(parts, rows, rate, (epoch + 1) / self.settings.epochs)
                     step, done = step + 1, done + len(batch)
-                    self.on_progress(
-                        Progress(f"epoch {epoch + 1}/{self.epochs}", done, len(self.samples), self.modality.unit)
+                    self.callbacks.on_step(
+                        Progress(
+                            f"epoch {epoch + 1}/{self.settings.epochs}", done, len(self.samples), self.modality.unit
+                        )
                     )
                     taken += 1
                     if step < steps and self._asked(step, time.perf_counter() - started, taken):
@@ -222,10 +225,10 @@ class Loop:
             steps: It has taken since then.
         """
         if self.replicas.world == 1:
-            return self.should_stop()
+            return self.callbacks.should_stop()
         if step < self._next_agreement:
             return False
-        stop, pace = self.replicas.largest(self.should_stop(), seconds / steps)
+        stop, pace = self.replicas.largest(self.callbacks.should_stop(), seconds / steps)
         self._next_agreement = step + max(1, min(_AGREED_STEPS, int(_AGREED_SECONDS / pace)))
         return stop > 0
 
@@ -238,7 +241,7 @@ class Loop:
         self, views: Sequence[View], batches: Sequence[Ids], renderers: Sequence[Renderer]
     ) -> Iterator[list[list[MicroBatch]]]:
         """Render batches; yield for each this process's shares of its micro-batches, in every view."""
-        size = -(-self.batch_size // self.parts)
+        size = -(-self.settings.batch_size // self.settings.grad_accum_steps)
         divided = [
             [self.replicas.share(micro) for micro in np.array_split(batch, -(-len(batch) // size))] for batch in batches
         ]
@@ -269,8 +272,8 @@ class Loop:
             For each window the blocks of the cache that hold it (None: all), and sample ids.
         """
         if self.window is None:
-            return [(None, shuffled(len(self.samples), self.seed, epoch))]
-        return windowed(len(self.samples.labels), *self.window, self.seed, epoch, self.offsets)
+            return [(None, shuffled(len(self.samples), self.settings.seed, epoch))]
+        return windowed(len(self.samples.labels), *self.window, self.settings.seed, epoch, self.offsets)
 
     def _tested(self) -> dict[str, float]:
         if self.test is None:

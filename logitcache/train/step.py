@@ -17,12 +17,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from logitcache.data import Samples, modality_of
 from logitcache.encoding import TopKRows
-from logitcache.errors import InputError
 from logitcache.methods import Objective, SecondLabels
 from logitcache.runtime.device import compiled_unless_refused
 from logitcache.runtime.tensors import call_network, channels_last
 from logitcache.train.optimize import make_optimizer
 from logitcache.train.replicas import Replicas
+from logitcache.train.settings import TrainSettings
 
 __all__ = ["SUMS", "MicroBatch", "Stepper"]
 
@@ -56,7 +56,7 @@ class Stepper:
         self,
         model: nn.Module,
         objective: Objective,
-        settings: Mapping[str, Any],
+        settings: TrainSettings,
         device: torch.device,
         replicas: Replicas,
         samples: Samples,
@@ -70,38 +70,26 @@ class Stepper:
             device: Where it trains.
             replicas: The processes that train it together.
             samples: The training data; its modality says which of the student's outputs are rows.
-
-        Raises:
-            InputError: A setting that means nothing.
         """
         self.model, self._objective, self._device = model, objective, device
         self._modality, self._classes = modality_of(samples), len(samples.classes)
         self._optimizer = make_optimizer(model, settings)
         self._optimizer.zero_grad(set_to_none=True)  # a module may come with gradients of another use
-        self._clip = settings["clip_grad"]
-        decay = settings["model_ema_decay"]
-        for name, good, wanted in (
-            ("clip_grad", self._clip is None or self._clip > 0, "greater than 0"),
-            ("model_ema_decay", decay is None or 0 < decay < 1, "between 0 and 1"),
-            ("amp_dtype", settings["amp"] or settings["amp_dtype"] == "bfloat16", "left out without --amp"),
-        ):
-            if not good:
-                raise InputError(f"--{name.replace('_', '-')} must be {wanted}, not {settings[name]}")
+        self._clip = settings.clip_grad
+        decay = settings.model_ema_decay
         self.average = None
         if decay:
             self.average = AveragedModel(model, multi_avg_fn=functools.partial(_towards, 1 - decay), use_buffers=True)
-        self._dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(settings["amp_dtype"])
-        if self._dtype is None:
-            raise InputError(f"--amp-dtype must be bfloat16 or float16, not {settings['amp_dtype']!r}")
-        self._autocast = settings["amp"]
+        self._dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[settings.amp_dtype]
+        self._autocast = settings.amp
         scaled = self._autocast and self._dtype is torch.float16
         self._scaler = torch.amp.GradScaler(device.type, enabled=scaled)
-        if settings["channels_last"]:
+        if settings.channels_last:
             model.to(memory_format=torch.channels_last)
-        self._channels_last = settings["channels_last"]
+        self._channels_last = settings.channels_last
         self._replicas, self._replicated = replicas, replicas.replicate(model, device)
         self._run: Callable[..., Any] = self._replicated
-        if settings["compiled"]:
+        if settings.compiled:
             self._run = compiled_unless_refused(self._replicated, "the student")
             if objective.loss:
                 translated = compiled_unless_refused(objective.loss.__call__, "the loss")

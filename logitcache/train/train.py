@@ -8,15 +8,14 @@ the teacher's logits come from.
 """
 
 import contextlib
-import json
 import platform
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -24,18 +23,21 @@ from torch import nn
 from logitcache.data import Inputs, Samples, View, as_samples, held_out_split, modality_of
 from logitcache.data.contract import cache_views, recorded_data
 from logitcache.errors import CacheMismatchError, InputError
-from logitcache.methods import METHODS, MethodLike, Objective, TemperatureChoice, make_objective, method_name
+from logitcache.methods import METHODS, Objective, make_objective, method_name
 from logitcache.models import Network, read_weights, save_weights
-from logitcache.runs.directory import FollowedRun, RunDirectory, free_name
+from logitcache.runs.directory import FollowedRun, RunDirectory, free_name, read_metrics
 from logitcache.runs.metrics import find_metric
 from logitcache.runtime.device import pick_device
 from logitcache.runtime.files import local_path
-from logitcache.runtime.progress import OnProgress, silent
+from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
+from logitcache.runtime.settings import show_options
 from logitcache.store import Cache, classes_to_json, open_cache
 from logitcache.teachers.recorded import live_teacher_of
 from logitcache.train.loop import Loop
+from logitcache.train.metrics import EpochMetrics
 from logitcache.train.order import epoch_views
 from logitcache.train.replicas import Replicas, join_replicas
+from logitcache.train.settings import TrainRequest, TrainSettings
 from logitcache.train.step import Stepper
 from logitcache.train.targets import CachedTargets, LabelsOnly, LiveTargets, Targets
 
@@ -47,168 +49,71 @@ class RunResult:
     """What a run left behind.
 
     Attributes:
-        out: Its directory.
-        student: The trained network.
-        results: What came out, as in run.json.
+        path: The folder of the run.
+        student: The trained network, in evaluation mode.
+        metrics: The metrics of every epoch, as in `metrics.jsonl`.
+        results: The final results, as in `run.json`.
     """
 
-    out: Path
+    path: Path
     student: nn.Module
+    metrics: list[EpochMetrics]
     results: dict[str, Any]
 
+    @property
+    def out(self) -> Path:
+        """The same as `path`."""
+        return self.path
 
+
+@show_options(TrainRequest, TrainSettings)
 def train_student(
-    *,
-    student: str | nn.Module,
     cache: str | Path | Cache | None = None,
-    teacher: str | None = None,
-    method: MethodLike = "kd",
-    preset: str | None = None,
-    refine: str | None = None,
-    standardize: bool | None = None,
-    temperature: TemperatureChoice | None = None,
-    tail: str | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    ce_weight: float | None = None,
-    kd_weight: float | None = None,
-    kd_warmup: float | None = None,
-    pair_views: bool | None = None,
-    student_weights: str | None = None,
-    live_teacher: bool | nn.Module = False,
-    teacher_weights: str | None = None,
-    data: Any = None,
-    test_data: Any = None,
-    augment: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    image_size: int | None = None,
-    crop_pct: float | None = None,
-    epochs: int = 240,
-    batch_size: int = 64,
-    grad_accum_steps: int = 1,
-    opt: str = "sgd",
-    lr: float = 0.05,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    weight_decay: float = 5e-4,
-    norm_weight_decay: float | None = None,
-    clip_grad: float | None = None,
-    label_smoothing: float = 0.0,
-    model_ema_decay: float | None = None,
-    sched: str = "step",
-    warmup_epochs: int = 0,
-    decay_milestones: Sequence[int] | None = None,
-    decay_rate: float = 0.1,
-    amp: bool = False,
-    amp_dtype: str = "bfloat16",
-    channels_last: bool = False,
-    compiled: bool = False,
-    seed: int = 0,
-    device: str = "auto",
-    workers: int | None = None,
-    memory_budget: int | None = None,
+    student: str | nn.Module | None = None,
+    *,
+    settings: TrainSettings | None = None,
     report_to: Sequence[str] | None = None,
     resume: bool = False,
     out: str | Path | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-    on_progress: OnProgress = silent,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    callbacks: Callbacks | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    on_progress: OnProgress | None = None,
+    on_epoch: Callable[[EpochMetrics], None] | None = None,
+    **options: Any,
 ) -> RunResult:
-    """Train a student. The defaults are the CIFAR-100 recipe of the papers (mdistiller's): 240 epochs, batches of 64, SGD.
+    """Train a student from a cache, beside a live teacher, or on labels alone.
 
-    Args:
-        student: Name of a network (`models.load_network`), or a module.
-        cache: Where the teacher's logits are. None trains from labels alone (method `ce`, with `data`).
-        teacher: Slug of one of the cache's teachers, where it holds several.
-        method: A key of `methods.METHODS`, `package.module:name`, a `methods.Method`, what `get_loss` returns, or a function
-            `(student [R, C], teacher [R, C], labels [R]) -> loss`, [R] or 0-dim. What `get_loss` returns, and a function, has
-            weights 1 and 1 unless `ce_weight` and `kd_weight` are given; a function is assumed to need every class and the label.
-        preset: Another setting of the method's paper.
-        refine: Edit of the teacher's logits by the label: "loca", "swap" or "none"; None keeps the method's.
-        standardize: Whether both networks' logits are z-scored first; None keeps the method's.
-        temperature: A number, several, "adaptive" or "deviation"; None keeps the method's.
-        tail: What a top-k cache did not keep: "uniform" or "bucket"; None: uniform.
-        parameters: Those of the method and its pieces; what is not named keeps the paper's default.
-        ce_weight: Weight of cross-entropy; None takes the method's.
-        kd_weight: Weight of the distillation term; None takes the method's.
-        kd_warmup: Share of the epochs over which that weight grows from 0; None takes the method's.
-        pair_views: Whether a step sums the objective over all views of a group; None: where the method's paper does and
-            the cache holds such views.
-        student_weights: File of weights to begin with.
-        live_teacher: Run the teacher in every step, instead of reading what it said; True builds the one the cache
-            names.
-        teacher_weights: Where the live teacher's weights are, if not where the dump found them.
-        data: The cache's data set, if it is not where the dump found it.
-        test_data: Images to evaluate on after each epoch; None takes the test split of a named data set.
-        augment: Recipe of the views; only without a cache, which knows its own.
-        mean: Of the student's input; None takes the weights', or the teacher's.
-        std: Deviation, likewise.
-        image_size: The student's input in pixels; None takes the weights', or the teacher's.
-        crop_pct: Share of the shorter side kept of an image that is resized.
-        epochs: Passes over the data set; epoch e shows view e mod views, or pair of views e mod pairs.
-        batch_size: Samples of a step, over all processes.
-        grad_accum_steps: Parts into which a batch is divided, where it does not fit at once; the step is the same but for
-            dropout, batch normalisation and methods that couple the rows of a batch, which see the parts.
-        opt: One of `optimize.OPTIMIZERS`, torch's of this name.
-        lr: Highest learning rate.
-        momentum: Of SGD and RMSprop.
-        nesterov: Whether SGD looks ahead.
-        weight_decay: Of every parameter, or of those with two dimensions or more.
-        norm_weight_decay: Of the others: biases, normalisation, scales; None: the same.
-        clip_grad: Largest norm of a gradient; None: any.
-        label_smoothing: Share of a label that cross-entropy spreads over all classes.
-        model_ema_decay: Decay of a running mean of the weights, which is evaluated and saved beside the last ones; None: no mean.
-        sched: `step` (times `decay_rate` after each milestone), `cosine` (to 0, every step) or `onecycle` (torch's OneCycleLR).
-        warmup_epochs: Epochs over which the rate grows linearly.
-        decay_milestones: Epochs after which the rate falls; None: 62.5, 75 and 87.5 % of them, which is 150, 180 and
-        210 of 240.
-        decay_rate: Factor of a fall.
-        amp: Whether the student runs under autocast.
-        amp_dtype: `bfloat16`, or `float16` with a scaled loss.
-        channels_last: Whether weights and pixels are laid out so, which convolutions on GPUs like.
-        compiled: Whether torch.compile translates the student and the distillation term.
-        seed: Of the student's weights and of the order of samples.
-        device: `auto`, `cpu`, `cuda`, ...
-        workers: Processes that decode images; None chooses by the data.
-        memory_budget: Bytes that decoded rows may take, those in use and those being read ahead together; views that need
-            more stream in windows of blocks, and samples are shuffled inside a window only. None: whole views.
-        report_to: Where metrics go beside `metrics.jsonl`: `csv`, `tensorboard`, `wandb`; None: of a run that is resumed, where they went.
-        resume: Whether to continue the run in `out`; what follows is what an unbroken run would have given.
-        out: Directory of the run; None makes a new one below `runs/`.
-        should_stop: Asked after every step; where it says yes, the state is saved and StoppedError raised.
-        on_progress: Called after every step.
-        on_epoch: Called with the metrics of every epoch.
+    The defaults are the CIFAR-100 recipe of the papers (mdistiller's): 240 epochs of SGD in batches of 64.
+
+    {arguments}
 
     Raises:
-        LogitCacheError: See its kinds; nothing is trained on data, pixels or logits that are not those of the cache.
+        UnknownNameError: There is no such setting, method, network or other name.
+        InputError: A value is out of range, or `out` cannot be used.
+        CacheMismatchError: Data, pixels or logits are not those of the cache, or the run to resume has other settings.
+        StoppedError: The run was asked to stop; its state is saved.
+        LogitCacheError: The base class of these and of all other errors.
     """
-    settings = _settings({name: value for name, value in locals().items() if name not in _CONDUCT})
-    name = method_name(method)
-    pieces = {"refine": refine, "standardize": standardize, "temperature": temperature, "tail": tail}
-    if twice := [word for word in parameters or {} if pieces.get(word) is not None]:
+    chosen = TrainSettings.over(settings, options)
+    if student is None:
+        raise InputError("no student to train: name a network, or pass a module (--student)")
+    told = combine_callbacks(callbacks, on_progress=on_progress, on_epoch=on_epoch, should_stop=should_stop)
+    name, data, live_teacher = method_name(chosen.method), chosen.data, chosen.live_teacher
+    pieces = {name: getattr(chosen, name) for name in ("refine", "standardize", "temperature", "tail")}
+    if twice := [word for word in chosen.parameters or {} if pieces.get(word) is not None]:
         raise InputError(f"{twice[0]} is given twice, by its own option and as a parameter")
     objective = make_objective(
-        method,
-        {word: value for word, value in pieces.items() if value is not None} | dict(parameters or {}),
-        preset=preset,
-        ce_weight=ce_weight,
-        kd_weight=kd_weight,
-        warmup=kd_warmup,
-        label_smoothing=label_smoothing,
+        chosen.method,
+        {word: value for word, value in pieces.items() if value is not None} | dict(chosen.parameters or {}),
+        preset=chosen.preset,
+        ce_weight=chosen.ce_weight,
+        kd_weight=chosen.kd_weight,
+        warmup=chosen.kd_warmup,
+        label_smoothing=chosen.label_smoothing,
     )
-    opened = None if cache is None else open_cache(cache).of(teacher)
-    _refuse_nonsense(
-        opened,
-        name,
-        data,
-        augment,
-        distills=objective.loss is not None,
-        live_teacher=bool(live_teacher),
-        epochs=epochs,
-        batch_size=batch_size,
-        parts=grad_accum_steps,
-    )
-    where = pick_device(device)
+    opened = None if cache is None else open_cache(cache).of(chosen.teacher)
+    _refuse_nonsense(opened, name, chosen, distills=objective.loss is not None)
+    where = pick_device(chosen.device)
     if opened and not live_teacher:
         _refuse_too_little(opened, objective)
     if opened:
@@ -216,11 +121,14 @@ def train_student(
         recorded = opened.manifest.teachers[0]["preprocessing"]
     else:
         samples = as_samples(data)
-        views, recorded = list(modality_of(samples).make_views(augment or "none", epochs, seed)), {}
+        views, recorded = (
+            list(modality_of(samples).make_views(chosen.augment or "none", chosen.epochs, chosen.seed)),
+            {},
+        )
     modality = modality_of(samples)
     _refuse_mixed(views, objective, name, str(opened.place) if opened else "this training")
-    shown = epoch_views(views, paired=objective.pairs_views if pair_views is None else pair_views)
-    if pair_views and len(shown) == len(views):
+    shown = epoch_views(views, paired=objective.pairs_views if chosen.pair_views is None else chosen.pair_views)
+    if chosen.pair_views and len(shown) == len(views):
         remedy = (
             "Dump some: --augment RECIPE,RECIPE makes one view of each"
             if opened
@@ -228,22 +136,22 @@ def train_student(
         )
         raise CacheMismatchError(f"{opened.place if opened else 'this training'} holds no pairs of views. {remedy}.")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = modality.network(student, len(samples.classes), student_weights)
-    given = {"mean": mean, "std": std, "image_size": image_size, "crop_pct": crop_pct}
+        torch.manual_seed(chosen.seed)
+        network = modality.network(student, len(samples.classes), chosen.student_weights)
+    given = {name: getattr(chosen, name) for name in ("mean", "std", "image_size", "crop_pct")}
     inputs = modality.choose_inputs(samples, views[0], given, network.preprocessing, recorded)
     if data is None and opened:
         data = opened.manifest.data["spec"]
-    test = _test_samples(test_data, data, samples)
+    test = _test_samples(chosen.test_data, data, samples)
     model = network.module.to(where)
     replicas = join_replicas(where)
-    stepper = Stepper(model, objective, settings, where, replicas, samples)
-    window = _window(opened, memory_budget, len(shown[0])) if opened else None
-    targets = _targets(opened, objective, live_teacher, teacher_weights, where)
+    stepper = Stepper(model, objective, chosen, where, replicas, samples)
+    window = _window(opened, chosen.memory_budget, len(shown[0])) if opened else None
+    targets = _targets(opened, objective, live_teacher, chosen.teacher_weights, where)
     named = local_path(out) if out else free_name(Path("runs"), f"{_folder(name)}-{network.name}".replace(":", "-"))
     facts = _facts(opened, targets.name, network, inputs, where) | {"data": _digests(samples, test)}
     facts["headline"] = find_metric(modality.headline).to_json()
-    run = _begun(replicas, named, settings, facts, report_to, resume=resume)
+    run = _begun(replicas, named, _record(cache, student, chosen), facts, report_to, resume=resume)
     loop = Loop(
         stepper,
         targets,
@@ -251,21 +159,19 @@ def train_student(
         inputs,
         test,
         where,
-        settings,
+        chosen,
         run,
         replicas,
-        workers,
+        chosen.workers,
         window,
-        should_stop,
-        on_progress,
-        on_epoch,
+        told,
     )
     with contextlib.closing(run), replicas.saying_when_left():
         results = run.results
         if results is not None:
             weights = run.path / "student.safetensors"
             model.load_state_dict(replicas.from_leader(lambda: read_weights(str(weights))))
-            return RunResult(run.path, model.eval(), results)
+            return RunResult(run.path, model.eval(), _metrics(run, replicas), results)
         with contextlib.closing(targets):
             results = loop.run(shown, opened)
         if replicas.leads:
@@ -279,7 +185,7 @@ def train_student(
             if stepper.average is not None:
                 save_weights(stepper.average.module.state_dict(), run.path / "student-ema.safetensors", notes)
         run.finish(results)
-    return RunResult(run.path, model.eval(), results)
+        return RunResult(run.path, model.eval(), _metrics(run, replicas), results)
 
 
 def _begun(
@@ -306,32 +212,18 @@ def _begun(
         return ours[0] if ours else FollowedRun(*found)
 
 
-_CONDUCT = (
-    "workers",
-    "report_to",
-    "resume",
-    "out",
-    "should_stop",
-    "on_progress",
-    "on_epoch",
-)  # arguments that decide no weight; the others are settings
+def _record(
+    cache: str | Path | Cache | None, student: str | nn.Module | None, settings: TrainSettings
+) -> dict[str, Any]:
+    """Return what decides the result, as `run.json` has it."""
+    path = str(cache.place) if isinstance(cache, Cache) else cache
+    found = TrainRequest(cache=path, student=student).record() | settings.record()
+    return dict(sorted(found.items())) | {"method": method_name(settings.method)}
 
 
-def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return what decides the result, as JSON: objects by the name of their type."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Cache):
-            return str(value.place)
-        if isinstance(value, Mapping):
-            return dict(value)
-        if value is None or isinstance(value, bool | int | float | str | list | tuple):
-            return value
-        return str(value) if isinstance(value, Path) else type(value).__name__
-
-    arguments = arguments | {"method": method_name(arguments["method"])}
-    found: dict[str, Any] = json.loads(json.dumps({name: plain(value) for name, value in sorted(arguments.items())}))
-    return found
+def _metrics(run: RunDirectory, replicas: Replicas) -> list[EpochMetrics]:
+    """Read the metrics of all epochs; on other ranks than 0, which may not see the folder, get them from there."""
+    return cast("list[EpochMetrics]", replicas.from_leader(lambda: read_metrics(run.path)))
 
 
 def _folder(method: str) -> str:
@@ -377,29 +269,16 @@ def _facts(cache: Cache | None, logits: str, network: Network, inputs: Inputs, d
     }
 
 
-def _refuse_nonsense(
-    cache: Cache | None,
-    method: str,
-    data: Any,
-    augment: str | None,
-    *,
-    distills: bool,
-    live_teacher: bool,
-    epochs: int,
-    batch_size: int,
-    parts: int,
-) -> None:
-    if epochs < 1 or batch_size < 1 or parts < 1:
-        raise InputError(f"epochs, batch size and its parts must be 1 or more, not {epochs}, {batch_size} and {parts}")
+def _refuse_nonsense(cache: Cache | None, method: str, settings: TrainSettings, *, distills: bool) -> None:
     if cache is None and distills:
         raise InputError(
             f"method {method} needs a teacher's logits: name a cache. Without one, only --method ce trains, with --data."
         )
-    if cache is None and live_teacher:
+    if cache is None and settings.live_teacher:
         raise InputError("a live teacher needs a cache too: it says which teacher, data and views. Name one.")
-    if cache is None and data is None:
+    if cache is None and settings.data is None:
         raise InputError("name a cache, or with --method ce a data set (--data)")
-    if cache is not None and augment is not None:
+    if cache is not None and settings.augment is not None:
         raise InputError(
             f"{cache.place} has its own views ({cache.manifest.views[0]['recipe']}): leave out --augment, or dump again with it."
         )

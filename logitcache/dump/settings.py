@@ -1,0 +1,263 @@
+"""The settings of a dump (no torch, so that `logitcache dump --help` stays fast)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from logitcache.errors import unknown_name
+from logitcache.runtime.progress import Callbacks, OnProgress
+from logitcache.runtime.settings import Settings, option
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+__all__ = [
+    "ENCODINGS",
+    "DumpExecution",
+    "DumpRequest",
+    "DumpSettings",
+    "EncodingSettings",
+    "InputSettings",
+    "TeacherSettings",
+    "ViewSettings",
+]
+
+ENCODINGS = ("full", "topk")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TeacherSettings(Settings):
+    """The teacher's weights and classes."""
+
+    teacher_weights: str | Sequence[str] | None = option(
+        None,
+        form="one-or-more",
+        metavar="FILE",
+        help="Weights of the teacher: a safetensors file, a torch checkpoint, the name of torchvision weights, or demo for the teacher "
+        "that ships with logitcache. For several teachers, one each in the same order.",
+    )
+    teacher_classes: int | None = option(
+        None,
+        metavar="N",
+        minimum=2,
+        shown="the classes of the data, or 1,000 with a class map",
+        help="Number of classes of the teacher's output.",
+    )
+    class_map: str | Sequence[int] | None = option(
+        None,
+        metavar="FILE",
+        shown="the same classes",
+        help="JSON file that maps the name of each class of the data to the teacher's class number. Only the logits of these classes are "
+        "stored. In Python also the numbers in order.",
+    )
+    average: bool = option(False, help="Store the mean of the logits of several teachers instead of those of each.")
+    test_time_views: str = option(
+        "none",
+        metavar="none|flip",
+        help="Test-time augmentation of the teacher: with flip, logits are averaged over an image and its mirror image.",
+    )
+
+    def __post_init__(self) -> None:
+        """Check names, and accept any sequence of class numbers."""
+        super().__post_init__()
+        if self.class_map is not None and not isinstance(self.class_map, str):
+            object.__setattr__(self, "class_map", tuple(int(number) for number in self.class_map))
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ViewSettings(Settings):
+    """The views that the teacher is shown."""
+
+    augment: str = option(
+        "none",
+        metavar="RECIPE[,RECIPE]",
+        help="Augmentation of the views: none, cifar, cifar-strong, imagenet, imagenet-strong, or steps like pad-crop-flip+randaugment+"
+        "cutmix (docs/views.md). Two recipes separated by a comma make pairs of views.",
+    )
+    views: int = option(
+        1,
+        metavar="V",
+        minimum=1,
+        help="Number of views of the whole data set for each recipe; epoch e trains on view e mod V. A larger number extends a cache.",
+    )
+    seed: int = option(0, minimum=0, help="Seed of the augmentation and of the choice of probe rows.")
+    samples: tuple[int, int] | None = option(
+        None,
+        form="span",
+        metavar="A:B",
+        shown="all",
+        help="Range of samples to dump, from A to B - 1; `logitcache merge` joins such caches.",
+    )
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        self.check("seed", lambda seed: seed < 2**64, "below 2**64")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class EncodingSettings(Settings):
+    """How logits are stored."""
+
+    encoding: str | None = option(
+        None,
+        metavar="full|topk",
+        shown="full up to 1,000 classes, unless a number of logits is given",
+        help="Logits to store: those of every class (full), or the largest with statistics of the others (topk).",
+    )
+    top_k: int | None = option(
+        None, metavar="K", minimum=1, shown="64", help="Number of the largest logits that topk stores."
+    )
+    precision: str = option(
+        "f16",
+        metavar="f32|f16|u8",
+        help="Precision of stored logits: f32 is lossless, f16 takes half of its space, and u8 a quarter.",
+    )
+    block_rows: int | None = option(
+        None,
+        form="python",
+        minimum=1,
+        shown="a number chosen by the size of a row",
+        help="Rows per block of the cache.",
+    )
+
+    def __post_init__(self) -> None:
+        """Check names."""
+        super().__post_init__()
+        if self.encoding is not None and self.encoding not in ENCODINGS:
+            raise unknown_name("encoding", str(self.encoding), ENCODINGS)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class InputSettings(Settings):
+    """The preprocessing for the teacher."""
+
+    mean: Sequence[float] | None = option(
+        None,
+        form="numbers",
+        metavar="R,G,B",
+        shown="that of the weights or the data",
+        help="Per-channel mean of the teacher's input, in [0, 1].",
+    )
+    std: Sequence[float] | None = option(
+        None,
+        form="numbers",
+        metavar="R,G,B",
+        shown="that of the weights or the data",
+        help="Per-channel standard deviation of the teacher's input, in [0, 1].",
+    )
+    image_size: int | None = option(
+        None,
+        metavar="PIXELS",
+        minimum=1,
+        shown="that of the weights or the data",
+        help="Height and width of the teacher's input in pixels.",
+    )
+    crop_pct: float | None = option(
+        None,
+        metavar="FRACTION",
+        shown="that of the weights or the data",
+        help="Fraction of the shorter side kept by the center crop when images are resized.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DumpExecution(Settings):
+    """Batches, numerics and devices."""
+
+    batch_size: int | str = option(
+        256,
+        form="rows",
+        metavar="ROWS|auto",
+        help="Rows per forward pass of the teacher. With auto, as many as fit on a GPU, and 256 on a CPU.",
+    )
+    amp: bool = option(
+        False, help="Run the teacher in bfloat16 under automatic mixed precision; part of the cache's identity."
+    )
+    channels_last: bool = option(
+        False,
+        help="Use the channels-last memory format, which makes convolutions on GPUs faster; part of the cache's identity.",
+    )
+    compiled: bool = option(
+        False, flag="compile", help="Compile the teacher with torch.compile; part of the cache's identity."
+    )
+    device: str = option("auto", metavar="NAME", help="Device to run the teacher on: auto, cpu, cuda, cuda:1, ...")
+    workers: int | None = option(
+        None,
+        metavar="N",
+        minimum=0,
+        shown="a number that suits the data",
+        conduct=True,
+        help="Number of processes that decode images.",
+    )
+    threads: int | None = option(
+        None,
+        metavar="N",
+        minimum=1,
+        shown="torch's, or those the cache was begun with",
+        help="CPU threads of a forward pass; part of the cache's identity.",
+    )
+    allow_mixed: bool = option(
+        False, conduct=True, help="Continue a cache that was begun on another device or with other library versions."
+    )
+
+    def __post_init__(self) -> None:
+        """Check the batch size."""
+        super().__post_init__()
+        self.check(
+            "batch_size",
+            lambda rows: rows == "auto" or (isinstance(rows, int) and not isinstance(rows, bool) and rows >= 1),
+            "1 or more, or auto",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DumpSettings(TeacherSettings, ViewSettings, EncodingSettings, InputSettings, DumpExecution):
+    """All settings of a dump but the teacher, the data and the cache; reusable for any number of dumps.
+
+    The fields are the keyword arguments of `dump_logits` and the options of `logitcache dump`, where each is described.
+    Use `dataclasses.replace` to change some of them.
+
+    Raises:
+        UnknownNameError: There is no such setting, encoding or test-time augmentation.
+        InputError: A value is out of range.
+    """
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DumpRequest(Settings):
+    """What a single call adds to the settings: the teacher, the data, the cache, and who is told of it."""
+
+    teacher: "str | nn.Module | Sequence[str | nn.Module]" = option(
+        form="one-or-more",
+        metavar="NAME",
+        help="Teacher network: a CIFAR network (resnet56, wrn-40-2, ...), torchvision:NAME, timm:NAME or package.module:factory. Several "
+        "teachers run in one pass; on the command line, repeat the option.",
+    )
+    data: Any = option(
+        metavar="SPEC",
+        help="Data set: fashion-mnist-mini, cifar10, cifar100, fashion-mnist (each also :test), imagefolder:PATH, arrays:FILE.npz or "
+        "package.module:factory.",
+    )
+    out: str | Path = option(
+        metavar="PATH",
+        help="Path of the cache, a folder or s3://BUCKET/PATH. A dump that was stopped there is continued.",
+    )
+    settings: "DumpSettings | None" = option(
+        None, form="python", conduct=True, help="Settings; keyword arguments replace fields of it."
+    )
+    callbacks: Callbacks | None = option(
+        None,
+        form="python",
+        conduct=True,
+        help="Object whose methods are called after every batch, and asked after every block whether to stop. A dump that is asked to "
+        "stop commits what it has and raises CacheIncompleteError.",
+    )
+    should_stop: Callable[[], bool] | None = option(
+        None, form="python", conduct=True, help="Function called as `Callbacks.should_stop`."
+    )
+    on_progress: OnProgress | None = option(
+        None, form="python", conduct=True, help="Function called as `Callbacks.on_step`."
+    )

@@ -1,0 +1,334 @@
+"""Settings as frozen dataclasses: one field holds the name, default, range and help text of an option.
+
+The command line, `inspect.signature`, docstrings and `run.json` are all made from the fields, so they cannot disagree.
+Groups of settings are combined by inheritance; a function takes the smallest group it needs.
+"""
+
+import dataclasses
+import functools
+import inspect
+import numbers
+import operator
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import PurePath
+from types import NoneType
+from typing import Any, Literal, Self, TypeVar, get_args
+
+from logitcache.errors import InputError, unknown_name
+
+__all__ = ["Form", "Option", "Settings", "option", "option_of", "options_in", "show_options", "to_command_line"]
+
+# How a value is written on the command line.
+Form = Literal[
+    "text",
+    "integer",
+    "number",
+    "flag",  # --amp
+    "switch",  # --standardize, --no-standardize
+    "numbers",  # 0.5,0.5,0.5
+    "integers",  # 150,180,210
+    "value",  # a number, true, false, a word, or several separated by commas
+    "bytes",  # 8GB
+    "span",  # 0:50000
+    "rows",  # 256, auto
+    "repeated",  # --report-to csv --report-to wandb
+    "one-or-more",  # the same; a single one is not a sequence
+    "assignments",  # --set beta=4 --set alpha=1
+    "argument",  # positional
+    "python",  # nothing: only Python has it
+]
+_FORMS: dict[frozenset[type], Form] = {
+    frozenset({bool}): "flag",
+    frozenset({bool, NoneType}): "switch",
+    frozenset({int}): "integer",
+    frozenset({int, NoneType}): "integer",
+    frozenset({float}): "number",
+    frozenset({float, NoneType}): "number",
+}
+_OBJECTS = ("text", "argument", "python")  # forms of options that also take objects, which stay as they are
+_KEY = "option"
+_LINE = 112  # characters of a docstring line
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """The metadata of a field.
+
+    Attributes:
+        help: Full sentences with units, for the command line and Python alike.
+        metavar: Placeholder for the value in help.
+        shown: What help shows as the default if the default is None.
+        flag: Name on the command line. Defaults to the name of the field.
+        form: How the value is written on the command line. Defaults to what the annotation suggests.
+        minimum: Smallest value allowed.
+        conduct: Whether the setting cannot change the result; such settings are not recorded.
+    """
+
+    help: str
+    metavar: str | None = None
+    shown: str | None = None
+    flag: str | None = None
+    form: Form | None = None
+    minimum: int | None = None
+    conduct: bool = False
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,  # noqa: A002
+    metavar: str | None = None,
+    shown: str | None = None,
+    flag: str | None = None,
+    form: Form | None = None,
+    minimum: int | None = None,
+    conduct: bool = False,
+) -> Any:
+    """Declare a field of a settings class.
+
+    Args:
+        default: Default value. A field without one is required.
+        help: See `Option`, as for the other arguments.
+        metavar: Placeholder for the value in help.
+        shown: What help shows as the default if the default is None.
+        flag: Name on the command line.
+        form: How the value is written on the command line.
+        minimum: Smallest value allowed.
+        conduct: Whether the setting cannot change the result.
+    """
+    entry = Option(help, metavar, shown, flag, form, minimum, conduct)
+    return field(default=default, metadata={_KEY: entry})
+
+
+def option_of(one: "dataclasses.Field[Any]") -> Option:
+    """Return the metadata of a field, with the form that its annotation suggests."""
+    found: Option = one.metadata[_KEY]
+    if found.form is not None:
+        return found
+    kinds = frozenset(get_args(one.type) or (one.type,))
+    return dataclasses.replace(found, form=_FORMS.get(kinds, "text"))
+
+
+def options_in(kind: "type[Settings]") -> "list[dataclasses.Field[Any]]":
+    """Return the fields of a settings class, group by group in the order of its bases."""
+    by_name = {one.name: one for one in fields(kind)}
+    ordered = dict.fromkeys(name for group in _groups(kind) for name in vars(group).get("__annotations__", {}))
+    return [by_name[name] for name in ordered if name in by_name]
+
+
+def _groups(kind: type) -> Iterator[type]:
+    for base in kind.__bases__:
+        if is_dataclass(base):
+            yield from _groups(base)
+    yield kind
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Settings:
+    """Base class of settings: checks names, types and ranges on construction, and converts to and from JSON.
+
+    Sequences are stored as tuples, and mappings are copied, so that nobody else can change a settings object.
+    """
+
+    def __new__(cls, *_: Any, **given: Any) -> Self:
+        """Refuse unknown names with a suggestion, before the dataclass would raise TypeError."""
+        known = [one.name for one in fields(cls)]
+        for name in given:
+            if name not in known:
+                raise unknown_name("setting", name, known)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        """Freeze the values and check the range of each.
+
+        Raises:
+            InputError: A value is out of range or of the wrong type.
+        """
+        for one in fields(self):
+            entry = option_of(one)
+            if entry.form not in _OBJECTS:
+                object.__setattr__(self, one.name, _frozen(getattr(self, one.name)))
+            least = f" of {entry.minimum} or more" if entry.minimum is not None else ""
+            match entry.form if one.metadata[_KEY].form is None else None:  # as annotated
+                case "flag" | "switch":
+                    self.check(one.name, lambda value: isinstance(value, bool), "True or False")
+                case "integer":
+                    self.check(one.name, _is_integer, f"a whole number{least}")
+                case "number":
+                    self.check(one.name, _is_number, "a number")
+                case _:
+                    pass
+            if entry.minimum is not None:
+                self.check(one.name, functools.partial(operator.le, entry.minimum), f"{entry.minimum} or more")
+
+    def check(self, name: str, good: Callable[[Any], bool], wanted: str) -> None:
+        """Raise InputError unless a field is `good`; None is, where it is the default.
+
+        Args:
+            name: Name of the field.
+            good: Returns whether a value is allowed.
+            wanted: What is allowed, for the message: "greater than 0".
+        """
+        value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+        try:
+            fine = good(value) if value is not None or default is not None else True
+        except TypeError:
+            fine = False
+        if not fine:
+            raise InputError(f"{self.flag(name)} must be {wanted}, not {_shown(value)}")
+
+    @classmethod
+    def flag(cls, name: str) -> str:
+        """Return the name of a field on the command line: `--weight-decay`."""
+        return cls.flag_of(cls.__dataclass_fields__[name])
+
+    @staticmethod
+    def flag_of(one: "dataclasses.Field[Any]") -> str:
+        """Return the name of a field on the command line, as `flag`."""
+        return f"--{(one.metadata[_KEY].flag or one.name).replace('_', '-')}"
+
+    @classmethod
+    def over(cls, settings: Self | None, options: Mapping[str, Any]) -> Self:
+        """Return settings with some fields replaced.
+
+        Args:
+            settings: Where the other fields come from. Defaults to the defaults.
+            options: Values by name.
+
+        Raises:
+            UnknownNameError: There is no such field.
+            InputError: A value is out of range, or `settings` is of another class.
+        """
+        if settings is not None and not isinstance(settings, cls):
+            raise InputError(f"settings must be a {cls.__name__}, not a {type(settings).__name__}")
+        return dataclasses.replace(cls() if settings is None else settings, **options)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all fields as plain objects, sorted by name; other objects become the name of their type or their own."""
+        every = sorted(fields(self), key=lambda one: one.name)
+        return {one.name: _plain(getattr(self, one.name), objects=option_of(one).form in _OBJECTS) for one in every}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Return the settings that `to_json` wrote. Unknown names are refused."""
+        return cls(**content)
+
+    def record(self) -> dict[str, Any]:
+        """Return what decides the result, as `to_json`: without conduct, and with defaults resolved."""
+        decides = {one.name for one in fields(self) if not option_of(one).conduct}
+        return {name: value for name, value in self.to_json().items() if name in decides}
+
+    def __repr__(self) -> str:
+        changed = [one.name for one in options_in(type(self)) if not _is_default(one, getattr(self, one.name))]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_default(one: "dataclasses.Field[Any]", value: Any) -> bool:
+    return value is one.default or (type(value) is type(one.default) and bool(value == one.default))
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _frozen(value: Any) -> Any:
+    """Return tuples for lists, copies of mappings, and Python's own numbers for numpy's."""
+    if type(value) in (list, tuple):
+        return tuple(map(_frozen, value))
+    if isinstance(value, Mapping):
+        return {name: _frozen(inner) for name, inner in value.items()}
+    if value is None or isinstance(value, int | float | str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def _plain(value: Any, *, objects: bool = False) -> Any:
+    """Return a value as JSON has it. Among `objects`, a sequence of anything but numbers and words is one too."""
+    if (
+        objects
+        and isinstance(value, list | tuple | Mapping)
+        and not all(isinstance(one, int | float | str) for one in value)
+    ):
+        return _name(value)
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value) if isinstance(value, PurePath) else _name(value)
+
+
+def _name(value: Any) -> str:
+    """Return the qualified name of a function or class, or the name of an object's type."""
+    if isinstance(value, functools.partial):
+        given = [*map(repr, value.args), *(f"{name}={inner!r}" for name, inner in value.keywords.items())]
+        return f"{_name(value.func)}({', '.join(given)})"
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return type(value).__name__
+
+
+def show_options(*kinds: type[Settings]) -> Callable[[Function], Function]:
+    """Decorate a function with `**options`: put the fields into its signature, and `{arguments}` of its docstring.
+
+    Args:
+        kinds: Settings classes. A field that has the name of a parameter describes that parameter.
+    """
+    every = {one.name: one for kind in kinds for one in options_in(kind)}
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        more = [
+            inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
+            for one in every.values()
+            if one.name not in signature.parameters
+        ]
+        shown = signature.replace(parameters=[*own, *more])
+        function.__signature__ = shown  # type: ignore[attr-defined]
+        if function.__doc__:  # python -OO drops it
+            lines = [_argument(every[name]) for name in shown.parameters]
+            function.__doc__ = function.__doc__.replace("{arguments}", "\n".join(["Args:", *lines]))
+        return function
+
+    return decorate
+
+
+def _argument(one: "dataclasses.Field[Any]") -> str:
+    entry = option_of(one)
+    text = f"{one.name}: {entry.help}" + (f" Defaults to {entry.shown}." if entry.shown else "")
+    return textwrap.fill(text, _LINE, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False)
+
+
+def to_command_line(*several: Settings) -> list[str] | None:
+    """Return the options that differ from their defaults as a command line has them, or None if one cannot be typed."""
+    words: list[str] = []
+    for settings in several:
+        for one in options_in(type(settings)):
+            value, flag, form = getattr(settings, one.name), settings.flag(one.name), option_of(one).form
+            if _is_default(one, value):
+                continue
+            parts = value if isinstance(value, tuple) else (value,)
+            if form == "python" or not all(isinstance(part, bool | int | float | str | PurePath) for part in parts):
+                return None
+            if isinstance(value, bool):
+                words.append(flag if value else f"--no-{flag.removeprefix('--')}")
+            elif form in ("repeated", "one-or-more"):
+                words += [word for part in parts for word in (flag, str(part))]
+            else:
+                words += [flag, (":" if form == "span" else ",").join(map(str, parts))]
+    return words

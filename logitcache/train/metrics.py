@@ -1,0 +1,49 @@
+"""What is measured in an epoch, as `metrics.jsonl` has it (no torch)."""
+
+from typing import NotRequired, TypedDict
+
+__all__ = ["EpochMetrics"]
+
+
+class EpochMetrics(TypedDict):
+    """Metrics of one epoch. What does not apply to the method or the data is left out.
+
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        view: Index of the view that was shown, the first one of a pair.
+        views: Indices of all views of a pair.
+        lr: Learning rate of the last step.
+        loss: Mean training loss.
+        ce: Mean cross-entropy, without its weight.
+        kd: Mean distillation term, without its weight; 0 without a teacher.
+        train_accuracy: Fraction of training rows classified correctly, in training mode.
+        teacher_agreement: Fraction of training rows on which student and teacher predict the same class.
+        refined_rows: Fraction of rows whose teacher logits were changed by the label.
+        unranked_rows: Fraction of rows whose label is not among the largest logits that a top-k cache kept.
+        seconds: Training time in seconds, without evaluation.
+        images_per_second: Training speed; of other data under the name of its unit, as `sequences_per_second`.
+        windows: Number of windows the epoch was read in, if more than one.
+        test_accuracy: Fraction of test samples classified correctly.
+        test_loss: Mean cross-entropy on the test samples.
+        test_ece: Expected calibration error on the test samples, 15 bins.
+        ema_test_accuracy: Test accuracy of the averaged weights.
+    """
+
+    epoch: int
+    view: int
+    views: NotRequired[list[int]]
+    lr: float
+    loss: float
+    ce: float
+    kd: float
+    train_accuracy: float
+    teacher_agreement: NotRequired[float]
+    refined_rows: NotRequired[float]
+    unranked_rows: NotRequired[float]
+    seconds: float
+    images_per_second: NotRequired[float]
+    windows: NotRequired[int]
+    test_accuracy: NotRequired[float]
+    test_loss: NotRequired[float]
+    test_ece: NotRequired[float]
+    ema_test_accuracy: NotRequired[float]
