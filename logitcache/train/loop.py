@@ -30,6 +30,7 @@ from logitcache.runtime.device import saying_when_out_of_memory, to_device
 from logitcache.runtime.progress import Callbacks, Progress
 from logitcache.store import Cache
 from logitcache.train.evaluate import Subject, evaluate
+from logitcache.train.job import Job
 from logitcache.train.optimize import learning_rate
 from logitcache.train.order import first_window, mixed_seed, sampled, shuffled, windowed
 from logitcache.train.replicas import Replicas
@@ -51,40 +52,29 @@ class Loop:
 
     def __init__(
         self,
+        job: Job,
+        settings: TrainSettings,
         stepper: Stepper,
         targets: Targets,
-        samples: Samples,
-        inputs: Inputs,
-        test: Samples | None,
-        device: torch.device,
-        settings: TrainSettings,
         run: RunDirectory,
         replicas: Replicas,
-        workers: int | None,
-        window: tuple[int, int] | None,
         callbacks: Callbacks,
     ) -> None:
-        self.stepper, self.targets, self.samples, self.inputs = stepper, targets, samples, inputs
-        self.modality, self.offsets = modality_of(samples), offsets_of(samples)
-        self.model, self.callbacks = stepper.model, callbacks
-        self.device, self.settings, self.directory, self.replicas = device, settings, run, replicas
-        self.workers, self.window = workers, window
+        self.job, self.settings, self.stepper, self.targets = job, settings, stepper, targets
+        self.samples, self.inputs, self.device, self.model = job.samples, job.inputs, job.device, stepper.model
+        self.modality, self.offsets = modality_of(job.samples), offsets_of(job.samples)
+        self.directory, self.replicas, self.callbacks = run, replicas, callbacks
         self.test: Subject | None = None
-        if test is not None:
-            seen, view = self.modality.for_evaluation(inputs, test)
-            renderer = self.modality.renderer(test, [seen], workers=workers, device=device)
-            self.test = Subject(test, view, seen, renderer)
+        if job.test is not None:
+            seen, view = self.modality.for_evaluation(job.inputs, job.test)
+            self.test = Subject(job.test, view, seen, self._renderer(job.test, [seen]))
 
-    def run(self, epoch_views: Sequence[Sequence[View]], cache: Cache | None) -> dict[str, Any]:
-        """Train all epochs that are left, and measure the student.
-
-        Args:
-            epoch_views: Views of an epoch; epoch e takes entry e mod their number.
-            cache: The cache, where there is one.
-        """
+    def run(self) -> dict[str, Any]:
+        """Train all epochs that are left, and measure the student."""
+        cache, epoch_views = self.job.cache, self.job.epoch_views
         history, begun = self._taken_up()
         networks = [self.inputs, *self.targets.preprocessing]
-        renderers = [self._renderer(networks) for _ in epoch_views[0]]
+        renderers = [self._renderer(self.samples, networks) for _ in epoch_views[0]]
         for epoch in range(len(history), self.settings.epochs):
             views, upcoming = (epoch_views[one % len(epoch_views)] for one in (epoch, epoch + 1))
             if cache:
@@ -106,12 +96,12 @@ class Loop:
                 self.replicas.wait()
                 raise self._stopped(f"epoch {epoch + 1} of {self.settings.epochs}")
         self.replicas.align(self.model)
-        return self._results(history, epoch_views[0][0], cache)
+        return self._results(history)
 
-    def _renderer(self, inputs: Sequence[Inputs]) -> Renderer:
-        return self.modality.renderer(self.samples, inputs, workers=self.workers, device=self.device)
+    def _renderer(self, samples: Samples, inputs: Sequence[Inputs]) -> Renderer:
+        return self.modality.renderer(samples, inputs, workers=self.settings.workers, device=self.device)
 
-    def _results(self, history: list[dict[str, Any]], view: View, cache: Cache | None) -> dict[str, Any]:
+    def _results(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         """Sum up the epochs, and compare the student once more with its teacher."""
         last = history[-1]
         kept = ("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_loss", "test_ece", "ema_test_accuracy")
@@ -121,7 +111,7 @@ class Loop:
             results[f"best_{headline.name}"] = headline.best(metrics[headline.name] for metrics in history)
         results["headline"] = headline.to_json()
         results["seconds_per_epoch"] = sum(metrics["seconds"] for metrics in history) / len(history)
-        return results | (self._beside_teacher(cache, view) if cache else {})
+        return results | (self._beside_teacher(self.job.cache) if self.job.cache else {})
 
     def _packed(self, history: list[dict[str, Any]], **begun: Any) -> bytes:
         buffer = io.BytesIO()
@@ -155,8 +145,8 @@ class Loop:
     ) -> dict[str, Any]:
         """Train one pass, or what is left of one that was `begun`; metrics are summed on the device and read once."""
         windows = self._windows(epoch)
-        following = self.window and first_window(
-            len(self.samples.labels), *self.window, self.settings.seed, epoch + 1, self.offsets
+        following = self.job.window and first_window(
+            len(self.samples.labels), *self.job.window, self.settings.seed, epoch + 1, self.offsets
         )
         steps, step = sum(-(-len(order) // self.settings.batch_size) for _, order in windows), 0
         done, over, sums = 0, begun.get("step", 0), torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
@@ -271,9 +261,9 @@ class Loop:
         Returns:
             For each window the blocks of the cache that hold it (None: all), and sample ids.
         """
-        if self.window is None:
+        if self.job.window is None:
             return [(None, shuffled(len(self.samples), self.settings.seed, epoch))]
-        return windowed(len(self.samples.labels), *self.window, self.settings.seed, epoch, self.offsets)
+        return windowed(len(self.samples.labels), *self.job.window, self.settings.seed, epoch, self.offsets)
 
     def _tested(self) -> dict[str, float]:
         if self.test is None:
@@ -286,11 +276,11 @@ class Loop:
             found["ema_test_accuracy"] = measured.accuracy
         return found
 
-    def _beside_teacher(self, cache: Cache, view: View) -> dict[str, float]:
+    def _beside_teacher(self, cache: Cache) -> dict[str, float]:
         """Compare the student, in evaluation mode, with the teacher's stored logits of some samples of the first view."""
         count = min(_AGREEMENT_SAMPLES, len(self.samples))
-        ids = np.arange(count) * len(self.samples) // count
-        subject = Subject(self.samples, view, self.inputs, self._renderer([self.inputs]))
+        ids, view = np.arange(count) * len(self.samples) // count, self.job.epoch_views[0][0]
+        subject = Subject(self.samples, view, self.inputs, self._renderer(self.samples, [self.inputs]))
         student = evaluate(self.model, subject, self.stepper.predict, self.device, self.replicas, ids=ids)
         teacher = self.replicas.from_leader(lambda: self._predicted(cache, view, student.rows))
         return {"teacher_agreement": float((student.predictions == teacher).mean()), "agreement_rows": len(teacher)}

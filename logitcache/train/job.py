@@ -1,0 +1,216 @@
+"""What a training will do: cache, data, student and objective opened and decided, before anything is written."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from logitcache.data import Inputs, Samples, View, as_samples, held_out_split, modality_of
+from logitcache.data.contract import cache_views, recorded_data
+from logitcache.errors import CacheMismatchError, InputError
+from logitcache.methods import METHODS, Objective, make_objective, method_name
+from logitcache.models import Network
+from logitcache.runtime.device import pick_device
+from logitcache.store import Cache, open_cache
+from logitcache.teachers.recorded import live_teacher_of
+from logitcache.train.order import epoch_views
+from logitcache.train.settings import TrainSettings
+from logitcache.train.targets import CachedTargets, LabelsOnly, LiveTargets, Targets
+
+__all__ = ["Job", "prepare", "targets_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A training that is ready to begin.
+
+    Attributes:
+        cache: The cache, with one teacher chosen; None on labels alone.
+        method: Name of the method, as recorded.
+        objective: What is minimized.
+        samples: The training data.
+        test: The data to evaluate on after each epoch, or None.
+        epoch_views: Views of an epoch; epoch e takes entry e mod their number.
+        network: The student with its initial weights, not yet on the device.
+        inputs: The student's preprocessing.
+        device: Device to train on.
+        window: Rows of a block and blocks of a window, where memory is bounded; None holds whole views.
+    """
+
+    cache: Cache | None
+    method: str
+    objective: Objective
+    samples: Samples
+    test: Samples | None
+    epoch_views: Sequence[Sequence[View]]
+    network: Network
+    inputs: Inputs
+    device: torch.device
+    window: tuple[int, int] | None
+
+
+def prepare(cache: str | Path | Cache | None, student: str | nn.Module, settings: TrainSettings) -> Job:
+    """Open everything that a training needs, and refuse what does not fit; writes nothing. Raises what `train_student` raises."""
+    name, objective = method_name(settings.method), _objective(settings)
+    opened = None if cache is None else open_cache(cache).of(settings.teacher)
+    _refuse_nonsense(opened, name, settings, distills=objective.loss is not None)
+    device = pick_device(settings.device)
+    if opened and not settings.live_teacher:
+        _refuse_too_little(opened, objective)
+    samples: Any
+    if opened:
+        samples, views = recorded_data(opened, settings.data), cache_views(opened)
+        recorded = opened.manifest.teachers[0]["preprocessing"]
+    else:
+        samples, recorded = as_samples(settings.data), {}
+        views = list(modality_of(samples).make_views(settings.augment or "none", settings.epochs, settings.seed))
+    modality = modality_of(samples)
+    _refuse_mixed(views, objective, name, str(opened.place) if opened else "this training")
+    shown = _epoch_views(opened, views, objective, settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = modality.network(student, len(samples.classes), settings.student_weights)
+    given = {name: getattr(settings, name) for name in ("mean", "std", "image_size", "crop_pct")}
+    inputs = modality.choose_inputs(samples, views[0], given, network.preprocessing, recorded)
+    spec = opened.manifest.data["spec"] if opened and settings.data is None else settings.data
+    test = _test_samples(settings.test_data, spec, samples)
+    window = _window(opened, settings.memory_budget, len(shown[0])) if opened else None
+    return Job(opened, name, objective, samples, test, shown, network, inputs, device, window)
+
+
+def targets_of(job: Job, settings: TrainSettings) -> Targets:
+    """Return where the teacher's logits come from: the cache, the live teacher, or nowhere."""
+    if job.cache is None or job.objective.loss is None:
+        return LabelsOnly()
+    if settings.live_teacher is False:
+        return CachedTargets(job.cache, job.device)
+    module = settings.live_teacher if isinstance(settings.live_teacher, nn.Module) else None
+    return LiveTargets(live_teacher_of(job.cache, module, settings.teacher_weights, job.device))
+
+
+def _objective(settings: TrainSettings) -> Objective:
+    pieces = {name: getattr(settings, name) for name in ("refine", "standardize", "temperature", "tail")}
+    if twice := [word for word in settings.parameters or {} if pieces.get(word) is not None]:
+        raise InputError(f"{twice[0]} is given twice, by its own option and as a parameter")
+    return make_objective(
+        settings.method,
+        {word: value for word, value in pieces.items() if value is not None} | dict(settings.parameters or {}),
+        preset=settings.preset,
+        ce_weight=settings.ce_weight,
+        kd_weight=settings.kd_weight,
+        warmup=settings.kd_warmup,
+        label_smoothing=settings.label_smoothing,
+    )
+
+
+def _epoch_views(
+    cache: Cache | None, views: Sequence[View], objective: Objective, settings: TrainSettings
+) -> list[tuple[View, ...]]:
+    paired = objective.pairs_views if settings.pair_views is None else settings.pair_views
+    shown = epoch_views(views, paired=paired)
+    if settings.pair_views and len(shown) == len(views):
+        remedy = (
+            "Dump some: --augment RECIPE,RECIPE makes one view of each"
+            if cache
+            else "Name two: --augment RECIPE,RECIPE"
+        )
+        raise CacheMismatchError(f"{cache.place if cache else 'this training'} holds no pairs of views. {remedy}.")
+    return shown
+
+
+def _refuse_nonsense(cache: Cache | None, method: str, settings: TrainSettings, *, distills: bool) -> None:
+    if cache is None and distills:
+        raise InputError(
+            f"method {method} needs a teacher's logits: name a cache. Without one, only --method ce trains, with --data."
+        )
+    if cache is None and settings.live_teacher:
+        raise InputError("a live teacher needs a cache too: it says which teacher, data and views. Name one.")
+    if cache is None and settings.data is None:
+        raise InputError("name a cache, or with --method ce a data set (--data)")
+    if cache is not None and settings.augment is not None:
+        raise InputError(
+            f"{cache.place} has its own views ({cache.manifest.views[0]['recipe']}): leave out --augment, or dump again with it."
+        )
+
+
+def _window(cache: Cache, budget: int | None, views: int) -> tuple[int, int] | None:
+    """Choose how many blocks of a cache are held at once: (rows of a block, blocks), or None for all.
+
+    Raises:
+        InputError: Not even one block fits, twice.
+    """
+    if budget is None:
+        return None
+    manifest = cache.manifest
+    block = 2 * views * manifest.block_rows * cache.fields(cache.teacher).itemsize
+    block *= 1 if manifest.rows is None else 2  # a sample that goes on in the next block brings that block along
+    if budget < block:
+        raise InputError(
+            f"--memory-budget {budget:,} bytes does not hold one block of {cache.place} and the next beside it: that takes {block:,}"
+        )
+    count = budget // block
+    return None if count >= manifest.blocks else (manifest.block_rows, count)
+
+
+def _refuse_too_little(cache: Cache, objective: Objective) -> None:
+    """Refuse a method that needs more of a row than the cache keeps, naming the dump that would serve."""
+    encoding, loss = cache.manifest.encoding, objective.loss
+    if loss is None or encoding["kind"] != "topk":
+        if loss is not None and loss.bucket:
+            raise InputError(f"{cache.place} keeps every class: nothing is left for --tail bucket. Leave it out.")
+        return
+    if loss.every_class:
+        raise CacheMismatchError(
+            f"{cache.place} keeps the {encoding['k']} largest of {len(cache.manifest.classes)} logits, and {loss.every_class}. "
+            f"Dump again with --encoding full{_fuller(cache)} or choose another method."
+        )
+
+
+def _refuse_mixed(views: Sequence[View], objective: Objective, method: str, where: str) -> None:
+    """Refuse a method that reads the label of a row where rows have two."""
+    mixed = next((view for view in views if view.mixes), None)
+    if mixed is None or objective.loss is None or not objective.loss.needs_label:
+        return
+    if objective.loss.assumed:
+        raise CacheMismatchError(
+            f"method {method} is a plain function, which is assumed to read the label of a row, and the views of {where} mix two samples "
+            f"into one ({mixed.recipe}). Wrap it in a logitcache.methods.Method with ignores_labels=True if it does not, or dump views "
+            "that are not mixed."
+        )
+    fine = ", ".join(["ce", *(name for name, one in METHODS.items() if one.ignores_labels and one.refine is None)])
+    raise CacheMismatchError(
+        f"method {method} reads the label of a row, and the views of {where} mix two samples into one ({mixed.recipe}). Choose a "
+        f"method that does not ({fine}), or dump views that are not mixed."
+    )
+
+
+def _fuller(cache: Cache) -> str:
+    """Spell the dump that keeps every class, where it is known how the cache was made."""
+    words, kept = shlex.split(cache.command or ""), list[str]()
+    if "dump" not in words or "--out" not in words:
+        return ","
+    for position, word in enumerate(words):
+        if word not in ("--top-k", "--encoding") and words[position - 1] not in ("--top-k", "--encoding"):
+            kept.append(word)
+    kept[kept.index("--out") + 1] = cache.place.beside("-full")
+    return f":\n  {shlex.join(kept)} --encoding full\n"
+
+
+def _test_samples(test_data: Any, data: Any, samples: Samples) -> Any:
+    if test_data is None and isinstance(data, str):
+        test_data = held_out_split(data)
+    if test_data is None:
+        return None
+    test, known = as_samples(test_data, samples.classes), samples.classes
+    if (ours := modality_of(samples).name) != (theirs := modality_of(test).name):
+        raise CacheMismatchError(f"the training data is {ours} and the test data {theirs}: give the same kind.")
+    if len(test.classes) > len(known) or tuple(test.classes) != tuple(known[: len(test.classes)]):
+        raise CacheMismatchError(
+            f"the test data has other classes ({', '.join(test.classes[:5])}, ...; {len(test.classes)}) than the training data "
+            f"({', '.join(known[:5])}, ...; {len(known)}). Give one of the same classes with --test-data."
+        )
+    return test
