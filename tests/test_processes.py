@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
 from torch.utils.data import DataLoader, Dataset
@@ -104,21 +103,9 @@ def test_a_cache_goes_into_the_workers_of_a_loader(dump, method):
         assert (rows.numpy() == expected[index.numpy()]).all()
 
 
-def folder_of(path, count):
-    """The tiny images as files."""
-    from PIL import Image
-
-    pixels, labels, classes = tiny.arrays()
-    for number in range(count):
-        place = path / classes[labels[number]]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.asarray(pixels[number])).save(place / f"{number}.png")
-    return path
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_dump_is_the_same_whatever_way_its_workers_start(tmp_path, method):
-    folder = folder_of(tmp_path / "images", 60)
+    folder = tiny.folder_of(tmp_path / "images", 60)
     code = (
         "import multiprocessing, sys, logitcache\n"
         "if __name__ == '__main__':\n"
@@ -144,7 +131,7 @@ def torchrun(count, npz, out, teacher="tiny:Slow", more=(), restarts=0, augment=
 
 def in_blocks_of_64(monkeypatch_file):
     """The command line chooses blocks by size; this data would be one."""
-    monkeypatch_file.write_text("import logitcache.dump.job\nlogitcache.job.block_rows_for = lambda *_: 64\n")
+    monkeypatch_file.write_text("import logitcache.dump.job\nlogitcache.dump.job.block_rows_for = lambda *_: 64\n")
 
 
 @pytest.fixture
@@ -274,7 +261,7 @@ def test_a_dump_that_is_asked_to_stop_finishes_its_block_and_says_how_to_go_on(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_whole_group_that_is_asked_to_stop_finishes_its_block(tmp_path, environment_of_children, number):
     """Ctrl-C, schedulers and torchrun signal the workers of the loader too."""
-    out, folder = tmp_path / "c.zarr", folder_of(tmp_path / "images", 300)
+    out, folder = tmp_path / "c.zarr", tiny.folder_of(tmp_path / "images", 300)
     words = f"dump --teacher tiny:Slow --data imagefolder:{folder} --out {out} --views 3 --batch-size 16 --threads 1"
     words += " --workers 2 --image-size 16"
     process = subprocess.Popen(

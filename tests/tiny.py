@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 SAMPLES, SIZE, CLASSES = 300, 16, 5
@@ -116,6 +117,16 @@ def bytes_of(path: Path) -> dict[str, bytes]:
     outside = {".logitcache/history.jsonl", ".logitcache/lock"}
     files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
     return {name: data for name, data in files.items() if name not in outside}
+
+
+def folder_of(path: Path, count: int) -> Path:
+    """The first images as files, in a folder a class."""
+    pixels, labels, classes = arrays()
+    for number in range(count):
+        place = path / classes[labels[number]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(pixels[number])).save(place / f"{number:03}.png")
+    return path
 
 
 def columns_of(cache, view: int = 0, slug: str = "sequential") -> dict[str, np.ndarray]:
