@@ -1,6 +1,7 @@
 """Loops that are not ours: rows by sample, whole batches, a wrapped data set."""
 
 import multiprocessing
+import threading
 
 import numpy as np
 import pytest
@@ -126,6 +127,24 @@ def test_a_loop_of_ones_own_gives_the_weights_of_train(dump, images, tmp_path):
     loader.close()
     for one, other in zip(mine.parameters(), expected.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-7)
+
+
+def test_a_loader_reads_the_next_view_ahead_and_none_twice(dump, images, monkeypatch):
+    read, waited, view = [], [], logitcache.Cache.view
+
+    def counted(self, index, *more):
+        read.append(index)
+        waited.append(threading.current_thread() is threading.main_thread())
+        return view(self, index, *more)
+
+    loader = Loader(dump(views=3), images, batch_size=100)
+    monkeypatch.setattr(logitcache.Cache, "view", counted)
+    for epoch in range(4):
+        assert len(list(loader.epoch(epoch))) == 3
+    loader.close()
+    assert read[:4] == [0, 1, 2, 0]
+    assert not any(waited[1:])
+    assert len(read) <= 5
 
 
 def test_a_loader_in_order_shows_every_sample_once(dump, images):
