@@ -73,16 +73,6 @@ def test_the_networks_of_the_readme_exist():
         assert name in CIFAR_NETWORKS or name.startswith("--")
 
 
-def test_the_file_map_names_what_is_there():
-    block = README.partition("## File map")[2].partition("## ")[0]
-    named = set(re.findall(r"(?:^    |  )((?:logitcache/)?[\w/]+(?:\.py|/))(?= |$)", block, re.MULTILINE))
-    for path in named:
-        assert (ROOT / path).exists() or (ROOT / "logitcache" / path).exists(), path
-    for path in (ROOT / "logitcache").iterdir():
-        if path.suffix == ".py" and not path.name.startswith("__"):
-            assert path.name in block, path.name
-
-
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for text in (page.read_text(), README):
