@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+import warm
 from logitcache.cli.app import app
 
 import logitcache
@@ -117,24 +118,10 @@ def test_adding_a_method_works_as_its_page_says(run, tmp_path, monkeypatch):
     loss = logitcache.get_loss("mine:SURE", preset="hard")
     student, teacher = torch.randn(2, 4, 5)
     assert loss(student, teacher, torch.zeros(4, dtype=torch.int64)).shape == (4,)
-    contract = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(ROOT / "tests/methods/test_contract.py"),
-    ]
-    done = subprocess.run(
-        [*contract, "--method", "mine:sure"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert " passed" in done.stdout
+    contract = ["-q", "-p", "no:cacheprovider", ROOT / "tests/methods/test_contract.py", "--method", "mine:sure"]
+    code, said = warm.Command("pytest", contract, tmp_path).end(seconds=300)
+    assert code == 0, said[-2000:]
+    assert " passed" in said
 
 
 def type_page(run, name: str) -> None:

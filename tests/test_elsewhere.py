@@ -55,7 +55,12 @@ def test_top_k_rows_are_completed_for_a_temperature(dump):
 
 @pytest.mark.parametrize(
     ("method", "persistent"),
-    [("fork", False), ("fork", True), ("spawn", True), pytest.param("spawn", False, marks=pytest.mark.slow)],
+    [
+        ("fork", False),
+        ("fork", True),
+        ("forkserver", True),
+        *(pytest.param("spawn", persistent, marks=pytest.mark.slow) for persistent in (False, True)),
+    ],
 )
 def test_a_wrapped_data_set_goes_through_any_loader(dump, images, method, persistent):
     """Pixels are those that the teacher saw, in every epoch, also where workers outlive one."""

@@ -19,6 +19,7 @@ from logitcache.errors import CacheIncompleteError, CacheNotFoundError, InputErr
 from logitcache.store import check_files, open_cache
 
 HERE = Path(__file__).parent
+STARTS = ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]  # spawn imports torch in each worker
 MIXED = "cifar-strong+mixup+cutmix"
 
 
@@ -94,7 +95,7 @@ class Rows(Dataset):
         return index, self.rows[index]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", STARTS)
 def test_a_cache_goes_into_the_workers_of_a_loader(dump, method):
     cache = dump()
     expected = cache.view(1, "sequential")["logits"]  # threads of ours have run before the fork
@@ -103,24 +104,23 @@ def test_a_cache_goes_into_the_workers_of_a_loader(dump, method):
         assert (rows.numpy() == expected[index.numpy()]).all()
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", STARTS)
 def test_a_dump_is_the_same_whatever_way_its_workers_start(tmp_path, method):
     folder = tiny.folder_of(tmp_path / "images", 60)
-    code = (
-        "import multiprocessing, sys, logitcache\n"
-        "if __name__ == '__main__':\n"
-        f"    multiprocessing.set_start_method({method!r})\n"
-        "    logitcache.dump_logits(teacher='tiny:net', data='imagefolder:' + sys.argv[1], out=sys.argv[2], workers=2,\n"
-        "        augment='imagenet-strong+mixup', batch_size=16, threads=1, image_size=16)\n"
-    )
-    (tmp_path / "run.py").write_text(code)
-    line = [sys.executable, str(tmp_path / "run.py"), str(folder), str(tmp_path / "c.zarr")]
-    subprocess.run(line, env={**os.environ, "PYTHONPATH": str(HERE)}, check=True, cwd=tmp_path)
-    alone = logitcache.dump_logits(
-        teacher="tiny:net", data=f"imagefolder:{folder}", out=tmp_path / "alone.zarr", workers=0,
-        augment="imagenet-strong+mixup", batch_size=16, threads=1, image_size=16,
-    )  # fmt: skip
-    assert tiny.bytes_of(tmp_path / "c.zarr") == tiny.bytes_of(alone.place.path)
+    arguments = {
+        "teacher": "tiny:net",
+        "data": f"imagefolder:{folder}",
+        "augment": "imagenet-strong+mixup",
+        "image_size": 16,
+    }
+    arguments |= {"batch_size": 16, "threads": 1}
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        cache = logitcache.dump_logits(**arguments, out=tmp_path / "c.zarr", workers=2)
+    finally:
+        multiprocessing.set_start_method(None, force=True)
+    alone = logitcache.dump_logits(**arguments, out=tmp_path / "alone.zarr", workers=0)
+    assert tiny.bytes_of(cache.place.path) == tiny.bytes_of(alone.place.path)
 
 
 def torchrun(count, npz, out, teacher="tiny:Slow", more=(), restarts=0, augment="pad-crop-flip"):

@@ -2,17 +2,13 @@
 
 import copy
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+import warm
 from torch.nn import functional as F
 
 import logitcache
@@ -20,8 +16,6 @@ from logitcache.data import Renderer, preprocessing_for
 from logitcache.errors import InputError, StoppedError
 from logitcache.train.evaluate import evaluate
 from logitcache.train.optimize import OPTIMIZERS, learning_rate, make_optimizer
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -335,17 +329,11 @@ def test_a_training_that_is_asked_to_stop_saves_and_says_how_to_go_on(tmp_path, 
     dump(data=f"arrays:{npz}")
     words = ["train", "c.zarr", "--student", "tiny:student", "--batch-size", "2", "--epochs", "3"]
     assert run(*words, "--out", "whole").exit_code == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "logitcache", *words, "--out", "run"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run/metrics.jsonl").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + number, said
+    command = warm.Command("logitcache", [*words, "--out", "run"], tmp_path)
+    command.wait_until((tmp_path / "run/metrics.jsonl").exists)
+    command.send_signal(number)
+    code, said = command.end()
+    assert code == 128 + number, said
     assert "stopping after the step in hand" in said
     assert "Go on with:\n  logitcache train --resume --out run" in said
     assert run("train", "--resume", "--out", "run").exit_code == 0
