@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import tiny
@@ -18,7 +17,6 @@ from logitcache.data import ArrayImages
 from logitcache.errors import CacheIncompleteError, CacheNotFoundError, InputError
 from logitcache.store import check_files, open_cache
 
-HERE = Path(__file__).parent
 STARTS = ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]  # spawn imports torch in each worker
 MIXED = "cifar-strong+mixup+cutmix"
 
@@ -138,7 +136,7 @@ def in_blocks_of_64(monkeypatch_file):
 def environment_of_children(tmp_path):
     (tmp_path / "site").mkdir()
     in_blocks_of_64(tmp_path / "site/sitecustomize.py")
-    return {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{HERE}"}
+    return {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{tiny.HERE}"}
 
 
 def alone(npz, out, augment="pad-crop-flip"):
@@ -176,7 +174,7 @@ def test_several_dumps_in_one_job(tmp_path, npz):
     start = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]]
     subprocess.run(
         [*start, str(tmp_path / "run.py"), str(npz)],
-        env={**os.environ, "PYTHONPATH": str(HERE)},
+        env={**os.environ, "PYTHONPATH": str(tiny.HERE)},
         cwd=tmp_path,
         check=True,
     )

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ import logitcache
 from logitcache.runtime import processes as ranks
 from logitcache.train.replicas import Replicas
 
-HERE = Path(__file__).parent
 JOB = """
 import logging, os, pathlib, sys
 import tiny, torch, logitcache
@@ -112,7 +110,7 @@ def train_words(cache, words):
     return ["-m", "logitcache", "train", cache.place.path, *words.split()]
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(tiny.HERE), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 SAMPLES, SIZE, CLASSES = 300, 16, 5
+HERE = Path(__file__).parent  # the folder to put on PYTHONPATH of a child that names tiny:NAME
 
 
 def net(classes: int) -> nn.Module:

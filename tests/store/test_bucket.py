@@ -32,7 +32,6 @@ from logitcache.store import lease as lease_module
 
 WHOLE = 1 << 40  # bytes: a connection that is not cut
 SECRET = "do-not-write-this-anywhere"
-HERE = Path(__file__).parents[1]
 
 
 @pytest.fixture
