@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 SAMPLES, SIZE, CLASSES = 300, 16, 5
+HERE = Path(__file__).parent  # the folder to put on PYTHONPATH of a child that names tiny:NAME
 
 
 def net(classes: int) -> nn.Module:
@@ -46,13 +48,21 @@ def still(classes: int) -> nn.Module:
 class Slow(nn.Module):
     """Takes its time, so that a test can kill it in the middle."""
 
+    pause = 0.15
+
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.net = net(classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        time.sleep(0.15)
+        time.sleep(self.pause)
         return self.net(x)
+
+
+class Unhurried(Slow):
+    """The same, where only one process has to be met in the middle."""
+
+    pause = 0.05
 
 
 class Poisoned(nn.Module):
@@ -116,6 +126,16 @@ def bytes_of(path: Path) -> dict[str, bytes]:
     outside = {".logitcache/history.jsonl", ".logitcache/lock"}
     files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
     return {name: data for name, data in files.items() if name not in outside}
+
+
+def folder_of(path: Path, count: int) -> Path:
+    """The first images as files, in a folder a class."""
+    pixels, labels, classes = arrays()
+    for number in range(count):
+        place = path / classes[labels[number]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(pixels[number])).save(place / f"{number:03}.png")
+    return path
 
 
 def columns_of(cache, view: int = 0, slug: str = "sequential") -> dict[str, np.ndarray]:

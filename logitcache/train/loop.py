@@ -72,6 +72,8 @@ class Loop:
     def run(self) -> dict[str, Any]:
         """Train all epochs that are left, and measure the student."""
         cache, epoch_views = self.job.cache, self.job.epoch_views
+        if not self.model.training:  # else its parts keep their modes: batch normalization may be frozen
+            self.model.train()
         history, begun = self._taken_up()
         networks = [self.inputs, *self.targets.preprocessing]
         renderers = [self._renderer(self.samples, networks) for _ in epoch_views[0]]
@@ -153,7 +155,6 @@ class Loop:
         if begun and self.replicas.leads:
             sums += begun["sums"].to(self.device)
         before, taken, self._next_agreement = begun.get("seconds", 0.0), 0, 0
-        self.model.train()
         started = time.perf_counter()
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), saying_when_out_of_memory(self.settings.batch_size):

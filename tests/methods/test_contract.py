@@ -1,4 +1,11 @@
-"""What every distillation loss keeps, whatever its paper. `pytest --method package.module:name` holds somebody's own against it too."""
+"""What every distillation loss keeps, whatever its paper. `pytest --method package.module:name` holds somebody's own against it too.
+
+A test is one property of one method: it goes through the method's variants and every case (shapes, gaps, degenerate batches, dtypes), and
+fails with a list of the cases that fail.
+"""
+
+import contextlib
+import itertools
 
 import pytest
 import torch
@@ -23,6 +30,8 @@ MINIMUM = {  # what a perfect student of a right teacher still pays
 }
 STOPPED = {"rc", "wsld"}  # a factor without gradient stands in the value, so finite differences are not the gradient
 BEGUN = {"sld": {"student_swap": True}}  # terms that begin during a training are tested switched on too
+# Variants that torch.compile traces in the default run, half a second each; the other ones are marked slow.
+COMPILED = {"kd plain", "dkd standardize", "rld adaptive", "sld begun"}
 
 
 def pytest_generate_tests(metafunc):
@@ -30,8 +39,11 @@ def pytest_generate_tests(metafunc):
     names = [own] if own else sorted(name for name, method in METHODS.items() if method.divergence)
     if "name" in metafunc.fixturenames:
         metafunc.parametrize("name", names)
-    if "variant" in metafunc.fixturenames:
-        metafunc.parametrize("variant", [variant for name in names for variant in variants(name)], ids=" ".join)
+    if "compiled" in metafunc.fixturenames:
+        found = [variant for name in names for variant in variants(name)]
+        marks = [[] if own or " ".join(one) in COMPILED else [pytest.mark.slow] for one in found]
+        cases = [pytest.param(one, marks=mark, id=" ".join(one)) for one, mark in zip(found, marks, strict=True)]
+        metafunc.parametrize("compiled", cases)
 
 
 def variants(name):
@@ -86,25 +98,60 @@ def finite(loss, student, teacher, labels):
     return bool(value.isfinite().all() and student.grad.isfinite().all())
 
 
-@given(shape=shapes)
-def test_one_finite_value_a_sample_or_one_a_batch_and_never_negative(variant, shape):
-    loss = loss_of(variant)
-    value = loss(*draw(*shape))
-    assert value.shape == (() if loss.couples_batch else (shape[0],))
-    assert value.isfinite().all()
-    assert (value > -1e-9).all()
+class Cases:
+    """Runs the cases of a test and collects those that fail, so that one does not hide the others."""
+
+    def __init__(self):
+        self._count, self._failed = 0, []
+
+    @contextlib.contextmanager
+    def case(self, *words):
+        """Run one case; `words` name it."""
+        self._count += 1
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - what it raises is reported with the case
+            self._failed.append(f"{', '.join(map(str, words))}: {type(error).__name__}: {error}")
+
+    def check(self):
+        """Fail if any case did."""
+        if self._failed:
+            listed = "\n\n".join(self._failed)
+            raise AssertionError(f"{len(self._failed)} of {self._count} cases fail:\n{listed}")
+
+
+def each(name, *values):
+    """Yield every variant of a method with its loss and every combination of values."""
+    for variant in variants(name):
+        loss = loss_of(variant)
+        for case in itertools.product(*values):
+            yield (variant, loss, *case)
 
 
 @given(shape=shapes)
-def test_rows_do_not_see_each_other_unless_declared(variant, shape):
+def test_one_finite_value_a_sample_or_one_a_batch_and_never_negative(name, shape):
+    cases = Cases()
+    for variant, loss in each(name):
+        with cases.case(*variant):
+            value = loss(*draw(*shape))
+            assert value.shape == (() if loss.couples_batch else (shape[0],))
+            assert value.isfinite().all()
+            assert (value > -1e-9).all()
+    cases.check()
+
+
+@given(shape=shapes)
+def test_rows_do_not_see_each_other_unless_declared(name, shape):
     student, teacher, labels = draw(*shape)
-    loss = loss_of(variant)
-    if loss.couples_batch:
-        return
-    together = loss(student, teacher, labels)
-    for row in range(shape[0]):
-        one = slice(row, row + 1)
-        torch.testing.assert_close(together[one], loss(student[one], teacher[one], labels[one]))
+    cases = Cases()
+    for variant, loss in each(name):
+        with cases.case(*variant):
+            if not loss.couples_batch:
+                together = loss(student, teacher, labels)
+                for row in range(shape[0]):
+                    one = slice(row, row + 1)
+                    torch.testing.assert_close(together[one], loss(student[one], teacher[one], labels[one]))
+    cases.check()
 
 
 def test_what_is_declared_to_couple_the_batch_does(name):
@@ -115,23 +162,28 @@ def test_what_is_declared_to_couple_the_batch_does(name):
         assert not torch.isclose(loss(student, teacher, labels), apart)
 
 
-def test_what_is_declared_to_ignore_labels_does_and_nothing_else(variant):
+def test_what_is_declared_to_ignore_labels_does_and_nothing_else(name):
+    cases = Cases()
     student, teacher, labels = draw(40, 6, 1)
-    loss = loss_of(variant)
-    same = torch.equal(loss(student, teacher, labels), loss(student, teacher, labels.roll(1)))
-    assert same or loss.needs_label
-    assert not same or not loss.needs_label or variant[0] not in METHODS  # a stranger's may leave it unsaid
+    for variant, loss in each(name):
+        with cases.case(*variant):
+            same = torch.equal(loss(student, teacher, labels), loss(student, teacher, labels.roll(1)))
+            assert same or loss.needs_label
+            assert not same or not loss.needs_label or name not in METHODS  # a stranger's may leave it unsaid
+    cases.check()
 
 
 @given(shape=shapes, shift=st.floats(-50, 50))
-def test_a_constant_added_to_a_row_changes_nothing(variant, shape, shift):
-    if variant[0] in NOT_SHIFT_INVARIANT and variant[1] not in ("standardize", "adaptive"):
-        return
+def test_a_constant_added_to_a_row_changes_nothing(name, shape, shift):
     student, teacher, labels = draw(*shape)
-    loss = loss_of(variant)
-    torch.testing.assert_close(
-        loss(student + shift, teacher - shift, labels), loss(student, teacher, labels), atol=1e-7, rtol=1e-6
-    )
+    cases = Cases()
+    for variant, loss in each(name):
+        if name not in NOT_SHIFT_INVARIANT or variant[1] in ("standardize", "adaptive"):
+            with cases.case(*variant):
+                torch.testing.assert_close(
+                    loss(student + shift, teacher - shift, labels), loss(student, teacher, labels), atol=1e-7, rtol=1e-6
+                )
+    cases.check()
 
 
 def test_what_is_not_shift_invariant_is_named(name):
@@ -144,15 +196,18 @@ def test_what_is_not_shift_invariant_is_named(name):
 
 
 @given(shape=shapes)
-def test_a_perfect_student_of_a_teacher_that_is_right_costs_nothing(variant, shape):
+def test_a_perfect_student_of_a_teacher_that_is_right_costs_nothing(name, shape):
     _, teacher, labels = draw(*shape)
     teacher = teacher.scatter(1, labels[:, None], float(teacher.max()) + 1)
-    loss = loss_of(variant)
-    value = loss(teacher, teacher, labels)
-    if variant[0] in MINIMUM:
-        assert (value >= 0).all()
-    else:
-        assert value.abs().max() < 1e-9
+    cases = Cases()
+    for variant, loss in each(name):
+        with cases.case(*variant):
+            value = loss(teacher, teacher, labels)
+            if name in MINIMUM:
+                assert (value >= 0).all()
+            else:
+                assert value.abs().max() < 1e-9
+    cases.check()
 
 
 def test_what_a_perfect_student_still_pays_is_named(name):
@@ -161,24 +216,32 @@ def test_what_a_perfect_student_still_pays_is_named(name):
     assert (get_loss(name)(teacher, teacher, labels).max() > 1e-6) == (name in MINIMUM)
 
 
-def test_the_gradient_is_that_of_the_value(variant):
-    if variant[0] in STOPPED | {"atkd"} or variant[1] == "adaptive":
-        return  # their gradients are held by the golden numbers
+def test_the_gradient_is_that_of_the_value(name):
+    if name in STOPPED | {"atkd"}:
+        pytest.skip("the golden numbers hold its gradient")
     student, teacher, labels = draw(4, 5, 0)
-    loss = loss_of(variant)
-    assert torch.autograd.gradcheck(lambda s: loss(s, teacher, labels), student.requires_grad_())
+    student.requires_grad_()
+    cases = Cases()
+    for variant, loss in each(name):
+        if variant[1] != "adaptive":  # the golden numbers hold that gradient
+            with cases.case(*variant):
+                assert torch.autograd.gradcheck(lambda s, loss=loss: loss(s, teacher, labels), student)
+    cases.check()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("winner", ["label", "other"])
-@pytest.mark.parametrize("gap", [1e4, -1e4])
-def test_value_and_gradient_are_finite_at_gaps_of_ten_thousand(variant, winner, gap, dtype):
-    student, teacher, labels = draw(6, 7, 1, dtype=dtype)
-    pushed = labels if winner == "label" else (labels + 1) % 7
-    teacher = teacher.scatter(1, labels[:, None], gap)
-    student = student.scatter(1, pushed[:, None], gap)
-    assert finite(loss_of(variant), student, teacher, labels)
-    assert finite(loss_of(variant), teacher, student, labels)
+def test_value_and_gradient_are_finite_at_gaps_of_ten_thousand(name):
+    cases = Cases()
+    dtypes = [torch.float32, torch.float64, torch.bfloat16]
+    for variant, loss, dtype, winner, gap in each(name, dtypes, ["label", "other"], [1e4, -1e4]):
+        student, teacher, labels = draw(6, 7, 1, dtype=dtype)
+        pushed = labels if winner == "label" else (labels + 1) % 7
+        teacher = teacher.scatter(1, labels[:, None], gap)
+        student = student.scatter(1, pushed[:, None], gap)
+        with cases.case(*variant, dtype, winner, gap):
+            assert finite(loss, student, teacher, labels)
+        with cases.case(*variant, dtype, winner, gap, "student and teacher swapped"):
+            assert finite(loss, teacher, student, labels)
+    cases.check()
 
 
 def test_half_precision_is_computed_on_in_float32(name):
@@ -189,43 +252,54 @@ def test_half_precision_is_computed_on_in_float32(name):
     assert make_objective(name, {})(student, teacher, labels, 1.0).total.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("batch", "classes"), [(1, 2), (1, 5), (3, 2)])
-@pytest.mark.parametrize("rows", ["random", "equal", "one value", "teacher equal", "student equal"])
-def test_small_and_degenerate_batches_are_finite(variant, batch, classes, rows):
-    student, teacher, labels = draw(batch, classes, 5)
-    if rows in ("equal", "teacher equal"):
-        teacher = torch.zeros_like(teacher)
-    if rows in ("equal", "student equal"):
-        student = torch.zeros_like(student)
-    if rows == "one value":
-        student, teacher = torch.full_like(student, 3.7), torch.full_like(teacher, -1.3)
-    assert finite(loss_of(variant), student, teacher, labels)
-    assert finite(loss_of(variant), student.float(), teacher.float(), labels)
+def test_small_and_degenerate_batches_are_finite(name):
+    cases = Cases()
+    kinds = ["random", "equal", "one value", "teacher equal", "student equal"]
+    for variant, loss, (batch, classes), rows in each(name, [(1, 2), (1, 5), (3, 2)], kinds):
+        student, teacher, labels = draw(batch, classes, 5)
+        if rows in ("equal", "teacher equal"):
+            teacher = torch.zeros_like(teacher)
+        if rows in ("equal", "student equal"):
+            student = torch.zeros_like(student)
+        if rows == "one value":
+            student, teacher = torch.full_like(student, 3.7), torch.full_like(teacher, -1.3)
+        for dtype in (torch.float64, torch.float32):
+            with cases.case(*variant, f"batch {batch}, {classes} classes", rows, dtype):
+                assert finite(loss, student.to(dtype), teacher.to(dtype), labels)
+    cases.check()
 
 
-@pytest.mark.parametrize("rank", ["first", "last", "tied"])
-def test_the_true_class_may_rank_first_or_last_or_tie(variant, rank):
-    student, teacher, labels = draw(5, 6, 2)
-    chosen = {"first": 99.0, "last": -99.0, "tied": float(teacher.max())}[rank]
-    teacher = teacher.scatter(1, labels[:, None], chosen)
-    if rank == "tied":
-        teacher = teacher.scatter(1, ((labels + 1) % 6)[:, None], chosen)
-    assert finite(loss_of(variant), student, teacher, labels)
+def test_the_true_class_may_rank_first_or_last_or_tie(name):
+    cases = Cases()
+    for variant, loss, rank in each(name, ["first", "last", "tied"]):
+        student, teacher, labels = draw(5, 6, 2)
+        chosen = {"first": 99.0, "last": -99.0, "tied": float(teacher.max())}[rank]
+        teacher = teacher.scatter(1, labels[:, None], chosen)
+        if rank == "tied":
+            teacher = teacher.scatter(1, ((labels + 1) % 6)[:, None], chosen)
+        with cases.case(*variant, rank):
+            assert finite(loss, student, teacher, labels)
+    cases.check()
 
 
-def test_arguments_stay_as_they_were_and_the_teacher_gets_no_gradient(variant):
-    student, teacher, labels = draw(3, 4, 3)
-    before = student.clone(), teacher.clone(), labels.clone()
-    student.requires_grad_(), teacher.requires_grad_()
-    loss_of(variant)(student, teacher, labels).sum().backward()
-    with torch.no_grad():
-        assert all(torch.equal(a, b) for a, b in zip(before, (student, teacher, labels), strict=True))
-    assert teacher.grad is None
-    assert student.grad.abs().sum() > 0
+def test_arguments_stay_as_they_were_and_the_teacher_gets_no_gradient(name):
+    cases = Cases()
+    for variant, loss in each(name):
+        student, teacher, labels = draw(3, 4, 3)
+        before = student.clone(), teacher.clone(), labels.clone()
+        student.requires_grad_(), teacher.requires_grad_()
+        with cases.case(*variant):
+            loss(student, teacher, labels).sum().backward()
+            with torch.no_grad():
+                assert all(torch.equal(a, b) for a, b in zip(before, (student, teacher, labels), strict=True))
+            assert teacher.grad is None
+            assert student.grad.abs().sum() > 0
+    cases.check()
 
 
-def test_torch_compile_traces_it_whole(variant):
+def test_torch_compile_traces_it_whole(compiled):
     student, teacher, labels = draw(4, 5, 6, dtype=torch.float32)
     torch._dynamo.reset()
-    traced = torch.compile(loss_of(variant), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(traced(student, teacher, labels), loss_of(variant)(student, teacher, labels))
+    loss = loss_of(compiled)
+    traced = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(traced(student, teacher, labels), loss(student, teacher, labels))

@@ -1,11 +1,10 @@
-"""Figures: whole XML, ticks that can be told apart, a legend for grey print."""
+"""Figures: whole XML, ticks that can be told apart, words that are cut and escaped."""
 
-import re
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from logitcache.report.charts import STYLE, Bar, Scale, bars, heat_map, legend, lines, ticks
+from logitcache.report.charts import Bar, Scale, bars, heat_map, lines, ticks
 from logitcache.report.markup import element, plain, shortened, told, width_of, with_code
 from logitcache.report.runs import draw_runs
 from logitcache.runtime.wording import decimals, error_text, percents
@@ -40,33 +39,6 @@ def test_a_picture_of_runs_with_a_small_range_has_labels_that_differ():
     left = [word for word in words if words.count(word) > 2]
     assert len(words) >= 6
     assert not left
-
-
-def test_series_differ_by_day_by_night_and_in_grey():
-    night = STYLE.split("@media (prefers-color-scheme:dark)")[1].split("@media print")[0]
-    day = STYLE.split("@media (prefers-color-scheme:dark)")[0]
-    assert STYLE.split("@media print")[1].strip("{}").rstrip("}") in day  # print is day, whatever the screen is
-    for rules, paper in ((day, "#ffffff"), (night, "#171b20")):
-        colours = re.findall(r"svg \.s\d\{stroke:(#\w+)\}", rules)
-        assert len(set(colours)) == 7
-        assert all(_contrast(colour, paper) > 1.9 for colour in colours)
-        assert _contrast(re.search(r"svg text\{fill:(#\w+)", rules)[1], paper) > 7
-        assert _contrast(re.search(r"svg \.quiet\{fill:(#\w+)", rules)[1], paper) > 4.5
-    dashes = re.findall(r'stroke-dasharray="([^"]*)"', "".join(legend([str(n) for n in range(9)], 0, 0)))
-    assert len(set(dashes[:7])) == 7
-    assert dashes[7] != dashes[0]  # the colour of the first again, with other dashes
-
-
-def _contrast(one: str, other: str) -> float:
-    """WCAG 2's contrast ratio."""
-
-    def light(colour: str) -> float:
-        parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
-        r, g, b = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b
-
-    high, low = sorted((light(one), light(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
 
 
 def test_words_are_cut_cleaned_and_escaped():

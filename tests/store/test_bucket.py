@@ -4,11 +4,8 @@ import itertools
 import json
 import os
 import select
-import signal
 import socket
 import socketserver
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -16,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 import zarr
 from test_store import COLUMNS, LABELS, LOGITS, PROBE, VIEWS, manifest, write
 from tiny import bytes_of
@@ -34,7 +32,6 @@ from logitcache.store import lease as lease_module
 
 WHOLE = 1 << 40  # bytes: a connection that is not cut
 SECRET = "do-not-write-this-anywhere"
-HERE = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -245,24 +242,18 @@ def test_a_network_that_stays_away_is_said_and_the_dump_goes_on_later(url, whole
 
 
 def test_a_dump_killed_while_it_uploads_is_continued_to_the_same_bytes(url, environment, npz, tmp_path):
-    line = f"dump --teacher tiny:Slow --data arrays:{npz} --out {url} --augment pad-crop-flip --views 4 --batch-size 64 --threads 1"
-    given, place = {**os.environ, "PYTHONPATH": str(HERE)}, open_place(url)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "logitcache", *line.split()], env=given, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not place.sizes(".logitcache/blocks"):
-        assert process.poll() is None, "the dump ended before it could be killed"
-        assert time.monotonic() < deadline
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    line = f"dump --teacher tiny:Unhurried --data arrays:{npz} --out {url} --augment pad-crop-flip --views 4 --batch-size 64 --threads 1"
+    place = open_place(url)
+    dumping = warm.Command("logitcache", line.split(), tmp_path)
+    dumping.wait_until(lambda: place.sizes(".logitcache/blocks"))
+    dumping.kill()
     assert ".logitcache/lock" in place.sizes()
     with pytest.raises(CacheIncompleteError, match="has not finished"):
         open_cache(url)
     begun = time.monotonic()
     for out in (url, str(tmp_path / "whole.zarr")):
         logitcache.dump_logits(
-            teacher="tiny:Slow",
+            teacher="tiny:Unhurried",
             data=f"arrays:{npz}",
             out=out,
             augment="pad-crop-flip",

@@ -338,9 +338,8 @@ def test_the_module_runs_like_the_command():
 
 def test_the_version_stands_in_one_place():
     from importlib.metadata import version
-    from pathlib import Path
 
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    project = tomllib.loads((tiny.HERE.parent / "pyproject.toml").read_text())
     assert version("logitcache") == project["project"]["version"]
 
 

@@ -11,18 +11,15 @@ import sys
 import time
 import tomllib
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pytest
-import tiny  # noqa: F401  (children import it)
+import tiny
 
 from logitcache.errors import InputError
 from logitcache.report import draw_runs
 from logitcache.runs.compare import compare_runs, group_runs, read_published
 from logitcache.runs.metrics import ACCURACY, LOSS
 from logitcache.runs.sweep import plan_sweep, read_reason, run_sweep
-
-HERE = Path(__file__).parent
 
 
 def made(folder, accuracies, method="kd", headline=None, **settings):
@@ -284,7 +281,7 @@ def test_runs_that_were_trained_otherwise_are_not_taken_for_those_asked_for(tmp_
 @pytest.mark.slow
 def test_a_sweep_runs_compares_and_goes_on(tmp_path, npz, dump, run, monkeypatch):
     """Two at a time; one method fails and stops no other; what is finished is not run again; a stop saves what is in hand."""
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(tiny.HERE))
     dump(data=f"arrays:{npz}")
     words = ["sweep", "c.zarr", "--method", "ce", "--method", "kd", "--seeds", "0,1", "--jobs", "2", "--out", "s"]
     options = ["--", "--student", "tiny:student", "--epochs", "2", "--batch-size", "50", "--test-data", f"arrays:{npz}"]
@@ -331,7 +328,7 @@ def test_jobs_must_be_one_or_more():
         run_sweep([], jobs=0)
 
 
-RECIPES = sorted((HERE.parent / "recipes").rglob("*.toml"))
+RECIPES = sorted((tiny.HERE.parent / "recipes").rglob("*.toml"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -7,9 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
 from torch.utils.data import DataLoader, Dataset
@@ -19,7 +17,7 @@ from logitcache.data import ArrayImages
 from logitcache.errors import CacheIncompleteError, CacheNotFoundError, InputError
 from logitcache.store import check_files, open_cache
 
-HERE = Path(__file__).parent
+STARTS = ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]  # spawn imports torch in each worker
 MIXED = "cifar-strong+mixup+cutmix"
 
 
@@ -95,7 +93,7 @@ class Rows(Dataset):
         return index, self.rows[index]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", STARTS)
 def test_a_cache_goes_into_the_workers_of_a_loader(dump, method):
     cache = dump()
     expected = cache.view(1, "sequential")["logits"]  # threads of ours have run before the fork
@@ -104,36 +102,23 @@ def test_a_cache_goes_into_the_workers_of_a_loader(dump, method):
         assert (rows.numpy() == expected[index.numpy()]).all()
 
 
-def folder_of(path, count):
-    """The tiny images as files."""
-    from PIL import Image
-
-    pixels, labels, classes = tiny.arrays()
-    for number in range(count):
-        place = path / classes[labels[number]]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.asarray(pixels[number])).save(place / f"{number}.png")
-    return path
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", STARTS)
 def test_a_dump_is_the_same_whatever_way_its_workers_start(tmp_path, method):
-    folder = folder_of(tmp_path / "images", 60)
-    code = (
-        "import multiprocessing, sys, logitcache\n"
-        "if __name__ == '__main__':\n"
-        f"    multiprocessing.set_start_method({method!r})\n"
-        "    logitcache.dump_logits(teacher='tiny:net', data='imagefolder:' + sys.argv[1], out=sys.argv[2], workers=2,\n"
-        "        augment='imagenet-strong+mixup', batch_size=16, threads=1, image_size=16)\n"
-    )
-    (tmp_path / "run.py").write_text(code)
-    line = [sys.executable, str(tmp_path / "run.py"), str(folder), str(tmp_path / "c.zarr")]
-    subprocess.run(line, env={**os.environ, "PYTHONPATH": str(HERE)}, check=True, cwd=tmp_path)
-    alone = logitcache.dump_logits(
-        teacher="tiny:net", data=f"imagefolder:{folder}", out=tmp_path / "alone.zarr", workers=0,
-        augment="imagenet-strong+mixup", batch_size=16, threads=1, image_size=16,
-    )  # fmt: skip
-    assert tiny.bytes_of(tmp_path / "c.zarr") == tiny.bytes_of(alone.place.path)
+    folder = tiny.folder_of(tmp_path / "images", 60)
+    arguments = {
+        "teacher": "tiny:net",
+        "data": f"imagefolder:{folder}",
+        "augment": "imagenet-strong+mixup",
+        "image_size": 16,
+    }
+    arguments |= {"batch_size": 16, "threads": 1}
+    multiprocessing.set_start_method(method, force=True)
+    try:
+        cache = logitcache.dump_logits(**arguments, out=tmp_path / "c.zarr", workers=2)
+    finally:
+        multiprocessing.set_start_method(None, force=True)
+    alone = logitcache.dump_logits(**arguments, out=tmp_path / "alone.zarr", workers=0)
+    assert tiny.bytes_of(cache.place.path) == tiny.bytes_of(alone.place.path)
 
 
 def torchrun(count, npz, out, teacher="tiny:Slow", more=(), restarts=0, augment="pad-crop-flip"):
@@ -144,14 +129,14 @@ def torchrun(count, npz, out, teacher="tiny:Slow", more=(), restarts=0, augment=
 
 def in_blocks_of_64(monkeypatch_file):
     """The command line chooses blocks by size; this data would be one."""
-    monkeypatch_file.write_text("import logitcache.dump.job\nlogitcache.job.block_rows_for = lambda *_: 64\n")
+    monkeypatch_file.write_text("import logitcache.dump.job\nlogitcache.dump.job.block_rows_for = lambda *_: 64\n")
 
 
 @pytest.fixture
 def environment_of_children(tmp_path):
     (tmp_path / "site").mkdir()
     in_blocks_of_64(tmp_path / "site/sitecustomize.py")
-    return {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{HERE}"}
+    return {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}:{tiny.HERE}"}
 
 
 def alone(npz, out, augment="pad-crop-flip"):
@@ -189,7 +174,7 @@ def test_several_dumps_in_one_job(tmp_path, npz):
     start = [sys.executable, *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]]
     subprocess.run(
         [*start, str(tmp_path / "run.py"), str(npz)],
-        env={**os.environ, "PYTHONPATH": str(HERE)},
+        env={**os.environ, "PYTHONPATH": str(tiny.HERE)},
         cwd=tmp_path,
         check=True,
     )
@@ -274,7 +259,7 @@ def test_a_dump_that_is_asked_to_stop_finishes_its_block_and_says_how_to_go_on(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_whole_group_that_is_asked_to_stop_finishes_its_block(tmp_path, environment_of_children, number):
     """Ctrl-C, schedulers and torchrun signal the workers of the loader too."""
-    out, folder = tmp_path / "c.zarr", folder_of(tmp_path / "images", 300)
+    out, folder = tmp_path / "c.zarr", tiny.folder_of(tmp_path / "images", 300)
     words = f"dump --teacher tiny:Slow --data imagefolder:{folder} --out {out} --views 3 --batch-size 16 --threads 1"
     words += " --workers 2 --image-size 16"
     process = subprocess.Popen(

@@ -1,18 +1,17 @@
 """From a cache to a student: the promise that the cache changes nothing, and that nothing wrong gets through."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import re
+import threading
+from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+import warm
+from PIL import Image
 
 import logitcache
 from logitcache import TrainSettings
@@ -22,8 +21,6 @@ from logitcache.errors import CacheIncompleteError, CacheMismatchError, CorruptC
 from logitcache.methods import METHODS, Method
 from logitcache.methods.kd import kd
 from logitcache.train.optimize import learning_rate
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -99,9 +96,10 @@ def test_cached_is_live_where_rows_are_changed_and_mixed(dump, train, tmp_path, 
     """Each row of the second view has two labels; RandAugment, erasing, mixup and CutMix are rendered again for the student."""
     teacher = tiny.net(tiny.CLASSES)
     dump(teacher=teacher, augment="cifar-strong+erasing+mixup+cutmix")
-    cached = train(method=method, out=tmp_path / "cached")
-    assert same(weights(cached), weights(train(method=method, out=tmp_path / "live", live_teacher=teacher)))
-    alone = train(method="ce", out=tmp_path / "ce")
+    cached = train(method=method, epochs=2, out=tmp_path / "cached")
+    live = train(method=method, epochs=2, out=tmp_path / "live", live_teacher=teacher)
+    assert same(weights(cached), weights(live))
+    alone = train(method="ce", epochs=2, out=tmp_path / "ce")
     assert not same(weights(cached), weights(alone))
 
 
@@ -244,26 +242,17 @@ def test_a_resumed_run_ends_like_an_unbroken_one(dump, train, tmp_path, after, o
 def test_a_killed_run_resumes_from_the_command_line(tmp_path, npz, dump, run):
     """SIGKILL to a real process while it trains; `--resume --out RUN` alone knows the rest."""
     dump(data=f"arrays:{npz}")
-    words = f"train {tmp_path}/c.zarr --student tiny:student --method rld --epochs 60 --lr 0.001 --out".split()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "logitcache", *words, str(tmp_path / "killed")],
-        env={**os.environ, "PYTHONPATH": str(HERE)},
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed/checkpoint.pt").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    words = f"train {tmp_path}/c.zarr --student tiny:student --method rld --epochs 30 --lr 0.001 --out".split()
+    command = warm.Command("logitcache", [*words, tmp_path / "killed"], tmp_path)
+    command.wait_until((tmp_path / "killed/checkpoint.pt").exists)
+    command.kill()
     assert not logitcache.compare_runs([tmp_path / "killed"])[0].finished
     assert run("train", "--resume", "--out", "killed").exit_code == 0
     assert run(*words, "whole").exit_code == 0
     assert (tmp_path / "killed/student.safetensors").read_bytes() == (
         tmp_path / "whole/student.safetensors"
     ).read_bytes()
-    assert len(metrics_of(tmp_path / "killed")) == 60
+    assert len(metrics_of(tmp_path / "killed")) == 30
 
 
 def test_a_finished_run_is_not_trained_again(dump, train):
@@ -363,6 +352,46 @@ def test_rows_that_the_label_changed_are_counted_in_every_epoch(dump, train, ima
     assert [epoch["refined_rows"] for epoch in metrics_of(tmp_path / "run")] == pytest.approx(wrong)
     train(method="kd", out=tmp_path / "kd")
     assert "refined_rows" not in metrics_of(tmp_path / "kd")[0]
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Every part of a cache that is decoded, in order: a view, and its blocks or None for all; only the first is waited for."""
+    found, waited, view = [], [], logitcache.Cache.view
+
+    def counted(self, index, teacher, blocks=None):
+        found.append((index, blocks))
+        waited.append(threading.current_thread() is threading.main_thread())
+        return view(self, index, teacher, blocks)
+
+    monkeypatch.setattr(logitcache.Cache, "view", counted)
+    yield found
+    assert sum(waited) <= 2
+
+
+def test_the_view_that_is_read_ahead_is_the_next_one(dump, train, reads):
+    """Three views rotate over five epochs: each is decoded when its turn comes, and never twice. One more may be begun at the end."""
+    dump(views=3)
+    train(epochs=5)
+    assert [index for index, _ in reads[:5]] == [0, 1, 2, 0, 1]
+    assert len(reads) <= 6
+
+
+def test_the_pair_that_is_read_ahead_is_the_next_one(dump, train, reads):
+    dump(augment="none,pad-crop-flip", views=3)
+    train(method="sld", epochs=3)
+    counts = Counter(index for index, _ in reads)
+    assert all(counts[view] == 1 for view in range(2, 6))
+    assert all(counts[view] in (1, 2) for view in range(2))  # the first pair may be begun once more at the end
+
+
+def test_the_window_that_is_read_ahead_is_the_next_one(dump, train, reads):
+    """One block a window, three windows an epoch: every block of every view is decoded once, for two epochs and one window."""
+    dump()
+    train(epochs=2, memory_budget=2 * 128 * 20)
+    assert Counter(reads[:6]) == Counter((view, (block,)) for view in (0, 1) for block in range(3))
+    assert [view for view, _ in reads[:6]] == [0, 0, 0, 1, 1, 1]
+    assert len(reads) <= 7
 
 
 @pytest.mark.parametrize("method", ["sld", "mlkd"])
@@ -593,21 +622,34 @@ def test_other_data_is_refused(dump, train, what, message):
 
 def test_pixels_that_change_behind_the_sample_list_are_refused(dump, train, tmp_path):
     """Files are listed by name, so new pixels under old names are found by the digests of the views."""
-    from PIL import Image
-
-    pixels, labels, names = tiny.arrays()
-    for sample in range(80):
-        path = tmp_path / "images" / names[labels[sample]] / f"{sample:03}.png"
-        path.parent.mkdir(exist_ok=True, parents=True)
-        Image.fromarray(pixels[sample]).save(path)
-    spec = f"imagefolder:{tmp_path / 'images'}"
+    spec = f"imagefolder:{tiny.folder_of(tmp_path / 'images', 80)}"
     dump(data=spec, image_size=16)
     train(data=spec, workers=0, out=tmp_path / "before")
     for path in (tmp_path / "images").rglob("*.png"):
-        with Image.open(path) as image:
-            image.point(lambda value: value ^ 1).save(path)
+        alter(path)
     with pytest.raises(CacheMismatchError, match=r"was shown other pixels: view 0, sample \d+ has digest"):
         train(data=spec, workers=0, out=tmp_path / "after")
+
+
+def alter(path):
+    """Change the lowest bit of every pixel of an image."""
+    with Image.open(path) as image:
+        image.point(lambda value: value ^ 1).save(path)
+
+
+@pytest.mark.parametrize("sample", [0, 13, 23])
+def test_one_changed_image_is_found_wherever_it_is(dump, train, tmp_path, sample):
+    """24 images in three blocks; `verify` looks at all of them, `train` at 64 drawings of a sample before each epoch."""
+    folder = tiny.folder_of(tmp_path / "images", 24)
+    spec = f"imagefolder:{folder}"
+    cache = dump(data=spec, image_size=16, block_rows=8)
+    assert cache.manifest.blocks == 3
+    assert logitcache.verify_cache(cache.place.path, data=spec).ok
+    alter(sorted(folder.rglob("*.png"))[sample])
+    problem = rf"was shown other pixels: view \d, sample {sample} has digest .*; 1 of \d+ samples"
+    assert re.search(problem, logitcache.verify_cache(cache.place.path, data=spec).pixels_problem or "")
+    with pytest.raises(CacheMismatchError, match=problem):
+        train(data=spec, test_data=None, workers=0, epochs=6)
 
 
 def test_another_live_teacher_is_refused(dump, train):

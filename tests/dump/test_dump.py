@@ -1,17 +1,13 @@
 """From a teacher to a cache: the right numbers, once, whatever happens on the way."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+import warm
 import zarr
 from tiny import bytes_of
 
@@ -21,8 +17,6 @@ from logitcache.data.images.views import View
 from logitcache.data.images.views.render import cut
 from logitcache.errors import CacheIncompleteError, CacheMismatchError, InputError
 from logitcache.store import check_files, open_cache
-
-HERE = Path(__file__).parent
 
 
 def by_hand(cache: logitcache.Cache, images: ArrayImages, teacher: torch.nn.Module, view: int) -> torch.Tensor:
@@ -136,32 +130,25 @@ def test_more_views_extend_a_cache(dump, tmp_path):
     assert bytes_of(after.place.path) == bytes_of(whole.place.path)
 
 
-def command(npz: Path, out: Path, teacher: str = "tiny:Slow") -> list[str]:
+def command(npz: Path, out: Path, teacher: str = "tiny:Unhurried") -> list[str]:
     words = f"dump --teacher {teacher} --data arrays:{npz} --out {out} --augment pad-crop-flip --views 4 --batch-size 64 --threads 1"
-    return [sys.executable, "-m", "logitcache", *words.split()]
+    return words.split()
 
 
 def test_a_killed_process_leaves_nothing_half_written_and_is_continued(tmp_path, npz):
     """SIGKILL to a real process while it dumps; the cache is refused; the same command leaves the bytes of an unbroken dump."""
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
-    line = command(npz, tmp_path / "killed.zarr")
-    process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
+    dumping = warm.Command("logitcache", command(npz, tmp_path / "killed.zarr"), tmp_path)
     blocks = tmp_path / "killed.zarr/.logitcache/blocks"
-    deadline = time.monotonic() + 120
-    while len(list(blocks.glob("*/[0-9]*.json"))) < 2:
-        assert process.poll() is None, "the dump ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    dumping.wait_until(lambda: len(list(blocks.glob("*/[0-9]*.json"))) >= 2)
+    dumping.kill()
     with pytest.raises(
         CacheIncompleteError,
-        match=r"2 of 4 blocks are committed. Complete it with:\n  logitcache dump --teacher tiny:Slow",
+        match=r"[23] of 4 blocks are committed. Complete it with:\n  logitcache dump --teacher tiny:Unhurried",
     ):
         open_cache(tmp_path / "killed.zarr")
 
     arguments = {
-        "teacher": "tiny:Slow",
+        "teacher": "tiny:Unhurried",
         "data": f"arrays:{npz}",
         "augment": "pad-crop-flip",
         "views": 4,

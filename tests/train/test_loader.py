@@ -1,6 +1,7 @@
 """Loops that are not ours: rows by sample, whole batches, a wrapped data set."""
 
 import multiprocessing
+import threading
 
 import numpy as np
 import pytest
@@ -54,7 +55,12 @@ def test_top_k_rows_are_completed_for_a_temperature(dump):
 
 @pytest.mark.parametrize(
     ("method", "persistent"),
-    [("fork", False), ("fork", True), ("spawn", True), pytest.param("spawn", False, marks=pytest.mark.slow)],
+    [
+        ("fork", False),
+        ("fork", True),
+        ("forkserver", True),
+        *(pytest.param("spawn", persistent, marks=pytest.mark.slow) for persistent in (False, True)),
+    ],
 )
 def test_a_wrapped_data_set_goes_through_any_loader(dump, images, method, persistent):
     """Pixels are those that the teacher saw, in every epoch, also where workers outlive one."""
@@ -126,6 +132,24 @@ def test_a_loop_of_ones_own_gives_the_weights_of_train(dump, images, tmp_path):
     loader.close()
     for one, other in zip(mine.parameters(), expected.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-7)
+
+
+def test_a_loader_reads_the_next_view_ahead_and_none_twice(dump, images, monkeypatch):
+    read, waited, view = [], [], logitcache.Cache.view
+
+    def counted(self, index, *more):
+        read.append(index)
+        waited.append(threading.current_thread() is threading.main_thread())
+        return view(self, index, *more)
+
+    loader = Loader(dump(views=3), images, batch_size=100)
+    monkeypatch.setattr(logitcache.Cache, "view", counted)
+    for epoch in range(4):
+        assert len(list(loader.epoch(epoch))) == 3
+    loader.close()
+    assert read[:4] == [0, 1, 2, 0]
+    assert not any(waited[1:])
+    assert len(read) <= 5
 
 
 def test_a_loader_in_order_shows_every_sample_once(dump, images):

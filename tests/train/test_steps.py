@@ -1,18 +1,15 @@
 """How a step is taken: optimizers, schedules, parts of a batch, running means, half precision; and stopping between two steps."""
 
+import copy
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+import warm
 from torch.nn import functional as F
 
 import logitcache
@@ -23,8 +20,6 @@ from logitcache.errors import InputError, StoppedError
 from logitcache.train.evaluate import Subject, evaluate
 from logitcache.train.optimize import OPTIMIZERS, learning_rate, make_optimizer
 from logitcache.train.replicas import Replicas
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -91,6 +86,59 @@ def test_a_running_mean_leaves_integers_alone(train, tmp_path):
 
     train(student=Indexed(), model_ema_decay=0.9999, epochs=4)
     assert torch.equal(load_file(tmp_path / "run/student-ema.safetensors")["index"], torch.arange(1000))
+
+
+def test_a_running_mean_counts_batches_as_the_student_does(train, tmp_path):
+    """Batch normalisation counts its batches in an integer buffer: 7 steps in each of two epochs."""
+    from safetensors.torch import load_file
+
+    student = train(student="tiny:student", model_ema_decay=0.9).student.state_dict()
+    average = load_file(tmp_path / "run/student-ema.safetensors")
+    assert student["1.num_batches_tracked"] == average["1.num_batches_tracked"] == 14
+    assert not torch.equal(student["1.running_mean"], average["1.running_mean"])
+
+
+def test_gradients_that_a_student_is_given_with_are_not_used(train, tmp_path):
+    torch.manual_seed(4)
+    clean = tiny.still(tiny.CLASSES)
+    stale = copy.deepcopy(clean)
+    for parameter in stale.parameters():
+        parameter.grad = torch.full_like(parameter, 10.0)
+    expected = weights(train(student=clean, out=tmp_path / "clean"))
+    assert torch.equal(weights(train(student=stale, out=tmp_path / "stale")), expected)
+
+
+class Watched(torch.nn.Module):
+    """Remembers the mode of its batch normalisation in each pass of a training step."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.modes = tiny.student(tiny.CLASSES), []
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            self.modes.append(self.net[1].training)
+        return self.net(x)
+
+
+@pytest.mark.parametrize("tested", [False, True], ids=["not evaluated", "evaluated"])
+def test_frozen_batch_normalisation_stays_frozen(train, test_images, tested):
+    """A student in training mode, but for a part that was put in evaluation mode: it is trained so, and given back so."""
+    student = Watched()
+    student.net[1].eval()
+    before = student.net[1].running_mean.clone()
+    found = train(student=student, test_data=test_images if tested else None).student
+    assert student.modes == [False] * 14
+    assert torch.equal(found.net[1].running_mean, before)
+
+
+def test_an_evaluation_leaves_the_mode_of_every_part(images):
+    network = tiny.net(tiny.CLASSES).train()
+    network[1].eval()
+    eyes, (whole,) = preprocessing_for(images, "none"), make_views("none", 1, 0)
+    subject = Subject(images, whole, eyes, Renderer(images, [eyes]))
+    evaluate(network, subject, lambda network, inputs, _: network(inputs), torch.device("cpu"), Replicas())
+    assert [part.training for part in network] == [True, False, *[True] * 5]
 
 
 def test_no_part_of_a_batch_is_a_single_row(train, tmp_path, monkeypatch):
@@ -279,17 +327,11 @@ def test_a_training_that_is_asked_to_stop_saves_and_says_how_to_go_on(tmp_path, 
     dump(data=f"arrays:{npz}")
     words = ["train", "c.zarr", "--student", "tiny:student", "--batch-size", "2", "--epochs", "3"]
     assert run(*words, "--out", "whole").exit_code == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "logitcache", *words, "--out", "run"], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run/metrics.jsonl").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + number, said
+    command = warm.Command("logitcache", [*words, "--out", "run"], tmp_path)
+    command.wait_until((tmp_path / "run/metrics.jsonl").exists)
+    command.send_signal(number)
+    code, said = command.end()
+    assert code == 128 + number, said
     assert "stopping after the step in hand" in said
     assert "Go on with:\n  logitcache train --resume --out run" in said
     assert run("train", "--resume", "--out", "run").exit_code == 0
@@ -315,18 +357,22 @@ def test_agreement_with_the_teacher_is_measured_in_every_epoch(train, dump, imag
     assert "teacher_agreement" not in metrics_of(tmp_path / "ce")[0]
 
 
-def test_the_calibration_error_is_guos(images):
-    network = tiny.net(tiny.CLASSES).eval()
-    eyes = preprocessing_for(images, "none")
-    (whole,) = make_views("none", 1, 0)
-    subject = Subject(images, whole, eyes, Renderer(images, [eyes]))
-    found = evaluate(network, subject, lambda network, inputs, _: network(inputs), torch.device("cpu"), Replicas())
+@pytest.mark.parametrize("scale", [1, 60])
+def test_the_calibration_error_is_guos(train, images, test_images, scale):
+    """Of a network that is unsure, and of one that is quite sure of most images, to a confidence of 1 after rounding."""
+    torch.manual_seed(6)
+    student = tiny.still(tiny.CLASSES)
     with torch.no_grad():
-        p = network(eyes.normalize(images.images)).softmax(1).numpy()
-    confidence, right = p.max(1), p.argmax(1) == images.labels
+        student[-1].weight *= scale
+    found = train(student=student, epochs=1, lr=1e-30, weight_decay=0.0)
+    mean, std = (torch.tensor(x)[:, None, None] for x in images.normalization)
+    with torch.no_grad():
+        p = found.student.eval()((test_images.images.float() / 255 - mean) / std).softmax(1).numpy()
+    confidence, right = p.max(1), p.argmax(1) == test_images.labels
+    assert ((confidence > 14 / 15).mean() > 0.5) == (scale > 1) == (confidence.max() == 1)
     expected = 0.0
     for low in np.arange(15) / 15:
-        here = (confidence >= low) & (confidence < low + 1 / 15)
+        here = (confidence >= low) & ((confidence < low + 1 / 15) | (low == 14 / 15))
         if here.any():
             expected += here.mean() * abs(right[here].mean() - confidence[here].mean())
-    assert found.ece == pytest.approx(expected, abs=1e-6)
+    assert found.results["test_ece"] == pytest.approx(expected, abs=1e-6)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +20,9 @@ import logitcache
 from logitcache.runtime import processes as ranks
 from logitcache.train.replicas import Replicas
 
-HERE = Path(__file__).parent
 JOB = """
 import logging, os, pathlib, sys
-import tiny, logitcache
+import tiny, torch, logitcache
 from logitcache.data import ArrayImages
 from logitcache.errors import CacheMismatchError, StoppedError
 
@@ -38,6 +36,19 @@ def train(name, cache="plain.zarr", **changes):
 for cache in ("plain", "mixed"):
     for live in (False, True):
         train(f"{cache}-{'live' if live else 'cached'}", f"{cache}.zarr", live_teacher=tiny.net(5) if live else False)
+class Dropping(torch.nn.Module):  # keeps what its dropout leaves of each batch of ones
+    def __init__(self):
+        super().__init__()
+        self.net, self.drawn = tiny.still(5), []
+    def forward(self, x):
+        kept = torch.nn.functional.dropout(torch.ones(len(x), 5), 0.5, self.training)
+        if self.training:
+            self.drawn.append(kept)
+        return self.net(x) * kept
+
+dropping = Dropping()
+train("dropping", student=dropping)
+torch.save(dropping.drawn, folder / f"drawn-{rank}.pt")
 train("still", student="tiny:still", batch_size=299, grad_accum_steps=2, clip_grad=1.0, model_ema_decay=0.9)
 
 asked_in_second = 0
@@ -99,7 +110,7 @@ def train_words(cache, words):
     return ["-m", "logitcache", "train", cache.place.path, *words.split()]
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(tiny.HERE), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +143,14 @@ def metrics(folder):
 def test_cached_is_live_in_two_processes(job, cache):
     assert torch.equal(weights(job / f"{cache}-cached"), weights(job / f"{cache}-live"))
     assert json.loads((job / f"{cache}-live/run.json").read_text())["hardware"]["processes"] == 2
+
+
+def test_every_process_draws_its_own_dropout(job):
+    """In each of 14 steps; a process that drew what another does would drop the same of other rows."""
+    first, second = (torch.load(job / f"drawn-{rank}.pt") for rank in (0, 1))
+    assert [len(kept) for kept in first] == [len(kept) for kept in second] == [*[24] * 6, 6] * 2
+    assert all((one != other).any() for one, other in zip(first, second, strict=True))
+    assert all((one != other).any() for drawn in (first, second) for one, other in itertools.combinations(drawn[:6], 2))
 
 
 def test_two_processes_take_the_steps_of_one(job, tmp_path):

@@ -22,12 +22,54 @@ def other() -> nn.Module:
     return network
 
 
+class Counting(nn.Module):
+    """A teacher that answers with something of the size of its batch, and remembers the sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.sizes = tiny.net(tiny.CLASSES), []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        return self.net(x) + len(x)
+
+
 BOTH = {"augment": "pad-crop-flip", "precision": "f32"}
 
 
 @pytest.fixture
 def two(dump):
     return dump(teacher=[tiny.net(tiny.CLASSES), other()])
+
+
+def test_a_teacher_is_given_full_batches_alone(dump, images, tmp_path):
+    """In a dump, where a block of 44 rows is the last one; beside a student whose batches are of 48 rows and 12; and in a replay."""
+    teacher = Counting()
+    cache = dump(teacher=teacher)
+    assert len(teacher.sizes) >= 2 * 5
+    assert set(teacher.sizes) == {64}
+    train = {"cache": cache, "student": "tiny:still", "data": images, "epochs": 2, "batch_size": 48}
+    cached = logitcache.train_student(**train, out=tmp_path / "cached").student.state_dict()
+    teacher.sizes.clear()
+    live = logitcache.train_student(**train, out=tmp_path / "live", live_teacher=teacher).student.state_dict()
+    assert len(teacher.sizes) == 2 * 7
+    assert set(teacher.sizes) == {64}
+    assert all(torch.equal(live[name], value) for name, value in cached.items())
+    teacher.sizes.clear()
+    assert logitcache.verify_cache(cache.place.path, data=images, replay=101, teacher=teacher, device="cpu").ok
+    assert teacher.sizes
+    assert set(teacher.sizes) == {64}
+
+
+def test_a_row_does_not_depend_on_where_it_falls(dump, tmp_path):
+    """Sample 280 stands in the last, short batch of all, or first of 20, alone in its dump, or in the middle of a full batch."""
+    teacher = Counting()
+    found = []
+    for number, (first, last) in enumerate([(0, 300), (280, 300), (280, 281), (250, 300), (200, 290)]):
+        part = dump(teacher=teacher, samples=(first, last), out=tmp_path / f"{number}.zarr")
+        found.append([part.view(view, "counting")["logits"][280 - first] for view in (0, 1)])
+    assert all(np.array_equal(one, found[0]) for one in found)
+    assert set(teacher.sizes) == {64}
 
 
 def test_each_of_several_teachers_is_stored_as_it_would_be_alone(dump, two, tmp_path):
