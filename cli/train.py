@@ -47,6 +47,7 @@ def train(ctx: typer.Context, cache: CacheArgument = None, config: ConfigOption 
         given["cache"] = newest_unless(None)
     if started_by_torchrun():  # its C++ warns, in each process, of what replicas.py does on purpose
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from logitcache.runs.metrics import read_headline
     from logitcache.train.train import train_student
 
     leads = this_one_leads()
@@ -55,8 +56,9 @@ def train(ctx: typer.Context, cache: CacheArgument = None, config: ConfigOption 
     if not leads:
         return
     line = [f"{result.path}: {given['method']}, {given['student']}"]
-    if "test_accuracy" in result.results:
-        line.append(f"test accuracy {result.results['test_accuracy']:.2%}")
+    headline = read_headline({"results": result.results}, {})
+    if headline.name in result.results:
+        line.append(f"{headline.label} {headline.text(result.results[headline.name])}")
     if "teacher_agreement" in result.results:
         line.append(f"agrees with the teacher on {result.results['teacher_agreement']:.1%}")
     typer.echo(", ".join(line))

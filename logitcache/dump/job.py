@@ -66,7 +66,6 @@ def prepare(
         raise unknown_name("test-time views", settings.test_time_views, modality.test_time_views)
     recipes = tuple(modality.make_views(settings.augment, settings.views, settings.seed))
     shown = part_of(shown, settings.samples) if settings.samples else shown
-    whole, first = whole_of(shown)
     chosen = _encoding(settings.encoding, settings.top_k, settings.precision, len(shown.classes))
     indices = None if settings.class_map is None else read_class_map(settings.class_map, shown.classes)
     answered = settings.teacher_classes or (len(shown.classes) if indices is None else 1000)
@@ -79,6 +78,29 @@ def prepare(
     mapped = None if indices is None else {"classes": answered, "indices": list(indices)}
     entries = [_entry(*one, mapped) for one in zip(_slugs(networks), networks, inputs, strict=True)]
     begun, where = read_manifest(open_place(out)), pick_device(settings.device)
+    manifest = _manifest(settings, shown, data, recipes, entries, chosen, begun, where)
+    if settings.batch_size == "auto" and not begun and where.type != "cpu":
+        manifest = replace(manifest, batch_size=_largest_batch(networks, entries, manifest, where))
+    asked = [recorded_teacher(*one, manifest, where) for one in zip(networks, entries, strict=True)]
+    slugs = [entry["slug"] for entry in manifest.teachers]
+    groups = [asked] if settings.average else [[one] for one in asked]
+    teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
+    renderer = modality.renderer(shown, inputs, with_digests=True, workers=settings.workers, device=where)
+    return Job(manifest, modality, shown, recipes, chosen, teachers, renderer)
+
+
+def _manifest(
+    settings: DumpSettings,
+    samples: Samples,
+    data: Any,
+    views: Sequence[Any],
+    entries: Sequence[dict[str, Any]],
+    encoding: Encoding,
+    begun: Manifest | None,
+    device: torch.device,
+) -> Manifest:
+    """Return the manifest of the cache: what is not asked for comes from the one that was `begun`, or from the machine."""
+    (whole, first), modality = whole_of(samples), modality_of(samples)
     forward = {
         "autocast": "bfloat16" if settings.amp else None,
         "channels_last": settings.channels_last,
@@ -86,19 +108,18 @@ def prepare(
         "test_time_views": settings.test_time_views,
     }
     # Caches that an earlier version began on a GPU do not record how float32 products are rounded.
-    forward |= {name: x for name, x in float32_settings(where).items() if begun is None or name in begun.forward}
-    rows, width = len(shown.labels), widest_bytes(chosen.columns(len(shown.classes)))
-    manifest = Manifest(
-        samples=len(shown),
-        classes=shown.classes,
+    forward |= {name: x for name, x in float32_settings(device).items() if begun is None or name in begun.forward}
+    rows, width = len(samples.labels), widest_bytes(encoding.columns(len(samples.classes)))
+    batch_size = settings.batch_size if isinstance(settings.batch_size, int) else begun.batch_size if begun else 256
+    found = Manifest(
+        samples=len(samples),
+        classes=samples.classes,
         block_rows=settings.block_rows or (begun.block_rows if begun else block_rows_for(rows, width)),
-        batch_size=settings.batch_size
-        if isinstance(settings.batch_size, int)
-        else (begun.batch_size if begun else 256),
+        batch_size=batch_size,
         threads=settings.threads or (begun.threads if begun else torch.get_num_threads()),
-        device=where.type,
+        device=device.type,
         forward=forward,
-        views=tuple(view.to_json() for view in recipes),
+        views=tuple(view.to_json() for view in views),
         data={
             "spec": data if isinstance(data, str) else "",
             "length": len(whole),
@@ -106,30 +127,27 @@ def prepare(
             "first": first,
         },
         teachers=(average_of(entries),) if settings.average else tuple(entries),
-        encoding=chosen.to_json(),
+        encoding=encoding.to_json(),
         software={name: version(name) for name in sorted({"logitcache", "numpy", "torch", "zarr", *modality.software})},
         modality=modality.name,
-        rows=None if offsets_of(shown) is None else rows,
+        rows=None if offsets_of(samples) is None else rows,
     )
-    if begun and settings.allow_mixed:
-        manifest = replace(manifest, software=begun.software, device=begun.device)
-    if settings.batch_size == "auto" and not begun and where.type != "cpu":
+    allowed = begun if settings.allow_mixed else None
+    return replace(found, software=allowed.software, device=allowed.device) if allowed else found
 
-        def attempt(size: int) -> None:
-            """Run a blank batch to find out now whether it fits in memory."""
-            for network, entry in zip(networks, entries, strict=True):
-                one = recorded_teacher(network, entry, replace(manifest, batch_size=size), where)
-                for _ in one.rows(one.preprocessing.blank(size)):
-                    pass
 
-        largest = largest_fitting(attempt)
-        manifest = replace(manifest, batch_size=largest)
-    asked = [recorded_teacher(*one, manifest, where) for one in zip(networks, entries, strict=True)]
-    slugs = [entry["slug"] for entry in manifest.teachers]
-    groups = [asked] if settings.average else [[one] for one in asked]
-    teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
-    renderer = modality.renderer(shown, inputs, with_digests=True, workers=settings.workers, device=where)
-    return Job(manifest, modality, shown, recipes, chosen, teachers, renderer)
+def _largest_batch(
+    networks: Sequence[Network], entries: Sequence[dict[str, Any]], manifest: Manifest, device: torch.device
+) -> int:
+    """Run blank batches to find out now which fits in memory."""
+
+    def attempt(size: int) -> None:
+        for network, entry in zip(networks, entries, strict=True):
+            one = recorded_teacher(network, entry, replace(manifest, batch_size=size), device)
+            for _ in one.rows(one.preprocessing.blank(size)):
+                pass
+
+    return largest_fitting(attempt)
 
 
 def _entry(slug: str, network: Network, inputs: Inputs, class_map: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -11,7 +11,9 @@ import functools
 import io
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -146,66 +148,75 @@ class Loop:
         begun: dict[str, Any],
     ) -> dict[str, Any]:
         """Train one pass, or what is left of one that was `begun`; metrics are summed on the device and read once."""
-        windows = self._windows(epoch)
-        following = self.job.window and first_window(
-            len(self.samples.labels), *self.job.window, self.settings.seed, epoch + 1, self.offsets
-        )
-        steps, step = sum(-(-len(order) // self.settings.batch_size) for _, order in windows), 0
-        done, over, sums = 0, begun.get("step", 0), torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        settings, windows = self.settings, self._windows(epoch)
+        size, samples = settings.batch_size, len(self.samples)
+        steps, step, done, over = sum(-(-len(order) // size) for _, order in windows), 0, 0, begun.get("step", 0)
+        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         if begun and self.replicas.leads:
             sums += begun["sums"].to(self.device)
         before, taken, self._next_agreement = begun.get("seconds", 0.0), 0, 0
         started = time.perf_counter()
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), saying_when_out_of_memory(self.settings.batch_size):
-            torch.manual_seed(
-                (mixed_seed(self.settings.seed, epoch) + self.replicas.rank * _SEED_STRIDE) % 2**63
-            )  # dropout
-            if begun and len(begun["numbers"]) == self.replicas.world:
-                _set_numbers(begun["numbers"][self.replicas.rank], self.device)
-            for number, (blocks, order) in enumerate(windows):
-                stretch = Stretch(views, blocks)
-                if number + 1 < len(windows):
-                    later = Stretch(views, windows[number + 1][0])
-                else:  # after the last epoch nothing is read ahead
-                    later = Stretch(upcoming, following) if epoch + 1 < self.settings.epochs else stretch
-                batches = [
-                    order[start : start + self.settings.batch_size]
-                    for start in range(0, len(order), self.settings.batch_size)
-                ]
+        with self._random_numbers(epoch, begun), saying_when_out_of_memory(size):
+            for (stretch, later), (_, order) in zip(
+                self._stretches(epoch, views, upcoming, windows), windows, strict=True
+            ):
+                batches = [order[start : start + size] for start in range(0, len(order), size)]
                 past = min(max(over - step, 0), len(batches))
                 left, step, done = batches[past:], step + past, done + sum(map(len, batches[:past]))
                 if not left:
                     continue
                 self.targets.begin(stretch, later)
                 for parts, batch in zip(self._micro_batches(views, left, renderers), left, strict=True):
-                    rate = learning_rate(self.settings, epoch, step, steps)
+                    rate = learning_rate(settings, epoch, step, steps)
                     rows = count_rows(self.offsets, batch)
-                    sums += self.stepper.step(parts, rows, rate, (epoch + 1) / self.settings.epochs)
-                    step, done = step + 1, done + len(batch)
+                    sums += self.stepper.step(parts, rows, rate, (epoch + 1) / settings.epochs)
+                    step, done, taken = step + 1, done + len(batch), taken + 1
                     self.callbacks.on_step(
-                        Progress(
-                            f"epoch {epoch + 1}/{self.settings.epochs}", done, len(self.samples), self.modality.unit
-                        )
+                        Progress(f"epoch {epoch + 1}/{settings.epochs}", done, samples, self.modality.unit)
                     )
-                    taken += 1
                     if step < steps and self._asked(step, time.perf_counter() - started, taken):
-                        seconds = before + time.perf_counter() - started
-                        numbers, sums = self.replicas.gathered(_numbers(self.device)), self.replicas.summed(sums)
-                        begun = {"step": step, "sums": sums.cpu(), "numbers": numbers, "seconds": seconds}
-                        self.directory.save(functools.partial(self._packed, history, **begun))
-                        self.replicas.wait()
+                        self._save_within(history, step, sums, before + time.perf_counter() - started)
                         raise self._stopped(f"step {step} of {steps} of epoch {epoch + 1}")
+        metrics = self._means(epoch, sums, before + time.perf_counter() - started)
+        return {"lr": rate, **metrics, **({"windows": len(windows)} if len(windows) > 1 else {})}
+
+    def _stretches(
+        self, epoch: int, views: Sequence[View], upcoming: Sequence[View], windows: Sequence[tuple[Blocks, Ids]]
+    ) -> Iterator[tuple[Stretch, Stretch]]:
+        """Yield what each window trains on, and what comes after it; after the last epoch nothing does, and it is the same."""
+        following = self.job.window and first_window(
+            len(self.samples.labels), *self.job.window, self.settings.seed, epoch + 1, self.offsets
+        )
+        found = [Stretch(views, blocks) for blocks, _ in windows]
+        last = Stretch(upcoming, following) if epoch + 1 < self.settings.epochs else found[-1]
+        yield from pairwise([*found, last])
+
+    @contextmanager
+    def _random_numbers(self, epoch: int, begun: Mapping[str, Any]) -> Iterator[None]:
+        """Draw dropout's random numbers of an epoch, or go on where one that was `begun` stopped; each process has its own."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed((mixed_seed(self.settings.seed, epoch) + self.replicas.rank * _SEED_STRIDE) % 2**63)
+            if begun and len(begun["numbers"]) == self.replicas.world:
+                _set_numbers(begun["numbers"][self.replicas.rank], self.device)
+            yield
+
+    def _save_within(self, history: list[dict[str, Any]], step: int, sums: Tensor, seconds: float) -> None:
+        """Save the state in the middle of an epoch; every process takes part."""
+        numbers, sums = self.replicas.gathered(_numbers(self.device)), self.replicas.summed(sums)
+        begun = {"step": step, "sums": sums.cpu(), "numbers": numbers, "seconds": seconds}
+        self.directory.save(functools.partial(self._packed, history, **begun))
+        self.replicas.wait()
+
+    def _means(self, epoch: int, sums: Tensor, seconds: float) -> dict[str, float]:
+        """Return the metrics of an epoch from their sums over rows; those that do not apply to the method are NaN, and left out."""
         means = dict(zip(SUMS, (self.replicas.summed(sums) / len(self.samples.labels)).tolist(), strict=True))
-        seconds = before + time.perf_counter() - started
         if not np.isfinite(means["loss"]):
             raise InputError(
                 f"the loss is {means['loss']} in epoch {epoch + 1}: training has diverged. Lower --lr, or add --warmup-epochs."
             )
-        # Metrics that do not apply to this method are NaN.
-        means = {name: value for name, value in means.items() if not np.isnan(value)}
-        speed = {"seconds": seconds, f"{self.modality.unit}_per_second": len(self.samples) / seconds}
-        return {"lr": rate, **means, **speed, **({"windows": len(windows)} if len(windows) > 1 else {})}
+        found = {name: value for name, value in means.items() if not np.isnan(value)}
+        return found | {"seconds": seconds, f"{self.modality.unit}_per_second": len(self.samples) / seconds}
 
     def _asked(self, step: int, seconds: float, steps: int) -> bool:
         """Say whether to stop after this step; several processes agree on it now and then.
