@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.errors import InputError
-from logitcache.runtime.files import PARTIAL, local_path, saying_when_unwritable
+from logitcache.runtime.files import PARTIAL, explain_write_errors, local_path
 from logitcache.runtime.progress import OnProgress, Progress, silent
 from logitcache.store import Cache, kept_values, open_cache, rest_level
 
@@ -70,7 +70,7 @@ def _to_parquet(cache: Cache, out: Path, views: list[int], on_progress: OnProgre
     _refuse_existing([out])
     partial, writer = out.with_name(f".{out.name}{PARTIAL}"), None
     try:
-        with saying_when_unwritable(out):
+        with explain_write_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             for rows in _blocks(cache, views, on_progress):
                 table = pa.table({name: _arrow(pa, column) for name, column in rows.items()})
@@ -105,7 +105,7 @@ def _to_safetensors(cache: Cache, out: Path, views: list[int], on_progress: OnPr
     _refuse_existing(files)
     partial = [file.with_name(f".{file.name}{PARTIAL}") for file in files]
     try:
-        with saying_when_unwritable(out):
+        with explain_write_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             for file, view in zip(partial, views, strict=True):
                 parts = list(_blocks(cache, [view], on_progress))

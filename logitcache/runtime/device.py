@@ -1,4 +1,4 @@
-"""Where tensors live, and what to say when they do not fit there."""
+"""Devices: which one to use, how many threads and workers, and what to say when memory runs out."""
 
 import os
 import warnings
@@ -12,13 +12,13 @@ from torch import Tensor
 from logitcache.errors import InputError, first_line
 
 __all__ = [
-    "compiled_unless_refused",
+    "compile_function",
     "cpu_threads",
     "decoding_workers",
+    "explain_oom",
     "float32_precision",
     "float32_settings",
     "pick_device",
-    "saying_when_out_of_memory",
     "to_device",
 ]
 
@@ -97,23 +97,23 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to where it is used; a GPU fetches it out of page-locked memory while the host goes on."""
+    """Copy a tensor to a device; a GPU copies from page-locked memory while the host goes on."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
-def compiled_unless_refused(computed: Callable[..., Any], who: str) -> Callable[..., Any]:
-    """Have torch.compile translate a network or a function, which it does at the first call; where it cannot, that call says so.
+def compile_function(function: Callable[..., Any], label: str) -> Callable[..., Any]:
+    """Wrap with `torch.compile`. Compilation happens on the first call, which raises InputError if it fails.
 
     Args:
-        computed: The network or function.
-        who: It, at the beginning of a sentence.
+        function: A network or a function.
+        label: Subject of the error message, e.g. "the student".
     """
     warnings.filterwarnings(
         "ignore", message="The .grad attribute of a Tensor that is not a leaf"
     )  # torch's own, as it traces
-    run = torch.compile(computed)
+    run = torch.compile(function)
 
     def called(*inputs: Any, **switches: Any) -> Any:
         try:
@@ -121,17 +121,17 @@ def compiled_unless_refused(computed: Callable[..., Any], who: str) -> Callable[
         except Exception as error:
             if not type(error).__module__.startswith("torch._"):
                 raise
-            raise InputError(f"{who} cannot be compiled here: {first_line(error)}. Leave out --compile.") from error
+            raise InputError(f"{label} cannot be compiled here: {first_line(error)}. Leave out --compile.") from error
 
     return called
 
 
 @contextmanager
-def saying_when_out_of_memory(batch_size: int) -> Iterator[None]:
-    """Turn memory that runs out into a sentence.
+def explain_oom(batch_size: int) -> Iterator[None]:
+    """Raise InputError with a remedy when memory runs out.
 
-    Raises:
-        InputError: It ran out.
+    Args:
+        batch_size: Samples of a batch.
     """
     try:
         yield

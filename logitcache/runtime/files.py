@@ -24,11 +24,11 @@ __all__ = [
     "check_target",
     "describe",
     "digest_bytes",
+    "explain_write_errors",
     "is_address",
     "local_path",
     "matches",
     "remove_leftovers",
-    "saying_when_unwritable",
     "sync_folders",
     "tally",
     "write_bytes",
@@ -132,7 +132,7 @@ def write_files(contents: Mapping[Path, Pieces], *, lasting: bool, synced: bool 
 def _write_together(paths: Sequence[Path], contents: Mapping[Path, Pieces], *, lasting: bool, synced: bool) -> None:
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}") for path in paths}
     try:
-        with saying_when_unwritable(paths[-1]), contextlib.ExitStack() as stack:
+        with explain_write_errors(paths[-1]), contextlib.ExitStack() as stack:
             opened = {}
             for path in paths:
                 _make_folder(path.parent, lasting=lasting)
@@ -154,7 +154,7 @@ def _write_together(paths: Sequence[Path], contents: Mapping[Path, Pieces], *, l
 
 
 @contextlib.contextmanager
-def saying_when_unwritable(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn a full disk, or one that may not be written, met while writing a file, into a sentence.
 
     Raises:
@@ -199,7 +199,7 @@ def sync_folders(folder: Path) -> None:
     Raises:
         CacheIncompleteError: The disk is full.
     """
-    with saying_when_unwritable(folder):
+    with explain_write_errors(folder):
         for below, _, _ in os.walk(folder):
             _sync_folder(Path(below))
 
@@ -225,7 +225,7 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         CacheIncompleteError: The disk is full.
     """
-    with saying_when_unwritable(path):
+    with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
             file.seek(max(file.tell() - 1, 0))
@@ -238,7 +238,7 @@ class FileLock:
 
     def __init__(self, path: Path, name: str) -> None:
         file = path / name
-        with saying_when_unwritable(file):
+        with explain_write_errors(file):
             _make_folder(file.parent, lasting=True)  # a cache that was begun is known by it
             self._file = file.open("a+")
         try:

@@ -16,7 +16,7 @@ from logitcache.data import Inputs, Modality
 from logitcache.encoding import mean_of
 from logitcache.errors import InputError
 from logitcache.models import Network, evaluating
-from logitcache.runtime.device import compiled_unless_refused, cpu_threads, float32_precision, saying_when_out_of_memory
+from logitcache.runtime.device import compile_function, cpu_threads, explain_oom, float32_precision
 from logitcache.runtime.tensors import call_network, channels_last, padded, sample_count, split_samples
 
 __all__ = ["Teacher", "Teachers", "largest_fitting"]
@@ -70,7 +70,7 @@ class Teacher:
         self._mode.enter_context(evaluating(self._module))
         if channels_last:
             self._module.to(memory_format=torch.channels_last)
-        translated = compiled_unless_refused(self._module, f"teacher {network.name}") if compiled else None
+        translated = compile_function(self._module, f"teacher {network.name}") if compiled else None
         self._run: Callable[..., Any] = translated or self._module
         self._test_time_views = test_time_views
         self._precision = (matmul_precision, cudnn_tf32)
@@ -102,7 +102,7 @@ class Teacher:
                 torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None),
                 cpu_threads(self._threads),
                 float32_precision(*self._precision),
-                saying_when_out_of_memory(self._batch_size),
+                explain_oom(self._batch_size),
             ):
                 chunk = next(chunks, None)
             if chunk is None:

@@ -28,7 +28,7 @@ from logitcache.errors import InputError, StoppedError, first_line
 from logitcache.methods import SecondLabels
 from logitcache.runs.directory import RunDirectory
 from logitcache.runs.metrics import find_metric
-from logitcache.runtime.device import saying_when_out_of_memory, to_device
+from logitcache.runtime.device import explain_oom, to_device
 from logitcache.runtime.progress import Callbacks, Progress
 from logitcache.store import Cache
 from logitcache.train.evaluate import Subject, evaluate
@@ -156,7 +156,7 @@ class Loop:
             sums += begun["sums"].to(self.device)
         before, taken, self._next_agreement = begun.get("seconds", 0.0), 0, 0
         started = time.perf_counter()
-        with self._random_numbers(epoch, begun), saying_when_out_of_memory(size):
+        with self._random_numbers(epoch, begun), explain_oom(size):
             for (stretch, later), (_, order) in zip(
                 self._stretches(epoch, views, upcoming, windows), windows, strict=True
             ):

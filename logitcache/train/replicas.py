@@ -137,7 +137,7 @@ class Replicas:
                 )
 
     @contextmanager
-    def saying_when_left(self) -> Iterator[None]:
+    def explain_lost_process(self) -> Iterator[None]:
         """Turn the end of another process, which a collective operation meets, into a sentence.
 
         Raises:

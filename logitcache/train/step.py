@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from logitcache.data import Samples, modality_of
 from logitcache.encoding import TopKRows
 from logitcache.methods import Objective, SecondLabels
-from logitcache.runtime.device import compiled_unless_refused
+from logitcache.runtime.device import compile_function
 from logitcache.runtime.tensors import call_network, channels_last
 from logitcache.train.optimize import make_optimizer
 from logitcache.train.replicas import Replicas
@@ -90,9 +90,9 @@ class Stepper:
         self._replicas, self._replicated = replicas, replicas.replicate(model, device)
         self._run: Callable[..., Any] = self._replicated
         if settings.compiled:
-            self._run = compiled_unless_refused(self._replicated, "the student")
+            self._run = compile_function(self._replicated, "the student")
             if objective.loss:
-                translated = compiled_unless_refused(objective.loss.__call__, "the loss")
+                translated = compile_function(objective.loss.__call__, "the loss")
                 self._objective = replace(objective, translated=translated)
 
     def step(self, parts: Sequence[Sequence[MicroBatch]], rows: int, rate: float, progress: float) -> Tensor:

@@ -100,7 +100,7 @@ def train_student(
     stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
     path = local_path(out) if out else free_name(Path("runs"), stem)
     run = _begun(replicas, path, _record(cache, student, chosen), _facts(job, targets.name), report_to, resume=resume)
-    with contextlib.closing(run), replicas.saying_when_left():
+    with contextlib.closing(run), replicas.explain_lost_process():
         results = run.results
         if results is not None:
             weights = run.path / "student.safetensors"
@@ -137,7 +137,7 @@ def _begun(
     resume: bool,
 ) -> RunDirectory:
     """Begin or take up the run, in the process that leads; the others follow it."""
-    with replicas.saying_when_left():
+    with replicas.explain_lost_process():
         replicas.refuse_unlike(settings | {name: facts[name] for name in facts if name != "hardware"})
         facts["hardware"]["processes"] = replicas.world
         ours = list[RunDirectory]()
