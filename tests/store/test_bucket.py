@@ -100,8 +100,14 @@ def test_a_stopped_dump_is_refused_and_goes_on(url, whole):
     assert objects(url) == whole
 
 
-@pytest.mark.parametrize("name", ["teachers/t/logits/c/1/1/0", "labels/c/0", ".logitcache/ledger/1.json"])
-@pytest.mark.parametrize("kind", ["missing", "short", "flipped"])
+NAMES, KINDS = ("teachers/t/logits/c/1/1/0", "labels/c/0", ".logitcache/ledger/1.json"), ("missing", "short", "flipped")
+USUAL = {*zip(KINDS, NAMES, strict=True)}  # each name and each kind once; the other pairs take twenty seconds
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [pytest.param(*pair, marks=() if pair in USUAL else pytest.mark.slow) for pair in itertools.product(KINDS, NAMES)],
+)
 def test_damage_in_a_bucket_is_found_and_repaired(url, whole, name, kind):
     write(url, manifest())
     place = open_place(url)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch.distributed import HashStore
 
@@ -114,9 +115,19 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(tiny.HERE), "OMP_NUM_THREADS": "1
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory):
-    """What two processes leave behind."""
-    folder = tmp_path_factory.mktemp("job")
+def job(tmp_path_factory, worker_id):
+    """What two processes leave behind; of several workers of pytest-xdist one runs them, and the others wait for it."""
+    if worker_id == "master":
+        return made(tmp_path_factory.mktemp("job"))
+    shared = tmp_path_factory.getbasetemp().parent / "job"
+    with FileLock(f"{shared}.lock"):
+        if not shared.exists():
+            shared.mkdir()
+            made(shared)
+    return shared
+
+
+def made(folder):
     images = logitcache.data.ArrayImages(*tiny.arrays())
     for name, augment in (("plain", "pad-crop-flip"), ("mixed", "pad-crop-flip+mixup+cutmix")):
         logitcache.dump_logits(
