@@ -4,6 +4,7 @@ Heavy imports stand inside the commands: `logitcache --help` must not wait for t
 """
 
 import importlib.metadata
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typer.core import TyperGroup
 
 from logitcache.errors import LogitCacheError
 from logitcache.runtime.memory import keep_freed_memory
+from logitcache.runtime.processes import this_one_leads
 
 from .compare import compare
 from .demo import demo
@@ -51,6 +53,16 @@ class _Boundary(TyperGroup):
             raise typer.Exit(130) from error
 
 
+class _Echo(logging.Handler):
+    """Prints what the library logs on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(record.getMessage(), err=True)
+
+
+_LOG = logging.getLogger("logitcache")
+_LOG.addHandler(_Echo())
+
 app = typer.Typer(
     cls=_Boundary,
     no_args_is_help=True,
@@ -77,6 +89,7 @@ def _common(
     ] = False,
 ) -> None:
     del traceback, version
+    _LOG.setLevel(logging.INFO if this_one_leads() else logging.WARNING)
 
 
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {

@@ -87,7 +87,7 @@ def _filled(module: nn.Module, name: str, classes: int, weights: str | None) -> 
     """Load a file of weights, where there is one."""
     if not weights:
         return Network(module, name, "", {})
-    _fill(module, read_weights(weights), name, weights, classes)
+    _fill(module, read_weights(weights, module.state_dict()), name, weights, classes)
     return Network(module, name, weights, read_notes(weights).get("preprocessing", {}))
 
 

@@ -1,13 +1,16 @@
 """Weights: read from safetensors or torch files (never unpickled freely), written as safetensors with a note on what they belong to."""
 
+import argparse
 import json
+import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -20,46 +23,131 @@ __all__ = ["DEMO_TEACHER", "hash_weights", "read_notes", "read_weights", "save_w
 
 DEMO_TEACHER = "demo"  # the teacher that ships with logitcache, by a name that works wherever it is installed
 _NOTES = "logitcache"  # key of our note in a safetensors file's metadata
+_USUAL_KEYS = ("state_dict", "model", "model_state_dict", "net")
+_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+_COUNTERS = "num_batches_tracked"  # which old checkpoints lack
+_SCALAR = np.float64(0).__reduce__()[0]  # by which numpy's numbers are pickled, under these names
+_HARMLESS: list[Any] = [  # what training scripts save beside weights, and what runs nothing when it is loaded
+    *(argparse.Namespace, PosixPath, np.dtype, type(np.dtype("f8")), type(np.dtype("f4")), type(np.dtype("i8"))),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+_LOG = logging.getLogger(__name__)
 
 
-def _path(file: str) -> Path:
-    return (
-        Path(str(resources.files("logitcache.demo_data") / "teacher.safetensors"))
-        if file == DEMO_TEACHER
-        else Path(file)
-    )
+def _path_and_key(file: str) -> tuple[Path, str]:
+    """Divide `FILE:KEY`; a file whose name has a colon is taken whole."""
+    if file == DEMO_TEACHER:
+        return Path(str(resources.files("logitcache.demo_data") / "teacher.safetensors")), ""
+    name, _, key = file.rpartition(":")
+    whole = Path(file).expanduser()
+    return (whole, "") if whole.is_file() or not name else (Path(name).expanduser(), key)
 
 
-def read_weights(file: str) -> dict[str, Tensor]:
-    """Read a state dict.
+def read_weights(file: str, expected: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
+    """Read a state dict out of a file of weights, as people have them.
+
+    A checkpoint may hold the state dict under any key (`state_dict`, `model`, `net`, `model_ema`, ...) and its names may share any
+    prefix (`module.`, `_orig_mod.`, `model.`, `student.`, or several). What was taken is logged.
 
     Args:
-        file: A `.safetensors` file, or a checkpoint written by torch.save: a state dict, or a dict that holds one as
-            `model`, `state_dict` or `model_state_dict`; a leading `module.` (DataParallel) is dropped.
+        file: A `.safetensors` file, or a checkpoint written by torch.save; `FILE:KEY` chooses where several state dicts fit, as
+            `checkpoint.pth:state_dict_ema`, or `checkpoint.ckpt:state_dict.student` for a prefix.
+        expected: State dict of the network that they are for. Without it only the prefixes that torch itself writes are dropped.
 
     Raises:
-        InputError: The file is missing or is no such thing.
+        InputError: The file is missing or holds no state dict, or several that fit.
     """
-    path = _path(file)
+    path, key = _path_and_key(file)
     if not path.is_file():
         raise InputError(f"there is no weights file {path}")
+    found = list(_state_dicts(_content(path), ""))
+    if not found:
+        raise InputError(f"{path} holds no state dict: no names with tensors, at its top or below a key of it")
+    if expected is None:
+        choices = [(where, "", _without_wrappers(weights)) for where, weights in found if not key or where == key]
+        choices = choices[:1]
+    else:
+        choices = [
+            (where, prefix, weights)
+            for where, stored in found
+            for prefix, weights in _fitting(stored, expected)
+            if not key or key in (where, ".".join(filter(None, (where, prefix.rstrip(".")))))
+        ]
+    return _chosen(path, key, found, choices)
+
+
+def _content(path: Path) -> Any:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is not a safetensors file: {error}") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever a broken or hostile pickle makes it stumble over
         raise InputError(f"{path} {_why_unread(path, error)}") from error
-    for key in ("model", "state_dict", "model_state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise InputError(
-            f"{path} holds no state dict (looked at the top level and under model, state_dict, model_state_dict)"
-        )
-    return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def _state_dicts(content: Any, where: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield the state dicts in a checkpoint and their keys: weights first, then averages of them."""
+    if not isinstance(content, Mapping):
+        return
+    tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if any(value.ndim for value in tensors.values()):
+        yield where, tensors
+    names = [
+        name
+        for name in content
+        if isinstance(name, str) and name not in ("optimizer", "optimizer_state_dict", "scaler")
+    ]
+    for name in sorted(names, key=lambda name: (name not in _USUAL_KEYS, "ema" in name)):
+        yield from _state_dicts(content[name], f"{where}.{name}" if where else name)
+
+
+def _without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the prefixes that DataParallel and torch.compile write."""
+    found = dict(weights)
+    while any(all(name.startswith(prefix) for name in found) for prefix in _WRAPPERS):
+        found = {name.partition(".")[2]: value for name, value in found.items()}
+    return found
+
+
+def _fitting(stored: Mapping[str, Tensor], expected: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield each prefix below which a state dict has every name that is expected, and what is stored there."""
+    needed = {name for name in expected if not name.endswith(_COUNTERS)}
+    if needed <= stored.keys():
+        yield "", dict(stored)
+        return
+    first = min(needed, default="")
+    for prefix in (name.removesuffix(first) for name in stored if name.endswith(f".{first}")):
+        below = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+        if needed <= below.keys():
+            yield prefix, {name: value for name, value in below.items() if name in expected}
+
+
+def _chosen(
+    path: Path,
+    key: str,
+    found: Sequence[tuple[str, dict[str, Tensor]]],
+    choices: Sequence[tuple[str, str, dict[str, Tensor]]],
+) -> dict[str, Tensor]:
+    keys = ", ".join(where or "the top" for where, _ in found)
+    if key and not choices and key not in [where for where, _ in found]:
+        raise InputError(f"{path} has no state dict {key!r}; it has {keys}")
+    if not choices:  # of another network: whoever asked says in what they differ
+        return _without_wrappers(next((weights for where, weights in found if where == key), found[0][1]))
+    where, prefix, weights = choices[0]
+    if rivals := [other for place, other, _ in choices[1:] if place == where]:
+        spelled = " or ".join(f"{path}:{'.'.join(filter(None, (where, one.rstrip('.'))))}" for one in (prefix, *rivals))
+        raise InputError(f"{path} holds weights of this network several times: name those to take, {spelled}")
+    others = [f"{path}:{'.'.join(filter(None, (place, one.rstrip('.'))))}" for place, one, _ in choices[1:]]
+    if where or prefix or others:
+        below = f" below {where!r}" if where else ""
+        without = f", names without {prefix!r}" if prefix else ""
+        also = f" ({', '.join(others)} would fit too)" if others else ""
+        _LOG.info("%s: weights taken%s%s%s", path, below, without, also)
+    return weights
 
 
 def _why_unread(path: Path, error: Exception) -> str:
@@ -77,7 +165,7 @@ def _why_unread(path: Path, error: Exception) -> str:
 
 def read_notes(file: str) -> dict[str, Any]:
     """Return what `save_weights` noted beside the weights; empty for other people's files."""
-    path = _path(file)
+    path, _ = _path_and_key(file)
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
     try:

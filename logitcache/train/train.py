@@ -104,7 +104,7 @@ def train_student(
         results = run.results
         if results is not None:
             weights = run.path / "student.safetensors"
-            model.load_state_dict(replicas.from_leader(lambda: read_weights(str(weights))))
+            model.load_state_dict(replicas.from_leader(lambda: read_weights(str(weights), model.state_dict())))
             return RunResult(run.path, model.eval(), _metrics(run, replicas), results)
         with contextlib.closing(targets):
             results = Loop(job, chosen, stepper, targets, run, replicas, told).run()

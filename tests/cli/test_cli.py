@@ -10,6 +10,7 @@ import tomllib
 import numpy as np
 import pytest
 import tiny
+import torch
 from logitcache.cli.demo import steps
 
 DUMP = "dump --teacher tiny:net --data arrays:data.npz --augment pad-crop-flip --views 2 --batch-size 64 --out"
@@ -21,6 +22,16 @@ def ready(run, npz):
     """A folder with data and one cache."""
     assert run(*DUMP.split(), "c.zarr").exit_code == 0
     return run
+
+
+def test_what_is_taken_from_a_checkpoint_is_said(run, tmp_path):
+    torch.save({"net": {f"module.{name}": x for name, x in tiny.net(5).state_dict().items()}}, tmp_path / "a.pth")
+    np.savez(tmp_path / "d.npz", images=tiny.arrays()[0], labels=tiny.arrays()[1])
+    result = run(
+        "dump", "--teacher", "tiny:net", "--teacher-weights", "a.pth", "--data", "arrays:d.npz", "--out", "c.zarr"
+    )
+    assert result.exit_code == 0, result.output
+    assert "a.pth: weights taken below 'net', names without 'module.'\n" in result.stderr
 
 
 def test_the_whole_way(run, npz):

@@ -1,5 +1,8 @@
+import argparse
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -156,3 +159,89 @@ def test_torchvisions_weights_come_with_their_preprocessing(monkeypatch):
         "image_size": 224,
         "crop_pct": 0.875,
     }
+
+
+def saved(tmp_path, content, name="a.pth"):
+    torch.save(content, tmp_path / name)
+    return str(tmp_path / name)
+
+
+def prefixed(prefix):
+    return {prefix + name: value for name, value in WEIGHTS.items()}
+
+
+PREFIXES = [
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "student.",
+    "backbone.",
+    "net.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+]
+
+
+@pytest.mark.parametrize("prefix", [*PREFIXES, "module.student.", "distiller.model.student."])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_prefix_that_the_names_share_is_dropped_and_logged(tmp_path, caplog, prefix, suffix):
+    caplog.set_level("INFO", "logitcache")
+    file = tmp_path / f"a.{suffix}"
+    (torch.save if suffix == "pth" else save_file)(prefixed(prefix), file)
+    network = load_network("tiny:net", 5, str(file))
+    assert same(network.module.state_dict(), WEIGHTS)
+    assert caplog.messages == [f"{file}: weights taken, names without {prefix!r}"]
+
+
+@pytest.mark.parametrize(
+    "key", ["state_dict", "model", "model_state_dict", "net", "model_ema", "ema", "weights", "student"]
+)
+def test_a_key_of_a_checkpoint_is_found_and_logged(tmp_path, caplog, key):
+    caplog.set_level("INFO", "logitcache")
+    file = saved(tmp_path, {"epoch": 3, "optimizer": {"state": {}}, key: prefixed("module."), "best": 91.0})
+    assert same(load_network("tiny:net", 5, file).module.state_dict(), WEIGHTS)
+    assert caplog.messages == [f"{file}: weights taken below {key!r}, names without 'module.'"]
+
+
+def test_what_training_scripts_save_beside_weights_is_loaded(tmp_path):
+    args = argparse.Namespace(lr=0.1, data=Path("x"))
+    numbers = {"best": np.float64(91.2), "loss": np.float32(0.3), "step": np.int64(7)}
+    assert same(read_weights(saved(tmp_path, {"state_dict": WEIGHTS, "args": args, **numbers})), WEIGHTS)
+
+
+def test_of_weights_and_their_average_the_weights_are_taken_and_a_key_chooses(tmp_path, caplog):
+    caplog.set_level("INFO", "logitcache")
+    average = {name: value * 0 for name, value in WEIGHTS.items()}
+    file = saved(tmp_path, {"state_dict_ema": average, "state_dict": WEIGHTS})
+    assert same(read_weights(file, WEIGHTS), WEIGHTS)
+    assert caplog.messages == [f"{file}: weights taken below 'state_dict' ({file}:state_dict_ema would fit too)"]
+    assert same(read_weights(f"{file}:state_dict_ema", WEIGHTS), average)
+    with pytest.raises(InputError, match="has no state dict 'ema'; it has state_dict, state_dict_ema"):
+        read_weights(f"{file}:ema", WEIGHTS)
+
+
+def test_a_teacher_and_a_student_in_one_checkpoint_must_be_told_apart(tmp_path):
+    other = {name: value + 1 for name, value in WEIGHTS.items()}
+    both = prefixed("student.") | {f"teacher.{name}": value for name, value in other.items()}
+    file = saved(tmp_path, {"state_dict": both})
+    with pytest.raises(
+        InputError, match=r"several times: name those to take, .*:state_dict.student or .*:state_dict.teacher"
+    ):
+        read_weights(file, WEIGHTS)
+    assert same(read_weights(f"{file}:state_dict.teacher", WEIGHTS), other)
+
+
+def test_averaged_models_of_torch_are_read(tmp_path):
+    assert same(read_weights(saved(tmp_path, {"n_averaged": torch.tensor(3), **prefixed("module.")}), WEIGHTS), WEIGHTS)
+
+
+def test_names_that_are_the_networks_own_are_kept(tmp_path):
+    own = {f"module.{name}": value for name, value in WEIGHTS.items()}
+    assert same(read_weights(saved(tmp_path, own), own), own)
+    assert same(read_weights(saved(tmp_path, {f"module.{name}": value for name, value in own.items()}), own), own)
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_the_difference(tmp_path):
+    file = saved(tmp_path, {"state_dict": prefixed("module.")})
+    with pytest.raises(InputError, match="does not fit resnet8: it lacks"):
+        load_network("resnet8", 5, file)
