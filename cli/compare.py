@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from .options import JsonOption
+from .options import JsonOption, at_home
 from .render import print_json, print_table
 
 if TYPE_CHECKING:
@@ -24,12 +24,20 @@ def compare(
     picture: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.svg", show_default=False, help="Draw learning curves, and the result against method."
+            metavar="FILE.svg",
+            callback=at_home,
+            show_default=False,
+            help="Draw learning curves, and the result against method.",
         ),
     ] = None,
     published: Annotated[
         Path | None,
-        typer.Option(metavar="RECIPE.toml", show_default=False, help="Show a recipe's published numbers beside ours."),
+        typer.Option(
+            metavar="RECIPE.toml",
+            callback=at_home,
+            show_default=False,
+            help="Show a recipe's published numbers beside ours.",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:

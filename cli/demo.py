@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .options import at_home
+
 __all__ = ["demo", "steps"]
 
 _TRAINING = "--student resnet8 --epochs 6 --lr 0.05 --sched cosine --warmup-epochs 1"
@@ -36,7 +38,10 @@ def steps(cache: str, runs: str) -> list[tuple[str, str]]:
 def demo(
     ctx: typer.Context,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", show_default="a new folder here", help="Where cache and runs go.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", callback=at_home, show_default="a new folder here", help="Where cache and runs go."
+        ),
     ] = None,
 ) -> None:
     """Dump a teacher, look at the cache, train three students from it and compare them: about two minutes on two cores.

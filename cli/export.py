@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import CacheArgument, TeacherOption, newest_unless, numbers, show_progress
+from .options import CacheArgument, TeacherOption, at_home, newest_unless, numbers, show_progress
 
 __all__ = ["export"]
 
@@ -14,7 +14,12 @@ def export(
     cache: CacheArgument = None,
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", show_default=False, help="FILE.parquet, or FILE.safetensors (one file a view)."),
+        typer.Option(
+            metavar="FILE",
+            callback=at_home,
+            show_default=False,
+            help="FILE.parquet, or FILE.safetensors (one file a view).",
+        ),
     ] = ...,  # type: ignore[assignment]
     views: Annotated[
         str | None, typer.Option(metavar="V,V", show_default="all", help="Which views, with commas between them.")

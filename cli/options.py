@@ -30,6 +30,7 @@ __all__ = [
     "Display",
     "JsonOption",
     "TeacherOption",
+    "at_home",
     "newest_unless",
     "numbers",
     "parameters",
@@ -46,10 +47,16 @@ __all__ = [
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+def at_home(path: Path | None) -> Path | None:
+    """Read a leading `~`, which a shell leaves alone behind `=`, as the home folder."""
+    return path and path.expanduser()
+
+
 def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
     """Make the words of a file the defaults of this command; what stands on the command line wins."""
     if path is None:
         return None
+    path = path.expanduser()
     try:
         text = path.read_text()
         content = loads(text) if path.suffix == ".json" else tomllib.loads(text)

@@ -8,7 +8,7 @@ import typer
 from logitcache.runtime.files import check_target
 
 from .described import print_advice, print_compared, print_described
-from .options import CacheArgument, JsonOption, newest_unless, show_progress
+from .options import CacheArgument, JsonOption, at_home, newest_unless, show_progress
 from .render import print_json
 
 if TYPE_CHECKING:
@@ -40,7 +40,11 @@ def stats(
     report: Annotated[
         Path | None,
         typer.Option(
-            "--report", metavar="FILE.html", show_default=False, help="Write a page with figures and images, too."
+            "--report",
+            metavar="FILE.html",
+            callback=at_home,
+            show_default=False,
+            help="Write a page with figures and images, too.",
         ),
     ] = None,
     data: Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .compare import print_comparison
-from .options import newest_unless, numbers, stopping
+from .options import at_home, newest_unless, numbers, stopping
 
 __all__ = ["sweep"]
 
@@ -32,7 +32,9 @@ def sweep(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs at a time.")] = 1,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the runs go.")] = Path("runs/sweep"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", callback=at_home, help="Where the runs go.")] = Path(
+        "runs/sweep"
+    ),
 ) -> None:
     """Train every method with every setting and every seed, and compare: mean and deviation over seeds.
 

@@ -39,7 +39,7 @@ def train(ctx: typer.Context, cache: CacheArgument = None, config: ConfigOption 
             raise typer.BadParameter("which run? Name its folder with --out RUN.", param_hint="--resume")
         from logitcache.runs.directory import read_run
 
-        recorded = read_run(Path(given["out"]))["settings"]
+        recorded = read_run(Path(given["out"]).expanduser())["settings"]
         given |= {name: recorded[name] for name in given if name in recorded and _left_alone(ctx, name)}
     if given["student"] is None:
         raise typer.BadParameter("which network? Name it with --student NAME.", param_hint="--student")

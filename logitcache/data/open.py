@@ -94,9 +94,9 @@ def load_data(spec: str) -> Any:
     """
     kind, _, rest = spec.partition(":")
     if kind == "imagefolder" and rest:
-        return FolderImages(Path(rest))
+        return FolderImages(Path(rest).expanduser())
     if kind == "arrays" and rest:
-        return open_arrays(Path(rest))
+        return open_arrays(Path(rest).expanduser())
     split = "train"
     if spec.rpartition(":")[2] in SPLITS:
         spec, _, split = spec.rpartition(":")

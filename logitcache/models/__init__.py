@@ -96,7 +96,7 @@ def _torchvision(name: str, network: str, classes: int, weights: str | None) -> 
 
     if network not in models.list_models(module=models):
         raise unknown_name("torchvision network", network, models.list_models(module=models))
-    if not weights or Path(weights).is_file():
+    if not weights or Path(weights).expanduser().is_file():
         return _filled(models.get_model(network, weights=None, num_classes=classes), name, classes, weights)
     known = {str(entry.name): entry for entry in models.get_model_weights(network)}
     if weights != "DEFAULT" and weights not in known:
@@ -164,7 +164,7 @@ def read_class_map(given: str | Sequence[int], classes: Sequence[str]) -> tuple[
     found: Any = given
     if isinstance(given, str):
         try:
-            found = json.loads(Path(given).read_text())
+            found = json.loads(Path(given).expanduser().read_text())
         except (OSError, ValueError) as error:
             raise InputError(f"--class-map {given} cannot be read as JSON: {first_line(error)}") from error
     if isinstance(found, dict):

@@ -221,7 +221,7 @@ def read_published(recipe: str | Path) -> dict[str, float]:
         InputError: The file is no recipe.
     """
     try:
-        found = tomllib.loads(Path(recipe).read_text()).get("published", {})
+        found = tomllib.loads(Path(recipe).expanduser().read_text()).get("published", {})
         return {str(method): float(number) for method, number in found.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{recipe} cannot be read as a recipe: {error}") from error
@@ -237,7 +237,7 @@ def compare_runs(paths: Iterable[str | Path]) -> list[RunSummary]:
         InputError: A path is neither.
     """
     found: list[Path] = []
-    for path in map(Path, paths):
+    for path in (Path(one).expanduser() for one in paths):
         below = [path] if (path / "run.json").exists() else sorted(file.parent for file in path.glob("*/run.json"))
         if not below:
             raise InputError(f"{path} is no run and holds none; a run is a folder that `logitcache train` wrote")

@@ -47,14 +47,14 @@ def is_address(path: str | Path) -> bool:
 
 
 def local_path(path: str | Path) -> Path:
-    """Return a path on a disk.
+    """Return a path on a disk; a leading `~` is the home folder.
 
     Raises:
         InputError: It is an address.
     """
     if is_address(path):
         raise InputError(f"{path} is an address: only caches can lie in object storage. Name a path on a disk.")
-    return Path(path)
+    return Path(path).expanduser()
 
 
 def check_target(path: str | Path) -> None:

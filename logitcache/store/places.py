@@ -12,6 +12,7 @@ from logitcache.runtime.files import (
     Pieces,
     append_line,
     is_address,
+    local_path,
     remove_leftovers,
     sync_folders,
     write_files,
@@ -110,7 +111,7 @@ def open_place(path: str | Path) -> Place:
         InputError: An address that cannot be used, or credentials that are missing.
     """
     if not is_address(path):
-        return Folder(Path(path))
+        return Folder(local_path(path))
     if isinstance(path, Path):
         raise InputError(f"{path}: give an address as text, not as a pathlib.Path, which loses a slash")
     from logitcache.store.bucket import Bucket  # noqa: PLC0415  (an extra)

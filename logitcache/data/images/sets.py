@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from logitcache.data.images.listing import list_images, readable
 from logitcache.data.protocol import whole_of
-from logitcache.errors import InputError, first_line
+from logitcache.errors import InputError, LogitCacheError, first_line
 
 __all__ = [
     "IMAGENET",
@@ -134,23 +135,12 @@ class FolderImages:
         """List a folder.
 
         Raises:
-            InputError: There are no images in folders below it.
+            InputError: There are no images in folders below it, or one of them cannot be opened.
         """
-        suffixes = set(Image.registered_extensions())
-        if not root.is_dir():
-            raise InputError(f"there is no folder {root} to read images from")
-        self.root = root
-        self.paths = sorted(
-            path.relative_to(root).as_posix()
-            for folder in root.iterdir()
-            if folder.is_dir() and not folder.name.startswith(".")
-            for path in folder.rglob("*")
-            if path.suffix.lower() in suffixes and path.is_file()
-        )
-        if not self.paths:
-            raise InputError(f"{root} has no images in class folders (expected {root}/CLASS/IMAGE.jpg, .png, ...)")
-        self.classes = tuple(sorted({path.split("/", 1)[0] for path in self.paths}))
-        index = {name: position for position, name in enumerate(self.classes)}
+        found = list_images(root)
+        self.root, self.paths, self._folders = root, found.paths, found.classes
+        self.classes = tuple(map(readable, found.classes))
+        index = {name: position for position, name in enumerate(found.classes)}
         self.labels = np.array([index[path.split("/", 1)[0]] for path in self.paths], np.int64)
 
     def __len__(self) -> int:
@@ -167,18 +157,24 @@ class FolderImages:
             with Image.open(path) as image:
                 if image.mode.startswith(("I", "F")):
                     raise InputError(
-                        f"{path} has more than 8 bits a channel (mode {image.mode}), which would be clipped to white. Convert it first."
+                        f"{readable(path)} has more than 8 bits a channel (mode {image.mode}), which would be clipped to white. Convert "
+                        "it first."
                     )
                 return _pixels(image.convert("RGB"), sample)
-        except OSError as error:
+        except LogitCacheError:
+            raise
+        except Exception as error:  # decoders raise whatever a damaged or hostile file makes them stumble over
             raise InputError(
-                f"{path} cannot be read as an image: {error}. Replace it or remove it from the folder."
+                f"{readable(path)} cannot be read as an image: {first_line(error) or type(error).__name__}. Replace it or remove it from "
+                "the folder."
             ) from error
 
     def digest(self) -> str:
         """Hash relative paths and labels."""
         lines = [f"{path}\t{label}" for path, label in zip(self.paths, self.labels, strict=True)]
-        return blake2b("\n".join([*self.classes, "", *lines]).encode(), digest_size=16).hexdigest()
+        return blake2b(
+            "\n".join([*self._folders, "", *lines]).encode("utf-8", "surrogateescape"), digest_size=16
+        ).hexdigest()
 
 
 class MappedImages:

@@ -1,0 +1,166 @@
+"""Folders as people have them: links, hidden files, other types, names that are not UTF-8, damaged files."""
+
+import os
+import zlib
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image, PngImagePlugin
+
+import logitcache
+from logitcache.data import FolderImages
+from logitcache.errors import InputError
+
+
+def write(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("ant", "bee"):
+        for number in range(2):
+            write(tmp_path / "d" / name / f"{number}.png", number)
+    return tmp_path / "d"
+
+
+def listed(folder, caplog):
+    caplog.set_level("INFO", "logitcache")
+    caplog.clear()
+    found = FolderImages(folder)
+    return found, caplog.messages[-1].partition(": ")[2]
+
+
+def test_what_is_found_and_skipped_is_said(folder, caplog):
+    assert listed(folder, caplog)[1] == "4 images in 2 classes; skipped: nothing"
+    write(folder / "ant/.ipynb_checkpoints/0-checkpoint.png")
+    (folder / "bee/._0.png").write_bytes(b"Mac OS X")
+    (folder / ".DS_Store").write_bytes(b"")
+    for name in ("readme.pdf", "a.txt", "b.txt", "c.txt"):
+        (folder / "bee" / name).write_bytes(b"%PDF-1.4")
+    (folder / "labels.csv").write_text("x")
+    (folder / "cow").mkdir()
+    found, said = listed(folder, caplog)
+    assert found.paths == ["ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png"]
+    assert found.classes == ("ant", "bee")
+    assert said == (
+        "4 images in 2 classes; skipped: 3 hidden, 4 of other types (a.txt, b.txt, c.txt, ...), 1 outside of class folders, "
+        "1 folders without images (cow)"
+    )
+
+
+def test_links_to_folders_and_files_are_followed(folder, tmp_path):
+    write(tmp_path / "elsewhere/more/9.png")
+    (folder / "bee/more").symlink_to(tmp_path / "elsewhere/more")
+    (folder / "cow").symlink_to(tmp_path / "elsewhere")
+    (folder / "ant/linked.png").symlink_to(tmp_path / "elsewhere/more/9.png")
+    found = FolderImages(folder)
+    assert found.paths == [
+        *("ant/0.png", "ant/1.png", "ant/linked.png", "bee/0.png", "bee/1.png", "bee/more/9.png", "cow/more/9.png")
+    ]
+    assert found.image(6).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize("link", ["ant/gone.png", "gone", "ant/gone"])
+def test_a_link_that_leads_nowhere_is_named(folder, link):
+    (folder / link).symlink_to(folder / "nothing")
+    with pytest.raises(InputError, match=f"d/{link} is a link that leads nowhere"):
+        FolderImages(folder)
+
+
+def test_a_link_in_a_circle_is_named(folder):
+    (folder / "ant/again").symlink_to(folder / "ant")
+    with pytest.raises(InputError, match="ant/again is a link to a folder that it lies in"):
+        FolderImages(folder)
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_what_may_not_be_read_is_named_before_anything_runs(folder, monkeypatch, what):
+    if what == "file":  # these tests may run as root, who may read everything
+        monkeypatch.setattr(os, "access", lambda path, _: not str(path).endswith("1.png"))
+        expected = r"/1.png cannot be read: permission denied"
+    else:
+        scan = os.scandir
+
+        def refused(path):
+            if str(path).endswith("bee"):
+                raise PermissionError(13, "Permission denied")
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", refused)
+        expected = "d/bee cannot be opened: Permission denied"
+    with pytest.raises(InputError, match=expected):
+        FolderImages(folder)
+
+
+def test_names_that_are_not_utf8_work(folder, tmp_path):
+    (folder / "ant/0.png").rename(folder / os.fsdecode(b"ant/caf\xe9.png"))
+    (folder / "bee").rename(folder / os.fsdecode(b"b\xe9e"))
+    found = FolderImages(folder)
+    assert found.classes == ("ant", "b\\xe9e")
+    assert len(found.digest()) == 32
+    cache = logitcache.dump_logits(
+        tiny.net(2), f"imagefolder:{folder}", tmp_path / "c.zarr", image_size=16, workers=0, batch_size=4
+    )
+    assert logitcache.verify_cache(tmp_path / "c.zarr").ok
+    assert cache.manifest.classes == ("ant", "b\\xe9e")
+    (folder / os.fsdecode(b"ant/caf\xe9.png")).write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"ant/caf\\xe9.png cannot be read as an image"):
+        found.image(1)
+
+
+def oversized_text(path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Comment", "x" * 2_000_000, zip=True)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+
+
+def bomb(path):
+    Image.new("1", (20_000, 20_000)).save(path)
+
+
+def broken_size(path):
+    data = bytearray(path.read_bytes())
+    data[16:20] = (0).to_bytes(4, "big")
+    data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
+    path.write_bytes(data)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:40])
+
+
+@pytest.mark.parametrize("damage", [oversized_text, bomb, broken_size, cut], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_whatever_a_decoder_raises_is_one_sentence_with_the_path(folder, tmp_path, damage, workers):
+    damage(folder / "bee/1.png")
+    with pytest.raises(
+        InputError, match=r"bee/1.png cannot be read as an image: .*\. Replace it or remove it"
+    ) as raised:
+        logitcache.dump_logits(
+            tiny.net(2), f"imagefolder:{folder}", tmp_path / "c.zarr", image_size=16, workers=workers, batch_size=4
+        )
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("spelling", ["--out=~/c.zarr", "config"])
+def test_a_tilde_is_the_home_folder(run, folder, tmp_path, monkeypatch, spelling):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    folder.rename(home / "data")
+    (tmp_path / "c.toml").write_text('out = "~/c.zarr"\n')
+    words = ["dump", "--teacher", "tiny:net", "--data", "imagefolder:~/data", "--image-size", "16", "--workers", "0"]
+    result = run(*words, *(["--config", "c.toml"] if spelling == "config" else [spelling]))
+    assert result.exit_code == 0, result.output
+    assert (home / "c.zarr/zarr.json").exists()
+    for words in (
+        ["verify", "~/c.zarr"],
+        ["train", "~/c.zarr", "--student", "tiny:still", "--epochs", "1", "--out=~/run"],
+    ):
+        result = run(*words, *(["--method", "ce", "--workers", "0"] if words[0] == "train" else []))
+        assert result.exit_code == 0, result.output
+    assert run("compare", "~/run").exit_code == 0
+    assert not (tmp_path / "~").exists()
