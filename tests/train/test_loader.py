@@ -96,7 +96,7 @@ def test_the_wrong_data_set_is_refused(dump, images):
 
     class Augmented(Photos):
         def __getitem__(self, index):
-            return torch.zeros(3, 16, 16), 0
+            return torch.zeros(3, 16, 16), int(self.targets[index])
 
     with pytest.raises(InputError, match="without transforms"):
         logitcache.wrap(Augmented(), cache)
@@ -185,7 +185,7 @@ def test_a_data_set_with_other_names_or_without_labels(dump, images):
     assert logitcache.wrap(other, cache)[0][1] == images.labels[0]
     other.classes = None
     assert len(logitcache.wrap(other, cache)) == 300
-    with pytest.raises(InputError, match="items of TensorDataset must be"):
+    with pytest.raises(InputError, match="sample 0 of TensorDataset cannot be read as"):
         logitcache.wrap(torch.utils.data.TensorDataset(images.images), cache)
 
 

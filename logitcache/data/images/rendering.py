@@ -1,6 +1,7 @@
 """From sample ids to pixels, in batches: one gather for arrays in memory, worker processes for files; the same pixels either way."""
 
 import os
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from logitcache.data.images.views import View, blend, read_recipe
 from logitcache.data.images.views.preprocessing import Preprocessing
 from logitcache.data.images.views.render import cut, cut_batch, digests
 from logitcache.data.protocol import Ids, Rendition, whole_of
-from logitcache.errors import InputError, LogitCacheError
+from logitcache.errors import InputError, LogitCacheError, first_line
 from logitcache.runtime.device import decoding_workers, to_device
 
 __all__ = ["Renderer", "preprocessing_for", "render"]
@@ -95,9 +96,33 @@ class Renderer:
             )
         self._order.batches = [[(view, samples)] for samples in batches]
         try:
-            yield from self._loader
+            yield from _started(self._loader)
         except LogitCacheError as error:  # torch prefixes the worker's traceback; the last line is the sentence
+            self._loader = None
             raise type(error)(str(error).strip().rpartition(f"{type(error).__name__}: ")[2]) from None
+        except RuntimeError as error:
+            self._loader = None
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                f"a worker process that decodes images has ended ({first_line(error)}). It ran out of memory, or of shared memory (in "
+                "Docker: --shm-size), or was killed. Use fewer --workers; --workers 0 decodes in this process."
+            ) from error
+
+
+def _started(loader: DataLoader[Rendition]) -> Iterator[Rendition]:
+    """Start the workers, or say why they cannot be.
+
+    Raises:
+        InputError: The data set cannot be sent to a process that is started anew (spawn, forkserver).
+    """
+    try:
+        return iter(loader)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise InputError(
+            f"the data set cannot be sent to worker processes ({first_line(error)}). Define its class and functions at the top of a "
+            "module, without lambdas, or use --workers 0."
+        ) from error
 
 
 class _Order:

@@ -1,5 +1,6 @@
 """Labelled images, by sample id: in memory as one array, or one at a time from files or somebody's data set."""
 
+import contextlib
 import copy
 import json
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
 
 from logitcache.data.images.listing import list_images, readable
 from logitcache.data.protocol import whole_of
@@ -31,6 +33,7 @@ __all__ = [
 Normalization = tuple[
     tuple[float, float, float], tuple[float, float, float]
 ]  # mean and deviation of three channels in [0, 1]
+_COMPARED = 8  # items that are read at once, to see whether a list of labels is theirs
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -178,35 +181,93 @@ class FolderImages:
 
 
 class MappedImages:
-    """Somebody's map-style data set: items are (PIL image, uint8 array [H, W(, C)] or uint8 tensor [C, H, W]; label)."""
+    """A user's map-style data set: items are (PIL image, uint8 array [H, W(, C)] or uint8 tensor [C, H, W]; label).
+
+    What an item says its label is counts. Where the data set lists its labels too (`targets` or `labels`, also inside of torch's
+    Subset and ConcatDataset), the list saves a pass over all items, and every item that is read is held against it.
+    """
 
     native_size: tuple[int, int] | None = None
     normalization: Normalization = IMAGENET
 
     def __init__(self, dataset: Any, classes: Sequence[str] | None = None) -> None:
-        """Wrap a data set; labels come from its `targets`, or from going through it once; classes from it, where it names them."""
+        """Wrap a data set.
+
+        Args:
+            dataset: The data set; its labels are read from its list, or from all items, one after another.
+            classes: Class names, for a data set that has none.
+
+        Raises:
+            InputError: Items are not (image, label), cannot be read, or have other labels than the list.
+        """
         self.dataset = dataset
-        targets, named = getattr(dataset, "targets", None), getattr(dataset, "classes", None)
-        try:
-            labels = np.asarray(targets if targets is not None else [dataset[i][1] for i in range(len(dataset))])
-        except (IndexError, KeyError, TypeError) as error:
-            raise InputError(
-                f"items of {type(dataset).__name__} must be (image, label): {first_line(error)}"
-            ) from error
-        self.labels, self.classes = _checked_labels(labels, list(named) if named else classes, len(dataset))
+        count, listed, named = len(dataset), _listed_labels(dataset), _class_names(dataset)
+        labels = listed if listed is not None else np.asarray([self._item(i)[1] for i in range(count)])
+        self.labels, self.classes = _checked_labels(labels, named or classes, count)
+        for sample in (
+            np.unique(np.linspace(0, count - 1, _COMPARED).astype(np.int64)).tolist() if listed is not None else ()
+        ):
+            self._item(sample)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def image(self, sample: int) -> Tensor:
-        """Return one image, [C, H, W] uint8."""
-        return _pixels(self.dataset[sample][0], sample)
+        """Return one image, [C, H, W] uint8.
+
+        Raises:
+            InputError: The data set fails, or its item is no image, or has another label than its list says.
+        """
+        return _pixels(self._item(sample)[0], sample)
+
+    def _item(self, sample: int) -> tuple[Any, int]:
+        name = type(self.dataset).__name__
+        try:
+            image, label = self.dataset[sample][:2]
+            found = int(label)
+        except Exception as error:  # whatever a user's code, or the decoder it calls, stumbles over
+            reason = f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
+            raise InputError(f"sample {sample} of {name} cannot be read as (image, label): {reason}") from error
+        listed = getattr(self, "labels", None)
+        if listed is not None and listed[sample] != found:
+            raise InputError(
+                f"{name} has two labels for sample {sample}: {listed[sample]} in its list (targets or labels), {found} in its item. Make "
+                "the list agree with the items (a target_transform changes the items alone), or leave it out."
+            )
+        return image, found
 
     def digest(self) -> str:
         """Hash length, labels and class names; pixels are held by the digests of the views."""
         hasher = blake2b(json.dumps([len(self.labels), self.classes]).encode(), digest_size=16)
         hasher.update(self.labels.data)
         return hasher.hexdigest()
+
+
+def _listed_labels(dataset: Any) -> NDArray[Any] | None:
+    """Return the labels that a data set lists, [N]; None where it lists none, or not one integer for each item."""
+    if isinstance(dataset, Subset):
+        inner = _listed_labels(dataset.dataset)
+        return None if inner is None else inner[np.asarray(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [_listed_labels(one) for one in dataset.datasets]
+        return np.concatenate(parts) if all(part is not None for part in parts) else None  # type: ignore[arg-type]
+    for name in ("targets", "labels"):
+        with contextlib.suppress(Exception):  # a ragged list, a property that fails: items are asked instead
+            found = np.asarray(getattr(dataset, name))
+            if found.shape == (len(dataset),) and np.issubdtype(found.dtype, np.integer):
+                return found
+    return None
+
+
+def _class_names(dataset: Any) -> list[str] | None:
+    """Return the class names of a data set, also of what a Subset or ConcatDataset is made of."""
+    if isinstance(dataset, Subset):
+        return _class_names(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        names = [_class_names(one) for one in dataset.datasets]
+        return names[0] if all(one == names[0] for one in names) else None
+    found = getattr(dataset, "classes", None)
+    return list(found) if found else None
 
 
 class Part:
