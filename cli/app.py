@@ -57,7 +57,8 @@ class _Echo(logging.Handler):
     """Prints what the library logs on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(record.getMessage(), err=True)
+        warns = record.levelno >= logging.WARNING
+        typer.echo(typer.style(f"warning: {record.getMessage()}", fg="red") if warns else record.getMessage(), err=True)
 
 
 _LOG = logging.getLogger("logitcache")

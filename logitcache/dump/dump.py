@@ -4,6 +4,7 @@ dataset ─(sample, view)→ augmentation ─→ teacher ─→ encode ─→ wr
 """
 
 import contextlib
+import logging
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ __all__ = ["dump_logits", "probe_rows"]
 
 _PROBE_ROWS = 256
 _SHOWN_TWICE = 8
+_SAME = 0.01  # relative gap of logits that are computed twice; bfloat16 has three digits
+_LOG = logging.getLogger(__name__)
 
 
 @show_options(DumpRequest, DumpSettings)
@@ -105,19 +108,56 @@ def _probe(job: Job, seed: int) -> tuple[Ids, dict[str, NDArray[np.float32]]]:
     _refuse_unrepeatable(job)
     probed = probe_rows(seed, manifest.view_rows, len(manifest.classes))
     samples = probed if offsets is None else np.unique(np.searchsorted(offsets, probed, side="right") - 1)
-    parts: dict[str, list[torch.Tensor]] = {slug: [] for slug in job.teachers}
-    for batch in job.renderer.batches(view, split(samples, manifest.batch_size)):
-        targets = job.modality.row_labels(job.samples, view, batch.samples)
-        wanted = torch.from_numpy(np.isin(targets.ids, probed))
+    ids, exact = _ask_for(job, samples, probed)
+    assert np.array_equal(ids, probed)
+    for slug, values in exact.items():
+        refuse_unusable(values, probed, view, job.samples, job.teachers[slug].name)
+        _warn_of_probabilities(values, job.teachers[slug].name)
+    _refuse_random_teachers(job, samples[: manifest.batch_size], probed, exact)
+    return probed, exact
+
+
+def _ask_for(job: Job, samples: Ids, wanted: Ids) -> tuple[Ids, dict[str, NDArray[np.float32]]]:
+    """Run every teacher on samples of the first view: the ids of their rows that are wanted, and the logits of these."""
+    found, parts = list[Ids](), {slug: list[torch.Tensor]() for slug in job.teachers}
+    for batch in job.renderer.batches(job.views[0], split(samples, job.manifest.batch_size)):
+        targets = job.modality.row_labels(job.samples, job.views[0], batch.samples)
+        chosen = np.isin(targets.ids, wanted)
+        found.append(targets.ids[chosen])
         for slug, chunks in ask(job.teachers, batch, targets):
             done = 0
             for logits in chunks:
-                parts[slug].append(logits[wanted[done : done + len(logits)].to(logits.device)])
+                parts[slug].append(logits[torch.from_numpy(chosen[done : done + len(logits)]).to(logits.device)])
                 done += len(logits)
-    exact = {slug: torch.cat(chunks).cpu().numpy() for slug, chunks in parts.items()}
-    for slug, values in exact.items():
-        refuse_unusable(values, probed, view, job.samples, job.teachers[slug].name)
-    return probed, exact
+    return np.concatenate(found), {slug: torch.cat(chunks).cpu().numpy() for slug, chunks in parts.items()}
+
+
+def _refuse_random_teachers(job: Job, samples: Ids, probed: Ids, exact: dict[str, NDArray[np.float32]]) -> None:
+    """Ask for some samples once more, in another order and beside others: logits must depend on nothing but the sample."""
+    ids, again = _ask_for(job, samples[::-2], probed)
+    for slug, values in again.items():
+        first = exact[slug][np.searchsorted(probed, ids)]
+        gaps = np.abs(first - values).max(1)
+        if (worst := gaps.max(initial=0)) > _SAME * max(float(np.abs(first).max(initial=0)), 1e-30):
+            raise InputError(
+                f"teacher {job.teachers[slug].name} is no function of its input: asked twice for the same samples, beside others, it "
+                f"gives other logits (row {ids[gaps.argmax()]} differs by {worst:.2g}). Dropout that evaluation mode does not end, or "
+                "batch normalization that stays in training mode, does this: mend what its eval() does."
+            )
+
+
+def _warn_of_probabilities(values: NDArray[np.float32], name: str) -> None:
+    if (values >= 0).all() and np.allclose(values.sum(1), 1, atol=1e-3):
+        _LOG.warning(
+            "teacher %s seems to return probabilities: each row is 0 or more and sums to 1. Methods take raw logits: leave out softmax.",
+            name,
+        )
+    elif (values <= 0).all() and np.allclose(np.exp(values).sum(1), 1, atol=1e-3):
+        _LOG.warning(
+            "teacher %s returns log-probabilities, which are logits less a number for each row. Most methods see no difference; those that "
+            "look at the size of a logit do.",
+            name,
+        )
 
 
 def _refuse_unrepeatable(job: Job) -> None:

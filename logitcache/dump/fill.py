@@ -1,5 +1,6 @@
 """The loop of a dump: render, run the teacher, encode, hand over to the writer; block by block."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,9 @@ from logitcache.store import CacheWriter
 from logitcache.teachers.forward import Teachers
 
 __all__ = ["Filler", "ask", "refuse_unusable", "split"]
+
+_ENOUGH = 1000  # rows, to tell a teacher's accuracy from chance
+_LOG = logging.getLogger(__name__)
 
 
 class Filler:
@@ -65,6 +69,20 @@ class Filler:
         self._writer.drain()
         self._ranks.wait()
         self._report(self._views[-1], 0)
+        self._warn_of_chance()
+
+    def _warn_of_chance(self) -> None:
+        """Say that a teacher is hardly ever right: its weights, preprocessing or classes are not those of the data."""
+        chance = 1 / len(self._writer.manifest.classes)
+        for slug, right in self._right.items():
+            sure = 3 * (chance * (1 - chance) / max(self._seen, 1)) ** 0.5
+            if self._seen >= _ENOUGH and right / self._seen < chance + sure:
+                _LOG.warning(
+                    "teacher %s is right for %.2f%% of %s rows, which is chance (%.2f%%). Suspect, in this order: mean and deviation, "
+                    "image size, the order of its classes (--class-map), its weights. Its preprocessing here: %s",
+                    *(self._teachers[slug].name, 100 * right / self._seen, f"{self._seen:,}", 100 * chance),
+                    next(one for one in self._writer.manifest.teachers if one["slug"] == slug)["preprocessing"],
+                )
 
     def _samples(self, block: int) -> Ids:
         """Return the samples that have rows in a block."""

@@ -156,7 +156,7 @@ def _entry(slug: str, network: Network, inputs: Inputs, class_map: Mapping[str, 
         "slug": slug,
         "name": network.name,
         "weights": network.weights,
-        "weights_sha256": hash_weights(network.module.state_dict()),
+        "weights_sha256": _hash(network),
         "class_map": class_map,
         "preprocessing": inputs.to_json(),
         "members": [],
@@ -224,4 +224,13 @@ def _with_weights(modality: Modality, teacher: str | nn.Module, classes: int, we
         raise InputError(
             f"teacher {teacher} has no weights, so its logits would be noise. Name them with --teacher-weights FILE."
         )
+    if isinstance(teacher, str) and not weights and _hash(network) != _hash(modality.network(teacher, classes, None)):
+        raise InputError(
+            f"teacher {teacher} has other weights each time it is built: random ones, at least in part. Load its weights in the factory, "
+            "or name them with --teacher-weights FILE."
+        )
     return network
+
+
+def _hash(network: Network) -> str:
+    return hash_weights(network.module.state_dict())

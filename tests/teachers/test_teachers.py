@@ -242,3 +242,82 @@ def test_a_compiled_teacher_is_recorded_and_runs_so_again(dump, images, tmp_path
     live = logitcache.train_student(**arguments, live_teacher=network, out=tmp_path / "live")
     for one, same in zip(cached.student.parameters(), live.student.parameters(), strict=True):
         assert torch.equal(one, same)
+
+
+class Dropping(nn.Module):
+    """Drops in evaluation mode too, as `functional.dropout` does by default."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.net = tiny.net(classes)
+
+    def forward(self, x):
+        return nn.functional.dropout(self.net(x), 0.5)
+
+
+class Unruly(nn.Module):
+    """Its batch normalisation stays in training mode, so that a row depends on its neighbours."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.net = tiny.net(classes)
+
+    def forward(self, x):
+        self.net[1].train()
+        return self.net(x)
+
+
+class Shuffling(nn.Module):
+    """A row depends on its place in the batch."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.net = tiny.net(classes)
+
+    def forward(self, x):
+        return self.net(x) * torch.arange(1, len(x) + 1)[:, None]
+
+
+@pytest.mark.parametrize("kind", [Dropping, Shuffling])
+def test_a_teacher_that_is_no_function_of_its_input_is_refused_before_anything_is_stored(dump, tmp_path, kind):
+    with pytest.raises(InputError, match=f"teacher {kind.__name__} is no function of its input: asked twice"):
+        dump(teacher=kind(tiny.CLASSES))
+    assert not list((tmp_path / "c.zarr").rglob("c/0/*"))
+
+
+def test_a_teacher_whose_rows_depend_on_their_neighbours_is_refused(dump):
+    with pytest.raises(InputError, match="teacher Unruly is no function of its input"):
+        dump(teacher=Unruly(tiny.CLASSES))
+
+
+def random_head(classes):
+    return tiny.student(classes)
+
+
+def test_a_factory_with_random_weights_is_refused(dump, monkeypatch):
+    monkeypatch.syspath_prepend(str(tiny.HERE / "teachers"))
+    with pytest.raises(InputError, match="test_teachers:random_head has other weights each time it is built"):
+        dump(teacher="test_teachers:random_head")
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [(nn.Softmax(1), "seems to return probabilities"), (nn.LogSoftmax(1), "returns log-probabilities")],
+)
+def test_rows_that_are_no_raw_logits_are_reported(dump, caplog, last, said):
+    dump(teacher=nn.Sequential(tiny.net(tiny.CLASSES), last))
+    assert [record.levelname for record in caplog.records if said in record.getMessage()] == ["WARNING"]
+
+
+def test_a_teacher_at_chance_is_reported_with_its_preprocessing(dump, caplog, monkeypatch):
+    monkeypatch.setattr("logitcache.dump.fill._ENOUGH", 100)
+    wrong = nn.Sequential(tiny.net(tiny.CLASSES), Constant())
+    dump(teacher=wrong)
+    assert any("which is chance (20.00%)" in one and "'mean'" in one for one in caplog.messages)
+
+
+class Constant(nn.Module):
+    """Always prefers the first class."""
+
+    def forward(self, x):
+        return x * 0 + torch.tensor([1.0, 0, 0, 0, 0])
