@@ -1,5 +1,8 @@
 """The cache on disk or in object storage: arrays and bytes, specified in docs/format.md. Knows no torch, no dataset, no model."""
 
+import sys
+
+from logitcache.errors import InputError
 from logitcache.store.classes import NumberedClasses, classes_from_json, classes_to_json
 from logitcache.store.decode import completion, decode_rows, kept_values, rest_level, rounding
 from logitcache.store.layout import PROBE_BYTES, block_rows_for, compressed_bytes
@@ -41,3 +44,6 @@ __all__ = [
     "rest_level",
     "rounding",
 ]
+
+if sys.flags.optimize:  # zarr 3.1 reads nothing then: what it does inside of assert statements is left out
+    raise InputError("Python runs with -O or PYTHONOPTIMIZE, under which zarr cannot read. Run it without.")

@@ -383,8 +383,9 @@ class Execution(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Check the data type."""
+        """Check the seed and the data type."""
         super().__post_init__()
+        self.check("seed", lambda seed: seed < 2**63, "below 2**63")
         self.check("amp_dtype", lambda dtype: dtype in ("bfloat16", "float16"), "bfloat16 or float16")
         self.check("amp_dtype", lambda dtype: self.amp or dtype == "bfloat16", "left out without --amp")
 

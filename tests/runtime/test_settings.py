@@ -506,3 +506,8 @@ def test_a_result_has_the_metrics_of_every_epoch(dump, data, tmp_path):
 def test_a_student_must_be_named(dump):
     with pytest.raises(InputError, match="no student to train: name a network, or pass a module"):
         logitcache.train_student(dump())
+
+
+def test_a_seed_that_torch_cannot_take_is_refused():
+    with pytest.raises(InputError, match=r"--seed must be below 2\*\*63, not 18446744073709551616"):
+        TrainSettings(seed=2**64)

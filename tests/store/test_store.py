@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -415,3 +417,14 @@ def test_manifests_read_back():
     entry = json.loads(json.dumps(manifest().to_json()))
     assert Manifest.from_json(entry, "here") == Manifest.from_json(manifest().to_json(), "here")
     assert not Manifest.from_json(entry, "here").differences(manifest())
+
+
+def test_python_without_assertions_is_refused_with_a_sentence(tmp_path):
+    """zarr 3.1 cannot read under -O."""
+    write(tmp_path / "c.zarr", manifest())
+    words = [sys.executable, "-O", "-m", "logitcache", "stats", str(tmp_path / "c.zarr")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert (
+        done.stderr == "error: Python runs with -O or PYTHONOPTIMIZE, under which zarr cannot read. Run it without.\n"
+    )

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -324,7 +325,9 @@ def _checked_labels(
             f"labels must be one integer a sample: expected [{samples}] integers, found {labels.dtype} {list(labels.shape)}"
         )
     labels = labels.astype(np.int64)
-    names = tuple(str(name) for name in (range(int(labels.max()) + 1) if classes is None else classes))
+    names = tuple(map(_class_name, range(int(labels.max()) + 1) if classes is None else classes))
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"class {twice[0]!r} is named twice: each class needs a name of its own")
     bad = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(bad):
         raise InputError(
@@ -332,6 +335,10 @@ def _checked_labels(
             f"{f', and {len(bad) - 1:,} more do not' if len(bad) > 1 else ''}. Correct the labels, or name all classes."
         )
     return labels, names
+
+
+def _class_name(name: Any) -> str:
+    return name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else str(name)
 
 
 def _measured(images: Tensor) -> Normalization:

@@ -132,6 +132,12 @@ def test_anybodys_data_set_is_read():
     assert (images.image(1).numpy() == PIXELS[1].transpose(2, 0, 1)).all()
 
 
+def test_class_names_may_be_bytes_and_must_differ():
+    assert ArrayImages(PIXELS[:2], np.array([0, 1]), [b"cat", b"d\xe9"]).classes == ("cat", "d\\xe9")
+    with pytest.raises(InputError, match="class 'cat' is named twice"):
+        ArrayImages(PIXELS[:2], np.array([0, 1]), ["cat", "cat"])
+
+
 def test_a_data_set_with_transforms_is_refused():
     images = MappedImages(Mapped([(torch.zeros(3, 4, 4), 0)]))
     with pytest.raises(InputError, match=r"found torch.float32 \[3, 4, 4\]. Give the data set without transforms"):
