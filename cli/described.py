@@ -188,7 +188,7 @@ def _print_oddities(found: "CacheStats") -> None:
     if found.odd:
         print_table(
             f"likely wrong labels: {found.odd_total:,}; the surest",
-            ["sample", "labelled", "the teacher says", "probability", "of the label"],
+            [found.row_name, "labelled", "the teacher says", "probability", "of the label"],
             [
                 [
                     str(one.sample),
@@ -204,8 +204,8 @@ def _print_oddities(found: "CacheStats") -> None:
     if found.duplicates:
         count = f"{len(found.duplicates)}{' or more' if len(found.duplicates) == _DUPLICATES else ''}"
         print_table(
-            f"likely twice the same image: {count}; the nearest",
-            ["samples", "labels", "distance", "pixels"],
+            f"likely twice the same {'image' if found.row_name == 'sample' else 'row'}: {count}; the nearest",
+            [f"{found.row_name}s", "labels", "distance", "pixels" if found.row_name == "sample" else "digests"],
             [
                 [
                     f"{one.first}, {one.second}",

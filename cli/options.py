@@ -207,6 +207,8 @@ def read_options(ctx: typer.Context, *kinds: type[Settings]) -> dict[str, Any]:
 def _read(value: Any, form: Form | None, flag: str) -> Any:
     if form == "assignments":
         return parameters(value or [])
+    if form == "repeated":
+        return value or None  # a run that is resumed goes on as before where nothing is said
     if form == "one-or-more":
         return value[0] if value and len(value) == 1 else value or None
     if value is None:

@@ -96,9 +96,10 @@ def _print(report: "VerifyReport") -> None:
     elif report.pixels_checked is None:
         typer.echo("pixels were not compared (--rows 0)")
     else:
-        typer.echo(f"{report.pixels_checked:,} rows rendered again: the same pixels as the teacher was shown")
+        same = "the same pixels as" if report.counted == "rows" else "the same as"
+        typer.echo(f"{report.pixels_checked:,} {report.counted} rendered again: {same} the teacher was shown")
     if report.replay_problem:
         typer.echo(report.replay_problem)
     elif report.replayed is not None:
         gap = "within rounding" if report.replay_gap == 0 else f"to {report.replay_gap:.1e}, relative"
-        typer.echo(f"{report.replayed:,} rows asked of the teacher again: it agrees {gap}")
+        typer.echo(f"{report.replayed:,} {report.counted} asked of the teacher again: it agrees {gap}")

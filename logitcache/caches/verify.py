@@ -38,12 +38,13 @@ class VerifyReport:
         blocks: Blocks whose every byte was compared.
         problems: Files that are not what was written; empty for a whole cache.
         probe_gap: Largest relative gap between stored rows and the probe, beyond rounding; 0.0 means none (f32: bit for bit).
-        pixels_checked: Rows rendered again and compared with the digest of what the teacher was shown; None if that
-            was not asked for.
+        pixels_checked: Samples, over all views, rendered again and compared with the digests of what the teacher was shown; None
+            if that was not asked for.
         pixels_problem: What differs, or None.
-        replayed: Rows for which the teacher was run again; None if that was not asked for.
+        replayed: Samples, over all views, for which the teacher was run again; None if that was not asked for.
         replay_gap: Largest relative gap between what it says now and what is stored, beyond rounding.
         replay_problem: The first row that disagrees, or None.
+        counted: What the samples are called: "rows" where each sample is one row of a view, else "samples".
         repaired: Whether damaged blocks were dropped, so that the dump's own command writes them again.
     """
 
@@ -56,6 +57,7 @@ class VerifyReport:
     replayed: int | None
     replay_gap: float
     replay_problem: str | None
+    counted: str
     repaired: bool
 
     @property
@@ -85,8 +87,8 @@ def verify_cache(
     Args:
         cache: Its path.
         data: The data set, if it is not where the dump found it.
-        rows: Rows of each view to render again and compare with their digests; 0 leaves the data alone.
-        replay: Rows, over all views, for which to run the teacher again and compare its logits with what is stored.
+        rows: Samples of each view to render again and compare with their digests; 0 leaves the data alone.
+        replay: Samples, over all views, for which to run the teacher again and compare its logits with what is stored.
         teacher: The teacher, where it has no name that says how to build it, or another name now.
         teacher_weights: Where its weights are, if not where the dump found them.
         device: Where to run it; `auto` prefers the kind of device of the dump.
@@ -131,6 +133,7 @@ def verify_cache(
         else None,
         replay_gap=gap_now,
         replay_problem=disagreement,
+        counted="rows" if manifest.rows is None else "samples",
         repaired=repair and bool(problems),
     )
 
@@ -198,6 +201,8 @@ def _compared(cache: Cache, samples: Any, runner: "Teachers", rows: int) -> tupl
             chosen = ids[start : start + manifest.batch_size]
             (batch,) = renderer.batches(view, [chosen])
             targets, wanted = modality.row_labels(samples, view, chosen), rows_of(offsets, chosen)
+            if not len(wanted):  # samples may have no rows
+                continue
             gaps = _gaps(
                 cache, cache.rows(position, slug, wanted), runner.logits(batch.inputs, targets.keep).cpu().numpy()
             )

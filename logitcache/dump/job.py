@@ -181,7 +181,12 @@ def _networks(
     classes: int,
 ) -> list[Network]:
     """Load the teachers, each with its weights."""
-    named = [teacher] if isinstance(teacher, str | nn.Module) else list(teacher)
+    named: list[Any] = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
+    if strangers := [one for one in named if not isinstance(one, str | nn.Module)]:
+        raise InputError(
+            f"a teacher is a network's name or a module, not {type(strangers[0]).__name__}. A factory is called first, with the number of "
+            "classes."
+        )
     files: list[str | None] = [weights] if weights is None or isinstance(weights, str) else list(weights)
     if not named or len(files) > len(named) or len(named) > len(files) > 1:
         raise InputError(f"{len(named)} teachers and {len(files)} --teacher-weights: give one for each, in their order")

@@ -96,7 +96,12 @@ def plan_dump(
     rows = manifest.view_rows * len(manifest.views)
     sizes = {name: int(size * rows) for name, size in row_bytes.items()}
     probed = len(probe_rows(0, manifest.view_rows, len(manifest.classes))) * len(manifest.teachers)
-    sizes |= {"digests": 8 * rows, "labels": 4 * manifest.view_rows, "probe": 4 * probed * len(manifest.classes)}
+    sizes |= {
+        "digests": 8 * rows,
+        "labels": 4 * manifest.view_rows,
+        **({} if manifest.rows is None else {"offsets": 8 * manifest.samples + 8}),
+        "probe": 4 * probed * len(manifest.classes),
+    }
     path = getattr(place, "path", None)
     free, disk = _disk(path) if path is not None else (None, None)
     seconds = max(rows / rate, sum(sizes.values()) / disk if disk else 0)

@@ -4,7 +4,7 @@ import functools
 import inspect
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from logitcache.errors import InputError, unknown_name
 from logitcache.methods._ops import wrong
@@ -373,8 +373,12 @@ def given_loss(method: MethodLike) -> Distillation | None:
     if not callable(method):
         raise unknown_name("method", str(method), METHODS)
     name = method_name(method)
+    if isinstance(method, nn.Module) and any(one.requires_grad for one in method.parameters()):
+        raise InputError(
+            f"method {name} has parameters of its own, which nobody would train: freeze them with requires_grad_(False)"
+        )
     try:
-        inspect.signature(method).bind(None, None, None)
+        inspect.signature(method.forward if isinstance(method, nn.Module) else method).bind(None, None, None)
     except TypeError as error:
         raise InputError(f"method {name} cannot be called with student, teacher and labels: {error}") from error
     except ValueError:  # a builtin without a signature: its first call will tell
@@ -422,8 +426,8 @@ def _resolve(name: Any) -> Any:
 def _evaluate(function: LossFunction, name: str, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     """Call a plain loss function and check what it returns."""
     value = function(student, teacher, labels)
-    if not isinstance(value, Tensor) or value.shape not in ((), labels.shape):
-        found = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if not isinstance(value, Tensor) or value.shape not in ((), labels.shape) or not value.is_floating_point():
+        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise InputError(
             f"method {name} returned {found}; expected [{len(labels)}], one value a row, or a 0-dim tensor"
         )

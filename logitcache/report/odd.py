@@ -65,7 +65,7 @@ def _labels(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes])
             ]
             for one in more
         ]
-        head = ["sample", "label", "teacher says", "sure of it", "of the label"]
+        head = [stats.row_name, "label", "teacher says", "sure of it", "of the label"]
         parts.append(fold(f"{len(more):,} more", table(head, rows, left=3)))
     left_out = stats.odd_total - len(stats.odd)
     if left_out > 0:

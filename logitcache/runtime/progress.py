@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from logitcache.errors import InputError
+
 __all__ = ["Callbacks", "OnProgress", "Progress", "combine_callbacks", "silent"]
 
 
@@ -89,7 +91,12 @@ def combine_callbacks(
         on_epoch: Called as `Callbacks.on_epoch`.
         should_stop: Called as `Callbacks.should_stop`.
     """
-    given = callbacks or Callbacks()
+    given = Callbacks() if callbacks is None else callbacks
+    if not isinstance(given, Callbacks):
+        raise InputError(f"callbacks must be a logitcache.Callbacks object, not {given!r}")
+    for name, one in (("on_progress", on_progress), ("on_epoch", on_epoch), ("should_stop", should_stop)):
+        if one is not None and not callable(one):
+            raise InputError(f"{name} must be a function, not {one!r}")
     if on_progress is None and on_epoch is None and should_stop is None:
         return given
     return _Combined(given, on_progress, on_epoch, should_stop)

@@ -161,6 +161,8 @@ class Settings:
                     self.check(one.name, _is_number, "a number")
                 case _:
                     pass
+            if (wanted := _WANTED.get(entry.form or "")) is not None:
+                self.check(one.name, *wanted)
             if entry.minimum is not None:
                 self.check(one.name, functools.partial(operator.le, entry.minimum), f"{entry.minimum} or more")
 
@@ -232,6 +234,21 @@ def _is_integer(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _are(good: Callable[[Any], bool], count: int | None = None) -> Callable[[Any], bool]:
+    """Return a test of sequences: of any length, or of this one."""
+    return lambda value: isinstance(value, tuple) and len(value) == (count or len(value)) and all(map(good, value))
+
+
+_WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "numbers": (_are(_is_number), "a sequence of numbers"),
+    "integers": (_are(_is_integer), "a sequence of whole numbers"),
+    "bytes": (_is_integer, "a number of bytes"),
+    "span": (_are(_is_integer, 2), "two whole numbers, as (0, 50000)"),
+    "repeated": (_are(lambda one: isinstance(one, str)), "a sequence of names"),
+    "assignments": (lambda value: isinstance(value, Mapping), "a mapping of names to values"),
+}
 
 
 def _is_default(one: "dataclasses.Field[Any]", value: Any) -> bool:

@@ -96,6 +96,11 @@ def compare_caches(
 
 def _refuse_strangers(first: Cache, second: Cache) -> None:
     one, other = first.manifest, second.manifest
+    for cache in (first, second):
+        if cache.manifest.modality != "images":
+            raise CacheMismatchError(
+                f"{cache.place} is a cache of {cache.manifest.modality}: only caches of images can be compared side by side yet."
+            )
     if len(one.classes) != len(other.classes):
         raise CacheMismatchError(
             f"{first.place} has {len(one.classes)} classes and {second.place} {len(other.classes)}: compare caches of one data set."

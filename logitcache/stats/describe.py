@@ -128,7 +128,7 @@ class _Reading:
                         done = begin * len(manifest.views) + view * (end - begin) + last - begin
                         on_progress(Progress("reading", done, len(manifest.views) * manifest.view_rows, "rows"))
                 self.agreement.end()
-                self.label_errors.end(manifest.data["first"] + begin, self._labels[begin:end])
+                self.label_errors.end(manifest.first_row + begin, self._labels[begin:end])
 
     def _blocks(self, executor: ThreadPoolExecutor, view: int, blocks: range) -> Iterator[tuple[int, _Block]]:
         try:

@@ -56,7 +56,7 @@ def find_duplicates(
             distance = float(np.linalg.norm(logits[place[one]] - logits[place[other]])) / scale
         pairs[one, other] = (distance, True)
     order = sorted((distance, not same, one, other) for (one, other), (distance, same) in pairs.items())[:_SHOWN]
-    first = int(cache.manifest.data["first"])
+    first = cache.manifest.first_row
     return [
         Duplicate(first + one, first + other, distance, (int(labels[one]), int(labels[other])), not differ)
         for distance, differ, one, other in order

@@ -299,6 +299,11 @@ class CacheStats:
         ]
 
     @property
+    def row_name(self) -> str:
+        """What a row is called: "sample" where each sample is one row, else "row"."""
+        return "row" if "rows" in self.manifest else "sample"
+
+    @property
     def classes(self) -> Sequence[str]:
         """Class names in index order; numbers where the classes have no names."""
         return classes_from_json(self.manifest["classes"])

@@ -83,6 +83,11 @@ class Manifest:
         return block * self.block_rows, min((block + 1) * self.block_rows, self.view_rows)
 
     @property
+    def first_row(self) -> int:
+        """What row 0 is called in messages: its sample in the data set where each sample is one row, else 0."""
+        return int(self.data["first"]) if self.rows is None else 0
+
+    @property
     def row_axis(self) -> str:
         """What the row axis of its arrays is called: `sample` where each sample is one row, else `row`."""
         return "sample" if self.rows is None else "row"

@@ -328,6 +328,8 @@ def open_cache(path: str | Path | Cache, *, unfinished: bool = False) -> Cache:
     """
     if isinstance(path, Cache):
         return path
+    if not isinstance(path, str | Path):
+        raise InputError(f"a cache is a path, an address or a Cache, not {type(path).__name__}")
     place = open_place(path)
     try:
         manifest = read_manifest(place)

@@ -107,9 +107,8 @@ def evaluate(
     found, said = (_joined(parts) for parts in zip(*replicas.gathered(mine), strict=True))
     order = np.argsort(found, kind="stable")
     found, said = found[order], said[order]
-    loss, *bins = (replicas.summed(sums) / len(found)).tolist()
-    accuracy = float((said == samples.labels[found]).mean())
-    return Evaluation(accuracy, loss, sum(map(abs, bins)), found, said)
+    sums, accuracy = replicas.summed(sums), float((said == samples.labels[found]).mean())
+    return Evaluation(accuracy, float(sums[0]) / len(found), float(sums[1:].abs().sum()) / len(found), found, said)
 
 
 def _joined(parts: Any) -> NDArray[np.int64]:

@@ -17,7 +17,7 @@ from logitcache.models import Network
 from logitcache.runtime.device import pick_device
 from logitcache.store import Cache, open_cache
 from logitcache.teachers.recorded import live_teacher_of
-from logitcache.train.order import epoch_views
+from logitcache.train.order import epoch_views, most_spills
 from logitcache.train.settings import TrainSettings
 from logitcache.train.targets import CachedTargets, LabelsOnly, LiveTargets, Targets
 
@@ -147,7 +147,9 @@ def _window(cache: Cache, budget: int | None, views: int) -> tuple[int, int] | N
         return None
     manifest = cache.manifest
     block = 2 * views * manifest.block_rows * cache.fields(cache.teacher).itemsize
-    block *= 1 if manifest.rows is None else 2  # a sample that goes on in the next block brings that block along
+    block *= 1 + most_spills(
+        manifest.view_rows, manifest.block_rows, cache.offsets()
+    )  # blocks that a sample goes on in
     if budget < block:
         raise InputError(
             f"--memory-budget {budget:,} bytes does not hold one block of {cache.place} and the next beside it: that takes {block:,}"

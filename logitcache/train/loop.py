@@ -74,8 +74,8 @@ class Loop:
     def run(self) -> dict[str, Any]:
         """Train all epochs that are left, and measure the student."""
         cache, epoch_views = self.job.cache, self.job.epoch_views
-        if not self.model.training:  # else its parts keep their modes: batch normalization may be frozen
-            self.model.train()
+        if not any(part.training for part in self.model.modules()):
+            self.model.train()  # else each part keeps its mode: batch normalization may be frozen
         history, begun = self._taken_up()
         networks = [self.inputs, *self.targets.preprocessing]
         renderers = [self._renderer(self.samples, networks) for _ in epoch_views[0]]
@@ -149,7 +149,7 @@ class Loop:
     ) -> dict[str, Any]:
         """Train one pass, or what is left of one that was `begun`; metrics are summed on the device and read once."""
         settings, windows = self.settings, self._windows(epoch)
-        size, samples = settings.batch_size, len(self.samples)
+        size, samples = settings.batch_size, sum(len(order) for _, order in windows)  # those that have rows
         steps, step, done, over = sum(-(-len(order) // size) for _, order in windows), 0, 0, begun.get("step", 0)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         if begun and self.replicas.leads:
@@ -274,7 +274,8 @@ class Loop:
             For each window the blocks of the cache that hold it (None: all), and sample ids.
         """
         if self.job.window is None:
-            return [(None, shuffled(len(self.samples), self.settings.seed, epoch))]
+            order = shuffled(len(self.samples), self.settings.seed, epoch)
+            return [(None, order if self.offsets is None else order[self.offsets[order + 1] > self.offsets[order]])]
         return windowed(len(self.samples.labels), *self.job.window, self.settings.seed, epoch, self.offsets)
 
     def _tested(self) -> dict[str, float]:

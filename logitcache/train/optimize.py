@@ -33,6 +33,8 @@ def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Opti
     """
     decay, norm_decay = settings.resolved_weight_decay, settings.norm_weight_decay
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise InputError("no parameter of the student requires gradients: there is nothing to train")
     flat = [] if norm_decay is None else [parameter for parameter in parameters if parameter.ndim <= 1]
     others = parameters if norm_decay is None else [parameter for parameter in parameters if parameter.ndim > 1]
     groups: list[dict[str, Any]] = [{"params": others} if decay is None else {"params": others, "weight_decay": decay}]
@@ -42,6 +44,7 @@ def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Opti
         optimizer = settings.opt(groups if len(groups) > 1 or decay is not None else parameters)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise InputError(f"opt must return a torch optimizer, not a {type(optimizer).__name__}")
+        _refuse_unusable(optimizer, parameters)
         return optimizer
     values = {name: getattr(settings, name) for name in OPTIMIZERS[settings.opt]}
     if "momentum" in values:
@@ -49,6 +52,19 @@ def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Opti
     given = {name: value for name, value in values.items() if value is not None}
     made: torch.optim.Optimizer = _CLASSES[settings.opt](groups, lr=settings.lr, **given)
     return made
+
+
+def _refuse_unusable(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    ours = {id(one) for group in optimizer.param_groups for one in group["params"]}
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise InputError(
+            "LBFGS evaluates the loss several times a step, which training does not do: take another optimizer"
+        )
+    if missing := sum(id(one) not in ours for one in parameters):
+        raise InputError(
+            f"the optimizer that opt returned leaves out {missing} of the student's {len(parameters)} parameters that require gradients: "
+            "give it those that opt is called with, or freeze the others with requires_grad_(False)"
+        )
 
 
 def learning_rate(settings: Training, epoch: int, step: int, steps: int) -> float:

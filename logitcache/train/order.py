@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from logitcache.data import Ids
 
-__all__ = ["epoch_views", "first_window", "mixed_seed", "sampled", "shuffled", "windowed"]
+__all__ = ["epoch_views", "first_window", "mixed_seed", "most_spills", "sampled", "shuffled", "windowed"]
 
 _CHECKED_ROWS = 64  # rendered again and compared with their digests before each epoch
 
@@ -56,7 +56,8 @@ def windowed(
     for chosen in _drawn(rows, block_rows, blocks, random):
         held = np.concatenate([_begun(block, rows, block_rows, offsets) for block in chosen])
         order = held[torch.randperm(len(held), generator=random).numpy()]
-        windows.append((_with_spills(chosen, rows, block_rows, offsets), order))
+        if len(order):  # one long sample may fill all that was drawn
+            windows.append((_with_spills(chosen, rows, block_rows, offsets), order))
     return windows
 
 
@@ -65,7 +66,15 @@ def first_window(
 ) -> tuple[int, ...]:
     """Return the blocks that `windowed` begins an epoch with."""
     random = torch.Generator().manual_seed(mixed_seed(seed, epoch))
-    return _with_spills(_drawn(rows, block_rows, blocks, random)[0], rows, block_rows, offsets)
+    drawn = _drawn(rows, block_rows, blocks, random)
+    chosen = next(one for one in drawn if any(len(_begun(block, rows, block_rows, offsets)) for block in one))
+    return _with_spills(chosen, rows, block_rows, offsets)
+
+
+def most_spills(rows: int, block_rows: int, offsets: Ids | None) -> int:
+    """Return how many blocks, at most, the last sample of a block goes on in."""
+    every = range(-(-rows // block_rows))
+    return max(len(_with_spills((block,), rows, block_rows, offsets)) - 1 for block in every)
 
 
 def _drawn(rows: int, block_rows: int, blocks: int, random: torch.Generator) -> list[tuple[int, ...]]:
@@ -74,9 +83,12 @@ def _drawn(rows: int, block_rows: int, blocks: int, random: torch.Generator) -> 
 
 
 def _begun(block: int, rows: int, block_rows: int, offsets: Ids | None) -> Ids:
-    """Return the samples whose first row is in a block."""
+    """Return the samples whose first row is in a block; those without rows are nowhere."""
     span = block * block_rows, min((block + 1) * block_rows, rows)
-    return np.arange(*span) if offsets is None else np.arange(*np.searchsorted(offsets[:-1], span))
+    if offsets is None:
+        return np.arange(*span)
+    found = np.arange(*np.searchsorted(offsets[:-1], span))
+    return found[offsets[found + 1] > offsets[found]]
 
 
 def _with_spills(chosen: tuple[int, ...], rows: int, block_rows: int, offsets: Ids | None) -> tuple[int, ...]:

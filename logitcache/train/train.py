@@ -92,6 +92,11 @@ def train_student(
     chosen = TrainSettings.over(settings, options)
     if student is None:
         raise InputError("no student to train: name a network, or pass a module (--student)")
+    if not isinstance(student, str | nn.Module) or isinstance(cache, nn.Module):
+        raise InputError(
+            f"train_student(cache, student) takes a path or a Cache, and a network's name or a module; found {type(cache).__name__} and "
+            f"{type(student).__name__}. A factory is called first, with the number of classes."
+        )
     told = combine_callbacks(callbacks, on_progress=on_progress, on_epoch=on_epoch, should_stop=should_stop)
     job = prepare(cache, student, chosen)
     model, replicas = job.network.module.to(job.device), join_replicas(job.device)

@@ -176,7 +176,6 @@ def test_other_data_is_refused(dumped, images, tmp_path):
         ]
     )
     with pytest.raises(CacheMismatchError, match="samples have other lengths"):
-        logitcache.verify_cache(tmp_path / "c.zarr", data=shorter)
         logitcache.train_student(cache=tmp_path / "c.zarr", student="sequences:Net", data=shorter, out=tmp_path / "r")
     with pytest.raises(InputError, match="sequences have no mean"):
         dumped(out=tmp_path / "other.zarr", mean=(0.5,))
@@ -214,3 +213,48 @@ def test_the_command_line_takes_it(run):
     losses = [json.loads(line)["test_loss"] for line in Path("runs/kd/metrics.jsonl").read_text().splitlines()]
     assert results["best_test_loss"] == min(losses)
     assert open_cache("c.zarr").manifest.data["spec"] == "sequences:make"
+
+
+def odd(*lengths):
+    """Sequences of so many rows each."""
+    random = np.random.RandomState(3)
+    return sequences.Sequences([random.randint(0, sequences.DIGITS, length + 1) for length in lengths])
+
+
+@pytest.mark.parametrize("more", [{}, {"memory_budget": 10_000}], ids=["whole", "windows"])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_samples_without_rows_are_left_out_of_training(dumped, tmp_path, more, parts):
+    data = odd(3, 0, 5, 0, 0, 2, 0, 8, 4, 0, 6, 1)
+    cache = dumped(data=data, block_rows=8, batch_size=2)
+    assert logitcache.verify_cache(tmp_path / "c.zarr", data=data, replay=7, teacher=sequences.teacher(5)).ok
+    common = {"cache": cache, "student": "sequences:Net", "data": data, "test_data": data, "epochs": 2, "batch_size": 2}
+    common |= {"lr": 0.05, "grad_accum_steps": parts if parts == 1 else 2, **more}
+    cached = logitcache.train_student(out=tmp_path / "cached", **common)
+    live = logitcache.train_student(out=tmp_path / "live", live_teacher=sequences.teacher(5), **common)
+    ours, theirs = cached.student.state_dict(), live.student.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert np.isfinite(cached.results["loss"])
+
+
+def test_a_memory_budget_counts_the_blocks_that_a_long_sample_goes_on_in(dumped, tmp_path, monkeypatch):
+    monkeypatch.setattr(sequences, "LONGEST", 60)
+    data = odd(50, 2, 3, 55, 1, 2, 3, 8)
+    cache = dumped(data=data, block_rows=8, batch_size=4)
+    row = 4 * sequences.CLASSES
+    common = {"cache": cache, "student": "sequences:Net", "data": data, "epochs": 1}
+    with pytest.raises(InputError, match=f"does not hold one block .* takes {2 * 8 * row * 8:,}"):
+        logitcache.train_student(out=tmp_path / "a", memory_budget=2 * 8 * row * 7, **common)
+    held, view = [], type(cache).view
+    monkeypatch.setattr(type(cache), "view", lambda self, *which: held.append(which[2]) or view(self, *which))
+    budget = 2 * 8 * row * 8
+    logitcache.train_student(out=tmp_path / "b", memory_budget=budget, **common)
+    assert max(map(len, held)) * 2 * 8 * row <= budget
+
+
+def test_what_is_odd_is_named_by_its_row(dumped, run, tmp_path):
+    cache = dumped()
+    assert logitcache.cache_stats(cache).row_name == "row"
+    result = run("stats", str(tmp_path / "c.zarr"))
+    assert "likely twice the same row" in result.output
+    with pytest.raises(CacheMismatchError, match="only caches of images can be compared"):
+        logitcache.compare_caches(cache, cache)

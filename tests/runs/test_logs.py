@@ -93,3 +93,21 @@ def test_what_is_not_there_is_named(train, monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"pip install 'logitcache\[wandb\]'"):
         train("wandb")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_command_line_goes_on_with_the_logs_of_a_run(run, npz, tmp_path):
+    """`--report-to` left out says nothing: a resumed run writes where it wrote."""
+    cache = logitcache.dump_logits("tiny:net", f"arrays:{npz}", tmp_path / "c.zarr")
+    asked = iter([False] * 4)
+    with pytest.raises(StoppedError):
+        logitcache.train_student(
+            cache,
+            "tiny:still",
+            epochs=3,
+            batch_size=100,
+            report_to=["csv"],
+            out=tmp_path / "r",
+            should_stop=lambda: next(asked, True),
+        )
+    assert run("train", "--resume", "--out", "r").exit_code == 0
+    assert len((tmp_path / "r/metrics.csv").read_text().splitlines()) == 4

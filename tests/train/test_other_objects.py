@@ -150,3 +150,49 @@ def test_nothing_is_read_ahead_after_the_last_epoch(dump, images, tmp_path, monk
     monkeypatch.setattr(type(cache), "rows", rows)
     logitcache.train_student(cache=cache, student="tiny:still", data=images, epochs=2, out=tmp_path / "two")
     assert read == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student": 5}, r"train_student\(cache, student\) takes a path or a Cache, .* and int"),
+        ({"student": tiny.student}, "and function. A factory is called first"),
+        ({"cache": 3}, "a cache is a path, an address or a Cache, not int"),
+        ({"callbacks": 3}, "callbacks must be a logitcache.Callbacks object, not 3"),
+        ({"should_stop": True}, "should_stop must be a function, not True"),
+        ({"method": nn.KLDivLoss()}, "method .* cannot be called with student, teacher and labels"),
+        ({"method": nn.PReLU()}, "cannot be called with student|has parameters of its own"),
+        ({"method": lambda s, t, y: y}, r"returned torch.int64 \[48\]; expected"),
+        ({"opt": torch.optim.LBFGS}, "LBFGS evaluates the loss several times a step"),
+        (
+            {"opt": lambda parameters: torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)},
+            "leaves out 4 of the student's 4 parameters",
+        ),
+    ],
+)
+def test_an_object_that_cannot_serve_is_one_sentence(dump, images, tmp_path, changes, message):
+    arguments = {"cache": dump(), "data": images, "student": "tiny:still", "epochs": 1, "batch_size": 48}
+    with pytest.raises(InputError, match=message):
+        logitcache.train_student(**(arguments | changes), out=tmp_path / "run")
+
+
+def test_a_student_of_which_nothing_can_be_trained_is_refused(dump, images, tmp_path):
+    student = tiny.still(tiny.CLASSES).requires_grad_(False)
+    with pytest.raises(InputError, match="no parameter of the student requires gradients"):
+        logitcache.train_student(dump(), student, data=images, epochs=1, out=tmp_path / "run")
+
+
+def test_a_part_in_training_mode_says_how_a_student_is_to_be_trained(dump, images, tmp_path):
+    student = tiny.student(tiny.CLASSES).eval()
+    student[5].train()  # dropout
+    before = student[1].running_mean.clone()
+    logitcache.train_student(dump(), student, data=images, epochs=1, out=tmp_path / "run")
+    assert torch.equal(student[1].running_mean, before)
+    whole = tiny.student(tiny.CLASSES).eval()
+    logitcache.train_student(dump(), whole, data=images, epochs=1, out=tmp_path / "whole")
+    assert not torch.equal(whole[1].running_mean, before)
+
+
+def test_two_dumps_of_swapped_arguments_are_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="a teacher is a network's name or a module, not function"):
+        logitcache.dump_logits(tiny.net, tiny.arrays(), tmp_path / "c.zarr")
