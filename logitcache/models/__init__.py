@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from logitcache.errors import InputError, first_line, unknown_name
 from logitcache.models.cifar import CIFAR_NETWORKS
-from logitcache.models.modes import evaluating
+from logitcache.models.modes import evaluating, float_dtype, input_channels
 from logitcache.models.outputs import logits_of
 from logitcache.models.weights import DEMO_TEACHER, hash_weights, read_notes, read_weights, save_weights
 from logitcache.runtime.plugins import resolve
@@ -21,6 +21,7 @@ __all__ = [
     "DEMO_TEACHER",
     "Network",
     "evaluating",
+    "float_dtype",
     "hash_weights",
     "load_network",
     "logits_of",
@@ -38,7 +39,8 @@ class Network:
         module: Takes [B, 3, H, W] float32 and returns logits, [B, C].
         name: As it was asked for.
         weights: As they were asked for; empty for a fresh network.
-        preprocessing: What the weights were trained with, as far as they say: `mean`, `std`, `image_size`, `crop_pct`.
+        preprocessing: What the weights were trained with, as far as they say: `mean`, `std`, `image_size`, `crop_pct`; and
+            `in_channels` of a network for grey images.
     """
 
     module: nn.Module
@@ -61,6 +63,12 @@ def load_network(name: str | nn.Module, classes: int, weights: str | None = None
         UnknownNameError: No such network.
         InputError: Weights that are missing or do not fit.
     """
+    found = _loaded(name, classes, weights)
+    grey = {"in_channels": 1} if input_channels(found.module) == 1 else {}
+    return replace(found, preprocessing=found.preprocessing | grey)
+
+
+def _loaded(name: str | nn.Module, classes: int, weights: str | None) -> Network:
     if isinstance(name, nn.Module):
         return _filled(name, type(name).__name__, classes, weights)
     library, _, network = name.partition(":")

@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["call_network", "channels_last", "map_tensors", "padded", "sample_count", "split_samples", "to_inputs"]
+__all__ = [
+    "call_network",
+    "channels_last",
+    "in_dtype",
+    "map_tensors",
+    "padded",
+    "sample_count",
+    "split_samples",
+    "to_inputs",
+]
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
@@ -46,6 +55,11 @@ def channels_last(inputs: Any) -> Any:
     return map_tensors(
         lambda tensor: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor, inputs
     )
+
+
+def in_dtype(inputs: Any, dtype: torch.dtype) -> Any:
+    """Convert floating-point tensors to a network's dtype."""
+    return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, inputs)
 
 
 def call_network(network: nn.Module | Callable[..., Any], inputs: Any) -> Any:

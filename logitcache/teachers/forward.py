@@ -15,9 +15,9 @@ from torch import Tensor
 from logitcache.data import Inputs, Modality
 from logitcache.encoding import mean_of
 from logitcache.errors import InputError
-from logitcache.models import Network, evaluating
+from logitcache.models import Network, evaluating, float_dtype
 from logitcache.runtime.device import compile_function, cpu_threads, explain_oom, float32_precision
-from logitcache.runtime.tensors import call_network, channels_last, padded, sample_count, split_samples
+from logitcache.runtime.tensors import call_network, channels_last, in_dtype, padded, sample_count, split_samples
 
 __all__ = ["Teacher", "Teachers", "largest_fitting"]
 
@@ -65,7 +65,7 @@ class Teacher:
         self._channels_last = channels_last
         self._picked = None if class_map is None else torch.tensor(class_map, device=device)
         self.name, self.preprocessing, self._modality = network.name, preprocessing, modality
-        self._module = network.module.to(device)
+        self._module, self._dtype = network.module.to(device), float_dtype(network.module)
         self._mode = contextlib.ExitStack()
         self._mode.enter_context(evaluating(self._module))
         if channels_last:
@@ -124,6 +124,7 @@ class Teacher:
             yield logits if keep is not None else logits[:count]
 
     def _chunks(self, inputs: Any, keep: Tensor | None) -> Iterator[Tensor]:
+        inputs = in_dtype(inputs, self._dtype)
         output = call_network(self._run, channels_last(inputs) if self._channels_last else inputs)
         for logits in self._modality.rows(output, keep, classes=self._classes, label=f"teacher {self.name}"):
             if logits.shape[1] != self._classes:

@@ -18,8 +18,9 @@ from torch.optim.swa_utils import AveragedModel
 from logitcache.data import Samples, modality_of
 from logitcache.encoding import TopKRows
 from logitcache.methods import Objective, SecondLabels
+from logitcache.models import float_dtype
 from logitcache.runtime.device import compile_function
-from logitcache.runtime.tensors import call_network, channels_last
+from logitcache.runtime.tensors import call_network, channels_last, in_dtype
 from logitcache.train.optimize import make_optimizer
 from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
@@ -72,6 +73,7 @@ class Stepper:
             samples: The training data; its modality says which of the student's outputs are rows.
         """
         self.model, self._objective, self._device = model, objective, device
+        self._weights_dtype = float_dtype(model)
         self._modality, self._classes = modality_of(samples), len(samples.classes)
         self._optimizer = make_optimizer(model, settings)
         self._optimizer.zero_grad(set_to_none=True)  # a module may come with gradients of another use
@@ -153,6 +155,7 @@ class Stepper:
             InputError: The student returns no logits.
         """
         with torch.autocast(self._device.type, self._dtype, enabled=self._autocast):
+            inputs = in_dtype(inputs, self._weights_dtype)
             output = call_network(network, channels_last(inputs) if self._channels_last else inputs)
             chunks = list(self._modality.rows(output, keep, classes=self._classes, label="the student"))
         return (chunks[0] if len(chunks) == 1 else torch.cat(chunks)).float()

@@ -196,3 +196,48 @@ def test_a_part_in_training_mode_says_how_a_student_is_to_be_trained(dump, image
 def test_two_dumps_of_swapped_arguments_are_one_sentence(tmp_path):
     with pytest.raises(InputError, match="a teacher is a network's name or a module, not function"):
         logitcache.dump_logits(tiny.net, tiny.arrays(), tmp_path / "c.zarr")
+
+
+class Grey(nn.Module):
+    """A network of one channel."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, classes)
+        )
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def grey_arrays():
+    pixels, labels, _ = tiny.arrays()
+    return pixels[..., 0], labels
+
+
+def test_networks_of_grey_images_take_grey_images(tmp_path):
+    torch.manual_seed(0)
+    teacher = Grey(tiny.CLASSES)
+    cache = logitcache.dump_logits(teacher, grey_arrays(), tmp_path / "c.zarr", precision="f32", batch_size=300)
+    preprocessing = cache.manifest.teachers[0]["preprocessing"]
+    assert preprocessing["channels"] == 1
+    pixels = torch.from_numpy(grey_arrays()[0])[:, None].float() / 255
+    with torch.no_grad():
+        expected = teacher((pixels - preprocessing["mean"][0]) / preprocessing["std"][0])
+    assert torch.allclose(logitcache.open_dataset(cache).logits(range(300)), expected, atol=1e-5)
+    for student in (Grey(tiny.CLASSES), "tiny:still"):  # another student sees three channels
+        logitcache.train_student(cache, student, data=grey_arrays(), epochs=1, out=tmp_path / type(student).__name__)
+    with pytest.raises(InputError, match="the network takes images of one channel, and these have three"):
+        logitcache.dump_logits(teacher, tiny.arrays()[:2], tmp_path / "d.zarr")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_of_any_precision_are_run_in_it(dump, images, tmp_path, dtype):
+    exact = logitcache.open_dataset(dump(out=tmp_path / "exact.zarr")).logits(range(64))
+    cache = dump(teacher=tiny.net(tiny.CLASSES).to(dtype))
+    found = logitcache.open_dataset(cache).logits(range(64))
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, exact, atol=1e-5 if dtype is torch.float64 else 0.05)
+    student = tiny.still(tiny.CLASSES).to(torch.float64 if dtype is torch.float64 else dtype)
+    logitcache.train_student(cache, student, data=images, epochs=1, lr=0.01, out=tmp_path / "run")

@@ -30,6 +30,7 @@ class Preprocessing:
         resize: `none` (pixels have the right size already), `stretch` (to a square, as after a random resized crop) or
             `center-crop` (shorter side to image_size / crop_pct, then the middle).
         mean, std: Of each of three channels, for pixels in [0, 1].
+        channels: Channels of the network's input: 3, or 1 for a network of grey images.
     """
 
     image_size: int
@@ -37,6 +38,7 @@ class Preprocessing:
     resize: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    channels: int = 3
 
     def __post_init__(self) -> None:
         if self.resize not in ("none", "stretch", "center-crop"):
@@ -73,8 +75,18 @@ class Preprocessing:
         return cropped
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Turn [B, 1 or 3, H, W] uint8 into [B, 3, H, W] float32 of the recorded mean and deviation; grey fills all three."""
-        mean, std = (_constant(values, pixels.device) for values in (self.mean, self.std))
+        """Turn [B, 1 or 3, H, W] uint8 into [B, 3, H, W] float32 of the recorded mean and deviation; grey fills all three.
+
+        A network of grey images is given [B, 1, H, W], of the first mean and deviation.
+
+        Raises:
+            InputError: The network takes grey images, and these have three channels.
+        """
+        if self.channels < pixels.shape[1]:
+            raise InputError(
+                "the network takes images of one channel, and these have three: give it grey ones, [N, H, W], or choose another"
+            )
+        mean, std = (_constant(values, pixels.device)[: self.channels] for values in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
 
     def on(self, pixels: Tensor, device: torch.device) -> Tensor:
@@ -87,11 +99,12 @@ class Preprocessing:
 
     def blank(self, samples: int) -> Tensor:
         """Return black pixels of the input's size, [B, 3, image_size, image_size] uint8."""
-        return torch.zeros(samples, 3, self.image_size, self.image_size, dtype=torch.uint8)
+        return torch.zeros(samples, self.channels, self.image_size, self.image_size, dtype=torch.uint8)
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the manifest."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        found = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+        return {name: value for name, value in found.items() if (name, value) != ("channels", 3)}
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Preprocessing":
