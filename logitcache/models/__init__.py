@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from logitcache.errors import InputError, first_line, unknown_name
 from logitcache.models.cifar import CIFAR_NETWORKS
-from logitcache.models.modes import evaluating, float_dtype, input_channels
+from logitcache.models.modes import evaluating, explain_forward_errors, float_dtype, input_channels
 from logitcache.models.outputs import logits_of
 from logitcache.models.weights import DEMO_TEACHER, hash_weights, read_notes, read_weights, save_weights
 from logitcache.runtime.plugins import resolve
@@ -21,6 +21,7 @@ __all__ = [
     "DEMO_TEACHER",
     "Network",
     "evaluating",
+    "explain_forward_errors",
     "float_dtype",
     "hash_weights",
     "load_network",
@@ -64,6 +65,10 @@ def load_network(name: str | nn.Module, classes: int, weights: str | None = None
         InputError: Weights that are missing or do not fit.
     """
     found = _loaded(name, classes, weights)
+    if any(isinstance(one, nn.UninitializedParameter) for one in found.module.parameters()):
+        raise InputError(
+            f"{found.name} has parameters without a shape (lazy modules): run it once on an example in its factory"
+        )
     grey = {"in_channels": 1} if input_channels(found.module) == 1 else {}
     return replace(found, preprocessing=found.preprocessing | grey)
 

@@ -1,12 +1,42 @@
-"""Training and evaluation mode, dtype and channels of a network."""
+"""Training and evaluation mode, dtype and channels of a network; and what to say when it fails."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["evaluating", "float_dtype", "input_channels"]
+from logitcache.errors import InputError, LogitCacheError, first_line
+
+__all__ = ["evaluating", "explain_forward_errors", "float_dtype", "input_channels"]
+
+
+@contextmanager
+def explain_forward_errors(label: str, inputs: Any) -> Iterator[None]:
+    """Raise InputError with the shape of the input when a network fails on it; memory and lost processes have words of their own.
+
+    Args:
+        label: Subject of the error message, e.g. "the student".
+        inputs: The network's input.
+    """
+    try:
+        yield
+    except (LogitCacheError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a user's network stumbles over
+        if isinstance(error, RuntimeError) and any(word in str(error) for word in ("allocate memory", "gloo", "NCCL")):
+            raise
+        shape = (
+            list(inputs.shape)
+            if isinstance(inputs, Tensor)
+            else {name: list(one.shape) for name, one in inputs.items()}
+        )
+        raise InputError(
+            f"{label} fails on an input of shape {shape}: {type(error).__name__}: {first_line(error)}. Another size may suit it "
+            "(--image-size); batch normalization wants two values or more a channel, so a last batch of one sample is too small "
+            "(--batch-size)."
+        ) from error
 
 
 def float_dtype(module: nn.Module) -> torch.dtype:

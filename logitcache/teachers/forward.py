@@ -15,7 +15,7 @@ from torch import Tensor
 from logitcache.data import Inputs, Modality
 from logitcache.encoding import mean_of
 from logitcache.errors import InputError
-from logitcache.models import Network, evaluating, float_dtype
+from logitcache.models import Network, evaluating, explain_forward_errors, float_dtype
 from logitcache.runtime.device import compile_function, cpu_threads, explain_oom, float32_precision
 from logitcache.runtime.tensors import call_network, channels_last, in_dtype, padded, sample_count, split_samples
 
@@ -125,7 +125,8 @@ class Teacher:
 
     def _chunks(self, inputs: Any, keep: Tensor | None) -> Iterator[Tensor]:
         inputs = in_dtype(inputs, self._dtype)
-        output = call_network(self._run, channels_last(inputs) if self._channels_last else inputs)
+        with explain_forward_errors(f"teacher {self.name}", inputs):
+            output = call_network(self._run, channels_last(inputs) if self._channels_last else inputs)
         for logits in self._modality.rows(output, keep, classes=self._classes, label=f"teacher {self.name}"):
             if logits.shape[1] != self._classes:
                 raise InputError(

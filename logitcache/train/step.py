@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from logitcache.data import Samples, modality_of
 from logitcache.encoding import TopKRows
 from logitcache.methods import Objective, SecondLabels
-from logitcache.models import float_dtype
+from logitcache.models import explain_forward_errors, float_dtype
 from logitcache.runtime.device import compile_function
 from logitcache.runtime.tensors import call_network, channels_last, in_dtype
 from logitcache.train.optimize import make_optimizer
@@ -156,7 +156,8 @@ class Stepper:
         """
         with torch.autocast(self._device.type, self._dtype, enabled=self._autocast):
             inputs = in_dtype(inputs, self._weights_dtype)
-            output = call_network(network, channels_last(inputs) if self._channels_last else inputs)
+            with explain_forward_errors("the student", inputs):
+                output = call_network(network, channels_last(inputs) if self._channels_last else inputs)
             chunks = list(self._modality.rows(output, keep, classes=self._classes, label="the student"))
         return (chunks[0] if len(chunks) == 1 else torch.cat(chunks)).float()
 

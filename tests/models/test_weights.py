@@ -235,6 +235,11 @@ def test_averaged_models_of_torch_are_read(tmp_path):
     assert same(read_weights(saved(tmp_path, {"n_averaged": torch.tensor(3), **prefixed("module.")}), WEIGHTS), WEIGHTS)
 
 
+def test_a_network_of_lazy_modules_is_refused_with_the_remedy():
+    with pytest.raises(InputError, match=r"Sequential has parameters without a shape \(lazy modules\)"):
+        load_network(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), 3)
+
+
 def test_names_that_are_the_networks_own_are_kept(tmp_path):
     own = {f"module.{name}": value for name, value in WEIGHTS.items()}
     assert same(read_weights(saved(tmp_path, own), own), own)

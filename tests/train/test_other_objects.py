@@ -97,7 +97,9 @@ class Failing(nn.Module):
 
 def test_an_evaluation_that_fails_leaves_every_mode_as_it_was(dump, images, test_images, tmp_path):
     student = Failing()
-    with pytest.raises(FloatingPointError):
+    with pytest.raises(
+        InputError, match=r"the student fails on an input of shape \[60, 3, 16, 16\]: FloatingPointError"
+    ):
         logitcache.train_student(
             cache=dump(), data=images, test_data=test_images, student=student, epochs=1, out=tmp_path / "run"
         )
@@ -241,3 +243,26 @@ def test_weights_of_any_precision_are_run_in_it(dump, images, tmp_path, dtype):
     assert torch.allclose(found, exact, atol=1e-5 if dtype is torch.float64 else 0.05)
     student = tiny.still(tiny.CLASSES).to(torch.float64 if dtype is torch.float64 else dtype)
     logitcache.train_student(cache, student, data=images, epochs=1, lr=0.01, out=tmp_path / "run")
+
+
+class Picky(nn.Module):
+    """Insists on a size."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.net = tiny.still(classes)
+
+    def forward(self, x):
+        if x.shape[-1] != 24:
+            raise AssertionError("Wrong image height! Expected 24")
+        return self.net(x)
+
+
+def test_a_network_that_insists_on_a_size_is_one_sentence_with_the_remedy(dump, images, tmp_path):
+    said = r"fails on an input of shape \[.*, 3, 16, 16\]: AssertionError: Wrong image height! Expected 24. Another size .*--image-size"
+    with pytest.raises(InputError, match=f"teacher Picky {said}"):
+        dump(teacher=Picky(tiny.CLASSES), out=tmp_path / "t.zarr")
+    cache = dump(teacher=Picky(tiny.CLASSES), image_size=24)
+    with pytest.raises(InputError, match=f"the student {said}"):
+        logitcache.train_student(cache, Picky(tiny.CLASSES), data=images, image_size=16, epochs=1, out=tmp_path / "a")
+    logitcache.train_student(cache, Picky(tiny.CLASSES), data=images, epochs=1, out=tmp_path / "b")
