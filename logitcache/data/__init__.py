@@ -12,11 +12,10 @@ from logitcache.data.protocol import (
     RowLabels,
     Samples,
     View,
-    count_rows,
     offsets_of,
-    rows_of,
     whole_of,
 )
+from logitcache.store import count_rows, rows_of
 
 __all__ = [
     "NAMED_DATA",

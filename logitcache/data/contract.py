@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 
 from logitcache.data.open import as_samples, find_modality, modality_of, part_of
-from logitcache.data.protocol import Ids, Modality, Samples, View, offsets_of, rows_of, whole_of
+from logitcache.data.protocol import Ids, Modality, Samples, View, offsets_of, whole_of
 from logitcache.errors import CacheMismatchError, InputError
-from logitcache.store import Cache
+from logitcache.store import Cache, rows_of
 
 __all__ = ["cache_modality", "cache_views", "check_inputs", "check_samples", "recorded_data"]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from logitcache.models import Network
 from logitcache.runtime.tensors import map_tensors
+from logitcache.store import Ids
 
 __all__ = [
     "Ids",
@@ -26,13 +27,9 @@ __all__ = [
     "RowLabels",
     "Samples",
     "View",
-    "count_rows",
     "offsets_of",
-    "rows_of",
     "whole_of",
 ]
-
-Ids = NDArray[np.int64]
 
 
 class Samples(Protocol):
@@ -63,20 +60,6 @@ def offsets_of(samples: Samples) -> Ids | None:
     """Return the row at which each sample begins, and R at the end, [N + 1]; None where each sample is one row."""
     found: Ids | None = getattr(samples, "offsets", None)
     return found
-
-
-def rows_of(offsets: Ids | None, ids: Ids) -> Ids:
-    """Return the row ids of some samples, in their order, [R]."""
-    if offsets is None:
-        return ids
-    begins, lengths = offsets[ids], offsets[ids + 1] - offsets[ids]
-    ends = np.cumsum(lengths)
-    return np.repeat(begins - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
-
-
-def count_rows(offsets: Ids | None, ids: Ids) -> int:
-    """Return how many rows some samples have."""
-    return len(ids) if offsets is None else int((offsets[ids + 1] - offsets[ids]).sum())
 
 
 def whole_of(samples: Any) -> tuple[Any, int]:

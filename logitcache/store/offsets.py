@@ -1,0 +1,22 @@
+"""Which rows a sample has: from `offsets`, the row at which each sample begins; None where each sample is one row."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Ids", "count_rows", "rows_of"]
+
+Ids = NDArray[np.int64]
+
+
+def rows_of(offsets: Ids | None, ids: Ids) -> Ids:
+    """Return the row ids of some samples, in their order, [R]."""
+    if offsets is None:
+        return ids
+    begins, lengths = offsets[ids], offsets[ids + 1] - offsets[ids]
+    ends = np.cumsum(lengths)
+    return np.repeat(begins - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def count_rows(offsets: Ids | None, ids: Ids) -> int:
+    """Return how many rows some samples have."""
+    return len(ids) if offsets is None else int((offsets[ids + 1] - offsets[ids]).sum())
