@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from logitcache.errors import InputError
 from logitcache.runtime.files import PARTIAL, explain_write_errors, local_path
 from logitcache.runtime.progress import OnProgress, Progress, silent
-from logitcache.store import Cache, kept_values, open_cache, rest_level
+from logitcache.store import Cache, kept_values, open_cache, rest_level, samples_of
 
 __all__ = ["export_cache"]
 
@@ -135,7 +135,7 @@ def _blocks(cache: Cache, views: list[int], on_progress: OnProgress) -> Iterable
         for block, (first, last, columns) in enumerate(cache.blocks(view, slug)):
             ids, values = kept_values(manifest.encoding, columns)
             numbers = np.arange(first, last)
-            samples = numbers if offsets is None else np.searchsorted(offsets, numbers, side="right") - 1
+            samples = samples_of(offsets, numbers)
             rows: Rows = {
                 "view": np.full(last - first, view, np.int32),
                 "sample": samples + manifest.data["first"],

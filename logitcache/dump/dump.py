@@ -24,7 +24,7 @@ from logitcache.runtime.philox import integers, words
 from logitcache.runtime.processes import Ranks, join_ranks
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options, to_command_line
-from logitcache.store import PROBE_BYTES, Cache, CacheWriter, Manifest, open_cache
+from logitcache.store import PROBE_BYTES, Cache, CacheWriter, Manifest, open_cache, samples_of
 
 __all__ = ["dump_logits", "probe_rows"]
 
@@ -107,7 +107,7 @@ def _probe(job: Job, seed: int) -> tuple[Ids, dict[str, NDArray[np.float32]]]:
     manifest, view, offsets = job.manifest, job.views[0], offsets_of(job.samples)
     _refuse_unrepeatable(job)
     probed = probe_rows(seed, manifest.view_rows, len(manifest.classes))
-    samples = probed if offsets is None else np.unique(np.searchsorted(offsets, probed, side="right") - 1)
+    samples = np.unique(samples_of(offsets, probed))
     ids, exact = _ask_for(job, samples, probed)
     assert np.array_equal(ids, probed)
     for slug, values in exact.items():
@@ -124,11 +124,8 @@ def _ask_for(job: Job, samples: Ids, wanted: Ids) -> tuple[Ids, dict[str, NDArra
         targets = job.modality.row_labels(job.samples, job.views[0], batch.samples)
         chosen = np.isin(targets.ids, wanted)
         found.append(targets.ids[chosen])
-        for slug, chunks in ask(job.teachers, batch, targets):
-            done = 0
-            for logits in chunks:
-                parts[slug].append(logits[torch.from_numpy(chosen[done : done + len(logits)]).to(logits.device)])
-                done += len(logits)
+        for slug, here, logits in ask(job.teachers, batch, targets):
+            parts[slug].append(logits[torch.from_numpy(chosen[here]).to(logits.device)])
     return np.concatenate(found), {slug: torch.cat(chunks).cpu().numpy() for slug, chunks in parts.items()}
 
 

@@ -14,7 +14,7 @@ from logitcache.dump.job import Job
 from logitcache.errors import CacheIncompleteError, InputError
 from logitcache.runtime.processes import Ranks
 from logitcache.runtime.progress import OnProgress, Progress
-from logitcache.store import CacheWriter
+from logitcache.store import CacheWriter, samples_of
 from logitcache.teachers.forward import Teachers
 
 __all__ = ["Filler", "ask", "refuse_unusable", "split"]
@@ -87,10 +87,8 @@ class Filler:
     def _samples(self, block: int) -> Ids:
         """Return the samples that have rows in a block."""
         first, last = self._writer.manifest.span(block)
-        if self._offsets is None:
-            return np.arange(first, last)
-        begin = np.searchsorted(self._offsets, first, side="right") - 1
-        return np.arange(begin, np.searchsorted(self._offsets, last, side="left"))
+        begin, end = samples_of(self._offsets, np.array([first, last - 1]))
+        return np.arange(begin, end + 1)
 
     def _block(self, view: View, block: int, stream: Iterator[Any]) -> dict[str, NDArray[np.generic]]:
         """Compute the rows of a block; the host waits for the device at its end."""
@@ -105,14 +103,11 @@ class Filler:
             batch = next(stream)
             assert batch.digests is not None
             targets = self._job.modality.row_labels(self._job.samples, view, batch.samples)
-            for slug, chunks in ask(self._teachers, batch, targets):
-                done = 0
-                for logits in chunks:
-                    labels = targets.labels[done : done + len(logits)].to(logits.device, non_blocking=True)
-                    with torch.inference_mode():
-                        parts[slug].append(self._job.encoding.encode(logits, labels))
-                        right[slug].append(logits.argmax(1) == labels)
-                    done += len(logits)
+            for slug, here, logits in ask(self._teachers, batch, targets):
+                labels = targets.labels[here].to(logits.device, non_blocking=True)
+                with torch.inference_mode():
+                    parts[slug].append(self._job.encoding.encode(logits, labels))
+                    right[slug].append(logits.argmax(1) == labels)
             digests.append(batch.digests)
             self._report(view, int(((targets.ids >= first) & (targets.ids < last)).sum()))
         rows: dict[str, NDArray[np.generic]] = {"digests": np.concatenate(digests)[inside]}
@@ -146,12 +141,18 @@ class Filler:
 
 def ask(
     teachers: Mapping[str, Teachers], batch: Rendition, targets: RowLabels
-) -> Iterator[tuple[str, Iterator[torch.Tensor]]]:
-    """Yield each slug with its logits, [r, C] a chunk, for a batch that holds the inputs of every teacher in order."""
+) -> Iterator[tuple[str, slice, torch.Tensor]]:
+    """Run every teacher on a batch that holds the inputs of all of them, in order.
+
+    Yields:
+        A chunk at a time: the slug, the place of the chunk's rows among the batch's, and their logits, [r, C].
+    """
     begin = 0
     for slug, one in teachers.items():
-        end = begin + len(one.preprocessing)
-        yield slug, one.rows(batch.inputs[begin:end], targets.keep)
+        end, done = begin + len(one.preprocessing), 0
+        for logits in one.rows(batch.inputs[begin:end], targets.keep):
+            yield slug, slice(done, done + len(logits)), logits
+            done += len(logits)
         begin = end
 
 

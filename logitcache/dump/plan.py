@@ -127,16 +127,12 @@ def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
     began, counted, rows = time.perf_counter(), 0, 0
     for number, batch in enumerate(job.renderer.batches(view, batches)):
         targets = job.modality.row_labels(job.samples, view, batch.samples)
-        for slug, chunks in ask(job.teachers, batch, targets):
-            done = 0
-            for logits in chunks:
-                here = slice(done, done + len(logits))
-                refuse_unusable(logits.cpu().numpy(), targets.ids[here], view, job.samples, job.teachers[slug].name)
-                with torch.inference_mode():
-                    encoded = job.encoding.encode(logits, targets.labels[here].to(logits.device))
-                for name, column in encoded.items():
-                    parts.setdefault(f"teachers/{slug}/{name}", []).append(column.cpu())
-                done += len(logits)
+        for slug, here, logits in ask(job.teachers, batch, targets):
+            refuse_unusable(logits.cpu().numpy(), targets.ids[here], view, job.samples, job.teachers[slug].name)
+            with torch.inference_mode():
+                encoded = job.encoding.encode(logits, targets.labels[here].to(logits.device))
+            for name, column in encoded.items():
+                parts.setdefault(f"teachers/{slug}/{name}", []).append(column.cpu())
         rows += len(targets.ids)
         if number == 0 and len(batches) > 1:
             began, counted = time.perf_counter(), rows  # the first one warms up

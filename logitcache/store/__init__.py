@@ -8,7 +8,7 @@ from logitcache.store.decode import completion, decode_rows, kept_values, rest_l
 from logitcache.store.layout import PROBE_BYTES, block_rows_for, compressed_bytes
 from logitcache.store.ledger import history
 from logitcache.store.manifest import FORMAT, Manifest, average_of, read_manifest
-from logitcache.store.offsets import Ids, count_rows, rows_of
+from logitcache.store.offsets import Ids, count_rows, rows_of, samples_of, with_rows
 from logitcache.store.places import Place, open_place
 from logitcache.store.reader import Cache, MissingChunkError, ViewStream, find_newest, open_cache
 from logitcache.store.verify import FileProblem, check_files, drop_damaged, forget_damaged_records
@@ -47,6 +47,8 @@ __all__ = [
     "rest_level",
     "rounding",
     "rows_of",
+    "samples_of",
+    "with_rows",
 ]
 
 if sys.flags.optimize:  # zarr 3.1 reads nothing then: what it does inside of assert statements is left out

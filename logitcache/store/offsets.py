@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Ids", "count_rows", "rows_of"]
+__all__ = ["Ids", "count_rows", "rows_of", "samples_of", "with_rows"]
 
 Ids = NDArray[np.int64]
 
@@ -20,3 +20,13 @@ def rows_of(offsets: Ids | None, ids: Ids) -> Ids:
 def count_rows(offsets: Ids | None, ids: Ids) -> int:
     """Return how many rows some samples have."""
     return len(ids) if offsets is None else int((offsets[ids + 1] - offsets[ids]).sum())
+
+
+def samples_of(offsets: Ids | None, rows: Ids) -> Ids:
+    """Return the sample of each row, in their order, [R]."""
+    return rows if offsets is None else np.searchsorted(offsets, rows, side="right") - 1
+
+
+def with_rows(offsets: Ids | None, ids: Ids) -> Ids:
+    """Return those of some samples that have rows, in their order."""
+    return ids if offsets is None else ids[offsets[ids + 1] > offsets[ids]]

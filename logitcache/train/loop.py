@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcache.data import Ids, Inputs, Rendition, Samples, View, count_rows, modality_of, offsets_of
+from logitcache.data import Ids, Inputs, Rendition, Samples, View, modality_of, offsets_of
 from logitcache.data.contract import check_inputs
 from logitcache.data.protocol import Renderer
 from logitcache.errors import InputError, StoppedError, first_line
@@ -30,7 +30,7 @@ from logitcache.runs.directory import RunDirectory
 from logitcache.runs.metrics import find_metric
 from logitcache.runtime.device import explain_oom, to_device
 from logitcache.runtime.progress import Callbacks, Progress
-from logitcache.store import Cache
+from logitcache.store import Cache, count_rows, with_rows
 from logitcache.train.evaluate import Subject, evaluate
 from logitcache.train.job import Job
 from logitcache.train.optimize import learning_rate
@@ -274,8 +274,7 @@ class Loop:
             For each window the blocks of the cache that hold it (None: all), and sample ids.
         """
         if self.job.window is None:
-            order = shuffled(len(self.samples), self.settings.seed, epoch)
-            return [(None, order if self.offsets is None else order[self.offsets[order + 1] > self.offsets[order]])]
+            return [(None, with_rows(self.offsets, shuffled(len(self.samples), self.settings.seed, epoch)))]
         return windowed(len(self.samples.labels), *self.job.window, self.settings.seed, epoch, self.offsets)
 
     def _tested(self) -> dict[str, float]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logitcache.data import Ids
+from logitcache.store import Ids, with_rows
 
 __all__ = ["epoch_views", "first_window", "mixed_seed", "most_spills", "sampled", "shuffled", "windowed"]
 
@@ -85,10 +85,8 @@ def _drawn(rows: int, block_rows: int, blocks: int, random: torch.Generator) -> 
 def _begun(block: int, rows: int, block_rows: int, offsets: Ids | None) -> Ids:
     """Return the samples whose first row is in a block; those without rows are nowhere."""
     span = block * block_rows, min((block + 1) * block_rows, rows)
-    if offsets is None:
-        return np.arange(*span)
-    found = np.arange(*np.searchsorted(offsets[:-1], span))
-    return found[offsets[found + 1] > offsets[found]]
+    begins = span if offsets is None else np.searchsorted(offsets[:-1], span)
+    return with_rows(offsets, np.arange(*begins))
 
 
 def _with_spills(chosen: tuple[int, ...], rows: int, block_rows: int, offsets: Ids | None) -> tuple[int, ...]:
