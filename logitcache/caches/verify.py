@@ -209,7 +209,7 @@ def _compared(cache: Cache, samples: Any, runner: "Teachers", rows: int) -> tupl
             largest = max(largest, float(gaps.max()))
             beyond = np.flatnonzero(gaps > _PROBE_TOLERANCE)
             if len(beyond) and first is None:
-                row = wanted[beyond[0]] + (manifest.data["first"] if offsets is None else 0)
+                row = wanted[beyond[0]] + manifest.first_row
                 first = (
                     f"the teacher answers otherwise now: view {position}, {manifest.row_axis} {row} differs by "
                     f"{gaps[beyond[0]]:.2g}, relative, beyond rounding; {len(beyond)} of the {len(wanted)} rows of its batch do"

@@ -100,9 +100,8 @@ def _check_labels(cache: Cache, part: Samples, has_other: str, remedy: str) -> N
     other = np.flatnonzero(labels != part.labels)
     if len(other):
         row = int(other[0])
-        shown = row + (cache.manifest.data["first"] if offsets is None else 0)
         raise CacheMismatchError(
-            f"{has_other} labels: {cache.manifest.row_axis} {shown} is {classes[labels[row]]!r} in the cache and "
+            f"{has_other} labels: {cache.manifest.row_axis} {cache.manifest.first_row + row} is {classes[labels[row]]!r} in the cache and "
             f"{part.classes[part.labels[row]]!r} here; {len(other):,} of {len(labels):,} differ. {remedy}"
         )
 

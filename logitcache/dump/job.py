@@ -156,7 +156,7 @@ def _entry(slug: str, network: Network, inputs: Inputs, class_map: Mapping[str, 
         "slug": slug,
         "name": network.name,
         "weights": network.weights,
-        "weights_sha256": _hash(network),
+        "weights_sha256": hash_weights(network.module.state_dict()),
         "class_map": class_map,
         "preprocessing": inputs.to_json(),
         "members": [],
@@ -229,7 +229,7 @@ def _with_weights(modality: Modality, teacher: str | nn.Module, classes: int, we
         raise InputError(
             f"teacher {teacher} has no weights, so its logits would be noise. Name them with --teacher-weights FILE."
         )
-    if isinstance(teacher, str) and not weights and _hash(network) != _hash(modality.network(teacher, classes, None)):
+    if isinstance(teacher, str) and not weights and not _is_same(network, modality.network(teacher, classes, None)):
         raise InputError(
             f"teacher {teacher} has other weights each time it is built: random ones, at least in part. Load its weights in the factory, "
             "or name them with --teacher-weights FILE."
@@ -237,5 +237,10 @@ def _with_weights(modality: Modality, teacher: str | nn.Module, classes: int, we
     return network
 
 
-def _hash(network: Network) -> str:
-    return hash_weights(network.module.state_dict())
+def _is_same(one: Network, other: Network) -> bool:
+    """Return whether two networks have the same weights, byte for byte; NaN is equal to itself."""
+    ours, theirs = (
+        {name: value.contiguous().reshape(-1).view(torch.uint8) for name, value in network.module.state_dict().items()}
+        for network in (one, other)
+    )
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -38,7 +38,7 @@ def sample_images(cache: "str | Path | Cache", samples: Sequence[int], data: Any
     if not samples:
         return {}
     opened = open_cache(cache)
-    if opened.manifest.modality != "images":
+    if not opened.manifest.of_images:
         raise InputError(f"{opened.place} is a cache of {opened.manifest.modality}, which have no pictures.")
     images, first = recorded_data(opened, data), opened.manifest.data["first"]
     return {sample: _png(images, sample - first) for sample in samples}

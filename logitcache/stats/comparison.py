@@ -97,7 +97,7 @@ def compare_caches(
 def _refuse_strangers(first: Cache, second: Cache) -> None:
     one, other = first.manifest, second.manifest
     for cache in (first, second):
-        if cache.manifest.modality != "images":
+        if not cache.manifest.of_images:
             raise CacheMismatchError(
                 f"{cache.place} is a cache of {cache.manifest.modality}: only caches of images can be compared side by side yet."
             )

@@ -83,6 +83,11 @@ class Manifest:
         return block * self.block_rows, min((block + 1) * self.block_rows, self.view_rows)
 
     @property
+    def of_images(self) -> bool:
+        """Whether the data is images."""
+        return self.modality == _IMAGES
+
+    @property
     def first_row(self) -> int:
         """What row 0 is called in messages: its sample in the data set where each sample is one row, else 0."""
         return int(self.data["first"]) if self.rows is None else 0

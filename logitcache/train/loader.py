@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from logitcache.data import as_samples, modality_of, render
-from logitcache.data.contract import cache_modality, cache_views, check_inputs, check_samples, recorded_data
+from logitcache.data.contract import cache_views, check_inputs, check_samples, recorded_data
 from logitcache.encoding import TopKRows, dense
 from logitcache.errors import InputError
 from logitcache.runtime.device import pick_device, to_device
@@ -299,7 +299,7 @@ def wrap(
         InputError: Items that are no images; views that mix samples.
     """
     rows = TeacherRows(cache, teacher)
-    if cache_modality(rows.cache).name != "images":
+    if not rows.cache.manifest.of_images:
         raise InputError(
             f"{rows.cache.place} is a cache of {rows.cache.manifest.modality}: `wrap` takes images. Use `Loader`."
         )
