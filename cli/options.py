@@ -161,7 +161,7 @@ _NOT_OPTIONS = ("argument", "python")
 
 
 def with_options(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command with `**options` an option for every field of settings classes; those that it names itself stay."""
+    """Add an option to a command for every field of the settings classes, except those that the command declares itself."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(function)

@@ -77,7 +77,7 @@ def write_derived(
         manifest: What it is.
         labels: Class of each row, [R].
         offsets: Row at which each sample begins, [N + 1]; None where each sample is one row.
-        probe: Its row ids, [P], and their exact logits, [P, C].
+        probe: Row ids of the probe, [P], and their exact logits, [P, C].
         rows: Where its rows come from.
         command: What would continue this.
         doing: The word for it.

@@ -44,7 +44,7 @@ class VerifyReport:
         replayed: Samples, over all views, for which the teacher was run again; None if that was not asked for.
         replay_gap: Largest relative gap between what it says now and what is stored, beyond rounding.
         replay_problem: The first row that disagrees, or None.
-        counted: What the samples are called: "rows" where each sample is one row of a view, else "samples".
+        counted: Unit of `pixels_checked` and `replayed`: "rows" if each sample is one row of a view, else "samples".
         repaired: Whether damaged blocks were dropped, so that the dump's own command writes them again.
     """
 

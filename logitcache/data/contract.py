@@ -56,13 +56,13 @@ def check_samples(cache: Cache, samples: Samples, *, listed: bool = True) -> Any
     """Compare modality, length, classes, labels and the digest of the sample list; return the stretch that the cache holds.
 
     Args:
-        cache: What was dumped.
+        cache: The cache.
         samples: The data set to be used with it.
         listed: Whether to compare the digest and the class names: one data set has other digests as an array, a folder and a
             user's own object.
 
     Raises:
-        CacheMismatchError: They differ; names the difference.
+        CacheMismatchError: The data set differs from the one that was dumped; the message names the difference.
     """
     whole, _ = whole_of(samples)
     manifest, name = cache.manifest, f"the data of {cache.place}"

@@ -73,9 +73,9 @@ class RowLabels(NamedTuple):
     Attributes:
         ids: Row ids, [R]; on the host.
         labels: Class of each row, [R] int64; on the host.
-        second: Where two samples were mixed into one row (mixup, CutMix): the classes of the partners, [R] int64, and the
-            weights of the rows' own labels, [R] float32; else None.
-        keep: Which outputs of the network are rows, [B, ...] bool; None where all are.
+        second: Second labels of mixed rows (mixup, CutMix): classes, [R] int64, and the weights of the first labels, [R] float32.
+            None if rows are not mixed.
+        keep: Mask of the network's outputs that are rows, [B, ...] bool. None if all of them are.
     """
 
     ids: Ids
@@ -91,7 +91,7 @@ class Rendition:
     Attributes:
         samples: Sample ids, [B].
         inputs: For each network one input, not yet on its device (`Inputs.on`); for images [B, C, size, size] uint8.
-        digests: What each row's teacher was shown, [R] uint64, where digests were asked for.
+        digests: Digest of the teacher's input for each row, [R] uint64, or None if the renderer computes none.
     """
 
     samples: Ids
@@ -170,7 +170,7 @@ class Modality(Protocol):
     Attributes:
         name: `images`, or `package.module:name`, by which a cache finds it again.
         unit: Plural of a sample, for progress and speed: "images".
-        shown: What digests are of, in messages: "pixels".
+        shown: Name of a network's input in messages: "pixels".
         headline: The metric by which runs are compared: `test_accuracy` or `test_loss`.
         software: Packages that decide what is rendered, beside numpy and torch; their versions go into the manifest.
         test_time_views: Names of the test-time augmentations, the first of which is none.
@@ -203,9 +203,9 @@ class Modality(Protocol):
         """Choose the preprocessing of a network.
 
         Args:
-            samples: What it is shown.
-            view: How.
-            said: Options that a user, a file of weights, or a cache give; earlier ones win, and None is no option.
+            samples: The data set.
+            view: The view that renders it.
+            said: Options from a user, from a file of weights and from a cache; the first that is not None wins.
 
         Raises:
             InputError: Options that mean nothing.
@@ -244,9 +244,9 @@ class Modality(Protocol):
         """Yield the logits of a network's rows in order, [r, C] each: all at once, or where they are many a chunk at a time.
 
         Args:
-            output: What the network returned.
+            output: Output of the network.
             keep: As in `RowLabels`, on the device of the output.
-            classes: How many logits a row should have, for the error message.
+            classes: Expected number of logits per row, for the error message.
             label: Subject of the error message, e.g. "the student".
 
         Raises:

@@ -72,7 +72,7 @@ class Filler:
         self._warn_of_chance()
 
     def _warn_of_chance(self) -> None:
-        """Say that a teacher is hardly ever right: its weights, preprocessing or classes are not those of the data."""
+        """Warn if a teacher is right no more often than chance: its weights, preprocessing or classes do not fit the data."""
         chance = 1 / len(self._writer.manifest.classes)
         for slug, right in self._right.items():
             sure = 3 * (chance * (1 - chance) / max(self._seen, 1)) ** 0.5

@@ -37,7 +37,7 @@ class Job:
         modality: Kind of the data.
         samples: The data set, or the stretch of it that is dumped.
         views: Renditions of the data set.
-        encoding: How rows are stored.
+        encoding: Encoding of the stored rows.
         teachers: Slug to the teacher, or the ensemble, whose logits are stored under it.
         renderer: Renders the inputs of all teachers.
     """

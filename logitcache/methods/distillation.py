@@ -30,13 +30,13 @@ class Distillation:
         temperatures: Numbers, or functions that give each row its own; values are summed. Empty where the divergence
             has no temperature.
         couples_batch: Whether the value is 0-dim, because rows see each other.
-        acts_on: What the divergence itself treats differently, or None.
+        acts_on: Function that returns the rows which the divergence itself treats differently, or None.
         needs_label: Whether the value depends on the labels, so that a row must have one.
         bucket: Whether classes that a cache did not keep count as one, instead of being completed evenly.
         every_class: Why rows of which only the largest were kept will not do, or None.
         unranked: The divergence for rows whose label is not among the largest, or None.
         assumed: Whether `needs_label` and `every_class` are assumed, because the divergence is a plain function.
-        name: How the term was made, as run.json records it.
+        name: Description of the term, as recorded in run.json.
     """
 
     divergence: Callable[..., Tensor]

@@ -40,8 +40,8 @@ class Network:
         module: Takes [B, 3, H, W] float32 and returns logits, [B, C].
         name: As it was asked for.
         weights: As they were asked for; empty for a fresh network.
-        preprocessing: What the weights were trained with, as far as they say: `mean`, `std`, `image_size`, `crop_pct`; and
-            `in_channels` of a network for grey images.
+        preprocessing: Preprocessing that the weights were trained with, as far as it is known: `mean`, `std`, `image_size`,
+            `crop_pct`; and `in_channels` of a network for grayscale images.
     """
 
     module: nn.Module

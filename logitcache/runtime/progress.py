@@ -14,11 +14,11 @@ class Progress:
     """A moment of a long operation.
 
     Attributes:
-        task: What is being done, in a few words; a new task starts a new line.
+        task: Name of the operation, in a few words; a new task starts a new line.
         done: Units done so far, of `total`.
         total: Units in all.
-        unit: What is counted: "rows", "images", "files".
-        note: What else is worth knowing now, already formatted ("accuracy 91.2 %").
+        unit: Unit of `done` and `total`: "rows", "images", "files".
+        note: Further information, already formatted ("accuracy 91.2 %").
     """
 
     task: str

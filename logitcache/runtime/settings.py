@@ -172,7 +172,7 @@ class Settings:
         Args:
             name: Name of the field.
             good: Returns whether a value is allowed.
-            wanted: What is allowed, for the message: "greater than 0".
+            wanted: Allowed values, for the message: "greater than 0".
         """
         value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
         try:
@@ -197,7 +197,7 @@ class Settings:
         """Return settings with some fields replaced.
 
         Args:
-            settings: Where the other fields come from. Defaults to the defaults.
+            settings: Settings to start from. Defaults to the default of every field.
             options: Values by name.
 
         Raises:

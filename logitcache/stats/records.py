@@ -300,7 +300,7 @@ class CacheStats:
 
     @property
     def row_name(self) -> str:
-        """What a row is called: "sample" where each sample is one row, else "row"."""
+        """Name of a row: "sample" if each sample is one row, else "row"."""
         return "row" if "rows" in self.manifest else "sample"
 
     @property

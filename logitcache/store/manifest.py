@@ -38,7 +38,7 @@ class Manifest:
         batch_size: Rows of every forward pass of the teacher.
         threads: CPU threads of the forward pass.
         device: Kind of device of the forward pass: `cpu`, `cuda`, ...
-        forward: How else it is run: `autocast` (null or `bfloat16`), `channels_last`, `compiled`, `test_time_views`; on a GPU also
+        forward: Forward pass: `autocast` (null or `bfloat16`), `channels_last`, `compiled`, `test_time_views`; on a GPU also
             `matmul_precision` and `cudnn_tf32`.
         views: One entry a view.
         data: `spec`, `length` and `digest` of the whole data set; `first`, the sample that row 0 is.
@@ -46,7 +46,7 @@ class Manifest:
         encoding: `kind`, `dtype`.
         software: Versions that decide bits.
         derived: What this cache was made from, if not by a teacher: `by` (`slice`, `merge`, `average`) and `from`, the others.
-        modality: What kind of data it is: `images`, or `package.module:name`.
+        modality: Kind of data: `images`, or `package.module:name`.
         rows: Rows of one view, R, where samples have any number of them (`offsets` says which); None where each sample is one row.
     """
 
@@ -89,12 +89,12 @@ class Manifest:
 
     @property
     def first_row(self) -> int:
-        """What row 0 is called in messages: its sample in the data set where each sample is one row, else 0."""
+        """Number of row 0 in messages: its sample id in the data set if each sample is one row, else 0."""
         return int(self.data["first"]) if self.rows is None else 0
 
     @property
     def row_axis(self) -> str:
-        """What the row axis of its arrays is called: `sample` where each sample is one row, else `row`."""
+        """Name of the arrays' row axis: `sample` if each sample is one row, else `row`."""
         return "sample" if self.rows is None else "row"
 
     def with_views(self, views: tuple[dict[str, Any], ...]) -> "Manifest":

@@ -81,7 +81,7 @@ class Teacher:
 
         Args:
             rendered: The teacher's entry in `Rendition.inputs`, of any number of samples.
-            keep: Which outputs are rows (`RowLabels.keep`).
+            keep: Mask of the outputs that are rows (`RowLabels.keep`).
 
         Raises:
             InputError: The network returns something else.
@@ -158,7 +158,7 @@ class Teachers:
 
         Args:
             rendered: One entry of `Rendition.inputs` for each member.
-            keep: Which outputs are rows (`RowLabels.keep`).
+            keep: Mask of the outputs that are rows (`RowLabels.keep`).
 
         Raises:
             InputError: A network returns something else.

@@ -21,8 +21,8 @@ def recorded_teacher(network: Network, entry: Mapping[str, Any], manifest: Manif
     Args:
         network: With its weights.
         entry: The manifest's, of this teacher.
-        manifest: Of the cache.
-        device: Where it runs.
+        manifest: Manifest of the cache.
+        device: Device to run on.
     """
     mapped = entry["class_map"] or {"classes": len(manifest.classes), "indices": None}
     modality = find_modality(manifest.modality)
@@ -47,11 +47,11 @@ def live_teacher_of(
     Args:
         cache: Says which teacher, batch size, threads and preprocessing.
         teacher: The network, where it has no name, or another name now.
-        weights: Where its weights are, if not where the dump found them.
-        device: Where to run it.
+        weights: File with the weights, if it has moved since the dump.
+        device: Device to run on.
 
     Raises:
-        CacheMismatchError: Its weights are others.
+        CacheMismatchError: The network has other weights than the recorded teacher.
         InputError: It cannot be built.
     """
     (entry,) = cache.of(None).manifest.teachers

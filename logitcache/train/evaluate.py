@@ -48,7 +48,7 @@ class Subject:
 
     Attributes:
         samples: The labelled data.
-        view: How samples are shown.
+        view: View that renders the samples.
         inputs: Preprocessing of the network.
         renderer: Renders the samples for this preprocessing.
     """

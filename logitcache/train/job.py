@@ -31,7 +31,7 @@ class Job:
     Attributes:
         cache: The cache, with one teacher chosen; None on labels alone.
         method: Name of the method, as recorded.
-        objective: What is minimized.
+        objective: The training objective.
         samples: The training data.
         test: The data to evaluate on after each epoch, or None.
         epoch_views: Views of an epoch; epoch e takes entry e mod their number.

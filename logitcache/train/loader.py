@@ -33,8 +33,8 @@ class Batch(NamedTuple):
         labels: Class of each row, [R] int64.
         logits: The teacher's logits, [R, C] float32; a top-k cache's rows are completed for temperature 1 (`rows` has more).
         samples: Sample ids, [B] int64, on the host.
-        rows: What was stored: the same logits, or of a top-k cache what was kept and the statistics of the rest.
-        keep: Which of the student's outputs are rows, [B, ...] bool; None where all are.
+        rows: The stored rows: the same logits, or from a top-k cache the kept logits and statistics of the rest.
+        keep: Mask of the student's outputs that are rows, [B, ...] bool. None if all of them are.
     """
 
     inputs: Any

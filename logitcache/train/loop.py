@@ -219,10 +219,10 @@ class Loop:
         return found | {"seconds": seconds, f"{self.modality.unit}_per_second": len(self.samples) / seconds}
 
     def _asked(self, step: int, seconds: float, steps: int) -> bool:
-        """Say whether to stop after this step; several processes agree on it now and then.
+        """Return whether to stop after this step; several processes agree on it every few steps.
 
         Args:
-            step: Of this epoch, how many are over.
+            step: Number of steps done in this epoch.
             seconds: Since this process took up the epoch.
             steps: It has taken since then.
         """
@@ -235,7 +235,7 @@ class Loop:
         return stop > 0
 
     def _stopped(self, where: str) -> StoppedError:
-        """Say how to go on; the state was saved."""
+        """Return the error that tells how to resume; the state has been saved."""
         command = shlex.join(["logitcache", "train", "--resume", "--out", str(self.directory.path)])
         return StoppedError(f"stopped as asked after {where}. Go on with:\n  {command}")
 

@@ -35,7 +35,7 @@ class MicroBatch(NamedTuple):
 
     Attributes:
         inputs: The student's input: a tensor, or a mapping of tensors; for images [B, 3, H, W] float32.
-        keep: Which of the student's outputs are rows (`RowLabels.keep`).
+        keep: Mask of the student's outputs that are rows (`RowLabels.keep`).
         labels: Class of each row, [R] int64.
         second: Second labels of mixed rows.
         teacher: The teacher's logits, or None.
@@ -145,8 +145,8 @@ class Stepper:
 
         Args:
             network: The student.
-            inputs: Its input, on the device.
-            keep: Which outputs are rows.
+            inputs: The student's input, on the device.
+            keep: Mask of the outputs that are rows.
 
         Returns:
             The logits of the rows, [R, C] float32.

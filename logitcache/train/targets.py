@@ -48,7 +48,7 @@ class Targets(Protocol):
         """Return the teacher's logits for a batch, or None when training without a teacher.
 
         Args:
-            position: Which view of the stretch the batch shows.
+            position: Position of the view in the stretch.
             batch: The samples, as that view shows them.
             rows: Their rows.
 
@@ -116,7 +116,7 @@ class CachedTargets:
         """Gather and decode rows of the stretch that was begun last: [R, C] float32, or what was kept.
 
         Args:
-            position: Which view of the stretch.
+            position: Position of the view in the stretch.
             rows: Row ids, [R].
         """
         at = rows
@@ -149,7 +149,7 @@ class HeldRows:
 
         Args:
             rows: As `Cache.view` gives them: [N], with a field for each column.
-            device: Where batches are wanted.
+            device: Device of the batches.
         """
         # On the CPU as they are: there torch's calls cost a small batch more than numpy's.
         self._rows = rows if device.type == "cpu" else _bytes_of(rows).to(device)
@@ -162,7 +162,7 @@ class HeldRows:
         """Gather a batch of rows, once for all columns: each, [B, ...], a part of one copy on the device of the rows.
 
         Args:
-            samples: Which, [B] int64, on that device.
+            samples: Positions of the rows in memory, [B] int64, on that device.
         """
         if isinstance(self._rows, np.ndarray):
             rows = self._rows.take(samples.numpy())

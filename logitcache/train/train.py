@@ -180,7 +180,7 @@ def _facts(job: Job, logits: str) -> dict[str, Any]:
 
     Args:
         job: The training.
-        logits: Where the teacher's logits come from: cached, live or unused.
+        logits: Source of the teacher's logits: cached, live or unused.
     """
     cache, device, encoded = job.cache, job.device, None
     if cache:
