@@ -100,13 +100,14 @@ class Renderer:
         except LogitCacheError as error:  # torch prefixes the worker's traceback; the last line is the sentence
             self._loader = None
             raise type(error)(str(error).strip().rpartition(f"{type(error).__name__}: ")[2]) from None
-        except RuntimeError as error:
+        # The last two are of a batch whose worker died between sending it and its being fetched.
+        except (RuntimeError, ConnectionError, EOFError) as error:
             self._loader = None
-            if "DataLoader worker" not in str(error):
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise InputError(
-                f"a worker process that decodes images has ended ({first_line(error)}). It ran out of memory, or of shared memory (in "
-                "Docker: --shm-size), or was killed. Use fewer --workers; --workers 0 decodes in this process."
+                f"a worker process that decodes images has ended ({first_line(error) or 'no answer'}). It ran out of memory, or of shared "
+                "memory (in Docker: --shm-size), or was killed. Use fewer --workers; --workers 0 decodes in this process."
             ) from error
 
 

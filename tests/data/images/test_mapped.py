@@ -148,6 +148,17 @@ def test_a_worker_that_is_killed_ends_the_dump_with_a_sentence_and_loses_nothing
     assert cache.manifest.samples == 60
 
 
+@pytest.mark.parametrize("broken", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_batch_whose_worker_died_before_it_was_fetched_is_the_same_sentence(tmp_path, monkeypatch, broken):
+    def detach(_):
+        raise broken
+
+    monkeypatch.setattr("multiprocessing.resource_sharer.DupFd.detach", detach)
+    with pytest.raises(InputError, match=r"a worker process that decodes images has ended \(.+\)") as raised:
+        dump(Pictures(), tmp_path, workers=2, block_rows=16)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Got pickle error")
 def test_what_cannot_be_sent_to_a_spawned_worker_is_a_sentence(tmp_path, monkeypatch):
