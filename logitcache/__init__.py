@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from logitcache.stats import compare_caches as compare_caches
     from logitcache.store import Cache as Cache
     from logitcache.store import open_cache as open_cache
+    from logitcache.train.datasets import TeacherRows as TeacherRows
+    from logitcache.train.datasets import open_dataset as open_dataset
+    from logitcache.train.datasets import wrap as wrap
     from logitcache.train.loader import Batch as Batch
     from logitcache.train.loader import Loader as Loader
-    from logitcache.train.loader import TeacherRows as TeacherRows
-    from logitcache.train.loader import open_dataset as open_dataset
-    from logitcache.train.loader import wrap as wrap
     from logitcache.train.settings import TrainSettings as TrainSettings
     from logitcache.train.train import RunResult as RunResult
     from logitcache.train.train import train_student as train_student
@@ -53,7 +53,7 @@ _HOMES = {
     "Progress": "logitcache.runtime.progress",
     "RunResult": "logitcache.train.train",
     "Samples": "logitcache.data",
-    "TeacherRows": "logitcache.train.loader",
+    "TeacherRows": "logitcache.train.datasets",
     "View": "logitcache.data",
     "TrainSettings": "logitcache.train.settings",
     "cache_fidelity": "logitcache.caches.fidelity",
@@ -65,12 +65,12 @@ _HOMES = {
     "get_loss": "logitcache.methods",
     "merge_caches": "logitcache.caches.merge",
     "open_cache": "logitcache.store",
-    "open_dataset": "logitcache.train.loader",
+    "open_dataset": "logitcache.train.datasets",
     "plan_dump": "logitcache.dump.plan",
     "slice_cache": "logitcache.caches.slice",
     "train_student": "logitcache.train.train",
     "verify_cache": "logitcache.caches.verify",
-    "wrap": "logitcache.train.loader",
+    "wrap": "logitcache.train.datasets",
 }
 _ALIASES = {"open": "open_dataset"}
 
