@@ -5,7 +5,6 @@ Heavy imports stand inside the commands: `logitcache --help` must not wait for t
 
 import importlib.metadata
 import logging
-import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -113,8 +112,5 @@ for _name, (_function, _panel) in _COMMANDS.items():
 
 def main() -> None:
     """Run the command line."""
-    # Threads that wait for each other without ever yielding cost nothing on an idle machine and everything on a busy one: beside one other
-    # process on two cores, ResNet-8 trained at 87 images/s by default, at 1,492 with this, at 1,782 with the machine to itself.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     keep_freed_memory()
     app()

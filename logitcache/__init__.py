@@ -6,6 +6,8 @@ The front door is lazy: a name imports its module when it is first used, because
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from logitcache.runtime.threads import yield_while_waiting
+
 if TYPE_CHECKING:
     from logitcache.caches.export import export_cache as export_cache
     from logitcache.caches.fidelity import cache_fidelity as cache_fidelity
@@ -73,6 +75,8 @@ _HOMES = {
     "wrap": "logitcache.train.datasets",
 }
 _ALIASES = {"open": "open_dataset"}
+
+yield_while_waiting()
 
 __all__ = [  # noqa: PLE0604  (the names are those of the table)
     *_HOMES,
