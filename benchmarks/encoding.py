@@ -132,7 +132,7 @@ class Trial:
     def add(self, logits: Tensor, log_p: Tensor, labels: Tensor) -> None:
         """Encode and measure some rows."""
         columns = self.encoding.encode(logits, labels)
-        self.lost[0] += kl(log_p, dense(self.encoding.decode(columns, labels, self.classes)))
+        self.lost[0] += kl(log_p, dense(self.encoding.decode(columns, labels, self.classes), 1.0))
         for name, spec in self.specs.items():
             self.columns[name].append(columns[name].numpy().astype(spec.dtype))
         if self.codec:

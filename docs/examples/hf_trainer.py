@@ -4,6 +4,7 @@ import sys
 
 import torch
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import logitcache
@@ -28,8 +29,8 @@ class NextView(TrainerCallback):
 
 
 def collate(items):
-    images, labels, teacher = zip(*items, strict=True)
-    return {"images": torch.stack(images).float(), "labels": torch.tensor(labels), "teacher": torch.stack(teacher)}
+    images, labels, teacher = default_collate(items)
+    return {"images": images.float(), "labels": labels, "teacher": teacher}
 
 
 data = logitcache.wrap(load_data("fashion-mnist-mini"), sys.argv[1])

@@ -11,18 +11,18 @@ from torch.nn import functional as F
 import logitcache
 from logitcache.models import load_network
 
-loader = logitcache.open_dataset(sys.argv[1]).loader(batch_size=64, device="auto")
-student = load_network("resnet8", len(loader.images.classes)).module.to(loader.device)
+loader = logitcache.Loader(sys.argv[1], batch_size=64, device="auto")
+student = load_network("resnet8", len(loader.data.classes)).module.to(loader.device)
 optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
 distill = logitcache.get_loss("rld")  # any method; returns [B], or 0-dim where it couples the batch
 for epoch in range(int(sys.argv[2]) if len(sys.argv) > 2 else 6):
     right = 0
-    for batch in loader.epoch(epoch):
+    for batch in loader:
         logits = student(batch.images)
-        loss = F.cross_entropy(logits, batch.labels) + distill(logits, batch.rows, batch.labels).mean()
+        loss = F.cross_entropy(logits, batch.labels) + distill(logits, batch.logits, batch.labels).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         right += int((logits.argmax(1) == batch.labels).sum())
-    print(f"epoch {epoch + 1}: {right / len(loader.images):.1%} of the training images right")
+    print(f"epoch {epoch + 1}: {right / len(loader.data):.1%} of the training images right")
 loader.close()

@@ -27,12 +27,13 @@ def cache_views(cache: Cache) -> list[Any]:
     return [modality.read_view(entry) for entry in cache.manifest.views]
 
 
-def recorded_data(cache: Cache, data: Any) -> Any:
+def recorded_data(cache: Cache, data: Any, *, listed: bool = True) -> Any:
     """Open the data set of a cache: the one given, or the one its manifest names; and check that it is the same.
 
     Args:
         cache: The cache.
         data: Whatever `as_samples` takes, or None for the data set that the manifest names.
+        listed: As for `check_samples`.
 
     Raises:
         CacheMismatchError: It has other samples.
@@ -49,7 +50,7 @@ def recorded_data(cache: Cache, data: Any) -> Any:
         raise InputError(
             f"the data of {cache.place}, {spec}, cannot be opened from here ({error}). Say where it is with --data."
         ) from error
-    return check_samples(cache, samples)
+    return check_samples(cache, samples, listed=listed)
 
 
 def check_samples(cache: Cache, samples: Samples, *, listed: bool = True) -> Any:

@@ -46,6 +46,6 @@ def mean_of(logits: Sequence[Tensor]) -> Tensor:
     return (functools.reduce(torch.add, [one.double() for one in logits]) / len(logits)).float()
 
 
-def dense(rows: Tensor | TopKRows, temperature: float = 1.0) -> Tensor:
+def dense(rows: Tensor | TopKRows, temperature: float) -> Tensor:
     """Return logits of every class, [B, C] float32; what was not kept is completed for this temperature."""
     return rows if isinstance(rows, Tensor) else rows.at(temperature)

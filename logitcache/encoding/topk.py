@@ -9,7 +9,7 @@ The k largest are never renormalised.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,9 @@ _VOCABULARY = 1 << 15  # classes; above, a teacher takes longer over a row than 
 class TopKRows:
     """Decoded rows: what was kept, and what is known of the rest.
 
+    Every loss of logitcache takes them where it takes logits, and completes them for its own temperature or refuses them. They are no
+    tensor, so that nothing takes them for logits by accident; `at` turns them into logits for one temperature.
+
     Attributes:
         ids: Classes that were kept, ascending, [B, K] int64; K = k + 1.
         values: Their logits, [B, K] float32.
@@ -47,6 +50,51 @@ class TopKRows:
     rest: Tensor
     classes: int
     unranked: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of rows, B."""
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> "TopKRows":
+        """Return some of the rows: `index` is what a tensor's first dimension takes. A single row has no dimension for B."""
+        return self._each(lambda one: one[index])
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "TopKRows":
+        """Return the rows on a device: frameworks that move batches call it."""
+        return self._each(lambda one: one.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "TopKRows":
+        """Return the rows in page-locked memory: a DataLoader with `pin_memory=True` calls it."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "TopKRows":
+        return TopKRows(change(self.ids), change(self.values), change(self.rest), self.classes, change(self.unranked))
+
+    @classmethod
+    def stack(cls, rows: "Sequence[TopKRows]") -> "TopKRows":
+        """Put single rows together, as `torch.stack`."""
+        ids, values, rest, unranked = (
+            torch.stack([getattr(one, name) for one in rows]) for name in ("ids", "values", "rest", "unranked")
+        )
+        return cls(ids, values, rest, rows[0].classes, unranked)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{type(self).__name__} has no {name!r}: {self.are_no_logits()}")
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, _: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = next((one for one in [*args, *(kwargs or {}).values()] if isinstance(one, cls)), None)
+        reason = "rows of the largest logits are none" if found is None else found.are_no_logits()
+        raise InputError(f"torch's {getattr(function, '__name__', function)} takes tensors: {reason}")
+
+    def are_no_logits(self) -> str:
+        """Return why they are no logits, for an error message."""
+        return (
+            f"these rows hold the {self.ids.shape[-1] - 1} largest of {self.classes:,} logits. Give them to a loss of logitcache as they "
+            "are, or complete them for one temperature with at(temperature)."
+        )
 
     def rest_logit(self, temperature: float) -> Tensor:
         """Return the logit that gives every class of the rest its share of their mass at a temperature, [B, 1]."""
@@ -62,14 +110,16 @@ class TopKRows:
         level: Tensor = (estimate - n) * temperature
         return level.float()
 
-    def at(self, temperature: float = 1.0, student: Tensor | None = None) -> Tensor:
-        """Complete the rows: [B, C] float32, with the mass of the rest right at this temperature.
+    def at(self, temperature: float, student: Tensor | None = None) -> Tensor:
+        """Complete the rows: [B, C] float32, with the mass of the rest right at this temperature; a single row [C].
 
         Args:
             temperature: Of the softmax that will be taken.
             student: Where given, [B, C], the mass of the rest is divided as the student divides it (without gradient), so that
                 KL(p || q) has the value and gradient of one bucket for the rest; else evenly.
         """
+        if self.ids.ndim == 1:
+            return self[None].at(temperature, None if student is None else student[None])[0]
         level = self.rest_logit(temperature)
         if student is None:
             dense = level.expand(-1, self.classes)

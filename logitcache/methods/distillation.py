@@ -114,4 +114,6 @@ class Distillation:
         acts_on = self.acts_on if self.refine is None else wrong
         if acts_on is None:
             return None
-        return acts_on(teacher if isinstance(teacher, Tensor) else teacher.at(), labels)
+        return acts_on(
+            teacher if isinstance(teacher, Tensor) else teacher.at(1.0), labels
+        )  # any temperature has the same order

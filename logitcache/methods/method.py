@@ -20,7 +20,7 @@ class Rows(Protocol):
     def unranked(self) -> Tensor:
         """Rows whose label is not among the largest."""
 
-    def at(self, temperature: float = 1.0, student: Tensor | None = None) -> Tensor:
+    def at(self, temperature: float, student: Tensor | None = None) -> Tensor:
         """Complete them: [B, C]; evenly, or as the student divides what is left."""
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "join_ranks",
     "join_store",
     "lasting_store",
+    "place_in_group",
     "started_by_torchrun",
     "this_one_leads",
     "under_torchrun",
@@ -117,6 +118,15 @@ def started_by_torchrun() -> bool:
 def this_one_leads() -> bool:
     """Say whether this process is the one that speaks."""
     return not started_by_torchrun() or os.environ["RANK"] == "0"
+
+
+def place_in_group() -> tuple[int, int]:
+    """Return rank and number of the processes that train together: those of torch.distributed, or that torchrun started."""
+    import torch.distributed as group  # noqa: PLC0415
+
+    if group.is_available() and group.is_initialized():
+        return group.get_rank(), group.get_world_size()
+    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if started_by_torchrun() else (0, 1)
 
 
 _joined: tuple[Any, int, "count[int]"] | None = None

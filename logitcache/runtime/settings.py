@@ -260,9 +260,11 @@ def _shown(value: Any) -> str:
 
 
 def _frozen(value: Any) -> Any:
-    """Return tuples for lists, copies of mappings, and Python's own numbers for numpy's."""
+    """Return tuples for lists and arrays, copies of mappings, and Python's own numbers for numpy's."""
     if type(value) in (list, tuple):
         return tuple(map(_frozen, value))
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return _frozen(value.tolist())
     if isinstance(value, Mapping):
         return {name: _frozen(inner) for name, inner in value.items()}
     if value is None or isinstance(value, int | float | str):
@@ -318,17 +320,20 @@ def show_options(*kinds: type[Settings]) -> Callable[[Function], Function]:
         shown = signature.replace(parameters=[*own, *more])
         function.__signature__ = shown  # type: ignore[attr-defined]
         if function.__doc__:  # python -OO drops it
-            lines = [_argument(every[name]) for name in shown.parameters]
-            function.__doc__ = function.__doc__.replace("{arguments}", "\n".join(["Args:", *lines]))
+            before, _, after = function.__doc__.partition("{arguments}")
+            margin = before.rpartition("\n")[2]
+            lines = [_argument(every[name], margin) for name in shown.parameters if name in every]
+            function.__doc__ = before + "\n".join(["Args:", *lines]) + after
         return function
 
     return decorate
 
 
-def _argument(one: "dataclasses.Field[Any]") -> str:
-    entry = option_of(one)
+def _argument(one: "dataclasses.Field[Any]", margin: str) -> str:
+    entry, step = option_of(one), " " * 4
     text = f"{one.name}: {entry.help}" + (f" Defaults to {entry.shown}." if entry.shown else "")
-    return textwrap.fill(text, _LINE, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False)
+    first, following = margin + step, margin + 2 * step
+    return textwrap.fill(text, _LINE, initial_indent=first, subsequent_indent=following, break_on_hyphens=False)
 
 
 def to_command_line(*several: Settings) -> list[str] | None:

@@ -5,6 +5,7 @@ both = logitcache.wrap(dataset, "c.zarr") # both[i]: (image, label, logits), for
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +13,60 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torch.utils.data._utils.collate import default_collate_fn_map
 
-from logitcache.data import as_samples, render
-from logitcache.data.contract import cache_views, check_inputs, check_samples
+from logitcache.data import Ids, View, modality_of, render
+from logitcache.data.contract import cache_views, check_inputs, recorded_data
 from logitcache.encoding import TopKRows, dense
 from logitcache.errors import InputError
 from logitcache.store import Cache, open_cache
 from logitcache.train.loader import Loader, refuse_mixed
 from logitcache.train.order import sampled
-from logitcache.train.targets import CachedTargets, Stretch
+from logitcache.train.targets import RowDecoder, ViewRows
 
-__all__ = ["TeacherRows", "WithTeacher", "open_dataset", "wrap"]
+__all__ = ["EpochRows", "TeacherRows", "WithTeacher", "open_dataset", "wrap"]
+
+_MOST_CHECKED = 64  # samples of the first batch of a view that nobody announced
 
 
-class TeacherRows(Dataset[Tensor]):
+def _stacked(rows: Sequence[TopKRows], *, collate_fn_map: Any = None) -> TopKRows:
+    del collate_fn_map
+    return TopKRows.stack(rows)
+
+
+default_collate_fn_map[TopKRows] = _stacked  # of DataLoader, also in its workers
+
+
+@dataclass(frozen=True, slots=True)
+class EpochRows:
+    """A teacher's logits in one epoch: whatever epoch others go to meanwhile, these stay.
+
+    Attributes:
+        view: The view of the epoch.
+    """
+
+    view: Any
+    _rows: ViewRows
+    _count: int
+
+    def logits(self, samples: Sequence[int], temperature: float | None = None) -> Tensor | TopKRows:
+        """Return the logits of some rows: see `TeacherRows.logits`."""
+        rows = self._rows.of(_row_ids(samples, self._count))
+        return rows if temperature is None else dense(rows, temperature)
+
+
+class TeacherRows(Dataset[Any]):
     """A teacher's logits as a map-style data set: item i is row i, which for images is sample i.
 
-    Epoch e reads view e mod V; `set_epoch` chooses it. It can be passed to the workers of a DataLoader, forked or spawned, persistent
-    or not: each reads the view itself.
+    Epoch e reads view e mod V; `set_epoch` chooses it, and without it the epoch is 0. It can be passed to the workers of a DataLoader,
+    forked or spawned, persistent or not: each reads the view itself. What must come from one view is asked of `at`.
     """
 
     def __init__(self, cache: str | Path | Cache, teacher: str | None = None) -> None:
         """Open a cache.
 
         Args:
-            cache: Its path.
+            cache: Path of the cache.
             teacher: Slug of one of several teachers.
 
         Raises:
@@ -44,48 +74,83 @@ class TeacherRows(Dataset[Tensor]):
         """
         self.cache = open_cache(cache).of(teacher)
         self.views = cache_views(self.cache)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]  # seen by workers that outlive an epoch
-        self._held: tuple[int, CachedTargets] | None = None
+        self._chosen = _shared(torch.full((), -1, dtype=torch.int64))
+        self._decoder: RowDecoder | None = None
+        self._held: tuple[int, ViewRows] | None = None
 
     def __len__(self) -> int:
         return self.cache.manifest.view_rows
 
     @property
-    def view(self) -> Any:
+    def labels(self) -> Tensor:
+        """Class of each row, [N] int64."""
+        return torch.from_numpy(self.cache.labels()).long()
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch that `set_epoch` chose last, or None."""
+        chosen = int(self._chosen)
+        return None if chosen < 0 else chosen
+
+    @property
+    def view(self) -> View:
         """The view of this epoch."""
-        return self.views[int(self._epoch) % len(self.views)]
+        found: View = self.views[(self.epoch or 0) % len(self.views)]
+        return found
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the view of an epoch, 0, 1, ..."""
-        self._epoch.fill_(epoch)
+        """Go to the view of an epoch, 0, 1, ...
 
-    def rows(self, samples: Sequence[int]) -> Tensor | TopKRows:
-        """Return what is stored of some rows: logits, [B, C] float32, or of a top-k cache what was kept.
+        Raises:
+            InputError: It is not a whole number from 0.
+        """
+        try:
+            good = 0 <= epoch == int(epoch)
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise InputError(f"an epoch is a whole number from 0, not {epoch!r}")
+        self._chosen.fill_(int(epoch))
+
+    def at(self, epoch: int) -> EpochRows:
+        """Return view and logits of an epoch, which belong together whatever `set_epoch` does meanwhile.
+
+        Raises:
+            CorruptCacheError: The view is damaged.
+        """
+        view = self.views[epoch % len(self.views)]
+        held = self._held
+        if held is None or held[0] != view.index:
+            self._decoder = self._decoder or RowDecoder(self.cache, torch.device("cpu"))
+            held = (view.index, self._decoder.hold(view, self.cache.view(view.index, self.cache.teacher)))
+            self._held = held
+        return EpochRows(view, held[1], len(self))
+
+    def logits(self, samples: Sequence[int], temperature: float | None = None) -> Tensor | TopKRows:
+        """Return the logits of some rows in this epoch, as any loss of logitcache takes them.
 
         Args:
             samples: Row ids, [B], which for images are sample ids.
+            temperature: Softmax temperature to complete the rows of a top-k cache for. None leaves them as they are.
+
+        Returns:
+            [B, C] float32, or `TopKRows` where the cache keeps the largest and no temperature is given.
 
         Raises:
             IndexError: A row that is not there.
             TypeError: Ids that are no integers: a mask, say.
             CorruptCacheError: The view is damaged.
         """
-        ids = np.asarray(samples).reshape(-1)
-        if len(ids) and ids.dtype.kind not in "iu":
-            raise TypeError(f"sample ids are integers, not {ids.dtype}")
-        ids = ids.astype(np.int64)
-        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
-            raise IndexError(f"samples are 0 to {len(self) - 1}, not {ids.min()} to {ids.max()}")
-        return self._targets().of(0, ids)
+        return self.at(self.epoch or 0).logits(samples, temperature)
 
-    def logits(self, samples: Sequence[int], temperature: float = 1.0) -> Tensor:
-        """Return the logits of some rows, [B, C] float32; what a top-k cache did not keep is completed for a temperature."""
-        return dense(self.rows(samples), temperature)
+    def rows(self, samples: Sequence[int]) -> Tensor | TopKRows:
+        """The same as `logits` without a temperature."""
+        return self.logits(samples)
 
-    def __getitem__(self, sample: int) -> Tensor:
+    def __getitem__(self, sample: int) -> Tensor | TopKRows:
         return self.logits([sample])[0]
 
-    def __getitems__(self, samples: list[int]) -> list[Tensor]:
+    def __getitems__(self, samples: list[int]) -> list[Tensor | TopKRows]:
         """Return several at once: torch's loaders ask this way."""
         return list(self.logits(samples))
 
@@ -93,27 +158,30 @@ class TeacherRows(Dataset[Tensor]):
         """Return whole batches of inputs, labels and logits: see `Loader`."""
         return Loader(self.cache, data, **settings)
 
-    def _targets(self) -> CachedTargets:
-        view = self.view
-        if self._held is None or self._held[0] != view.index:
-            targets = self._held[1] if self._held else CachedTargets(self.cache, torch.device("cpu"))
-            targets.begin(Stretch((view,)), Stretch((view,)))
-            self._held = (view.index, targets)
-        return self._held[1]
-
     def __getstate__(self) -> dict[str, Any]:
         """Travel without the rows: a spawned worker reads them itself."""
-        return self.__dict__ | {"_held": None}
+        return self.__dict__ | {"_held": None, "_decoder": None}
 
 
-class WithTeacher(Dataset[tuple[Any, int, Tensor]]):
-    """A data set with what the teacher said: items are (image, label, logits [C])."""
+class WithTeacher(Dataset[tuple[Any, int, Any]]):
+    """A data set with what the teacher said: items are (image, label, logits), of one view.
 
-    def __init__(self, images: Any, rows: TeacherRows, transform: Callable[[Tensor], Any] | None) -> None:
-        self._images = check_samples(rows.cache, images, listed=False)
-        self.teacher, self._transform = rows, transform
+    Epoch e shows view e mod V. `set_epoch` chooses the epoch; Hugging Face's Trainer and accelerate call it by themselves. Until it is
+    called, views follow one another: a batch shows the view after the one in which its first sample was shown last.
+    """
+
+    def __init__(
+        self, images: Any, rows: TeacherRows, transform: Callable[[Tensor], Any] | None, image_size: int | None
+    ) -> None:
         refuse_mixed(rows.cache, rows.views)
-        self.set_epoch(0)
+        self._images, self.teacher, self._transform = images, rows, transform
+        recorded = rows.cache.manifest.teachers[0]["preprocessing"]
+        wanted = {"image_size": image_size}
+        self._inputs = modality_of(images).choose_inputs(images, rows.views[0], wanted, recorded)
+        several = len(rows.views) > 1
+        self._upcoming = _shared(torch.zeros(len(rows), dtype=torch.int16)) if several else None  # view of each sample
+        self._checked: set[int] = set()
+        self._check(rows.views[0], sampled(0, 0, len(self)))
 
     def __len__(self) -> int:
         return len(self.teacher)
@@ -123,19 +191,52 @@ class WithTeacher(Dataset[tuple[Any, int, Tensor]]):
 
         Raises:
             CacheMismatchError: They are not.
+            InputError: It is not a whole number from 0.
         """
         self.teacher.set_epoch(epoch)
-        check_inputs(self.teacher.cache, self._images, self.teacher.view, sampled(0, epoch, len(self)))
+        self._check(self.teacher.view, sampled(0, epoch, len(self)))
 
-    def __getitem__(self, sample: int) -> tuple[Any, int, Tensor]:
+    def __getitem__(self, sample: int) -> tuple[Any, int, Any]:
         return self.__getitems__([sample])[0]
 
-    def __getitems__(self, samples: list[int]) -> list[tuple[Any, int, Tensor]]:
+    def __getitems__(self, samples: list[int]) -> list[tuple[Any, int, Any]]:
         """Return several at once: torch's loaders ask this way."""
-        ids, transform = np.asarray(samples, np.int64), self._transform or (lambda pixels: pixels)
-        shown, logits = render(self._images, self.teacher.view, ids), self.teacher.logits(samples)
-        labels = self._images.labels[ids].tolist()
+        ids, transform = _row_ids(samples, len(self)), self._transform or (lambda pixels: pixels)
+        if not len(ids):
+            return []
+        now = self.teacher.at(self._epoch_of(ids))
+        if now.view.index not in self._checked:
+            self._check(now.view, ids[:_MOST_CHECKED])
+        shown = self._inputs.fit(render(self._images, now.view, ids))
+        labels, logits = self._images.labels[ids].tolist(), now.logits(samples)
         return [(transform(pixels), label, row) for pixels, label, row in zip(shown, labels, logits, strict=True)]
+
+    def _epoch_of(self, ids: Ids) -> int:
+        """Read once which epoch a batch shows; where nobody chose one, it is the next that its first sample has not been shown in."""
+        if (chosen := self.teacher.epoch) is not None or self._upcoming is None:
+            return chosen or 0
+        view = int(self._upcoming[ids[0]])
+        self._upcoming[torch.from_numpy(ids)] = (view + 1) % len(self.teacher.views)
+        return view
+
+    def _check(self, view: Any, ids: Ids) -> None:
+        check_inputs(self.teacher.cache, self._images, view, ids)
+        self._checked.add(view.index)
+
+
+def _row_ids(samples: Sequence[int], count: int) -> Ids:
+    ids = np.asarray(samples).reshape(-1)
+    if len(ids) and ids.dtype.kind not in "iu":
+        raise TypeError(f"sample ids are integers, not {ids.dtype}")
+    ids = ids.astype(np.int64)
+    if len(ids) and not 0 <= ids.min() <= ids.max() < count:
+        raise IndexError(f"samples are 0 to {count - 1}, not {ids.min()} to {ids.max()}")
+    return ids
+
+
+def _shared(values: Tensor) -> Tensor:
+    """Share numbers with the workers of a DataLoader, also with those that outlive an epoch."""
+    return values.share_memory_()  # type: ignore[no-untyped-call,no-any-return]
 
 
 def open_dataset(cache: str | Path | Cache, teacher: str | None = None) -> TeacherRows:
@@ -159,17 +260,21 @@ def wrap(
     *,
     transform: Callable[[Tensor], Any] | None = None,
     teacher: str | None = None,
+    image_size: int | None = None,
 ) -> WithTeacher:
-    """Add the teacher's rows to a data set: items become (image, label, logits).
+    """Add the teacher's rows to a data set: items become (image, label, logits), which torch's own collate function takes.
 
-    Images are rendered as the teacher saw them in the view of the epoch, so the data set must come without random transforms; what
-    remains (float, normalise, resize) is `transform`.
+    Images are rendered as the teacher saw them in the view of the epoch, so the data set must come without random transforms, and are
+    resized to one size; what remains (float, normalise) is `transform`. Logits are [C] float32, or of a top-k cache one row of
+    `TopKRows`: a batch of either is what a loss of logitcache takes.
 
     Args:
-        dataset: Torchvision-style: items are (PIL image or uint8 pixels, label).
+        dataset: Torchvision-style: items are (PIL image or uint8 pixels, label); or the name of a data set, or None for the one that
+            the cache was dumped from.
         cache: A cache of its logits.
-        transform: Applied to the uint8 pixels, [C, h, w], of an item.
+        transform: Applied to the uint8 pixels, [C, image_size, image_size], of an item.
         teacher: Slug of one of several teachers.
+        image_size: Height and width of the images in pixels. Defaults to the teacher's.
 
     Raises:
         CacheMismatchError: The cache is of other data, or pixels differ from what the teacher was shown.
@@ -180,4 +285,5 @@ def wrap(
         raise InputError(
             f"{rows.cache.place} is a cache of {rows.cache.manifest.modality}: `wrap` takes images. Use `Loader`."
         )
-    return WithTeacher(as_samples(dataset, rows.cache.manifest.classes), rows, transform)
+    images = recorded_data(rows.cache, dataset, listed=dataset is None)
+    return WithTeacher(images, rows, transform, image_size)

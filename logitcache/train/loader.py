@@ -1,42 +1,46 @@
 """Whole batches of inputs, labels and teacher's logits, for a training loop of your own."""
 
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.data import modality_of
+from logitcache.data import Ids, modality_of
 from logitcache.data.contract import cache_views, check_inputs, recorded_data
-from logitcache.encoding import TopKRows, dense
+from logitcache.data.protocol import Renderer
+from logitcache.encoding import TopKRows
 from logitcache.errors import InputError
 from logitcache.runtime.device import pick_device, to_device
+from logitcache.runtime.processes import place_in_group
+from logitcache.runtime.settings import Settings, option, show_options
 from logitcache.store import Cache, open_cache
-from logitcache.train.order import sampled, shuffled
+from logitcache.train.order import sampled, shares, shuffled
 from logitcache.train.targets import CachedTargets, Stretch
 
-__all__ = ["Batch", "Loader", "refuse_mixed"]
+__all__ = ["Batch", "Loader", "LoaderRequest", "LoaderSettings", "refuse_mixed"]
 
 
 class Batch(NamedTuple):
-    """What a training step needs. For images each sample is one row, R = B.
+    """What a training step needs, all of it from one view. For images each sample is one row, R = B.
 
     Attributes:
         inputs: The student's input: a tensor, or a mapping of tensors; for images normalized pixels, [B, 3, H, W] float32.
         labels: Class of each row, [R] int64.
-        logits: The teacher's logits, [R, C] float32; a top-k cache's rows are completed for temperature 1 (`rows` has more).
+        logits: The teacher's logits as any loss of logitcache takes them: [R, C] float32, or `TopKRows` where a cache keeps the largest.
         samples: Sample ids, [B] int64, on the host.
-        rows: The stored rows: the same logits, or from a top-k cache the kept logits and statistics of the rest.
         keep: Mask of the student's outputs that are rows, [B, ...] bool. None if all of them are.
     """
 
     inputs: Any
     labels: Tensor
-    logits: Tensor
+    logits: Tensor | TopKRows
     samples: Tensor
-    rows: Tensor | TopKRows
     keep: Tensor | None = None
 
     @property
@@ -44,62 +48,121 @@ class Batch(NamedTuple):
         """The same as `inputs`."""
         return self.inputs
 
+    @property
+    def rows(self) -> Tensor | TopKRows:
+        """The same as `logits`."""
+        return self.logits
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class LoaderSettings(Settings):
+    """The settings of a `Loader`."""
+
+    batch_size: int = option(64, minimum=1, help="Samples of a batch, in each process. The last batch may be smaller.")
+    drop_last: bool = option(False, help="Leave out a last batch that is smaller.")
+    teacher: str | None = option(None, shown="the only one", help="Teacher, if the cache holds several.")
+    shuffle: bool = option(
+        True, help="Go through the samples in a random order that depends on the seed and the epoch alone."
+    )
+    seed: int = option(0, minimum=0, help="Seed of the order.")
+    mean: Sequence[float] | None = option(
+        None, form="numbers", shown="the teacher's", help="Per-channel mean of the student's input, in [0, 1]."
+    )
+    std: Sequence[float] | None = option(
+        None, form="numbers", shown="the teacher's", help="Per-channel standard deviation of the input, in [0, 1]."
+    )
+    image_size: int | None = option(
+        None, minimum=1, shown="the teacher's", help="Height and width of the student's input in pixels."
+    )
+    crop_pct: float | None = option(
+        None,
+        shown="the teacher's",
+        help="Fraction of the shorter side kept by the center crop when images are resized.",
+    )
+    device: str = option("auto", help="Device of the batches: auto, cpu, cuda, cuda:1, ...")
+    workers: int | None = option(
+        None, minimum=0, shown="a number that suits the data", help="Number of processes that decode images."
+    )
+    rank: int | None = option(
+        None,
+        minimum=0,
+        shown="that of torch.distributed, or as torchrun says",
+        help="Number of this process among those that train together, from 0.",
+    )
+    world_size: int | None = option(
+        None, minimum=1, shown="as for the rank", help="Number of processes that train together."
+    )
+
+    def __post_init__(self) -> None:
+        """Check ranges, and that rank and world size belong together."""
+        super().__post_init__()
+        self.check("seed", lambda seed: seed < 2**63, "below 2**63")
+        if (self.rank is None) != (self.world_size is None):
+            raise InputError("rank and world_size belong together: give both, or neither")
+        self.check("rank", lambda rank: rank < (self.world_size or 1), f"below the world size, {self.world_size}")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class LoaderRequest(Settings):
+    """What a loader takes besides its settings."""
+
+    cache: str | Path | Cache = option(form="python", help="Cache with the teacher's logits, or its path.")
+    data: Any = option(
+        None,
+        form="python",
+        shown="the data used for the dump",
+        help="Data set, by name or as an object, if it has moved since the dump.",
+    )
+
 
 class Loader:
-    """Whole batches for a loop of your own, in the order and with the pixels of `logitcache train`."""
+    """Whole batches for a loop of your own, in the order and with the pixels of `logitcache train`.
 
-    def __init__(
-        self,
-        cache: str | Path | Cache,
-        data: Any = None,
-        *,
-        batch_size: int = 64,
-        teacher: str | None = None,
-        shuffle: bool = True,
-        seed: int = 0,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        image_size: int | None = None,
-        crop_pct: float | None = None,
-        device: str = "auto",
-        workers: int | None = None,
-    ) -> None:
+        with Loader("c.zarr", batch_size=64) as loader:
+            for epoch in range(240):
+                for batch in loader:
+                    loss = distill(student(batch.inputs), batch.logits, batch.labels).mean()
+
+    Each pass is the next epoch, and epoch e shows view e mod V. Passes do not disturb each other: several may be under way at once, and
+    one may be left at any batch. Processes that train together (torchrun, accelerate, torch.distributed) divide every epoch among
+    them: they make the same number of batches, for which up to `world_size - 1` samples are shown twice, and a step of all of them
+    shows what one process would show with batches of `batch_size * world_size`.
+    """
+
+    @show_options(LoaderRequest, LoaderSettings)
+    def __init__(self, cache: str | Path | Cache, data: Any = None, **options: Any) -> None:
         """Open a cache and its data.
 
-        Args:
-            cache: Its path.
-            data: The data set, if it is not where the dump found it.
-            batch_size: Samples of a batch; the last one may be smaller.
-            teacher: Slug of one of several teachers.
-            shuffle: Whether an epoch is a permutation, drawn from (seed, epoch); else in order.
-            seed: Of the order.
-            mean: Of the student's input; None takes the teacher's.
-            std: Deviation, likewise.
-            image_size: The student's input in pixels, likewise.
-            crop_pct: Share of the shorter side kept of an image that is resized, likewise.
-            device: Where batches go: `auto`, `cpu`, `cuda`, ...
-            workers: Processes that decode images; None chooses by the data.
+        {arguments}
 
         Raises:
             LogitCacheError: Cache or data cannot be opened, or do not belong together.
         """
-        if batch_size < 1:
-            raise InputError(f"batch size must be 1 or more, not {batch_size}")
-        self.cache = open_cache(cache).of(teacher)
-        self.data, self.device = recorded_data(self.cache, data), pick_device(device)
+        self._settings = settings = LoaderSettings(**options)
+        self.cache = open_cache(cache).of(settings.teacher)
+        self.data, self.device = recorded_data(self.cache, data), pick_device(settings.device)
+        self.batch_size = settings.batch_size
         self._modality, self._views = modality_of(self.data), cache_views(self.cache)
         refuse_mixed(self.cache, self._views)
-        given = {"mean": mean, "std": std, "image_size": image_size, "crop_pct": crop_pct}
+        given = {name: getattr(settings, name) for name in ("mean", "std", "image_size", "crop_pct")}
         recorded = self.cache.manifest.teachers[0]["preprocessing"]
         self.preprocessing = self._modality.choose_inputs(self.data, self._views[0], given, recorded)
-        self._targets = CachedTargets(self.cache, self.device)
-        self._renderer = self._modality.renderer(self.data, [self.preprocessing], workers=workers, device=self.device)
-        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self._begun: int | None = 0  # number of epochs begun; None when closed
+        self._targets, self._reading = CachedTargets(self.cache, self.device), threading.Lock()
+        self._idle: list[Renderer] = []  # of passes that have ended
+        self._next, self._closed = 0, False
 
     def __len__(self) -> int:
-        """Return the batches of an epoch."""
-        return (len(self.data) + self.batch_size - 1) // self.batch_size
+        """Return the batches of an epoch, in this process."""
+        return sum(1 for _ in self._shares(np.arange(len(self.data))))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Return the batches of the next epoch: of epoch 0 at first, then of 1, ..."""
+        epoch, self._next = self._next, self._next + 1
+        return self.epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass, 0, 1, ...; those after it follow."""
+        self._next = epoch
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, 0, 1, ...; the next view is read meanwhile.
@@ -107,35 +170,60 @@ class Loader:
         Raises:
             CacheMismatchError: Pixels are not those that the teacher was shown (64 samples are looked at).
             CorruptCacheError: The view is damaged.
+            InputError: The loader is closed.
         """
-        if self._begun is None:
-            raise InputError("this loader is closed")
-        self._begun += 1
-        mine = self._begun
+        self._refuse_closed()
         view, upcoming = (self._views[one % len(self._views)] for one in (epoch, epoch + 1))
-        check_inputs(self.cache, self.data, view, sampled(self.seed, epoch, len(self.data)))
-        self._targets.begin(Stretch((view,)), Stretch((upcoming,)))
-        count, size = len(self.data), self.batch_size
-        order = shuffled(count, self.seed, epoch) if self.shuffle else np.arange(count)
-        batches = [order[start : start + size] for start in range(0, count, size)]
-        for batch in self._renderer.batches(view, batches):
-            if mine != self._begun:
-                raise InputError("this epoch was left when another was begun: a loader goes through one at a time")
-            labels = self._modality.row_labels(self.data, view, batch.samples)
-            rows = self._targets.logits(0, batch, labels)
-            yield Batch(
-                self.preprocessing.on(batch.inputs[0], self.device),
-                to_device(labels.labels, self.device),
-                dense(rows),
-                torch.from_numpy(batch.samples),
-                rows,
-                None if labels.keep is None else to_device(labels.keep, self.device),
-            )
+        check_inputs(self.cache, self.data, view, sampled(self._settings.seed, epoch, len(self.data)))
+        with self._reading:
+            self._targets.begin(Stretch((view,)), Stretch((upcoming,)))
+            rows = self._targets.held(0)
+        count = len(self.data)
+        order = shuffled(count, self._settings.seed, epoch) if self._settings.shuffle else np.arange(count)
+        renderer = self._idle.pop() if self._idle else self._new_renderer()
+        try:
+            for batch in renderer.batches(view, list(self._shares(order))):
+                self._refuse_closed()
+                labels = self._modality.row_labels(self.data, view, batch.samples)
+                yield Batch(
+                    self.preprocessing.on(batch.inputs[0], self.device),
+                    to_device(labels.labels, self.device),
+                    rows.of(labels.ids),
+                    torch.from_numpy(batch.samples),
+                    None if labels.keep is None else to_device(labels.keep, self.device),
+                )
+        finally:
+            if not self._closed:
+                self._idle.append(renderer)
+
+    def _shares(self, order: Ids) -> Iterator[Ids]:
+        """Yield the sample ids of each batch of this process."""
+        settings = self._settings
+        rank, world = (settings.rank, settings.world_size) if settings.rank is not None else place_in_group()
+        return shares(order, settings.batch_size, rank, world or 1, drop_last=settings.drop_last)
+
+    def _new_renderer(self) -> Renderer:
+        return self._modality.renderer(
+            self.data, [self.preprocessing], workers=self._settings.workers, device=self.device
+        )
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise InputError("this loader is closed")
 
     def close(self) -> None:
-        """End the thread that reads ahead."""
-        self._begun = None
+        """End the thread that reads ahead and the processes that decode."""
+        self._closed = True
+        self._idle.clear()
         self._targets.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def refuse_mixed(cache: Cache, views: Sequence[Any]) -> None:

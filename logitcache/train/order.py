@@ -1,6 +1,6 @@
 """The order of samples and views: functions of (seed, epoch) alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from logitcache.store import Ids, with_rows
 
-__all__ = ["epoch_views", "first_window", "mixed_seed", "most_spills", "sampled", "shuffled", "windowed"]
+__all__ = ["epoch_views", "first_window", "mixed_seed", "most_spills", "sampled", "shares", "shuffled", "windowed"]
 
 _CHECKED_ROWS = 64  # rendered again and compared with their digests before each epoch
 
@@ -22,6 +22,27 @@ def mixed_seed(seed: int, epoch: int) -> int:
 def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order of an epoch, a permutation of 0 to count - 1."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch))).numpy()
+
+
+def shares(order: Ids, batch_size: int, rank: int, world: int, *, drop_last: bool = False) -> Iterator[Ids]:
+    """Yield the batches that one of several processes takes of an epoch; together they take it in order, step by step.
+
+    All processes make equally many and equally large batches: where samples do not divide evenly, the first ones are shown again.
+
+    Args:
+        order: Sample ids of the epoch, [N].
+        batch_size: Samples of a batch of one process.
+        rank: Number of the process, from 0.
+        world: Number of processes.
+        drop_last: Whether to leave out a last batch that is smaller.
+    """
+    order = np.resize(order, -(-len(order) // world) * world)
+    step = batch_size * world
+    for start in range(0, len(order), step):
+        taken = order[start : start + step]
+        if len(taken) == step or not drop_last:
+            share = len(taken) // world
+            yield taken[rank * share : (rank + 1) * share]
 
 
 def epoch_views(views: Sequence[Any], *, paired: bool) -> list[tuple[Any, ...]]:

@@ -15,7 +15,17 @@ from logitcache.runtime.device import to_device
 from logitcache.store import Cache, ViewStream
 from logitcache.teachers.forward import Teachers
 
-__all__ = ["CachedTargets", "HeldRows", "LabelsOnly", "LiveTargets", "Stretch", "Targets", "predicted_classes"]
+__all__ = [
+    "CachedTargets",
+    "HeldRows",
+    "LabelsOnly",
+    "LiveTargets",
+    "RowDecoder",
+    "Stretch",
+    "Targets",
+    "ViewRows",
+    "predicted_classes",
+]
 
 
 class Stretch(NamedTuple):
@@ -85,60 +95,98 @@ class CachedTargets:
     preprocessing: tuple[Inputs, ...] = ()
 
     def __init__(self, cache: Cache, device: torch.device) -> None:
-        self._cache, self._device = cache, device
-        self._encoding, self._classes = read_encoding(cache.manifest.encoding), len(cache.manifest.classes)
-        self._labels = torch.from_numpy(cache.labels()).long().to(device)
+        self._cache, self._decoder = cache, RowDecoder(cache, device)
         self._streams: list[ViewStream] = []
         self._stretch: Stretch | None = None
+        self._held: list[ViewRows] = []
 
     def begin(self, stretch: Stretch, upcoming: Stretch) -> None:
         """Decode the rows of a stretch into memory, and begin to read the upcoming ones in the background."""
         self._streams = self._streams or [ViewStream(self._cache, self._cache.teacher) for _ in stretch.views]
         parts = ([(view.index, one.blocks) for view in one.views] for one in (stretch, upcoming))
         taken = [stream.take(part, later) for stream, part, later in zip(self._streams, *parts, strict=True)]
-        for view, rows in zip(stretch.views, taken, strict=True):
-            if problem := self._encoding.check({name: rows[name] for name in rows.dtype.names or ()}, self._classes):
-                raise CorruptCacheError(f"{self._cache.place}, view {view.index}: {problem}. Dump the cache again.")
-        self._held = [HeldRows(rows, self._device) for rows in taken]
-        self._stretch, self._begins = stretch, None
-        if stretch.blocks is not None:  # the place in memory at which the rows of each block begin
-            manifest = self._cache.manifest
-            self._begins = np.full(manifest.blocks, -1, np.int64)
-            lengths = [last - first for first, last in map(manifest.span, stretch.blocks)]
-            self._begins[list(stretch.blocks)] = np.cumsum([0, *lengths[:-1]])
+        self._held = [
+            self._decoder.hold(view, rows, stretch.blocks) for view, rows in zip(stretch.views, taken, strict=True)
+        ]
+        self._stretch = stretch
 
     def logits(self, position: int, batch: Rendition, rows: RowLabels) -> Tensor | TopKRows:
         """Gather and decode the batch's rows."""
         del batch
-        return self.of(position, rows.ids)
+        return self._held[position].of(rows.ids)
 
-    def of(self, position: int, rows: Ids) -> Tensor | TopKRows:
-        """Gather and decode rows of the stretch that was begun last: [R, C] float32, or what was kept.
-
-        Args:
-            position: Position of the view in the stretch.
-            rows: Row ids, [R].
-        """
-        at = rows
-        if self._begins is not None:
-            size = self._cache.manifest.block_rows
-            at = self._begins[at // size] + at % size
-        ids = to_device(torch.from_numpy(rows), self._device)
-        columns = self._held[position].take(ids if at is rows else to_device(torch.from_numpy(at), self._device))
-        return self._encoding.decode(columns, self._labels.index_select(0, ids), self._classes)
+    def held(self, position: int) -> "ViewRows":
+        """Return the rows of a view of the stretch that was begun last; they stay when another is begun."""
+        return self._held[position]
 
     def predicted(self, view: View, rows: Ids) -> NDArray[np.int64]:
         """Return the class of the teacher's largest logit for ascending rows of a view, [R]: from memory where the view is held."""
         held = self._stretch if self._stretch and self._stretch.blocks is None else Stretch(())
         if view in held.views:
-            decoded = self.of(list(held.views).index(view), rows)
-            return dense(decoded).argmax(1).cpu().numpy()
+            return _largest(self._held[list(held.views).index(view)].of(rows))
         return predicted_classes(self._cache, view, rows)
 
     def close(self) -> None:
         """End the threads that read ahead."""
         for stream in self._streams:
             stream.close()
+
+
+class RowDecoder:
+    """What turns the stored rows of one cache into logits on one device."""
+
+    def __init__(self, cache: Cache, device: torch.device) -> None:
+        """Take the labels of all rows to the device.
+
+        Args:
+            cache: The cache.
+            device: Device of the logits.
+        """
+        self.cache, self.device = cache, device
+        self.encoding, self.classes = read_encoding(cache.manifest.encoding), len(cache.manifest.classes)
+        self.labels = torch.from_numpy(cache.labels()).long().to(device)
+
+    def hold(self, view: View, rows: NDArray[np.void], blocks: tuple[int, ...] | None = None) -> "ViewRows":
+        """Hold what `Cache.view` read of a view in the memory of the device.
+
+        Args:
+            view: The view.
+            rows: Its rows, [N], with a field for each column.
+            blocks: Blocks that they are of, in this order; None for all.
+
+        Raises:
+            CorruptCacheError: They name classes that do not exist.
+        """
+        if problem := self.encoding.check({name: rows[name] for name in rows.dtype.names or ()}, self.classes):
+            raise CorruptCacheError(f"{self.cache.place}, view {view.index}: {problem}. Dump the cache again.")
+        begins = None
+        if blocks is not None:  # the place in memory at which the rows of each block begin
+            manifest = self.cache.manifest
+            begins = np.full(manifest.blocks, -1, np.int64)
+            lengths = [last - first for first, last in map(manifest.span, blocks)]
+            begins[list(blocks)] = np.cumsum([0, *lengths[:-1]])
+        return ViewRows(self, HeldRows(rows, self.device), begins)
+
+
+class ViewRows:
+    """Rows of one view in memory, decoded when they are asked for. They never change."""
+
+    def __init__(self, decoder: RowDecoder, held: "HeldRows", begins: Ids | None) -> None:
+        self._decoder, self._held, self._begins = decoder, held, begins
+
+    def of(self, rows: Ids) -> Tensor | TopKRows:
+        """Gather and decode rows: [R, C] float32, or what was kept.
+
+        Args:
+            rows: Row ids, [R].
+        """
+        at, decoder = rows, self._decoder
+        if self._begins is not None:
+            size = decoder.cache.manifest.block_rows
+            at = self._begins[at // size] + at % size
+        ids = to_device(torch.from_numpy(rows), decoder.device)
+        columns = self._held.take(ids if at is rows else to_device(torch.from_numpy(at), decoder.device))
+        return decoder.encoding.decode(columns, decoder.labels.index_select(0, ids), decoder.classes)
 
 
 class HeldRows:
@@ -201,4 +249,9 @@ def predicted_classes(cache: Cache, view: View, rows: Ids) -> NDArray[np.int64]:
     columns = {name: torch.from_numpy(x) for name, x in cache.rows(view.index, cache.teacher, rows).items()}
     labels = torch.from_numpy(cache.labels()[rows]).long()
     decoded = read_encoding(cache.manifest.encoding).decode(columns, labels, len(cache.manifest.classes))
-    return dense(decoded).argmax(1).numpy()
+    return _largest(decoded)
+
+
+def _largest(rows: Tensor | TopKRows) -> NDArray[np.int64]:
+    """Return the class of the largest logit of each row, [R]; it is the same at any temperature."""
+    return dense(rows, 1.0).argmax(1).cpu().numpy()

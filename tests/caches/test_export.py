@@ -26,7 +26,7 @@ def logits_of(cache, view):
     """What a loss is given, by the encoding itself."""
     stored = {name: torch.from_numpy(column) for name, column in tiny.columns_of(cache, view).items()}
     labels = torch.from_numpy(cache.labels()).long()
-    return dense(read_encoding(cache.manifest.encoding).decode(stored, labels, 5)).numpy()
+    return dense(read_encoding(cache.manifest.encoding).decode(stored, labels, 5), 1.0).numpy()
 
 
 def completed(rows):

@@ -39,7 +39,7 @@ def test_previews_are_what_the_methods_do(encoding):
     (exact,), labels = draw(views=1)
     ours, theirs = rows_of(encoding, exact, labels)
     found, true = preview_rows(ours), torch.from_numpy(labels).long()
-    plain, every = dense(theirs), torch.arange(len(true))
+    plain, every = dense(theirs, 1.0), torch.arange(len(true))
     wrong = plain.argmax(1) != true
     assert 0.1 < wrong.float().mean() < 0.9
     assert (found["wrong"] == wrong.numpy()).all()

@@ -9,12 +9,12 @@ import tiny
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 import logitcache
-from logitcache.data import load_data
+from logitcache.data import load_data, render
 from logitcache.encoding import TopKRows
-from logitcache.errors import CacheMismatchError, InputError
+from logitcache.errors import CacheMismatchError, InputError, LogitCacheError
 from logitcache.train.loader import Loader
 
 
@@ -45,12 +45,35 @@ def test_rows_are_those_of_the_epochs_view(dump):
             rows[wrong]
 
 
-def test_top_k_rows_are_completed_for_a_temperature(dump):
-    rows = logitcache.open(dump(encoding="topk", top_k=2, precision="f32"))
-    kept = rows.rows([5, 6])
-    assert isinstance(kept, TopKRows)
-    assert torch.equal(rows.logits([5, 6], temperature=4), kept.at(4))
-    assert torch.equal(rows[5], kept.at(1)[0])
+def test_rows_of_the_largest_pass_for_logits_nowhere(dump):
+    """Losses take them as they are; whatever else would take them for logits is told what to do."""
+    cache = dump(encoding="topk", top_k=2, precision="f32", views=1)
+    rows = logitcache.open(cache)
+    batch = next(iter(rows.loader(tiny.arrays(), batch_size=8, shuffle=False)))
+    for kept in (batch.logits, batch.rows, rows.logits(range(8)), rows.rows(range(8))):
+        assert isinstance(kept, TopKRows)
+        assert torch.equal(kept.at(4), rows.logits(range(8), temperature=4))
+        assert len(kept) == 8
+        assert torch.equal(kept[2:4].at(1.0), kept.at(1.0)[2:4])
+    assert torch.equal(rows[5].at(2.0), rows.logits([5], temperature=2)[0])
+    student = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    for temperature in (1.0, 4.0):
+        loss = logitcache.get_loss("kd", temperature=temperature)
+        completed = loss(student, batch.logits.at(temperature), batch.labels)
+        assert torch.equal(loss(student, batch.logits, batch.labels), completed)
+    with pytest.raises(InputError, match="rows of which the largest were kept will not do"):
+        logitcache.get_loss("lskd")(student, batch.logits, batch.labels)
+    remedy = r"hold the 2 largest of 5 logits.*at\(temperature\)"
+    for attempt in (
+        lambda: F.softmax(batch.logits, 1),
+        lambda: student - batch.logits,
+        lambda: F.kl_div(student, target=batch.logits),
+    ):
+        with pytest.raises(InputError, match=remedy):
+            attempt()
+    with pytest.raises(AttributeError, match=remedy):
+        batch.logits.softmax(1)
+    assert not hasattr(batch.logits, "shape")
 
 
 @pytest.mark.parametrize(
@@ -159,16 +182,186 @@ def test_a_loader_in_order_shows_every_sample_once(dump, images):
     assert batches[-1].logits.shape == (44, 5)
 
 
-def test_a_loader_goes_through_one_epoch_at_a_time(dump, images):
-    loader = Loader(dump(), images, batch_size=50, mean=np.array([0.5, 0.5, 0.5]))
-    first = loader.epoch(0)
-    next(first)
-    assert len(list(loader.epoch(1))) == 6
-    with pytest.raises(InputError, match="one at a time"):
-        next(first)
+def passes(loader, epochs):
+    """Sum of pixels, labels and logits of every batch: what a pass showed."""
+    return {epoch: [shown(batch) for batch in loader.epoch(epoch)] for epoch in epochs}
+
+
+def shown(batch):
+    return batch.samples.tolist(), float(batch.images.double().sum()), float(batch.logits.double().sum())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_several_passes_at_once_are_each_what_they_are_alone(dump, workers):
+    """Also where one is left in the middle, another begins in a thread, and the data come from worker processes."""
+    cache = dump(data=Photos(), views=3, image_size=16)
+    expected = passes(Loader(cache, Photos(), batch_size=64, workers=workers), range(3))
+    loader = Loader(cache, Photos(), batch_size=64, workers=workers)
+    for number, batch in enumerate(loader.epoch(2)):
+        assert shown(batch) == expected[2][number]
+        if number == 1:
+            break
+    both = [loader.epoch(0), loader.epoch(1)]
+    assert [[shown(next(one)) for one in both] for _ in range(5)] == [
+        list(pair) for pair in zip(*[expected[0], expected[1]], strict=True)
+    ]
+    found = {}
+    threads = [threading.Thread(target=lambda e=epoch: found.update(passes(loader, [e]))) for epoch in (2, 0)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert found == {epoch: expected[epoch] for epoch in (2, 0)}
+    unfinished = loader.epoch(1)
+    next(unfinished)
     loader.close()
+    for one in (unfinished, loader.epoch(2), iter(loader)):
+        with pytest.raises(InputError, match="is closed"):
+            next(one)
+
+
+def test_each_pass_over_a_loader_is_the_next_epoch(dump, images):
+    cache = dump(views=3)
+    with Loader(cache, images, batch_size=64, mean=np.array([0.5, 0.5, 0.5])) as loader:
+        expected = passes(loader, range(5))
+        assert len(loader) == len(expected[0]) == 5
+        assert [[shown(batch) for batch in loader] for _ in range(2)] == [expected[0], expected[1]]
+        loader.set_epoch(4)
+        assert [shown(batch) for batch in loader] == expected[4]
+        assert [len(batch.samples) for batch in loader] == [64, 64, 64, 64, 44]
+        whole = Loader(cache, images, batch_size=64, drop_last=True)
+        assert [len(batch.samples) for batch in whole] == [64] * len(whole) == [64] * 4
     with pytest.raises(InputError, match="is closed"):
-        next(loader.epoch(2))
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("world", [2, 7])
+def test_processes_that_train_together_divide_an_epoch(dump, images, world, monkeypatch):
+    """Step by step they show what one process does with batches that are so many times as large."""
+    cache, size = dump(), 16
+    alone = [batch.samples.tolist() for batch in Loader(cache, images, batch_size=size * world).epoch(1)]
+    every = []
+    for rank in range(world):
+        for name, value in {"TORCHELASTIC_RUN_ID": "1", "RANK": rank, "WORLD_SIZE": world}.items():
+            monkeypatch.setenv(name, str(value))
+        loader = Loader(cache, images, batch_size=size, device="cpu")
+        every.append([batch.samples.tolist() for batch in loader.epoch(1)])
+        assert len(loader) == len(every[-1]) == len(alone)
+        given = Loader(cache, images, batch_size=size, device="cpu", rank=rank, world_size=world)
+        assert [batch.samples.tolist() for batch in given.epoch(1)] == every[-1]
+    steps = [[one for share in step for one in share] for step in zip(*every, strict=True)]
+    assert steps[:-1] == alone[:-1]
+    more = -300 % world
+    assert steps[-1] == alone[-1] + alone[0][:more]  # the first are shown again
+    with pytest.raises(InputError, match="belong together"):
+        Loader(cache, images, rank=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mean": "0.1"}, "mean must be a sequence of numbers, not '0.1'"),
+        ({"batch_size": "3"}, "must be a whole number of 1 or more, not '3'"),
+        ({"image_size": 0}, "must be 1 or more, not 0"),
+        ({"workers": -1}, "must be 0 or more, not -1"),
+        ({"rank": 2, "world_size": 2}, "rank must be below the world size, 2, not 2"),
+        ({"bach_size": 3}, "unknown setting 'bach_size'; did you mean 'batch_size'"),
+    ],
+)
+def test_a_setting_of_a_loader_that_means_nothing_is_a_sentence(dump, images, wrong, message):
+    with pytest.raises(LogitCacheError, match=message):
+        Loader(dump(), images, **wrong)
+
+
+def agree(pixels, logits, images):
+    """Whether logits are the teacher's of these pixels."""
+    mean, std = (torch.tensor(x)[:, None, None] for x in images.normalization)
+    with torch.inference_mode():
+        return torch.allclose(tiny.net(tiny.CLASSES).eval()((pixels.float() / 255 - mean) / std), logits, atol=1e-5)
+
+
+def test_a_batch_is_one_moment(dump, images, monkeypatch):
+    """Pixels and logits come from one view though the epoch changes between the two."""
+    both = logitcache.wrap(Photos(), dump(views=3))
+    both.set_epoch(1)
+
+    def render_and_change(*arguments):
+        pixels = render(*arguments)
+        both.set_epoch(2)
+        return pixels
+
+    monkeypatch.setattr("logitcache.train.datasets.render", render_and_change)
+    pixels, _, logits = default_collate(both.__getitems__(list(range(20))))
+    assert agree(pixels, logits, images)
+    assert both.teacher.epoch == 2
+    now = both.teacher.at(1)
+    assert torch.equal(now.logits(range(20)), logits)
+    assert now.view == both.teacher.views[1]
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_batches_hold_together_while_the_epoch_changes(dump, images, persistent):
+    """Also batches that workers have begun, and those of a pass that is left for another."""
+    both = logitcache.wrap(Photos(), dump(views=3))
+    loader = DataLoader(both, 20, num_workers=2, persistent_workers=persistent, prefetch_factor=2)
+    for number, (pixels, labels, logits) in enumerate(loader):
+        both.set_epoch(number)
+        assert agree(pixels, logits, images)
+        assert labels.tolist() == images.labels[number * 20 : number * 20 + 20].tolist()
+        if number == 7:
+            break
+    both.set_epoch(1)
+    later = list(loader)
+    assert len(later) == 15
+    assert all(agree(pixels, logits, images) for pixels, _, logits in later)
+    assert torch.equal(torch.cat([logits for *_, logits in later]), both.teacher.at(1).logits(range(300)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_follow_one_another_where_nobody_sets_the_epoch(dump, images, workers):
+    both = logitcache.wrap(Photos(), dump(views=3))
+    loader = DataLoader(both, 50, shuffle=True, num_workers=workers)
+    for epoch in range(4):
+        logits = torch.cat([logits for *_, logits in loader])
+        expected = both.teacher.at(epoch).logits(range(300))
+        assert torch.equal(logits.sum(1).sort().values, expected.sum(1).sort().values)
+    both.set_epoch(0)
+    for _ in range(2):
+        assert torch.equal(torch.stack([both[i][2] for i in (3, 4)]), both.teacher.at(0).logits([3, 4]))
+    for wrong in (-1, 1.5, "1", None):
+        with pytest.raises(InputError, match="an epoch is a whole number from 0"):
+            both.set_epoch(wrong)
+
+
+def test_a_view_that_nobody_announced_is_checked_too(dump):
+    """The first batch of it is compared with what the teacher saw."""
+    photos = Photos()
+    both = logitcache.wrap(photos, dump(views=2))
+    both.__getitems__([0, 1])
+    photos.images = photos.images[::-1].copy()
+    with pytest.raises(CacheMismatchError, match="was shown other pixels"):
+        both.__getitems__([0, 1])
+
+
+def test_rows_of_the_largest_go_through_torchs_own_loader(dump):
+    both = logitcache.wrap(Photos(), dump(encoding="topk", top_k=2, views=1))
+    (_, labels, rows), *_ = DataLoader(both, 20, num_workers=1)
+    assert isinstance(rows, TopKRows)
+    expected = both.teacher.logits(range(20))
+    assert torch.equal(rows.to("cpu").at(2.0), expected.at(2.0))
+    student = torch.zeros(20, 5)
+    assert logitcache.get_loss("kd")(student, rows, labels).shape == (20,)
+
+
+def test_a_data_set_is_wrapped_by_name(tmp_path):
+    cache = logitcache.dump_logits(
+        tiny.net(10).eval(), "fashion-mnist-mini:test", tmp_path / "c.zarr", samples=(0, 40), teacher_classes=10
+    )
+    named = logitcache.wrap("fashion-mnist-mini:test", cache)
+    found = logitcache.wrap(None, cache)
+    assert len(named) == len(found) == 40
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[2], b[2]) for a, b in ((named[i], found[i]) for i in (0, 39)))
+    assert logitcache.open(cache).labels.tolist() == [named[i][1] for i in range(40)]
 
 
 def test_ids_that_are_no_integers_are_refused(dump):
@@ -205,4 +398,8 @@ def test_an_image_folder_of_torchvisions_is_wrapped_too(dump, tmp_path):
         Image.fromarray(pixels[number]).save(folder / f"{number:03}.png")
     cache = dump(data=f"imagefolder:{tmp_path / 'images'}", image_size=16, augment="imagenet")
     both = logitcache.wrap(datasets.ImageFolder(str(tmp_path / "images")), cache)
+    for pixels, _, logits in DataLoader(both, 20):  # random crops have many sizes; items have one
+        assert pixels.shape == (20, 3, 16, 16)
+        assert agree(pixels, logits, load_data(f"imagefolder:{tmp_path / 'images'}"))
+    assert next(iter(DataLoader(logitcache.wrap(None, cache, image_size=24), 20)))[0].shape == (20, 3, 24, 24)
     assert [both[i][1] for i in range(60)] == load_data(f"imagefolder:{tmp_path / 'images'}").labels.tolist()
