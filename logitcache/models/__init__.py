@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from logitcache.errors import InputError, first_line, unknown_name
 from logitcache.models.cifar import CIFAR_NETWORKS
-from logitcache.models.modes import evaluating, explain_forward_errors, float_dtype, input_channels
+from logitcache.models.modes import (
+    evaluating,
+    explain_forward_errors,
+    float_dtype,
+    input_channels,
+    restoring_modes,
+)
 from logitcache.models.outputs import logits_of
 from logitcache.models.weights import DEMO_TEACHER, hash_weights, read_notes, read_weights, save_weights
 from logitcache.runtime.plugins import resolve
@@ -28,6 +34,7 @@ __all__ = [
     "logits_of",
     "read_class_map",
     "read_weights",
+    "restoring_modes",
     "save_weights",
 ]
 

@@ -264,8 +264,8 @@ def _summary(path: Path) -> RunSummary:
         method=settings["method"],
         changes=_changes(settings),
         settings=json.dumps(
-            # None is not told apart from a setting that an older run does not have.
-            {word: value for word, value in settings.items() if word not in _METHOD and value is not None}
+            # None and a switch that is off are not told apart from a setting that an older run does not have.
+            {w: value for w, value in settings.items() if w not in _METHOD and value is not None and value is not False}
             | _shown(run),
             sort_keys=True,
         ),

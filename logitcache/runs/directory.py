@@ -135,7 +135,12 @@ class RunDirectory:
         names = sorted(
             (ours.keys() | theirs.keys()) - {"cache", "data", "test_data"}
         )  # paths; what they lead to is checked itself
-        different = [name for name in names if ours.get(name) != theirs.get(name)]
+        different = [
+            name
+            for name in names
+            if ours.get(name) != theirs.get(name)
+            and (name in theirs or ours[name] is not False)  # a switch that an older run does not have was off
+        ]
         if different:
             lines = "".join(
                 f"\n  {name}: there {theirs.get(name)!r}, asked for {ours.get(name)!r}" for name in different

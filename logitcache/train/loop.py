@@ -34,7 +34,15 @@ from logitcache.store import Cache, count_rows, with_rows
 from logitcache.train.evaluate import Subject, evaluate
 from logitcache.train.job import Job
 from logitcache.train.optimize import learning_rate
-from logitcache.train.order import first_window, mixed_seed, sampled, shuffled, windowed
+from logitcache.train.order import (
+    first_window,
+    micro_batches,
+    mixed_seed,
+    sampled,
+    shuffled,
+    whole_batches,
+    windowed,
+)
 from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
 from logitcache.train.step import SUMS, MicroBatch, Stepper
@@ -177,15 +185,17 @@ class Loop:
                     if step < steps and self._asked(step, time.perf_counter() - started, taken):
                         self._save_within(history, step, sums, before + time.perf_counter() - started)
                         raise self._stopped(f"step {step} of {steps} of epoch {epoch + 1}")
-        metrics = self._means(epoch, sums, before + time.perf_counter() - started)
-        return {"lr": rate, **metrics, **({"windows": len(windows)} if len(windows) > 1 else {})}
+        orders = [order for _, order in windows]
+        metrics = self._means(epoch, sums, before + time.perf_counter() - started, orders)
+        left_out = {"left_out": self._countable - samples} if settings.drop_last else {}
+        return {"lr": rate, **metrics, **({"windows": len(windows)} if len(windows) > 1 else {}), **left_out}
 
     def _stretches(
         self, epoch: int, views: Sequence[View], upcoming: Sequence[View], windows: Sequence[tuple[Blocks, Ids]]
     ) -> Iterator[tuple[Stretch, Stretch]]:
         """Yield what each window trains on, and what comes after it; after the last epoch nothing does, and it is the same."""
         following = self.job.window and first_window(
-            len(self.samples.labels), *self.job.window, self.settings.seed, epoch + 1, self.offsets
+            len(self.samples.labels), *self.job.window, self.settings.seed, epoch + 1, self.offsets, least=self._least
         )
         found = [Stretch(views, blocks) for blocks, _ in windows]
         last = Stretch(upcoming, following) if epoch + 1 < self.settings.epochs else found[-1]
@@ -208,15 +218,18 @@ class Loop:
         self.directory.save(functools.partial(self._packed, history, **begun))
         self.replicas.wait()
 
-    def _means(self, epoch: int, sums: Tensor, seconds: float) -> dict[str, float]:
+    def _means(self, epoch: int, sums: Tensor, seconds: float, orders: Sequence[Ids]) -> dict[str, float]:
         """Return the metrics of an epoch from their sums over rows; those that do not apply to the method are NaN, and left out."""
-        means = dict(zip(SUMS, (self.replicas.summed(sums) / len(self.samples.labels)).tolist(), strict=True))
+        rows, samples = len(self.samples.labels), len(self.samples)
+        if self.settings.drop_last:
+            rows, samples = sum(count_rows(self.offsets, order) for order in orders), sum(map(len, orders))
+        means = dict(zip(SUMS, (self.replicas.summed(sums) / rows).tolist(), strict=True))
         if not np.isfinite(means["loss"]):
             raise InputError(
                 f"the loss is {means['loss']} in epoch {epoch + 1}: training has diverged. Lower --lr, or add --warmup-epochs."
             )
         found = {name: value for name, value in means.items() if not np.isnan(value)}
-        return found | {"seconds": seconds, f"{self.modality.unit}_per_second": len(self.samples) / seconds}
+        return found | {"seconds": seconds, f"{self.modality.unit}_per_second": samples / seconds}
 
     def _asked(self, step: int, seconds: float, steps: int) -> bool:
         """Return whether to stop after this step; several processes agree on it every few steps.
@@ -243,10 +256,8 @@ class Loop:
         self, views: Sequence[View], batches: Sequence[Ids], renderers: Sequence[Renderer]
     ) -> Iterator[list[list[MicroBatch]]]:
         """Render batches; yield for each this process's shares of its micro-batches, in every view."""
-        size = -(-self.settings.batch_size // self.settings.grad_accum_steps)
-        divided = [
-            [self.replicas.share(micro) for micro in np.array_split(batch, -(-len(batch) // size))] for batch in batches
-        ]
+        size, parts = self.settings.batch_size, self.settings.grad_accum_steps
+        divided = [[self.replicas.share(micro) for micro in micro_batches(batch, size, parts)] for batch in batches]
         flat = [ids for shares in divided for ids, _ in shares]
         streams = [renderer.batches(view, flat) for renderer, view in zip(renderers, views, strict=True)]
         rendered = zip(*streams, strict=True)
@@ -267,15 +278,29 @@ class Loop:
         inputs, logits = self.inputs.on(batch.inputs[0], self.device), self.targets.logits(position, batch, rows)
         return MicroBatch(inputs, keep, labels, second, logits, 0 if joins_only else len(rows.ids))
 
+    @property
+    def _least(self) -> int:
+        """Samples of the smallest window that is trained on."""
+        return self.settings.batch_size if self.settings.drop_last else 1
+
+    @property
+    def _countable(self) -> int:
+        """Number of samples that have rows."""
+        return len(with_rows(self.offsets, np.arange(len(self.samples))))
+
     def _windows(self, epoch: int) -> Sequence[tuple[Blocks, NDArray[np.int64]]]:
         """Order the samples of an epoch: a permutation of all, or of a few blocks after the other where memory is bounded.
 
         Returns:
-            For each window the blocks of the cache that hold it (None: all), and sample ids.
+            For each window the blocks of the cache that hold it (None: all), and sample ids, without those that `drop_last` leaves out.
         """
+        seed, size, found = self.settings.seed, self.settings.batch_size, list[tuple[Blocks, Ids]]()
         if self.job.window is None:
-            return [(None, with_rows(self.offsets, shuffled(len(self.samples), self.settings.seed, epoch)))]
-        return windowed(len(self.samples.labels), *self.job.window, self.settings.seed, epoch, self.offsets)
+            found.append((None, with_rows(self.offsets, shuffled(len(self.samples), seed, epoch))))
+        else:
+            rows = len(self.samples.labels)
+            found += windowed(rows, *self.job.window, seed, epoch, self.offsets, least=self._least)
+        return [(blocks, whole_batches(ids, size)) for blocks, ids in found] if self.settings.drop_last else found
 
     def _tested(self) -> dict[str, float]:
         if self.test is None:

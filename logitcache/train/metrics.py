@@ -23,6 +23,7 @@ class EpochMetrics(TypedDict):
         seconds: Training time in seconds, without evaluation.
         images_per_second: Training speed; of other data under the name of its unit, as `sequences_per_second`.
         windows: Number of windows the epoch was read in, if more than one.
+        left_out: Number of samples that were in no batch of this epoch, with `drop_last`; other metrics are of those that were.
         test_accuracy: Fraction of test samples classified correctly.
         test_loss: Mean cross-entropy on the test samples.
         test_ece: Expected calibration error on the test samples, 15 bins.
@@ -43,6 +44,7 @@ class EpochMetrics(TypedDict):
     seconds: float
     images_per_second: NotRequired[float]
     windows: NotRequired[int]
+    left_out: NotRequired[int]
     test_accuracy: NotRequired[float]
     test_loss: NotRequired[float]
     test_ece: NotRequired[float]

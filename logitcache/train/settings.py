@@ -238,6 +238,11 @@ class Optimization(Settings):
         minimum=1,
         help="Number of parts a batch is split into if it does not fit into memory; their gradients are accumulated.",
     )
+    drop_last: bool = option(
+        False,
+        help="Leave out the last batch of an epoch if it is smaller than the others; with --memory-budget, that of each window. "
+        "The samples left out differ from epoch to epoch, as their order does.",
+    )
 
     def __post_init__(self) -> None:
         """Check ranges, and that the optimizer has the settings that were given."""

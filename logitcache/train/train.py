@@ -22,7 +22,7 @@ from torch import nn
 from logitcache.data import modality_of
 from logitcache.errors import InputError
 from logitcache.methods import method_name
-from logitcache.models import read_weights, save_weights
+from logitcache.models import read_weights, restoring_modes, save_weights
 from logitcache.runs.directory import FollowedRun, RunDirectory, free_name, read_metrics
 from logitcache.runs.metrics import find_metric
 from logitcache.runtime.files import local_path
@@ -32,6 +32,7 @@ from logitcache.store import Cache, classes_to_json
 from logitcache.train.job import Job, prepare, targets_of
 from logitcache.train.loop import Loop
 from logitcache.train.metrics import EpochMetrics
+from logitcache.train.probe import refuse_unfit_student
 from logitcache.train.replicas import Replicas, join_replicas
 from logitcache.train.settings import TrainRequest, TrainSettings
 from logitcache.train.step import Stepper
@@ -100,19 +101,20 @@ def train_student(
     told = combine_callbacks(callbacks, on_progress=on_progress, on_epoch=on_epoch, should_stop=should_stop)
     job = prepare(cache, student, chosen)
     model, replicas = job.network.module.to(job.device), join_replicas(job.device)
-    stepper = Stepper(model, job.objective, chosen, job.device, replicas, job.samples)
-    targets = targets_of(job, chosen)
-    stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
-    path = local_path(out) if out else free_name(Path("runs"), stem)
-    run = _begun(replicas, path, _record(cache, student, chosen), _facts(job, targets.name), report_to, resume=resume)
-    with contextlib.closing(run), replicas.explain_lost_process():
+    with replicas.explain_lost_process(), restoring_modes(model), contextlib.ExitStack() as stack:
+        stepper = Stepper(model, job.objective, chosen, job.device, replicas, job.samples)
+        refuse_unfit_student(job, chosen, stepper, replicas)
+        targets = stack.enter_context(contextlib.closing(targets_of(job, chosen)))
+        stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
+        path = local_path(out) if out else free_name(Path("runs"), stem)
+        recorded, facts = _record(cache, student, chosen), _facts(job, targets.name)
+        run = stack.enter_context(contextlib.closing(_begun(replicas, path, recorded, facts, report_to, resume=resume)))
         results = run.results
         if results is not None:
             weights = run.path / "student.safetensors"
             model.load_state_dict(replicas.from_leader(lambda: read_weights(str(weights), model.state_dict())))
             return RunResult(run.path, model.eval(), _metrics(run, replicas), results)
-        with contextlib.closing(targets):
-            results = Loop(job, chosen, stepper, targets, run, replicas, told).run()
+        results = Loop(job, chosen, stepper, targets, run, replicas, told).run()
         if replicas.leads:
             _save(job, stepper, run.path)
         run.finish(results)
@@ -142,18 +144,17 @@ def _begun(
     resume: bool,
 ) -> RunDirectory:
     """Begin or take up the run, in the process that leads; the others follow it."""
-    with replicas.explain_lost_process():
-        replicas.refuse_unlike(settings | {name: facts[name] for name in facts if name != "hardware"})
-        facts["hardware"]["processes"] = replicas.world
-        ours = list[RunDirectory]()
+    replicas.refuse_unlike(settings | {name: facts[name] for name in facts if name != "hardware"})
+    facts["hardware"]["processes"] = replicas.world
+    ours = list[RunDirectory]()
 
-        def begin() -> tuple[Path, dict[str, Any] | None]:
-            ours.append(RunDirectory(path, settings, facts, resume=resume or replicas.began(path), logs=logs))
-            replicas.begin(path)
-            return path, ours[0].results
+    def begin() -> tuple[Path, dict[str, Any] | None]:
+        ours.append(RunDirectory(path, settings, facts, resume=resume or replicas.began(path), logs=logs))
+        replicas.begin(path)
+        return path, ours[0].results
 
-        found = replicas.from_leader(begin)
-        return ours[0] if ours else FollowedRun(*found)
+    found = replicas.from_leader(begin)
+    return ours[0] if ours else FollowedRun(*found)
 
 
 def _record(
