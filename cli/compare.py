@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from logitcache.runtime.wording import counted
+
 from .options import JsonOption, at_home
 from .render import print_json, print_table
 
@@ -119,7 +121,7 @@ def _group(group: "GroupSummary") -> list[str]:
     metric = group.headline
     return [
         f"{group.method} {group.changes}".strip(),
-        group.differs or f"{group.student}, {group.epochs} epochs",
+        group.differs or f"{group.student}, {counted(group.epochs, 'epoch')}",
         str(group.seeds),
         metric.cell(group.mean) + ("" if group.deviation is None else f" ± {metric.spread(group.deviation)}"),
         *(_gain(metric, group.over.get(base)) for base in ("ce", "kd")),
@@ -176,7 +178,7 @@ def _print_runs(found: "list[RunSummary]") -> None:
                 + (f" {run.changes}" if run.changes else "")
                 + (" (live teacher)" if run.logits == "live" else ""),
                 run.student,
-                str(run.epochs) + ("" if run.finished else ", unfinished"),
+                str(run.epochs) + f" ({run.extended})" * bool(run.extended) + ", unfinished" * (not run.finished),
                 metric.cell(run.value),
                 metric.cell(run.best),
                 _share(run.teacher_agreement),

@@ -41,6 +41,7 @@ class RunSummary:
     Attributes:
         run: Its directory.
         method, student, epochs, seed: What was asked for.
+        extended: How the run was trained on, as "2 + 4, stretch"; empty if it was not.
         changes: What was changed about the method: `preset same-t, beta=4`.
         settings: Everything else that decides the result, but the seed: runs that agree in it differ in method and seed alone. `cache` is
             the cache's fingerprint, also where only its views are used, `images` the digests of what was trained and tested on.
@@ -75,6 +76,7 @@ class RunSummary:
     headline: Metric
     value: float | None
     best: float | None
+    extended: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as a plain object; `headline` holds the metric with its `value` and `best`."""
@@ -282,15 +284,29 @@ def _summary(path: Path) -> RunSummary:
         headline=headline,
         value=results.get(headline.name),
         best=best,
+        extended=_extended(run),
     )
+
+
+def _extended(run: Mapping[str, Any]) -> str:
+    """Say how a run was trained on after its last epoch: the epochs of each part, and what its schedule did."""
+    segments = run.get("segments") or []
+    lengths = [str(part["epochs"] - before) for part, before in zip(segments, _ends(segments), strict=True)]
+    return ", ".join([" + ".join(lengths), *(part["extend"] for part in segments if "extend" in part)])
+
+
+def _ends(segments: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the number of epochs before each part of a run."""
+    return [0, *(part["epochs"] for part in segments[:-1])] if segments else []
 
 
 def _shown(run: Mapping[str, Any]) -> dict[str, Any]:
     """Say which images a run was shown, and how."""
     cache, images = run.get("cache"), run.get("data") or {}
     augment = {} if cache else {"augment": run["settings"].get("augment")}
+    extended = {"extended": _extended(run)} if any("extend" in part for part in run.get("segments") or []) else {}
     digests = "/".join(str(images[part])[:8] for part in ("train", "test") if images.get(part))
-    return {"cache": cache["fingerprint"][:8] if cache else None, "images": digests, **augment}
+    return {"cache": cache["fingerprint"][:8] if cache else None, "images": digests, **augment, **extended}
 
 
 def _changes(settings: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -33,7 +34,7 @@ from logitcache.runtime.progress import Callbacks, Progress
 from logitcache.store import Cache, count_rows, with_rows
 from logitcache.train.evaluate import Subject, evaluate
 from logitcache.train.job import Job
-from logitcache.train.optimize import learning_rate
+from logitcache.train.optimize import learning_rate, progress_after
 from logitcache.train.order import (
     first_window,
     micro_batches,
@@ -71,6 +72,7 @@ class Loop:
         callbacks: Callbacks,
     ) -> None:
         self.job, self.settings, self.stepper, self.targets = job, settings, stepper, targets
+        self.schedule = replace(settings, epochs=run.schedule_epochs or settings.epochs)
         self.samples, self.inputs, self.device, self.model = job.samples, job.inputs, job.device, stepper.model
         self.modality, self.offsets = modality_of(job.samples), offsets_of(job.samples)
         self.directory, self.replicas, self.callbacks = run, replicas, callbacks
@@ -175,9 +177,9 @@ class Loop:
                     continue
                 self.targets.begin(stretch, later)
                 for parts, batch in zip(self._micro_batches(views, left, renderers), left, strict=True):
-                    rate = learning_rate(settings, epoch, step, steps)
+                    rate = learning_rate(self.schedule, epoch, step, steps)
                     rows = count_rows(self.offsets, batch)
-                    sums += self.stepper.step(parts, rows, rate, (epoch + 1) / settings.epochs)
+                    sums += self.stepper.step(parts, rows, rate, progress_after(epoch, self.schedule))
                     step, done, taken = step + 1, done + len(batch), taken + 1
                     self.callbacks.on_step(
                         Progress(f"epoch {epoch + 1}/{settings.epochs}", done, samples, self.modality.unit)

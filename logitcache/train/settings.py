@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from logitcache.store import Cache
 
 __all__ = [
+    "EXTENSIONS",
     "OPTIMIZERS",
     "SCHEDULES",
     "DataSettings",
@@ -44,6 +45,7 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "sgd": ("momentum", "nesterov"),
 }
 SCHEDULES = ("cosine", "onecycle", "step")
+EXTENSIONS = ("continue", "stretch")
 _OPTIMIZERS_OWN = ("momentum", "nesterov", "betas", "eps")
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
@@ -435,7 +437,16 @@ class TrainRequest(Settings):
     resume: bool = option(
         False,
         conduct=True,
-        help="Continue a stopped run, with the settings it was begun with. It ends as if it had not been stopped.",
+        help="Continue a stopped run, with the settings it was begun with. It ends as if it had not been stopped. With more --epochs, a "
+        "finished one is trained on, too.",
+    )
+    extend: str | None = option(
+        None,
+        metavar="continue|stretch",
+        shown="asked for where it matters",
+        conduct=True,
+        help="Schedule of a run that is resumed with more epochs than it had: continue keeps the schedule it was begun with, which stays "
+        "where it ended; stretch follows, from here on, the schedule of a run with the new number of epochs.",
     )
     out: str | Path | None = option(
         None,
@@ -460,3 +471,9 @@ class TrainRequest(Settings):
     on_epoch: Callable[[EpochMetrics], None] | None = option(
         None, form="python", conduct=True, help="Function called as `Callbacks.on_epoch`."
     )
+
+    def __post_init__(self) -> None:
+        """Check names."""
+        super().__post_init__()
+        if self.extend is not None and self.extend not in EXTENSIONS:
+            raise unknown_name("way to extend a schedule", str(self.extend), EXTENSIONS)

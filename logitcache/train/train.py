@@ -8,6 +8,7 @@ the teacher's logits come from.
 """
 
 import contextlib
+import functools
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -23,12 +24,13 @@ from logitcache.data import modality_of
 from logitcache.errors import InputError
 from logitcache.methods import method_name
 from logitcache.models import read_weights, restoring_modes, save_weights
-from logitcache.runs.directory import FollowedRun, RunDirectory, free_name, read_metrics
+from logitcache.runs.directory import FollowedRun, Lengthen, RunDirectory, free_name, read_metrics
 from logitcache.runs.metrics import find_metric
 from logitcache.runtime.files import local_path
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options
 from logitcache.store import Cache, classes_to_json
+from logitcache.train.extend import lengthened, warn_of_milestones
 from logitcache.train.job import Job, prepare, targets_of
 from logitcache.train.loop import Loop
 from logitcache.train.metrics import EpochMetrics
@@ -70,6 +72,7 @@ def train_student(
     settings: TrainSettings | None = None,
     report_to: Sequence[str] | None = None,
     resume: bool = False,
+    extend: str | None = None,
     out: str | Path | None = None,
     callbacks: Callbacks | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -98,17 +101,26 @@ def train_student(
             f"train_student(cache, student) takes a path or a Cache, and a network's name or a module; found {type(cache).__name__} and "
             f"{type(student).__name__}. A factory is called first, with the number of classes."
         )
+    if TrainRequest(extend=extend).extend and not resume:
+        raise InputError(
+            "--extend is for a run that is trained on: give it with --resume, --out RUN and more --epochs than the run had"
+        )
     told = combine_callbacks(callbacks, on_progress=on_progress, on_epoch=on_epoch, should_stop=should_stop)
     job = prepare(cache, student, chosen)
     model, replicas = job.network.module.to(job.device), join_replicas(job.device)
     with replicas.explain_lost_process(), restoring_modes(model), contextlib.ExitStack() as stack:
         stepper = Stepper(model, job.objective, chosen, job.device, replicas, job.samples)
         refuse_unfit_student(job, chosen, stepper, replicas)
+        if replicas.leads:
+            warn_of_milestones(chosen)
         targets = stack.enter_context(contextlib.closing(targets_of(job, chosen)))
         stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
         path = local_path(out) if out else free_name(Path("runs"), stem)
         recorded, facts = _record(cache, student, chosen), _facts(job, targets.name)
-        run = stack.enter_context(contextlib.closing(_begun(replicas, path, recorded, facts, report_to, resume=resume)))
+        lengthen = functools.partial(lengthened, path, chosen, job.objective, extend)
+        run = stack.enter_context(
+            contextlib.closing(_begun(replicas, path, recorded, facts, report_to, resume=resume, lengthen=lengthen))
+        )
         results = run.results
         if results is not None:
             weights = run.path / "student.safetensors"
@@ -142,16 +154,18 @@ def _begun(
     logs: Sequence[str] | None,
     *,
     resume: bool,
+    lengthen: Lengthen,
 ) -> RunDirectory:
     """Begin or take up the run, in the process that leads; the others follow it."""
     replicas.refuse_unlike(settings | {name: facts[name] for name in facts if name != "hardware"})
     facts["hardware"]["processes"] = replicas.world
     ours = list[RunDirectory]()
 
-    def begin() -> tuple[Path, dict[str, Any] | None]:
-        ours.append(RunDirectory(path, settings, facts, resume=resume or replicas.began(path), logs=logs))
+    def begin() -> tuple[Path, dict[str, Any] | None, int | None]:
+        again = resume or replicas.began(path)
+        ours.append(RunDirectory(path, settings, facts, resume=again, logs=logs, lengthen=lengthen))
         replicas.begin(path)
-        return path, ours[0].results
+        return path, ours[0].results, ours[0].schedule_epochs
 
     found = replicas.from_leader(begin)
     return ours[0] if ours else FollowedRun(*found)

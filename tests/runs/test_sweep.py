@@ -278,6 +278,50 @@ def test_runs_that_were_trained_otherwise_are_not_taken_for_those_asked_for(tmp_
             run_sweep(plan_sweep(**({"cache": None} | asked | other)))
 
 
+def lengthened(folder, *parts):
+    """Make a run into one that was trained on."""
+    content = json.loads((folder / "run.json").read_text())
+    content["segments"] = list(parts)
+    content["settings"]["epochs"] = parts[-1]["epochs"]
+    (folder / "run.json").write_text(json.dumps(content))
+
+
+def test_a_sweep_that_asks_for_more_epochs_trains_its_runs_on(tmp_path):
+    made(tmp_path, [0.5])
+    ours = (tmp_path / "kd--0").rename(tmp_path / "kd-seed0")
+    asked = {"out": tmp_path, "methods": ["kd"], "seeds": [0]}
+
+    def plan(*words):
+        (planned,) = plan_sweep(None, **asked, options=["--student", "s", *words])
+        return planned
+
+    (tmp_path / "kd-seed0.json").write_text(json.dumps({"words": plan("--epochs", "2").words, "cache": None}))
+    plan("--epochs", "2").begin()
+    assert plan("--epochs", "2").finished
+    for words in (("--epochs=4",), ("--epochs", "4", "--extend", "stretch")):  # train refused the first, and asked how
+        more = plan(*words)
+        more.begin()
+        assert not more.finished
+    lengthened(ours, {"epochs": 2}, {"epochs": 4, "extend": "stretch"})
+    assert more.finished
+    with pytest.raises(InputError, match="was trained on to 4 epochs, and the sweep asks for 2. Ask for as many"):
+        plan("--epochs", "2").begin()
+    with pytest.raises(InputError, match="trained otherwise"):
+        plan("--epochs", "6", "--lr", "1").begin()
+
+
+def test_a_run_that_was_trained_on_is_compared_as_such(tmp_path, run):
+    made(tmp_path / "runs", [0.5, 0.6])
+    made(tmp_path / "runs", [0.7], method="ce")
+    lengthened(tmp_path / "runs/kd--1", {"epochs": 1}, {"epochs": 2, "extend": "stretch"})
+    one, other = compare_runs([tmp_path / "runs/kd--0", tmp_path / "runs/kd--1"])
+    assert (one.extended, other.extended, other.epochs) == ("", "1 + 1, stretch", 2)
+    assert [group.seeds for group in group_runs([one, other])] == [1, 1]
+    assert "2 (1 + 1, stretch)" in " ".join(run("compare", "runs").stdout.split())
+    lengthened(tmp_path / "runs/kd--1", {"epochs": 1}, {"epochs": 2})  # the same as one that had them from the start
+    assert [group.seeds for group in group_runs(compare_runs([tmp_path / "runs"]))] == [1, 2]
+
+
 @pytest.mark.slow
 def test_a_sweep_runs_compares_and_goes_on(tmp_path, npz, dump, run, monkeypatch):
     """Two at a time; one method fails and stops no other; what is finished is not run again; a stop saves what is in hand."""
