@@ -158,37 +158,26 @@ def _print_runs(found: "list[RunSummary]") -> None:
     from logitcache.runs.metrics import ACCURACY
 
     metric = found[0].headline if found else ACCURACY
-    print_table(
-        "runs",
+    top5 = any(run.test_top5_accuracy is not None for run in found)
+    head = ["run", "method", "student", "epochs", metric.heading, "(best epoch)", *["top-5"] * top5]
+    rows = [
         [
-            "run",
-            "method",
-            "student",
-            "epochs",
-            metric.heading,
-            "(best epoch)",
-            "agrees with teacher",
-            "s / epoch",
-            "in memory, B / sample",
-        ],
-        [
-            [
-                run.run,
-                run.method
-                + (f" {run.changes}" if run.changes else "")
-                + (" (live teacher)" if run.logits == "live" else ""),
-                run.student,
-                str(run.epochs) + f" ({run.extended})" * bool(run.extended) + ", unfinished" * (not run.finished),
-                metric.cell(run.value),
-                metric.cell(run.best),
-                _share(run.teacher_agreement),
-                "-" if run.seconds_per_epoch is None else f"{run.seconds_per_epoch:.1f}",
-                str(run.bytes_per_sample or "-"),
-            ]
-            for run in found
-        ],
-        left=3,
-    )
+            run.run,
+            run.method
+            + (f" {run.changes}" if run.changes else "")
+            + (" (live teacher)" if run.logits == "live" else ""),
+            run.student,
+            str(run.epochs) + f" ({run.extended})" * bool(run.extended) + ", unfinished" * (not run.finished),
+            metric.cell(run.value),
+            metric.cell(run.best),
+            *[_share(run.test_top5_accuracy)] * top5,
+            _share(run.teacher_agreement),
+            "-" if run.seconds_per_epoch is None else f"{run.seconds_per_epoch:.1f}",
+            str(run.bytes_per_sample or "-"),
+        ]
+        for run in found
+    ]
+    print_table("runs", [*head, "agrees with teacher", "s / epoch", "in memory, B / sample"], rows, left=3)
 
 
 def _share(value: float | None) -> str:

@@ -52,6 +52,7 @@ class RunSummary:
         headline: The metric that the run is judged by.
         value: The headline after the last epoch, or None if nothing was tested.
         best: The best headline of all epochs, optimistic as above; None while the run is unfinished.
+        test_top5_accuracy: Share of test samples whose class is among the student's five largest logits, after the last epoch.
         teacher_agreement: Share of cached training rows on which the final student, in evaluation mode, says the same
             class as the teacher.
         seconds_per_epoch: Training alone, without evaluation.
@@ -77,6 +78,7 @@ class RunSummary:
     value: float | None
     best: float | None
     extended: str = ""
+    test_top5_accuracy: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as a plain object; `headline` holds the metric with its `value` and `best`."""
@@ -101,6 +103,7 @@ class GroupSummary:
         repeats: Directories of runs that are left out, because another has their seed.
         headline: The metric that the runs are judged by.
         mean: Mean headline over seeds, after the last epoch.
+        test_top5_accuracy: Mean over seeds; None if a run has none.
     """
 
     method: str
@@ -116,6 +119,7 @@ class GroupSummary:
     repeats: list[str]
     headline: Metric
     mean: float
+    test_top5_accuracy: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as a plain object; `headline` holds the metric with its `mean`."""
@@ -171,9 +175,15 @@ def group_runs(runs: Sequence[RunSummary]) -> list[GroupSummary]:
                 repeats.get(key, []),
                 headline,
                 mean,
+                _mean_top5(members),
             )
         )
     return found
+
+
+def _mean_top5(members: Mapping[int, RunSummary]) -> float | None:
+    found = [run.test_top5_accuracy for run in members.values()]
+    return None if None in found else statistics.fmean(value for value in found if value is not None)
 
 
 def _values(members: Mapping[int, RunSummary]) -> list[float]:
@@ -254,7 +264,12 @@ def _summary(path: Path) -> RunSummary:
     headline = read_headline(run, last)
     results = run.get("results") or {
         name: last.get(key)
-        for name, key in ((headline.name, headline.name), ("test_accuracy",) * 2, ("seconds_per_epoch", "seconds"))
+        for name, key in (
+            (headline.name, headline.name),
+            ("test_accuracy",) * 2,
+            ("test_top5_accuracy",) * 2,
+            ("seconds_per_epoch", "seconds"),
+        )
     }
     best = results.get(f"best_{headline.name}")
     if best is None and "results" in run:
@@ -285,6 +300,7 @@ def _summary(path: Path) -> RunSummary:
         value=results.get(headline.name),
         best=best,
         extended=_extended(run),
+        test_top5_accuracy=results.get("test_top5_accuracy"),
     )
 
 

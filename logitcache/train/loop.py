@@ -34,6 +34,7 @@ from logitcache.runtime.progress import Callbacks, Progress
 from logitcache.store import Cache, count_rows, with_rows
 from logitcache.train.evaluate import Subject, evaluate
 from logitcache.train.job import Job
+from logitcache.train.keep import best_results, keep_best
 from logitcache.train.optimize import learning_rate, progress_after
 from logitcache.train.order import (
     first_window,
@@ -54,6 +55,11 @@ __all__ = ["Loop"]
 _AGREEMENT_SAMPLES = 2048
 _AGREED_STEPS, _AGREED_SECONDS = 16, 2.0  # at most, between two questions of several processes whether to stop
 _SEED_STRIDE = 0x9E3779B97F4A7C15  # between the dropout seeds of two processes
+
+_RESULTS = (  # of the last epoch, in the results of a run
+    *("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_top5_accuracy", "test_loss", "test_ece"),
+    *("ema_test_accuracy", "ema_test_top5_accuracy", "ema_test_loss"),
+)
 
 Blocks = tuple[int, ...] | None  # None: all
 
@@ -97,6 +103,8 @@ class Loop:
             shown = {"view": views[0].index} | ({"views": [view.index for view in views]} if len(views) > 1 else {})
             metrics = {"epoch": epoch + 1, **shown, **self._epoch(epoch, views, upcoming, renderers, history, begun)}
             metrics |= self._tested()
+            if self.settings.keep_best is not False and self.replicas.leads:
+                keep_best(self.job, self.stepper, self.directory.path, history, metrics)
             history.append(metrics)
             begun, over = {}, epoch + 1 == self.settings.epochs
             state = functools.partial(self._packed, history)
@@ -118,12 +126,10 @@ class Loop:
     def _results(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         """Sum up the epochs, and compare the student once more with its teacher."""
         last = history[-1]
-        kept = ("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_loss", "test_ece", "ema_test_accuracy")
-        results: dict[str, Any] = {name: last[name] for name in kept if name in last}
-        headline = find_metric(self.modality.headline)
-        if headline.name in last:
-            results[f"best_{headline.name}"] = headline.best(metrics[headline.name] for metrics in history)
-        results["headline"] = headline.to_json()
+        results: dict[str, Any] = {name: last[name] for name in _RESULTS if name in last} | best_results(
+            self.job, history
+        )
+        results["headline"] = find_metric(self.modality.headline).to_json()
         results["seconds_per_epoch"] = sum(metrics["seconds"] for metrics in history) / len(history)
         return results | (self._beside_teacher(self.job.cache) if self.job.cache else {})
 
@@ -308,11 +314,12 @@ class Loop:
         if self.test is None:
             return {}
         measured = evaluate(self.model, self.test, self.stepper.predict, self.device, self.replicas)
-        found = {"test_accuracy": measured.accuracy, "test_loss": measured.loss, "test_ece": measured.ece}
+        found = measured.metrics()
         if self.stepper.average is not None:
             average = self.stepper.average.module
-            measured = evaluate(average, self.test, self.stepper.predict, self.device, self.replicas)
-            found["ema_test_accuracy"] = measured.accuracy
+            averaged = evaluate(average, self.test, self.stepper.predict, self.device, self.replicas).metrics()
+            kept = {"test_accuracy", "test_top5_accuracy", self.modality.headline}
+            found |= {f"ema_{name}": value for name, value in averaged.items() if name in kept}
         return found
 
     def _beside_teacher(self, cache: Cache) -> dict[str, float]:

@@ -25,9 +25,12 @@ class EpochMetrics(TypedDict):
         windows: Number of windows the epoch was read in, if more than one.
         left_out: Number of samples that were in no batch of this epoch, with `drop_last`; other metrics are of those that were.
         test_accuracy: Fraction of test samples classified correctly.
+        test_top5_accuracy: Fraction of test samples whose class is among the student's five largest logits; with more than five classes.
         test_loss: Mean cross-entropy on the test samples.
         test_ece: Expected calibration error on the test samples, 15 bins.
         ema_test_accuracy: Test accuracy of the averaged weights.
+        ema_test_top5_accuracy: The same among the five largest logits.
+        ema_test_loss: Test loss of the averaged weights, for data that is judged by its loss.
     """
 
     epoch: int
@@ -46,6 +49,9 @@ class EpochMetrics(TypedDict):
     windows: NotRequired[int]
     left_out: NotRequired[int]
     test_accuracy: NotRequired[float]
+    test_top5_accuracy: NotRequired[float]
     test_loss: NotRequired[float]
     test_ece: NotRequired[float]
     ema_test_accuracy: NotRequired[float]
+    ema_test_top5_accuracy: NotRequired[float]
+    ema_test_loss: NotRequired[float]

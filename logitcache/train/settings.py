@@ -380,6 +380,12 @@ class Execution(Settings):
         help="Epochs between two checkpoints. A run that is killed loses the epochs since the last one; one that is asked to stop loses "
         "nothing.",
     )
+    keep_best: bool | None = option(
+        None,
+        shown="yes, with test data",
+        conduct=True,
+        help="Keep the weights of the epoch that is best on the test data too, as student-best.safetensors.",
+    )
     memory_budget: int | None = option(
         None,
         form="bytes",

@@ -23,15 +23,16 @@ from torch import nn
 from logitcache.data import modality_of
 from logitcache.errors import InputError
 from logitcache.methods import method_name
-from logitcache.models import read_weights, restoring_modes, save_weights
+from logitcache.models import read_weights, restoring_modes
 from logitcache.runs.directory import FollowedRun, Lengthen, RunDirectory, free_name, read_metrics
 from logitcache.runs.metrics import find_metric
 from logitcache.runtime.files import local_path
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options
-from logitcache.store import Cache, classes_to_json
+from logitcache.store import Cache
 from logitcache.train.extend import lengthened, warn_of_milestones
 from logitcache.train.job import Job, prepare, targets_of
+from logitcache.train.keep import save_last
 from logitcache.train.loop import Loop
 from logitcache.train.metrics import EpochMetrics
 from logitcache.train.probe import refuse_unfit_student
@@ -62,6 +63,12 @@ class RunResult:
     def out(self) -> Path:
         """The same as `path`."""
         return self.path
+
+    @property
+    def best(self) -> Path | None:
+        """File with the weights of the epoch that was best on the test data; None if none was kept."""
+        file = self.path / "student-best.safetensors"
+        return file if file.exists() else None
 
 
 @show_options(TrainRequest, TrainSettings)
@@ -128,22 +135,9 @@ def train_student(
             return RunResult(run.path, model.eval(), _metrics(run, replicas), results)
         results = Loop(job, chosen, stepper, targets, run, replicas, told).run()
         if replicas.leads:
-            _save(job, stepper, run.path)
+            save_last(job, stepper, run.path)
         run.finish(results)
         return RunResult(run.path, model.eval(), _metrics(run, replicas), results)
-
-
-def _save(job: Job, stepper: Stepper, folder: Path) -> None:
-    """Write the weights, and those of the running mean, with a note on what they are."""
-    notes: dict[str, Any] = {
-        "network": job.network.name,
-        "classes": classes_to_json(job.samples.classes),
-        "method": job.method,
-        "preprocessing": {name: value for name, value in job.inputs.to_json().items() if name != "resize"},
-    }
-    save_weights(stepper.model.state_dict(), folder / "student.safetensors", notes)
-    if stepper.average is not None:
-        save_weights(stepper.average.module.state_dict(), folder / "student-ema.safetensors", notes)
 
 
 def _begun(
