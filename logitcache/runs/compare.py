@@ -6,6 +6,7 @@ import statistics
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +323,22 @@ def _shown(run: Mapping[str, Any]) -> dict[str, Any]:
     augment = {} if cache else {"augment": run["settings"].get("augment")}
     extended = {"extended": _extended(run)} if any("extend" in part for part in run.get("segments") or []) else {}
     digests = "/".join(str(images[part])[:8] for part in ("train", "test") if images.get(part))
-    return {"cache": cache["fingerprint"][:8] if cache else None, "images": digests, **augment, **extended}
+    return {
+        "cache": cache["fingerprint"][:8] if cache else None,
+        "images": digests,
+        **augment,
+        **extended,
+        **_weighted(run),
+    }
+
+
+def _weighted(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Say which class weights a run had: a file may have had other numbers in another run."""
+    if not (weights := run.get("class_weights")):
+        return {}
+    named = run["settings"].get("class_weights")
+    digest = blake2b(json.dumps(weights).encode(), digest_size=4).hexdigest()
+    return {"class_weights": f"{named if isinstance(named, str) else 'given'} {digest}"}
 
 
 def _changes(settings: dict[str, Any]) -> str:

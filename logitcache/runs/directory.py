@@ -180,7 +180,11 @@ class RunDirectory:
             raise CacheMismatchError(
                 f"{self.path} is a run with other settings:{lines}\nRepeat them to resume it, or choose another --out."
             )
-        for fact, word in (("cache", "another cache"), ("data", "other data")):
+        for fact, word in (
+            ("cache", "another cache"),
+            ("data", "other data"),
+            ("class_weights", "other class weights"),
+        ):
             if there.get(fact) != self._record.get(fact):
                 raise CacheMismatchError(
                     f"{self.path} was begun with {word} (then {there.get(fact)}, now {self._record.get(fact)}). "

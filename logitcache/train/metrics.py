@@ -14,7 +14,7 @@ class EpochMetrics(TypedDict):
         views: Indices of all views of a pair.
         lr: Learning rate of the last step.
         loss: Mean training loss.
-        ce: Mean cross-entropy, without its weight.
+        ce: Mean cross-entropy, without its weight, but with those of the classes.
         kd: Mean distillation term, without its weight; 0 without a teacher.
         train_accuracy: Fraction of training rows classified correctly, in training mode.
         teacher_agreement: Fraction of training rows on which student and teacher predict the same class.

@@ -227,6 +227,14 @@ class Optimization(Settings):
     label_smoothing: float = option(
         0.0, metavar="FRACTION", help="Label smoothing of the cross-entropy, from 0 to below 1."
     )
+    class_weights: "str | Sequence[float] | Mapping[str, float] | None" = option(
+        None,
+        form="value",
+        metavar="balanced|FILE|W,W,...",
+        shown="all the same",
+        help="Weights of the classes in cross-entropy: balanced (inverse to their number of rows), numbers in the order of the classes, or "
+        "a JSON file with a list or an object of names and numbers. They are scaled to a mean of 1 over the training rows.",
+    )
     model_ema_decay: float | None = option(
         None,
         metavar="DECAY",
@@ -248,6 +256,8 @@ class Optimization(Settings):
 
     def __post_init__(self) -> None:
         """Check ranges, and that the optimizer has the settings that were given."""
+        if (to_list := getattr(self.class_weights, "tolist", None)) is not None:  # an array or a tensor
+            object.__setattr__(self, "class_weights", to_list())
         super().__post_init__()
         if isinstance(self.opt, str):
             if self.opt not in OPTIMIZERS:

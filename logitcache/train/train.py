@@ -200,7 +200,8 @@ def _facts(job: Job, logits: str) -> dict[str, Any]:
             "bytes_per_row": cache.fields(cache.teacher).itemsize,
             "logits": logits,
         }
-    return {
+    weights = job.objective.class_weights
+    return ({} if weights is None else {"class_weights": weights.tolist()}) | {
         "cache": encoded,
         "student": {
             "name": job.network.name,
