@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from logitcache.report.markup import element, plain, shortened, told, width_of
-from logitcache.runtime.wording import decimals, number, percent, percents
+from logitcache.runtime.wording import counted, decimals, number, percent, percents
 
 if TYPE_CHECKING:
     from logitcache.stats import Bin, Quantiles
@@ -343,7 +343,7 @@ def reliability_diagram(name: str, says: str, bins: "Sequence[Bin]") -> str:
         lower, upper = percents([one.lower, one.upper])
         tip = (
             f"confidence {lower} to {upper}: "
-            f"{one.rows:,} rows, {percent(one.accuracy)} right, sure of {percent(one.confidence)}"
+            f"{counted(one.rows, 'row')}, {percent(one.accuracy)} right, sure of {percent(one.confidence)}"
         )
         wide = {"x": x(one.lower) + 1, "width": max(x(one.upper) - x(one.lower) - 2, 1)}
         tall = {"y": y(one.accuracy), "height": max(y.start - y(one.accuracy), 1)}

@@ -172,7 +172,7 @@ def run_sweep(
         run.begin()
     waiting = [run for run in planned if not run.finished]
     if len(waiting) < len(planned):
-        on_change(f"{len(planned) - len(waiting)} of {len(planned)} runs are finished already")
+        on_change(f"{len(planned) - len(waiting)} of {counted(len(planned), 'run')} finished already")
     running: dict[Planned, tuple[subprocess.Popen[bytes], int]] = {}
     elsewhere: set[Planned] = set()
     failed: dict[Path, str] = {}

@@ -337,7 +337,7 @@ def test_a_sweep_runs_compares_and_goes_on(tmp_path, npz, dump, run, monkeypatch
     assert "over seeds" in done.stdout and " ± " in done.stdout
     before = {file: file.read_bytes() for file in (tmp_path / "s").glob("*/run.json")}
     assert len([file for file in before if "alpha" not in file.parent.name]) == 4
-    assert "4 of 4 runs are finished already" in run(*words, *options).stderr
+    assert "4 of 4 runs finished already" in run(*words, *options).stderr
     assert all(file.read_bytes() == content for file, content in before.items())
 
     line = [
