@@ -92,9 +92,8 @@ def _print(report: "VerifyReport") -> None:
             )
         return
     exact = "within rounding" if report.probe_gap == 0 else f"to {report.probe_gap:.1e}, relative"
-    typer.echo(
-        f"{report.path}: {counted(report.blocks, 'block')} {'is' if report.blocks == 1 else 'are'} what was written; the probe agrees {exact}"
-    )
+    are = "is" if report.blocks == 1 else "are"
+    typer.echo(f"{report.path}: {counted(report.blocks, 'block')} {are} what was written; the probe agrees {exact}")
     if report.pixels_problem:
         typer.echo(report.pixels_problem)
     elif report.pixels_checked is None:

@@ -13,8 +13,18 @@ from typing import Any
 from logitcache.errors import InputError
 from logitcache.runs.directory import read_metrics, read_run
 from logitcache.runs.metrics import ACCURACY, Metric, read_headline
+from logitcache.runtime.wording import counted
 
-__all__ = ["GroupSummary", "RunSummary", "compare_runs", "curves", "group_runs", "headlines", "read_published"]
+__all__ = [
+    "GroupSummary",
+    "Published",
+    "RunSummary",
+    "compare_runs",
+    "curves",
+    "group_runs",
+    "headlines",
+    "read_published",
+]
 
 
 _PIECES = (
@@ -54,6 +64,7 @@ class RunSummary:
         value: The headline after the last epoch, or None if nothing was tested.
         best: The best headline of all epochs, optimistic as above; None while the run is unfinished.
         test_top5_accuracy: Share of test samples whose class is among the student's five largest logits, after the last epoch.
+        data: Name of the training data; None where it was an object, or an older version did not record it.
         teacher_agreement: Share of cached training rows on which the final student, in evaluation mode, says the same
             class as the teacher.
         seconds_per_epoch: Training alone, without evaluation.
@@ -80,6 +91,7 @@ class RunSummary:
     best: float | None
     extended: str = ""
     test_top5_accuracy: float | None = None
+    data: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as a plain object; `headline` holds the metric with its `value` and `best`."""
@@ -227,15 +239,50 @@ def curves(runs: Sequence[RunSummary]) -> dict[str, list[list[float]]]:
     return found
 
 
-def read_published(recipe: str | Path) -> dict[str, float]:
-    """Return the published test accuracies of a recipe, in percent, by method.
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Published numbers of a recipe.
+
+    Attributes:
+        accuracies: Test accuracies in percent, the best of all epochs, by method.
+        epochs: Number of epochs they were trained for; None if the recipe does not say.
+        student: Network; None likewise.
+        data: Name of the data; None likewise.
+    """
+
+    accuracies: Mapping[str, float]
+    epochs: int | None = None
+    student: str | None = None
+    data: str | None = None
+
+    def differences(self, runs: Sequence[RunSummary]) -> list[str]:
+        """Return in what these runs are of other conditions: "240 epochs, here 2"."""
+        ours: dict[str, list[Any]] = {
+            "epochs": [run.epochs for run in runs],
+            "student": [run.student for run in runs],
+            "data": [run.data.partition(":")[0] for run in runs if run.data],
+        }
+        found = []
+        for word, values in ours.items():
+            theirs, here = getattr(self, word), list(dict.fromkeys(values))
+            if theirs is not None and any(value != theirs for value in here):
+                said = counted(theirs, "epoch") if word == "epochs" else f"{word} {theirs}"
+                found.append(f"{said}, here {' and '.join(map(str, here))}")
+        return found
+
+
+def read_published(recipe: str | Path) -> Published:
+    """Return the published numbers of a recipe.
 
     Raises:
         InputError: The file is no recipe.
     """
     try:
-        found = tomllib.loads(Path(recipe).expanduser().read_text()).get("published", {})
-        return {str(method): float(number) for method, number in found.items()}
+        content = tomllib.loads(Path(recipe).expanduser().read_text())
+        found = dict(content.get("published", {}))
+        data, epochs, student = found.pop("data", None), content.get("epochs"), content.get("student")
+        accuracies = {str(method): float(number) for method, number in found.items()}
+        return Published(accuracies, None if epochs is None else int(epochs), student, data)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{recipe} cannot be read as a recipe: {error}") from error
 
@@ -302,6 +349,7 @@ def _summary(path: Path) -> RunSummary:
         best=best,
         extended=_extended(run),
         test_top5_accuracy=results.get("test_top5_accuracy"),
+        data=(run.get("trained_on") or {}).get("data"),
     )
 
 

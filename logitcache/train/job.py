@@ -39,6 +39,7 @@ class Job:
         network: The student with its initial weights, not yet on the device.
         inputs: The student's preprocessing.
         device: Device to train on.
+        spec: Name of the training data; None where it is an object.
         window: Rows of a block and blocks of a window, where memory is bounded; None holds whole views.
     """
 
@@ -51,6 +52,7 @@ class Job:
     network: Network
     inputs: Inputs
     device: torch.device
+    spec: str | None
     window: tuple[int, int] | None
 
 
@@ -78,10 +80,11 @@ def prepare(cache: str | Path | Cache | None, student: str | nn.Module, settings
     given = {name: getattr(settings, name) for name in ("mean", "std", "image_size", "crop_pct")}
     inputs = modality.choose_inputs(samples, views[0], given, network.preprocessing, recorded)
     spec = opened.manifest.data["spec"] if opened and settings.data is None else settings.data
+    named = str(spec) if isinstance(spec, str | Path) and str(spec) else None
     test = _test_samples(settings.test_data, spec, samples)
     window = _window(opened, settings.memory_budget, len(shown[0])) if opened else None
     objective = _weighted(objective, name, settings, samples, device)
-    return Job(opened, name, objective, samples, test, shown, network, inputs, device, window)
+    return Job(opened, name, objective, samples, test, shown, network, inputs, device, named, window)
 
 
 def targets_of(job: Job, settings: TrainSettings) -> Targets:

@@ -217,5 +217,6 @@ def _facts(job: Job, logits: str) -> dict[str, Any]:
         },
         # Paths may move; what they lead to may not change in the middle of a run.
         "data": {"train": job.samples.digest(), "test": None if job.test is None else job.test.digest()},
+        "trained_on": {"data": job.spec, "samples": len(job.samples), "classes": len(job.samples.classes)},
         "headline": find_metric(modality_of(job.samples).headline).to_json(),
     }

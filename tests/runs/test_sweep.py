@@ -381,7 +381,9 @@ def test_a_recipe_is_read_by_train_and_by_compare(recipe, run):
     from logitcache.models import load_network
 
     assert run("train", "--config", str(recipe), "--help").exit_code == 0
-    settings, published = tomllib.loads(recipe.read_text()), read_published(recipe)
+    settings, theirs = tomllib.loads(recipe.read_text()), read_published(recipe)
+    assert (theirs.epochs, theirs.student, theirs.data) == (settings["epochs"], settings["student"], recipe.parent.name)
+    published = theirs.accuracies
     assert load_network(settings["student"], 100).module
     assert settings["student"].rpartition(":")[2] == recipe.stem[-len(settings["student"].rpartition(":")[2]) :]
     assert published and set(published) <= set(METHODS)
@@ -398,3 +400,26 @@ def test_published_numbers_stand_beside_ours(tmp_path, run):
     assert "| 70.66% |" in run("compare", "runs", "--published", str(recipe), "--markdown").stdout
     (tmp_path / "bad.toml").write_text("published = 3")
     assert "cannot be read as a recipe" in run("compare", "runs", "--published", "bad.toml").stderr
+    (tmp_path / "bad.toml").write_text('epochs = "many"')
+    assert "cannot be read as a recipe" in run("compare", "runs", "--published", "bad.toml").stderr
+
+
+def test_published_numbers_of_other_conditions_are_named_as_such(tmp_path, run):
+    made(tmp_path / "runs", [0.70], "kd")
+    made(tmp_path / "same", [0.70], "kd", epochs=240, student="resnet20")
+    recipe = next(path for path in RECIPES if path.stem == "resnet56-resnet20")
+    file = tmp_path / "runs/kd--0/run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"trained_on": {"data": "fashion-mnist-mini:train"}}))
+    sentence = (
+        "the published numbers are of other conditions (240 epochs, here 2; student resnet20, here s; data cifar100, here "
+        "fashion-mnist-mini): they are no baseline for these runs\n"
+    )
+    for words in ([], ["--markdown"]):
+        done = run("compare", "runs", "--published", str(recipe), *words)
+        assert done.stderr == sentence
+        assert "published (best of 240 epochs)" in " ".join(done.stdout.split())
+        assert "s, 2 epochs" in done.stdout
+    told = json.loads(run("compare", "runs", "--published", str(recipe), "--json").stdout)
+    assert len(told["published_under_other_conditions"]) == 3
+    assert not run("compare", "same", "--published", str(recipe)).stderr
+    assert not run("compare", "runs").stderr
