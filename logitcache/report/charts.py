@@ -21,6 +21,7 @@ __all__ = [
     "Bar",
     "Scale",
     "axes",
+    "band",
     "bars",
     "columns",
     "falling",
@@ -146,6 +147,12 @@ def path(points: Sequence[tuple[float, float]], series: int) -> str:
         stroke_dasharray=_DASHES[(series - 1 + (series - 1) // SERIES) % SERIES],
         class_=f"s{_colour(series)}",
     )
+
+
+def band(points: Sequence[tuple[float, float]], series: int) -> str:
+    """Fill an area in the pale colour of a series."""
+    around = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return element("polygon", points=around, fill_opacity=0.15, class_=f"f{_colour(series)}")
 
 
 def mark(x: float, y: float, series: int, tip: str = "") -> str:

@@ -322,6 +322,41 @@ def test_a_run_that_was_trained_on_is_compared_as_such(tmp_path, run):
     assert [group.seeds for group in group_runs(compare_runs([tmp_path / "runs"]))] == [1, 2]
 
 
+def places(picture):
+    """The circles of a picture on the right, from left to right: x of each."""
+    marks = ET.fromstring(picture).iter("{http://www.w3.org/2000/svg}circle")
+    return sorted(float(mark.get("cx")) for mark in marks)
+
+
+def test_a_difference_of_one_seed_is_no_cliff():
+    """0.2 points are 2 % of the axis at most; the picture says that one seed was run."""
+    drawn = draw_runs({"ce": [[0.5, 0.900]], "kd": [[0.5, 0.902]]})
+    left, right = places(drawn)
+    assert right - left < 0.02 * 450
+    assert "one seed each: differences may be chance" in drawn
+    assert "polygon" not in drawn
+    lines = re.findall(r'polyline points="([^"]*)"', drawn)
+    ends = [float(line.split()[-1].split(",")[1]) for line in lines[-2:]]
+    assert abs(ends[0] - ends[1]) < 0.02 * 320
+
+
+def test_the_axis_shows_what_seeds_do():
+    """With several seeds it spans eight deviations at least, and the curves have their band."""
+    drawn = draw_runs({"ce": [[0.5, 0.90], [0.5, 0.92]], "kd": [[0.5, 0.91], [0.5, 0.93]]})
+    marks = places(drawn)
+    assert (marks[-1] - marks[0]) < 0.3 * 450
+    assert drawn.count("<polygon") == 2
+    mixed = draw_runs({"ce": [[0.5, 0.90], [0.5, 0.92]], "kd": [[0.5, 0.91]]})
+    assert "unknown for one" in mixed
+
+
+@pytest.mark.parametrize("value", [0.0, 0.001, 0.5, 0.999, 1.0])
+def test_an_axis_of_shares_ends_at_none_and_all(value):
+    drawn = draw_runs({"ce": [[value]]})
+    labels = re.findall(r">(-?[0-9.]+)%</text>", drawn)
+    assert labels and all(0 <= float(label) <= 100 for label in labels)
+
+
 @pytest.mark.slow
 def test_a_sweep_runs_compares_and_goes_on(tmp_path, npz, dump, run, monkeypatch):
     """Two at a time; one method fails and stops no other; what is finished is not run again; a stop saves what is in hand."""
