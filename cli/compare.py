@@ -1,16 +1,18 @@
 """`logitcache compare`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from logitcache.runtime.wording import counted
+
 from .options import JsonOption, at_home
 from .render import print_json, print_table
 
 if TYPE_CHECKING:
-    from logitcache.runs.compare import GroupSummary, RunSummary
+    from logitcache.runs.compare import GroupSummary, Published, RunSummary
     from logitcache.runs.metrics import Metric
 
 _Summary = TypeVar("_Summary", "RunSummary", "GroupSummary")
@@ -50,7 +52,7 @@ def compare(
     """
     from logitcache.runs.compare import compare_runs, curves, group_runs, headlines, read_published
 
-    found, theirs = compare_runs(runs), {} if published is None else read_published(published)
+    found, theirs = compare_runs(runs), None if published is None else read_published(published)
     if picture is not None:
         from logitcache.errors import InputError
         from logitcache.report import draw_runs
@@ -67,7 +69,8 @@ def compare(
             {
                 "runs": [run.to_json() for run in found],
                 "groups": [one.to_json() for one in group_runs(found)],
-                "published": theirs,
+                "published": {} if theirs is None else theirs.accuracies,
+                "published_under_other_conditions": [] if theirs is None else theirs.differences(found),
             }
         )
     elif markdown:
@@ -75,11 +78,12 @@ def compare(
         for number, part in enumerate(_by_headline(groups) or [groups]):
             typer.echo("\n" * (number > 0) + "\n".join(_markdown(part, theirs)))
         _say_apart(groups)
+        _say_conditions(found, theirs)
     else:
         print_comparison(found, theirs)
 
 
-def print_comparison(found: "list[RunSummary]", published: "Mapping[str, float] | None" = None) -> None:
+def print_comparison(found: "list[RunSummary]", published: "Published | None" = None) -> None:
     """Print runs, and where one of them has other seeds or published numbers beside it, means."""
     from logitcache.runs.compare import group_runs
 
@@ -88,9 +92,10 @@ def print_comparison(found: "list[RunSummary]", published: "Mapping[str, float] 
     groups = group_runs(found)
     if published or any(group.seeds > 1 for group in groups):
         for part in _by_headline(groups) or [groups]:
-            head, *rows = _rows(part, published or {})
+            head, *rows = _rows(part, published)
             print_table("over seeds", head, rows, left=2)
     _say_apart(found)
+    _say_conditions(found, published)
     for again in (path for group in groups for path in group.repeats):
         typer.echo(f"{again} repeats another run's seed and is not in the means", err=True)
 
@@ -110,16 +115,26 @@ def _say_apart(found: "Sequence[RunSummary | GroupSummary]") -> None:
         typer.echo(f"these runs are judged by different metrics ({names}), so each has its own table", err=True)
 
 
+def _say_conditions(found: "Sequence[RunSummary]", published: "Published | None") -> None:
+    """Say in what the published numbers beside runs are of other conditions, which says nothing of the methods."""
+    if published and (differ := published.differences(found)):
+        typer.echo(
+            f"the published numbers are of other conditions ({'; '.join(differ)}): they are no baseline for these runs",
+            err=True,
+        )
+
+
 def _head(metric: "Metric") -> list[str]:
     gain = "over" if metric.better == "higher" else "gain over"
     return ["method", "settings", "seeds", metric.heading, f"{gain} ce", f"{gain} kd", "s / epoch"]
 
 
-def _group(group: "GroupSummary") -> list[str]:
-    metric = group.headline
+def _group(group: "GroupSummary", *, told: bool = False) -> list[str]:
+    """Return a row of a table of means; `told` names student and epochs also beside other settings."""
+    metric, trained = group.headline, f"{group.student}, {counted(group.epochs, 'epoch')}"
     return [
         f"{group.method} {group.changes}".strip(),
-        group.differs or f"{group.student}, {group.epochs} epochs",
+        f"{trained}, {group.differs}" if group.differs and told else group.differs or trained,
         str(group.seeds),
         metric.cell(group.mean) + ("" if group.deviation is None else f" ± {metric.spread(group.deviation)}"),
         *(_gain(metric, group.over.get(base)) for base in ("ce", "kd")),
@@ -133,20 +148,21 @@ def _gain(metric: "Metric", over: "tuple[float, float | None] | None") -> str:
     return metric.difference(over[0]) + ("" if over[1] is None else f" ± {metric.spread(over[1])}")
 
 
-def _rows(groups: "list[GroupSummary]", published: "Mapping[str, float]") -> list[list[str]]:
+def _rows(groups: "list[GroupSummary]", published: "Published | None") -> list[list[str]]:
     """Return head and rows of a table of means; published accuracies in a column of their own, where there are any."""
     from logitcache.runs.metrics import ACCURACY
 
     metric = groups[0].headline if groups else ACCURACY
-    rows = [_head(metric), *map(_group, groups)]
     if not published or metric != ACCURACY:
-        return rows
-    theirs = ["published (best epoch)"]
-    theirs += [f"{published[one.method]:.2f}%" if one.method in published else "-" for one in groups]
+        return [_head(metric), *map(_group, groups)]
+    of = "best epoch" if published.epochs is None else f"best of {counted(published.epochs, 'epoch')}"
+    numbers = [published.accuracies.get(one.method) for one in groups]
+    theirs = [f"published ({of})", *("-" if number is None else f"{number:.2f}%" for number in numbers)]
+    rows = [_head(metric), *(_group(one, told=True) for one in groups)]
     return [[*row[:4], number, *row[4:]] for row, number in zip(rows, theirs, strict=True)]
 
 
-def _markdown(groups: "list[GroupSummary]", published: "Mapping[str, float]") -> list[str]:
+def _markdown(groups: "list[GroupSummary]", published: "Published | None") -> list[str]:
     head, *found = _rows(groups, published)
     rows = [head, ["---"] * len(head), *found]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
@@ -156,37 +172,26 @@ def _print_runs(found: "list[RunSummary]") -> None:
     from logitcache.runs.metrics import ACCURACY
 
     metric = found[0].headline if found else ACCURACY
-    print_table(
-        "runs",
+    top5 = any(run.test_top5_accuracy is not None for run in found)
+    head = ["run", "method", "student", "epochs", metric.heading, "(best epoch)", *["top-5"] * top5]
+    rows = [
         [
-            "run",
-            "method",
-            "student",
-            "epochs",
-            metric.heading,
-            "(best epoch)",
-            "agrees with teacher",
-            "s / epoch",
-            "in memory, B / sample",
-        ],
-        [
-            [
-                run.run,
-                run.method
-                + (f" {run.changes}" if run.changes else "")
-                + (" (live teacher)" if run.logits == "live" else ""),
-                run.student,
-                str(run.epochs) + ("" if run.finished else ", unfinished"),
-                metric.cell(run.value),
-                metric.cell(run.best),
-                _share(run.teacher_agreement),
-                "-" if run.seconds_per_epoch is None else f"{run.seconds_per_epoch:.1f}",
-                str(run.bytes_per_sample or "-"),
-            ]
-            for run in found
-        ],
-        left=3,
-    )
+            run.run,
+            run.method
+            + (f" {run.changes}" if run.changes else "")
+            + (" (live teacher)" if run.logits == "live" else ""),
+            run.student,
+            str(run.epochs) + f" ({run.extended})" * bool(run.extended) + ", unfinished" * (not run.finished),
+            metric.cell(run.value),
+            metric.cell(run.best),
+            *[_share(run.test_top5_accuracy)] * top5,
+            _share(run.teacher_agreement),
+            "-" if run.seconds_per_epoch is None else f"{run.seconds_per_epoch:.1f}",
+            str(run.bytes_per_sample or "-"),
+        ]
+        for run in found
+    ]
+    print_table("runs", [*head, "agrees with teacher", "s / epoch", "in memory, B / sample"], rows, left=3)
 
 
 def _share(value: float | None) -> str:

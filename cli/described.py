@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from logitcache.runtime.wording import bytes_text, kept_words, origin_words, percent, samples_words, teacher_words
+from logitcache.runtime.wording import (
+    bytes_text,
+    counted,
+    kept_words,
+    origin_words,
+    percent,
+    samples_words,
+    teacher_words,
+)
 
 from .render import bar, print_pairs, print_table
 
@@ -38,14 +46,14 @@ def _print_health(found: "CacheStats") -> None:
     if not health.finished:
         problems.append("its dump has not finished: the same command goes on")
     if health.missing:
-        problems.append(f"missing of {health.blocks} blocks: {_first(health.missing)}")
+        problems.append(f"missing of {counted(health.blocks, 'block')}: {_first(health.missing)}")
     if health.damaged:
         problems.append(f"damaged: {_first(health.damaged)}; `logitcache verify` says more")
     if health.not_finite_rows:
-        problems.append(f"{health.not_finite_rows:,} rows hold a NaN or an infinity, and are left out below")
+        problems.append(f"{counted(health.not_finite_rows, 'row')} with a NaN or an infinity, left out below")
     if health.constant_rows:
         problems.append(
-            f"{health.constant_rows:,} rows have equal logits for every class; the teacher says nothing there"
+            f"{counted(health.constant_rows, 'row')} with equal logits for every class; the teacher says nothing there"
         )
     for problem in problems:
         typer.secho(f"{found.path}: {problem}", fg=typer.colors.RED)
@@ -65,14 +73,14 @@ def _print_contents(found: "CacheStats") -> None:
         found.path,
         {
             "teacher": teacher_words(manifest["teachers"][0]),
-            "data": f"{data['spec'] or 'an object'}, {samples_words(manifest)}, {len(found.classes)} classes",
+            "data": f"{data['spec'] or 'an object'}, {samples_words(manifest)}, {counted(len(found.classes), 'class')}",
             "views": f"{len({view['group'] for view in views})} x {recipes}, seed {views[0]['seed']}",
             "logits": f"{kept_words(manifest['encoding'])}; made on {manifest['device']} with torch {software.get('torch', '?')}",
             "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row on disk, "
             f"{found.ratio_to_float32:.2f} of the logits in raw float32",
             "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in largest[: _LINES + 1]),
             "lost in storing": f"largest gap {probe.largest_gap:.2g}; KL {probe.kl_nats['T=1']:.1e} nats at T=1, "
-            f"{probe.kl_nats['T=4']:.1e} at T=4; top class changed in {probe.top1_changed} of {probe.rows} rows"
+            f"{probe.kl_nats['T=4']:.1e} at T=4; top class changed in {probe.top1_changed} of {counted(probe.rows, 'row')}"
             if probe.rows
             else "not known: there is no probe",
             **({"made": f"{made['begun']} on {made.get('host', '?')}"} if made else {}),
@@ -125,7 +133,7 @@ def _barred(share: float) -> str:
 def _reliability(found: "CacheStats") -> dict[str, str]:
     return {
         f"{one.lower:.1f} to {one.upper:.1f}": (
-            f"{bar(one.accuracy):<24} {one.accuracy:.1%} right, {one.confidence:.1%} sure, {one.rows:,} rows"
+            f"{bar(one.accuracy):<24} {one.accuracy:.1%} right, {one.confidence:.1%} sure, {counted(one.rows, 'row')}"
         )
         for one in found.reliability(_BINS)
         if one.rows
@@ -135,7 +143,9 @@ def _reliability(found: "CacheStats") -> dict[str, str]:
 def _confusions(found: "CacheStats") -> dict[str, str]:
     names = found.classes
     lines = {
-        f"{_name(names, pair.label)} > {_name(names, pair.says)}": f"{pair.rows:,} rows, {pair.share:.1%} of {_name(names, pair.label)}"
+        f"{_name(names, pair.label)} > {_name(names, pair.says)}": (
+            f"{counted(pair.rows, 'row')}, {pair.share:.1%} of {_name(names, pair.label)}"
+        )
         for pair in found.confusions[:_LINES]
     }
     shares = sorted((share, label) for label, share in enumerate(found.class_accuracy()) if share is not None)
@@ -156,7 +166,7 @@ def _print_methods(found: "CacheStats") -> None:
     ranks = ", ".join(f"{share:.2%}" for share in preview.mass_by_rank[:_RANKS])
     topk = found.manifest["encoding"]["kind"] == "topk"
     print_pairs(
-        f"what methods will do with it (over {preview.rows:,} rows)",
+        f"what methods will do with it (over {counted(preview.rows, 'row')})",
         {
             **(
                 _edits(preview, topk=topk)
@@ -221,7 +231,7 @@ def _print_oddities(found: "CacheStats") -> None:
 def print_compared(found: "Comparison") -> None:
     """Print what two caches have in common."""
     print_table(
-        f"two caches, over {found.rows:,} rows that both hold (entropy in nats; ECE: calibration error)",
+        f"two caches, over {counted(found.rows, 'row')} that both hold (entropy in nats; ECE: calibration error)",
         ["cache", "teacher", "encoding", "on disk, B a row", "accuracy", "entropy", "ECE"],
         [_side(side) for side in found.sides],
         left=3,

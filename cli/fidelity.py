@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from logitcache.runtime.wording import encoding_words
+from logitcache.runtime.wording import counted, encoding_words
 
 from .options import CacheArgument, JsonOption, TeacherOption, newest_unless, parameters, spelled
 from .render import print_json, print_table
@@ -60,7 +60,7 @@ def fidelity(
 def _print(path: str, found: "Fidelity") -> None:
     divergence = ", ".join(f"{value:.2g} at {word}" for word, value in found.kl_nats.items())
     typer.echo(
-        f"{path}: {encoding_words(found.encoding)}, {found.bytes_per_row:.1f} B of payload a row; {found.rows} rows kept in full"
+        f"{path}: {encoding_words(found.encoding)}, {found.bytes_per_row:.1f} B of payload a row; {counted(found.rows, 'row')} kept in full"
     )
     typer.echo(f"KL from exact to stored, in nats: {divergence}")
     if found.unranked:

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from logitcache.runtime.wording import shape_words
+
 from .options import show_progress
 
 __all__ = ["merge"]
@@ -29,4 +31,4 @@ def merge(
 
     with show_progress() as display:
         manifest = merge_caches(caches, out, average=average, allow_mixed=allow_mixed, on_progress=display).manifest
-    typer.echo(f"{out}: {manifest.samples:,} samples x {len(manifest.views)} views, complete")
+    typer.echo(f"{out}: {shape_words(manifest.samples, len(manifest.views))}, complete")

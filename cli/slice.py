@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from logitcache.runtime.wording import shape_words
+
 from .options import TeacherOption, show_progress, span
 
 __all__ = ["slice_"]
@@ -46,4 +48,4 @@ def slice_(
             on_progress=display,
         )
     manifest = part.manifest
-    typer.echo(f"{out}: {manifest.samples:,} samples x {len(manifest.views)} views, complete")
+    typer.echo(f"{out}: {shape_words(manifest.samples, len(manifest.views))}, complete")

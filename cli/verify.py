@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from logitcache.runtime.wording import counted
+
 from .options import CacheArgument, JsonOption, newest_unless, show_progress
 from .render import print_json
 
@@ -90,7 +92,8 @@ def _print(report: "VerifyReport") -> None:
             )
         return
     exact = "within rounding" if report.probe_gap == 0 else f"to {report.probe_gap:.1e}, relative"
-    typer.echo(f"{report.path}: {report.blocks:,} blocks are what was written; the probe agrees {exact}")
+    are = "is" if report.blocks == 1 else "are"
+    typer.echo(f"{report.path}: {counted(report.blocks, 'block')} {are} what was written; the probe agrees {exact}")
     if report.pixels_problem:
         typer.echo(report.pixels_problem)
     elif report.pixels_checked is None:

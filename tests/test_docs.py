@@ -148,7 +148,7 @@ def test_the_commands_on_caches_run(run, environment, amazon):
     type_page(run, "caches.md")
     assert "samples 0 to 999 of 10,000" in run("stats", "two-views.zarr").stdout
     assert (
-        "800 samples x 1 views"
+        "800 samples x 1 view"
         in run("slice", "two-views.zarr", *["--samples", "0:800", "--views", "1", "--out", "x.zarr"]).stdout
     )
 

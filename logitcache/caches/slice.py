@@ -14,6 +14,7 @@ from logitcache.caches.derive import encoding_of, open_sources, origin, write_de
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, widest_bytes
 from logitcache.errors import InputError
 from logitcache.runtime.progress import OnProgress, silent
+from logitcache.runtime.wording import counted
 from logitcache.store import Cache, block_rows_for
 
 __all__ = ["slice_cache"]
@@ -59,7 +60,9 @@ def slice_cache(
     target = _target(source, top_k, precision)
     count = len(manifest.views) if views is None else views
     if not 1 <= count <= len(manifest.views):
-        raise InputError(f"{opened.place} has {len(manifest.views)} views: a slice takes 1 to that many, not {count}")
+        raise InputError(
+            f"{opened.place} has {counted(len(manifest.views), 'view')}: a slice takes 1 to that many, not {count}"
+        )
     if count < len(manifest.views) and manifest.views[count - 1]["group"] == manifest.views[count]["group"]:
         size = sum(view["group"] == 0 for view in manifest.views)
         raise InputError(
@@ -84,7 +87,7 @@ def slice_cache(
     if not inside.any():
         raise InputError(
             f"none of the {len(probed)} rows that {opened.place} keeps exactly is among samples {first}:{last}, so that nothing "
-            f"could be measured: take at least {2 * manifest.samples // len(probed)} samples"
+            f"could be measured: take at least {counted(2 * manifest.samples // len(probed), 'sample')}"
         )
     made = replace(
         manifest,

@@ -7,6 +7,7 @@ import numpy as np
 from logitcache.data.open import as_samples, find_modality, modality_of, part_of
 from logitcache.data.protocol import Ids, Modality, Samples, View, offsets_of, whole_of
 from logitcache.errors import CacheMismatchError, InputError
+from logitcache.runtime.wording import counted
 from logitcache.store import Cache, rows_of
 
 __all__ = ["cache_modality", "cache_views", "check_inputs", "check_samples", "recorded_data"]
@@ -72,7 +73,7 @@ def check_samples(cache: Cache, samples: Samples, *, listed: bool = True) -> Any
         raise CacheMismatchError(f"{name} is {manifest.modality}, this data set is {kind}. {remedy}")
     if len(whole) != manifest.data["length"]:
         raise CacheMismatchError(
-            f"{name} has {manifest.data['length']:,} samples, this data set has {len(whole):,}. {remedy}"
+            f"{name} has {counted(manifest.data['length'], 'sample')}, this data set has {len(whole):,}. {remedy}"
         )
     if whole.classes != manifest.classes and (listed or len(whole.classes) != len(manifest.classes)):
         differing = [(a, b) for a, b in zip(manifest.classes, whole.classes, strict=False) if a != b]
@@ -82,7 +83,7 @@ def check_samples(cache: Cache, samples: Samples, *, listed: bool = True) -> Any
             else "the others are the same"
         )
         raise CacheMismatchError(
-            f"{name} has {len(manifest.classes)} classes, this data set {len(whole.classes)}; {detail}. {remedy}"
+            f"{name} has {counted(len(manifest.classes), 'class')}, this data set {len(whole.classes)}; {detail}. {remedy}"
         )
     first = manifest.data["first"]
     part = part_of(whole, (first, first + manifest.samples))

@@ -1,5 +1,6 @@
 """What a training step minimises: cross-entropy and a method's distillation term, weighed."""
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,7 @@ class Objective:
         warmup: Share of the training over which that grows from 0.
         loss: The distillation term, or None.
         label_smoothing: Share of a label that cross-entropy spreads over all classes.
+        class_weights: Weights of the classes in cross-entropy, [C], of which a batch has the mean over its rows. None weighs all the same.
         begins: Boolean parameters of the term that turn true when progress exceeds a share.
         pairs_views: Whether it is summed over the views of a pair.
         translated: What evaluates the term in its place, as torch.compile translated it.
@@ -76,6 +78,7 @@ class Objective:
     pairs_views: bool
     label_smoothing: float = 0.0
     translated: Callable[..., Tensor] | None = None
+    class_weights: Tensor | None = None
 
     def __call__(
         self,
@@ -98,7 +101,7 @@ class Objective:
             InputError: Rows are mixed, and the distillation term reads their label.
         """
         student = wide(student)
-        cross_entropy = _cross_entropy(student, labels, second, self.label_smoothing)
+        cross_entropy = _cross_entropy(student, labels, second, self.label_smoothing, self.class_weights)
         if second is not None and self.loss is not None and self.loss.needs_label:
             raise InputError("the distillation term reads the label of a row, and mixed rows have two")
         if self.loss is None or teacher is None:
@@ -114,13 +117,15 @@ class Objective:
         return Terms(total, cross_entropy.detach(), distillation.detach(), refined, unranked)
 
 
-def _cross_entropy(student: Tensor, labels: Tensor, second: SecondLabels | None, smoothing: float) -> Tensor:
-    if second is None:
+def _cross_entropy(
+    student: Tensor, labels: Tensor, second: SecondLabels | None, smoothing: float, weights: Tensor | None
+) -> Tensor:
+    if second is None and weights is None:
         return F.cross_entropy(student, labels, label_smoothing=smoothing)
-    own, other = (
-        F.cross_entropy(student, one, reduction="none", label_smoothing=smoothing) for one in (labels, second.labels)
-    )
-    return (second.weights * own + (1 - second.weights) * other).mean()
+    weights = None if weights is None else weights.to(student.dtype)
+    each = functools.partial(F.cross_entropy, student, weight=weights, reduction="none", label_smoothing=smoothing)
+    own = each(labels)
+    return (own if second is None else second.weights * own + (1 - second.weights) * each(second.labels)).mean()
 
 
 def _share(rows: Tensor | None, like: Tensor) -> Tensor:

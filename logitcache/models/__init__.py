@@ -11,10 +11,17 @@ from torch import Tensor, nn
 
 from logitcache.errors import InputError, first_line, unknown_name
 from logitcache.models.cifar import CIFAR_NETWORKS
-from logitcache.models.modes import evaluating, explain_forward_errors, float_dtype, input_channels
+from logitcache.models.modes import (
+    evaluating,
+    explain_forward_errors,
+    float_dtype,
+    input_channels,
+    restoring_modes,
+)
 from logitcache.models.outputs import logits_of
 from logitcache.models.weights import DEMO_TEACHER, hash_weights, read_notes, read_weights, save_weights
 from logitcache.runtime.plugins import resolve
+from logitcache.runtime.wording import counted
 
 __all__ = [
     "CIFAR_NETWORKS",
@@ -28,6 +35,7 @@ __all__ = [
     "logits_of",
     "read_class_map",
     "read_weights",
+    "restoring_modes",
     "save_weights",
 ]
 
@@ -211,7 +219,7 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], name: str, file: str, c
     if not missing and not unknown and wrong and all(_only_classes_differ(*pair, classes) for pair in wrong.values()):
         found = next(iter(wrong.values()))[1][0]
         raise InputError(
-            f"{file} is a {name} for {found} classes; the data has {classes}. Use weights trained on these classes."
+            f"{file} is a {name} for {counted(found, 'class')}; the data has {classes}. Use weights trained on these classes."
         )
     if missing or unknown or wrong:
         parts = [f"lacks {', '.join(missing[:3])}{' ...' * (len(missing) > 3)}"] * bool(missing)

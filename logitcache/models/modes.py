@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from logitcache.errors import InputError, LogitCacheError, first_line
 
-__all__ = ["evaluating", "explain_forward_errors", "float_dtype", "input_channels"]
+__all__ = ["evaluating", "explain_forward_errors", "float_dtype", "input_channels", "restoring_modes"]
 
 
 @contextmanager
@@ -32,11 +32,19 @@ def explain_forward_errors(label: str, inputs: Any) -> Iterator[None]:
             if isinstance(inputs, Tensor)
             else {name: list(one.shape) for name, one in inputs.items()}
         )
+        reason = (type(error).__name__, first_line(error).removesuffix("."))
         raise InputError(
-            f"{label} fails on an input of shape {shape}: {type(error).__name__}: {first_line(error)}. Another size may suit it "
-            "(--image-size); batch normalization wants two values or more a channel, so a last batch of one sample is too small "
-            "(--batch-size)."
+            f"{label} fails on an input of shape {shape}: {': '.join(filter(None, reason))}. {_remedy(error, inputs)}"
         ) from error
+
+
+def _remedy(error: Exception, inputs: Any) -> str:
+    """Return what may help a network that failed."""
+    if "Expected more than 1 value per channel" in str(error):
+        return "Batch normalization wants two values or more a channel, so this batch is too small (--batch-size, --drop-last)."
+    if isinstance(inputs, Tensor) and inputs.ndim == 4:
+        return "Another size may suit it (--image-size)."
+    return "Give it an input that it takes, or choose another network."
 
 
 def float_dtype(module: nn.Module) -> torch.dtype:
@@ -60,3 +68,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+@contextmanager
+def restoring_modes(module: nn.Module) -> Iterator[None]:
+    """Give each module of a network its own mode again, training or evaluation, if what is done with it fails."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    except BaseException:
+        for part, training in modes:
+            part.training = training
+        raise

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from logitcache.report.markup import element, plain, shortened, told, width_of
-from logitcache.runtime.wording import decimals, number, percent, percents
+from logitcache.runtime.wording import counted, decimals, number, percent, percents
 
 if TYPE_CHECKING:
     from logitcache.stats import Bin, Quantiles
@@ -21,6 +21,7 @@ __all__ = [
     "Bar",
     "Scale",
     "axes",
+    "band",
     "bars",
     "columns",
     "falling",
@@ -146,6 +147,12 @@ def path(points: Sequence[tuple[float, float]], series: int) -> str:
         stroke_dasharray=_DASHES[(series - 1 + (series - 1) // SERIES) % SERIES],
         class_=f"s{_colour(series)}",
     )
+
+
+def band(points: Sequence[tuple[float, float]], series: int) -> str:
+    """Fill an area in the pale colour of a series."""
+    around = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return element("polygon", points=around, fill_opacity=0.15, class_=f"f{_colour(series)}")
 
 
 def mark(x: float, y: float, series: int, tip: str = "") -> str:
@@ -343,7 +350,7 @@ def reliability_diagram(name: str, says: str, bins: "Sequence[Bin]") -> str:
         lower, upper = percents([one.lower, one.upper])
         tip = (
             f"confidence {lower} to {upper}: "
-            f"{one.rows:,} rows, {percent(one.accuracy)} right, sure of {percent(one.confidence)}"
+            f"{counted(one.rows, 'row')}, {percent(one.accuracy)} right, sure of {percent(one.confidence)}"
         )
         wide = {"x": x(one.lower) + 1, "width": max(x(one.upper) - x(one.lower) - 2, 1)}
         tall = {"y": y(one.accuracy), "height": max(y.start - y(one.accuracy), 1)}

@@ -157,7 +157,7 @@ def _what_it_is(stats: "CacheStats") -> str:
     described = facts(
         {
             "teacher": teacher_words(manifest["teachers"][0]),
-            "data": f"{data['spec'] or 'a data set given as an object'}; {samples_words(manifest)}, {len(stats.classes):,} classes",
+            "data": f"{data['spec'] or 'a data set given as an object'}; {samples_words(manifest)}, {counted(len(stats.classes), 'class')}",
             "views": f"{len(views):,}: {said}; seed {', '.join(str(seed) for seed in sorted({view['seed'] for view in views})[:8])}",
             "kept": kept_words(manifest["encoding"]),
             "made": ", ".join(words for key, words in stats.made.items() if words and key != "command"),
@@ -187,7 +187,8 @@ def _lost(stats: "CacheStats") -> str:
     if not probe.rows:
         return ""
     divergence = ", ".join(f"{value:.1e} nats at {word}" for word, value in probe.kl_nats.items())
-    return f"largest gap {probe.largest_gap:.2g}; KL {divergence}; top class changed in {probe.top1_changed} of {probe.rows} rows"
+    changed = f"top class changed in {probe.top1_changed} of {counted(probe.rows, 'row')}"
+    return f"largest gap {probe.largest_gap:.2g}; KL {divergence}; {changed}"
 
 
 def _sizes(stats: "CacheStats") -> str:

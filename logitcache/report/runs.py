@@ -1,9 +1,13 @@
-"""A picture of runs as an SVG file: learning curves, and the result of every run by method. Readable in print."""
+"""A picture of runs as an SVG file: learning curves, and the result of every run by method. Readable in print.
+
+An axis spans no less than what chance may do: several deviations over seeds, or where a method was run with one seed, of which the
+deviation is unknown, a range in which a difference of a fraction of a percent looks like one.
+"""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from logitcache.report.charts import STYLE, Scale, axes, figure, legend, mark, path, text, ticks
+from logitcache.report.charts import STYLE, Scale, axes, band, figure, legend, mark, path, text, ticks
 from logitcache.report.markup import element, shortened, width_of
 from logitcache.runs.metrics import ACCURACY, Metric
 from logitcache.runtime.wording import decimals, percent, percents
@@ -12,6 +16,11 @@ __all__ = ["draw_runs"]
 
 _WIDTH, _LEFT, _GAP, _HEIGHT, _ROW = 900, 60, 24, 320, 30
 _NAME = 26  # letters of a method's name, where it stands beside its runs
+_LEAST, _LEAST_OF_ONE = (
+    0.02,
+    0.1,
+)  # of an axis: shares, or parts of the largest value in another unit; with several seeds, and with one
+_DEVIATIONS = 8.0  # of the method that varies most, in the width of an axis
 
 
 def draw_runs(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric = ACCURACY) -> str:
@@ -22,7 +31,7 @@ def draw_runs(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric = 
         metric: What the values are, by default test accuracies in [0, 1].
 
     Returns:
-        An SVG file: on the left the mean by epoch, on the right every run's last one, with mean and deviation.
+        An SVG file: on the left the mean by epoch, with the deviation over seeds, on the right every run's last one, with both.
     """
     top = 44 + 18 * len(curves)
     foot = top + max(_HEIGHT, _ROW * len(curves))
@@ -58,23 +67,43 @@ def _spelling(metric: Metric) -> Callable[[Sequence[float]], list[str]]:
     return percents if metric.unit == "share" else decimals
 
 
-def _scale(values: Sequence[float], start: float, end: float) -> Scale:
-    """Fit an axis to values, with some room at both ends."""
+def _least_span(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric) -> float:
+    """Return the range that an axis has at least."""
+    last = [[run[-1] for run in runs] for runs in curves.values()]
+    unit = 1.0 if metric.unit == "share" else max(abs(value) for values in last for value in values)
+    deviations = [statistics.stdev(values) for values in last if len(values) > 1]
+    least = _LEAST if len(deviations) == len(last) else _LEAST_OF_ONE
+    return max(least * unit, _DEVIATIONS * max(deviations, default=0.0))
+
+
+def _scale(values: Sequence[float], least: float, metric: Metric, start: float, end: float) -> Scale:
+    """Fit an axis to values, with some room at both ends and no smaller range than the least; shares end at 0 and 1."""
     low, high = min(values), max(values)
-    room = 0.05 * (high - low) + 1e-3
-    return Scale(low - room, high + room, start, end)
+    room = max(0.05 * (high - low), (least - (high - low)) / 2) + 1e-3
+    low, high = low - room, high + room
+    if metric.unit == "share":
+        low, high = max(low - max(high - 1, 0), 0.0), min(high + max(-low, 0), 1.0)
+    return Scale(low, high, start, end)
 
 
 def _learning(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, top: float, foot: float) -> list[str]:
-    """Draw the mean by epoch."""
+    """Draw the mean by epoch, and where there are several seeds the deviation around it."""
     epochs = max(len(run) for runs in curves.values() for run in runs)
     values = [value for runs in curves.values() for run in runs for value in run]
-    y = _scale(values, foot, top)
+    y = _scale(values, _least_span(curves, metric), metric, foot, top)
     x = Scale(1, max(epochs, 2), _LEFT, _WIDTH / 2 - _GAP)
     parts = axes(x, y, "epoch", metric.heading, y_spelling=_spelling(metric), whole=True)
     for number, runs in enumerate(curves.values(), 1):
         length = max(map(len, runs))
-        means = [statistics.fmean(run[epoch] for run in runs if epoch < len(run)) for epoch in range(length)]
+        every = [[run[epoch] for run in runs if epoch < len(run)] for epoch in range(length)]
+        means = list(map(statistics.fmean, every))
+        if len(runs) > 1:
+            spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in every]
+            sides = [
+                [(x(e + 1), y(m + way * s)) for e, (m, s) in enumerate(zip(means, spread, strict=True))]
+                for way in (1, -1)
+            ]
+            parts.append(band([*sides[0], *reversed(sides[1])], number))
         points = [(x(epoch + 1), y(mean)) for epoch, mean in enumerate(means)]
         parts.append(path(points if len(points) > 1 else [*points, (points[0][0] + 2, points[0][1])], number))
     return parts
@@ -84,7 +113,8 @@ def _last(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, top: 
     """Draw each run's last value, with mean and deviation over seeds, one method a row."""
     names = [shortened(name, _NAME) for name in curves]
     left = _WIDTH / 2 + _GAP + 6.6 * max(map(width_of, names))
-    x = _scale([run[-1] for runs in curves.values() for run in runs], left, _WIDTH - 20)
+    values = [run[-1] for runs in curves.values() for run in runs]
+    x = _scale(values, _least_span(curves, metric), metric, left, _WIDTH - 20)
     places = ticks(x, max(int((x.end - x.start) // 54), 2))
     parts = []
     for place, words in zip(places, _spelling(metric)(places), strict=True):
@@ -103,5 +133,11 @@ def _last(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, top: 
             *(mark(x(value), middle, number, f"{name}: {_value(metric, value)}") for value in last),
         ]
     parts.append(element("line", x1=x.start, x2=x.end, y1=foot, y2=foot, class_="axis"))
-    parts.append(text(x.end, top - 10, "after the last epoch: runs, mean, deviation over seeds", "end", "small quiet"))
+    seeds = [len(runs) for runs in curves.values()]
+    says = "after the last epoch: runs, mean, deviation over seeds"
+    if max(seeds) == 1:
+        says = "after the last epoch; one seed each: differences may be chance"
+    elif min(seeds) == 1:
+        says = "after the last epoch: runs, mean, deviation over seeds, unknown for one"
+    parts.append(text(x.end, top - 10, says, "end", "small quiet"))
     return parts

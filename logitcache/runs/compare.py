@@ -6,14 +6,25 @@ import statistics
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from logitcache.errors import InputError
 from logitcache.runs.directory import read_metrics, read_run
 from logitcache.runs.metrics import ACCURACY, Metric, read_headline
+from logitcache.runtime.wording import counted
 
-__all__ = ["GroupSummary", "RunSummary", "compare_runs", "curves", "group_runs", "headlines", "read_published"]
+__all__ = [
+    "GroupSummary",
+    "Published",
+    "RunSummary",
+    "compare_runs",
+    "curves",
+    "group_runs",
+    "headlines",
+    "read_published",
+]
 
 
 _PIECES = (
@@ -41,6 +52,7 @@ class RunSummary:
     Attributes:
         run: Its directory.
         method, student, epochs, seed: What was asked for.
+        extended: How the run was trained on, as "2 + 4, stretch"; empty if it was not.
         changes: What was changed about the method: `preset same-t, beta=4`.
         settings: Everything else that decides the result, but the seed: runs that agree in it differ in method and seed alone. `cache` is
             the cache's fingerprint, also where only its views are used, `images` the digests of what was trained and tested on.
@@ -51,6 +63,8 @@ class RunSummary:
         headline: The metric that the run is judged by.
         value: The headline after the last epoch, or None if nothing was tested.
         best: The best headline of all epochs, optimistic as above; None while the run is unfinished.
+        test_top5_accuracy: Share of test samples whose class is among the student's five largest logits, after the last epoch.
+        data: Name of the training data; None where it was an object, or an older version did not record it.
         teacher_agreement: Share of cached training rows on which the final student, in evaluation mode, says the same
             class as the teacher.
         seconds_per_epoch: Training alone, without evaluation.
@@ -75,6 +89,9 @@ class RunSummary:
     headline: Metric
     value: float | None
     best: float | None
+    extended: str = ""
+    test_top5_accuracy: float | None = None
+    data: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as a plain object; `headline` holds the metric with its `value` and `best`."""
@@ -99,6 +116,7 @@ class GroupSummary:
         repeats: Directories of runs that are left out, because another has their seed.
         headline: The metric that the runs are judged by.
         mean: Mean headline over seeds, after the last epoch.
+        test_top5_accuracy: Mean over seeds; None if a run has none.
     """
 
     method: str
@@ -114,6 +132,7 @@ class GroupSummary:
     repeats: list[str]
     headline: Metric
     mean: float
+    test_top5_accuracy: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as a plain object; `headline` holds the metric with its `mean`."""
@@ -169,9 +188,15 @@ def group_runs(runs: Sequence[RunSummary]) -> list[GroupSummary]:
                 repeats.get(key, []),
                 headline,
                 mean,
+                _mean_top5(members),
             )
         )
     return found
+
+
+def _mean_top5(members: Mapping[int, RunSummary]) -> float | None:
+    found = [run.test_top5_accuracy for run in members.values()]
+    return None if None in found else statistics.fmean(value for value in found if value is not None)
 
 
 def _values(members: Mapping[int, RunSummary]) -> list[float]:
@@ -214,15 +239,50 @@ def curves(runs: Sequence[RunSummary]) -> dict[str, list[list[float]]]:
     return found
 
 
-def read_published(recipe: str | Path) -> dict[str, float]:
-    """Return the published test accuracies of a recipe, in percent, by method.
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Published numbers of a recipe.
+
+    Attributes:
+        accuracies: Test accuracies in percent, the best of all epochs, by method.
+        epochs: Number of epochs they were trained for; None if the recipe does not say.
+        student: Network; None likewise.
+        data: Name of the data; None likewise.
+    """
+
+    accuracies: Mapping[str, float]
+    epochs: int | None = None
+    student: str | None = None
+    data: str | None = None
+
+    def differences(self, runs: Sequence[RunSummary]) -> list[str]:
+        """Return in what these runs are of other conditions: "240 epochs, here 2"."""
+        ours: dict[str, list[Any]] = {
+            "epochs": [run.epochs for run in runs],
+            "student": [run.student for run in runs],
+            "data": [run.data.partition(":")[0] for run in runs if run.data],
+        }
+        found = []
+        for word, values in ours.items():
+            theirs, here = getattr(self, word), list(dict.fromkeys(values))
+            if theirs is not None and any(value != theirs for value in here):
+                said = counted(theirs, "epoch") if word == "epochs" else f"{word} {theirs}"
+                found.append(f"{said}, here {' and '.join(map(str, here))}")
+        return found
+
+
+def read_published(recipe: str | Path) -> Published:
+    """Return the published numbers of a recipe.
 
     Raises:
         InputError: The file is no recipe.
     """
     try:
-        found = tomllib.loads(Path(recipe).expanduser().read_text()).get("published", {})
-        return {str(method): float(number) for method, number in found.items()}
+        content = tomllib.loads(Path(recipe).expanduser().read_text())
+        found = dict(content.get("published", {}))
+        data, epochs, student = found.pop("data", None), content.get("epochs"), content.get("student")
+        accuracies = {str(method): float(number) for method, number in found.items()}
+        return Published(accuracies, None if epochs is None else int(epochs), student, data)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{recipe} cannot be read as a recipe: {error}") from error
 
@@ -252,7 +312,12 @@ def _summary(path: Path) -> RunSummary:
     headline = read_headline(run, last)
     results = run.get("results") or {
         name: last.get(key)
-        for name, key in ((headline.name, headline.name), ("test_accuracy",) * 2, ("seconds_per_epoch", "seconds"))
+        for name, key in (
+            (headline.name, headline.name),
+            ("test_accuracy",) * 2,
+            ("test_top5_accuracy",) * 2,
+            ("seconds_per_epoch", "seconds"),
+        )
     }
     best = results.get(f"best_{headline.name}")
     if best is None and "results" in run:
@@ -264,8 +329,8 @@ def _summary(path: Path) -> RunSummary:
         method=settings["method"],
         changes=_changes(settings),
         settings=json.dumps(
-            # None is not told apart from a setting that an older run does not have.
-            {word: value for word, value in settings.items() if word not in _METHOD and value is not None}
+            # None and a switch that is off are not told apart from a setting that an older run does not have.
+            {w: value for w, value in settings.items() if w not in _METHOD and value is not None and value is not False}
             | _shown(run),
             sort_keys=True,
         ),
@@ -282,15 +347,46 @@ def _summary(path: Path) -> RunSummary:
         headline=headline,
         value=results.get(headline.name),
         best=best,
+        extended=_extended(run),
+        test_top5_accuracy=results.get("test_top5_accuracy"),
+        data=(run.get("trained_on") or {}).get("data"),
     )
+
+
+def _extended(run: Mapping[str, Any]) -> str:
+    """Say how a run was trained on after its last epoch: the epochs of each part, and what its schedule did."""
+    segments = run.get("segments") or []
+    lengths = [str(part["epochs"] - before) for part, before in zip(segments, _ends(segments), strict=True)]
+    return ", ".join([" + ".join(lengths), *(part["extend"] for part in segments if "extend" in part)])
+
+
+def _ends(segments: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the number of epochs before each part of a run."""
+    return [0, *(part["epochs"] for part in segments[:-1])] if segments else []
 
 
 def _shown(run: Mapping[str, Any]) -> dict[str, Any]:
     """Say which images a run was shown, and how."""
     cache, images = run.get("cache"), run.get("data") or {}
     augment = {} if cache else {"augment": run["settings"].get("augment")}
+    extended = {"extended": _extended(run)} if any("extend" in part for part in run.get("segments") or []) else {}
     digests = "/".join(str(images[part])[:8] for part in ("train", "test") if images.get(part))
-    return {"cache": cache["fingerprint"][:8] if cache else None, "images": digests, **augment}
+    return {
+        "cache": cache["fingerprint"][:8] if cache else None,
+        "images": digests,
+        **augment,
+        **extended,
+        **_weighted(run),
+    }
+
+
+def _weighted(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Say which class weights a run had: a file may have had other numbers in another run."""
+    if not (weights := run.get("class_weights")):
+        return {}
+    named = run["settings"].get("class_weights")
+    digest = blake2b(json.dumps(weights).encode(), digest_size=4).hexdigest()
+    return {"class_weights": f"{named if isinstance(named, str) else 'given'} {digest}"}
 
 
 def _changes(settings: dict[str, Any]) -> str:

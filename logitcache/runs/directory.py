@@ -2,8 +2,9 @@
 
     run.json              settings (also a --config file), cache, versions, and at the end the results
     metrics.jsonl         one object an epoch, full precision
-    checkpoint.pt         state after the last whole epoch, or where a run was asked to stop; gone when it is over
-    student.safetensors   the final weights, with a note on what they are
+    checkpoint.pt         state after the last whole epoch, or where a run was asked to stop: what it is resumed or trained on from
+    student.safetensors   the final weights, with a note on what they are; student-ema.safetensors, their running mean
+    student-best.safetensors    the weights of the best epoch; student-ema-best.safetensors, the running mean's
     metrics.csv, tensorboard/   where asked for
 
 Every file is written whole or not at all, and by one process at a time.
@@ -18,11 +19,25 @@ from typing import Any
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.runs.logs import open_logs
 from logitcache.runtime.files import FileLock, append_line, remove_leftovers, write_bytes
+from logitcache.runtime.wording import counted
 
-__all__ = ["FollowedRun", "RunDirectory", "free_name", "is_held", "read_metrics", "read_run", "upgrade_settings"]
+__all__ = [
+    "FollowedRun",
+    "Lengthen",
+    "RunDirectory",
+    "free_name",
+    "is_held",
+    "read_metrics",
+    "read_run",
+    "upgrade_settings",
+]
 
 _LOCK = ".lock"
 _WITHOUT_MOMENTUM = ("adam", "adamax", "adamw", "nadam", "radam")
+_EXTENDED = ("epochs", "decay_milestones")  # what may change when a run is trained on
+
+# Settings that the run has, epochs of its schedule, epochs done -> how it was extended, epochs of the schedule from here on.
+Lengthen = Callable[[Mapping[str, Any], int, int], tuple[str | None, int]]
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -70,6 +85,11 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def _segment(epochs: int, schedule_epochs: int) -> dict[str, Any]:
+    """Describe a part of a run that was trained on: its last epoch, and the number of epochs that its schedule is made for."""
+    return {"epochs": epochs, "schedule_epochs": schedule_epochs}
+
+
 def free_name(folder: Path, stem: str) -> Path:
     """Return the first of folder/stem, folder/stem-2, folder/stem-3 ... that does not exist."""
     number = 1
@@ -89,6 +109,7 @@ class RunDirectory:
         *,
         resume: bool,
         logs: Sequence[str] | None = None,
+        lengthen: Lengthen | None = None,
     ) -> None:
         """Begin a run, or take one up.
 
@@ -98,18 +119,22 @@ class RunDirectory:
             facts: What else to record (cache, versions).
             resume: Whether a run of the same settings is to be continued.
             logs: Where else its metrics go, by name (`logs.LOGS`); None: where they went before.
+            lengthen: Decides on the schedule of a run that is resumed with more epochs than it had.
 
         Raises:
             InputError: There is a run and `resume` is false, or there is none and it is true; or another process is at it.
             CacheMismatchError: The run has other settings, or another cache.
         """
         self.path, self._record = path, {"settings": dict(settings), **facts, "report_to": list(logs or ())}
+        self._extension: dict[str, Any] | None = None
         if (path / "run.json").exists():
             if not resume:
                 raise InputError(
                     f"{path} already holds a run; nothing in it was touched. Continue it with --resume, or choose another --out."
                 )
-            self._refuse_other(read_run(path))
+            there = read_run(path)
+            self._refuse_other(there)
+            self._extension = None if lengthen is None else self._extended(there, settings, lengthen)
         elif resume:
             raise InputError(f"{path} holds no run to resume. Leave out --resume to begin one.")
         elif path.exists() and not path.is_dir():
@@ -119,10 +144,10 @@ class RunDirectory:
         self._logs, self._told = open_logs(self._record["report_to"] if logs is None else logs, path, settings), False
         self._lock = FileLock(path, _LOCK)
         remove_leftovers(path)
-        if not (path / "run.json").exists():
+        if self._extension is not None:
+            self._record = self._extension
+        if self._extension is not None or not (path / "run.json").exists():
             self._write_record()
-        if self.results:
-            (path / "checkpoint.pt").unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let another process have it."""
@@ -135,7 +160,19 @@ class RunDirectory:
         names = sorted(
             (ours.keys() | theirs.keys()) - {"cache", "data", "test_data"}
         )  # paths; what they lead to is checked itself
-        different = [name for name in names if ours.get(name) != theirs.get(name)]
+        if ours.get("epochs", 0) < theirs.get("epochs", 0):
+            raise InputError(
+                f"{self.path} has {counted(theirs['epochs'], 'epoch')}, and {ours['epochs']:,} were asked for: none can be taken back. "
+                "Give more --epochs to train it on, leave them out to resume it, or choose another --out."
+            )
+        if ours.get("epochs", 0) > theirs.get("epochs", 0):
+            names = [name for name in names if name not in _EXTENDED]
+        different = [
+            name
+            for name in names
+            if ours.get(name) != theirs.get(name)
+            and (name in theirs or ours[name] is not False)  # a switch that an older run does not have was off
+        ]
         if different:
             lines = "".join(
                 f"\n  {name}: there {theirs.get(name)!r}, asked for {ours.get(name)!r}" for name in different
@@ -143,13 +180,44 @@ class RunDirectory:
             raise CacheMismatchError(
                 f"{self.path} is a run with other settings:{lines}\nRepeat them to resume it, or choose another --out."
             )
-        for fact, word in (("cache", "another cache"), ("data", "other data")):
+        for fact, word in (
+            ("cache", "another cache"),
+            ("data", "other data"),
+            ("class_weights", "other class weights"),
+        ):
             if there.get(fact) != self._record.get(fact):
                 raise CacheMismatchError(
                     f"{self.path} was begun with {word} (then {there.get(fact)}, now {self._record.get(fact)}). "
                     "Give it the same to resume it, or choose another --out."
                 )
         self._record = {"report_to": [], **there}
+
+    def _extended(
+        self, there: dict[str, Any], settings: Mapping[str, Any], lengthen: Lengthen
+    ) -> dict[str, Any] | None:
+        """Return the record of the run with more epochs, or None if it is to have as many as it has."""
+        then = there["settings"]
+        if settings["epochs"] == then["epochs"]:
+            return None
+        if "results" in there and not (self.path / "checkpoint.pt").exists():
+            raise InputError(
+                f"{self.path} keeps no checkpoint.pt to train on from: somebody or an older version removed it. Begin a run from its "
+                f"weights instead: --student-weights {self.path / 'student.safetensors'}"
+            )
+        segments = [dict(one) for one in there.get("segments") or [_segment(then["epochs"], then["epochs"])]]
+        done = then["epochs"] if "results" in there else len(read_metrics(self.path))
+        extend, length = lengthen(then, segments[-1]["schedule_epochs"], done)
+        if "results" in there:
+            segments[-1]["results"] = there["results"]
+        segments.append(_segment(settings["epochs"], length) | ({"extend": extend} if extend else {}))
+        kept = {name: value for name, value in self._record.items() if name != "results"}
+        return kept | {"settings": then | {name: settings[name] for name in _EXTENDED}, "segments": segments}
+
+    @property
+    def schedule_epochs(self) -> int | None:
+        """Number of epochs that the schedule is made for, if it is not that of the run."""
+        segments = self._record.get("segments")
+        return int(segments[-1]["schedule_epochs"]) if segments else None
 
     @property
     def results(self) -> dict[str, Any] | None:
@@ -188,10 +256,9 @@ class RunDirectory:
         write_bytes(self.path / "checkpoint.pt", state())
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Record the results; the checkpoint is no longer needed."""
+        """Record the results."""
         self._record["results"] = dict(results)
         self._write_record()
-        (self.path / "checkpoint.pt").unlink(missing_ok=True)
 
     def _write_record(self) -> None:
         write_bytes(self.path / "run.json", (json.dumps(self._record, indent=2) + "\n").encode())
@@ -200,14 +267,19 @@ class RunDirectory:
 class FollowedRun(RunDirectory):
     """The run of a process that does not lead: another one writes it."""
 
-    def __init__(self, path: Path, results: dict[str, Any] | None) -> None:
+    def __init__(self, path: Path, results: dict[str, Any] | None, schedule_epochs: int | None) -> None:
         """Take up what the leader found.
 
         Args:
             path: Where the leader writes.
             results: What came out, where the run is over.
+            schedule_epochs: As `RunDirectory.schedule_epochs`.
         """
-        self.path, self._record = path, {"results": results}
+        self.path = path
+        self._record = {
+            "results": results,
+            "segments": schedule_epochs and [{"schedule_epochs": schedule_epochs}],
+        }
 
     def close(self) -> None:
         """Do nothing."""

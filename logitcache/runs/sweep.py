@@ -19,11 +19,13 @@ from typing import Any
 from logitcache.errors import InputError, StoppedError
 from logitcache.runs.directory import is_held, read_run
 from logitcache.runtime.files import local_path, write_bytes
+from logitcache.runtime.wording import counted
 from logitcache.store import open_cache
 
 __all__ = ["Planned", "SweepResult", "plan_sweep", "read_reason", "run_sweep"]
 
 _PAUSE = 0.1
+_LENGTH = ("--epochs", "--extend", "--decay-milestones")
 _PANEL = re.compile(r"[╭┌+][─-]+ Error ")
 
 
@@ -48,21 +50,32 @@ class Planned:
 
     @property
     def finished(self) -> bool:
-        """Whether it is over."""
-        return self.begun and "results" in read_run(self.out)
+        """Whether it is over, with as many epochs as it is to have."""
+        if not self.begun:
+            return False
+        run, asked = read_run(self.out), _epochs_in(self.words)
+        return "results" in run and (asked is None or run["settings"].get("epochs", 0) >= asked)
 
     def begin(self) -> None:
-        """Remember what it is begun with.
+        """Remember what it is begun with, or with how many epochs it is trained on.
 
         Raises:
-            InputError: It was begun with something else.
+            InputError: It was begun with something else, or has more epochs than it is to have.
         """
         file = self.out.with_name(f"{self.out.name}.json")
         now: dict[str, Any] = {"words": list(self.words), "cache": self.cache}
         if self.begun:
             then = json.loads(file.read_text()) if file.exists() else None
             lines = [f"{shlex.join(one['words'])} (cache {one['cache']})" if one else "by hand" for one in (then, now)]
-            if then != now:
+            asked = _epochs_in(self.words)
+            if asked is not None and then and asked < (has := read_run(self.out)["settings"].get("epochs", 0)):
+                raise InputError(
+                    f"{self.out} was trained on to {counted(has, 'epoch')}, and the sweep asks for {asked:,}. Ask for as many, or give the "
+                    "sweep another --out."
+                )
+            if then and then != now and _goes_on(then, now):
+                write_bytes(file, (json.dumps(now) + "\n").encode())
+            elif then != now:
                 raise InputError(
                     f"{self.out} was trained otherwise than it would be now:\n  then {lines[0]}\n  now  {lines[1]}\nGive the sweep another "
                     "--out, or remove that run."
@@ -159,7 +172,7 @@ def run_sweep(
         run.begin()
     waiting = [run for run in planned if not run.finished]
     if len(waiting) < len(planned):
-        on_change(f"{len(planned) - len(waiting)} of {len(planned)} runs are finished already")
+        on_change(f"{len(planned) - len(waiting)} of {counted(len(planned), 'run')} finished already")
     running: dict[Planned, tuple[subprocess.Popen[bytes], int]] = {}
     elsewhere: set[Planned] = set()
     failed: dict[Path, str] = {}
@@ -196,7 +209,8 @@ def _start(run: Planned) -> "tuple[subprocess.Popen[bytes], int]":
     """Start a run; return its process, and where what it says begins in its log."""
     log = _log(run)
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "logitcache", "train", *run.words, "--out", str(run.out)]
+    asked = run.words if run.begun else _without(run.words, ["--extend"])
+    words = [sys.executable, "-m", "logitcache", "train", *asked, "--out", str(run.out)]
     words += ["--resume"] if run.begun else []
     with log.open("ab") as file:
         file.write(f"$ logitcache train {shlex.join(run.words)}\n".encode())
@@ -212,6 +226,33 @@ def _start(run: Planned) -> "tuple[subprocess.Popen[bytes], int]":
             preexec_fn=_end_with_us,  # noqa: PLW1509
         )
         return process, file.tell()
+
+
+def _epochs_in(words: Sequence[str]) -> int | None:
+    """Return the number of epochs that words of `train` ask for; None if they leave it to a file or a default."""
+    found = [word.partition("=")[2] for word in words if word.startswith("--epochs=")]
+    found += [value for word, value in itertools.pairwise(words) if word == "--epochs"]
+    return int(found[-1]) if found and found[-1].isdecimal() else None
+
+
+def _goes_on(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether a run is now asked for as it was, but perhaps with more epochs."""
+    before, after = (_epochs_in(one["words"]) or 0 for one in (then, now))
+    more = _LENGTH if after > before > 0 else ("--extend", *["--epochs"] * (after == before > 0))
+    same = _without(then["words"], more) == _without(now["words"], more)
+    return same and then["cache"] == now["cache"]
+
+
+def _without(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return words of `train` without some options and their values."""
+    kept, skipped = list[str](), False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        dropped = skipped or name in names
+        skipped = not skipped and name in names and not equals
+        if not dropped:
+            kept.append(word)
+    return kept
 
 
 def _end_with_us() -> None:

@@ -130,7 +130,8 @@ def _groups(kind: type) -> Iterator[type]:
 class Settings:
     """Base class of settings: checks names, types and ranges on construction, and converts to and from JSON.
 
-    Sequences are stored as tuples, and mappings are copied, so that nobody else can change a settings object.
+    Sequences are stored as tuples, and mappings as copies that cannot be changed, so that a settings object stays what it is. It has a
+    hash if its values have one, which arrays and the like do not.
     """
 
     def __new__(cls, *_: Any, **given: Any) -> Self:
@@ -228,6 +229,28 @@ class Settings:
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in changed)})"
 
 
+class FrozenMapping(Mapping[str, Any]):
+    """A mapping that cannot be changed, equal to a dict of the same items, with a hash."""
+
+    def __init__(self, items: Mapping[str, Any]) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._items[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -266,7 +289,7 @@ def _frozen(value: Any) -> Any:
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return _frozen(value.tolist())
     if isinstance(value, Mapping):
-        return {name: _frozen(inner) for name, inner in value.items()}
+        return FrozenMapping({name: _frozen(inner) for name, inner in value.items()})
     if value is None or isinstance(value, int | float | str):
         return value
     if isinstance(value, numbers.Integral):

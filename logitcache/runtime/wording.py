@@ -17,6 +17,7 @@ __all__ = [
     "percent",
     "percents",
     "samples_words",
+    "shape_words",
     "teacher_words",
 ]
 
@@ -37,8 +38,8 @@ def number(value: float) -> str:
 
 
 def counted(count: int, thing: str) -> str:
-    """Write a number of things: 1 row, 10,000 rows."""
-    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+    """Write a number of things: 1 row, 10,000 rows; 1 class, 10 classes."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}{'es' if thing.endswith('s') else 's'}"
 
 
 def bytes_text(count: float) -> str:
@@ -78,12 +79,17 @@ def kept_words(encoding: Mapping[str, Any]) -> str:
 def samples_words(manifest: Mapping[str, Any]) -> str:
     """Name the samples that a cache holds: "10,000 samples", "samples 0 to 999 of 10,000", "90 samples of 415 rows"."""
     first, count, total = manifest["data"]["first"], manifest["samples"], manifest["data"]["length"]
-    rows = f" of {manifest['rows']:,} rows" if "rows" in manifest else ""
+    rows = f" of {counted(manifest['rows'], 'row')}" if "rows" in manifest else ""
     return (
-        f"{count:,} samples{rows}"
+        f"{counted(count, 'sample')}{rows}"
         if count == total
         else f"samples {first:,} to {first + count - 1:,} of {total:,}{rows}"
     )
+
+
+def shape_words(samples: int, views: int) -> str:
+    """Say how large a cache is: "10,000 samples x 4 views"."""
+    return f"{counted(samples, 'sample')} x {counted(views, 'view')}"
 
 
 def teacher_words(teacher: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from logitcache.errors import CacheIncompleteError, CacheMismatchError, LogitCacheError
 from logitcache.runtime.files import describe, tally
+from logitcache.runtime.wording import counted
 from logitcache.store.layout import (
     ArraySpec,
     ChunkEncoder,
@@ -250,7 +251,7 @@ class CacheWriter:
         self.committed = self._trusted()
         if missing := self.missing():
             raise CacheIncompleteError(
-                f"{self.place}: {len(missing)} blocks are missing, the first is (view, block) {missing[0]}."
+                f"{self.place}: {counted(len(missing), 'block')} missing, the first is (view, block) {missing[0]}."
             )
         for view in range(len(self.manifest.views)):
             self._ledger.fold(view)

@@ -18,6 +18,7 @@ from logitcache.errors import InputError
 from logitcache.models import Network, evaluating, explain_forward_errors, float_dtype
 from logitcache.runtime.device import compile_function, cpu_threads, explain_oom, float32_precision
 from logitcache.runtime.tensors import call_network, channels_last, in_dtype, padded, sample_count, split_samples
+from logitcache.runtime.wording import counted
 
 __all__ = ["Teacher", "Teachers", "largest_fitting"]
 
@@ -130,7 +131,7 @@ class Teacher:
         for logits in self._modality.rows(output, keep, classes=self._classes, label=f"teacher {self.name}"):
             if logits.shape[1] != self._classes:
                 raise InputError(
-                    f"teacher {self.name} answers for {logits.shape[1]} classes, not {self._classes}. "
+                    f"teacher {self.name} answers for {counted(logits.shape[1], 'class')}, not {self._classes}. "
                     + (
                         "Use a teacher of the data's classes, or say with --class-map which of its classes they are."
                         if self._picked is None

@@ -13,12 +13,14 @@ from torch.nn import functional as F
 from logitcache.data import Ids, Inputs, Samples, View, modality_of
 from logitcache.data.protocol import Renderer
 from logitcache.models import evaluating
+from logitcache.runs.metrics import ACCURACY
 from logitcache.train.replicas import Replicas
 
 __all__ = ["Evaluation", "Subject", "evaluate"]
 
 _BATCH = 256
 _BINS = 15
+_TOP = 5
 
 Predict = Callable[[nn.Module, Any, Tensor | None], Tensor]  # network, input, which outputs are rows -> [R, C] float32
 
@@ -33,6 +35,8 @@ class Evaluation:
         ece: Expected calibration error, 15 bins of equal width (Guo et al., ICML 2017).
         rows: Row ids, [R] int64.
         predictions: Class of the largest logit of each row, [R] int64.
+        top5: Share of rows whose label is among the five largest logits; None where there are five classes or fewer, or the data is
+            not judged by its accuracy.
     """
 
     accuracy: float
@@ -40,6 +44,12 @@ class Evaluation:
     ece: float
     rows: Ids
     predictions: NDArray[np.int64]
+    top5: float | None
+
+    def metrics(self) -> dict[str, float]:
+        """Return what an epoch records."""
+        top5 = {} if self.top5 is None else {"test_top5_accuracy": self.top5}
+        return {"test_accuracy": self.accuracy, **top5, "test_loss": self.loss, "test_ece": self.ece}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +95,9 @@ def evaluate(
     batches = [chosen[start : start + _BATCH] for start in range(0, len(chosen), _BATCH)][
         replicas.rank :: replicas.world
     ]
-    sums = torch.zeros(
-        1 + _BINS, dtype=torch.float64, device=device
-    )  # loss; of each bin, correct rows less their confidence
+    ranked = modality.headline == ACCURACY.name and len(samples.classes) > _TOP
+    # Loss; rows whose label is among the largest logits; of each bin, correct rows less their confidence.
+    sums = torch.zeros(2 + _BINS, dtype=torch.float64, device=device)
     rows: list[Ids] = []
     predictions: list[Tensor] = []
     replicas.align(module)
@@ -100,7 +110,9 @@ def evaluate(
             sums[0] += F.cross_entropy(logits, labels, reduction="sum").double()
             confidence, predicted = logits.softmax(1).max(1)
             gap = (predicted == labels).double() - confidence.double()
-            sums[1:].index_add_(0, (confidence * _BINS).long().clamp_max(_BINS - 1), gap)
+            if ranked:
+                sums[1] += logits.topk(_TOP).indices.eq(labels[:, None]).sum()
+            sums[2:].index_add_(0, (confidence * _BINS).long().clamp_max(_BINS - 1), gap)
             rows.append(targets.ids)
             predictions.append(predicted)
     mine = (_joined(rows), _joined([one.cpu().numpy() for one in predictions]))
@@ -108,7 +120,9 @@ def evaluate(
     order = np.argsort(found, kind="stable")
     found, said = found[order], said[order]
     sums, accuracy = replicas.summed(sums), float((said == samples.labels[found]).mean())
-    return Evaluation(accuracy, float(sums[0]) / len(found), float(sums[1:].abs().sum()) / len(found), found, said)
+    loss, hits, ece = float(sums[0]), float(sums[1]), float(sums[2:].abs().sum())
+    top5 = hits / len(found) if ranked else None
+    return Evaluation(accuracy, loss / len(found), ece / len(found), found, said, top5)
 
 
 def _joined(parts: Any) -> NDArray[np.int64]:

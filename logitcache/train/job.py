@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from logitcache.teachers.recorded import live_teacher_of
 from logitcache.train.order import epoch_views, most_spills
 from logitcache.train.settings import TrainSettings
 from logitcache.train.targets import CachedTargets, LabelsOnly, LiveTargets, Targets
+from logitcache.train.weighting import weights_of_classes
 
 __all__ = ["Job", "prepare", "targets_of"]
 
@@ -38,6 +39,7 @@ class Job:
         network: The student with its initial weights, not yet on the device.
         inputs: The student's preprocessing.
         device: Device to train on.
+        spec: Name of the training data; None where it is an object.
         window: Rows of a block and blocks of a window, where memory is bounded; None holds whole views.
     """
 
@@ -50,6 +52,7 @@ class Job:
     network: Network
     inputs: Inputs
     device: torch.device
+    spec: str | None
     window: tuple[int, int] | None
 
 
@@ -77,9 +80,11 @@ def prepare(cache: str | Path | Cache | None, student: str | nn.Module, settings
     given = {name: getattr(settings, name) for name in ("mean", "std", "image_size", "crop_pct")}
     inputs = modality.choose_inputs(samples, views[0], given, network.preprocessing, recorded)
     spec = opened.manifest.data["spec"] if opened and settings.data is None else settings.data
+    named = str(spec) if isinstance(spec, str | Path) and str(spec) else None
     test = _test_samples(settings.test_data, spec, samples)
     window = _window(opened, settings.memory_budget, len(shown[0])) if opened else None
-    return Job(opened, name, objective, samples, test, shown, network, inputs, device, window)
+    objective = _weighted(objective, name, settings, samples, device)
+    return Job(opened, name, objective, samples, test, shown, network, inputs, device, named, window)
 
 
 def targets_of(job: Job, settings: TrainSettings) -> Targets:
@@ -105,6 +110,20 @@ def _objective(settings: TrainSettings) -> Objective:
         warmup=settings.kd_warmup,
         label_smoothing=settings.label_smoothing,
     )
+
+
+def _weighted(
+    objective: Objective, method: str, settings: TrainSettings, samples: Samples, device: torch.device
+) -> Objective:
+    """Give an objective the weights of classes that were asked for."""
+    if settings.class_weights is None:
+        return objective
+    if objective.ce_weight == 0:
+        raise InputError(
+            f"--class-weights weighs the classes in cross-entropy, which has no weight in {method} here: give it some with --ce-weight"
+        )
+    weights = weights_of_classes(settings.class_weights, samples)
+    return replace(objective, class_weights=torch.tensor(weights, dtype=torch.float32, device=device))
 
 
 def _epoch_views(

@@ -13,6 +13,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -33,8 +34,17 @@ from logitcache.runtime.progress import Callbacks, Progress
 from logitcache.store import Cache, count_rows, with_rows
 from logitcache.train.evaluate import Subject, evaluate
 from logitcache.train.job import Job
-from logitcache.train.optimize import learning_rate
-from logitcache.train.order import first_window, mixed_seed, sampled, shuffled, windowed
+from logitcache.train.keep import best_results, keep_best
+from logitcache.train.optimize import learning_rate, progress_after
+from logitcache.train.order import (
+    first_window,
+    micro_batches,
+    mixed_seed,
+    sampled,
+    shuffled,
+    whole_batches,
+    windowed,
+)
 from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
 from logitcache.train.step import SUMS, MicroBatch, Stepper
@@ -45,6 +55,11 @@ __all__ = ["Loop"]
 _AGREEMENT_SAMPLES = 2048
 _AGREED_STEPS, _AGREED_SECONDS = 16, 2.0  # at most, between two questions of several processes whether to stop
 _SEED_STRIDE = 0x9E3779B97F4A7C15  # between the dropout seeds of two processes
+
+_RESULTS = (  # of the last epoch, in the results of a run
+    *("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_top5_accuracy", "test_loss", "test_ece"),
+    *("ema_test_accuracy", "ema_test_top5_accuracy", "ema_test_loss"),
+)
 
 Blocks = tuple[int, ...] | None  # None: all
 
@@ -63,6 +78,7 @@ class Loop:
         callbacks: Callbacks,
     ) -> None:
         self.job, self.settings, self.stepper, self.targets = job, settings, stepper, targets
+        self.schedule = replace(settings, epochs=run.schedule_epochs or settings.epochs)
         self.samples, self.inputs, self.device, self.model = job.samples, job.inputs, job.device, stepper.model
         self.modality, self.offsets = modality_of(job.samples), offsets_of(job.samples)
         self.directory, self.replicas, self.callbacks = run, replicas, callbacks
@@ -87,6 +103,8 @@ class Loop:
             shown = {"view": views[0].index} | ({"views": [view.index for view in views]} if len(views) > 1 else {})
             metrics = {"epoch": epoch + 1, **shown, **self._epoch(epoch, views, upcoming, renderers, history, begun)}
             metrics |= self._tested()
+            if self.settings.keep_best is not False and self.replicas.leads:
+                keep_best(self.job, self.stepper, self.directory.path, history, metrics)
             history.append(metrics)
             begun, over = {}, epoch + 1 == self.settings.epochs
             state = functools.partial(self._packed, history)
@@ -108,12 +126,10 @@ class Loop:
     def _results(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         """Sum up the epochs, and compare the student once more with its teacher."""
         last = history[-1]
-        kept = ("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_loss", "test_ece", "ema_test_accuracy")
-        results: dict[str, Any] = {name: last[name] for name in kept if name in last}
-        headline = find_metric(self.modality.headline)
-        if headline.name in last:
-            results[f"best_{headline.name}"] = headline.best(metrics[headline.name] for metrics in history)
-        results["headline"] = headline.to_json()
+        results: dict[str, Any] = {name: last[name] for name in _RESULTS if name in last} | best_results(
+            self.job, history
+        )
+        results["headline"] = find_metric(self.modality.headline).to_json()
         results["seconds_per_epoch"] = sum(metrics["seconds"] for metrics in history) / len(history)
         return results | (self._beside_teacher(self.job.cache) if self.job.cache else {})
 
@@ -167,9 +183,9 @@ class Loop:
                     continue
                 self.targets.begin(stretch, later)
                 for parts, batch in zip(self._micro_batches(views, left, renderers), left, strict=True):
-                    rate = learning_rate(settings, epoch, step, steps)
+                    rate = learning_rate(self.schedule, epoch, step, steps)
                     rows = count_rows(self.offsets, batch)
-                    sums += self.stepper.step(parts, rows, rate, (epoch + 1) / settings.epochs)
+                    sums += self.stepper.step(parts, rows, rate, progress_after(epoch, self.schedule))
                     step, done, taken = step + 1, done + len(batch), taken + 1
                     self.callbacks.on_step(
                         Progress(f"epoch {epoch + 1}/{settings.epochs}", done, samples, self.modality.unit)
@@ -177,15 +193,17 @@ class Loop:
                     if step < steps and self._asked(step, time.perf_counter() - started, taken):
                         self._save_within(history, step, sums, before + time.perf_counter() - started)
                         raise self._stopped(f"step {step} of {steps} of epoch {epoch + 1}")
-        metrics = self._means(epoch, sums, before + time.perf_counter() - started)
-        return {"lr": rate, **metrics, **({"windows": len(windows)} if len(windows) > 1 else {})}
+        orders = [order for _, order in windows]
+        metrics = self._means(epoch, sums, before + time.perf_counter() - started, orders)
+        left_out = {"left_out": self._countable - samples} if settings.drop_last else {}
+        return {"lr": rate, **metrics, **({"windows": len(windows)} if len(windows) > 1 else {}), **left_out}
 
     def _stretches(
         self, epoch: int, views: Sequence[View], upcoming: Sequence[View], windows: Sequence[tuple[Blocks, Ids]]
     ) -> Iterator[tuple[Stretch, Stretch]]:
         """Yield what each window trains on, and what comes after it; after the last epoch nothing does, and it is the same."""
         following = self.job.window and first_window(
-            len(self.samples.labels), *self.job.window, self.settings.seed, epoch + 1, self.offsets
+            len(self.samples.labels), *self.job.window, self.settings.seed, epoch + 1, self.offsets, least=self._least
         )
         found = [Stretch(views, blocks) for blocks, _ in windows]
         last = Stretch(upcoming, following) if epoch + 1 < self.settings.epochs else found[-1]
@@ -208,15 +226,18 @@ class Loop:
         self.directory.save(functools.partial(self._packed, history, **begun))
         self.replicas.wait()
 
-    def _means(self, epoch: int, sums: Tensor, seconds: float) -> dict[str, float]:
+    def _means(self, epoch: int, sums: Tensor, seconds: float, orders: Sequence[Ids]) -> dict[str, float]:
         """Return the metrics of an epoch from their sums over rows; those that do not apply to the method are NaN, and left out."""
-        means = dict(zip(SUMS, (self.replicas.summed(sums) / len(self.samples.labels)).tolist(), strict=True))
+        rows, samples = len(self.samples.labels), len(self.samples)
+        if self.settings.drop_last:
+            rows, samples = sum(count_rows(self.offsets, order) for order in orders), sum(map(len, orders))
+        means = dict(zip(SUMS, (self.replicas.summed(sums) / rows).tolist(), strict=True))
         if not np.isfinite(means["loss"]):
             raise InputError(
                 f"the loss is {means['loss']} in epoch {epoch + 1}: training has diverged. Lower --lr, or add --warmup-epochs."
             )
         found = {name: value for name, value in means.items() if not np.isnan(value)}
-        return found | {"seconds": seconds, f"{self.modality.unit}_per_second": len(self.samples) / seconds}
+        return found | {"seconds": seconds, f"{self.modality.unit}_per_second": samples / seconds}
 
     def _asked(self, step: int, seconds: float, steps: int) -> bool:
         """Return whether to stop after this step; several processes agree on it every few steps.
@@ -243,10 +264,8 @@ class Loop:
         self, views: Sequence[View], batches: Sequence[Ids], renderers: Sequence[Renderer]
     ) -> Iterator[list[list[MicroBatch]]]:
         """Render batches; yield for each this process's shares of its micro-batches, in every view."""
-        size = -(-self.settings.batch_size // self.settings.grad_accum_steps)
-        divided = [
-            [self.replicas.share(micro) for micro in np.array_split(batch, -(-len(batch) // size))] for batch in batches
-        ]
+        size, parts = self.settings.batch_size, self.settings.grad_accum_steps
+        divided = [[self.replicas.share(micro) for micro in micro_batches(batch, size, parts)] for batch in batches]
         flat = [ids for shares in divided for ids, _ in shares]
         streams = [renderer.batches(view, flat) for renderer, view in zip(renderers, views, strict=True)]
         rendered = zip(*streams, strict=True)
@@ -267,25 +286,40 @@ class Loop:
         inputs, logits = self.inputs.on(batch.inputs[0], self.device), self.targets.logits(position, batch, rows)
         return MicroBatch(inputs, keep, labels, second, logits, 0 if joins_only else len(rows.ids))
 
+    @property
+    def _least(self) -> int:
+        """Samples of the smallest window that is trained on."""
+        return self.settings.batch_size if self.settings.drop_last else 1
+
+    @property
+    def _countable(self) -> int:
+        """Number of samples that have rows."""
+        return len(with_rows(self.offsets, np.arange(len(self.samples))))
+
     def _windows(self, epoch: int) -> Sequence[tuple[Blocks, NDArray[np.int64]]]:
         """Order the samples of an epoch: a permutation of all, or of a few blocks after the other where memory is bounded.
 
         Returns:
-            For each window the blocks of the cache that hold it (None: all), and sample ids.
+            For each window the blocks of the cache that hold it (None: all), and sample ids, without those that `drop_last` leaves out.
         """
+        seed, size, found = self.settings.seed, self.settings.batch_size, list[tuple[Blocks, Ids]]()
         if self.job.window is None:
-            return [(None, with_rows(self.offsets, shuffled(len(self.samples), self.settings.seed, epoch)))]
-        return windowed(len(self.samples.labels), *self.job.window, self.settings.seed, epoch, self.offsets)
+            found.append((None, with_rows(self.offsets, shuffled(len(self.samples), seed, epoch))))
+        else:
+            rows = len(self.samples.labels)
+            found += windowed(rows, *self.job.window, seed, epoch, self.offsets, least=self._least)
+        return [(blocks, whole_batches(ids, size)) for blocks, ids in found] if self.settings.drop_last else found
 
     def _tested(self) -> dict[str, float]:
         if self.test is None:
             return {}
         measured = evaluate(self.model, self.test, self.stepper.predict, self.device, self.replicas)
-        found = {"test_accuracy": measured.accuracy, "test_loss": measured.loss, "test_ece": measured.ece}
+        found = measured.metrics()
         if self.stepper.average is not None:
             average = self.stepper.average.module
-            measured = evaluate(average, self.test, self.stepper.predict, self.device, self.replicas)
-            found["ema_test_accuracy"] = measured.accuracy
+            averaged = evaluate(average, self.test, self.stepper.predict, self.device, self.replicas).metrics()
+            kept = {"test_accuracy", "test_top5_accuracy", self.modality.headline}
+            found |= {f"ema_{name}": value for name, value in averaged.items() if name in kept}
         return found
 
     def _beside_teacher(self, cache: Cache) -> dict[str, float]:

@@ -14,7 +14,7 @@ class EpochMetrics(TypedDict):
         views: Indices of all views of a pair.
         lr: Learning rate of the last step.
         loss: Mean training loss.
-        ce: Mean cross-entropy, without its weight.
+        ce: Mean cross-entropy, without its weight, but with those of the classes.
         kd: Mean distillation term, without its weight; 0 without a teacher.
         train_accuracy: Fraction of training rows classified correctly, in training mode.
         teacher_agreement: Fraction of training rows on which student and teacher predict the same class.
@@ -23,10 +23,14 @@ class EpochMetrics(TypedDict):
         seconds: Training time in seconds, without evaluation.
         images_per_second: Training speed; of other data under the name of its unit, as `sequences_per_second`.
         windows: Number of windows the epoch was read in, if more than one.
+        left_out: Number of samples that were in no batch of this epoch, with `drop_last`; other metrics are of those that were.
         test_accuracy: Fraction of test samples classified correctly.
+        test_top5_accuracy: Fraction of test samples whose class is among the student's five largest logits; with more than five classes.
         test_loss: Mean cross-entropy on the test samples.
         test_ece: Expected calibration error on the test samples, 15 bins.
         ema_test_accuracy: Test accuracy of the averaged weights.
+        ema_test_top5_accuracy: The same among the five largest logits.
+        ema_test_loss: Test loss of the averaged weights, for data that is judged by its loss.
     """
 
     epoch: int
@@ -43,7 +47,11 @@ class EpochMetrics(TypedDict):
     seconds: float
     images_per_second: NotRequired[float]
     windows: NotRequired[int]
+    left_out: NotRequired[int]
     test_accuracy: NotRequired[float]
+    test_top5_accuracy: NotRequired[float]
     test_loss: NotRequired[float]
     test_ece: NotRequired[float]
     ema_test_accuracy: NotRequired[float]
+    ema_test_top5_accuracy: NotRequired[float]
+    ema_test_loss: NotRequired[float]

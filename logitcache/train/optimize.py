@@ -9,7 +9,7 @@ from torch import nn
 from logitcache.errors import InputError
 from logitcache.train.settings import OPTIMIZERS, SCHEDULES, Optimization, Training
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "learning_rate", "make_optimizer"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "learning_rate", "make_optimizer", "progress_after"]
 
 _CLASSES: dict[str, Any] = {
     "adam": torch.optim.Adam,
@@ -90,6 +90,11 @@ def learning_rate(settings: Training, epoch: int, step: int, steps: int) -> floa
         milestones = [epochs * share for share in (0.625, 0.75, 0.875)]  # 150, 180 and 210 of 240, as in the papers
     falls = sum(epoch >= milestone for milestone in milestones)
     return highest * math.pow(rate, falls)
+
+
+def progress_after(epoch: int, settings: Training) -> float:
+    """Return the share of the schedule that is over after an epoch (from 0): 1 for those that a run was trained on."""
+    return min((epoch + 1) / settings.epochs, 1.0)
 
 
 def _one_cycle(highest: float, step: int, steps: int) -> float:

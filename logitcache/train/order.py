@@ -9,7 +9,19 @@ from numpy.typing import NDArray
 
 from logitcache.store import Ids, with_rows
 
-__all__ = ["epoch_views", "first_window", "mixed_seed", "most_spills", "sampled", "shares", "shuffled", "windowed"]
+__all__ = [
+    "epoch_views",
+    "first_window",
+    "micro_batches",
+    "mixed_seed",
+    "most_spills",
+    "sampled",
+    "shares",
+    "shuffled",
+    "whole_batches",
+    "window_lengths",
+    "windowed",
+]
 
 _CHECKED_ROWS = 64  # rendered again and compared with their digests before each epoch
 
@@ -55,8 +67,25 @@ def epoch_views(views: Sequence[Any], *, paired: bool) -> list[tuple[Any, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
+def whole_batches(order: Ids, batch_size: int) -> Ids:
+    """Return an order of samples without those of a last batch that is smaller than the others."""
+    return order[: len(order) - len(order) % batch_size]
+
+
+def micro_batches(batch: Ids, batch_size: int, parts: int) -> list[Ids]:
+    """Divide a batch into the parts whose gradients are accumulated.
+
+    Args:
+        batch: Sample ids, at most `batch_size` of them.
+        batch_size: Samples of a whole batch.
+        parts: Number of parts of a whole batch; a smaller one has as many as it needs for none to be larger.
+    """
+    size = -(-batch_size // parts)
+    return np.array_split(batch, -(-len(batch) // size))
+
+
 def windowed(
-    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None
+    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None, *, least: int = 1
 ) -> list[tuple[tuple[int, ...], Ids]]:
     """Return the order of an epoch where memory is bounded: blocks drawn at random, a few at a time, and shuffled together.
 
@@ -67,6 +96,7 @@ def windowed(
         seed: Seed of the order.
         epoch: Number of the epoch, from 0.
         offsets: Row at which each sample begins, [N + 1]; None where each sample is one row.
+        least: Windows of fewer samples are left out.
 
     Returns:
         For each window the blocks that hold its rows, and its sample ids: those that begin in a block that was drawn. A sample
@@ -77,19 +107,27 @@ def windowed(
     for chosen in _drawn(rows, block_rows, blocks, random):
         held = np.concatenate([_begun(block, rows, block_rows, offsets) for block in chosen])
         order = held[torch.randperm(len(held), generator=random).numpy()]
-        if len(order):  # one long sample may fill all that was drawn
+        if len(order) >= least:  # one long sample may fill all that was drawn
             windows.append((_with_spills(chosen, rows, block_rows, offsets), order))
     return windows
 
 
 def first_window(
-    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None
+    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None, *, least: int = 1
 ) -> tuple[int, ...]:
     """Return the blocks that `windowed` begins an epoch with."""
-    random = torch.Generator().manual_seed(mixed_seed(seed, epoch))
-    drawn = _drawn(rows, block_rows, blocks, random)
-    chosen = next(one for one in drawn if any(len(_begun(block, rows, block_rows, offsets)) for block in one))
+    lengths = window_lengths(rows, block_rows, blocks, seed, epoch, offsets)
+    chosen = next(one for one, length in lengths if length >= least)
     return _with_spills(chosen, rows, block_rows, offsets)
+
+
+def window_lengths(
+    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None
+) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Yield the blocks that `windowed` draws for each window, and how many samples begin in them."""
+    random = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+    for chosen in _drawn(rows, block_rows, blocks, random):
+        yield chosen, sum(len(_begun(block, rows, block_rows, offsets)) for block in chosen)
 
 
 def most_spills(rows: int, block_rows: int, offsets: Ids | None) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from logitcache.store import Cache
 
 __all__ = [
+    "EXTENSIONS",
     "OPTIMIZERS",
     "SCHEDULES",
     "DataSettings",
@@ -44,6 +45,7 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "sgd": ("momentum", "nesterov"),
 }
 SCHEDULES = ("cosine", "onecycle", "step")
+EXTENSIONS = ("continue", "stretch")
 _OPTIMIZERS_OWN = ("momentum", "nesterov", "betas", "eps")
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
@@ -225,6 +227,14 @@ class Optimization(Settings):
     label_smoothing: float = option(
         0.0, metavar="FRACTION", help="Label smoothing of the cross-entropy, from 0 to below 1."
     )
+    class_weights: "str | Sequence[float] | Mapping[str, float] | None" = option(
+        None,
+        form="value",
+        metavar="balanced|FILE|W,W,...",
+        shown="all the same",
+        help="Weights of the classes in cross-entropy: balanced (inverse to their number of rows), numbers in the order of the classes, or "
+        "a JSON file with a list or an object of names and numbers. They are scaled to a mean of 1 over the training rows.",
+    )
     model_ema_decay: float | None = option(
         None,
         metavar="DECAY",
@@ -238,9 +248,16 @@ class Optimization(Settings):
         minimum=1,
         help="Number of parts a batch is split into if it does not fit into memory; their gradients are accumulated.",
     )
+    drop_last: bool = option(
+        False,
+        help="Leave out the last batch of an epoch if it is smaller than the others; with --memory-budget, that of each window. "
+        "The samples left out differ from epoch to epoch, as their order does.",
+    )
 
     def __post_init__(self) -> None:
         """Check ranges, and that the optimizer has the settings that were given."""
+        if (to_list := getattr(self.class_weights, "tolist", None)) is not None:  # an array or a tensor
+            object.__setattr__(self, "class_weights", to_list())
         super().__post_init__()
         if isinstance(self.opt, str):
             if self.opt not in OPTIMIZERS:
@@ -373,6 +390,12 @@ class Execution(Settings):
         help="Epochs between two checkpoints. A run that is killed loses the epochs since the last one; one that is asked to stop loses "
         "nothing.",
     )
+    keep_best: bool | None = option(
+        None,
+        shown="yes, with test data",
+        conduct=True,
+        help="Keep the weights of the epoch that is best on the test data too, as student-best.safetensors.",
+    )
     memory_budget: int | None = option(
         None,
         form="bytes",
@@ -430,7 +453,16 @@ class TrainRequest(Settings):
     resume: bool = option(
         False,
         conduct=True,
-        help="Continue a stopped run, with the settings it was begun with. It ends as if it had not been stopped.",
+        help="Continue a stopped run, with the settings it was begun with. It ends as if it had not been stopped. With more --epochs, a "
+        "finished one is trained on, too.",
+    )
+    extend: str | None = option(
+        None,
+        metavar="continue|stretch",
+        shown="asked for where it matters",
+        conduct=True,
+        help="Schedule of a run that is resumed with more epochs than it had: continue keeps the schedule it was begun with, which stays "
+        "where it ended; stretch follows, from here on, the schedule of a run with the new number of epochs.",
     )
     out: str | Path | None = option(
         None,
@@ -455,3 +487,9 @@ class TrainRequest(Settings):
     on_epoch: Callable[[EpochMetrics], None] | None = option(
         None, form="python", conduct=True, help="Function called as `Callbacks.on_epoch`."
     )
+
+    def __post_init__(self) -> None:
+        """Check names."""
+        super().__post_init__()
+        if self.extend is not None and self.extend not in EXTENSIONS:
+            raise unknown_name("way to extend a schedule", str(self.extend), EXTENSIONS)

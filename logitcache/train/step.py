@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from logitcache.data import Samples, modality_of
 from logitcache.encoding import TopKRows
+from logitcache.errors import InputError
 from logitcache.methods import Objective, SecondLabels
 from logitcache.models import explain_forward_errors, float_dtype
 from logitcache.runtime.device import compile_function
@@ -159,7 +160,13 @@ class Stepper:
             with explain_forward_errors("the student", inputs):
                 output = call_network(network, channels_last(inputs) if self._channels_last else inputs)
             chunks = list(self._modality.rows(output, keep, classes=self._classes, label="the student"))
-        return (chunks[0] if len(chunks) == 1 else torch.cat(chunks)).float()
+        logits = (chunks[0] if len(chunks) == 1 else torch.cat(chunks)).float()
+        if logits.shape[1] != self._classes:
+            raise InputError(
+                f"the student must return logits [B, {self._classes}], one for each class of the data, found a tensor "
+                f"{list(logits.shape)}: give it as many outputs, or let it return its logits first"
+            )
+        return logits
 
     def _forward(self, batch: MicroBatch, progress: float) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate the objective in one view: its value, its terms to be summed, and shares to be averaged, over views."""

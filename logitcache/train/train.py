@@ -8,6 +8,7 @@ the teacher's logits come from.
 """
 
 import contextlib
+import functools
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -22,16 +23,19 @@ from torch import nn
 from logitcache.data import modality_of
 from logitcache.errors import InputError
 from logitcache.methods import method_name
-from logitcache.models import read_weights, save_weights
-from logitcache.runs.directory import FollowedRun, RunDirectory, free_name, read_metrics
+from logitcache.models import read_weights, restoring_modes
+from logitcache.runs.directory import FollowedRun, Lengthen, RunDirectory, free_name, read_metrics
 from logitcache.runs.metrics import find_metric
 from logitcache.runtime.files import local_path
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options
-from logitcache.store import Cache, classes_to_json
+from logitcache.store import Cache
+from logitcache.train.extend import lengthened, warn_of_milestones
 from logitcache.train.job import Job, prepare, targets_of
+from logitcache.train.keep import save_last
 from logitcache.train.loop import Loop
 from logitcache.train.metrics import EpochMetrics
+from logitcache.train.probe import refuse_unfit_student
 from logitcache.train.replicas import Replicas, join_replicas
 from logitcache.train.settings import TrainRequest, TrainSettings
 from logitcache.train.step import Stepper
@@ -60,6 +64,12 @@ class RunResult:
         """The same as `path`."""
         return self.path
 
+    @property
+    def best(self) -> Path | None:
+        """File with the weights of the epoch that was best on the test data; None if none was kept."""
+        file = self.path / "student-best.safetensors"
+        return file if file.exists() else None
+
 
 @show_options(TrainRequest, TrainSettings)
 def train_student(
@@ -69,6 +79,7 @@ def train_student(
     settings: TrainSettings | None = None,
     report_to: Sequence[str] | None = None,
     resume: bool = False,
+    extend: str | None = None,
     out: str | Path | None = None,
     callbacks: Callbacks | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -97,39 +108,36 @@ def train_student(
             f"train_student(cache, student) takes a path or a Cache, and a network's name or a module; found {type(cache).__name__} and "
             f"{type(student).__name__}. A factory is called first, with the number of classes."
         )
+    if TrainRequest(extend=extend).extend and not resume:
+        raise InputError(
+            "--extend is for a run that is trained on: give it with --resume, --out RUN and more --epochs than the run had"
+        )
     told = combine_callbacks(callbacks, on_progress=on_progress, on_epoch=on_epoch, should_stop=should_stop)
     job = prepare(cache, student, chosen)
     model, replicas = job.network.module.to(job.device), join_replicas(job.device)
-    stepper = Stepper(model, job.objective, chosen, job.device, replicas, job.samples)
-    targets = targets_of(job, chosen)
-    stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
-    path = local_path(out) if out else free_name(Path("runs"), stem)
-    run = _begun(replicas, path, _record(cache, student, chosen), _facts(job, targets.name), report_to, resume=resume)
-    with contextlib.closing(run), replicas.explain_lost_process():
+    with replicas.explain_lost_process(), restoring_modes(model), contextlib.ExitStack() as stack:
+        stepper = Stepper(model, job.objective, chosen, job.device, replicas, job.samples)
+        refuse_unfit_student(job, chosen, stepper, replicas)
+        if replicas.leads:
+            warn_of_milestones(chosen)
+        targets = stack.enter_context(contextlib.closing(targets_of(job, chosen)))
+        stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
+        path = local_path(out) if out else free_name(Path("runs"), stem)
+        recorded, facts = _record(cache, student, chosen), _facts(job, targets.name)
+        lengthen = functools.partial(lengthened, path, chosen, job.objective, extend)
+        run = stack.enter_context(
+            contextlib.closing(_begun(replicas, path, recorded, facts, report_to, resume=resume, lengthen=lengthen))
+        )
         results = run.results
         if results is not None:
             weights = run.path / "student.safetensors"
             model.load_state_dict(replicas.from_leader(lambda: read_weights(str(weights), model.state_dict())))
             return RunResult(run.path, model.eval(), _metrics(run, replicas), results)
-        with contextlib.closing(targets):
-            results = Loop(job, chosen, stepper, targets, run, replicas, told).run()
+        results = Loop(job, chosen, stepper, targets, run, replicas, told).run()
         if replicas.leads:
-            _save(job, stepper, run.path)
+            save_last(job, stepper, run.path)
         run.finish(results)
         return RunResult(run.path, model.eval(), _metrics(run, replicas), results)
-
-
-def _save(job: Job, stepper: Stepper, folder: Path) -> None:
-    """Write the weights, and those of the running mean, with a note on what they are."""
-    notes: dict[str, Any] = {
-        "network": job.network.name,
-        "classes": classes_to_json(job.samples.classes),
-        "method": job.method,
-        "preprocessing": {name: value for name, value in job.inputs.to_json().items() if name != "resize"},
-    }
-    save_weights(stepper.model.state_dict(), folder / "student.safetensors", notes)
-    if stepper.average is not None:
-        save_weights(stepper.average.module.state_dict(), folder / "student-ema.safetensors", notes)
 
 
 def _begun(
@@ -140,20 +148,21 @@ def _begun(
     logs: Sequence[str] | None,
     *,
     resume: bool,
+    lengthen: Lengthen,
 ) -> RunDirectory:
     """Begin or take up the run, in the process that leads; the others follow it."""
-    with replicas.explain_lost_process():
-        replicas.refuse_unlike(settings | {name: facts[name] for name in facts if name != "hardware"})
-        facts["hardware"]["processes"] = replicas.world
-        ours = list[RunDirectory]()
+    replicas.refuse_unlike(settings | {name: facts[name] for name in facts if name != "hardware"})
+    facts["hardware"]["processes"] = replicas.world
+    ours = list[RunDirectory]()
 
-        def begin() -> tuple[Path, dict[str, Any] | None]:
-            ours.append(RunDirectory(path, settings, facts, resume=resume or replicas.began(path), logs=logs))
-            replicas.begin(path)
-            return path, ours[0].results
+    def begin() -> tuple[Path, dict[str, Any] | None, int | None]:
+        again = resume or replicas.began(path)
+        ours.append(RunDirectory(path, settings, facts, resume=again, logs=logs, lengthen=lengthen))
+        replicas.begin(path)
+        return path, ours[0].results, ours[0].schedule_epochs
 
-        found = replicas.from_leader(begin)
-        return ours[0] if ours else FollowedRun(*found)
+    found = replicas.from_leader(begin)
+    return ours[0] if ours else FollowedRun(*found)
 
 
 def _record(
@@ -191,7 +200,8 @@ def _facts(job: Job, logits: str) -> dict[str, Any]:
             "bytes_per_row": cache.fields(cache.teacher).itemsize,
             "logits": logits,
         }
-    return {
+    weights = job.objective.class_weights
+    return ({} if weights is None else {"class_weights": weights.tolist()}) | {
         "cache": encoded,
         "student": {
             "name": job.network.name,
@@ -207,5 +217,6 @@ def _facts(job: Job, logits: str) -> dict[str, Any]:
         },
         # Paths may move; what they lead to may not change in the middle of a run.
         "data": {"train": job.samples.digest(), "test": None if job.test is None else job.test.digest()},
+        "trained_on": {"data": job.spec, "samples": len(job.samples), "classes": len(job.samples.classes)},
         "headline": find_metric(modality_of(job.samples).headline).to_json(),
     }

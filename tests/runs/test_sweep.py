@@ -278,6 +278,85 @@ def test_runs_that_were_trained_otherwise_are_not_taken_for_those_asked_for(tmp_
             run_sweep(plan_sweep(**({"cache": None} | asked | other)))
 
 
+def lengthened(folder, *parts):
+    """Make a run into one that was trained on."""
+    content = json.loads((folder / "run.json").read_text())
+    content["segments"] = list(parts)
+    content["settings"]["epochs"] = parts[-1]["epochs"]
+    (folder / "run.json").write_text(json.dumps(content))
+
+
+def test_a_sweep_that_asks_for_more_epochs_trains_its_runs_on(tmp_path):
+    made(tmp_path, [0.5])
+    ours = (tmp_path / "kd--0").rename(tmp_path / "kd-seed0")
+    asked = {"out": tmp_path, "methods": ["kd"], "seeds": [0]}
+
+    def plan(*words):
+        (planned,) = plan_sweep(None, **asked, options=["--student", "s", *words])
+        return planned
+
+    (tmp_path / "kd-seed0.json").write_text(json.dumps({"words": plan("--epochs", "2").words, "cache": None}))
+    plan("--epochs", "2").begin()
+    assert plan("--epochs", "2").finished
+    for words in (("--epochs=4",), ("--epochs", "4", "--extend", "stretch")):  # train refused the first, and asked how
+        more = plan(*words)
+        more.begin()
+        assert not more.finished
+    lengthened(ours, {"epochs": 2}, {"epochs": 4, "extend": "stretch"})
+    assert more.finished
+    with pytest.raises(InputError, match="was trained on to 4 epochs, and the sweep asks for 2. Ask for as many"):
+        plan("--epochs", "2").begin()
+    with pytest.raises(InputError, match="trained otherwise"):
+        plan("--epochs", "6", "--lr", "1").begin()
+
+
+def test_a_run_that_was_trained_on_is_compared_as_such(tmp_path, run):
+    made(tmp_path / "runs", [0.5, 0.6])
+    made(tmp_path / "runs", [0.7], method="ce")
+    lengthened(tmp_path / "runs/kd--1", {"epochs": 1}, {"epochs": 2, "extend": "stretch"})
+    one, other = compare_runs([tmp_path / "runs/kd--0", tmp_path / "runs/kd--1"])
+    assert (one.extended, other.extended, other.epochs) == ("", "1 + 1, stretch", 2)
+    assert [group.seeds for group in group_runs([one, other])] == [1, 1]
+    assert "2 (1 + 1, stretch)" in " ".join(run("compare", "runs").stdout.split())
+    lengthened(tmp_path / "runs/kd--1", {"epochs": 1}, {"epochs": 2})  # the same as one that had them from the start
+    assert [group.seeds for group in group_runs(compare_runs([tmp_path / "runs"]))] == [1, 2]
+
+
+def places(picture):
+    """The circles of a picture on the right, from left to right: x of each."""
+    marks = ET.fromstring(picture).iter("{http://www.w3.org/2000/svg}circle")
+    return sorted(float(mark.get("cx")) for mark in marks)
+
+
+def test_a_difference_of_one_seed_is_no_cliff():
+    """0.2 points are 2 % of the axis at most; the picture says that one seed was run."""
+    drawn = draw_runs({"ce": [[0.5, 0.900]], "kd": [[0.5, 0.902]]})
+    left, right = places(drawn)
+    assert right - left < 0.02 * 450
+    assert "one seed each: differences may be chance" in drawn
+    assert "polygon" not in drawn
+    lines = re.findall(r'polyline points="([^"]*)"', drawn)
+    ends = [float(line.split()[-1].split(",")[1]) for line in lines[-2:]]
+    assert abs(ends[0] - ends[1]) < 0.02 * 320
+
+
+def test_the_axis_shows_what_seeds_do():
+    """With several seeds it spans eight deviations at least, and the curves have their band."""
+    drawn = draw_runs({"ce": [[0.5, 0.90], [0.5, 0.92]], "kd": [[0.5, 0.91], [0.5, 0.93]]})
+    marks = places(drawn)
+    assert (marks[-1] - marks[0]) < 0.3 * 450
+    assert drawn.count("<polygon") == 2
+    mixed = draw_runs({"ce": [[0.5, 0.90], [0.5, 0.92]], "kd": [[0.5, 0.91]]})
+    assert "unknown for one" in mixed
+
+
+@pytest.mark.parametrize("value", [0.0, 0.001, 0.5, 0.999, 1.0])
+def test_an_axis_of_shares_ends_at_none_and_all(value):
+    drawn = draw_runs({"ce": [[value]]})
+    labels = re.findall(r">(-?[0-9.]+)%</text>", drawn)
+    assert labels and all(0 <= float(label) <= 100 for label in labels)
+
+
 @pytest.mark.slow
 def test_a_sweep_runs_compares_and_goes_on(tmp_path, npz, dump, run, monkeypatch):
     """Two at a time; one method fails and stops no other; what is finished is not run again; a stop saves what is in hand."""
@@ -293,7 +372,7 @@ def test_a_sweep_runs_compares_and_goes_on(tmp_path, npz, dump, run, monkeypatch
     assert "over seeds" in done.stdout and " ± " in done.stdout
     before = {file: file.read_bytes() for file in (tmp_path / "s").glob("*/run.json")}
     assert len([file for file in before if "alpha" not in file.parent.name]) == 4
-    assert "4 of 4 runs are finished already" in run(*words, *options).stderr
+    assert "4 of 4 runs finished already" in run(*words, *options).stderr
     assert all(file.read_bytes() == content for file, content in before.items())
 
     line = [
@@ -337,7 +416,9 @@ def test_a_recipe_is_read_by_train_and_by_compare(recipe, run):
     from logitcache.models import load_network
 
     assert run("train", "--config", str(recipe), "--help").exit_code == 0
-    settings, published = tomllib.loads(recipe.read_text()), read_published(recipe)
+    settings, theirs = tomllib.loads(recipe.read_text()), read_published(recipe)
+    assert (theirs.epochs, theirs.student, theirs.data) == (settings["epochs"], settings["student"], recipe.parent.name)
+    published = theirs.accuracies
     assert load_network(settings["student"], 100).module
     assert settings["student"].rpartition(":")[2] == recipe.stem[-len(settings["student"].rpartition(":")[2]) :]
     assert published and set(published) <= set(METHODS)
@@ -354,3 +435,26 @@ def test_published_numbers_stand_beside_ours(tmp_path, run):
     assert "| 70.66% |" in run("compare", "runs", "--published", str(recipe), "--markdown").stdout
     (tmp_path / "bad.toml").write_text("published = 3")
     assert "cannot be read as a recipe" in run("compare", "runs", "--published", "bad.toml").stderr
+    (tmp_path / "bad.toml").write_text('epochs = "many"')
+    assert "cannot be read as a recipe" in run("compare", "runs", "--published", "bad.toml").stderr
+
+
+def test_published_numbers_of_other_conditions_are_named_as_such(tmp_path, run):
+    made(tmp_path / "runs", [0.70], "kd")
+    made(tmp_path / "same", [0.70], "kd", epochs=240, student="resnet20")
+    recipe = next(path for path in RECIPES if path.stem == "resnet56-resnet20")
+    file = tmp_path / "runs/kd--0/run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"trained_on": {"data": "fashion-mnist-mini:train"}}))
+    sentence = (
+        "the published numbers are of other conditions (240 epochs, here 2; student resnet20, here s; data cifar100, here "
+        "fashion-mnist-mini): they are no baseline for these runs\n"
+    )
+    for words in ([], ["--markdown"]):
+        done = run("compare", "runs", "--published", str(recipe), *words)
+        assert done.stderr == sentence
+        assert "published (best of 240 epochs)" in " ".join(done.stdout.split())
+        assert "s, 2 epochs" in done.stdout
+    told = json.loads(run("compare", "runs", "--published", str(recipe), "--json").stdout)
+    assert len(told["published_under_other_conditions"]) == 3
+    assert not run("compare", "same", "--published", str(recipe)).stderr
+    assert not run("compare", "runs").stderr

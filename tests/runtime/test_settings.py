@@ -1,8 +1,10 @@
 """Settings: one source for Python, the command line, help and run.json."""
 
+import copy
 import functools
 import inspect
 import json
+import pickle
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
@@ -207,12 +209,12 @@ def test_the_options_of_the_command_line_are_the_fields(command, kinds, others):
         if not params[name].required:
             assert params[name].default == one.default
     secondary = {name: one.secondary_opts for name, one in params.items() if one.secondary_opts}
-    switches = {"standardize": ["--no-standardize"], "pair_views": ["--no-pair-views"]}
+    switches = {"standardize": ["--no-standardize"], "pair_views": ["--no-pair-views"], "keep_best": ["--no-keep-best"]}
     assert secondary == (switches if command == "train" else {})
 
 
 def test_a_run_records_what_decides_the_result_and_nothing_else(dump, data, tmp_path):
-    """By the names that runs have always had, and two new ones."""
+    """By the names that runs have always had, and some new ones."""
     logitcache.train_student(
         dump(), "tiny:still", settings=SHORT, workers=0, report_to=["csv"], out=tmp_path / "r", **data
     )
@@ -222,7 +224,7 @@ def test_a_run_records_what_decides_the_result_and_nothing_else(dump, data, tmp_
         seed standardize std student student_weights tail teacher teacher_weights temperature test_data warmup_epochs
         weight_decay"""
     found = recorded(tmp_path / "r")
-    assert list(found) == sorted([*names.split(), "betas", "eps"])
+    assert list(found) == sorted([*names.split(), "betas", "class_weights", "drop_last", "eps"])
     assert (found["data"], found["student"], found["cache"]) == ("ArrayImages", "tiny:still", str(tmp_path / "c.zarr"))
     assert (found["momentum"], found["weight_decay"], found["epochs"]) == (0.9, 5e-4, 2)
 
@@ -530,3 +532,20 @@ def test_a_seed_that_torch_cannot_take_is_refused():
 def test_a_value_of_the_wrong_type_is_one_sentence(kind, changes, message):
     with pytest.raises(InputError, match=message):
         kind(**changes)
+
+
+@pytest.mark.parametrize("name", ["parameters", "class_weights"])
+def test_settings_with_a_mapping_have_a_hash_and_cannot_be_changed(name):
+    given = {"alpha": 1.0, "beta": [1.0, 2.0]}
+    settings, same = TrainSettings(**{name: given}), TrainSettings(**{name: dict(reversed(given.items()))})
+    assert settings == same
+    assert hash(settings) == hash(same)
+    assert len({settings, same, TrainSettings(**{name: {"alpha": 2.0}}), TrainSettings()}) == 3
+    given["alpha"] = 3.0
+    kept = getattr(settings, name)
+    assert kept == {"alpha": 1.0, "beta": (1.0, 2.0)} == kept
+    with pytest.raises(TypeError):
+        kept["alpha"] = 3.0
+    assert pickle.loads(pickle.dumps(settings)) == copy.deepcopy(settings) == settings
+    assert settings.to_json()[name] == {"alpha": 1.0, "beta": [1.0, 2.0]}
+    assert repr(settings) == f"TrainSettings({name}={{'alpha': 1.0, 'beta': (1.0, 2.0)}})"

@@ -345,7 +345,7 @@ def test_a_second_writer_is_refused(tmp_path):
 
 
 def test_finish_refuses_a_missing_block(tmp_path):
-    with pytest.raises(CacheIncompleteError, match="1 blocks are missing, the first is .* \\(1, 2\\)"):
+    with pytest.raises(CacheIncompleteError, match="1 block missing, the first is .* \\(1, 2\\)"):
         write(tmp_path / "c.zarr", manifest(), only={(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)})
 
 

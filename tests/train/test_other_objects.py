@@ -98,7 +98,8 @@ class Failing(nn.Module):
 def test_an_evaluation_that_fails_leaves_every_mode_as_it_was(dump, images, test_images, tmp_path):
     student = Failing()
     with pytest.raises(
-        InputError, match=r"the student fails on an input of shape \[60, 3, 16, 16\]: FloatingPointError"
+        InputError,
+        match=r"in evaluation mode, the student fails on an input of shape \[1, 3, 16, 16\]: FloatingPointError\.",
     ):
         logitcache.train_student(
             cache=dump(), data=images, test_data=test_images, student=student, epochs=1, out=tmp_path / "run"

@@ -19,6 +19,7 @@ from torch.utils.data import ConcatDataset, Subset
 from logitcache.data.images.listing import list_images, readable
 from logitcache.data.protocol import whole_of
 from logitcache.errors import InputError, LogitCacheError, first_line
+from logitcache.runtime.wording import counted
 
 __all__ = [
     "IMAGENET",
@@ -331,7 +332,7 @@ def _checked_labels(
     bad = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(bad):
         raise InputError(
-            f"labels must lie in 0 ... {len(names) - 1} ({len(names)} classes); sample {bad[0]} has {labels[bad[0]]}"
+            f"labels must lie in 0 ... {len(names) - 1} ({counted(len(names), 'class')}); sample {bad[0]} has {labels[bad[0]]}"
             f"{f', and {len(bad) - 1:,} more do not' if len(bad) > 1 else ''}. Correct the labels, or name all classes."
         )
     return labels, names

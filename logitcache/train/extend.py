@@ -1,0 +1,114 @@
+"""Training on after the last epoch: which schedule the epochs have that a run did not have before.
+
+`continue` keeps the schedule of the run as it was begun. Step stays at its last rate, or falls at milestones that lie beyond the old
+end; the warm-up of the distillation term and the switches of a method stay where they ended. Cosine and onecycle have fallen to
+nothing, so they cannot be continued. `stretch` follows, from the next epoch on, the schedule of a run with the new number of epochs:
+milestones that are shares of the epochs, cosine, onecycle and the method's progress move; `warmup_epochs` and milestones that were
+given in epochs stay. Epochs that are over keep the rates they had.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from logitcache.errors import CacheMismatchError, InputError
+from logitcache.methods import Objective
+from logitcache.runtime.wording import counted
+from logitcache.train.optimize import learning_rate, progress_after
+from logitcache.train.settings import TrainSettings
+
+__all__ = ["lengthened", "warn_of_milestones"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def warn_of_milestones(settings: TrainSettings) -> None:
+    """Warn of milestones that no epoch comes to."""
+    milestones = settings.decay_milestones or ()
+    if settings.sched != "step":
+        if milestones:
+            _LOG.warning(
+                "--decay-milestones does nothing with --sched %s: only step falls at milestones", settings.sched
+            )
+        return
+    if late := [milestone for milestone in milestones if milestone >= settings.epochs]:
+        _LOG.warning(
+            "--decay-milestones %s %s never reached: the run ends after %s",
+            ",".join(map(str, late)),
+            "is" if len(late) == 1 else "are",
+            counted(settings.epochs, "epoch"),
+        )
+
+
+def lengthened(
+    path: Path,
+    settings: TrainSettings,
+    objective: Objective,
+    extend: str | None,
+    then: Mapping[str, Any],
+    length: int,
+    done: int,
+) -> tuple[str | None, int]:
+    """Decide on the schedule of a run that is trained on.
+
+    Args:
+        path: The run.
+        settings: Those asked for, with more epochs than the run had.
+        objective: What is minimised.
+        extend: `continue`, `stretch`, or None where nothing was said.
+        then: Settings that the run has.
+        length: Number of epochs that its schedule is made for.
+        done: Number of epochs that are over.
+
+    Returns:
+        `extend`, or None where both are the same, and the number of epochs that the schedule is made for from now on.
+
+    Raises:
+        InputError: It matters and nothing was said, or the schedule has nothing left to continue.
+        CacheMismatchError: Milestones of epochs that are over were changed.
+    """
+    before = replace(settings, epochs=length, decay_milestones=then.get("decay_milestones"))
+    continued = replace(settings, epochs=length)
+    had, asked = counted(then["epochs"], "epoch"), f"{settings.epochs:,}"
+    if any(learning_rate(before, epoch, 0, 1) != learning_rate(continued, epoch, 0, 1) for epoch in range(done)):
+        raise CacheMismatchError(
+            f"{path} was trained with --decay-milestones {_listed(then.get('decay_milestones'))}, and {_listed(settings.decay_milestones)} "
+            f"would change the rate of epochs that are over: give milestones that agree with it on the first {counted(done, 'epoch')}."
+        )
+    over = settings.sched != "step"
+    if not over and _pace(continued, objective, done, settings.epochs) == _pace(
+        settings, objective, done, settings.epochs
+    ):
+        return None, length
+    if extend == "stretch":
+        return extend, settings.epochs
+    if over:
+        weights = path / "student.safetensors"
+        raise InputError(
+            f"{path} was trained for {had}, at the end of which {settings.sched} has fallen to nothing, so --extend continue would train "
+            f"nothing. --extend stretch follows the schedule of {asked} epochs from here on; a new schedule is that of a new run, begun "
+            f"with --student-weights {weights}."
+        )
+    if extend is None:
+        raise InputError(
+            f"{path} was trained for {had}, and {asked} are asked for: say with --extend continue that its schedule stays where it ended, "
+            f"or with --extend stretch that from here on it is that of {asked} epochs."
+        )
+    return extend, length
+
+
+def _pace(schedule: TrainSettings, objective: Objective, first: int, last: int) -> list[tuple[Any, ...]]:
+    """Return all that a schedule decides about some epochs: the rate, the ramp of the distillation term, what a method switches on."""
+    found: list[tuple[Any, ...]] = []
+    for epoch in range(first, last):
+        progress = progress_after(epoch, schedule)
+        ramp = min(progress / objective.warmup, 1.0) if objective.loss and objective.warmup else 1.0
+        switches = [progress > share for share in objective.begins.values()] if objective.loss else []
+        found.append((learning_rate(schedule, epoch, 0, 1), ramp, switches))
+    return found
+
+
+def _listed(milestones: Any) -> str:
+    return "62.5, 75 and 87.5 % of the epochs" if milestones is None else ",".join(map(str, milestones))

@@ -1,0 +1,179 @@
+"""Does the student take what it will be given? Found out on a copy, before the first step and before anything is written.
+
+Batch normalization refuses a batch of one sample, a network may insist on the size of its input, and an evaluation may differ from
+a training step. Each of them would otherwise end a run after all other steps of an epoch.
+"""
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from logitcache.data import Ids, Inputs, Samples, View, modality_of, offsets_of
+from logitcache.errors import InputError, first_line
+from logitcache.models import evaluating
+from logitcache.runtime.device import explain_oom, to_device
+from logitcache.runtime.tensors import padded
+from logitcache.runtime.wording import counted
+from logitcache.store import with_rows
+from logitcache.train.job import Job
+from logitcache.train.order import micro_batches, window_lengths
+from logitcache.train.replicas import Replicas
+from logitcache.train.settings import TrainSettings
+from logitcache.train.step import Stepper
+
+__all__ = ["refuse_unfit_student"]
+
+_SHOWN = 2  # samples that are rendered for a trial; more are copies of them
+
+
+def refuse_unfit_student(job: Job, settings: TrainSettings, stepper: Stepper, replicas: Replicas) -> None:
+    """Run the student on the smallest part of a batch that it will be trained on, and in evaluation mode.
+
+    A copy of it runs, and every random number state is restored, so the training that follows is the same.
+
+    Args:
+        job: The training.
+        settings: Those of `train_student`.
+        stepper: Holds the student.
+        replicas: The processes that share every batch.
+
+    Raises:
+        InputError: No batch is left, or the student fails.
+    """
+    sizes = _part_sizes(job, settings, replicas, drop_last=settings.drop_last)
+    ids, view = with_rows(offsets_of(job.samples), np.arange(len(job.samples))), job.epoch_views[0][0]
+    with _undisturbed(stepper.model, job.device) as student:
+
+        def run(samples: Samples, inputs: Inputs, seen: View, count: int) -> None:
+            chosen = np.arange(min(_SHOWN, len(samples), count)) if samples is not job.samples else ids[:count][:_SHOWN]
+            _run(stepper, student, samples, inputs, seen, chosen, count, job.device)
+
+        if not any(part.training for part in student.modules()):
+            student.train()
+        try:
+            run(job.samples, job.inputs, view, min(sizes))
+        except InputError as error:
+            _refuse_size(job, settings, replicas, error, lambda count: run(job.samples, job.inputs, view, count))
+            raise
+        with evaluating(student), torch.no_grad():
+            with _named("in evaluation mode, "):
+                run(job.samples, job.inputs, view, 1)
+            if job.test is not None:
+                seen, whole = modality_of(job.test).for_evaluation(job.inputs, job.test)
+                with _named("on the test data, "):
+                    run(job.test, seen, whole, 1)
+
+
+def _part_sizes(job: Job, settings: TrainSettings, replicas: Replicas, *, drop_last: bool) -> set[int]:
+    """Return the numbers of samples that the student is given at once, over all epochs and processes.
+
+    Raises:
+        InputError: An epoch has no batch.
+    """
+    size, lengths, offsets = settings.batch_size, set[int](), offsets_of(job.samples)
+    for epoch in range(settings.epochs if job.window else 1):
+        if job.window:
+            drawn = window_lengths(len(job.samples.labels), *job.window, settings.seed, epoch, offsets)
+            these = {length for _, length in drawn}
+        else:
+            these = {len(with_rows(offsets, np.arange(len(job.samples))))}
+        if drop_last and max(these) < size:
+            unit = modality_of(job.samples).unit
+            where = " of a window of --memory-budget" if job.window else ""
+            raise InputError(
+                f"--drop-last leaves nothing to train on: {max(these):,} {unit}{where} are fewer than a batch of {size:,}. "
+                f"Leave it out, or give a smaller --batch-size."
+            )
+        lengths |= these
+    batches = {size for length in lengths if length >= size}
+    batches |= set() if drop_last else {length % size for length in lengths} - {0}
+    parts = [part for batch in batches for part in micro_batches(np.arange(batch), size, settings.grad_accum_steps)]
+    ranks = [Replicas(rank, replicas.world) for rank in range(replicas.world)]
+    return {len(rank.share(part)[0]) for part in parts for rank in ranks}
+
+
+def _refuse_size(
+    job: Job, settings: TrainSettings, replicas: Replicas, error: InputError, run: Callable[[int], None]
+) -> None:
+    """Raise InputError where the student fails on a small part of a batch alone, with what to do about it."""
+    sizes = _part_sizes(job, settings, replicas, drop_last=False)
+    smallest = min(_part_sizes(job, settings, replicas, drop_last=settings.drop_last))
+    larger = next((size for size in sorted(sizes) if size > smallest), 2 * smallest)
+    try:
+        run(larger)
+    except InputError:
+        return
+    samples, unit = len(job.samples), modality_of(job.samples).unit
+    how = [f"{samples:,} {unit} in batches of {settings.batch_size:,}"]
+    how += [f"{settings.grad_accum_steps} parts a batch"] * (settings.grad_accum_steps > 1)
+    how += [f"{replicas.world} processes"] * (replicas.world > 1)
+    how += ["windows of --memory-budget"] * (job.window is not None)
+    reason = error.__cause__ or error
+    remedy = "Choose a larger --batch-size" + " or fewer --grad-accum-steps" * (settings.grad_accum_steps > 1)
+    left = not settings.drop_last and samples >= settings.batch_size
+    if left and min(_part_sizes(job, settings, replicas, drop_last=True)) > smallest:
+        remedy = "Leave such a last batch out with --drop-last, or choose another --batch-size"
+    raise InputError(
+        f"the student cannot be trained on {counted(smallest, 'sample')} at once ({type(reason).__name__}: {first_line(reason)}), and "
+        f"{', '.join(how)}, come to that. {remedy}."
+    ) from error
+
+
+def _run(
+    stepper: Stepper,
+    student: nn.Module,
+    samples: Samples,
+    inputs: Inputs,
+    view: View,
+    ids: Ids,
+    count: int,
+    device: torch.device,
+) -> None:
+    """Run the student on `count` samples, of which the last are copies of those with these ids."""
+    modality = modality_of(samples)
+    (shown,) = modality.renderer(samples, [inputs], workers=0).batches(view, [ids])
+    rows = modality.row_labels(samples, view, ids)
+    keep = None if rows.keep is None else to_device(padded(rows.keep, count), device)
+    with explain_oom(count):
+        logits = stepper.predict(student, inputs.on(padded(shown.inputs[0], count), device), keep)
+    expected = count if keep is None else int(keep.sum())
+    if len(logits) != expected:
+        raise InputError(
+            f"the student must return logits [B, {logits.shape[1]}], a row for each of {expected}, found a tensor {list(logits.shape)}"
+        )
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """Yield a copy of a network to run, and restore every random number state; a network that cannot be copied gets its buffers back."""
+    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002  (a data set or network may draw from it)
+    kept: list[tuple[Tensor, Tensor]] = []
+    modes = [(part, part.training) for part in model.modules()]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            student: Any = copy.deepcopy(model)
+        except Exception:  # noqa: BLE001  (whatever a user's module cannot do)
+            student, kept = model, [(buffer, buffer.clone()) for buffer in model.buffers()]
+        try:
+            yield student
+        finally:
+            for buffer, before in kept:
+                buffer.data.copy_(before)
+            for part, training in modes:
+                part.training = training
+            random.setstate(python)
+            np.random.set_state(numbers)  # noqa: NPY002
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}{error}") from error
