@@ -11,40 +11,31 @@ import torch
 from numpy.typing import NDArray
 
 from logitcache.caches.derive import encoding_of, open_sources, origin, write_derived
+from logitcache.caches.settings import SliceRequest, SliceSettings
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, widest_bytes
 from logitcache.errors import InputError
 from logitcache.runtime.progress import OnProgress, silent
+from logitcache.runtime.settings import show_options, to_command_line
 from logitcache.runtime.wording import counted
 from logitcache.store import Cache, block_rows_for
 
 __all__ = ["slice_cache"]
 
 
+@show_options(SliceRequest, SliceSettings)
 def slice_cache(
     cache: str | Path | Cache,
     out: str | Path,
     *,
-    views: int | None = None,
-    samples: tuple[int, int] | None = None,
-    top_k: int | None = None,
-    precision: str | None = None,
-    teacher: str | None = None,
     on_progress: OnProgress = silent,
+    **options: Any,
 ) -> Cache:
     """Write a part of a cache as a cache of its own; a slice that was stopped continues where it stopped.
 
     The probe comes along, so that `verify` and `fidelity` measure the slice against the teacher's exact rows. Where nothing
     is rounded again, rows keep their bits.
 
-    Args:
-        cache: The larger one.
-        out: Path of the new one.
-        views: How many of its views, the first ones; None: all.
-        samples: Which samples of the data set, from the first to one before the last; None: all there are.
-        top_k: How many of the largest logits of a row; None: as many as there are.
-        precision: `f32`, `f16` or `u8`; None: that of the larger one.
-        teacher: Slug of one of several teachers.
-        on_progress: Called after every block.
+    {arguments}
 
     Returns:
         The new cache.
@@ -53,6 +44,10 @@ def slice_cache(
         InputError: More than the larger one holds, or nothing less.
         LogitCacheError: It cannot be opened or written.
     """
+    chosen = SliceSettings(**options)
+    views, samples, top_k, precision, teacher = (
+        getattr(chosen, name) for name in ("views", "samples", "top_k", "precision", "teacher")
+    )
     (whole,) = open_sources([cache], out)
     opened = whole.of(teacher)
     manifest, slug, classes = opened.manifest, opened.teacher, len(opened.manifest.classes)
@@ -107,16 +102,7 @@ def slice_cache(
         found = _converted(source, target, stored, labels[wanted], classes)
         return found | {"digests": opened.digests_of(view, wanted + shift)}
 
-    command = ["logitcache", "slice", str(opened.place), "--out", str(out)]
-    span = f"{first}:{last}" if samples else None
-    for option, value in (
-        ("--views", views),
-        ("--samples", span),
-        ("--top-k", top_k),
-        ("--precision", precision),
-        ("--teacher", teacher),
-    ):
-        command += [option, str(value)] if value is not None else []
+    words = to_command_line(SliceRequest(cache=str(opened.place), out=out), chosen) or []
     return write_derived(
         out,
         made,
@@ -124,7 +110,7 @@ def slice_cache(
         opened.offsets(),
         (probed[inside] - shift, probe[inside]),
         rows,
-        command=shlex.join(command),
+        command=shlex.join(["logitcache", "slice", *words]),
         doing="slicing",
         on_progress=on_progress,
     )

@@ -287,17 +287,17 @@ def read_published(recipe: str | Path) -> Published:
         raise InputError(f"{recipe} cannot be read as a recipe: {error}") from error
 
 
-def compare_runs(paths: Iterable[str | Path]) -> list[RunSummary]:
+def compare_runs(paths: str | Path | Iterable[str | Path]) -> list[RunSummary]:
     """Summarise runs, in the order given.
 
     Args:
-        paths: Directories of runs, or directories that hold runs.
+        paths: Directories of runs, or directories that hold runs; or one of them.
 
     Raises:
         InputError: A path is neither.
     """
     found: list[Path] = []
-    for path in (Path(one).expanduser() for one in paths):
+    for path in (Path(one).expanduser() for one in ([paths] if isinstance(paths, str | Path) else paths)):
         below = [path] if (path / "run.json").exists() else sorted(file.parent for file in path.glob("*/run.json"))
         if not below:
             raise InputError(f"{path} is no run and holds none; a run is a folder that `logitcache train` wrote")

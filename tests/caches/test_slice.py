@@ -6,7 +6,7 @@ from tiny import columns_of
 
 import logitcache
 from logitcache.caches.slice import slice_cache
-from logitcache.errors import CacheMismatchError, CacheNotFoundError, CorruptCacheError, InputError
+from logitcache.errors import CacheMismatchError, CacheNotFoundError, CorruptCacheError, InputError, LogitCacheError
 
 
 def test_fewer_views_are_the_first_ones_bit_for_bit(dump, tmp_path, images):
@@ -89,6 +89,19 @@ def test_what_cannot_be_cut_out_is_refused(dump, tmp_path, made, changes, messag
     with pytest.raises(logitcache.LogitCacheError, match=message):
         slice_cache(dump(**made).place.path, tmp_path / "part.zarr", **changes)
     assert not (tmp_path / "part.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"samples": "0:10"}, "samples must be two whole numbers, as .0, 50000., not '0:10'"),
+        ({"views": "1"}, "views must be a whole number of 1 or more, not '1'"),
+        ({"view": 1}, "unknown setting 'view'; did you mean 'views'"),
+    ],
+)
+def test_a_setting_of_the_wrong_type_is_one_sentence(dump, tmp_path, wrong, message):
+    with pytest.raises(LogitCacheError, match=message):
+        slice_cache(dump(), tmp_path / "s.zarr", **wrong)
 
 
 def test_a_damaged_cache_is_not_cut_into_one_that_looks_whole(dump, tmp_path):
