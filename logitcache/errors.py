@@ -13,6 +13,7 @@
 Every message says what was attempted, what was expected, what was found and what to do.
 """
 
+import contextlib
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -27,6 +28,7 @@ __all__ = [
     "StoppedError",
     "UnknownNameError",
     "first_line",
+    "reason_of",
     "unknown_name",
 ]
 
@@ -68,8 +70,24 @@ class UnknownNameError(LogitCacheError, ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of somebody else's message, to put into one of ours."""
-    return str(error).partition("\n")[0]
+    """Return the first line of somebody else's message that says something, to put into one of ours; empty where none does."""
+    lines = list[str]()
+    with contextlib.suppress(Exception):  # somebody else's class, whose __str__ may fail as well
+        lines = str(error).splitlines()
+    return next((line.strip() for line in lines if line.strip()), "")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what somebody else's code raised, in one line: its type and its message; one of our own errors speaks for itself.
+
+    >>> reason_of(KeyError("annotation"))
+    "KeyError: 'annotation'"
+    """
+    said = first_line(error)
+    if isinstance(error, LogitCacheError):
+        return said
+    name = type(error).__name__
+    return f"{name}: {said}" if said else name
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

@@ -1,7 +1,7 @@
 """A data set by name or object, and the modality it belongs to."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ def as_samples(data: Any, classes: Sequence[str] | None = None, *, subject: str 
 
     Args:
         data: A name (see `load_data`); one of our data sets; any map-style torch or torchvision data set whose items are
-            (PIL image or uint8 pixels, label); or arrays, (images, labels[, classes]).
+            (PIL image or uint8 pixels, label); one of Hugging Face `datasets`, whose items are {"image": ..., "label": ...}; or
+            arrays, (images, labels[, classes]).
         classes: Class names, for a data set that has none.
         subject: Beginning of the error message.
 
@@ -61,6 +62,10 @@ def as_samples(data: Any, classes: Sequence[str] | None = None, *, subject: str 
         return data
     if isinstance(data, tuple) and len(data) in (2, 3):
         return ArrayImages(*data)
+    if isinstance(data, Mapping):
+        raise InputError(
+            f"{subject} {type(data).__name__}, with {', '.join(map(str, data)) or 'nothing'} in it: give one of these"
+        )
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return MappedImages(data, classes)
     raise InputError(
