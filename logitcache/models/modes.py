@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.errors import InputError, LogitCacheError, first_line
+from logitcache.runtime.workers import is_lost_worker
 
 __all__ = ["evaluating", "explain_forward_errors", "float_dtype", "input_channels"]
 
@@ -25,6 +26,8 @@ def explain_forward_errors(label: str, inputs: Any) -> Iterator[None]:
     except (LogitCacheError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a user's network stumbles over
+        if is_lost_worker(error):  # of somebody's own loader: no fault of the network
+            raise
         if isinstance(error, RuntimeError) and any(word in str(error) for word in ("allocate memory", "gloo", "NCCL")):
             raise
         shape = (

@@ -28,6 +28,7 @@ from logitcache.runs.metrics import find_metric
 from logitcache.runtime.files import local_path
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options
+from logitcache.runtime.workers import explain_lost_workers
 from logitcache.store import Cache, classes_to_json
 from logitcache.train.job import Job, prepare, targets_of
 from logitcache.train.loop import Loop
@@ -105,7 +106,7 @@ def train_student(
     stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
     path = local_path(out) if out else free_name(Path("runs"), stem)
     run = _begun(replicas, path, _record(cache, student, chosen), _facts(job, targets.name), report_to, resume=resume)
-    with contextlib.closing(run), replicas.explain_lost_process():
+    with contextlib.closing(run), explain_lost_workers(), replicas.explain_lost_process():
         results = run.results
         if results is not None:
             weights = run.path / "student.safetensors"

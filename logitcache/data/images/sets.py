@@ -227,7 +227,9 @@ class MappedImages:
         try:
             image, label = image_and_label(self.dataset[sample])
             found = int(label)
-        except Exception as error:  # whatever a user's code, or the decoder it calls, stumbles over
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a user's code, or the decoder it calls, stumbles over; sys.exit too
             raise InputError(
                 f"sample {sample} of {name} cannot be read as (image, label): {reason_of(error)}"
             ) from error
