@@ -12,22 +12,32 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from logitcache.errors import InputError, LogitCacheError, first_line, reason_of
 from logitcache.runtime.plugins import working_directory_importable
 
 _C: Any = torch._C  # noqa: SLF001  (torch has no public way to say when a death is reported, nor to end workers now)
 
-__all__ = ["Failure", "Workers", "begin_worker", "explain_lost_workers", "is_lost_worker", "pack", "unpack"]
+__all__ = [
+    "Failure",
+    "Workers",
+    "explain_lost_workers",
+    "in_shared_memory",
+    "is_lost_worker",
+    "make_loader",
+    "pack",
+    "unpack",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +78,7 @@ class Workers:
     """The workers of one loader. They outlive a pass over it, and end with this object, or when one of them fails."""
 
     def __init__(self, make: Callable[[], DataLoader[Any]]) -> None:
-        """Take what makes the loader, whose `worker_init_fn` must call `begin_worker`; its workers are persistent."""
+        """Take what makes the loader (`make_loader`)."""
         self._make = make
         self._loader: DataLoader[Any] | None = None
         self._end: Callable[[], object] | None = None
@@ -124,6 +134,43 @@ class Workers:
             _streams.add(stream)
             self._end = weakref.finalize(self, _end_processes, stream, os.getpid())
         return stream
+
+
+def make_loader(source: Dataset[Any], **settings: Any) -> DataLoader[Any]:
+    """Return a loader with as many workers as were asked for; torch would warn where these are more than the processors.
+
+    Args:
+        source: What the workers run.
+        settings: Of the loader.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return DataLoader(source, worker_init_fn=begin_worker, persistent_workers=True, **settings)
+
+
+class Shareable(Protocol):
+    """A batch that can be moved to memory that processes share."""
+
+    def share_memory(self) -> Any:
+        """Return the batch in shared memory."""
+        ...
+
+
+def in_shared_memory(batch: Shareable) -> Any:
+    """Move a batch to memory that processes share, in the worker, where a failure can be told.
+
+    The thread that sends it would print a page of traceback and send nothing, and the main process would wait for ever.
+
+    Raises:
+        InputError: There is not enough.
+    """
+    try:
+        return batch.share_memory()
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"a worker process that decodes images has no shared memory left ({first_line(error)}). Enlarge it (in Docker: --shm-size "
+            "8g), or use fewer --workers or a smaller --batch-size; --workers 0 decodes in this process and needs none."
+        ) from error
 
 
 def begin_worker(_worker: int) -> None:

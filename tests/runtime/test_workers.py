@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -120,7 +121,7 @@ def test_a_worker_that_dies_while_the_student_runs_is_not_the_students_fault(tmp
     check_ended_in_time(began, raised)
 
 
-class Odd(Exception):  # noqa: N818
+class Odd(Exception):
     """An exception that cannot be built again from its message."""
 
     def __init__(self, code, *, place):
@@ -139,7 +140,7 @@ def nothing_said():
     raise AssertionError
 
 
-class Mute(Exception):  # noqa: N818
+class Mute(Exception):
     """An exception that cannot say what it is."""
 
     def __str__(self):
@@ -216,6 +217,45 @@ def test_what_is_packed_comes_back_or_says_why_not():
     assert isinstance(found, Failure)
     assert str(found.error()).startswith("it cannot be built: ")
     assert "Traceback" in found.error().__notes__[0]
+
+
+def test_no_shared_memory_is_a_sentence_that_names_the_remedy(tmp_path, monkeypatch):
+    def full(_):
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_7>: No space left on device (28)\nat 0x7"
+        )
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(
+        InputError, match=r"no shared memory left \(unable .* \(28\)\)\. Enlarge it \(in Docker: --shm-size 8g\)"
+    ):
+        logitcache.dump_logits(tiny.net(3), Pictures(), tmp_path / "c.zarr", **SETTINGS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["64m", "1m"])
+def test_a_small_device_for_shared_memory_ends_with_a_result_or_a_sentence(tmp_path, size):
+    """Docker's default is 64 MB; batches of 150 kB an image pass it with eight workers."""
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 224, 224, 3)).astype(np.uint8)
+    np.savez(tmp_path / "d.npz", images=pixels, labels=np.arange(96) % 5)
+    words = "--data arrays:d.npz --image-size 448 --augment random-resized-crop-flip --batch-size 48 --workers 4 --out c.zarr"
+    script = f"mount -t tmpfs -o size={size} tmpfs /dev/shm || exit 99; exec {sys.executable} -m logitcache dump --teacher tiny:net {words}"
+    began = time.monotonic()
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tiny.HERE)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode == 99 or "unshare" in done.stderr:
+        pytest.skip("no right to mount here")
+    assert time.monotonic() - began < 40
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (0, 1)
+    assert ("complete" in done.stdout) if done.returncode == 0 else ("--shm-size" in done.stderr)
 
 
 def test_memory_that_processes_share_holds_a_batch():

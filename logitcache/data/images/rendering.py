@@ -15,7 +15,7 @@ from logitcache.data.images.views.render import cut, cut_batch, digests
 from logitcache.data.protocol import Ids, Rendition, whole_of
 from logitcache.errors import InputError
 from logitcache.runtime.device import decoding_workers, to_device
-from logitcache.runtime.workers import Failure, Workers, begin_worker, pack, unpack
+from logitcache.runtime.workers import Failure, Workers, in_shared_memory, make_loader, pack, unpack
 
 __all__ = ["Renderer", "preprocessing_for", "render"]
 
@@ -86,14 +86,12 @@ class Renderer:
         yield from self._processes.items()
 
     def _loader(self) -> DataLoader[Any]:
-        return DataLoader(
+        return make_loader(
             self._source,
             batch_sampler=self._order,
             num_workers=self._workers,
-            persistent_workers=True,
             collate_fn=_as_is,
             pin_memory=self._pinned,
-            worker_init_fn=begin_worker,
             generator=torch.Generator(),  # or it would draw from the global one, and change what dropout draws next
         )
 
@@ -127,10 +125,10 @@ class _Source(Dataset[Rendition | Failure]):
 
     def __getitem__(self, item: tuple[View, Ids]) -> Rendition | Failure:
         try:
-            # Moved to shared memory here: where there is none left, whoever sends it would print a page and send nothing, for ever.
-            return self.rendered(*item).share_memory()
+            batch: Rendition = in_shared_memory(self.rendered(*item))
         except BaseException as error:  # noqa: BLE001  (sent to the main process, and raised there)
             return Failure.of(error, f"samples {item[1].min()} to {item[1].max()} cannot be rendered")
+        return batch
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to a process that is started anew (spawn, forkserver), where importing the data set may fail."""
