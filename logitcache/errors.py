@@ -14,7 +14,7 @@ Every message says what was attempted, what was expected, what was found and wha
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "LogitCacheError",
     "StoppedError",
     "UnknownNameError",
+    "explain_foreign_errors",
     "first_line",
     "reason_of",
     "unknown_name",
@@ -88,6 +89,24 @@ def reason_of(error: BaseException) -> str:
         return said
     name = type(error).__name__
     return f"{name}: {said}" if said else name
+
+
+@contextlib.contextmanager
+def explain_foreign_errors(attempt: str, remedy: str = "") -> Iterator[None]:
+    """Raise InputError for whatever somebody else's code raises in this block, sys.exit included.
+
+    Our own errors and an interrupt pass.
+
+    Args:
+        attempt: Beginning of the message: "data set mine:make cannot be made".
+        remedy: What to do, a sentence or more.
+    """
+    try:
+        yield
+    except (LogitCacheError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise InputError(f"{attempt}: {reason_of(error)}{remedy and f'. {remedy}'}") from error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from logitcache.errors import InputError, LogitCacheError, first_line
+from logitcache.errors import InputError, LogitCacheError, reason_of
 from logitcache.runtime.workers import is_lost_worker
 
 __all__ = ["evaluating", "explain_forward_errors", "float_dtype", "input_channels"]
@@ -23,9 +23,9 @@ def explain_forward_errors(label: str, inputs: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (LogitCacheError, torch.OutOfMemoryError):
+    except (LogitCacheError, torch.OutOfMemoryError, KeyboardInterrupt):
         raise
-    except Exception as error:  # whatever a user's network stumbles over
+    except BaseException as error:  # whatever a user's network stumbles over, sys.exit too
         if is_lost_worker(error):  # of somebody's own loader: no fault of the network
             raise
         if isinstance(error, RuntimeError) and any(word in str(error) for word in ("allocate memory", "gloo", "NCCL")):
@@ -36,7 +36,7 @@ def explain_forward_errors(label: str, inputs: Any) -> Iterator[None]:
             else {name: list(one.shape) for name, one in inputs.items()}
         )
         raise InputError(
-            f"{label} fails on an input of shape {shape}: {type(error).__name__}: {first_line(error)}. Another size may suit it "
+            f"{label} fails on an input of shape {shape}: {reason_of(error)}. Another size may suit it "
             "(--image-size); batch normalization wants two values or more a channel, so a last batch of one sample is too small "
             "(--batch-size)."
         ) from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from logitcache.errors import InputError, LogitCacheError, reason_of
+from logitcache.errors import InputError, explain_foreign_errors, first_line
 
 __all__ = ["resolve", "working_directory_importable"]
 
@@ -23,15 +23,14 @@ def resolve(spec: str, what: str) -> Any:
         InputError: It cannot be imported.
     """
     importlib.invalidate_caches()
+    attempt = f"{what} {spec!r} cannot be imported"
     try:
-        with working_directory_importable():
+        with working_directory_importable(), explain_foreign_errors(attempt):
             return pkgutil.resolve_name(spec)
-    except (LogitCacheError, KeyboardInterrupt):
+    except InputError as error:
+        if isinstance(error.__cause__, ImportError | AttributeError | ValueError):
+            raise InputError(f"{attempt}: {first_line(error.__cause__)}. It is read as package.module:name.") from error
         raise
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{what} {spec!r} cannot be imported: {error}. It is read as package.module:name.") from error
-    except BaseException as error:  # whatever somebody else's module does while it is imported, sys.exit included
-        raise InputError(f"{what} {spec!r} cannot be imported: {reason_of(error)}") from error
 
 
 @contextmanager

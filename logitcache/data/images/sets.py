@@ -17,7 +17,7 @@ from torch import Tensor
 from logitcache.data.images.items import class_names, image_and_label, listed_labels
 from logitcache.data.images.listing import list_images, readable
 from logitcache.data.protocol import whole_of
-from logitcache.errors import InputError, LogitCacheError, first_line, reason_of
+from logitcache.errors import InputError, LogitCacheError, explain_foreign_errors, first_line, reason_of
 
 __all__ = [
     "IMAGENET",
@@ -203,7 +203,8 @@ class MappedImages:
             InputError: Items are not (image, label), cannot be read, or have other labels than the list.
         """
         self.dataset = dataset
-        count, listed, named = len(dataset), listed_labels(dataset), class_names(dataset)
+        with explain_foreign_errors(f"data set {type(dataset).__name__} does not say what is in it"):
+            count, listed, named = len(dataset), listed_labels(dataset), class_names(dataset)
         labels = listed if listed is not None else np.asarray([self._item(i)[1] for i in range(count)])
         self.labels, self.classes = _checked_labels(labels, named or classes, count)
         for sample in (
@@ -224,15 +225,14 @@ class MappedImages:
 
     def _item(self, sample: int) -> tuple[Any, int]:
         name = type(self.dataset).__name__
+        attempt = f"sample {sample} of {name} cannot be read as (image, label)"
+        with explain_foreign_errors(attempt):
+            item = self.dataset[sample]
         try:
-            image, label = image_and_label(self.dataset[sample])
+            image, label = image_and_label(item)
             found = int(label)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # whatever a user's code, or the decoder it calls, stumbles over; sys.exit too
-            raise InputError(
-                f"sample {sample} of {name} cannot be read as (image, label): {reason_of(error)}"
-            ) from error
+        except Exception as error:  # an item of any form
+            raise InputError(f"{attempt}: {reason_of(error)}") from error
         listed = getattr(self, "labels", None)
         if listed is not None and listed[sample] != found:
             raise InputError(
