@@ -6,14 +6,17 @@ Heavy imports stand inside the commands: `logitcache --help` must not wait for t
 import importlib.metadata
 import logging
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
-from logitcache.errors import LogitCacheError
+from logitcache.errors import LogitCacheError, first_line, reason_of
 from logitcache.runtime.memory import keep_freed_memory
 from logitcache.runtime.processes import this_one_leads
 
@@ -24,6 +27,7 @@ from .export import export
 from .fidelity import fidelity
 from .merge import merge
 from .methods import methods
+from .options import STOPPED
 from .slice import slice_
 from .stats import stats
 from .sweep import sweep
@@ -34,22 +38,33 @@ __all__ = ["app", "main"]
 
 
 class _Boundary(TyperGroup):
-    """Turns our own errors into one sentence on stderr and exit code 1; usage errors keep 2, bugs keep their traceback."""
+    """Turns errors into one sentence on stderr and exit code 1, what nobody expected too; usage errors keep 2."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
             return super().invoke(ctx)
-        except LogitCacheError as error:
+        except (TyperException, typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt as error:
+            typer.echo(STOPPED, err=True)
+            raise typer.Exit(130) from error
+        except BaseException as error:
             if ctx.params.get("traceback"):
                 raise
             Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]error:[/] ", end="")
-            sys.stderr.write(f"{error}\n")
+            sys.stderr.write(f"{error if isinstance(error, LogitCacheError) else _unexpected(error)}\n")
             raise typer.Exit(1) from error
-        except KeyboardInterrupt as error:
-            sys.stderr.write(
-                "\nstopped; what was committed is whole, and the same command goes on from there (train: with --resume)\n"
-            )
-            raise typer.Exit(130) from error
+
+
+def _unexpected(error: BaseException) -> str:
+    """Return the sentence for an exception that nobody foresaw: what, where, and how to see more."""
+    if isinstance(error, MemoryError):
+        return f"memory ran out ({first_line(error) or 'none is left'}). Use smaller batches (--batch-size) or fewer --workers."
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"unexpected {reason_of(error)}, in {'/'.join(Path(last.filename).parts[-3:])}, line {last.lineno}. It is a fault of logitcache, "
+        "or of what it was given. The same command with LOGITCACHE_DEBUG=1 before it shows the whole traceback; please report it with that."
+    )
 
 
 class _Echo(logging.Handler):
@@ -82,7 +97,13 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def _common(
     traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show where an error came from, instead of one sentence.")
+        bool,
+        typer.Option(
+            "--traceback",
+            envvar="LOGITCACHE_DEBUG",
+            help="Show where an error came from, instead of one sentence. LOGITCACHE_DEBUG=1 in the environment does the same.",
+            show_envvar=False,
+        ),
     ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")

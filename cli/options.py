@@ -25,6 +25,7 @@ from logitcache.runtime.progress import Progress
 from logitcache.runtime.settings import Form, Settings, option_of, options_in
 
 __all__ = [
+    "STOPPED",
     "CacheArgument",
     "ConfigOption",
     "Display",
@@ -44,6 +45,7 @@ __all__ = [
     "with_options",
 ]
 
+STOPPED = "stopped; what was committed is whole, and the same command goes on from there (train: with --resume)"
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -335,28 +337,39 @@ def show_progress(*, quiet: bool = False) -> Iterator[Display]:
 
 @contextmanager
 def stopping(unit: str = "block") -> Iterator[Callable[[], bool]]:
-    """Yield a question: was this process asked to stop, after the unit in hand? The second SIGINT or SIGTERM ends it at once."""
+    """Yield a question: was this process asked to stop, after the unit in hand?
+
+    The first SIGINT or SIGTERM ends it at once as long as nobody has asked, because nothing is in hand; later the second one does.
+    """
     asked: list[int] = []
-    when = 0.0
+    when, somebody_asks = 0.0, False
 
     def ask(number: int, _frame: object) -> None:
         nonlocal when
         if asked and time.monotonic() - when < 1:  # one wish, told by both the scheduler and torchrun
             return
-        if asked:
-            raise KeyboardInterrupt
         asked.append(number)
         when = time.monotonic()
+        if len(asked) > 1 or not somebody_asks:
+            raise KeyboardInterrupt
         typer.echo(f"stopping after the {unit} in hand; once more stops at once", err=True)
+
+    def answer() -> bool:
+        nonlocal somebody_asks
+        somebody_asks = True
+        return bool(asked)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked)
+        yield answer
     except (CacheIncompleteError, StoppedError) as error:
         if not asked:
             raise
         typer.echo(str(error), err=True)
         raise typer.Exit(128 + asked[0]) from error
+    except KeyboardInterrupt as error:
+        typer.echo(STOPPED, err=True)
+        raise typer.Exit(128 + (asked or [signal.SIGINT])[0]) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

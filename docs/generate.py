@@ -72,8 +72,8 @@ def _section(one: Description) -> str:
 COMMANDS_HEAD = """# Commands
 
 Written by `docs/generate.py` from the command line itself; `logitcache COMMAND --help` prints the same. Data goes to stdout, everything else to stderr. Exit code 0: done; 1: an error, in
-one sentence; 2: the command line cannot be read; 130 or 143: stopped by SIGINT or SIGTERM, and the same command goes on. `logitcache --traceback COMMAND ...` shows where an error came from,
-`logitcache --version` the version.
+one sentence; 2: the command line cannot be read; 130 or 143: stopped by SIGINT or SIGTERM, and the same command goes on. `LOGITCACHE_DEBUG=1 logitcache COMMAND ...`, or
+`logitcache --traceback COMMAND ...`, shows where an error came from, `logitcache --version` the version.
 
 """
 TYPES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}  # of options that name no other word

@@ -13,7 +13,8 @@
 Every message says what was attempted, what was expected, what was found and what to do.
 """
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
 __all__ = [
@@ -26,7 +27,9 @@ __all__ = [
     "LogitCacheError",
     "StoppedError",
     "UnknownNameError",
+    "explain_foreign_errors",
     "first_line",
+    "reason_of",
     "unknown_name",
 ]
 
@@ -68,8 +71,42 @@ class UnknownNameError(LogitCacheError, ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of somebody else's message, to put into one of ours."""
-    return str(error).partition("\n")[0]
+    """Return the first line of somebody else's message that says something, to put into one of ours; empty where none does."""
+    lines = list[str]()
+    with contextlib.suppress(Exception):  # somebody else's class, whose __str__ may fail as well
+        lines = str(error).splitlines()
+    return next((line.strip() for line in lines if line.strip()), "")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what somebody else's code raised, in one line: its type and its message; one of our own errors speaks for itself.
+
+    >>> reason_of(KeyError("annotation"))
+    "KeyError: 'annotation'"
+    """
+    said = first_line(error)
+    if isinstance(error, LogitCacheError):
+        return said
+    name = type(error).__name__
+    return f"{name}: {said}" if said else name
+
+
+@contextlib.contextmanager
+def explain_foreign_errors(attempt: str, remedy: str = "") -> Iterator[None]:
+    """Raise InputError for whatever somebody else's code raises in this block, sys.exit included.
+
+    Our own errors and an interrupt pass.
+
+    Args:
+        attempt: Beginning of the message: "data set mine:make cannot be made".
+        remedy: What to do, a sentence or more.
+    """
+    try:
+        yield
+    except (LogitCacheError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise InputError(f"{attempt}: {reason_of(error)}{remedy and f'. {remedy}'}") from error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

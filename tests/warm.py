@@ -39,9 +39,9 @@ class Command:
             assert time.monotonic() < deadline
             time.sleep(0.005)
 
-    def send_signal(self, number: int) -> None:
-        """Send a signal to the process."""
-        os.kill(self._process.pid, number)
+    def send_signal(self, number: int, *, group: bool = False) -> None:
+        """Send a signal to the process, or to all of its group, as a terminal does."""
+        (os.killpg if group else os.kill)(self._process.pid, number)
 
     def kill(self) -> None:
         """End it where it stands."""
@@ -56,6 +56,8 @@ class Command:
 
 
 def _run(line: list[str], folder: Path, said: Path, environment: Mapping[str, str]) -> None:
+    os.setpgid(0, 0)  # as a shell starts it
+    os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     sys.path.insert(0, str(folder))

@@ -1,7 +1,7 @@
 """A data set by name or object, and the modality it belongs to."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from logitcache.data.images.modality import IMAGES
 from logitcache.data.images.sets import ArrayImages, FolderImages, MappedImages, Part
 from logitcache.data.images.sources import NAMED_DATA, SPLITS, open_arrays
 from logitcache.data.protocol import Modality, Samples, whole_of
-from logitcache.errors import InputError, unknown_name
+from logitcache.errors import InputError, explain_foreign_errors, unknown_name
 from logitcache.runtime.plugins import resolve
 
 __all__ = ["MODALITIES", "as_samples", "find_modality", "held_out_split", "load_data", "modality_of", "part_of"]
@@ -47,7 +47,8 @@ def as_samples(data: Any, classes: Sequence[str] | None = None, *, subject: str 
 
     Args:
         data: A name (see `load_data`); one of our data sets; any map-style torch or torchvision data set whose items are
-            (PIL image or uint8 pixels, label); or arrays, (images, labels[, classes]).
+            (PIL image or uint8 pixels, label); one of Hugging Face `datasets`, whose items are {"image": ..., "label": ...}; or
+            arrays, (images, labels[, classes]).
         classes: Class names, for a data set that has none.
         subject: Beginning of the error message.
 
@@ -61,6 +62,10 @@ def as_samples(data: Any, classes: Sequence[str] | None = None, *, subject: str 
         return data
     if isinstance(data, tuple) and len(data) in (2, 3):
         return ArrayImages(*data)
+    if isinstance(data, Mapping):
+        raise InputError(
+            f"{subject} {type(data).__name__}, with {', '.join(map(str, data)) or 'nothing'} in it: give one of these"
+        )
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return MappedImages(data, classes)
     raise InputError(
@@ -104,7 +109,8 @@ def load_data(spec: str) -> Any:
         return NAMED_DATA[spec](split)
     if ":" in spec:
         factory = resolve(spec, "data set")
-        made = factory(split) if inspect.signature(factory).parameters else factory()
+        with explain_foreign_errors(f"data set {spec} cannot be made"):
+            made = factory(split) if _takes_a_split(factory) else factory()
         return as_samples(made, subject=f"{spec} returned")
     raise unknown_name("data set", spec, [*NAMED_DATA, "imagefolder:PATH", "arrays:FILE.npz", "package.module:factory"])
 
@@ -118,4 +124,10 @@ def held_out_split(spec: str) -> str | None:
         return f"{spec}:test"
     if spec.partition(":")[0] in ("imagefolder", "arrays") or ":" not in spec:
         return None
-    return f"{spec}:test" if inspect.signature(resolve(spec, "data set")).parameters else None
+    return f"{spec}:test" if _takes_a_split(resolve(spec, "data set")) else None
+
+
+def _takes_a_split(factory: Any) -> bool:
+    """Say whether a factory of data sets is called with the name of the split."""
+    with explain_foreign_errors("a factory of a data set is a function that takes nothing, or the name of the split"):
+        return bool(inspect.signature(factory).parameters)

@@ -102,6 +102,10 @@ class Rendition:
         """Return the same with inputs in page-locked memory; called by the thread of a loader."""
         return replace(self, inputs=tuple(map_tensors(torch.Tensor.pin_memory, one) for one in self.inputs))
 
+    def share_memory(self) -> "Rendition":
+        """Return the same with inputs in memory that processes share."""
+        return replace(self, inputs=tuple(map_tensors(torch.Tensor.share_memory_, one) for one in self.inputs))
+
 
 class View(Protocol):
     """One rendition of a whole data set, replayable from its manifest entry alone."""

@@ -24,6 +24,7 @@ from logitcache.runtime.philox import integers, words
 from logitcache.runtime.processes import Ranks, join_ranks
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options, to_command_line
+from logitcache.runtime.workers import explain_lost_workers
 from logitcache.store import PROBE_BYTES, Cache, CacheWriter, Manifest, open_cache, samples_of
 
 __all__ = ["dump_logits", "probe_rows"]
@@ -66,7 +67,7 @@ def dump_logits(
     told = combine_callbacks(callbacks, on_progress=on_progress, should_stop=should_stop)
     command = to_command_line(DumpRequest(teacher=teacher, data=data, out=out), chosen)
     line = "" if command is None else shlex.join(["logitcache", "dump", *command])
-    with join_ranks(told.should_stop) as ranks:
+    with explain_lost_workers(), join_ranks(told.should_stop) as ranks:
         return _dumped(prepare(teacher, data, out, chosen), ranks, out, line, chosen, told)
 
 

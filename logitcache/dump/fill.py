@@ -19,6 +19,7 @@ from logitcache.teachers.forward import Teachers
 
 __all__ = ["Filler", "ask", "refuse_unusable", "split"]
 
+_PATIENCE = 5.0  # seconds for which a dump that is asked to stop goes on, to finish a block
 _ENOUGH = 1000  # rows, to tell a teacher's accuracy from chance
 _LOG = logging.getLogger(__name__)
 
@@ -64,8 +65,7 @@ class Filler:
             for block in blocks:
                 self._bytes += self._writer.write(view.index, block, self._block(view, block, stream))
                 if self._should_stop() and (view.index, block) != mine[-1]:
-                    self._bytes += self._writer.drain()
-                    raise CacheIncompleteError(self._stopped())
+                    raise self._stopped()
         self._writer.drain()
         self._ranks.wait()
         self._report(self._views[-1], 0)
@@ -99,7 +99,10 @@ class Filler:
         digests: list[NDArray[np.uint64]] = []
         parts: dict[str, list[Mapping[str, torch.Tensor]]] = {slug: [] for slug in self._teachers}
         right: dict[str, list[torch.Tensor]] = {slug: [] for slug in self._teachers}
-        for _ in range(-(-len(samples) // manifest.batch_size)):
+        count, began = -(-len(samples) // manifest.batch_size), time.monotonic()
+        for number in range(count):
+            if number and self._should_stop() and (time.monotonic() - began) / number * (count - number) > _PATIENCE:
+                raise self._stopped()
             batch = next(stream)
             assert batch.digests is not None
             targets = self._job.modality.row_labels(self._job.samples, view, batch.samples)
@@ -131,12 +134,16 @@ class Filler:
             notes += [f"{self._bytes / 1e6:,.0f} MB", f"teacher{'s' * (len(self._right) > 1)} {shares} right"]
         self._on_progress(Progress("dumping", self._before + done, self._total, "rows", ", ".join(notes)))
 
-    def _stopped(self) -> str:
+    def _stopped(self) -> CacheIncompleteError:
+        """Commit the blocks that are computed, and return the error that tells how to resume."""
+        self._bytes += self._writer.drain()
         manifest = self._writer.manifest
         done, total = self._writer.count_committed(), len(manifest.views) * manifest.blocks
         command = self._writer.command
         how = f"Go on with:\n  {command}" if command else "Run the same command again to go on."
-        return f"stopped as asked: {done} of {total} blocks of {self._writer.place} are committed. {how}"
+        return CacheIncompleteError(
+            f"stopped as asked: {done} of {total} blocks of {self._writer.place} are committed. {how}"
+        )
 
 
 def ask(

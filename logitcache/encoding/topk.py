@@ -164,7 +164,7 @@ class TopKEncoding:
             "rest": Column((4,), "<f2", ("statistic",), compression=1),
         }
         if self.dtype == "u8":
-            found["scale"] = Column((2,), "<f4", ("statistic",), compression=1)
+            found["scale"] = Column((2,), "<f4", ("top_step",), compression=1)
             found["label"] = Column((), "<f2", (), compression=1)
         return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from logitcache.errors import InputError, first_line, unknown_name
+from logitcache.errors import InputError, explain_foreign_errors, first_line, unknown_name
 from logitcache.models.cifar import CIFAR_NETWORKS
 from logitcache.models.modes import (
     evaluating,
@@ -92,7 +92,9 @@ def _loaded(name: str | nn.Module, classes: int, weights: str | None) -> Network
     if name in CIFAR_NETWORKS:
         module = CIFAR_NETWORKS[name](classes)
     elif ":" in name:
-        module = resolve(name, "network")(classes)
+        factory = resolve(name, "network")
+        with explain_foreign_errors(f"network {name} cannot be made for {classes} classes"):
+            module = factory(classes)
         if not isinstance(module, nn.Module):
             raise InputError(
                 f"{name} returned {type(module).__name__}; a factory takes the number of classes and returns a torch module"

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from logitcache.errors import InputError, LogitCacheError, first_line
+from logitcache.errors import InputError, LogitCacheError, reason_of
+from logitcache.runtime.workers import is_lost_worker
 
 __all__ = ["evaluating", "explain_forward_errors", "float_dtype", "input_channels", "restoring_modes"]
 
@@ -22,9 +23,11 @@ def explain_forward_errors(label: str, inputs: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (LogitCacheError, torch.OutOfMemoryError):
+    except (LogitCacheError, torch.OutOfMemoryError, KeyboardInterrupt):
         raise
-    except Exception as error:  # whatever a user's network stumbles over
+    except BaseException as error:  # whatever a user's network stumbles over, sys.exit too
+        if is_lost_worker(error):  # of somebody's own loader: no fault of the network
+            raise
         if isinstance(error, RuntimeError) and any(word in str(error) for word in ("allocate memory", "gloo", "NCCL")):
             raise
         shape = (
@@ -32,13 +35,12 @@ def explain_forward_errors(label: str, inputs: Any) -> Iterator[None]:
             if isinstance(inputs, Tensor)
             else {name: list(one.shape) for name, one in inputs.items()}
         )
-        reason = (type(error).__name__, first_line(error).removesuffix("."))
         raise InputError(
-            f"{label} fails on an input of shape {shape}: {': '.join(filter(None, reason))}. {_remedy(error, inputs)}"
+            f"{label} fails on an input of shape {shape}: {reason_of(error)}. {_remedy(error, inputs)}"
         ) from error
 
 
-def _remedy(error: Exception, inputs: Any) -> str:
+def _remedy(error: BaseException, inputs: Any) -> str:
     """Return what may help a network that failed."""
     if "Expected more than 1 value per channel" in str(error):
         return "Batch normalization wants two values or more a channel, so this batch is too small (--batch-size, --drop-last)."

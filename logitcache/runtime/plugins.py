@@ -3,11 +3,13 @@
 import importlib
 import pkgutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from logitcache.errors import InputError
+from logitcache.errors import InputError, explain_foreign_errors, first_line
 
-__all__ = ["resolve"]
+__all__ = ["resolve", "working_directory_importable"]
 
 
 def resolve(spec: str, what: str) -> Any:
@@ -21,13 +23,24 @@ def resolve(spec: str, what: str) -> Any:
         InputError: It cannot be imported.
     """
     importlib.invalidate_caches()
+    attempt = f"{what} {spec!r} cannot be imported"
+    try:
+        with working_directory_importable(), explain_foreign_errors(attempt):
+            return pkgutil.resolve_name(spec)
+    except InputError as error:
+        if isinstance(error.__cause__, ImportError | AttributeError | ValueError):
+            raise InputError(f"{attempt}: {first_line(error.__cause__)}. It is read as package.module:name.") from error
+        raise
+
+
+@contextmanager
+def working_directory_importable() -> Iterator[None]:
+    """Find modules in the working directory too."""
     added = "" not in sys.path
     if added:
         sys.path.insert(0, "")
     try:
-        return pkgutil.resolve_name(spec)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{what} {spec!r} cannot be imported: {error}. It is read as package.module:name.") from error
+        yield
     finally:
-        if added:
+        if added and "" in sys.path:
             sys.path.remove("")

@@ -5,9 +5,10 @@ these bytes reach the disk is the writer's business. So any zarr reader understa
 On the way back chunks are decoded here, with the codecs that the metadata names.
 """
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import google_crc32c
@@ -42,6 +43,7 @@ __all__ = [
     "read_whole",
     "row_arrays",
     "whole_array_files",
+    "with_stored_names",
 ]
 
 Column = tuple[tuple[int, ...], str, tuple[str, ...], int]
@@ -114,17 +116,33 @@ def _row_array(key: str, column: Column, head: tuple[int, int], chunk: tuple[int
 def cache_arrays(manifest: Manifest, rows: dict[str, ArraySpec], probe: int) -> dict[str, ArraySpec]:
     """List every array of a cache: those written in blocks, labels, where each sample's rows begin, and the probe."""
     n, c, ends = manifest.view_rows, len(manifest.classes), manifest.samples + 1
+    row = "row" if manifest.rows is None else "probe_row"  # where a view has rows, they are others, and more
     whole = [
         ArraySpec("labels", (n,), (min(n, _LABEL_CHUNK),), "<i4", (manifest.row_axis,), "zstd"),
-        ArraySpec(probe_ids(manifest), (probe,), (probe,), "<i8", ("row",), "zstd"),
+        ArraySpec(probe_ids(manifest), (probe,), (probe,), "<i8", (row,), "zstd"),
         *(
-            ArraySpec(f"probe/logits/{teacher['slug']}", (probe, c), (probe, c), "<f4", ("row", "class"))
+            ArraySpec(f"probe/logits/{teacher['slug']}", (probe, c), (probe, c), "<f4", (row, "class"))
             for teacher in manifest.teachers
         ),
     ]
     if manifest.rows is not None:
         whole.append(ArraySpec("offsets", (ends,), (min(ends, _LABEL_CHUNK),), "<i8", ("boundary",), "zstd"))
     return rows | {spec.key: spec for spec in whole}
+
+
+def with_stored_names(specs: Mapping[str, ArraySpec], root: bytes) -> dict[str, ArraySpec]:
+    """Give axes the names that they have in a cache already: one that is continued, or extended, keeps its metadata.
+
+    Args:
+        specs: The arrays of the cache, as this version would name their axes.
+        root: Content of the cache's root `zarr.json`.
+    """
+    stored = json.loads(root).get("consolidated_metadata", {}).get("metadata", {})
+    named = {key: tuple(entry.get("dimension_names") or ()) for key, entry in stored.items()}
+    return {
+        key: replace(spec, dimensions=named[key]) if len(named.get(key, ())) == len(spec.shape) else spec
+        for key, spec in specs.items()
+    }
 
 
 def probe_ids(manifest: Manifest) -> str:

@@ -30,6 +30,7 @@ from logitcache.store.layout import (
     read_array,
     row_arrays,
     whole_array_files,
+    with_stored_names,
 )
 from logitcache.store.ledger import Ledger
 from logitcache.store.manifest import HOME, Manifest, read_manifest
@@ -132,7 +133,11 @@ class CacheWriter:
         Raises:
             CacheMismatchError: The teacher computes other bits here than where the dump was begun.
         """
-        specs = cache_arrays(self.manifest, self._rows, len(probe_rows))
+        specs, begun = (
+            cache_arrays(self.manifest, self._rows, len(probe_rows)),
+            self.place.size("zarr.json") is not None,
+        )
+        specs = with_stored_names(specs, self.place.read("zarr.json")) if begun else specs
         probe = {
             slug: self._agreed(
                 slug,
@@ -153,7 +158,7 @@ class CacheWriter:
         }
         self._metadata = metadata_files(self.manifest, specs)
         # Metadata of a cache with fewer views stays until the new views are there.
-        if self.place.size("zarr.json") is None:
+        if not begun:
             self._write_changed(self._metadata)
         self._write_changed(self._whole_files)
 

@@ -29,6 +29,7 @@ from logitcache.runs.metrics import find_metric
 from logitcache.runtime.files import local_path
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options
+from logitcache.runtime.workers import explain_lost_workers
 from logitcache.store import Cache
 from logitcache.train.extend import lengthened, warn_of_milestones
 from logitcache.train.job import Job, prepare, targets_of
@@ -115,7 +116,12 @@ def train_student(
     told = combine_callbacks(callbacks, on_progress=on_progress, on_epoch=on_epoch, should_stop=should_stop)
     job = prepare(cache, student, chosen)
     model, replicas = job.network.module.to(job.device), join_replicas(job.device)
-    with replicas.explain_lost_process(), restoring_modes(model), contextlib.ExitStack() as stack:
+    with (
+        explain_lost_workers(),
+        replicas.explain_lost_process(),
+        restoring_modes(model),
+        contextlib.ExitStack() as stack,
+    ):
         stepper = Stepper(model, job.objective, chosen, job.device, replicas, job.samples)
         refuse_unfit_student(job, chosen, stepper, replicas)
         if replicas.leads:

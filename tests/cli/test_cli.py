@@ -1,8 +1,10 @@
 """The command line as a stranger types it."""
 
 import json
+import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -260,6 +262,49 @@ def test_traceback_shows_where_an_error_came_from(run):
 
     with pytest.raises(CacheNotFoundError):
         run("--traceback", "stats", "nowhere.zarr")
+
+
+def test_an_environment_variable_does_the_same(run, monkeypatch):
+    from logitcache.errors import CacheNotFoundError
+
+    monkeypatch.setenv("LOGITCACHE_DEBUG", "1")
+    with pytest.raises(CacheNotFoundError):
+        run("stats", "nowhere.zarr")
+    monkeypatch.setenv("LOGITCACHE_DEBUG", "0")
+    assert run("stats", "nowhere.zarr").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            KeyError("what\never"),
+            r"error: unexpected KeyError: 'what.*, in .*tests/cli/test_cli\.py, line \d+\. It is .* LOGITCACHE_DEBUG=1 ",
+        ),
+        (MemoryError("no room for 3 GiB"), r"error: memory ran out \(no room for 3 GiB\)\. Use smaller batches"),
+    ],
+    ids=["key", "memory"],
+)
+def test_what_nobody_expected_is_one_sentence_too(run, monkeypatch, error, said):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("logitcache.stats.cache_stats", fail)
+    done = run("stats", "c.zarr")
+    assert done.exit_code == 1
+    assert re.match(said, done.stderr)
+    assert done.stderr.count("\n") == 1
+    monkeypatch.setenv("LOGITCACHE_DEBUG", "1")
+    with pytest.raises(type(error)):
+        run("stats", "c.zarr")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_signal_ends_at_once_what_has_nothing_in_hand(run, monkeypatch, number, code):
+    monkeypatch.setattr("logitcache.dump.dump.dump_logits", lambda **_: os.kill(os.getpid(), number))
+    done = run("dump", "--teacher", "tiny:net", "--data", "tiny:arrays", "--out", "c.zarr")
+    assert done.exit_code == code
+    assert done.stderr.splitlines()[-1].startswith("stopped; what was committed is whole")
 
 
 @pytest.mark.parametrize("kind", ["flipped", "missing"])

@@ -1,7 +1,5 @@
 """From sample ids to pixels, in batches: one gather for arrays in memory, worker processes for files; the same pixels either way."""
 
-import os
-import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +13,9 @@ from logitcache.data.images.views import View, blend, read_recipe
 from logitcache.data.images.views.preprocessing import Preprocessing
 from logitcache.data.images.views.render import cut, cut_batch, digests
 from logitcache.data.protocol import Ids, Rendition, whole_of
-from logitcache.errors import InputError, LogitCacheError, first_line
+from logitcache.errors import InputError
 from logitcache.runtime.device import decoding_workers, to_device
+from logitcache.runtime.workers import Failure, Workers, in_shared_memory, make_loader, pack, unpack
 
 __all__ = ["Renderer", "preprocessing_for", "render"]
 
@@ -69,8 +68,8 @@ class Renderer:
         self._pinned = device is not None and device.type == "cuda"
         near = None if device is None or with_digests else resident(data, device)
         self._near = None if near is None else _Source(near, tuple(preprocessings), with_digests=False)
-        self._loader: DataLoader[Rendition] | None = None
         self._order = _Order()
+        self._processes = Workers(self._loader)
 
     def batches(self, view: View, batches: Iterable[Ids]) -> Iterator[Rendition]:
         """Yield the batches of sample ids rendered in a view, in order."""
@@ -83,47 +82,18 @@ class Renderer:
                 batch = self._source.rendered(view, samples)
                 yield batch.pin_memory() if self._pinned else batch
             return
-        if self._loader is None:
-            self._loader = DataLoader(
-                self._source,
-                batch_sampler=self._order,
-                num_workers=self._workers,
-                persistent_workers=True,
-                collate_fn=_as_is,
-                pin_memory=self._pinned,
-                worker_init_fn=_leave_the_group,
-                generator=torch.Generator(),  # or it would draw from the global one, and change what dropout draws next
-            )
         self._order.batches = [[(view, samples)] for samples in batches]
-        try:
-            yield from _started(self._loader)
-        except LogitCacheError as error:  # torch prefixes the worker's traceback; the last line is the sentence
-            self._loader = None
-            raise type(error)(str(error).strip().rpartition(f"{type(error).__name__}: ")[2]) from None
-        # The last two are of a batch whose worker died between sending it and its being fetched.
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            self._loader = None
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise
-            raise InputError(
-                f"a worker process that decodes images has ended ({first_line(error) or 'no answer'}). It ran out of memory, or of shared "
-                "memory (in Docker: --shm-size), or was killed. Use fewer --workers; --workers 0 decodes in this process."
-            ) from error
+        yield from self._processes.items()
 
-
-def _started(loader: DataLoader[Rendition]) -> Iterator[Rendition]:
-    """Start the workers, or say why they cannot be.
-
-    Raises:
-        InputError: The data set cannot be sent to a process that is started anew (spawn, forkserver).
-    """
-    try:
-        return iter(loader)
-    except (AttributeError, TypeError, pickle.PicklingError) as error:
-        raise InputError(
-            f"the data set cannot be sent to worker processes ({first_line(error)}). Define its class and functions at the top of a "
-            "module, without lambdas, or use --workers 0."
-        ) from error
+    def _loader(self) -> DataLoader[Any]:
+        return make_loader(
+            self._source,
+            batch_sampler=self._order,
+            num_workers=self._workers,
+            collate_fn=_as_is,
+            pin_memory=self._pinned,
+            generator=torch.Generator(),  # or it would draw from the global one, and change what dropout draws next
+        )
 
 
 class _Order:
@@ -139,7 +109,7 @@ class _Order:
         return len(self.batches)
 
 
-class _Source(Dataset[Rendition]):
+class _Source(Dataset[Rendition | Failure]):
     """What a worker runs: one item is one whole batch."""
 
     def __init__(self, data: ImageSet, preprocessings: tuple[Preprocessing, ...], with_digests: bool) -> None:
@@ -153,17 +123,35 @@ class _Source(Dataset[Rendition]):
             fitted.append(network.fit(shared) if twin is None else fitted[twin])
         return Rendition(samples, tuple(fitted), digests(shared) if self._with_digests else None)
 
-    def __getitem__(self, item: tuple[View, Ids]) -> Rendition:
-        return self.rendered(*item)
+    def __getitem__(self, item: tuple[View, Ids]) -> Rendition | Failure:
+        try:
+            batch: Rendition = in_shared_memory(self.rendered(*item))
+        except BaseException as error:  # noqa: BLE001  (sent to the main process, and raised there)
+            return Failure.of(error, f"samples {item[1].min()} to {item[1].max()} cannot be rendered")
+        return batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to a process that is started anew (spawn, forkserver), where importing the data set may fail."""
+        return _restored, (pack((self.data, self._preprocessings, self._with_digests)),)
+
+
+class _Unusable(Dataset[Failure]):
+    """A data set that could not be built in a worker: every item says why."""
+
+    def __init__(self, failure: Failure) -> None:
+        self._failure = failure
+
+    def __getitem__(self, _item: Any) -> Failure:
+        return self._failure
+
+
+def _restored(packed: bytes) -> "_Source | _Unusable":
+    found = unpack(packed, "the data set cannot be built in a worker process")
+    return _Unusable(found) if isinstance(found, Failure) else _Source(*found)
 
 
 def _same_geometry(one: Preprocessing, other: Preprocessing) -> bool:
     return (one.image_size, one.crop_pct, one.resize) == (other.image_size, other.crop_pct, other.resize)
-
-
-def _leave_the_group(_worker: int) -> None:
-    """Go on when a whole group of processes is asked to stop: the parent finishes what is in hand, and then ends this one."""
-    os.setpgid(0, 0)
 
 
 def _as_is(items: list[Any]) -> Any:

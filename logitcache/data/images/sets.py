@@ -1,6 +1,5 @@
 """Labelled images, by sample id: in memory as one array, or one at a time from files or somebody's data set."""
 
-import contextlib
 import copy
 import json
 from collections import Counter
@@ -14,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset
 
+from logitcache.data.images.items import class_names, image_and_label, listed_labels
 from logitcache.data.images.listing import list_images, readable
 from logitcache.data.protocol import whole_of
-from logitcache.errors import InputError, LogitCacheError, first_line
+from logitcache.errors import InputError, LogitCacheError, explain_foreign_errors, first_line, reason_of
 from logitcache.runtime.wording import counted
 
 __all__ = [
@@ -185,8 +184,10 @@ class FolderImages:
 class MappedImages:
     """A user's map-style data set: items are (PIL image, uint8 array [H, W(, C)] or uint8 tensor [C, H, W]; label).
 
-    What an item says its label is counts. Where the data set lists its labels too (`targets` or `labels`, also inside of torch's
-    Subset and ConcatDataset), the list saves a pass over all items, and every item that is read is held against it.
+    An item may be a dictionary too, as those of Hugging Face data sets are ({"image": ..., "label": ...}).
+
+    What an item says its label is counts. Where the data set lists its labels too (`targets`, `labels` or a column, also inside of
+    torch's Subset and ConcatDataset), the list saves a pass over all items, and every item that is read is held against it.
     """
 
     native_size: tuple[int, int] | None = None
@@ -203,7 +204,8 @@ class MappedImages:
             InputError: Items are not (image, label), cannot be read, or have other labels than the list.
         """
         self.dataset = dataset
-        count, listed, named = len(dataset), _listed_labels(dataset), _class_names(dataset)
+        with explain_foreign_errors(f"data set {type(dataset).__name__} does not say what is in it"):
+            count, listed, named = len(dataset), listed_labels(dataset), class_names(dataset)
         labels = listed if listed is not None else np.asarray([self._item(i)[1] for i in range(count)])
         self.labels, self.classes = _checked_labels(labels, named or classes, count)
         for sample in (
@@ -224,12 +226,14 @@ class MappedImages:
 
     def _item(self, sample: int) -> tuple[Any, int]:
         name = type(self.dataset).__name__
+        attempt = f"sample {sample} of {name} cannot be read as (image, label)"
+        with explain_foreign_errors(attempt):
+            item = self.dataset[sample]
         try:
-            image, label = self.dataset[sample][:2]
+            image, label = image_and_label(item)
             found = int(label)
-        except Exception as error:  # whatever a user's code, or the decoder it calls, stumbles over
-            reason = f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
-            raise InputError(f"sample {sample} of {name} cannot be read as (image, label): {reason}") from error
+        except Exception as error:  # an item of any form
+            raise InputError(f"{attempt}: {reason_of(error)}") from error
         listed = getattr(self, "labels", None)
         if listed is not None and listed[sample] != found:
             raise InputError(
@@ -243,33 +247,6 @@ class MappedImages:
         hasher = blake2b(json.dumps([len(self.labels), self.classes]).encode(), digest_size=16)
         hasher.update(self.labels.data)
         return hasher.hexdigest()
-
-
-def _listed_labels(dataset: Any) -> NDArray[Any] | None:
-    """Return the labels that a data set lists, [N]; None where it lists none, or not one integer for each item."""
-    if isinstance(dataset, Subset):
-        inner = _listed_labels(dataset.dataset)
-        return None if inner is None else inner[np.asarray(dataset.indices)]
-    if isinstance(dataset, ConcatDataset):
-        parts = [_listed_labels(one) for one in dataset.datasets]
-        return np.concatenate(parts) if all(part is not None for part in parts) else None  # type: ignore[arg-type]
-    for name in ("targets", "labels"):
-        with contextlib.suppress(Exception):  # a ragged list, a property that fails: items are asked instead
-            found = np.asarray(getattr(dataset, name))
-            if found.shape == (len(dataset),) and np.issubdtype(found.dtype, np.integer):
-                return found
-    return None
-
-
-def _class_names(dataset: Any) -> list[str] | None:
-    """Return the class names of a data set, also of what a Subset or ConcatDataset is made of."""
-    if isinstance(dataset, Subset):
-        return _class_names(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
-        names = [_class_names(one) for one in dataset.datasets]
-        return names[0] if all(one == names[0] for one in names) else None
-    found = getattr(dataset, "classes", None)
-    return list(found) if found else None
 
 
 class Part:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
-from logitcache.errors import InputError
+from logitcache.errors import InputError, explain_foreign_errors
 from logitcache.runtime.device import cpu_threads
 from logitcache.runtime.philox import words
 from logitcache.runtime.plugins import resolve
@@ -83,17 +83,13 @@ def change(
     with _numbers_put_back(), cpu_threads(1):  # a convolution's last bit may depend on how it is divided
         for number, (name, parameters) in enumerate(steps):
             transform = _transform(name, tuple(parameters.items()))
+            spelled = f" {dict(parameters)}" if parameters else ""
             for row, numbers in enumerate(words(seed, view, samples, _FIRST_DRAW + number).tolist()):
                 _set_numbers(numbers)
-                try:
+                with explain_foreign_errors(f"augmentation {name}{spelled} fails on sample {samples[row]}"):
                     changed = transform(
                         rows[row] if name in CHANGES else rows[row].clone()
                     )  # which may be changed in place
-                except Exception as error:
-                    spelled = f" {dict(parameters)}" if parameters else ""
-                    raise InputError(
-                        f"augmentation {name}{spelled} fails on sample {samples[row]}: {type(error).__name__}: {error}"
-                    ) from error
                 rows[row] = _checked(changed, name, int(samples[row]))
     return rows
 
@@ -106,12 +102,10 @@ def _transform(name: str, parameters: tuple[tuple[str, float | str], ...]) -> Tr
         except (TypeError, ValueError) as error:
             raise InputError(f"{name} cannot have {dict(parameters)}: {error}") from error
     factory = resolve(name, "augmentation")
-    try:
+    with explain_foreign_errors(
+        f"augmentation {name} cannot be made", "It is called with nothing, and returns a transform."
+    ):
         made = factory()
-    except Exception as error:
-        raise InputError(
-            f"augmentation {name} cannot be made: {type(error).__name__}: {error}. It is called with nothing, and returns a transform."
-        ) from error
     if not callable(made):
         raise InputError(
             f"augmentation {name} returned {type(made).__name__}; expected a transform of uint8 pixels [C, H, W]"

@@ -1,0 +1,103 @@
+"""What an item of somebody's map-style data set is: (image, label), or a dictionary, as those of Hugging Face `datasets` are.
+
+A data set of dictionaries has columns. Which hold the image and the label is read from their names, or from what is in them.
+"""
+
+import contextlib
+import numbers
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import ConcatDataset, Subset
+
+from logitcache.errors import InputError
+
+__all__ = ["class_names", "image_and_label", "listed_labels"]
+
+_IMAGE_COLUMNS = ("image", "img", "pixel_values")
+_LABEL_COLUMNS = ("label", "labels", "target", "class")
+
+
+def image_and_label(item: Any) -> tuple[Any, Any]:
+    """Return the image and the label of an item, as they stand in it.
+
+    Args:
+        item: (image, label, ...), or a dictionary of columns.
+
+    Raises:
+        InputError: A dictionary in which they cannot be told.
+    """
+    if not isinstance(item, Mapping):
+        image, label = item[:2]
+        return image, label
+    image = _column(item, _IMAGE_COLUMNS, (name for name, value in item.items() if _is_image(value)), "an image")
+    label = _column(item, _LABEL_COLUMNS, (name for name, value in item.items() if _is_whole(value)), "a label")
+    return item[image], item[label]
+
+
+def listed_labels(dataset: Any) -> NDArray[Any] | None:
+    """Return the labels that a data set lists, [N]; None where it lists none, or not one integer for each item."""
+    if isinstance(dataset, Subset):
+        inner = listed_labels(dataset.dataset)
+        return None if inner is None else inner[np.asarray(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [listed_labels(one) for one in dataset.datasets]
+        return np.concatenate(parts) if all(part is not None for part in parts) else None  # type: ignore[arg-type]
+    column = _label_column(dataset)
+    for name in ("targets", "labels", *([column] if column else [])):
+        with contextlib.suppress(Exception):  # a ragged list, a property that fails: items are asked instead
+            found = np.asarray(dataset[name][:] if name == column else getattr(dataset, name))
+            if found.shape == (len(dataset),) and np.issubdtype(found.dtype, np.integer):
+                return found
+    return None
+
+
+def class_names(dataset: Any) -> list[Any] | None:
+    """Return the class names of a data set, also of what a Subset or ConcatDataset is made of."""
+    if isinstance(dataset, Subset):
+        return class_names(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        names = [class_names(one) for one in dataset.datasets]
+        return names[0] if all(one == names[0] for one in names) else None
+    found = getattr(dataset, "classes", None)
+    if not found and (column := _label_column(dataset)):
+        found = getattr(dataset.features[column], "names", None)
+    return list(found) if found else None
+
+
+def _label_column(dataset: Any) -> str | None:
+    """Return the column of labels of a Hugging Face data set; None for any other, and where the items must be asked."""
+    features = getattr(dataset, "features", None)
+    if not isinstance(features, Mapping):
+        return None
+    named = [name for name in _LABEL_COLUMNS if name in features]
+    classes = [name for name, feature in features.items() if getattr(feature, "names", None)]
+    return named[0] if named else classes[0] if len(classes) == 1 else None
+
+
+def _column(item: Mapping[Any, Any], names: Iterable[str], fitting: Iterable[Any], wanted: str) -> Any:
+    """Return the column with one of these names, or else the only one whose content fits."""
+    if named := [name for name in names if name in item]:
+        return named[0]
+    found = list(fitting)
+    if len(found) != 1:
+        have = ", ".join(map(str, found or item))
+        raise InputError(
+            f"its columns {have} could each be {wanted}: rename the right one {wanted.split()[1]!r}"
+            if found
+            else f"it has no column with {wanted}, only {have or 'an empty dictionary'}: name it {wanted.split()[1]!r}"
+        )
+    return found[0]
+
+
+def _is_image(value: Any) -> bool:
+    """Say whether this may be an image: pixels with height and width, or what PIL opened."""
+    return len(getattr(value, "shape", ())) in (2, 3) or hasattr(value, "getbands")
+
+
+def _is_whole(value: Any) -> bool:
+    """Say whether this may be a label: an integer, also of numpy or torch."""
+    kind = str(getattr(value, "dtype", ""))
+    return isinstance(value, numbers.Integral) or (getattr(value, "shape", None) == () and "int" in kind)

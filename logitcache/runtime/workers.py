@@ -1,0 +1,290 @@
+"""Worker processes of a torch DataLoader: asked for the next item, and ended, with one sentence where one has died.
+
+torch reports a dead worker wherever the main thread happens to be: in the middle of a network's forward pass, of an optimizer step or of
+a file being written. Here that is held back until somebody waits for the next item, so that nobody else is blamed or interrupted.
+What a worker's own code raises travels as a value, because an exception may not survive the way between two processes.
+"""
+
+import contextlib
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Protocol, Self
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from logitcache.errors import InputError, LogitCacheError, first_line, reason_of
+from logitcache.runtime.plugins import working_directory_importable
+
+_C: Any = torch._C  # noqa: SLF001  (torch has no public way to say when a death is reported, nor to end workers now)
+
+__all__ = [
+    "Failure",
+    "Workers",
+    "explain_lost_workers",
+    "in_shared_memory",
+    "is_lost_worker",
+    "make_loader",
+    "pack",
+    "unpack",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a worker raised, in a form that reaches the main process whatever it was.
+
+    Attributes:
+        kind: Kind of the error to raise.
+        message: Its message.
+        trace: The traceback in the worker, which only somebody who debugs is shown.
+    """
+
+    kind: type[LogitCacheError]
+    message: str
+    trace: str
+
+    @classmethod
+    def of(cls, error: BaseException, attempt: str) -> Self:
+        """Describe an exception, ours or anybody's.
+
+        Args:
+            error: The exception.
+            attempt: Beginning of the message, for an exception that is not ours: "samples 0 to 31 cannot be rendered".
+        """
+        trace = "".join(traceback.format_exception(error))
+        if isinstance(error, LogitCacheError):
+            return cls(type(error), str(error), trace)
+        return cls(InputError, f"{attempt}: {reason_of(error)}", trace)
+
+    def error(self) -> LogitCacheError:
+        """Return the exception to raise in the main process."""
+        found = self.kind(self.message)
+        found.add_note(f"in a worker process:\n{self.trace}")
+        return found
+
+
+class Workers:
+    """The workers of one loader. They outlive a pass over it, and end with this object, or when one of them fails."""
+
+    def __init__(self, make: Callable[[], DataLoader[Any]]) -> None:
+        """Take what makes the loader (`make_loader`)."""
+        self._make = make
+        self._loader: DataLoader[Any] | None = None
+        self._end: Callable[[], object] | None = None
+
+    def items(self) -> Iterator[Any]:
+        """Yield what the workers return, in order; the first call starts them.
+
+        Raises:
+            LogitCacheError: What a worker raised (`Failure`).
+            InputError: A worker has died, or the workers cannot be started.
+        """
+        stream = self._started()
+        while True:
+            try:
+                with _deaths_are_raised():
+                    item = next(stream, None)
+            except Exception as error:  # every way in which a connection to a process breaks
+                self.close()
+                raise _lost(error) from error
+            if item is None:
+                return
+            if isinstance(item, Failure):
+                self.close()
+                raise item.error()
+            yield item
+
+    def close(self) -> None:
+        """End the processes at once; another pass starts new ones."""
+        end, self._loader, self._end = self._end, None, None
+        if end is not None:
+            end()
+
+    def _started(self) -> Iterator[Any]:
+        began = self._loader is None
+        try:
+            if self._loader is None:
+                self._loader = self._make()
+            with _deaths_are_raised():
+                stream = iter(self._loader)
+        except Exception as error:
+            self.close()
+            if is_lost_worker(error):
+                raise _lost(error) from error
+            if isinstance(error, OSError | RuntimeError | MemoryError):
+                raise InputError(
+                    f"worker processes cannot be started ({reason_of(error)}). Use fewer --workers; --workers 0 decodes in this process."
+                ) from error
+            raise InputError(
+                f"the data set cannot be sent to worker processes ({first_line(error) or type(error).__name__}). Define its class and "
+                "functions at the top of a module, without lambdas, or use --workers 0."
+            ) from error
+        if began:
+            _streams.add(stream)
+            self._end = weakref.finalize(self, _end_processes, stream, os.getpid())
+        return stream
+
+
+def make_loader(source: Dataset[Any], **settings: Any) -> DataLoader[Any]:
+    """Return a loader with as many workers as were asked for; torch would warn where these are more than the processors.
+
+    Args:
+        source: What the workers run.
+        settings: Of the loader.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return DataLoader(source, worker_init_fn=begin_worker, persistent_workers=True, **settings)
+
+
+class Shareable(Protocol):
+    """A batch that can be moved to memory that processes share."""
+
+    def share_memory(self) -> Any:
+        """Return the batch in shared memory."""
+        ...
+
+
+def in_shared_memory(batch: Shareable) -> Any:
+    """Move a batch to memory that processes share, in the worker, where a failure can be told.
+
+    The thread that sends it would print a page of traceback and send nothing, and the main process would wait for ever.
+
+    Raises:
+        InputError: There is not enough.
+    """
+    try:
+        return batch.share_memory()
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"a worker process that decodes images has no shared memory left ({first_line(error)}). Enlarge it (in Docker: --shm-size "
+            "8g), or use fewer --workers or a smaller --batch-size; --workers 0 decodes in this process and needs none."
+        ) from error
+
+
+def begin_worker(_worker: int) -> None:
+    """Prepare a worker: it goes on when a whole group of processes is asked to stop, because the parent ends it.
+
+    Its threads are silent: when the parent breaks off in the middle of a transfer, they would print a traceback.
+    """
+    os.setpgid(0, 0)
+    sys.excepthook = lambda *_: None
+
+
+_streams: "weakref.WeakSet[Any]" = weakref.WeakSet()  # torch's iterators, which own processes
+
+
+def _disown() -> None:
+    """In a forked process, leave the workers of the process it is a copy of alone, when copies of their iterators are collected.
+
+    torch would tell them to end, wait 5 s for each, and print a traceback.
+    """
+    for stream in list(_streams):
+        stream._shutdown = True  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_disown)
+
+
+def _end_processes(stream: Any, owner: int) -> None:
+    """End the workers of an iterator at once: torch's own way waits up to 5 s for each that is stuck, whenever it is collected."""
+    if os.getpid() != owner:
+        return
+    if stream._worker_pids_set:  # noqa: SLF001  (else torch would report what follows as a failure)
+        _C._remove_worker_pids(id(stream))  # noqa: SLF001
+        stream._worker_pids_set = False  # noqa: SLF001
+    for process in stream._workers:  # noqa: SLF001
+        with contextlib.suppress(ValueError, OSError):
+            process.kill()
+    stream._shutdown_workers()  # noqa: SLF001
+
+
+_report_deaths: Any = None  # torch's handler of SIGCHLD, once it has set it
+
+
+@contextmanager
+def _deaths_are_raised() -> Iterator[None]:
+    """Have the death of a worker raised in this block, also one that happened before; outside of it, nobody is interrupted."""
+    global _report_deaths  # noqa: PLW0603  (torch sets one handler for the whole process)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        if _report_deaths is not None:
+            signal.signal(signal.SIGCHLD, _report_deaths)
+        _C._error_if_any_worker_fails()  # noqa: SLF001
+        yield
+        if _report_deaths is None:
+            _report_deaths = signal.getsignal(signal.SIGCHLD)
+    finally:
+        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Say whether an exception is torch's report of a dead worker, or has one as its cause, whoever was blamed for it."""
+    seen = set[int]()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        if isinstance(one, RuntimeError) and "DataLoader worker" in first_line(one):
+            return True
+        seen.add(id(one))
+        one = one.__cause__ or one.__context__
+    return False
+
+
+@contextmanager
+def explain_lost_workers() -> Iterator[None]:
+    """Raise InputError where a worker of any DataLoader has died; torch may report it in whatever frame of the main process runs."""
+    try:
+        yield
+    except Exception as error:
+        if is_lost_worker(error) and not str(error).startswith(_ENDED):
+            raise _lost(error) from error
+        raise
+
+
+_ENDED = "a worker process that decodes images has ended"
+
+
+def _lost(error: BaseException) -> InputError:
+    """Return the sentence for a worker that has died, or that cannot be heard any more."""
+    if "open files" in str(error) or "ancdata" in str(error):
+        return InputError(
+            f"worker processes cannot send what they decoded ({first_line(error)}): too many files are open. Raise the limit (ulimit "
+            "-n 65536), or use fewer --workers; --workers 0 decodes in this process."
+        )
+    return InputError(
+        f"{_ENDED} ({first_line(error) or 'no answer'}). It ran out of memory, or of shared memory (in Docker: --shm-size), or was "
+        "killed. Use fewer --workers; --workers 0 decodes in this process."
+    )
+
+
+def pack(content: Any) -> bytes:
+    """Return what a started process needs to build something again with `unpack`."""
+    return bytes(ForkingPickler.dumps(content))
+
+
+def unpack(packed: bytes, attempt: str) -> Any:
+    """Build what was packed, or return the `Failure`: raised while a process starts, it would be a page of traceback.
+
+    Args:
+        packed: From `pack`.
+        attempt: Beginning of the message.
+    """
+    try:
+        with working_directory_importable():
+            return pickle.loads(packed)  # noqa: S301  (from the parent process)
+    except BaseException as error:  # noqa: BLE001  (whatever is imported)
+        return Failure.of(error, attempt)
