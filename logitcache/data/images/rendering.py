@@ -1,12 +1,13 @@
 """From sample ids to pixels, in batches: one gather for arrays in memory, worker processes for files; the same pixels either way."""
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from logitcache.data.images.sets import ArrayImages, ImageSet, resident
 from logitcache.data.images.views import View, blend, read_recipe
@@ -69,7 +70,17 @@ class Renderer:
         near = None if device is None or with_digests else resident(data, device)
         self._near = None if near is None else _Source(near, tuple(preprocessings), with_digests=False)
         self._order = _Order()
-        self._processes = Workers(self._loader)
+        self._processes = Workers(
+            functools.partial(  # without a way back to this object: the processes end as soon as nobody holds it
+                make_loader,
+                self._source,
+                batch_sampler=self._order,
+                num_workers=self._workers,
+                collate_fn=_as_is,
+                pin_memory=self._pinned,
+                generator=torch.Generator(),  # or it would draw from the global one, and change what dropout draws next
+            )
+        )
 
     def batches(self, view: View, batches: Iterable[Ids]) -> Iterator[Rendition]:
         """Yield the batches of sample ids rendered in a view, in order."""
@@ -84,16 +95,6 @@ class Renderer:
             return
         self._order.batches = [[(view, samples)] for samples in batches]
         yield from self._processes.items()
-
-    def _loader(self) -> DataLoader[Any]:
-        return make_loader(
-            self._source,
-            batch_sampler=self._order,
-            num_workers=self._workers,
-            collate_fn=_as_is,
-            pin_memory=self._pinned,
-            generator=torch.Generator(),  # or it would draw from the global one, and change what dropout draws next
-        )
 
 
 class _Order:
