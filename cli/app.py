@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from logitcache.errors import LogitCacheError, first_line, reason_of
+from logitcache.errors import LogitCacheError, first_line, reason_of, speaking_to_the_command_line
 from logitcache.runtime.memory import keep_freed_memory
 from logitcache.runtime.processes import this_one_leads
 
@@ -41,6 +41,10 @@ class _Boundary(TyperGroup):
     """Turns errors into one sentence on stderr and exit code 1, what nobody expected too; usage errors keep 2."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        with speaking_to_the_command_line():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (TyperException, typer.Exit, typer.Abort, BrokenPipeError):

@@ -10,11 +10,14 @@
     ├── StoppedError                                       go on when you like: what was done is saved
     └── UnknownNameError        (also ValueError)          pick one of the names listed
 
-Every message says what was attempted, what was expected, what was found and what to do.
+Every message says what was attempted, what was expected, what was found and what to do. It names settings as the command line
+does (--image-size); who calls from Python reads the names of arguments instead (`image_size`).
 """
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from difflib import get_close_matches
 
 __all__ = [
@@ -29,13 +32,50 @@ __all__ = [
     "UnknownNameError",
     "explain_foreign_errors",
     "first_line",
+    "name_settings",
     "reason_of",
+    "speaking_to_the_command_line",
     "unknown_name",
 ]
+
+_typed = ContextVar("typed", default=False)
+_LITERAL = re.compile(r"(`[^`]*`|^ .*$)", re.MULTILINE)  # code, and indented lines
+_OPTION = re.compile(r"(?<![\w-])--(?:no-)?([a-z]+(?:-[a-z]+)*)")
+_OTHER_NAMES = {"compile": "compiled", "set": "parameters"}
+
+
+@contextlib.contextmanager
+def speaking_to_the_command_line() -> Iterator[None]:
+    """Have messages name settings as options, as long as this lasts."""
+    before = _typed.set(True)
+    try:
+        yield
+    finally:
+        _typed.reset(before)
+
+
+def name_settings(text: str) -> str:
+    """Name settings as whoever reads a message has them: --image-size on the command line, `image_size` in Python.
+
+    What stands in backquotes or on an indented line, such as a command, stays.
+    """
+    if _typed.get():
+        return text
+    parts = _LITERAL.split(text)
+    parts[::2] = [_OPTION.sub(_as_argument, part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _as_argument(option: re.Match[str]) -> str:
+    name = option[1].replace("-", "_")
+    return f"`{_OTHER_NAMES.get(name, name)}`"
 
 
 class LogitCacheError(Exception):
     """Base of every error that this package raises on purpose."""
+
+    def __str__(self) -> str:
+        return name_settings(super().__str__())
 
 
 class CacheNotFoundError(LogitCacheError, FileNotFoundError):

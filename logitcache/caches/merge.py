@@ -96,7 +96,7 @@ def _refuse(opened: Sequence[Cache], free: set[str], allowed: str) -> None:
     elif any(key.startswith("teachers") for key in wrong):
         hint = "\n--average stores the mean of several teachers."
     elif len({len(cache.manifest.views) for cache in opened}) > 1:
-        hint = "\nlogitcache slice --views leaves the same views of each."
+        hint = "\n`logitcache slice --views` leaves the same views of each."
     else:
         hint = ""
     shown = free if allowed == "views" else wrong  # with other samples, the views are in the way too

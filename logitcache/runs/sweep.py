@@ -125,7 +125,7 @@ def plan_sweep(
         raise InputError("a sweep needs a method and a seed at least, and values for what it varies")
     ours = {"--method", "--seed", "--out", "--resume", *(_flag(name) for name in vary if not name.startswith("set."))}
     if twice := [word for word in options if word.partition("=")[0] in ours]:
-        raise InputError(f"{twice[0].partition('=')[0]} is the sweep's own: leave it out of the options of train")
+        raise InputError(f"`{twice[0].partition('=')[0]}` is the sweep's own: leave it out of the options of train")
     named = {word.partition("=")[0] for word in options} | {_flag(name) for name in vary}
     if not named & {"--student", "--config"}:
         raise InputError("which network? Name it after `--`, as in `logitcache sweep CACHE -- --student resnet8`")

@@ -64,7 +64,7 @@ class Failure:
         """
         trace = "".join(traceback.format_exception(error))
         if isinstance(error, LogitCacheError):
-            return cls(type(error), str(error), trace)
+            return cls(type(error), error.args[0], trace)  # not yet in the words of whoever reads it
         return cls(InputError, f"{attempt}: {reason_of(error)}", trace)
 
     def error(self) -> LogitCacheError:
@@ -168,8 +168,8 @@ def in_shared_memory(batch: Shareable) -> Any:
         return batch.share_memory()
     except (RuntimeError, OSError) as error:
         raise InputError(
-            f"a worker process that decodes images has no shared memory left ({first_line(error)}). Enlarge it (in Docker: --shm-size "
-            "8g), or use fewer --workers or a smaller --batch-size; --workers 0 decodes in this process and needs none."
+            f"a worker process that decodes images has no shared memory left ({first_line(error)}). Enlarge it (in Docker: `--shm-size 8g`"
+            "), or use fewer --workers or a smaller --batch-size; --workers 0 decodes in this process and needs none."
         ) from error
 
 
@@ -266,7 +266,7 @@ def _lost(error: BaseException) -> InputError:
             "-n 65536), or use fewer --workers; --workers 0 decodes in this process."
         )
     return InputError(
-        f"{_ENDED} ({first_line(error) or 'no answer'}). It ran out of memory, or of shared memory (in Docker: --shm-size), or was "
+        f"{_ENDED} ({first_line(error) or 'no answer'}). It ran out of memory, or of shared memory (in Docker: `--shm-size`), or was "
         "killed. Use fewer --workers; --workers 0 decodes in this process."
     )
 

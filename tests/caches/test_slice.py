@@ -79,7 +79,7 @@ def test_a_stopped_slice_continues_and_is_no_dump(dump, tmp_path):
         ({}, {}, "a slice must leave something out"),
         ({}, {"views": 3}, "has 2 views: a slice takes 1 to that many, not 3"),
         ({"precision": "f16"}, {"precision": "f32"}, "the cache holds f16: a slice cannot hold f32"),
-        ({"top_k": 2}, {"top_k": 0}, "top-k must be 1 or more, not 0"),
+        ({"top_k": 2}, {"top_k": 0}, "`top_k` must be 1 or more, not 0"),
         ({"top_k": 2}, {"top_k": 3}, "the cache keeps the 2 largest: a slice cannot keep 3"),
         ({}, {"top_k": 4}, "top-k 4 of 5 classes leaves no rest"),
         ({}, {"precision": "f8"}, "unknown precision 'f8'"),
@@ -116,7 +116,7 @@ def test_a_damaged_cache_is_not_cut_into_one_that_looks_whole(dump, tmp_path):
 
 def test_views_that_belong_together_are_not_parted(dump, tmp_path):
     whole = dump(augment="none,pad-crop-flip")
-    with pytest.raises(InputError, match="--views 3 would cut a group of 2 views that belong together"):
+    with pytest.raises(InputError, match="`views` 3 would cut a group of 2 views that belong together"):
         slice_cache(whole, tmp_path / "part.zarr", views=3)
     assert len(slice_cache(whole, tmp_path / "part.zarr", views=2).manifest.views) == 2
 

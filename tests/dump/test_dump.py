@@ -168,9 +168,9 @@ def test_a_killed_process_leaves_nothing_half_written_and_is_continued(tmp_path,
             "f32",
             r"logits that are no numbers; sample \d+ \(class 'class \d'\), view 0: logit 0 is nan; \d+ rows",
         ),
-        (tiny.Loud, "f16", r"logits beyond 65,504, which float16 cannot hold; sample 0 .* Use --precision f32"),
+        (tiny.Loud, "f16", r"logits beyond 65,504, which float16 cannot hold; sample 0 .* Use `precision` f32"),
         (tiny.without_logits, "f32", r"teacher Wrapped must return logits \[B, 5\], found dict"),
-        (tiny.seven, "f32", r"teacher Sequential answers for 7 classes, not 5. .* --class-map"),
+        (tiny.seven, "f32", r"teacher Sequential answers for 7 classes, not 5. .* `class_map`"),
     ],
 )
 def test_a_teacher_that_cannot_be_stored_is_refused_and_nothing_is_left_to_train_from(
@@ -218,7 +218,7 @@ def test_a_teacher_of_more_classes_stores_those_of_the_data(dump, tmp_path, imag
 
 @pytest.mark.parametrize("made", [{}, {"top_k": 2}], ids=str)
 def test_more_classes_without_a_map_are_refused(dump, made):
-    with pytest.raises(InputError, match="--teacher-classes 7 with data of 5: say with --class-map"):
+    with pytest.raises(InputError, match="`teacher_classes` 7 with data of 5: say with `class_map`"):
         dump(teacher=tiny.seven(0), teacher_classes=7, **made)
 
 
@@ -228,7 +228,7 @@ def test_more_classes_without_a_map_are_refused(dump, made):
         ("[0, 1, 2]", "must give each of the data's 5 classes a class of its own"),
         ("[0, 1, 2, 3, 3]", "a class of its own"),
         ("[0, 1, 2, 3, -1]", "0 or more"),
-        ("[0, 1, 2, 3, 7]", "names class 7 of a teacher of 7: say how many it has with --teacher-classes"),
+        ("[0, 1, 2, 3, 7]", "names class 7 of a teacher of 7: say how many it has with `teacher_classes`"),
         ('{"class 0": 1}', r"says nothing of class 1, class 2, .* \(4 of the data's classes\)"),
         ("nonsense", "cannot be read as JSON"),
     ],
@@ -281,7 +281,7 @@ def test_another_dump_into_the_same_path_is_refused(dump, changes, named):
 def test_other_versions_are_named_and_can_be_accepted(dump, monkeypatch):
     dump()
     monkeypatch.setattr("logitcache.dump.job.version", lambda package: f"{package}-of-tomorrow")
-    with pytest.raises(CacheMismatchError, match=r"(?s)software.torch: there .*, or pass --allow-mixed to accept that"):
+    with pytest.raises(CacheMismatchError, match=r"(?s)software.torch: there .*, or pass `allow_mixed` to accept that"):
         dump()
     with pytest.raises(CacheMismatchError, match="Repeat the options it was made with"):
         dump(seed=1)
@@ -305,10 +305,10 @@ def test_an_untrained_teacher_by_name_is_refused(dump):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"views": 0}, "--views must be 1 or more, not 0"),
-        ({"batch_size": 0}, "--batch-size must be 1 or more, or auto, not 0"),
-        ({"seed": -1}, "--seed must be 0 or more, not -1"),
-        ({"seed": 2**64}, "--seed must be below"),
+        ({"views": 0}, "`views` must be 1 or more, not 0"),
+        ({"batch_size": 0}, "`batch_size` must be 1 or more, or auto, not 0"),
+        ({"seed": -1}, "`seed` must be 0 or more, not -1"),
+        ({"seed": 2**64}, "`seed` must be below"),
         ({"test_time_views": "flop"}, "unknown test-time views 'flop'; did you mean 'flip'"),
         ({"encoding": "topp"}, "unknown encoding 'topp'; did you mean 'topk'"),
     ],
@@ -354,7 +354,7 @@ def test_a_top_k_row_is_read_with_zarr_and_numpy_alone(dump, images, tmp_path):
     ("changes", "message"),
     [
         ({"encoding": "topk", "top_k": 4}, "top-k 4 of 5 classes leaves no rest: keep every class"),
-        ({"encoding": "full", "top_k": 2}, "--encoding full keeps every class: leave out --top-k"),
+        ({"encoding": "full", "top_k": 2}, "`encoding` full keeps every class: leave out `top_k`"),
         ({"encoding": "sparse"}, "unknown encoding 'sparse'"),
     ],
 )
@@ -384,7 +384,7 @@ def test_recipes_of_other_sizes_do_not_pair(dump):
 
 
 def test_more_memory_than_there_is_is_one_sentence(dump):
-    with pytest.raises(InputError, match="memory ran out with batches of 100,000,000,000: lower --batch-size"):
+    with pytest.raises(InputError, match="memory ran out with batches of 100,000,000,000: lower `batch_size`"):
         dump(batch_size=100_000_000_000)
 
 

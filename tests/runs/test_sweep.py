@@ -191,8 +191,8 @@ def test_every_combination_is_planned_once(tmp_path, dump):
     for wrong, words in (
         ({"methods": []}, "needs a method"),
         ({"seeds": [0, 0]}, "the same run twice"),
-        ({"options": ["--seed", "3"]}, "--seed is the sweep's own"),
-        ({"vary": {"lr": ["1"]}, "options": ["--lr=3"]}, "--lr is the sweep's own"),
+        ({"options": ["--seed", "3"]}, "`--seed` is the sweep's own"),
+        ({"vary": {"lr": ["1"]}, "options": ["--lr=3"]}, "`--lr` is the sweep's own"),
     ):
         with pytest.raises(InputError, match=words):
             plan_sweep(
@@ -403,7 +403,7 @@ def test_a_sweep_runs_compares_and_goes_on(tmp_path, npz, dump, run, monkeypatch
 
 
 def test_jobs_must_be_one_or_more():
-    with pytest.raises(InputError, match="--jobs"):
+    with pytest.raises(InputError, match="`jobs`"):
         run_sweep([], jobs=0)
 
 

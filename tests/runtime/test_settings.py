@@ -102,21 +102,21 @@ def test_an_unknown_option_is_refused_on_the_command_line(run):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 2.5}, "--epochs must be a whole number of 1 or more, not 2.5"),
-        ({"workers": -1}, "--workers must be 0 or more, not -1"),
-        ({"image_size": 0}, "--image-size must be 1 or more, not 0"),
-        ({"lr": None}, "--lr must be a number, not None"),
-        ({"lr": "0.1"}, "--lr must be a number, not '0.1'"),
-        ({"lr": True}, "--lr must be a number, not True"),
-        ({"amp": 1}, "--amp must be True or False, not 1"),
-        ({"compiled": "yes"}, "--compile must be True or False, not 'yes'"),
-        ({"standardize": "no"}, "--standardize must be True or False, not 'no'"),
-        ({"warmup_epochs": 241}, "--warmup-epochs must be from 0 to the number of epochs, not 241"),
-        ({"decay_milestones": [-1]}, r"--decay-milestones must be 0 or more each, not \(-1,\)"),
-        ({"decay_milestones": 3}, "--decay-milestones must be a sequence of whole numbers, not 3"),
-        ({"label_smoothing": 1.0}, "--label-smoothing must be a share from 0 to below 1, not 1"),
-        ({"amp": True, "amp_dtype": "half"}, "--amp-dtype must be bfloat16 or float16, not 'half'"),
-        ({"opt": 3}, "--opt must be the name of an optimizer, or a callable that makes one, not 3"),
+        ({"epochs": 2.5}, "`epochs` must be a whole number of 1 or more, not 2.5"),
+        ({"workers": -1}, "`workers` must be 0 or more, not -1"),
+        ({"image_size": 0}, "`image_size` must be 1 or more, not 0"),
+        ({"lr": None}, "`lr` must be a number, not None"),
+        ({"lr": "0.1"}, "`lr` must be a number, not '0.1'"),
+        ({"lr": True}, "`lr` must be a number, not True"),
+        ({"amp": 1}, "`amp` must be True or False, not 1"),
+        ({"compiled": "yes"}, "`compiled` must be True or False, not 'yes'"),
+        ({"standardize": "no"}, "`standardize` must be True or False, not 'no'"),
+        ({"warmup_epochs": 241}, "`warmup_epochs` must be from 0 to the number of epochs, not 241"),
+        ({"decay_milestones": [-1]}, r"`decay_milestones` must be 0 or more each, not \(-1,\)"),
+        ({"decay_milestones": 3}, "`decay_milestones` must be a sequence of whole numbers, not 3"),
+        ({"label_smoothing": 1.0}, "`label_smoothing` must be a share from 0 to below 1, not 1"),
+        ({"amp": True, "amp_dtype": "half"}, "`amp_dtype` must be bfloat16 or float16, not 'half'"),
+        ({"opt": 3}, "`opt` must be the name of an optimizer, or a callable that makes one, not 3"),
     ],
 )
 def test_a_value_out_of_range_is_refused_on_construction(changes, message):
@@ -309,23 +309,23 @@ def test_every_optimizer_gets_the_settings_it_has(opt):
     [
         (
             {"opt": "adam", "momentum": 0.9},
-            "--momentum is no setting of adam, which has --betas and --eps: leave it out",
+            "`momentum` is no setting of adam, which has `betas` and `eps`: leave it out",
         ),
-        ({"opt": "adam", "momentum": 0.0}, "--momentum is no setting of adam"),
-        ({"opt": "sgd", "betas": (0.9, 0.99)}, "--betas is no setting of sgd, which has --momentum and --nesterov"),
-        ({"opt": "sgd", "eps": 1e-8}, "--eps is no setting of sgd"),
-        ({"opt": "rmsprop", "nesterov": True}, "--nesterov is a way of SGD with momentum"),
-        ({"opt": "rmsprop", "betas": (0.9, 0.99)}, "--betas is no setting of rmsprop"),
-        ({"opt": torch.optim.SGD, "momentum": 0.9}, "--momentum cannot be set for an optimizer of your own"),
-        ({"opt": torch.optim.SGD, "nesterov": True}, "--nesterov cannot be set for an optimizer of your own"),
-        ({"opt": torch.optim.Adam, "betas": (0.9, 0.99)}, "--betas cannot be set for an optimizer of your own"),
-        ({"opt": torch.optim.Adam, "eps": 1e-8}, "--eps cannot be set for an optimizer of your own"),
+        ({"opt": "adam", "momentum": 0.0}, "`momentum` is no setting of adam"),
+        ({"opt": "sgd", "betas": (0.9, 0.99)}, "`betas` is no setting of sgd, which has `momentum` and `nesterov`"),
+        ({"opt": "sgd", "eps": 1e-8}, "`eps` is no setting of sgd"),
+        ({"opt": "rmsprop", "nesterov": True}, "`nesterov` is a way of SGD with momentum"),
+        ({"opt": "rmsprop", "betas": (0.9, 0.99)}, "`betas` is no setting of rmsprop"),
+        ({"opt": torch.optim.SGD, "momentum": 0.9}, "`momentum` cannot be set for an optimizer of your own"),
+        ({"opt": torch.optim.SGD, "nesterov": True}, "`nesterov` cannot be set for an optimizer of your own"),
+        ({"opt": torch.optim.Adam, "betas": (0.9, 0.99)}, "`betas` cannot be set for an optimizer of your own"),
+        ({"opt": torch.optim.Adam, "eps": 1e-8}, "`eps` cannot be set for an optimizer of your own"),
         (
             {"opt": "adam", "betas": (0.9, 1.0)},
-            r"--betas must be (two numbers|a sequence of numbers) from 0 to below 1, not \(0.9, 1.0\)",
+            r"`betas` must be (two numbers|a sequence of numbers) from 0 to below 1, not \(0.9, 1.0\)",
         ),
-        ({"opt": "adam", "betas": 0.9}, "--betas must be (two numbers|a sequence of numbers)"),
-        ({"opt": "adam", "eps": -1.0}, "--eps must be 0 or more, not -1"),
+        ({"opt": "adam", "betas": 0.9}, "`betas` must be (two numbers|a sequence of numbers)"),
+        ({"opt": "adam", "eps": -1.0}, "`eps` must be 0 or more, not -1"),
     ],
 )
 def test_a_setting_that_the_optimizer_does_not_have_is_refused(changes, message):
@@ -514,19 +514,19 @@ def test_a_student_must_be_named(dump):
 
 
 def test_a_seed_that_torch_cannot_take_is_refused():
-    with pytest.raises(InputError, match=r"--seed must be below 2\*\*63, not 18446744073709551616"):
+    with pytest.raises(InputError, match=r"`seed` must be below 2\*\*63, not 18446744073709551616"):
         TrainSettings(seed=2**64)
 
 
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        (TrainSettings, {"mean": 0.5}, "--mean must be a sequence of numbers, not 0.5"),
-        (TrainSettings, {"std": torch.tensor([0.5])}, "--std must be a sequence of numbers, not tensor"),
-        (TrainSettings, {"memory_budget": "8GB"}, "--memory-budget must be a number of bytes, not '8GB'"),
-        (TrainSettings, {"parameters": [1]}, "--set must be a mapping of names to values"),
-        (DumpSettings, {"samples": "0:5"}, "--samples must be two whole numbers, as"),
-        (DumpSettings, {"samples": 5}, "--samples must be two whole numbers, as"),
+        (TrainSettings, {"mean": 0.5}, "`mean` must be a sequence of numbers, not 0.5"),
+        (TrainSettings, {"std": torch.tensor([0.5])}, "`std` must be a sequence of numbers, not tensor"),
+        (TrainSettings, {"memory_budget": "8GB"}, "`memory_budget` must be a number of bytes, not '8GB'"),
+        (TrainSettings, {"parameters": [1]}, "`parameters` must be a mapping of names to values"),
+        (DumpSettings, {"samples": "0:5"}, "`samples` must be two whole numbers, as"),
+        (DumpSettings, {"samples": 5}, "`samples` must be two whole numbers, as"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_one_sentence(kind, changes, message):

@@ -22,7 +22,7 @@ from logitcache.data.images.views import make_views
 from logitcache.errors import InputError
 from logitcache.runtime.workers import Failure, pack, unpack
 
-ENDED = r"^a worker process that decodes images has ended \(.*--shm-size.*--workers 0 decodes in this process\.$"
+ENDED = r"^a worker process that decodes images has ended \(.*--shm-size.*`workers` 0 decodes in this process\.$"
 
 
 class Pictures(Dataset):
@@ -227,7 +227,7 @@ def test_no_shared_memory_is_a_sentence_that_names_the_remedy(tmp_path, monkeypa
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     with pytest.raises(
-        InputError, match=r"no shared memory left \(unable .* \(28\)\)\. Enlarge it \(in Docker: --shm-size 8g\)"
+        InputError, match=r"no shared memory left \(unable .* \(28\)\)\. Enlarge it \(in Docker: `--shm-size 8g`\)"
     ):
         logitcache.dump_logits(tiny.net(3), Pictures(), tmp_path / "c.zarr", **SETTINGS)
 

@@ -103,7 +103,7 @@ def test_teachers_may_look_through_eyes_of_their_own(dump, images, tmp_path):
 
 def test_training_chooses_one_of_several(two, dump, images, tmp_path):
     arguments = {"cache": two, "student": "tiny:still", "data": images, "epochs": 2}
-    with pytest.raises(InputError, match="holds the teachers sequential, wrapped: choose one with --teacher"):
+    with pytest.raises(InputError, match="holds the teachers sequential, wrapped: choose one with `teacher`"):
         logitcache.train_student(**arguments, out=tmp_path / "none")
     with pytest.raises(UnknownNameError, match="did you mean 'wrapped'"):
         logitcache.train_student(**arguments, teacher="wraped", out=tmp_path / "none")
@@ -145,7 +145,7 @@ def test_the_mean_of_several_is_that_of_their_caches(dump, two, images, tmp_path
     merged = logitcache.merge_caches(apart, tmp_path / "merged.zarr", average=True)
     for view in (0, 1):
         assert np.array_equal(cache.view(view, "mean")["logits"], merged.view(view, "mean")["logits"])
-    with pytest.raises(InputError, match="name each with a --teacher of its own"):
+    with pytest.raises(InputError, match="name each with a `teacher` of its own"):
         dump(average=True, out=tmp_path / "one.zarr")
 
 
@@ -197,9 +197,9 @@ def test_a_test_time_view_is_the_mean_with_the_mirror_image(dump, images, tmp_pa
 @pytest.mark.parametrize(
     ("teachers", "weights", "words"),
     [
-        (["tiny:net", "tiny:net"], ["a"], "2 teachers and one --teacher-weights a"),
-        (["tiny:net"], ["a", "b"], "1 teachers and 2 --teacher-weights"),
-        (["tiny:net", "tiny:net", "tiny:net"], ["a", "b"], "3 teachers and 2 --teacher-weights"),
+        (["tiny:net", "tiny:net"], ["a"], "2 teachers and one `teacher_weights` a"),
+        (["tiny:net"], ["a", "b"], "1 teachers and 2 `teacher_weights`"),
+        (["tiny:net", "tiny:net", "tiny:net"], ["a", "b"], "3 teachers and 2 `teacher_weights`"),
     ],
 )
 def test_weights_that_do_not_belong_to_teachers_are_refused(dump, teachers, weights, words):

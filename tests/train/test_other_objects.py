@@ -260,7 +260,7 @@ class Picky(nn.Module):
 
 
 def test_a_network_that_insists_on_a_size_is_one_sentence_with_the_remedy(dump, images, tmp_path):
-    said = r"fails on an input of shape \[.*, 3, 16, 16\]: AssertionError: Wrong image height! Expected 24. Another size .*--image-size"
+    said = r"fails on an input of shape \[.*, 3, 16, 16\]: AssertionError: Wrong image height! Expected 24. Another size .*`image_size`"
     with pytest.raises(InputError, match=f"teacher Picky {said}"):
         dump(teacher=Picky(tiny.CLASSES), out=tmp_path / "t.zarr")
     cache = dump(teacher=Picky(tiny.CLASSES), image_size=24)

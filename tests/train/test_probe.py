@@ -56,15 +56,15 @@ def part(count):
 @pytest.mark.parametrize(
     ("count", "changes", "words"),
     [
-        (24, {"batch_size": 23}, r"24 images in batches of 23, come to that. Leave such a last batch out with --drop-last"),
-        (24, {"batch_size": 1}, r"24 images in batches of 1, come to that. Choose a larger --batch-size\.$"),
+        (24, {"batch_size": 23}, r"24 images in batches of 23, come to that. Leave such a last batch out with `drop_last`"),
+        (24, {"batch_size": 1}, r"24 images in batches of 1, come to that. Choose a larger `batch_size`\.$"),
         (
             24,
             {"batch_size": 8, "grad_accum_steps": 8},
-            "batches of 8, 8 parts a batch, come to that. Choose a larger --batch-size or fewer --grad-accum-steps",
+            "batches of 8, 8 parts a batch, come to that. Choose a larger `batch_size` or fewer `grad_accum_steps`",
         ),
         (27, {"batch_size": 4, "grad_accum_steps": 2}, "2 parts a batch, come to that. Leave such a last batch out"),
-        (25, {"batch_size": 24, "drop_last": False}, "Leave such a last batch out with --drop-last, or choose another"),
+        (25, {"batch_size": 24, "drop_last": False}, "Leave such a last batch out with `drop_last`, or choose another"),
     ],
 )  # fmt: skip
 def test_a_batch_that_batch_normalization_refuses_is_found_before_the_first_step(train, count, changes, words):
@@ -87,7 +87,7 @@ def test_a_window_whose_last_batch_is_small_is_found(dump, images, tmp_path):
     """Blocks of 49 and one of 6: windows of two blocks hold 98 samples or 55."""
     given = {"cache": dump(block_rows=49), "data": images, "epochs": 2, "memory_budget": 2 * 2 * 49 * 20}
     with pytest.raises(
-        InputError, match=r"300 images in batches of 54, windows of --memory-budget, come to that. Leave"
+        InputError, match=r"300 images in batches of 54, windows of `memory_budget`, come to that. Leave"
     ):
         logitcache.train_student(student=Rows(), batch_size=54, out=tmp_path / "run", **given)
     assert not (tmp_path / "run").exists()

@@ -51,7 +51,7 @@ def test_a_batch_in_parts_is_the_same_step(train, tmp_path, method):
     parts = train(method=method, grad_accum_steps=5, out=tmp_path / "parts")
     assert torch.allclose(weights(whole), weights(parts), atol=1e-6)
     assert parts.results["loss"] == pytest.approx(whole.results["loss"], rel=1e-5)
-    with pytest.raises(InputError, match="--grad-accum-steps must be 1 or more, not 0"):
+    with pytest.raises(InputError, match="`grad_accum_steps` must be 1 or more, not 0"):
         train(grad_accum_steps=0, out=tmp_path / "none")
 
 
@@ -169,11 +169,11 @@ def test_a_stop_is_heard_between_epochs_of_one_step(train, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"clip_grad": -1.0}, "--clip-grad must be greater than 0, not -1"),
-        ({"model_ema_decay": 1.0}, "--model-ema-decay must be between 0 and 1"),
-        ({"amp_dtype": "float16"}, "--amp-dtype must be left out without --amp"),
-        ({"nesterov": True, "momentum": 0.0}, "--nesterov is a way of SGD with momentum"),
-        ({"sched": "onecycle", "warmup_epochs": 1}, "--warmup-epochs must be left out"),
+        ({"clip_grad": -1.0}, "`clip_grad` must be greater than 0, not -1"),
+        ({"model_ema_decay": 1.0}, "`model_ema_decay` must be between 0 and 1"),
+        ({"amp_dtype": "float16"}, "`amp_dtype` must be left out without `amp`"),
+        ({"nesterov": True, "momentum": 0.0}, "`nesterov` is a way of SGD with momentum"),
+        ({"sched": "onecycle", "warmup_epochs": 1}, "`warmup_epochs` must be left out"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(train, changes, words):
@@ -238,7 +238,7 @@ def test_every_optimizer_learns(train, tmp_path, opt):
 
 def test_nesterov_is_sgds(train, tmp_path):
     assert not torch.equal(weights(train(nesterov=True, out=tmp_path / "n")), weights(train(out=tmp_path / "p")))
-    with pytest.raises(InputError, match="--nesterov is a way of SGD"):
+    with pytest.raises(InputError, match="`nesterov` is a way of SGD"):
         train(opt="adamw", nesterov=True, out=tmp_path / "none")
 
 
@@ -261,7 +261,7 @@ def test_half_precision_trains_and_resumes(train, tmp_path, dtype):
     assert metrics_of(tmp_path / "whole")[-1]["loss"] < metrics_of(tmp_path / "whole")[0]["loss"]
     _stop_and_resume(train, tmp_path / "broken", 9, arguments)
     assert torch.equal(weights(train(out=tmp_path / "broken", resume=True, **arguments)), weights(whole))
-    with pytest.raises(InputError, match="--amp-dtype must be bfloat16 or float16"):
+    with pytest.raises(InputError, match="`amp_dtype` must be bfloat16 or float16"):
         train(amp=True, amp_dtype="half", out=tmp_path / "none")
 
 

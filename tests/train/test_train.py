@@ -446,7 +446,7 @@ def test_a_view_beyond_the_memory_budget_streams_in_windows(dump, train, tmp_pat
     if top_k is None:
         live = train(memory_budget=budget, live_teacher=teacher, out=tmp_path / "live")
         assert same(weights(windowed), weights(live))
-    with pytest.raises(InputError, match=r"--memory-budget 100 bytes does not hold one block of .* that takes"):
+    with pytest.raises(InputError, match=r"`memory_budget` 100 bytes does not hold one block of .* that takes"):
         train(memory_budget=100, out=tmp_path / "none")
     assert cache.manifest.blocks == 5
 
@@ -499,7 +499,7 @@ def test_a_top_k_cache_trains_what_it_serves_and_refuses_the_rest(dump, train, t
         ({"method": "normkd"}, r"a temperature by row \(deviation\) is read from every class"),
     ):
         with pytest.raises(
-            CacheMismatchError, match=rf"keeps the 2 largest of 5 logits, and {reason}. Dump again with --encoding full"
+            CacheMismatchError, match=rf"keeps the 2 largest of 5 logits, and {reason}. Dump again with `encoding` full"
         ):
             train(**changes, out=tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
@@ -518,13 +518,13 @@ def test_a_cache_that_serves_too_little_names_the_dump_that_would_serve(run, npz
 
 def test_a_bucket_needs_something_left_out(dump, train):
     dump()
-    with pytest.raises(InputError, match="keeps every class: nothing is left for --tail bucket"):
+    with pytest.raises(InputError, match="keeps every class: nothing is left for `tail` bucket"):
         train(tail="bucket")
 
 
 def test_pairs_that_are_not_there_are_refused_with_the_dump_that_makes_them(dump, train):
     dump()
-    with pytest.raises(CacheMismatchError, match=r"holds no pairs of views. Dump some: --augment RECIPE,RECIPE"):
+    with pytest.raises(CacheMismatchError, match=r"holds no pairs of views. Dump some: `augment` RECIPE,RECIPE"):
         train(pair_views=True)
 
 
@@ -532,7 +532,7 @@ def test_a_run_that_exists_is_refused_and_left_alone(dump, train, tmp_path):
     dump()
     train()
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
-    with pytest.raises(InputError, match="already holds a run; nothing in it was touched. Continue it with --resume"):
+    with pytest.raises(InputError, match="already holds a run; nothing in it was touched. Continue it with `resume`"):
         train()
     with pytest.raises(CacheMismatchError, match=r"is a run with other settings:\n  lr: there 0.05, asked for 0.1"):
         train(resume=True, lr=0.1)
@@ -680,19 +680,19 @@ def test_damage_met_while_training_stops_it(dump, train):
     ("changes", "message"),
     [
         ({"cache": None}, "method kd needs a teacher's logits: name a cache"),
-        ({"cache": None, "method": "ce", "data": None}, "name a cache, or with --method ce a data set"),
-        ({"augment": "none"}, r"has its own views \(pad-crop-flip\): leave out --augment"),
-        ({"epochs": 0}, "--epochs must be 1 or more, not 0"),
-        ({"lr": 0}, "--lr must be greater than 0, not 0"),
-        ({"lr": float("nan")}, "--lr must be greater than 0, not nan"),
-        ({"weight_decay": float("nan")}, "--weight-decay must be 0 or more, not nan"),
-        ({"decay_rate": float("nan")}, "--decay-rate must be 0 or more, not nan"),
+        ({"cache": None, "method": "ce", "data": None}, "name a cache, or with `method` ce a data set"),
+        ({"augment": "none"}, r"has its own views \(pad-crop-flip\): leave out `augment`"),
+        ({"epochs": 0}, "`epochs` must be 1 or more, not 0"),
+        ({"lr": 0}, "`lr` must be greater than 0, not 0"),
+        ({"lr": float("nan")}, "`lr` must be greater than 0, not nan"),
+        ({"weight_decay": float("nan")}, "`weight_decay` must be 0 or more, not nan"),
+        ({"decay_rate": float("nan")}, "`decay_rate` must be 0 or more, not nan"),
         ({"temperature": 2.0, "parameters": {"temperature": 3.0}}, "temperature is given twice"),
         ({"opt": "sgdd"}, "unknown optimizer 'sgdd'; did you mean 'sgd'"),
         ({"sched": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
         ({"method": "kdd"}, "unknown method 'kdd'; did you mean 'kd'"),
         ({"student": "resnet9"}, "unknown network 'resnet9'"),
-        ({"lr": 1e9}, "the loss is .* in epoch 1: training has diverged. Lower --lr"),
+        ({"lr": 1e9}, "the loss is .* in epoch 1: training has diverged. Lower `lr`"),
     ],
 )
 def test_requests_that_mean_nothing_are_refused(dump, train, changes, message):

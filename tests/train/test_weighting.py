@@ -132,7 +132,7 @@ def test_a_file_that_changes_is_noticed(train, tmp_path):
         ([0, 0, 0, 0, 1], "above 0 for a class of the training data"),
         (3.0, "must give each of the 5 classes a number"),
         ({"class 1": 1}, r"says nothing of class 0, class 2, class 3, class 4 \(4 of 5 classes\)"),
-        (dict.fromkeys([*NAMES, "clas 1"], 1.0), "unknown class in --class-weights 'clas 1'; did you mean 'class 1'"),
+        (dict.fromkeys([*NAMES, "clas 1"], 1.0), "unknown class in `class_weights` 'clas 1'; did you mean 'class 1'"),
         ("balance", "'balance' is neither balanced nor a file that can be read"),
     ],
 )  # fmt: skip
@@ -143,7 +143,7 @@ def test_weights_that_do_not_fit_are_one_sentence(train, tmp_path, given, words)
 
 
 def test_they_need_cross_entropy(dump, images, tmp_path):
-    with pytest.raises(InputError, match="which has no weight in kd here: give it some with --ce-weight"):
+    with pytest.raises(InputError, match="which has no weight in kd here: give it some with `ce_weight`"):
         logitcache.train_student(
             dump(), "tiny:still", data=images, ce_weight=0.0, class_weights="balanced", out=tmp_path / "run"
         )

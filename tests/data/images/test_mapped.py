@@ -140,7 +140,7 @@ def test_an_item_that_fails_is_one_sentence_with_its_sample(tmp_path, odd, said,
 def test_a_worker_that_is_killed_ends_the_dump_with_a_sentence_and_loses_nothing(tmp_path):
     began = time.monotonic()
     with pytest.raises(
-        InputError, match=r"a worker process that decodes images has ended .*--workers 0 decodes in this"
+        InputError, match=r"a worker process that decodes images has ended .*`workers` 0 decodes in this"
     ):
         dump(Pictures(kill), tmp_path, workers=2, block_rows=16)
     assert time.monotonic() - began < 20
@@ -169,5 +169,5 @@ def test_what_cannot_be_sent_to_a_spawned_worker_is_a_sentence(tmp_path, monkeyp
         "logitcache.data.images.rendering.DataLoader",
         lambda *args, **more: loader(*args, multiprocessing_context=start, **more),
     )
-    with pytest.raises(InputError, match="the data set cannot be sent to worker processes .* or use --workers 0"):
+    with pytest.raises(InputError, match="the data set cannot be sent to worker processes .* or use `workers` 0"):
         dump(Pictures(target_transform=lambda label: label), tmp_path, workers=1)
