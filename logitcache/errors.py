@@ -7,6 +7,7 @@
     ├── CorruptCacheError                                  repair, and dump these blocks again
     ├── FormatVersionError                                 upgrade logitcache
     ├── InputError              (also ValueError)          the data, weights or option given cannot be used
+    │   └── UnreadableError                                mend the sample, or leave it out
     ├── StoppedError                                       go on when you like: what was done is saved
     └── UnknownNameError        (also ValueError)          pick one of the names listed
 
@@ -26,6 +27,7 @@ __all__ = [
     "LogitCacheError",
     "StoppedError",
     "UnknownNameError",
+    "UnreadableError",
     "first_line",
     "unknown_name",
 ]
@@ -57,6 +59,18 @@ class FormatVersionError(LogitCacheError):
 
 class InputError(LogitCacheError, ValueError):
     """Data, weights or an option cannot be used."""
+
+
+class UnreadableError(InputError):
+    """A sample of the data cannot be read.
+
+    Attributes:
+        reason: Why, without the sample's name and without a remedy.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class StoppedError(LogitCacheError):

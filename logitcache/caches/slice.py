@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logitcache.caches.derive import encoding_of, open_sources, origin, write_derived
+from logitcache.caches.derive import encoding_of, exclusions_within, open_sources, origin, write_derived
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, widest_bytes
 from logitcache.errors import InputError
 from logitcache.runtime.progress import OnProgress, silent
@@ -94,6 +94,7 @@ def slice_cache(
         else block_rows_for(last - first, widest_bytes(target.columns(classes))),
         views=manifest.views[:count],
         data=manifest.data | {"first": first},
+        excluded=exclusions_within(manifest, first, last),
         encoding=target.to_json(),
         derived={"by": "slice", "from": [origin(opened)]},
     )

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from logitcache.data import Inputs, Modality, Samples, as_samples, modality_of, offsets_of, part_of, whole_of
-from logitcache.data.protocol import Renderer
+from logitcache.data import Inputs, Modality, Samples, modality_of, offsets_of, whole_of
+from logitcache.data.exclusion import excluded_of, leave_out
+from logitcache.data.protocol import Ids, Renderer
+from logitcache.dump.samples import choose_samples, recorded_exclusions
 from logitcache.dump.settings import DumpSettings
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, widest_bytes
 from logitcache.errors import InputError, unknown_name
@@ -35,11 +37,12 @@ class Job:
     Attributes:
         manifest: Manifest of the cache it would write.
         modality: Kind of the data.
-        samples: The data set, or the stretch of it that is dumped.
+        samples: The data set, or the stretch of it that is dumped, without the samples that are left out.
         views: Renditions of the data set.
         encoding: Encoding of the stored rows.
         teachers: Slug to the teacher, or the ensemble, whose logits are stored under it.
         renderer: Renders the inputs of all teachers.
+        reasons: Why samples are left out, as far as they could not be read: id in the whole data set to the reason.
     """
 
     manifest: Manifest
@@ -49,6 +52,24 @@ class Job:
     encoding: Encoding
     teachers: dict[str, Teachers]
     renderer: Renderer
+    reasons: Mapping[int, str]
+
+    def without(self, excluded: Ids, reasons: Mapping[int, str], settings: DumpSettings) -> "Job":
+        """Return the same dump of fewer samples.
+
+        Args:
+            excluded: Ids in the whole data set of samples to leave out besides those that are left out already.
+            reasons: Why, as far as they could not be read.
+            settings: Settings of the dump.
+
+        Raises:
+            InputError: Nothing is left.
+        """
+        samples = leave_out(self.samples, [*excluded_of(self.samples), *excluded])
+        inputs = [one for teachers in self.teachers.values() for one in teachers.preprocessing]
+        renderer = _renderer(self.modality, samples, inputs, settings, torch.device(self.manifest.device))
+        manifest = replace(self.manifest, excluded=recorded_exclusions(samples, self.views))
+        return replace(self, manifest=manifest, samples=samples, renderer=renderer, reasons={**self.reasons, **reasons})
 
     def close(self) -> None:
         """Give the teachers' networks back as they were."""
@@ -60,12 +81,11 @@ def prepare(
     teacher: str | nn.Module | Sequence[str | nn.Module], data: Any, out: str | Path, settings: DumpSettings
 ) -> Job:
     """Open data and teacher, and decide what the cache will be; writes nothing. Raises what `dump_logits` raises."""
-    shown = as_samples(data)
+    shown, reasons = choose_samples(data, out, settings)
     modality = modality_of(shown)
     if settings.test_time_views not in modality.test_time_views:
         raise unknown_name("test-time views", settings.test_time_views, modality.test_time_views)
     recipes = tuple(modality.make_views(settings.augment, settings.views, settings.seed))
-    shown = part_of(shown, settings.samples) if settings.samples else shown
     chosen = _encoding(settings.encoding, settings.top_k, settings.precision, len(shown.classes))
     indices = None if settings.class_map is None else read_class_map(settings.class_map, shown.classes)
     answered = settings.teacher_classes or (len(shown.classes) if indices is None else 1000)
@@ -85,8 +105,15 @@ def prepare(
     slugs = [entry["slug"] for entry in manifest.teachers]
     groups = [asked] if settings.average else [[one] for one in asked]
     teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
-    renderer = modality.renderer(shown, inputs, with_digests=True, workers=settings.workers, device=where)
-    return Job(manifest, modality, shown, recipes, chosen, teachers, renderer)
+    renderer = _renderer(modality, shown, inputs, settings, where)
+    return Job(manifest, modality, shown, recipes, chosen, teachers, renderer, reasons)
+
+
+def _renderer(
+    modality: Modality, samples: Samples, inputs: Sequence[Inputs], settings: DumpSettings, device: torch.device
+) -> Renderer:
+    skips = {"skip_unreadable": True} if settings.skip_unreadable else {}
+    return modality.renderer(samples, inputs, with_digests=True, workers=settings.workers, device=device, **skips)
 
 
 def _manifest(
@@ -125,12 +152,14 @@ def _manifest(
             "length": len(whole),
             "digest": whole.digest(),
             "first": first,
+            **({"exif_orientation": True} if settings.exif_orientation else {}),
         },
         teachers=(average_of(entries),) if settings.average else tuple(entries),
         encoding=encoding.to_json(),
         software={name: version(name) for name in sorted({"logitcache", "numpy", "torch", "zarr", *modality.software})},
         modality=modality.name,
         rows=None if offsets_of(samples) is None else rows,
+        excluded=recorded_exclusions(samples, views),
     )
     allowed = begun if settings.allow_mixed else None
     return replace(found, software=allowed.software, device=allowed.device) if allowed else found

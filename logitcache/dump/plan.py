@@ -127,7 +127,7 @@ def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
     began, counted, rows = time.perf_counter(), 0, 0
     for number, batch in enumerate(job.renderer.batches(view, batches)):
         targets = job.modality.row_labels(job.samples, view, batch.samples)
-        for slug, here, logits in ask(job.teachers, batch, targets):
+        for slug, here, logits in ask(job.teachers, batch, targets, batch.samples):
             refuse_unusable(logits.cpu().numpy(), targets.ids[here], view, job.samples, job.teachers[slug].name)
             with torch.inference_mode():
                 encoded = job.encoding.encode(logits, targets.labels[here].to(logits.device))

@@ -33,6 +33,7 @@ Form = Literal[
     "bytes",  # 8GB
     "span",  # 0:50000
     "rows",  # 256, auto
+    "samples",  # bad.txt, or 5,37
     "repeated",  # --report-to csv --report-to wandb
     "one-or-more",  # the same; a single one is not a sequence
     "assignments",  # --set beta=4 --set alpha=1
@@ -246,6 +247,10 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "integers": (_are(_is_integer), "a sequence of whole numbers"),
     "bytes": (_is_integer, "a number of bytes"),
     "span": (_are(_is_integer, 2), "two whole numbers, as (0, 50000)"),
+    "samples": (
+        lambda value: isinstance(value, str | PurePath) or _are(_is_integer)(value),
+        "the path of a file, or a sequence of sample numbers",
+    ),
     "repeated": (_are(lambda one: isinstance(one, str)), "a sequence of names"),
     "assignments": (lambda value: isinstance(value, Mapping), "a mapping of names to values"),
 }
@@ -260,8 +265,10 @@ def _shown(value: Any) -> str:
 
 
 def _frozen(value: Any) -> Any:
-    """Return tuples for lists, copies of mappings, and Python's own numbers for numpy's."""
-    if type(value) in (list, tuple):
+    """Return tuples for lists, ranges and arrays, copies of mappings, and Python's own numbers for numpy's."""
+    if hasattr(value, "tolist") and not isinstance(value, numbers.Number):
+        value = value.tolist()
+    if type(value) in (list, tuple, range):
         return tuple(map(_frozen, value))
     if isinstance(value, Mapping):
         return {name: _frozen(inner) for name, inner in value.items()}

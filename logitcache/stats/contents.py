@@ -63,6 +63,8 @@ def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
         CorruptCacheError: A chunk is missing or damaged.
     """
     samples, exact = cache.probe(teacher)
+    if not len(samples):
+        return NO_PROBE
     encoding, classes = cache.manifest.encoding, len(cache.manifest.classes)
     columns = cache.rows(0, teacher, samples)
     stored = {temperature: decode_rows(encoding, columns, classes, temperature) for temperature in _TEMPERATURES}

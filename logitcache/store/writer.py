@@ -6,8 +6,9 @@ next call here.
 
 import socket
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -30,8 +31,9 @@ from logitcache.store.layout import (
     row_arrays,
     whole_array_files,
 )
-from logitcache.store.ledger import Ledger
+from logitcache.store.ledger import BlockRecord, Ledger
 from logitcache.store.manifest import HOME, Manifest, read_manifest
+from logitcache.store.offsets import kept_mask, samples_of
 from logitcache.store.places import Hold, Place, open_place
 
 __all__ = ["CacheWriter", "Columns"]
@@ -41,7 +43,15 @@ _AT_ONCE = 6  # blocks between the teacher and the disk: some are encoded while 
 
 
 class CacheWriter:
-    """An open cache that is being filled. Use as a context manager: the lock is released and its threads are ended in any case."""
+    """An open cache that is being filled. Use as a context manager: the lock is released and its threads are ended in any case.
+
+    Attributes:
+        place: Where it lies.
+        manifest: Its identity.
+        command: What would continue it.
+        committed: The blocks that are committed, (view, block), each with the ids of samples that it leaves out.
+        complete: Whether the cache was whole, with these very views and exclusions, when its leader opened it.
+    """
 
     def __init__(
         self,
@@ -78,8 +88,8 @@ class CacheWriter:
         self._executor = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="logitcache-writer")
         self._pending: deque[Future[int]] = deque()
         self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}
-        self.committed: set[tuple[int, int]] = set()
-        self.complete = False  # whether the cache was whole, with these very views, when its leader opened it
+        self.committed: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.complete = False
         if not leads:
             return
         try:
@@ -98,19 +108,19 @@ class CacheWriter:
             self._hold.close()
             raise
 
-    def _trusted(self) -> set[tuple[int, int]]:
+    def _trusted(self) -> dict[tuple[int, int], tuple[int, ...]]:
         """Take over the blocks whose record and files are there at full length."""
         sizes = self.place.sizes()
         return {
-            (view, block)
+            (view, block): record.excluded
             for view in range(len(self.manifest.views))
-            for block, files in self._ledger.view(view).items()
-            if all(sizes.get(name) == record["bytes"] for name, record in files.items())
+            for block, record in self._ledger.records(view).items()
+            if all(sizes.get(name) == file["bytes"] for name, file in record.files.items())
         }
 
     def _is_whole(self) -> bool:
         found = read_manifest(self.place)
-        same = found is not None and not found.differences(self.manifest)
+        same = found is not None and not found.differences(self.manifest) and found.excluded == self.manifest.excluded
         return same and self._ledger.marked() is not None and not self.missing()
 
     def missing(self) -> list[tuple[int, int]]:
@@ -118,46 +128,89 @@ class CacheWriter:
         everything = ((v, b) for v in range(len(self.manifest.views)) for b in range(self.manifest.blocks))
         return [key for key in everything if key not in self.committed]
 
+    def read_committed(self) -> None:
+        """Look again which blocks are committed, by all processes."""
+        self.drain()
+        self.committed = self._trusted()
+
+    def take_back(self, blocks: Iterable[tuple[int, int]]) -> None:
+        """Forget committed blocks, (view, block), so that they are missing; the cache is unfinished from here on."""
+        by_view: dict[int, set[int]] = {}
+        for view, block in blocks:
+            by_view.setdefault(view, set()).add(block)
+            self.committed.pop((view, block), None)
+        self._hold.check()
+        self._ledger.unmark()
+        for view, bad in by_view.items():
+            self._ledger.drop(view, bad)
+        self.complete = False
+
+    def leave_out(self, excluded: Sequence[int]) -> None:
+        """Change which samples the cache leaves out (ids in the data set, ascending): before `begin`, or before `finish`."""
+        self.manifest = replace(self.manifest, excluded=tuple(excluded))
+
     def begin(
-        self, probe_rows: NDArray[np.int64], probe: Mapping[str, NDArray[np.float32]], *, allow_mixed: bool = False
+        self,
+        probe_rows: NDArray[np.int64],
+        probe: Mapping[str, NDArray[np.float32]],
+        changed: NDArray[np.bool_] | None = None,
+        *,
+        allow_mixed: bool = False,
     ) -> None:
         """Write metadata, labels and probe where they are not there yet.
 
         Args:
             probe_rows: Row ids of the probe, [P]; view 0.
-            probe: For each teacher's slug its logits, [P, C] float32.
+            probe: For each teacher's slug its logits, [P, C] float32; those of samples that are left out do not matter.
+            changed: Which of these rows may be others than before, because samples are left out, [P]; None: none.
             allow_mixed: Whether to go on when they are not, bit for bit, what an earlier start computed.
 
         Raises:
             CacheMismatchError: The teacher computes other bits here than where the dump was begun.
         """
         specs = cache_arrays(self.manifest, self._rows, len(probe_rows))
+        same = self._kept(probe_rows) if changed is None else ~changed
         probe = {
             slug: self._agreed(
                 slug,
                 values,
                 self._stored_probe(specs[f"probe/logits/{slug}"]) if self.committed else None,
+                same,
                 allow_mixed=allow_mixed,
             )
             for slug, values in probe.items()
         }
-        whole: list[tuple[str, NDArray[np.generic]]] = [
-            ("labels", self._labels),
-            (probe_ids(self.manifest), probe_rows),
-        ]
-        whole += [] if self._offsets is None else [("offsets", self._offsets)]
-        whole += [(f"probe/logits/{slug}", values) for slug, values in probe.items()]
-        self._whole_files = {
-            name: data for key, values in whole for name, data in whole_array_files(specs[key], values).items()
-        }
-        self._metadata = metadata_files(self.manifest, specs)
+        self._probe = (probe_rows, probe)
+        self._describe()
         # Metadata of a cache with fewer views stays until the new views are there.
         if self.place.size("zarr.json") is None:
             self._write_changed(self._metadata)
         self._write_changed(self._whole_files)
 
-    def follow(self, probe: Mapping[str, NDArray[np.float32]], *, allow_mixed: bool = False) -> None:
-        """Compare what the teachers say here with what they said to the leader, who has begun the cache.
+    def _kept(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which rows are of samples that are not left out, [P]."""
+        manifest = self.manifest
+        return kept_mask(manifest.samples, manifest.data["first"], manifest.excluded)[samples_of(self._offsets, rows)]
+
+    def _describe(self) -> None:
+        """Make the files of the metadata, and those of labels, offsets and probe; of samples that are left out it has zeros."""
+        rows, probe = self._probe
+        specs, kept = cache_arrays(self.manifest, self._rows, len(rows)), self._kept(rows)
+        whole: list[tuple[str, NDArray[np.generic]]] = [("labels", self._labels), (probe_ids(self.manifest), rows)]
+        whole += [] if self._offsets is None else [("offsets", self._offsets)]
+        whole += [
+            (f"probe/logits/{slug}", values if kept.all() else np.where(kept[:, None], values, np.float32(0)))
+            for slug, values in probe.items()
+        ]
+        self._whole_files = {
+            name: data for key, values in whole for name, data in whole_array_files(specs[key], values).items()
+        }
+        self._metadata, self._described = metadata_files(self.manifest, specs), self.manifest
+
+    def follow(
+        self, probe: Mapping[str, NDArray[np.float32]], changed: NDArray[np.bool_], *, allow_mixed: bool = False
+    ) -> None:
+        """Compare what the teachers say here with what they said to the leader, who has begun the cache (see `begin`).
 
         Raises:
             CacheMismatchError: It computes other bits.
@@ -169,22 +222,28 @@ class CacheWriter:
                 raise CacheMismatchError(
                     f"{self.place}: the probe that process 0 wrote is not seen from here. All processes must see the same path."
                 )
-            self._agreed(slug, values, stored, allow_mixed=allow_mixed)
+            self._agreed(slug, values, stored, ~changed, allow_mixed=allow_mixed)
 
     def _agreed(
-        self, slug: str, values: NDArray[np.float32], stored: NDArray[np.float32] | None, *, allow_mixed: bool
+        self,
+        slug: str,
+        values: NDArray[np.float32],
+        stored: NDArray[np.float32] | None,
+        same: NDArray[np.bool_],
+        *,
+        allow_mixed: bool,
     ) -> NDArray[np.float32]:
-        """Return the probe to keep: the one that is there, where there is one."""
-        if stored is None or np.array_equal(stored, values):
+        """Return the probe to keep: the one that is there, where there is one, of rows that should be the same."""
+        if stored is None or np.array_equal(stored[same], values[same]):
             return values
         if not allow_mixed:
             raise CacheMismatchError(
                 f"{self.place}: on this machine teacher {slug} gives other logits than where the dump was begun (largest gap "
-                f"{np.abs(stored - values).max():.2g} over {len(values)} probe rows), although weights and versions are "
+                f"{np.abs(stored - values)[same].max():.2g} over {len(values)} probe rows), although weights and versions are "
                 "the same: another processor, or a teacher that is not deterministic. Continue on the first machine, or "
                 "pass --allow-mixed to accept such gaps."
             )
-        return stored
+        return np.where(same[:, None], stored, values)
 
     def count_committed(self) -> int:
         """Return how many blocks are committed now, by all processes."""
@@ -212,24 +271,28 @@ class CacheWriter:
         except (ValueError, RuntimeError, OSError):
             return None
 
-    def write(self, view: int, block: int, rows: dict[str, NDArray[np.generic]]) -> int:
-        """Hand over one block, every array's rows; returns the bytes committed meanwhile.
+    def write(self, view: int, block: int, rows: dict[str, NDArray[np.generic]], excluded: Sequence[int] = ()) -> int:
+        """Hand over one block; returns the bytes committed meanwhile.
 
-        The arrays must not be changed afterwards.
+        Args:
+            view: Index of the view.
+            block: Number of the block.
+            rows: Every array's rows, not to be changed afterwards.
+            excluded: Ids in the data set of samples that are left out of what the block shows, ascending.
         """
-        self._pending.append(self._executor.submit(self._commit, view, block, rows))
+        self._pending.append(self._executor.submit(self._commit, view, block, rows, tuple(excluded)))
         written = 0
         while len(self._pending) > _AT_ONCE:
             written += self._pending.popleft().result()
         return written
 
-    def _commit(self, view: int, block: int, rows: dict[str, NDArray[np.generic]]) -> int:
+    def _commit(self, view: int, block: int, rows: dict[str, NDArray[np.generic]], excluded: tuple[int, ...]) -> int:
         self._hold.check()
         files = {chunk_key(spec, view, block): self._encoders[key](rows[key]) for key, spec in self._rows.items()}
         self.place.write(files)
         self._hold.check()
         records = {name: tally(pieces) for name, pieces in files.items()}
-        self._ledger.commit(view, block, records)
+        self._ledger.commit(view, block, BlockRecord(records, excluded))
         return sum(record["bytes"] for record in records.values())
 
     def drain(self) -> int:
@@ -254,11 +317,15 @@ class CacheWriter:
             )
         for view in range(len(self.manifest.views)):
             self._ledger.fold(view)
-        if changed := self._changed(self._metadata):
+        changed: list[str] = []
+        if self._described != self.manifest:  # more samples were left out meanwhile
+            self._describe()
+            changed = self._changed(self._whole_files)
+        if changed := changed + self._changed(self._metadata):
             self._ledger.unmark()
             self.place.settle(HOME)
             for name in changed:
-                self.place.write({name: [self._metadata[name]]})
+                self.place.write({name: [(self._whole_files | self._metadata)[name]]})
         self._remove_views_from(len(self.manifest.views))
         files = {name: describe(data) for name, data in sorted((self._metadata | self._whole_files).items())}
         self.place.settle()

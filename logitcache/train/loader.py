@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from logitcache.data import as_samples, modality_of, render
+from logitcache.data import as_samples, kept_of, modality_of, render
 from logitcache.data.contract import cache_views, check_inputs, check_samples, recorded_data
 from logitcache.encoding import TopKRows, dense
 from logitcache.errors import InputError
 from logitcache.runtime.device import pick_device, to_device
 from logitcache.store import Cache, open_cache
-from logitcache.train.order import sampled, shuffled
+from logitcache.train.order import only, sampled, shuffled
 from logitcache.train.targets import CachedTargets, Stretch
 
 __all__ = ["Batch", "Loader", "TeacherRows", "WithTeacher", "open_dataset", "wrap"]
@@ -101,6 +101,10 @@ class TeacherRows(Dataset[Tensor]):
         ids = ids.astype(np.int64)
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self):
             raise IndexError(f"samples are 0 to {len(self) - 1}, not {ids.min()} to {ids.max()}")
+        if self.cache.manifest.excluded and len(gone := ids[~self.cache.kept_rows()[ids]]):
+            raise InputError(
+                f"{self.cache.place} leaves out sample {gone[0]}: `cache.kept()` lists the samples it has rows for"
+            )
         return self._targets().of(0, ids)
 
     def logits(self, samples: Sequence[int], temperature: float = 1.0) -> Tensor:
@@ -138,10 +142,11 @@ class WithTeacher(Dataset[tuple[Any, int, Tensor]]):
         self._images = check_samples(rows.cache, images, listed=False)
         self.teacher, self._transform = rows, transform
         _refuse_mixed(rows.cache, rows.views)
+        self._kept = kept_of(self._images)
         self.set_epoch(0)
 
     def __len__(self) -> int:
-        return len(self.teacher)
+        return len(self._kept)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the view of an epoch, 0, 1, ..., and look whether 64 of its samples still are what the teacher saw.
@@ -150,15 +155,15 @@ class WithTeacher(Dataset[tuple[Any, int, Tensor]]):
             CacheMismatchError: They are not.
         """
         self.teacher.set_epoch(epoch)
-        check_inputs(self.teacher.cache, self._images, self.teacher.view, sampled(0, epoch, len(self)))
+        check_inputs(self.teacher.cache, self._images, self.teacher.view, sampled(0, epoch, len(self._images)))
 
     def __getitem__(self, sample: int) -> tuple[Any, int, Tensor]:
         return self.__getitems__([sample])[0]
 
     def __getitems__(self, samples: list[int]) -> list[tuple[Any, int, Tensor]]:
         """Return several at once: torch's loaders ask this way."""
-        ids, transform = np.asarray(samples, np.int64), self._transform or (lambda pixels: pixels)
-        shown, logits = render(self._images, self.teacher.view, ids), self.teacher.logits(samples)
+        ids, transform = self._kept[np.asarray(samples, np.int64)], self._transform or (lambda pixels: pixels)
+        shown, logits = render(self._images, self.teacher.view, ids), self.teacher.logits(ids.tolist())
         labels = self._images.labels[ids].tolist()
         return [(transform(pixels), label, row) for pixels, label, row in zip(shown, labels, logits, strict=True)]
 
@@ -217,7 +222,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Return the batches of an epoch."""
-        return (len(self.data) + self.batch_size - 1) // self.batch_size
+        return (len(kept_of(self.data)) + self.batch_size - 1) // self.batch_size
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, 0, 1, ...; the next view is read meanwhile.
@@ -234,8 +239,8 @@ class Loader:
         check_inputs(self.cache, self.data, view, sampled(self.seed, epoch, len(self.data)))
         self._targets.begin(Stretch((view,)), Stretch((upcoming,)))
         count, size = len(self.data), self.batch_size
-        order = shuffled(count, self.seed, epoch) if self.shuffle else np.arange(count)
-        batches = [order[start : start + size] for start in range(0, count, size)]
+        order = only(shuffled(count, self.seed, epoch) if self.shuffle else np.arange(count), kept_of(self.data))
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
         for batch in self._renderer.batches(view, batches):
             if mine != self._begun:
                 raise InputError("this epoch was left when another was begun: a loader goes through one at a time")

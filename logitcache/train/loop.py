@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcache.data import Ids, Inputs, Rendition, Samples, View, modality_of, offsets_of
+from logitcache.data import Ids, Inputs, Rendition, Samples, View, kept_of, modality_of, offsets_of
 from logitcache.data.contract import check_inputs
 from logitcache.data.protocol import Renderer
 from logitcache.errors import InputError, StoppedError, first_line
@@ -34,7 +34,7 @@ from logitcache.store import Cache, count_rows, with_rows
 from logitcache.train.evaluate import Subject, evaluate
 from logitcache.train.job import Job
 from logitcache.train.optimize import learning_rate
-from logitcache.train.order import first_window, mixed_seed, sampled, shuffled, windowed
+from logitcache.train.order import first_window, mixed_seed, only, sampled, shuffled, windowed
 from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
 from logitcache.train.step import SUMS, MicroBatch, Stepper
@@ -66,6 +66,7 @@ class Loop:
         self.samples, self.inputs, self.device, self.model = job.samples, job.inputs, job.device, stepper.model
         self.modality, self.offsets = modality_of(job.samples), offsets_of(job.samples)
         self.directory, self.replicas, self.callbacks = run, replicas, callbacks
+        self.kept = kept_of(job.samples)
         self.test: Subject | None = None
         if job.test is not None:
             seen, view = self.modality.for_evaluation(job.inputs, job.test)
@@ -185,7 +186,7 @@ class Loop:
     ) -> Iterator[tuple[Stretch, Stretch]]:
         """Yield what each window trains on, and what comes after it; after the last epoch nothing does, and it is the same."""
         following = self.job.window and first_window(
-            len(self.samples.labels), *self.job.window, self.settings.seed, epoch + 1, self.offsets
+            len(self.samples.labels), *self.job.window, self.settings.seed, epoch + 1, self.offsets, self._some
         )
         found = [Stretch(views, blocks) for blocks, _ in windows]
         last = Stretch(upcoming, following) if epoch + 1 < self.settings.epochs else found[-1]
@@ -210,13 +211,14 @@ class Loop:
 
     def _means(self, epoch: int, sums: Tensor, seconds: float) -> dict[str, float]:
         """Return the metrics of an epoch from their sums over rows; those that do not apply to the method are NaN, and left out."""
-        means = dict(zip(SUMS, (self.replicas.summed(sums) / len(self.samples.labels)).tolist(), strict=True))
+        rows = count_rows(self.offsets, self.kept)
+        means = dict(zip(SUMS, (self.replicas.summed(sums) / rows).tolist(), strict=True))
         if not np.isfinite(means["loss"]):
             raise InputError(
                 f"the loss is {means['loss']} in epoch {epoch + 1}: training has diverged. Lower --lr, or add --warmup-epochs."
             )
         found = {name: value for name, value in means.items() if not np.isnan(value)}
-        return found | {"seconds": seconds, f"{self.modality.unit}_per_second": len(self.samples) / seconds}
+        return found | {"seconds": seconds, f"{self.modality.unit}_per_second": len(self.kept) / seconds}
 
     def _asked(self, step: int, seconds: float, steps: int) -> bool:
         """Return whether to stop after this step; several processes agree on it every few steps.
@@ -274,8 +276,15 @@ class Loop:
             For each window the blocks of the cache that hold it (None: all), and sample ids.
         """
         if self.job.window is None:
-            return [(None, with_rows(self.offsets, shuffled(len(self.samples), self.settings.seed, epoch)))]
-        return windowed(len(self.samples.labels), *self.job.window, self.settings.seed, epoch, self.offsets)
+            order = with_rows(self.offsets, shuffled(len(self.samples), self.settings.seed, epoch))
+            return [(None, order if self._some is None else only(order, self._some))]
+        rows = len(self.samples.labels)
+        return windowed(rows, *self.job.window, self.settings.seed, epoch, self.offsets, self._some)
+
+    @property
+    def _some(self) -> Ids | None:
+        """The samples to train on; None: all."""
+        return self.kept if len(self.kept) < len(self.samples) else None
 
     def _tested(self) -> dict[str, float]:
         if self.test is None:
@@ -290,8 +299,8 @@ class Loop:
 
     def _beside_teacher(self, cache: Cache) -> dict[str, float]:
         """Compare the student, in evaluation mode, with the teacher's stored logits of some samples of the first view."""
-        count = min(_AGREEMENT_SAMPLES, len(self.samples))
-        ids, view = np.arange(count) * len(self.samples) // count, self.job.epoch_views[0][0]
+        count = min(_AGREEMENT_SAMPLES, len(self.kept))
+        ids, view = self.kept[np.arange(count) * len(self.kept) // count], self.job.epoch_views[0][0]
         subject = Subject(self.samples, view, self.inputs, self._renderer(self.samples, [self.inputs]))
         student = evaluate(self.model, subject, self.stepper.predict, self.device, self.replicas, ids=ids)
         teacher = self.replicas.from_leader(lambda: self._predicted(cache, view, student.rows))

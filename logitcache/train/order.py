@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from logitcache.store import Ids, with_rows
 
-__all__ = ["epoch_views", "first_window", "mixed_seed", "most_spills", "sampled", "shuffled", "windowed"]
+__all__ = ["epoch_views", "first_window", "mixed_seed", "most_spills", "only", "sampled", "shuffled", "windowed"]
 
 _CHECKED_ROWS = 64  # rendered again and compared with their digests before each epoch
 
@@ -24,6 +24,11 @@ def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch))).numpy()
 
 
+def only(order: Ids, kept: Ids) -> Ids:
+    """Return those samples of an order that are kept, in its order: the same one whatever else is left out."""
+    return order[np.isin(order, kept)]
+
+
 def epoch_views(views: Sequence[Any], *, paired: bool) -> list[tuple[Any, ...]]:
     """Return the views of each epoch: one view, or where `paired` all views of a group. Epoch e takes entry e mod their number."""
     if not paired:
@@ -35,7 +40,7 @@ def epoch_views(views: Sequence[Any], *, paired: bool) -> list[tuple[Any, ...]]:
 
 
 def windowed(
-    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None
+    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None, kept: Ids | None = None
 ) -> list[tuple[tuple[int, ...], Ids]]:
     """Return the order of an epoch where memory is bounded: blocks drawn at random, a few at a time, and shuffled together.
 
@@ -46,6 +51,7 @@ def windowed(
         seed: Seed of the order.
         epoch: Number of the epoch, from 0.
         offsets: Row at which each sample begins, [N + 1]; None where each sample is one row.
+        kept: Samples that are not left out; None: all.
 
     Returns:
         For each window the blocks that hold its rows, and its sample ids: those that begin in a block that was drawn. A sample
@@ -54,7 +60,7 @@ def windowed(
     random = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     windows = []
     for chosen in _drawn(rows, block_rows, blocks, random):
-        held = np.concatenate([_begun(block, rows, block_rows, offsets) for block in chosen])
+        held = np.concatenate([_begun(block, rows, block_rows, offsets, kept) for block in chosen])
         order = held[torch.randperm(len(held), generator=random).numpy()]
         if len(order):  # one long sample may fill all that was drawn
             windows.append((_with_spills(chosen, rows, block_rows, offsets), order))
@@ -62,12 +68,12 @@ def windowed(
 
 
 def first_window(
-    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None
+    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None, kept: Ids | None = None
 ) -> tuple[int, ...]:
     """Return the blocks that `windowed` begins an epoch with."""
     random = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     drawn = _drawn(rows, block_rows, blocks, random)
-    chosen = next(one for one in drawn if any(len(_begun(block, rows, block_rows, offsets)) for block in one))
+    chosen = next(one for one in drawn if any(len(_begun(block, rows, block_rows, offsets, kept)) for block in one))
     return _with_spills(chosen, rows, block_rows, offsets)
 
 
@@ -82,11 +88,12 @@ def _drawn(rows: int, block_rows: int, blocks: int, random: torch.Generator) -> 
     return [tuple(drawn[start : start + blocks]) for start in range(0, len(drawn), blocks)]
 
 
-def _begun(block: int, rows: int, block_rows: int, offsets: Ids | None) -> Ids:
-    """Return the samples whose first row is in a block; those without rows are nowhere."""
+def _begun(block: int, rows: int, block_rows: int, offsets: Ids | None, kept: Ids | None = None) -> Ids:
+    """Return the samples whose first row is in a block; those without rows, and those that are left out, are nowhere."""
     span = block * block_rows, min((block + 1) * block_rows, rows)
     begins = span if offsets is None else np.searchsorted(offsets[:-1], span)
-    return with_rows(offsets, np.arange(*begins))
+    found = with_rows(offsets, np.arange(*begins))
+    return found if kept is None else only(found, kept)
 
 
 def _with_spills(chosen: tuple[int, ...], rows: int, block_rows: int, offsets: Ids | None) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from logitcache.data import modality_of
+from logitcache.data import excluded_of, modality_of
 from logitcache.errors import InputError
 from logitcache.methods import method_name
 from logitcache.models import read_weights, save_weights
@@ -104,7 +104,9 @@ def train_student(
     targets = targets_of(job, chosen)
     stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
     path = local_path(out) if out else free_name(Path("runs"), stem)
-    run = _begun(replicas, path, _record(cache, student, chosen), _facts(job, targets.name), report_to, resume=resume)
+    run = _begun(
+        replicas, path, _record(cache, student, chosen, job), _facts(job, targets.name), report_to, resume=resume
+    )
     with contextlib.closing(run), replicas.explain_lost_process():
         results = run.results
         if results is not None:
@@ -157,11 +159,15 @@ def _begun(
 
 
 def _record(
-    cache: str | Path | Cache | None, student: str | nn.Module | None, settings: TrainSettings
+    cache: str | Path | Cache | None, student: str | nn.Module | None, settings: TrainSettings, job: Job
 ) -> dict[str, Any]:
-    """Return what decides the result, as `run.json` has it."""
+    """Return what decides the result, as `run.json` has it; of a file of samples to leave out, the samples."""
     path = str(cache.place) if isinstance(cache, Cache) else cache
     found = TrainRequest(cache=path, student=student).record() | settings.record()
+    found["exclude"] = None if settings.exclude is None else excluded_of(job.samples).tolist()
+    for name in ("exclude", "exif_orientation"):  # runs of earlier versions do not record them
+        if not found[name]:
+            del found[name]
     return dict(sorted(found.items())) | {"method": method_name(settings.method)}
 
 
