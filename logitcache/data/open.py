@@ -6,15 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import IterableDataset
+
 from logitcache.data.exclusion import Reading
 from logitcache.data.images.modality import IMAGES
 from logitcache.data.images.sets import ArrayImages, FolderImages, MappedImages, Part
 from logitcache.data.images.sources import NAMED_DATA, SPLITS, open_arrays
 from logitcache.data.protocol import Modality, Samples, whole_of
-from logitcache.errors import InputError, unknown_name
+from logitcache.errors import InputError, LogitCacheError, first_line, unknown_name
 from logitcache.runtime.plugins import resolve
 
-__all__ = ["MODALITIES", "as_samples", "find_modality", "held_out_split", "load_data", "modality_of", "part_of"]
+__all__ = [
+    "MODALITIES",
+    "as_samples",
+    "find_modality",
+    "held_out_split",
+    "load_data",
+    "modality_of",
+    "part_of",
+    "refuse_orientation",
+]
 
 MODALITIES: dict[str, Modality] = {IMAGES.name: IMAGES}  # kinds of data; a cache's manifest names one
 _OURS = (ArrayImages, FolderImages, MappedImages, Part)
@@ -70,10 +81,11 @@ def as_samples(
         return _turned(data, reading)
     if isinstance(data, tuple) and len(data) in (2, 3):
         return _turned(ArrayImages(*data), reading)
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
         return MappedImages(data, classes, reading)
     raise InputError(
-        f"{subject} {type(data).__name__}; expected a data set of (image, label) items, or (images, labels[, classes]) arrays"
+        f"{subject} {type(data).__name__}; expected a data set of (image, label) items that can be asked for by number, or (images, "
+        "labels[, classes]) arrays. Of a loader give its data set; put a stream into a list or into files."
     )
 
 
@@ -114,27 +126,40 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
         return _turned(NAMED_DATA[spec](split), reading)
     if ":" in spec:
         factory = resolve(spec, "data set")
-        made = factory(split) if inspect.signature(factory).parameters else factory()
+        try:
+            made = factory(split) if inspect.signature(factory).parameters else factory()
+        except LogitCacheError:
+            raise
+        except Exception as error:  # a user's code
+            raise InputError(
+                f"{spec} could not make its data set: {type(error).__name__}: {first_line(error)}"
+            ) from error
         return as_samples(made, reading=reading, subject=f"{spec} returned")
     raise unknown_name("data set", spec, [*NAMED_DATA, "imagefolder:PATH", "arrays:FILE.npz", "package.module:factory"])
 
 
 def _turned(samples: Any, reading: Reading | None) -> Any:
-    """Return a data set that turns images as their EXIF orientation says, where that is asked for.
-
-    Raises:
-        InputError: Its images have none.
-    """
+    """Return a data set that turns images as their EXIF orientation says, where that is asked for and they have one."""
     whole, _ = whole_of(samples)
     if reading is None or reading.exif_orientation == getattr(whole, "exif_orientation", False):
         return samples
     if not isinstance(whole, FolderImages | MappedImages):
-        raise InputError(
-            "--exif-orientation turns images that come as files or as PIL images; this data set holds pixels. Leave it out."
-        )
+        return samples
     turned = copy.copy(whole)
     turned.exif_orientation = reading.exif_orientation
     return turned if samples is whole else Part(turned, samples.first, samples.first + len(samples))
+
+
+def refuse_orientation(samples: Any) -> None:
+    """Refuse to turn images that have no EXIF orientation.
+
+    Raises:
+        InputError: The data set holds pixels, or is of another kind.
+    """
+    if not getattr(whole_of(samples)[0], "exif_orientation", False):
+        raise InputError(
+            "--exif-orientation turns images that come as files or as PIL images; this data set holds pixels. Leave it out."
+        )
 
 
 def held_out_split(spec: str) -> str | None:

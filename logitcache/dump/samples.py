@@ -15,6 +15,7 @@ from logitcache.data.exclusion import (
     refuse_unreadable,
     unreadable_of,
 )
+from logitcache.data.open import refuse_orientation
 from logitcache.dump.settings import DumpSettings
 from logitcache.errors import LogitCacheError
 from logitcache.runtime.progress import OnProgress, Progress
@@ -54,6 +55,8 @@ def choose_samples(data: Any, out: str | Path, settings: DumpSettings) -> tuple[
         exif_orientation=settings.exif_orientation,
     )
     opened = as_samples(data, reading=reading)
+    if settings.exif_orientation:
+        refuse_orientation(opened)
     excluded = {*read_exclusions(settings.exclude, opened).tolist(), *(one for one in recorded if one < len(opened))}
     reasons = {sample: why for sample, why in unreadable_of(opened).items() if sample not in excluded}
     if not settings.skip_unreadable:

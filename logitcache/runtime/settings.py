@@ -151,7 +151,10 @@ class Settings:
         for one in fields(self):
             entry = option_of(one)
             if entry.form not in _OBJECTS:
-                object.__setattr__(self, one.name, _frozen(getattr(self, one.name)))
+                value = getattr(self, one.name)
+                if entry.form == "samples" and hasattr(value, "tolist"):
+                    value = value.tolist()  # an array of ids
+                object.__setattr__(self, one.name, _frozen(value))
             least = f" of {entry.minimum} or more" if entry.minimum is not None else ""
             match entry.form if one.metadata[_KEY].form is None else None:  # as annotated
                 case "flag" | "switch":
@@ -265,9 +268,7 @@ def _shown(value: Any) -> str:
 
 
 def _frozen(value: Any) -> Any:
-    """Return tuples for lists, ranges and arrays, copies of mappings, and Python's own numbers for numpy's."""
-    if hasattr(value, "tolist") and not isinstance(value, numbers.Number):
-        value = value.tolist()
+    """Return tuples for lists and ranges, copies of mappings, and Python's own numbers for numpy's."""
     if type(value) in (list, tuple, range):
         return tuple(map(_frozen, value))
     if isinstance(value, Mapping):

@@ -22,6 +22,7 @@ from logitcache.data import (
 )
 from logitcache.data.contract import cache_views, recorded_data
 from logitcache.data.exclusion import Reading, exclusion_numbers, read_exclusions, refuse_unreadable, unreadable_of
+from logitcache.data.open import refuse_orientation
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.methods import METHODS, Objective, make_objective, method_name
 from logitcache.models import Network
@@ -224,6 +225,8 @@ def _labelled(settings: TrainSettings) -> Any:
     numbers = exclusion_numbers(settings.exclude)
     reading = Reading(settings.exclude is not None, numbers, exif_orientation=bool(settings.exif_orientation))
     opened = as_samples(settings.data, reading=reading)
+    if settings.exif_orientation:
+        refuse_orientation(opened)
     samples = leave_out(opened, read_exclusions(settings.exclude, opened))
     gone = set(excluded_of(samples).tolist())
     refuse_unreadable(samples, {one: why for one, why in unreadable_of(samples).items() if one not in gone})

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +35,8 @@ __all__ = [
 Normalization = tuple[
     tuple[float, float, float], tuple[float, float, float]
 ]  # mean and deviation of three channels in [0, 1]
+_IMAGE_KEYS = ("image", "img")  # in items of Hugging Face's data sets
+_MOST_CLASSES = 1_000_000  # without names
 _COMPARED = 8  # items that are read at once, to see whether a list of labels is theirs
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -180,12 +182,7 @@ class FolderImages:
         path, name = self.root / self.paths[sample], self.name_of(sample)
         try:
             with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise unreadable(
-                        self.label_of(sample),
-                        name,
-                        f"it has more than 8 bits a channel (mode {image.mode}), which would be clipped to white",
-                    )
+                _refuse_deep(image)
                 return _pixels(_upright(image, self).convert("RGB"), sample)
         except LogitCacheError:
             raise
@@ -224,7 +221,8 @@ class MappedImages:
         """
         self.dataset, reading = dataset, reading or Reading()
         self.exif_orientation, self.unreadable = reading.exif_orientation, dict[int, str]()
-        count, listed, named = len(dataset), _listed_labels(dataset), _class_names(dataset)
+        count = _length(dataset)
+        listed, named = _listed_labels(dataset), _class_names(dataset)
         labels = listed if listed is not None else np.asarray([self._label(i, reading) for i in range(count)])
         self.labels, self.classes = _checked_labels(labels, named or classes, count)
         if listed is not None:
@@ -253,7 +251,10 @@ class MappedImages:
         """
         image = self._item(sample)[0]
         try:
-            return _pixels(_upright(image, self) if isinstance(image, Image.Image) else image, sample)
+            if isinstance(image, Image.Image):
+                _refuse_deep(image)
+                image = _upright(image, self)
+            return _pixels(image, sample)
         except LogitCacheError:
             raise
         except Exception as error:  # a lazy image decodes only now
@@ -262,10 +263,14 @@ class MappedImages:
     def _item(self, sample: int) -> tuple[Any, int]:
         name = type(self.dataset).__name__
         try:
-            image, label = self.dataset[sample][:2]
-            found = int(label)
+            image, label = _image_and_label(self.dataset[sample])
         except Exception as error:  # whatever a user's code, or the decoder it calls, stumbles over
             raise self._unreadable(sample, error) from error
+        found = _class_number(label)
+        if found is None:
+            shown = f"{repr(label)[:40]}" if np.ndim(label) == 0 else f"an array of shape {list(np.shape(label))}"
+            reason = f"its label is {shown} ({type(label).__name__}); expected the number of a class, an integer"
+            raise unreadable(self.label_of(sample), str(sample), reason)
         listed = getattr(self, "labels", None)
         if listed is not None and listed[sample] != found:
             raise InputError(
@@ -279,15 +284,29 @@ class MappedImages:
         return f"sample {sample} of {type(self.dataset).__name__}"
 
     def _unreadable(self, sample: int, error: Exception) -> UnreadableError:
-        return unreadable(
-            self.label_of(sample), str(sample), f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
-        )
+        return unreadable(self.label_of(sample), str(sample), _why(error))
 
     def digest(self) -> str:
         """Hash length, labels and class names; pixels are held by the digests of the views."""
         hasher = blake2b(json.dumps([len(self.labels), self.classes]).encode(), digest_size=16)
         hasher.update(self.labels.data)
         return hasher.hexdigest()
+
+
+def _length(dataset: Any) -> int:
+    """Return the number of items of a data set.
+
+    Raises:
+        InputError: It has none, or does not say how many.
+    """
+    name = type(dataset).__name__
+    try:
+        count = len(dataset)
+    except Exception as error:  # a user's code
+        raise InputError(f"{name} does not say how many items it has: {_why(error)}") from error
+    if not count:
+        raise InputError(f"{name} is empty: there is nothing to show to a teacher or a student")
+    return count
 
 
 def _listed_labels(dataset: Any) -> NDArray[Any] | None:
@@ -298,12 +317,45 @@ def _listed_labels(dataset: Any) -> NDArray[Any] | None:
     if isinstance(dataset, ConcatDataset):
         parts = [_listed_labels(one) for one in dataset.datasets]
         return np.concatenate(parts) if all(part is not None for part in parts) else None  # type: ignore[arg-type]
+    if hasattr(dataset, "features"):  # Hugging Face's
+        with contextlib.suppress(Exception):
+            found = np.asarray(dataset["label"])
+            if found.shape == (len(dataset),) and np.issubdtype(found.dtype, np.integer):
+                return found
     for name in ("targets", "labels"):
         with contextlib.suppress(Exception):  # a ragged list, a property that fails: items are asked instead
             found = np.asarray(getattr(dataset, name))
             if found.shape == (len(dataset),) and np.issubdtype(found.dtype, np.integer):
                 return found
     return None
+
+
+def _image_and_label(item: Any) -> tuple[Any, Any]:
+    """Return image and label of an item: a tuple that begins with them, or a mapping as Hugging Face's data sets give it."""
+    if isinstance(item, Mapping):
+        image = next((item[key] for key in _IMAGE_KEYS if key in item), None)
+        if image is None or "label" not in item:
+            raise _OwnError(f"the item has {', '.join(map(str, item))}; expected image and label")
+        return image, item["label"]
+    if not isinstance(item, Sequence) or len(item) < 2:
+        raise _OwnError(f"the item is {_described(item)}; expected (image, label)")
+    return item[0], item[1]
+
+
+def _described(item: Any) -> str:
+    return (
+        f"a {type(item).__name__} of length {len(item)}" if isinstance(item, Sequence) else f"a {type(item).__name__}"
+    )
+
+
+def _class_number(label: Any) -> int | None:
+    """Return a label as a number, of whatever type it is; None for what is no whole number."""
+    if isinstance(label, Tensor | np.ndarray | np.generic):
+        numbers = np.asarray(label).reshape(-1).tolist()
+        label = numbers[0] if len(numbers) == 1 else None
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    return label if isinstance(label, int) else None
 
 
 def _class_names(dataset: Any) -> list[str] | None:
@@ -314,7 +366,16 @@ def _class_names(dataset: Any) -> list[str] | None:
         names = [_class_names(one) for one in dataset.datasets]
         return names[0] if all(one == names[0] for one in names) else None
     found = getattr(dataset, "classes", None)
-    return list(found) if found else None
+    if found is None:  # Hugging Face's
+        with contextlib.suppress(Exception):
+            found = dataset.features["label"].names
+    if not found:
+        return None
+    if isinstance(found, str) or not isinstance(found, Iterable):
+        raise InputError(
+            f"the classes of {type(dataset).__name__} are {found!r}; expected their names, in the order of the labels"
+        )
+    return list(found)
 
 
 class Part:
@@ -354,6 +415,21 @@ def _upright(image: Image.Image, images: "FolderImages | MappedImages") -> Image
     return ImageOps.exif_transpose(image) if images.exif_orientation else image
 
 
+class _OwnError(ValueError):
+    """What is wrong with an item, in words of ours."""
+
+
+def _why(error: Exception) -> str:
+    """Say what went wrong: our own words, or the kind and the first line of somebody else's."""
+    own = isinstance(error, _OwnError)
+    return str(error) if own else f"{type(error).__name__}: {first_line(error)}".rstrip(": ")
+
+
+def _refuse_deep(image: Image.Image) -> None:
+    if image.mode.startswith(("I", "F")):
+        raise _OwnError(f"it has more than 8 bits a channel (mode {image.mode}), which would be clipped to white")
+
+
 def _pixels(image: Any, sample: int) -> Tensor:
     if isinstance(image, Image.Image):
         image = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
@@ -367,6 +443,8 @@ def _pixels(image: Any, sample: int) -> Tensor:
             f"--mean/--std do that part, the same way for teacher and student. If it is this sample alone, {remedy_for(str(sample))}",
             reason,
         )
+    if not image.numel():
+        raise _OwnError(f"it has no pixels: {list(image.shape)}")
     return image
 
 
@@ -378,6 +456,10 @@ def _checked_labels(
             f"labels must be one integer a sample: expected [{samples}] integers, found {labels.dtype} {list(labels.shape)}"
         )
     labels = labels.astype(np.int64)
+    if classes is None and (largest := int(labels.max())) >= _MOST_CLASSES:
+        raise InputError(
+            f"sample {labels.argmax()} has the label {largest:,}, which would make as many classes. Correct it, or name the classes."
+        )
     names = tuple(map(_class_name, range(int(labels.max()) + 1) if classes is None else classes))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"class {twice[0]!r} is named twice: each class needs a name of its own")
