@@ -187,14 +187,16 @@ def read_class_map(given: str | Sequence[int], classes: Sequence[str]) -> tuple[
             )
         found = [found[name] for name in classes]
     numbers = list(found) if isinstance(found, list | tuple) else []
-    if (
-        len(numbers) != len(classes)
-        or not all(type(n) is int and n >= 0 for n in numbers)
-        or len({*numbers}) != len(numbers)
-    ):
+    if len(numbers) != len(classes) or not all(type(n) is int and n >= 0 for n in numbers):
         raise InputError(
             f"--class-map must give each of the data's {len(classes)} classes a class of its own of the teacher, 0 or more; "
             f"found {str(found)[:80]}"
+        )
+    if len({*numbers}) < len(numbers):
+        twice = next(number for number in numbers if numbers.count(number) > 1)
+        first, second = [name for name, number in zip(classes, numbers, strict=True) if number == twice][:2]
+        raise InputError(
+            f"--class-map gives {first!r} and {second!r} the same class of the teacher, {twice}: each needs one of its own"
         )
     return tuple(numbers)
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from logitcache.errors import CorruptCacheError, FormatVersionError, InputError
@@ -189,6 +190,9 @@ def read_manifest(place: Place) -> Manifest | None:
             return None
         data = b"{}"
     except (IsADirectoryError, NotADirectoryError):
+        path = Path(str(place))
+        if above := next((parent for parent in path.parents if parent.is_file()), None):
+            raise SomethingElseError(f"nothing can lie in {place}: {above} is a file. Choose another path.") from None
         data = b"{}"
     try:
         entry = json.loads(data).get("attributes", {}).get("logitcache")

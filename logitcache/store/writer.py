@@ -63,6 +63,7 @@ class CacheWriter:
         *,
         command: str,
         leads: bool = True,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Create a cache, or continue one of the same identity.
 
@@ -73,6 +74,7 @@ class CacheWriter:
             labels: Class of each row, [R].
             offsets: Row at which each sample begins, and R, [N + 1]; None where each sample is one row.
             command: What would continue this dump; shown to whoever finds it unfinished.
+            notes: What the history says of this start besides.
             leads: Whether this process begins and finishes the cache; of several at one cache, one does, and holds it for all.
 
         Raises:
@@ -98,7 +100,7 @@ class CacheWriter:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             self.place.append(
                 f"{HOME}/history.jsonl",
-                {"event": "dump", "time": now, "host": socket.gethostname(), "command": command},
+                {"event": "dump", "time": now, "host": socket.gethostname(), "command": command, **(notes or {})},
             )
             self.committed = self._trusted()
             self.complete = self._is_whole()
@@ -366,11 +368,18 @@ def _refuse_another(place: Place, manifest: Manifest) -> None:
     if found is None:
         return
     views = manifest.views[: len(found.views)]
-    differences = found.differences(manifest.with_views(views))
+    differences = found.with_views(found.views[: len(views)]).differences(manifest.with_views(views))
     if found.derived and not manifest.derived:
         raise CacheMismatchError(
             f"{place} was made by logitcache {found.derived['by']}; nothing in it was touched. A dump cannot extend it: dump into "
             "another path and merge."
+        )
+    if not differences and len(views) < len(found.views):
+        there, asked = (len({view["group"] for view in one}) for one in (found.views, views))
+        raise CacheMismatchError(
+            f"{place} has {there} views already, and {asked} are asked for; nothing in it was touched. To go on with it ask "
+            f"for --views {there} or more; to cut a cache of fewer out of it, when it is whole, type "
+            f"`logitcache slice {place} --views {asked} --out PATH`."
         )
     if differences:
         lines = "".join(f"\n  {key}: there {there!r}, asked for {asked!r}" for key, there, asked in differences)
