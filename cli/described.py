@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from logitcache.runtime.wording import bytes_text, kept_words, origin_words, percent, samples_words, teacher_words
+from logitcache.runtime.wording import (
+    bytes_text,
+    class_map_words,
+    kept_words,
+    origin_words,
+    percent,
+    preprocessing_words,
+    samples_words,
+    teacher_words,
+)
 
 from .render import bar, print_pairs, print_table
 
@@ -47,6 +56,8 @@ def _print_health(found: "CacheStats") -> None:
         problems.append(
             f"{health.constant_rows:,} rows have equal logits for every class; the teacher says nothing there"
         )
+    if found.chance:
+        problems.append(found.chance)
     for problem in problems:
         typer.secho(f"{found.path}: {problem}", fg=typer.colors.RED)
 
@@ -60,11 +71,13 @@ def _print_contents(found: "CacheStats") -> None:
     views, data, probe, software = manifest["views"], manifest["data"], found.probe, manifest["software"]
     recipes = " + ".join(view["recipe"] for view in views if view["group"] == 0)
     largest = sorted(found.bytes_by_array.items(), key=lambda item: -item[1])
-    made = found.made
+    made, teacher = found.made, manifest["teachers"][0]
     print_pairs(
         found.path,
         {
-            "teacher": teacher_words(manifest["teachers"][0]),
+            "teacher": teacher_words(teacher),
+            "it sees": preprocessing_words(teacher["preprocessing"], found.preprocessing_from),
+            **({"class map": mapped} if (mapped := class_map_words(teacher["class_map"], found.classes)) else {}),
             "data": f"{data['spec'] or 'an object'}, {samples_words(manifest)}, {len(found.classes)} classes",
             "views": f"{len({view['group'] for view in views})} x {recipes}, seed {views[0]['seed']}",
             "logits": f"{kept_words(manifest['encoding'])}; made on {manifest['device']} with torch {software.get('torch', '?')}",

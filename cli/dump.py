@@ -7,7 +7,7 @@ import typer
 from logitcache.dump.settings import DumpRequest, DumpSettings
 from logitcache.errors import InputError
 from logitcache.runtime.processes import this_one_leads
-from logitcache.runtime.wording import bytes_text
+from logitcache.runtime.wording import bytes_text, samples_words
 
 from .options import ConfigOption, read_options, show_progress, stopping, with_options
 from .render import print_pairs
@@ -54,7 +54,7 @@ def dump(
                 of_whom = f"of {slug}, " if len(cache.teachers) > 1 else ""
                 for sentence in advice(cache, teacher=slug):
                     display.say(f"note: {of_whom}{sentence}")
-    shape = f"{manifest.samples:,} samples x {len(manifest.views)} views, {len(manifest.classes)} classes"
+    shape = f"{samples_words(manifest.to_json())} x {len(manifest.views)} views, {len(manifest.classes)} classes"
     several = f", {len(cache.teachers)} teachers ({', '.join(cache.teachers)})" if len(cache.teachers) > 1 else ""
     typer.echo(f"{given['out']}: {shape}{several}, complete")
 

@@ -87,7 +87,8 @@ def _dumped(
     ranks.wait()  # every process has read what was there before the leader writes
     columns = {slug: job.encoding.columns(len(manifest.classes)) for slug in job.teachers}
     labels, offsets = job.samples.labels.astype(np.int32), offsets_of(job.samples)
-    writer = CacheWriter(out, manifest, columns, labels, offsets, command=command, leads=ranks.leads)
+    notes = {"preprocessing_from": job.origins}
+    writer = CacheWriter(out, manifest, columns, labels, offsets, command=command, leads=ranks.leads, notes=notes)
     with contextlib.closing(job), writer:
         if not ranks.share("complete", writer.complete if ranks.leads else None):
             if settings.check_data:
@@ -177,7 +178,7 @@ def _log_left_out(job: Job) -> None:
     """Say what could not be read and was left out."""
     if job.reasons:
         _LOG.warning(
-            "%s of %s samples could not be read and are left out:%s",
+            "left out, because they could not be read: %s of %s samples%s",
             f"{len(job.reasons):,}",
             f"{len(whole_of(job.samples)[0]):,}",
             name_samples(job.samples, job.reasons),

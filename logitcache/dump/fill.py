@@ -17,12 +17,12 @@ from logitcache.errors import CacheIncompleteError, InputError
 from logitcache.runtime.processes import Ranks
 from logitcache.runtime.progress import OnProgress, Progress
 from logitcache.runtime.tensors import map_tensors
+from logitcache.runtime.wording import bytes_text, chance_words, is_chance
 from logitcache.store import CacheWriter, Manifest, samples_of
 from logitcache.teachers.forward import Teachers
 
 __all__ = ["Filler", "ask", "left_out_of", "refuse_unusable", "samples_in", "split", "without"]
 
-_ENOUGH = 1000  # rows, to tell a teacher's accuracy from chance
 _LOG = logging.getLogger(__name__)
 
 
@@ -85,15 +85,16 @@ class Filler:
 
     def warn_of_chance(self) -> None:
         """Warn if a teacher is right no more often than chance: its weights, preprocessing or classes do not fit the data."""
-        chance = 1 / len(self._writer.manifest.classes)
         for slug, right in self._right.items():
-            sure = 3 * (chance * (1 - chance) / max(self._seen, 1)) ** 0.5
-            if self._seen >= _ENOUGH and right / self._seen < chance + sure:
+            if is_chance(right, self._seen, len(self._writer.manifest.classes)):
                 _LOG.warning(
-                    "teacher %s is right for %.2f%% of %s rows, which is chance (%.2f%%). Suspect, in this order: mean and deviation, "
-                    "image size, the order of its classes (--class-map), its weights. Its preprocessing here: %s",
-                    *(self._teachers[slug].name, 100 * right / self._seen, f"{self._seen:,}", 100 * chance),
-                    next(one for one in self._writer.manifest.teachers if one["slug"] == slug)["preprocessing"],
+                    "%s",
+                    chance_words(
+                        self._teachers[slug].name,
+                        right / self._seen,
+                        self._seen,
+                        len(self._writer.manifest.classes),
+                    ),
                 )
 
     def _samples(self, block: int) -> Ids:
@@ -169,7 +170,8 @@ class Filler:
             notes[0] = f"{self._ranks.world} processes"
         elif self._seen:
             shares = ", ".join(f"{right / self._seen:.1%}" for right in self._right.values())
-            notes += [f"{self._bytes / 1e6:,.0f} MB", f"teacher{'s' * (len(self._right) > 1)} {shares} right"]
+            notes += [f"{bytes_text(self._bytes)} written"] if self._bytes else []
+            notes += [f"teacher{'s' * (len(self._right) > 1)} {shares} right"]
         self._on_progress(Progress("dumping", self._before + done, self._total, "rows", ", ".join(notes)))
 
     def _stopped(self) -> str:

@@ -1,6 +1,7 @@
 """What a dump will do: data, views, teachers and encoding opened and decided, before anything is written."""
 
 import itertools
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, widest_byt
 from logitcache.errors import InputError, unknown_name
 from logitcache.models import Network, hash_weights, read_class_map
 from logitcache.runtime.device import float32_settings, pick_device
+from logitcache.runtime.wording import class_map_words, preprocessing_words
 from logitcache.store import Manifest, average_of, block_rows_for, open_place, read_manifest
 from logitcache.teachers.forward import Teachers, largest_fitting
 from logitcache.teachers.recorded import recorded_teacher
@@ -28,6 +30,8 @@ __all__ = ["Job", "prepare"]
 
 _MANY_CLASSES = 1000  # up to here a full row of float16 is 2 kB
 _TOP_K = 64
+_PREPROCESSING = ("mean", "std", "image_size", "crop_pct")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class Job:
         teachers: Slug to the teacher, or the ensemble, whose logits are stored under it.
         renderer: Renders the inputs of all teachers.
         reasons: Why samples are left out, as far as they could not be read: id in the whole data set to the reason.
+        origins: For each teacher's slug where its preprocessing comes from: name of a setting to "option", "weights" or "data".
     """
 
     manifest: Manifest
@@ -53,6 +58,7 @@ class Job:
     teachers: dict[str, Teachers]
     renderer: Renderer
     reasons: Mapping[int, str]
+    origins: Mapping[str, Mapping[str, str]]
 
     def without(self, excluded: Ids, reasons: Mapping[int, str], settings: DumpSettings) -> "Job":
         """Return the same dump of fewer samples.
@@ -93,7 +99,7 @@ def prepare(
     networks = _networks(modality, teacher, settings.teacher_weights, answered)
     if settings.average and len(networks) < 2:
         raise InputError("--average stores the mean of several teachers: name each with a --teacher of its own")
-    given = {name: getattr(settings, name) for name in ("mean", "std", "image_size", "crop_pct")}
+    given = {name: getattr(settings, name) for name in _PREPROCESSING}
     inputs = [modality.choose_inputs(shown, recipes[0], given, network.preprocessing) for network in networks]
     mapped = None if indices is None else {"classes": answered, "indices": list(indices)}
     entries = [_entry(*one, mapped) for one in zip(_slugs(networks), networks, inputs, strict=True)]
@@ -106,7 +112,24 @@ def prepare(
     groups = [asked] if settings.average else [[one] for one in asked]
     teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
     renderer = _renderer(modality, shown, inputs, settings, where)
-    return Job(manifest, modality, shown, recipes, chosen, teachers, renderer, reasons)
+    origins = {entry["slug"]: _origins(given, network) for entry, network in zip(entries, networks, strict=True)}
+    for entry in entries:
+        seen = preprocessing_words(entry["preprocessing"], origins[entry["slug"]])
+        mapped_words = class_map_words(entry["class_map"], shown.classes)
+        _LOG.info("teacher %s sees %s%s", entry["name"], seen, f"; classes: {mapped_words}" if mapped_words else "")
+    return Job(manifest, modality, shown, recipes, chosen, teachers, renderer, reasons, origins)
+
+
+def _origins(given: Mapping[str, Any], network: Network) -> dict[str, str]:
+    """Return where each setting of a teacher's preprocessing comes from."""
+    return {
+        name: "option"
+        if given[name] is not None
+        else "weights"
+        if network.preprocessing.get(name) is not None
+        else "data"
+        for name in _PREPROCESSING
+    }
 
 
 def _renderer(

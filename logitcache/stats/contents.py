@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from logitcache.stats.records import ProbeLoss
 from logitcache.store import Cache, decode_rows, history
 
-__all__ = ["NO_PROBE", "array_bytes", "bytes_per_row", "divergences", "made", "probe_loss"]
+__all__ = ["NO_PROBE", "array_bytes", "bytes_per_row", "divergences", "made", "preprocessing_from", "probe_loss"]
 
 Logits = NDArray[np.floating]
 
@@ -54,6 +54,16 @@ def made(cache: Cache) -> dict[str, str]:
     found["continued"] = events[-1]["time"] if len(events) > 1 else None
     found["command"] = cache.command
     return {name: str(value) for name, value in found.items() if value}
+
+
+def preprocessing_from(cache: Cache) -> dict[str, str]:
+    """Return where the teacher's preprocessing came from at the dump: name of a setting to "option", "weights" or "data".
+
+    Empty where the history does not say.
+    """
+    slug = cache.manifest.teachers[0]["slug"]
+    found = [entry["preprocessing_from"] for entry in history(cache.place) if "preprocessing_from" in entry]
+    return dict(found[0].get(slug, {})) if found and not cache.manifest.derived else {}
 
 
 def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:

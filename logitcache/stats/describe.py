@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from logitcache.errors import CorruptCacheError
 from logitcache.runtime.progress import OnProgress, Progress, silent
 from logitcache.stats.agreement import STRETCH, Agreement, LabelErrors
-from logitcache.stats.contents import NO_PROBE, array_bytes, bytes_per_row, made, probe_loss
+from logitcache.stats.contents import NO_PROBE, array_bytes, bytes_per_row, made, preprocessing_from, probe_loss
 from logitcache.stats.duplicates import find_duplicates
 from logitcache.stats.methods import PREVIEW_ROWS, Preview, Previews, preview_rows
 from logitcache.stats.records import CacheStats, Health, ProbeLoss
@@ -57,6 +57,7 @@ def cache_stats(
         path=str(opened.place),
         fingerprint=opened.fingerprint,
         made=made(opened),
+        preprocessing_from=preprocessing_from(opened),
         manifest=manifest.to_json(),
         bytes_by_array=sizes,
         bytes_total=sum(sizes.values()),

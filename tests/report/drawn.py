@@ -80,6 +80,7 @@ def stats(
         [accuracy * 0.5**n for n in range(min(classes, 50))] if rows else [],
     )
     return CacheStats(
+        preprocessing_from={"mean": "weights"},
         path="c.zarr",
         fingerprint="a59f659b73f371c6",
         made={"begun": "2026-11-21T19:00:00Z", "host": "box", "command": "logitcache dump --out <c>.zarr"},
