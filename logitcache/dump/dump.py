@@ -107,7 +107,8 @@ def _dumped(
             if ranks.leads:
                 writer.finish()
         ranks.wait()
-    _log_left_out(job)
+    if ranks.leads:
+        _log_left_out(job)
     return open_cache(out)
 
 

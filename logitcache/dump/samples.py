@@ -64,6 +64,11 @@ def choose_samples(data: Any, out: str | Path, settings: DumpSettings) -> tuple[
     refuse_most(opened, reasons, len(opened))
     part = part_of(opened, settings.samples) if settings.samples else opened
     part = leave_out(part, sorted(excluded | reasons.keys()))
+    if len(opened.classes) == 1:
+        _LOG.warning(
+            "the data has one class alone, %s: no logits say anything of it. Is --data one folder too high or too low?",
+            opened.classes[0],
+        )
     if gone := len(part) - len(kept_of(part)):
         _LOG.info("%s of %s samples are used, %s left out", f"{len(part) - gone:,}", f"{len(part):,}", f"{gone:,}")
     return part, reasons

@@ -55,8 +55,10 @@ def list_images(root: Path) -> Listing:
         else:
             skipped["outside"] += 1
     if not paths:
+        said = _skipped_words(skipped, others, folders)
         raise InputError(
             f"{readable(root)} has no images in class folders (expected {readable(root)}/CLASS/IMAGE.jpg, .png, ...)"
+            + (f"; skipped: {said}" if said else "")
         )
     paths.sort()
     classes = tuple(sorted({path.partition("/")[0] for path in paths}))
@@ -127,6 +129,12 @@ def readable(path: str | os.PathLike[str]) -> str:
 
 
 def _log(root: Path, images: int, classes: int, skipped: Counter[str], others: list[str], folders: list[str]) -> None:
+    said = _skipped_words(skipped, others, folders) or "nothing"
+    _LOG.info("%s: %s images in %s classes; skipped: %s", readable(root), f"{images:,}", f"{classes:,}", said)
+
+
+def _skipped_words(skipped: Counter[str], others: list[str], folders: list[str]) -> str:
+    """Say what is no sample, and why; nothing where there is nothing."""
     parts = [
         f"{skipped['hidden']:,} hidden" if skipped["hidden"] else "",
         f"{len(others):,} of other types ({', '.join(map(readable, sorted(others)[:_NAMED]))}{', ...' * (len(others) > _NAMED)})"
@@ -137,7 +145,4 @@ def _log(root: Path, images: int, classes: int, skipped: Counter[str], others: l
         if folders
         else "",
     ]
-    said = ", ".join(part for part in parts if part)
-    _LOG.info(
-        "%s: %s images in %s classes; skipped: %s", readable(root), f"{images:,}", f"{classes:,}", said or "nothing"
-    )
+    return ", ".join(part for part in parts if part)

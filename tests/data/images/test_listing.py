@@ -164,3 +164,18 @@ def test_a_tilde_is_the_home_folder(run, folder, tmp_path, monkeypatch, spelling
         assert result.exit_code == 0, result.output
     assert run("compare", "~/run").exit_code == 0
     assert not (tmp_path / "~").exists()
+
+
+def test_a_folder_of_hidden_files_says_what_it_skipped(folder):
+    for file in list(folder.rglob("*.png")):
+        file.rename(file.with_name(f".{file.name}"))
+    with pytest.raises(
+        InputError, match=r"has no images in class folders .*; skipped: 4 hidden, 2 folders without images"
+    ):
+        FolderImages(folder)
+
+
+def test_one_class_alone_is_warned_of(folder, tmp_path, caplog):
+    (folder / "ant").rename(tmp_path / "aside")
+    logitcache.dump_logits(tiny.net(1), f"imagefolder:{folder}", tmp_path / "c.zarr", image_size=16, workers=0)
+    assert "the data has one class alone, bee" in caplog.text
