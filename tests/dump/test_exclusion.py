@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -437,3 +440,63 @@ def test_an_unfinished_dump_says_what_its_blocks_leave_out(dump, damaged, tmp_pa
         dump(damaged, skip_unreadable=True, should_stop=lambda: next(asked, True))
     assert 5 in open_cache(tmp_path / "c.zarr", unfinished=True).manifest.excluded
     assert logitcache.cache_stats(tmp_path / "c.zarr").health.constant_rows == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("augment", ["pad-crop-flip", "pad-crop-flip+mixup"])
+def test_a_dump_that_skips_and_is_killed_ends_in_the_same_bytes(tmp_path, augment):
+    folder = folder_of(tmp_path / "d", 120)
+    for sample in (3, 50, 51, 119):
+        files(folder)[sample].write_bytes(b"no image")
+    program = (
+        "import sys, logitcache, tiny, torch; torch.set_num_threads(1); "
+        f"logitcache.dump_logits(tiny.Unhurried(5), {f'imagefolder:{folder}'!r}, sys.argv[1], augment={augment!r}, views=3, image_size=16, "
+        "batch_size=8, block_rows=8, workers=0, skip_unreadable=True, threads=1)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tiny.HERE)}
+    command = [sys.executable, "-c", program]
+    subprocess.run([*command, str(tmp_path / "whole.zarr")], env=environment, check=True)
+    for blocks in (2, 20, 35):
+        child = subprocess.Popen([*command, str(tmp_path / "c.zarr")], env=environment)
+        while len(list((tmp_path / "c.zarr").rglob("blocks/*/*.json"))) < blocks and child.poll() is None:
+            time.sleep(0.02)
+        child.kill()
+        child.wait()
+    subprocess.run([*command, str(tmp_path / "c.zarr")], env=environment, check=True)
+    assert bytes_of(tmp_path / "c.zarr") == bytes_of(tmp_path / "whole.zarr")
+
+
+def test_caches_that_mix_and_leave_out_different_samples_are_merged_after_the_remedy(dump, folder, tmp_path):
+    make = {"augment": "pad-crop-flip+mixup", "views": 1}
+    dump(folder, "a.zarr", samples=(0, 30), exclude=[5], **make)
+    dump(folder, "b.zarr", samples=(30, 60), **make)
+    both = [tmp_path / "a.zarr", tmp_path / "b.zarr"]
+    with pytest.raises(CacheMismatchError, match="Run the dump's own command of each with the same --exclude"):
+        logitcache.merge_caches(both, tmp_path / "c.zarr")
+    dump(folder, "b.zarr", samples=(30, 60), exclude=[5], **make)
+    merged = logitcache.merge_caches(both, tmp_path / "c.zarr")
+    assert merged.manifest.excluded == (5,)
+    assert logitcache.verify_cache(tmp_path / "c.zarr").ok
+
+
+def test_the_commands_own_words_work_when_its_file_is_gone(run, folder, tmp_path):
+    (tmp_path / "bad.txt").write_text("5\n")
+    words = f"dump --teacher tiny:net --data imagefolder:{folder} --image-size 16 --workers 0 --out c.zarr --exclude bad.txt"
+    assert run(*words.split()).exit_code == 0
+    own = open_cache(tmp_path / "c.zarr").command
+    assert "--exclude bad.txt" in own
+    chunk = next((tmp_path / "c.zarr").rglob("digests/c/0/0"))
+    chunk.write_bytes(b"torn")
+    assert "--repair" in run("train", "c.zarr", "--student", "resnet8").stderr
+    assert run("verify", "--repair", "c.zarr").exit_code == 1
+    (tmp_path / "bad.txt").unlink()
+    refused = run(*own.split()[1:])
+    assert refused.exit_code == 1
+    assert (
+        "A cache that was begun keeps what it leaves out: there --exclude is needed for more samples only"
+        in refused.stderr
+    )
+    done = run(*words.replace(" --exclude bad.txt", "").split())
+    assert done.exit_code == 0
+    assert open_cache(tmp_path / "c.zarr").manifest.excluded == (5,)
+    assert run("verify", "c.zarr").exit_code == 0
