@@ -1,6 +1,7 @@
 """Which samples a dump takes: the data set opened, and what is left out of it, by wish, by record or because it cannot be read."""
 
 import contextlib
+import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from logitcache.data.exclusion import (
 )
 from logitcache.data.open import refuse_orientation
 from logitcache.dump.settings import DumpSettings
-from logitcache.errors import LogitCacheError
+from logitcache.errors import InputError, LogitCacheError
 from logitcache.runtime.progress import OnProgress, Progress
 from logitcache.store import Cache, open_cache
 
@@ -55,6 +56,8 @@ def choose_samples(data: Any, out: str | Path, settings: DumpSettings) -> tuple[
         exif_orientation=settings.exif_orientation,
     )
     opened = as_samples(data, reading=reading)
+    if settings.skip_unreadable or settings.check_data:
+        _refuse_unskippable(opened)
     if settings.exif_orientation:
         refuse_orientation(opened)
     excluded = {*read_exclusions(settings.exclude, opened).tolist(), *(one for one in recorded if one < len(opened))}
@@ -72,6 +75,20 @@ def choose_samples(data: Any, out: str | Path, settings: DumpSettings) -> tuple[
     if gone := len(part) - len(kept_of(part)):
         _LOG.info("%s of %s samples are used, %s left out", f"{len(part) - gone:,}", f"{len(part):,}", f"{gone:,}")
     return part, reasons
+
+
+def _refuse_unskippable(samples: Samples) -> None:
+    """Refuse data whose modality cannot leave out what it cannot read.
+
+    Raises:
+        InputError: It cannot.
+    """
+    modality = modality_of(samples)
+    if "skip_unreadable" not in inspect.signature(modality.renderer).parameters:
+        raise InputError(
+            f"data of kind {modality.name} cannot be dumped with --skip-unreadable or --check-data, which its renderer does not take. Name "
+            "what to leave out with --exclude."
+        )
 
 
 def _begun(out: str | Path) -> Cache | None:

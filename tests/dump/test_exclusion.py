@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import sequences
 import tiny
 import torch
 from PIL import Image
@@ -500,3 +501,30 @@ def test_the_commands_own_words_work_when_its_file_is_gone(run, folder, tmp_path
     assert done.exit_code == 0
     assert open_cache(tmp_path / "c.zarr").manifest.excluded == (5,)
     assert run("verify", "c.zarr").exit_code == 0
+
+
+def test_samples_of_several_rows_are_left_out_with_all_their_rows(tmp_path):
+    data = sequences.make("train")
+    make = {"batch_size": 8, "block_rows": 64, "precision": "f32", "views": 2}
+    with pytest.raises(CacheIncompleteError):
+        asked = iter([False, True])
+        logitcache.dump_logits(
+            sequences.teacher(5), data, tmp_path / "c.zarr", should_stop=lambda: next(asked, True), **make
+        )
+    cache = logitcache.dump_logits(sequences.teacher(5), data, tmp_path / "c.zarr", exclude=[0, 17, 18, 60], **make)
+    whole = logitcache.dump_logits(sequences.teacher(5), data, tmp_path / "whole.zarr", **make)
+    logitcache.dump_logits(sequences.teacher(5), data, tmp_path / "d.zarr", exclude=[0, 17, 18, 60], **make)
+    assert bytes_of(tmp_path / "c.zarr") == bytes_of(tmp_path / "d.zarr")
+    kept = cache.kept_rows()
+    lengths = np.diff(data.offsets)
+    assert (~kept).sum() == lengths[[0, 17, 18, 60]].sum()
+    for view in range(2):
+        ours, theirs = (columns_of(one, view, "net")["logits"] for one in (cache, whole))
+        assert (ours[kept] == theirs[kept]).all()
+        assert (ours[~kept] == 0).all()
+    assert logitcache.verify_cache(tmp_path / "c.zarr", data=data, replay=90, teacher=sequences.teacher(5)).ok
+    assert logitcache.cache_stats(cache).views[0].rows == kept.sum()
+    result = train_student(cache, sequences.teacher(5), data=data, epochs=1, out=tmp_path / "run", test_data=None)
+    assert np.isfinite(result.metrics[-1]["loss"])
+    with pytest.raises(InputError, match="cannot be dumped with --skip-unreadable or --check-data"):
+        logitcache.dump_logits(sequences.teacher(5), data, tmp_path / "e.zarr", check_data=True, **make)
