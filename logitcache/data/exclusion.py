@@ -6,6 +6,7 @@ without (`excluded`), because a view that mixes samples must not show them eithe
 
 import copy
 import itertools
+import logging
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "exclusion_numbers",
     "kept_of",
     "leave_out",
+    "log_left_out",
     "name_samples",
     "read_exclusions",
     "refuse_most",
@@ -37,6 +39,7 @@ __all__ = [
 
 AnySamples = TypeVar("AnySamples", bound=Sized)
 Exclude = str | Path | Sequence[int]  # a file with a sample a line, or sample ids
+_LOG = logging.getLogger(__name__)
 _NAMED = 20  # samples in one message
 _FEW = 16  # samples that may always be unreadable
 
@@ -92,6 +95,14 @@ def excluded_of(samples: Sized) -> Ids:
 def kept_of(samples: Sized) -> Ids:
     """Return the samples of a data set, or of a stretch of one, that are not left out: their ids in it, ascending."""
     return np.flatnonzero(kept_mask(len(samples), whole_of(samples)[1], excluded_of(samples)))
+
+
+def log_left_out(samples: Sized) -> None:
+    """Log how many samples are used, where some are left out."""
+    if gone := len(samples) - len(kept_of(samples)):
+        _LOG.info(
+            "%s of %s samples are used, %s left out", f"{len(samples) - gone:,}", f"{len(samples):,}", f"{gone:,}"
+        )
 
 
 def shown_beside(samples: Sized, view: View, ids: Ids) -> Ids:

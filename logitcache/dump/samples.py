@@ -11,6 +11,7 @@ from logitcache.data import Samples, as_samples, excluded_of, kept_of, leave_out
 from logitcache.data.exclusion import (
     Reading,
     exclusion_numbers,
+    log_left_out,
     read_exclusions,
     refuse_most,
     refuse_unreadable,
@@ -72,8 +73,7 @@ def choose_samples(data: Any, out: str | Path, settings: DumpSettings) -> tuple[
             "the data has one class alone, %s: no logits say anything of it. Is --data one folder too high or too low?",
             opened.classes[0],
         )
-    if gone := len(part) - len(kept_of(part)):
-        _LOG.info("%s of %s samples are used, %s left out", f"{len(part) - gone:,}", f"{len(part):,}", f"{gone:,}")
+    log_left_out(part)
     return part, reasons
 
 

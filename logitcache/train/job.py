@@ -21,7 +21,14 @@ from logitcache.data import (
     whole_of,
 )
 from logitcache.data.contract import cache_views, recorded_data
-from logitcache.data.exclusion import Reading, exclusion_numbers, read_exclusions, refuse_unreadable, unreadable_of
+from logitcache.data.exclusion import (
+    Reading,
+    exclusion_numbers,
+    log_left_out,
+    read_exclusions,
+    refuse_unreadable,
+    unreadable_of,
+)
 from logitcache.data.open import refuse_orientation
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.methods import METHODS, Objective, make_objective, method_name
@@ -80,6 +87,7 @@ def prepare(cache: str | Path | Cache | None, student: str | nn.Module, settings
     else:
         samples, recorded = _labelled(settings), {}
         views = list(modality_of(samples).make_views(settings.augment or "none", settings.epochs, settings.seed))
+    log_left_out(samples)
     modality = modality_of(samples)
     _refuse_mixed(views, objective, name, str(opened.place) if opened else "this training")
     shown = _epoch_views(opened, views, objective, settings)

@@ -332,7 +332,9 @@ def cache(dump, damaged):
     return dump(damaged, skip_unreadable=True)
 
 
-def test_training_leaves_them_out_cached_and_live(cache, tmp_path):
+def test_training_leaves_them_out_cached_and_live(cache, tmp_path, caplog):
+    caplog.set_level("INFO", "logitcache")
+    caplog.clear()
     made = {"epochs": 2, "batch_size": 16, "workers": 0, "method": "kd"}
     cached = train_student(cache, tiny.net(tiny.CLASSES), out=tmp_path / "a", **made)
     live = train_student(cache, tiny.net(tiny.CLASSES), out=tmp_path / "b", live_teacher=tiny.net(tiny.CLASSES), **made)
@@ -340,6 +342,7 @@ def test_training_leaves_them_out_cached_and_live(cache, tmp_path):
         assert torch.equal(one, other)
     assert [m["loss"] for m in cached.metrics] == [m["loss"] for m in live.metrics]
     assert cached.results["agreement_rows"] == 58
+    assert caplog.text.count("58 of 60 samples are used, 2 left out") == 2
 
 
 def test_a_bounded_memory_leaves_them_out_too(cache, tmp_path):
