@@ -7,10 +7,12 @@ import typer
 
 from logitcache.runtime.wording import (
     bytes_text,
+    class_map_words,
     counted,
     kept_words,
     origin_words,
     percent,
+    preprocessing_words,
     samples_words,
     teacher_words,
 )
@@ -55,6 +57,8 @@ def _print_health(found: "CacheStats") -> None:
         problems.append(
             f"{counted(health.constant_rows, 'row')} with equal logits for every class; the teacher says nothing there"
         )
+    if found.chance:
+        problems.append(found.chance)
     for problem in problems:
         typer.secho(f"{found.path}: {problem}", fg=typer.colors.RED)
 
@@ -68,11 +72,13 @@ def _print_contents(found: "CacheStats") -> None:
     views, data, probe, software = manifest["views"], manifest["data"], found.probe, manifest["software"]
     recipes = " + ".join(view["recipe"] for view in views if view["group"] == 0)
     largest = sorted(found.bytes_by_array.items(), key=lambda item: -item[1])
-    made = found.made
+    made, teacher = found.made, manifest["teachers"][0]
     print_pairs(
         found.path,
         {
-            "teacher": teacher_words(manifest["teachers"][0]),
+            "teacher": teacher_words(teacher),
+            "it sees": preprocessing_words(teacher["preprocessing"], found.preprocessing_from),
+            **({"class map": mapped} if (mapped := class_map_words(teacher["class_map"], found.classes)) else {}),
             "data": f"{data['spec'] or 'an object'}, {samples_words(manifest)}, {counted(len(found.classes), 'class')}",
             "views": f"{len({view['group'] for view in views})} x {recipes}, seed {views[0]['seed']}",
             "logits": f"{kept_words(manifest['encoding'])}; made on {manifest['device']} with torch {software.get('torch', '?')}",

@@ -7,7 +7,7 @@ import typer
 from logitcache.dump.settings import DumpRequest, DumpSettings
 from logitcache.errors import InputError
 from logitcache.runtime.processes import this_one_leads
-from logitcache.runtime.wording import bytes_text, counted, shape_words
+from logitcache.runtime.wording import bytes_text, counted, samples_words
 
 from .options import ConfigOption, read_options, show_progress, stopping, with_options
 from .render import print_pairs
@@ -54,7 +54,7 @@ def dump(
                 of_whom = f"of {slug}, " if len(cache.teachers) > 1 else ""
                 for sentence in advice(cache, teacher=slug):
                     display.say(f"note: {of_whom}{sentence}")
-    shape = f"{shape_words(manifest.samples, len(manifest.views))}, {counted(len(manifest.classes), 'class')}"
+    shape = f"{samples_words(manifest.to_json())} x {counted(len(manifest.views), 'view')}, {counted(len(manifest.classes), 'class')}"
     several = f", {len(cache.teachers)} teachers ({', '.join(cache.teachers)})" if len(cache.teachers) > 1 else ""
     typer.echo(f"{given['out']}: {shape}{several}, complete")
 

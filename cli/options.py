@@ -37,6 +37,7 @@ __all__ = [
     "parameters",
     "read_options",
     "rows_or_auto",
+    "samples",
     "show_progress",
     "size",
     "span",
@@ -226,6 +227,8 @@ def _read(value: Any, form: Form | None, flag: str) -> Any:
             return size(value, flag)
         case "span":
             return span(value, flag)
+        case "samples":
+            return samples(value)
         case _:
             return value
 
@@ -270,6 +273,13 @@ def span(text: str | None, option: str) -> tuple[int, int] | None:
     if not found:
         raise typer.BadParameter(f"expected FIRST:LAST, as in 0:50000, not {text!r}", param_hint=option)
     return int(found[1]), int(found[2])
+
+
+def samples(text: str) -> str | list[int] | None:
+    """Read the path of a file, or `5,37`: sample numbers, as a run records them."""
+    if re.fullmatch(r"[0-9]+(,[0-9]+)*", text) and not Path(text).exists():
+        return [int(number) for number in text.split(",")]
+    return text or None
 
 
 def size(text: str, option: str) -> int:

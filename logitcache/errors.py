@@ -7,6 +7,7 @@
     ├── CorruptCacheError                                  repair, and dump these blocks again
     ├── FormatVersionError                                 upgrade logitcache
     ├── InputError              (also ValueError)          the data, weights or option given cannot be used
+    │   └── UnreadableError                                mend the sample, or leave it out
     ├── StoppedError                                       go on when you like: what was done is saved
     └── UnknownNameError        (also ValueError)          pick one of the names listed
 
@@ -30,6 +31,7 @@ __all__ = [
     "LogitCacheError",
     "StoppedError",
     "UnknownNameError",
+    "UnreadableError",
     "explain_foreign_errors",
     "first_line",
     "name_settings",
@@ -100,6 +102,18 @@ class FormatVersionError(LogitCacheError):
 
 class InputError(LogitCacheError, ValueError):
     """Data, weights or an option cannot be used."""
+
+
+class UnreadableError(InputError):
+    """A sample of the data cannot be read.
+
+    Attributes:
+        reason: Why, without the sample's name and without a remedy.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class StoppedError(LogitCacheError):

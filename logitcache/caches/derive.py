@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcache.data import find_modality
 from logitcache.encoding import Encoding, read_encoding
 from logitcache.errors import CorruptCacheError, InputError
 from logitcache.runtime.progress import OnProgress, Progress
 from logitcache.store import Cache, CacheWriter, Manifest, check_files, open_cache, open_place
 
-__all__ = ["Rows", "encoding_of", "open_sources", "origin", "write_derived"]
+__all__ = ["Rows", "encoding_of", "exclusions_within", "open_sources", "origin", "write_derived"]
 
 Rows = Callable[[int, NDArray[np.int64]], dict[str, NDArray[Any]]]
 # (view, ascending rows of the new cache) -> `digests` and the encoding's columns of these rows
@@ -51,6 +52,13 @@ def origin(cache: Cache) -> dict[str, Any]:
         "samples": manifest.samples,
         "derived": manifest.derived,
     }
+
+
+def exclusions_within(manifest: Manifest, first: int, last: int) -> tuple[int, ...]:
+    """Return what a stretch of a cache leaves out; of views that mix samples all, because others would be mixed with them."""
+    if any(cache_view.mixes for cache_view in map(find_modality(manifest.modality).read_view, manifest.views)):
+        return manifest.excluded
+    return tuple(sample for sample in manifest.excluded if first <= sample < last)
 
 
 def encoding_of(cache: Cache) -> Encoding:

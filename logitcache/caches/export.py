@@ -30,7 +30,8 @@ def export_cache(
 
     A row has `view`, `sample` (position in the data set), `row` where samples have several, `label`, `digest` of what the teacher
     was shown, and: `logits` (every class, float32) of a cache that keeps every class, else `ids` (ascending), `values` (their
-    raw logits, float32) and `rest` (the logit that each other class counts with at temperature 1).
+    raw logits, float32) and `rest` (the logit that each other class counts with at temperature 1). Samples that the cache leaves
+    out have no rows.
 
     Args:
         cache: What to export.
@@ -131,6 +132,7 @@ def _notes(cache: Cache) -> str:
 
 def _blocks(cache: Cache, views: list[int], on_progress: OnProgress) -> Iterable[Rows]:
     manifest, slug, labels, offsets = cache.manifest, cache.teacher, cache.labels(), cache.offsets()
+    kept = cache.kept_rows()
     for position, view in enumerate(views):
         for block, (first, last, columns) in enumerate(cache.blocks(view, slug)):
             ids, values = kept_values(manifest.encoding, columns)
@@ -148,6 +150,6 @@ def _blocks(cache: Cache, views: list[int], on_progress: OnProgress) -> Iterable
             else:
                 level = rest_level(manifest.encoding, columns, values, len(manifest.classes))
                 rows |= {"ids": ids.astype(np.int32), "values": values, "rest": level}
-            yield rows
+            yield rows if kept[first:last].all() else {name: column[kept[first:last]] for name, column in rows.items()}
             done = position * manifest.view_rows + last
             on_progress(Progress("exporting", done, len(views) * manifest.view_rows, "rows"))

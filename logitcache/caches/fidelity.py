@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, dense, read_encoding
+from logitcache.errors import InputError
 from logitcache.methods import METHODS, Distillation, get_loss
 from logitcache.store import Cache, compressed_bytes, open_cache
 
@@ -91,6 +92,8 @@ def cache_fidelity(
     """
     opened = open_cache(cache).of(teacher)
     samples, exact = opened.probe(opened.teacher)
+    if not len(samples):
+        raise InputError(f"{opened.place} leaves out all rows that it keeps in full: nothing can be measured on them.")
     stored = opened.rows(0, opened.teacher, samples)
     labels = torch.from_numpy(opened.labels()[samples]).long()
     encoding = read_encoding(opened.manifest.encoding)

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from logitcache.caches.derive import encoding_of, open_sources, origin, write_derived
+from logitcache.data.contract import cache_views
 from logitcache.encoding import mean_of, read_encoding, widest_bytes
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.runtime.progress import OnProgress, silent
-from logitcache.store import PROBE_BYTES, Cache, Manifest, average_of, block_rows_for
+from logitcache.store import PROBE_BYTES, Cache, Manifest, average_of, block_rows_for, kept_mask, samples_of
 
 __all__ = ["merge_caches"]
 
@@ -113,7 +114,22 @@ def _refuse(opened: Sequence[Cache], free: set[str], allowed: str) -> None:
 
 
 def _made(opened: Sequence[Cache], by: str, **changes: Any) -> Manifest:
-    return replace(opened[0].manifest, derived={"by": by, "from": [origin(cache) for cache in opened]}, **changes)
+    """Return the manifest of what is made: it leaves out what any of them leaves out.
+
+    Raises:
+        CacheMismatchError: They mix samples, and not all of them leave out the same.
+    """
+    manifest = opened[0].manifest
+    every = {cache.manifest.excluded for cache in opened}
+    mixes = any(view.mixes for cache in opened for view in cache_views(cache))
+    if len(every) > 1 and mixes:
+        raise CacheMismatchError(
+            f"{', '.join(str(cache.place) for cache in opened)} mix samples and leave out different ones, which shows in the pixels of "
+            "others. Run the dump's own command of each with the same --exclude; it makes again what shows these samples, and nothing else."
+        )
+    excluded = tuple(sorted(set().union(*every)))
+    made: dict[str, Any] = {"derived": {"by": by, "from": [origin(cache) for cache in opened]}, "excluded": excluded}
+    return replace(manifest, **made, **changes)
 
 
 def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
@@ -195,6 +211,15 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
     return write_derived(out, manifest, opened[0].labels(), opened[0].offsets(), opened[0].probe(slug), rows, **more)
 
 
+def _without(
+    probe: tuple[NDArray[np.int64], NDArray[np.float32]], excluded: Sequence[int], cache: Cache
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return a probe without the rows of some samples, named by their ids in the data set."""
+    rows, exact = probe
+    kept = ~np.isin(samples_of(cache.offsets(), rows) + cache.manifest.data["first"], list(excluded))
+    return rows[kept], exact[kept]
+
+
 def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
     """Store the mean of several teachers' logits."""
     first, classes = opened[0].manifest, len(opened[0].manifest.classes)
@@ -205,7 +230,12 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
         )
     teacher = average_of([cache.manifest.teachers[0] for cache in opened])
     manifest, encoding = _made(opened, "average", teachers=(teacher,)), read_encoding(first.encoding)
-    probes, labels = [cache.probe(cache.teacher) for cache in opened], opened[0].labels()
+    probes, labels = (
+        [_without(cache.probe(cache.teacher), manifest.excluded, cache) for cache in opened],
+        opened[0].labels(),
+    )
+    kept = kept_mask(manifest.samples, manifest.data["first"], manifest.excluded)
+    kept_rows = kept[samples_of(opened[0].offsets(), np.arange(manifest.view_rows))]
     for cache, (samples, _) in zip(opened, probes, strict=True):
         if not np.array_equal(samples, probes[0][0]):
             raise CacheMismatchError(
@@ -215,7 +245,7 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
     def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         digests = [cache.digests_of(view, wanted) for cache in opened]
         for cache, other in zip(opened, digests, strict=True):
-            if not np.array_equal(other, digests[0]):
+            if not np.array_equal(other[kept_rows[wanted]], digests[0][kept_rows[wanted]]):
                 raise CacheMismatchError(
                     f"the teacher of {cache.place} was shown other pixels than that of {opened[0].place}"
                 )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logitcache.caches.derive import encoding_of, open_sources, origin, write_derived
+from logitcache.caches.derive import encoding_of, exclusions_within, open_sources, origin, write_derived
 from logitcache.caches.settings import SliceRequest, SliceSettings
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, widest_bytes
 from logitcache.errors import InputError
@@ -92,6 +92,7 @@ def slice_cache(
         else block_rows_for(last - first, widest_bytes(target.columns(classes))),
         views=manifest.views[:count],
         data=manifest.data | {"first": first},
+        excluded=exclusions_within(manifest, first, last),
         encoding=target.to_json(),
         derived={"by": "slice", "from": [origin(opened)]},
     )

@@ -126,9 +126,9 @@ def verify_cache(
         blocks=len(manifest.views) * manifest.blocks,
         problems=problems,
         probe_gap=gap,
-        pixels_checked=len(manifest.views) * min(rows, manifest.samples) if rows and not problems else None,
+        pixels_checked=len(manifest.views) * min(rows, len(opened.kept())) if rows and not problems else None,
         pixels_problem=pixels_problem,
-        replayed=min(replay, len(manifest.views) * manifest.samples)
+        replayed=min(replay, len(manifest.views) * len(opened.kept()))
         if replay and not problems and not pixels_problem
         else None,
         replay_gap=gap_now,
@@ -149,6 +149,8 @@ def _probe_gap(cache: Cache) -> tuple[float, list[int]]:
         raise CorruptCacheError(
             f"{cache.place}: the probe names {cache.manifest.row_axis}s that do not exist. Dump the cache again."
         )
+    if not len(probed):  # all of them are left out
+        return 0.0, []
     gaps = _gaps(cache, cache.rows(0, cache.teacher, probed), exact)
     unlike = np.unique(probed[gaps > _PROBE_TOLERANCE] // cache.manifest.block_rows)
     return float(gaps.max()), unlike.tolist()
@@ -194,9 +196,10 @@ def _compared(cache: Cache, samples: Any, runner: "Teachers", rows: int) -> tupl
     largest, first = 0.0, None
     for position, view in enumerate(cache_views(cache)):
         count = min(
-            (position + 1) * rows // len(manifest.views) - position * rows // len(manifest.views), manifest.samples
+            (position + 1) * rows // len(manifest.views) - position * rows // len(manifest.views), len(cache.kept())
         )
-        ids = np.unique((np.arange(count) * manifest.samples // max(count, 1) + position) % manifest.samples)
+        kept = cache.kept()
+        ids = kept[np.unique((np.arange(count) * len(kept) // max(count, 1) + position) % len(kept))]
         for start in range(0, len(ids), manifest.batch_size):
             chosen = ids[start : start + manifest.batch_size]
             (batch,) = renderer.batches(view, [chosen])
@@ -229,8 +232,9 @@ def _gaps(cache: Cache, columns: dict[str, Any], exact: "NDArray[np.float32]") -
 def _check_data(cache: Cache, data: Any, rows: int) -> None:
     from logitcache.data.contract import cache_views, check_inputs, recorded_data  # noqa: PLC0415  (torch; not needed for the files)
 
-    samples, total = recorded_data(cache, data), cache.manifest.samples
+    samples, kept = recorded_data(cache, data), cache.kept()
+    total = len(kept)
     count = min(rows, total)
     for view in cache_views(cache):
         offset = view.index * total // (count * len(cache.manifest.views))  # other samples in every view
-        check_inputs(cache, samples, view, np.unique((np.arange(count) * total // count + offset) % total))
+        check_inputs(cache, samples, view, kept[np.unique((np.arange(count) * total // count + offset) % total)])

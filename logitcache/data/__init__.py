@@ -1,5 +1,6 @@
 """What networks are shown: data sets by name or object, and what a modality is."""
 
+from logitcache.data.exclusion import excluded_of, kept_of, leave_out
 from logitcache.data.images.rendering import Renderer, preprocessing_for, render
 from logitcache.data.images.sets import ArrayImages, FolderImages, ImageSet, MappedImages
 from logitcache.data.images.sources import NAMED_DATA
@@ -33,8 +34,11 @@ __all__ = [
     "View",
     "as_samples",
     "count_rows",
+    "excluded_of",
     "find_modality",
     "held_out_split",
+    "kept_of",
+    "leave_out",
     "load_data",
     "modality_of",
     "offsets_of",

@@ -4,6 +4,16 @@ from typing import Any
 
 import numpy as np
 
+from logitcache.data.exclusion import (
+    Exclude,
+    Reading,
+    excluded_of,
+    exclusion_numbers,
+    leave_out,
+    read_exclusions,
+    refuse_unreadable,
+    unreadable_of,
+)
 from logitcache.data.open import as_samples, find_modality, modality_of, part_of
 from logitcache.data.protocol import Ids, Modality, Samples, View, offsets_of, whole_of
 from logitcache.errors import CacheMismatchError, InputError
@@ -28,40 +38,67 @@ def cache_views(cache: Cache) -> list[Any]:
     return [modality.read_view(entry) for entry in cache.manifest.views]
 
 
-def recorded_data(cache: Cache, data: Any, *, listed: bool = True) -> Any:
+def recorded_data(cache: Cache, data: Any, exclude: Exclude | None = None, *, listed: bool = True) -> Any:
     """Open the data set of a cache: the one given, or the one its manifest names; and check that it is the same.
 
     Args:
         cache: The cache.
         data: Whatever `as_samples` takes, or None for the data set that the manifest names.
+        exclude: Samples to leave out besides those that the cache leaves out (see `read_exclusions`).
         listed: As for `check_samples`.
 
     Raises:
-        CacheMismatchError: It has other samples.
-        InputError: It cannot be opened from here.
+        CacheMismatchError: It has other samples, or its samples are mixed with one that is to be left out.
+        InputError: It cannot be opened from here, or a sample of it cannot be read.
     """
     spec = data if data is not None else cache.manifest.data["spec"]
     if isinstance(spec, str) and spec == "":
         raise InputError(f"{cache.place} was dumped from a data set given as an object; give it again, as `data`.")
     try:
-        samples = as_samples(spec, cache.manifest.classes)
+        samples = as_samples(spec, cache.manifest.classes, reading=_reading(cache, exclude))
     except InputError as error:
         if data is not None:
             raise
         raise InputError(
             f"the data of {cache.place}, {spec}, cannot be opened from here ({error}). Say where it is with --data."
         ) from error
-    return check_samples(cache, samples, listed=listed)
+    part = check_samples(cache, samples, listed=listed)
+    more = np.setdiff1d(read_exclusions(exclude, samples), excluded_of(part))
+    if len(more) and any(view.mixes for view in cache_views(cache)):
+        raise CacheMismatchError(
+            f"{cache.place} mixes samples, so that pixels of sample {more[0]} are in others too, and --exclude at the training cannot take "
+            "them out. Run the dump's own command with this --exclude added: it makes again what shows the sample, and nothing else."
+        )
+    part = leave_out(part, [*excluded_of(part), *more])
+    gone = set(excluded_of(part).tolist())
+    refuse_unreadable(part, {sample: why for sample, why in unreadable_of(part).items() if sample not in gone})
+    return part
+
+
+def _reading(cache: Cache, exclude: Exclude | None) -> Reading:
+    """Return how the data of a cache is read: as it was, and without asking samples that are left out for their class."""
+    manifest = cache.manifest
+    tolerant = bool(manifest.excluded) or exclude is not None
+    known = cache.labels().tolist() if tolerant and manifest.rows is None else []
+    return Reading(
+        tolerant=tolerant,
+        unasked=exclusion_numbers(exclude) | set(manifest.excluded),
+        labels=dict(enumerate(known, manifest.data["first"])),
+        exif_orientation=manifest.data.get("exif_orientation", False),
+    )
 
 
 def check_samples(cache: Cache, samples: Samples, *, listed: bool = True) -> Any:
-    """Compare modality, length, classes, labels and the digest of the sample list; return the stretch that the cache holds.
+    """Compare modality, length, classes, labels and the digest of the sample list.
 
     Args:
         cache: The cache.
         samples: The data set to be used with it.
         listed: Whether to compare the digest and the class names: one data set has other digests as an array, a folder and a
             user's own object.
+
+    Returns:
+        The stretch that the cache holds, without the samples that it leaves out.
 
     Raises:
         CacheMismatchError: The data set differs from the one that was dumped; the message names the difference.
@@ -92,7 +129,7 @@ def check_samples(cache: Cache, samples: Samples, *, listed: bool = True) -> Any
         raise CacheMismatchError(
             f"{name} has other samples (digest {manifest.data['digest']}) than this data set ({whole.digest()}). {remedy}"
         )
-    return part
+    return leave_out(part, manifest.excluded)
 
 
 def _check_labels(cache: Cache, part: Samples, has_other: str, remedy: str) -> None:
@@ -111,9 +148,14 @@ def _check_labels(cache: Cache, part: Samples, has_other: str, remedy: str) -> N
 def check_inputs(cache: Cache, samples: Samples, view: View, ids: Ids) -> None:
     """Render samples of a view again and compare them with the digests of what the teacher was shown.
 
+    Samples that are left out are not looked at.
+
     Raises:
         CacheMismatchError: A sample is rendered differently.
     """
+    ids = ids[~np.isin(ids + whole_of(samples)[1], excluded_of(samples))]
+    if not len(ids):
+        return
     rows, modality = rows_of(offsets_of(samples), ids), modality_of(samples)
     expected, found = cache.digests(view.index)[rows], modality.digests(samples, view, ids)
     bad = np.flatnonzero(expected != found)

@@ -1,10 +1,14 @@
 """A data set by name or object, and the modality it belongs to."""
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import IterableDataset
+
+from logitcache.data.exclusion import Reading
 from logitcache.data.images.modality import IMAGES
 from logitcache.data.images.sets import ArrayImages, FolderImages, MappedImages, Part
 from logitcache.data.images.sources import NAMED_DATA, SPLITS, open_arrays
@@ -12,7 +16,16 @@ from logitcache.data.protocol import Modality, Samples, whole_of
 from logitcache.errors import InputError, explain_foreign_errors, unknown_name
 from logitcache.runtime.plugins import resolve
 
-__all__ = ["MODALITIES", "as_samples", "find_modality", "held_out_split", "load_data", "modality_of", "part_of"]
+__all__ = [
+    "MODALITIES",
+    "as_samples",
+    "find_modality",
+    "held_out_split",
+    "load_data",
+    "modality_of",
+    "part_of",
+    "refuse_orientation",
+]
 
 MODALITIES: dict[str, Modality] = {IMAGES.name: IMAGES}  # kinds of data; a cache's manifest names one
 _OURS = (ArrayImages, FolderImages, MappedImages, Part)
@@ -42,7 +55,13 @@ def modality_of(samples: Samples) -> Modality:
     return found
 
 
-def as_samples(data: Any, classes: Sequence[str] | None = None, *, subject: str = "the data set is of type") -> Any:
+def as_samples(
+    data: Any,
+    classes: Sequence[str] | None = None,
+    *,
+    reading: Reading | None = None,
+    subject: str = "the data set is of type",
+) -> Any:
     """Return a data set as the rest of logitcache sees it.
 
     Args:
@@ -50,6 +69,7 @@ def as_samples(data: Any, classes: Sequence[str] | None = None, *, subject: str 
             (PIL image or uint8 pixels, label); one of Hugging Face `datasets`, whose items are {"image": ..., "label": ...}; or
             arrays, (images, labels[, classes]).
         classes: Class names, for a data set that has none.
+        reading: How samples are read.
         subject: Beginning of the error message.
 
     Raises:
@@ -57,19 +77,20 @@ def as_samples(data: Any, classes: Sequence[str] | None = None, *, subject: str 
         InputError: It cannot be read or used.
     """
     if isinstance(data, str):
-        return load_data(data)
+        return load_data(data, reading)
     if isinstance(data, _OURS) or hasattr(data, "modality"):
-        return data
+        return _turned(data, reading)
     if isinstance(data, tuple) and len(data) in (2, 3):
-        return ArrayImages(*data)
+        return _turned(ArrayImages(*data), reading)
     if isinstance(data, Mapping):
         raise InputError(
             f"{subject} {type(data).__name__}, with {', '.join(map(str, data)) or 'nothing'} in it: give one of these"
         )
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return MappedImages(data, classes)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
+        return MappedImages(data, classes, reading)
     raise InputError(
-        f"{subject} {type(data).__name__}; expected a data set of (image, label) items, or (images, labels[, classes]) arrays"
+        f"{subject} {type(data).__name__}; expected a data set of (image, label) items that can be asked for by number, or (images, "
+        "labels[, classes]) arrays. Of a loader give its data set; put a stream into a list or into files."
     )
 
 
@@ -85,13 +106,14 @@ def part_of(samples: Any, span: tuple[int, int]) -> Any:
     return samples if (first, last) == (0, len(samples)) else modality_of(samples).part(samples, first, last)
 
 
-def load_data(spec: str) -> Any:
+def load_data(spec: str, reading: Reading | None = None) -> Any:
     """Open a data set.
 
     Args:
         spec: `NAME` or `NAME:test` with a name in `NAMED_DATA`; `imagefolder:PATH` with PATH/CLASS/IMAGE;
             `arrays:FILE.npz` with `images` (uint8, [N, H, W] or [N, H, W, 3]), `labels` and perhaps `classes`;
             `package.module:factory`, called with "train", or `package.module:factory:test`, which returns what `as_samples` takes.
+        reading: How samples are read.
 
     Raises:
         UnknownNameError: No such name.
@@ -99,20 +121,44 @@ def load_data(spec: str) -> Any:
     """
     kind, _, rest = spec.partition(":")
     if kind == "imagefolder" and rest:
-        return FolderImages(Path(rest).expanduser())
+        return FolderImages(Path(rest).expanduser(), reading)
     if kind == "arrays" and rest:
-        return open_arrays(Path(rest).expanduser())
+        return _turned(open_arrays(Path(rest).expanduser()), reading)
     split = "train"
     if spec.rpartition(":")[2] in SPLITS:
         spec, _, split = spec.rpartition(":")
     if spec in NAMED_DATA:
-        return NAMED_DATA[spec](split)
+        return _turned(NAMED_DATA[spec](split), reading)
     if ":" in spec:
         factory = resolve(spec, "data set")
         with explain_foreign_errors(f"data set {spec} cannot be made"):
             made = factory(split) if _takes_a_split(factory) else factory()
-        return as_samples(made, subject=f"{spec} returned")
+        return as_samples(made, reading=reading, subject=f"{spec} returned")
     raise unknown_name("data set", spec, [*NAMED_DATA, "imagefolder:PATH", "arrays:FILE.npz", "package.module:factory"])
+
+
+def _turned(samples: Any, reading: Reading | None) -> Any:
+    """Return a data set that turns images as their EXIF orientation says, where that is asked for and they have one."""
+    whole, _ = whole_of(samples)
+    if reading is None or reading.exif_orientation == getattr(whole, "exif_orientation", False):
+        return samples
+    if not isinstance(whole, FolderImages | MappedImages):
+        return samples
+    turned = copy.copy(whole)
+    turned.exif_orientation = reading.exif_orientation
+    return turned if samples is whole else Part(turned, samples.first, samples.first + len(samples))
+
+
+def refuse_orientation(samples: Any) -> None:
+    """Refuse to turn images that have no EXIF orientation.
+
+    Raises:
+        InputError: The data set holds pixels, or is of another kind.
+    """
+    if not getattr(whole_of(samples)[0], "exif_orientation", False):
+        raise InputError(
+            "--exif-orientation turns images that come as files or as PIL images; this data set holds pixels. Leave it out."
+        )
 
 
 def held_out_split(spec: str) -> str | None:

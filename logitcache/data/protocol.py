@@ -6,7 +6,7 @@ each sample is one row; for text each target token is one. A data set names its 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -37,7 +37,7 @@ class Samples(Protocol):
 
     It may also have `modality`, the `Modality` that it belongs to (without it: images); `offsets`, [N + 1] int64, the row at which
     each sample begins, and R at the end (without it each sample is one row); `whole` and `first`, where it is a stretch of another
-    data set.
+    data set; `unreadable`, the samples that are known not to be readable, id to reason. `excluded` is set on a copy of it.
 
     Attributes:
         labels: Class of each row, [R] int64.
@@ -92,11 +92,14 @@ class Rendition:
         samples: Sample ids, [B].
         inputs: For each network one input, not yet on its device (`Inputs.on`); for images [B, C, size, size] uint8.
         digests: Digest of the teacher's input for each row, [R] uint64, or None if the renderer computes none.
+        unreadable: What could not be read and is not among `samples`: id in the whole data set to the reason. Empty unless the renderer
+            skips what it cannot read.
     """
 
     samples: Ids
     inputs: tuple[Any, ...]
     digests: NDArray[np.uint64] | None
+    unreadable: Mapping[int, str] = field(default_factory=dict)
 
     def pin_memory(self) -> "Rendition":
         """Return the same with inputs in page-locked memory; called by the thread of a loader."""
@@ -232,8 +235,12 @@ class Modality(Protocol):
         with_digests: bool = False,
         workers: int | None = None,
         device: torch.device | None = None,
+        skip_unreadable: bool = False,
     ) -> Renderer:
-        """Return what renders batches of samples for networks with these preprocessings."""
+        """Return what renders batches of samples for networks with these preprocessings.
+
+        `skip_unreadable` is given only where it is true: what cannot be read is left out of its batch then, and named in it.
+        """
         ...
 
     def digests(self, samples: Any, view: Any, ids: Ids) -> NDArray[np.uint64]:

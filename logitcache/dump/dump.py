@@ -4,9 +4,10 @@ dataset ─(sample, view)→ augmentation ─→ teacher ─→ encode ─→ wr
 """
 
 import contextlib
+import itertools
 import logging
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from logitcache.data import Ids, offsets_of
-from logitcache.dump.fill import Filler, ask, refuse_unusable, split
+from logitcache.data import Ids, excluded_of, kept_of, offsets_of, whole_of
+from logitcache.data.exclusion import name_samples, refuse_most, refuse_unreadable
+from logitcache.dump.fill import Filler, ask, left_out_of, refuse_unusable, samples_in, split, without
 from logitcache.dump.job import Job, prepare
+from logitcache.dump.samples import check_data
 from logitcache.dump.settings import DumpRequest, DumpSettings
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.runtime.philox import integers, words
@@ -85,55 +88,161 @@ def _dumped(
     ranks.wait()  # every process has read what was there before the leader writes
     columns = {slug: job.encoding.columns(len(manifest.classes)) for slug in job.teachers}
     labels, offsets = job.samples.labels.astype(np.int32), offsets_of(job.samples)
-    writer = CacheWriter(out, manifest, columns, labels, offsets, command=command, leads=ranks.leads)
+    notes = {"preprocessing_from": job.origins}
+    writer = CacheWriter(out, manifest, columns, labels, offsets, command=command, leads=ranks.leads, notes=notes)
     with contextlib.closing(job), writer:
         if not ranks.share("complete", writer.complete if ranks.leads else None):
-            probed, exact = _probe(job, settings.seed)
+            if settings.check_data:
+                job = _checked(job, ranks, settings, callbacks)
+            probed, exact, failed = _probe(job, settings.seed)
+            job = job.without(np.array(list(failed), np.int64), failed, settings) if failed else job
+            writer.leave_out(job.manifest.excluded)
+            missing = _missing(writer, job, ranks, "missing")
+            changed = _shows_excluded(job, probed)
             if ranks.leads:
-                writer.begin(probed, exact, allow_mixed=settings.allow_mixed)
-            missing = [
-                (view, block) for view, block in ranks.share("missing", writer.missing() if ranks.leads else None)
-            ]
+                writer.begin(probed, exact, changed, allow_mixed=settings.allow_mixed)
+            ranks.share("begun")
             if not ranks.leads:
-                writer.follow(exact, allow_mixed=settings.allow_mixed)
-            Filler(writer, job, ranks, callbacks.should_stop, callbacks.on_step).fill(missing)
+                writer.follow(exact, changed, allow_mixed=settings.allow_mixed)
+            job = _filled(writer, job, ranks, missing, settings, callbacks)
             if ranks.leads:
                 writer.finish()
         ranks.wait()
+    if ranks.leads:
+        _log_left_out(job)
     return open_cache(out)
 
 
-def _probe(job: Job, seed: int) -> tuple[Ids, dict[str, NDArray[np.float32]]]:
-    """Run every teacher on the rows that are kept in full: their ids, [P], and logits, [P, C] each."""
+def _filled(
+    writer: CacheWriter,
+    job: Job,
+    ranks: Ranks,
+    missing: list[tuple[int, int]],
+    settings: DumpSettings,
+    callbacks: Callbacks,
+) -> Job:
+    """Write blocks, until none is missing and all leave out the same samples; return the dump without those.
+
+    A sample that could not be read in one view was perhaps read in another, whose block is written once more then.
+    """
+    for number in itertools.count():
+        filler = Filler(writer, job, ranks, callbacks.should_stop, callbacks.on_step)
+        filler.fill(missing)
+        if ranks.leads:
+            writer.read_committed()
+            filler.warn_of_chance()
+        every = {one for left_out in writer.committed.values() for one in left_out}
+        found = set(ranks.share(f"excluded-{number}", sorted(every) if ranks.leads else None))
+        reasons = _merged(ranks.gather(f"unreadable-{number}", filler.reasons))
+        if found := found | reasons.keys():
+            job = job.without(np.array(sorted(found), np.int64), reasons, settings)
+        writer.leave_out(job.manifest.excluded)
+        missing = _missing(writer, job, ranks, f"missing-{number}")
+        if not missing:
+            return job
+    raise AssertionError
+
+
+def _missing(writer: CacheWriter, job: Job, ranks: Ranks, name: str) -> list[tuple[int, int]]:
+    """List the blocks to be written, (view, block): those that are not there, and those that leave out other samples."""
+    if ranks.leads:
+        gone = set(excluded_of(job.samples).tolist())
+        if gone or any(writer.committed.values()):
+            offsets = offsets_of(job.samples)
+            stale = [
+                (view, block)
+                for (view, block), left_out in writer.committed.items()
+                if left_out_of(job, job.views[view], samples_in(job.manifest, offsets, block), gone, gone)
+                != set(left_out)
+            ]
+            if stale:
+                writer.take_back(stale)
+    found = ranks.share(name, writer.missing() if ranks.leads else None)
+    return [(view, block) for view, block in found]
+
+
+def _checked(job: Job, ranks: Ranks, settings: DumpSettings, callbacks: Callbacks) -> Job:
+    """Read every sample once, shared among the processes; return the dump without what cannot be read, or refuse it."""
+    found = check_data(job.samples, settings, callbacks.on_step, (ranks.rank, ranks.world))
+    found = _merged(ranks.gather("unreadable", found))
+    if not settings.skip_unreadable:
+        refuse_unreadable(job.samples, found)
+    refuse_most(job.samples, found, len(kept_of(job.samples)))
+    return job.without(np.array(sorted(found), np.int64), found, settings) if found else job
+
+
+def _merged(reasons: Sequence[Mapping[Any, str]]) -> dict[int, str]:
+    """Join what several processes could not read; JSON has made words of the numbers."""
+    return {int(sample): why for part in reasons for sample, why in part.items()}
+
+
+def _log_left_out(job: Job) -> None:
+    """Say what could not be read and was left out."""
+    if job.reasons:
+        _LOG.warning(
+            "left out, because they could not be read: %s of %s samples%s",
+            f"{len(job.reasons):,}",
+            f"{len(whole_of(job.samples)[0]):,}",
+            name_samples(job.samples, job.reasons),
+        )
+
+
+def _probe(job: Job, seed: int) -> tuple[Ids, dict[str, NDArray[np.float32]], dict[int, str]]:
+    """Run every teacher on the rows that are kept in full.
+
+    Returns:
+        Their ids, [P], and logits, [P, C] for each teacher, which are 0 where a sample is left out; and what could not be read.
+    """
     manifest, view, offsets = job.manifest, job.views[0], offsets_of(job.samples)
     _refuse_unrepeatable(job)
     probed = probe_rows(seed, manifest.view_rows, len(manifest.classes))
     samples = np.unique(samples_of(offsets, probed))
-    ids, exact = _ask_for(job, samples, probed)
-    assert np.array_equal(ids, probed)
-    for slug, values in exact.items():
-        refuse_unusable(values, probed, view, job.samples, job.teachers[slug].name)
+    ids, found, failed = _ask_for(job, samples, probed)
+    refuse_most(job.samples, failed, len(samples), "samples read first")
+    exact = {slug: np.zeros((len(probed), len(manifest.classes)), np.float32) for slug in found}
+    for slug, values in found.items():
+        exact[slug][np.searchsorted(probed, ids)] = values
+        refuse_unusable(values, ids, view, job.samples, job.teachers[slug].name)
         _warn_of_probabilities(values, job.teachers[slug].name)
-    _refuse_random_teachers(job, samples[: manifest.batch_size], probed, exact)
-    return probed, exact
+    again = without(job, samples, set(excluded_of(job.samples).tolist()) | failed.keys())
+    _refuse_random_teachers(job, again[: manifest.batch_size], probed, exact)
+    return probed, exact, failed
 
 
-def _ask_for(job: Job, samples: Ids, wanted: Ids) -> tuple[Ids, dict[str, NDArray[np.float32]]]:
-    """Run every teacher on samples of the first view: the ids of their rows that are wanted, and the logits of these."""
-    found, parts = list[Ids](), {slug: list[torch.Tensor]() for slug in job.teachers}
-    for batch in job.renderer.batches(job.views[0], split(samples, job.manifest.batch_size)):
+def _shows_excluded(job: Job, rows: Ids) -> NDArray[np.bool_]:
+    """Return which rows of the first view are of samples that are left out, or would be mixed with one, [P]."""
+    gone = set(excluded_of(job.samples).tolist())
+    samples = samples_of(offsets_of(job.samples), rows)
+    if not gone:
+        return np.zeros(len(rows), np.bool_)
+    return np.array([bool(left_out_of(job, job.views[0], samples[[n]], gone, gone)) for n in range(len(rows))])
+
+
+def _ask_for(job: Job, samples: Ids, wanted: Ids) -> tuple[Ids, dict[str, NDArray[np.float32]], dict[int, str]]:
+    """Run every teacher on samples of the first view: the ids of their rows that are wanted, the logits of these, what failed."""
+    found, parts = [np.empty(0, np.int64)], {slug: list[torch.Tensor]() for slug in job.teachers}
+    failed: dict[int, str] = {}
+    gone = set(excluded_of(job.samples).tolist())
+    asked = [one for one in split(samples, job.manifest.batch_size) if len(without(job, one, gone))]
+    stream = job.renderer.batches(job.views[0], [without(job, one, gone) for one in asked])
+    for every, batch in zip(asked, stream, strict=True):
+        failed |= batch.unreadable
+        if not len(batch.samples):
+            continue
         targets = job.modality.row_labels(job.samples, job.views[0], batch.samples)
         chosen = np.isin(targets.ids, wanted)
         found.append(targets.ids[chosen])
-        for slug, here, logits in ask(job.teachers, batch, targets):
+        for slug, here, logits in ask(job.teachers, batch, targets, every):
             parts[slug].append(logits[torch.from_numpy(chosen[here]).to(logits.device)])
-    return np.concatenate(found), {slug: torch.cat(chunks).cpu().numpy() for slug, chunks in parts.items()}
+    empty = torch.empty(0, len(job.manifest.classes))
+    exact = {slug: torch.cat(chunks or [empty]).cpu().numpy() for slug, chunks in parts.items()}
+    return np.concatenate(found), exact, failed
 
 
 def _refuse_random_teachers(job: Job, samples: Ids, probed: Ids, exact: dict[str, NDArray[np.float32]]) -> None:
     """Ask for some samples once more, in another order and beside others: logits must depend on nothing but the sample."""
-    ids, again = _ask_for(job, samples[::-2], probed)
-    for slug, values in again.items():
+    ids, again, _ = _ask_for(job, samples[::-2], probed)
+    for slug, values in again.items() if len(ids) else ():
         first = exact[slug][np.searchsorted(probed, ids)]
         gaps = np.abs(first - values).max(1)
         if (worst := gaps.max(initial=0)) > _SAME * max(float(np.abs(first).max(initial=0)), 1e-30):
@@ -160,7 +269,7 @@ def _warn_of_probabilities(values: NDArray[np.float32], name: str) -> None:
 
 def _refuse_unrepeatable(job: Job) -> None:
     """Refuse a user's transform that draws from its own random generator: no student could be shown its pixels again."""
-    some = np.arange(min(len(job.samples), _SHOWN_TWICE))
+    some = kept_of(job.samples)[:_SHOWN_TWICE]
     for view in (view for view in job.views if view.runs_others_code):
         first, second = (job.modality.digests(job.samples, view, some) for _ in range(2))
         if (first != second).any():

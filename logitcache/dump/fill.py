@@ -3,24 +3,27 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from logitcache.data import Ids, Rendition, RowLabels, Samples, View, offsets_of, whole_of
+from logitcache.data import Ids, Rendition, RowLabels, Samples, View, excluded_of, offsets_of, whole_of
+from logitcache.data.exclusion import refuse_most, shown_beside
 from logitcache.dump.job import Job
 from logitcache.errors import CacheIncompleteError, InputError
 from logitcache.runtime.processes import Ranks
 from logitcache.runtime.progress import OnProgress, Progress
-from logitcache.store import CacheWriter, samples_of
+from logitcache.runtime.tensors import map_tensors
+from logitcache.runtime.wording import bytes_text, chance_words, is_chance
+from logitcache.store import CacheWriter, Manifest, samples_of
 from logitcache.teachers.forward import Teachers
 
-__all__ = ["Filler", "ask", "refuse_unusable", "split"]
+__all__ = ["Filler", "ask", "left_out_of", "refuse_unusable", "samples_in", "split", "without"]
 
 _PATIENCE = 5.0  # seconds for which a dump that is asked to stop goes on, to finish a block
-_ENOUGH = 1000  # rows, to tell a teacher's accuracy from chance
 _LOG = logging.getLogger(__name__)
 
 
@@ -40,6 +43,7 @@ class Filler:
     ) -> None:
         self._writer, self._job, self._ranks = writer, job, ranks
         self._teachers, self._views, self._offsets = job.teachers, job.views, offsets_of(job.samples)
+        self._excluded, self._reasons = set(excluded_of(job.samples).tolist()), dict[int, str]()
         self._should_stop, self._on_progress = should_stop, on_progress
         self._right = dict.fromkeys(job.teachers, 0)
         self._seen, self._bytes, self._began = 0, 0, time.perf_counter()
@@ -60,68 +64,107 @@ class Filler:
         self._before = self._total - sum(last - first for first, last in (manifest.span(block) for _, block in missing))
         for view in self._views:
             blocks = [block for v, block in mine if v == view.index]
-            batches = [ids for block in blocks for ids in split(self._samples(block), manifest.batch_size)]
-            stream = self._job.renderer.batches(view, batches)
+            gone = self._excluded | self._reasons.keys()
+            batches = {block: split(self._samples(block), manifest.batch_size) for block in blocks}
+            kept = (without(self._job, ids, gone) for of_block in batches.values() for ids in of_block)
+            stream = self._job.renderer.batches(view, [ids for ids in kept if len(ids)])
             for block in blocks:
-                self._bytes += self._writer.write(view.index, block, self._block(view, block, stream))
+                rows, left_out = self._block(view, block, stream, batches[block], gone)
+                left_out |= left_out_of(self._job, view, self._samples(block), gone, self._excluded)
+                self._bytes += self._writer.write(view.index, block, rows, sorted(left_out))
                 if self._should_stop() and (view.index, block) != mine[-1]:
                     raise self._stopped()
         self._writer.drain()
         self._ranks.wait()
         self._report(self._views[-1], 0)
-        self._warn_of_chance()
 
-    def _warn_of_chance(self) -> None:
+    @property
+    def reasons(self) -> Mapping[int, str]:
+        """What this process could not read and left out: id in the whole data set to the reason."""
+        return self._reasons
+
+    def warn_of_chance(self) -> None:
         """Warn if a teacher is right no more often than chance: its weights, preprocessing or classes do not fit the data."""
-        chance = 1 / len(self._writer.manifest.classes)
         for slug, right in self._right.items():
-            sure = 3 * (chance * (1 - chance) / max(self._seen, 1)) ** 0.5
-            if self._seen >= _ENOUGH and right / self._seen < chance + sure:
+            if is_chance(right, self._seen, len(self._writer.manifest.classes)):
                 _LOG.warning(
-                    "teacher %s is right for %.2f%% of %s rows, which is chance (%.2f%%). Suspect, in this order: mean and deviation, "
-                    "image size, the order of its classes (--class-map), its weights. Its preprocessing here: %s",
-                    *(self._teachers[slug].name, 100 * right / self._seen, f"{self._seen:,}", 100 * chance),
-                    next(one for one in self._writer.manifest.teachers if one["slug"] == slug)["preprocessing"],
+                    "%s",
+                    chance_words(
+                        self._teachers[slug].name,
+                        right / self._seen,
+                        self._seen,
+                        len(self._writer.manifest.classes),
+                    ),
                 )
 
     def _samples(self, block: int) -> Ids:
         """Return the samples that have rows in a block."""
-        first, last = self._writer.manifest.span(block)
-        begin, end = samples_of(self._offsets, np.array([first, last - 1]))
-        return np.arange(begin, end + 1)
+        return samples_in(self._writer.manifest, self._offsets, block)
 
-    def _block(self, view: View, block: int, stream: Iterator[Any]) -> dict[str, NDArray[np.generic]]:
-        """Compute the rows of a block; the host waits for the device at its end."""
-        manifest, samples = self._writer.manifest, self._samples(block)
-        first, last = manifest.span(block)
-        before = 0 if self._offsets is None else first - int(self._offsets[samples[0]])  # rows of the block before
-        inside = slice(before, before + last - first)
-        digests: list[NDArray[np.uint64]] = []
+    def _block(
+        self, view: View, block: int, stream: Iterator[Any], batches: Sequence[Ids], gone: AbstractSet[int]
+    ) -> tuple[dict[str, NDArray[np.generic]], set[int]]:
+        """Compute the rows of a block; the host waits for the device at its end.
+
+        Returns:
+            Rows of every array, and the ids in the whole data set of samples that could not be read.
+        """
+        first, last = self._writer.manifest.span(block)
+        ids, digests = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
         parts: dict[str, list[Mapping[str, torch.Tensor]]] = {slug: [] for slug in self._teachers}
         right: dict[str, list[torch.Tensor]] = {slug: [] for slug in self._teachers}
-        count, began = -(-len(samples) // manifest.batch_size), time.monotonic()
-        for number in range(count):
-            if number and self._should_stop() and (time.monotonic() - began) / number * (count - number) > _PATIENCE:
+        failed: dict[int, str] = {}
+        began = time.monotonic()
+        for number, asked in enumerate(batches):
+            left = (time.monotonic() - began) / max(number, 1) * (len(batches) - number)
+            if number and self._should_stop() and left > _PATIENCE:
                 raise self._stopped()
+            if not len(without(self._job, asked, gone)):
+                continue
             batch = next(stream)
             assert batch.digests is not None
+            failed |= batch.unreadable
+            if not len(batch.samples):
+                continue
             targets = self._job.modality.row_labels(self._job.samples, view, batch.samples)
-            for slug, here, logits in ask(self._teachers, batch, targets):
+            for slug, here, logits in ask(self._teachers, batch, targets, asked):
                 labels = targets.labels[here].to(logits.device, non_blocking=True)
                 with torch.inference_mode():
                     parts[slug].append(self._job.encoding.encode(logits, labels))
                     right[slug].append(logits.argmax(1) == labels)
             digests.append(batch.digests)
+            ids.append(targets.ids)
             self._report(view, int(((targets.ids >= first) & (targets.ids < last)).sum()))
-        rows: dict[str, NDArray[np.generic]] = {"digests": np.concatenate(digests)[inside]}
+        refuse_most(self._job.samples, failed, len(self._samples(block)), "samples of a block")
+        found = np.concatenate(ids)
+        inside = np.flatnonzero((found >= first) & (found < last))  # a sample's other rows are those of another block
+        at = found[inside] - first
+        blank = np.setdiff1d(np.arange(last - first), at) if len(at) < last - first else np.empty(0, np.int64)
+        rows: dict[str, NDArray[np.generic]] = {
+            "digests": _placed(np.concatenate(digests)[inside], at, np.zeros(len(blank), np.uint64), blank)
+        }
+        where = torch.from_numpy(inside)
+        fillers = self._fillers(first + blank) if len(blank) else {}
         for slug, teachers in self._teachers.items():
-            for name in parts[slug][0]:
-                column = torch.cat([part[name] for part in parts[slug]])[inside].cpu().numpy()
+            for name in fillers or parts[slug][0]:
+                column = fillers[name][:0] if not len(at) else _chosen([one[name] for one in parts[slug]], where)
+                column = _placed(column, at, fillers.get(name, column[:0]), blank)
                 refuse_unusable(column, np.arange(first, last), view, self._job.samples, teachers.name, name)
                 rows[f"teachers/{slug}/{name}"] = column
-            self._right[slug] += int(torch.cat(right[slug])[inside].sum())
-        self._seen += last - first
-        return rows
+            self._right[slug] += int(_chosen(right[slug], where).sum()) if len(at) else 0
+        self._seen += len(at)
+        self._report(view, len(blank))
+        self._reasons |= failed
+        return rows, set(failed)
+
+    def _fillers(self, rows: Ids) -> dict[str, NDArray[np.generic]]:
+        """Return what stands in rows of samples that are left out, each column: a row whose logits are all 0, as it is encoded."""
+        classes, step = len(self._writer.manifest.classes), self._writer.manifest.batch_size
+        labels, parts = torch.from_numpy(self._job.samples.labels[rows]), []
+        for start in range(0, len(rows), step):
+            some = labels[start : start + step]
+            parts.append(self._job.encoding.encode(torch.zeros(len(some), classes), some))
+        return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
     def _report(self, view: View, rows: int) -> None:
         done = self._ranks.add("rows", rows)
@@ -131,7 +174,8 @@ class Filler:
             notes[0] = f"{self._ranks.world} processes"
         elif self._seen:
             shares = ", ".join(f"{right / self._seen:.1%}" for right in self._right.values())
-            notes += [f"{self._bytes / 1e6:,.0f} MB", f"teacher{'s' * (len(self._right) > 1)} {shares} right"]
+            notes += [f"{bytes_text(self._bytes)} written"] if self._bytes else []
+            notes += [f"teacher{'s' * (len(self._right) > 1)} {shares} right"]
         self._on_progress(Progress("dumping", self._before + done, self._total, "rows", ", ".join(notes)))
 
     def _stopped(self) -> CacheIncompleteError:
@@ -147,20 +191,83 @@ class Filler:
 
 
 def ask(
-    teachers: Mapping[str, Teachers], batch: Rendition, targets: RowLabels
+    teachers: Mapping[str, Teachers], batch: Rendition, targets: RowLabels, asked: Ids
 ) -> Iterator[tuple[str, slice, torch.Tensor]]:
     """Run every teacher on a batch that holds the inputs of all of them, in order.
+
+    The last bits of a logit may depend on its place in a batch. So a sample keeps its place, whatever others are left out.
+
+    Args:
+        teachers: Slug to the teacher.
+        batch: The batch.
+        targets: Its rows.
+        asked: Sample ids of the whole batch, in its order, those that are left out too.
 
     Yields:
         A chunk at a time: the slug, the place of the chunk's rows among the batch's, and their logits, [r, C].
     """
-    begin = 0
+    begin, inputs, keep, real = 0, batch.inputs, targets.keep, None
+    if len(batch.samples) < len(asked):
+        real = torch.from_numpy(np.isin(asked, batch.samples))
+        at = (real.cumsum(0) - 1).clamp(min=0)  # a neighbor stands in
+        inputs = tuple(map_tensors(lambda rows: rows[at.to(rows.device)], one) for one in inputs)
+        keep = None if keep is None else keep[at] & real.view(-1, *[1] * (keep.ndim - 1))
     for slug, one in teachers.items():
-        end, done = begin + len(one.preprocessing), 0
-        for logits in one.rows(batch.inputs[begin:end], targets.keep):
+        end, done, passed = begin + len(one.preprocessing), 0, 0
+        for found in one.rows(inputs[begin:end], keep):
+            logits = found
+            if real is not None and keep is None:  # each sample is one row
+                logits = found[real[passed : passed + len(found)].to(found.device)]
+                passed += len(found)
             yield slug, slice(done, done + len(logits)), logits
             done += len(logits)
         begin = end
+
+
+def left_out_of(job: Job, view: View, samples: Ids, gone: AbstractSet[int], unmixed: AbstractSet[int]) -> set[int]:
+    """Return what is missing of a stretch of a view because samples are left out: their ids in the whole data set.
+
+    Args:
+        job: The dump.
+        view: The view.
+        samples: The stretch, as ids in the data set that is dumped.
+        gone: Ids in the whole data set of samples that have no rows.
+        unmixed: Those that are not mixed into others.
+    """
+    if not gone and not unmixed:
+        return set()
+    _, first = whole_of(job.samples)
+    kept = without(job, samples, gone)
+    shown = set(shown_beside(job.samples, view, kept).tolist())
+    return set((np.setdiff1d(samples, kept) + first).tolist()) | (shown & unmixed)
+
+
+def _chosen(parts: Sequence[torch.Tensor], where: torch.Tensor) -> NDArray[np.generic]:
+    """Join the parts of a column, and take these of its rows."""
+    whole = torch.cat(list(parts))
+    return (whole if len(where) == len(whole) else whole[where.to(whole.device)]).cpu().numpy()
+
+
+def _placed(found: NDArray[np.generic], at: Ids, filler: NDArray[np.generic], blank: Ids) -> NDArray[np.generic]:
+    """Put rows where they belong, and fillers between them."""
+    if not len(blank):
+        return found
+    rows = np.empty((len(at) + len(blank), *filler.shape[1:]), filler.dtype)
+    rows[at], rows[blank] = found, filler
+    return rows
+
+
+def without(job: Job, samples: Ids, gone: AbstractSet[int]) -> Ids:
+    """Return some samples of a data set without others, which are named by their ids in the whole data set."""
+    _, first = whole_of(job.samples)
+    return samples[~np.isin(samples + first, list(gone))] if gone else samples
+
+
+def samples_in(manifest: Manifest, offsets: Ids | None, block: int) -> Ids:
+    """Return the samples that have rows in a block, those that are left out too."""
+    first, last = manifest.span(block)
+    begin, end = samples_of(offsets, np.array([first, last - 1]))
+    return np.arange(begin, end + 1)
 
 
 def split(samples: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:

@@ -1,6 +1,7 @@
 """What a dump will do: data, views, teachers and encoding opened and decided, before anything is written."""
 
 import itertools
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from logitcache.data import Inputs, Modality, Samples, as_samples, modality_of, offsets_of, part_of, whole_of
-from logitcache.data.protocol import Renderer
+from logitcache.data import Inputs, Modality, Samples, modality_of, offsets_of, whole_of
+from logitcache.data.exclusion import excluded_of, leave_out
+from logitcache.data.protocol import Ids, Renderer
+from logitcache.dump.samples import choose_samples, recorded_exclusions
 from logitcache.dump.settings import DumpSettings
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, widest_bytes
 from logitcache.errors import InputError, unknown_name
 from logitcache.models import Network, hash_weights, read_class_map
 from logitcache.runtime.device import float32_settings, pick_device
+from logitcache.runtime.wording import class_map_words, preprocessing_words
 from logitcache.store import Manifest, average_of, block_rows_for, open_place, read_manifest
 from logitcache.teachers.forward import Teachers, largest_fitting
 from logitcache.teachers.recorded import recorded_teacher
@@ -26,6 +30,8 @@ __all__ = ["Job", "prepare"]
 
 _MANY_CLASSES = 1000  # up to here a full row of float16 is 2 kB
 _TOP_K = 64
+_PREPROCESSING = ("mean", "std", "image_size", "crop_pct")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +41,13 @@ class Job:
     Attributes:
         manifest: Manifest of the cache it would write.
         modality: Kind of the data.
-        samples: The data set, or the stretch of it that is dumped.
+        samples: The data set, or the stretch of it that is dumped, without the samples that are left out.
         views: Renditions of the data set.
         encoding: Encoding of the stored rows.
         teachers: Slug to the teacher, or the ensemble, whose logits are stored under it.
         renderer: Renders the inputs of all teachers.
+        reasons: Why samples are left out, as far as they could not be read: id in the whole data set to the reason.
+        origins: For each teacher's slug where its preprocessing comes from: name of a setting to "option", "weights" or "data".
     """
 
     manifest: Manifest
@@ -49,6 +57,25 @@ class Job:
     encoding: Encoding
     teachers: dict[str, Teachers]
     renderer: Renderer
+    reasons: Mapping[int, str]
+    origins: Mapping[str, Mapping[str, str]]
+
+    def without(self, excluded: Ids, reasons: Mapping[int, str], settings: DumpSettings) -> "Job":
+        """Return the same dump of fewer samples.
+
+        Args:
+            excluded: Ids in the whole data set of samples to leave out besides those that are left out already.
+            reasons: Why, as far as they could not be read.
+            settings: Settings of the dump.
+
+        Raises:
+            InputError: Nothing is left.
+        """
+        samples = leave_out(self.samples, [*excluded_of(self.samples), *excluded])
+        inputs = [one for teachers in self.teachers.values() for one in teachers.preprocessing]
+        renderer = _renderer(self.modality, samples, inputs, settings, torch.device(self.manifest.device))
+        manifest = replace(self.manifest, excluded=recorded_exclusions(samples, self.views))
+        return replace(self, manifest=manifest, samples=samples, renderer=renderer, reasons={**self.reasons, **reasons})
 
     def close(self) -> None:
         """Give the teachers' networks back as they were."""
@@ -60,12 +87,11 @@ def prepare(
     teacher: str | nn.Module | Sequence[str | nn.Module], data: Any, out: str | Path, settings: DumpSettings
 ) -> Job:
     """Open data and teacher, and decide what the cache will be; writes nothing. Raises what `dump_logits` raises."""
-    shown = as_samples(data)
+    shown, reasons = choose_samples(data, out, settings)
     modality = modality_of(shown)
     if settings.test_time_views not in modality.test_time_views:
         raise unknown_name("test-time views", settings.test_time_views, modality.test_time_views)
     recipes = tuple(modality.make_views(settings.augment, settings.views, settings.seed))
-    shown = part_of(shown, settings.samples) if settings.samples else shown
     chosen = _encoding(settings.encoding, settings.top_k, settings.precision, len(shown.classes))
     indices = None if settings.class_map is None else read_class_map(settings.class_map, shown.classes)
     answered = settings.teacher_classes or (len(shown.classes) if indices is None else 1000)
@@ -73,7 +99,7 @@ def prepare(
     networks = _networks(modality, teacher, settings.teacher_weights, answered)
     if settings.average and len(networks) < 2:
         raise InputError("--average stores the mean of several teachers: name each with a --teacher of its own")
-    given = {name: getattr(settings, name) for name in ("mean", "std", "image_size", "crop_pct")}
+    given = {name: getattr(settings, name) for name in _PREPROCESSING}
     inputs = [modality.choose_inputs(shown, recipes[0], given, network.preprocessing) for network in networks]
     mapped = None if indices is None else {"classes": answered, "indices": list(indices)}
     entries = [_entry(*one, mapped) for one in zip(_slugs(networks), networks, inputs, strict=True)]
@@ -85,8 +111,32 @@ def prepare(
     slugs = [entry["slug"] for entry in manifest.teachers]
     groups = [asked] if settings.average else [[one] for one in asked]
     teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
-    renderer = modality.renderer(shown, inputs, with_digests=True, workers=settings.workers, device=where)
-    return Job(manifest, modality, shown, recipes, chosen, teachers, renderer)
+    renderer = _renderer(modality, shown, inputs, settings, where)
+    origins = {entry["slug"]: _origins(given, network) for entry, network in zip(entries, networks, strict=True)}
+    for entry in entries:
+        seen = preprocessing_words(entry["preprocessing"], origins[entry["slug"]])
+        mapped_words = class_map_words(entry["class_map"], shown.classes)
+        _LOG.info("teacher %s sees %s%s", entry["name"], seen, f"; classes: {mapped_words}" if mapped_words else "")
+    return Job(manifest, modality, shown, recipes, chosen, teachers, renderer, reasons, origins)
+
+
+def _origins(given: Mapping[str, Any], network: Network) -> dict[str, str]:
+    """Return where each setting of a teacher's preprocessing comes from."""
+    return {
+        name: "option"
+        if given[name] is not None
+        else "weights"
+        if network.preprocessing.get(name) is not None
+        else "data"
+        for name in _PREPROCESSING
+    }
+
+
+def _renderer(
+    modality: Modality, samples: Samples, inputs: Sequence[Inputs], settings: DumpSettings, device: torch.device
+) -> Renderer:
+    skips = {"skip_unreadable": True} if settings.skip_unreadable else {}
+    return modality.renderer(samples, inputs, with_digests=True, workers=settings.workers, device=device, **skips)
 
 
 def _manifest(
@@ -125,12 +175,14 @@ def _manifest(
             "length": len(whole),
             "digest": whole.digest(),
             "first": first,
+            **({"exif_orientation": True} if settings.exif_orientation else {}),
         },
         teachers=(average_of(entries),) if settings.average else tuple(entries),
         encoding=encoding.to_json(),
         software={name: version(name) for name in sorted({"logitcache", "numpy", "torch", "zarr", *modality.software})},
         modality=modality.name,
         rows=None if offsets_of(samples) is None else rows,
+        excluded=recorded_exclusions(samples, views),
     )
     allowed = begun if settings.allow_mixed else None
     return replace(found, software=allowed.software, device=allowed.device) if allowed else found

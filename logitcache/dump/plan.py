@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from logitcache.data import kept_of, offsets_of
 from logitcache.dump.dump import probe_rows
-from logitcache.dump.fill import ask, refuse_unusable, split
+from logitcache.dump.fill import ask, refuse_unusable, samples_in, split
 from logitcache.dump.job import Job, prepare
 from logitcache.dump.settings import DumpRequest, DumpSettings
 from logitcache.errors import InputError
@@ -40,7 +41,7 @@ class DumpPlan:
         free_bytes: On that disk now; None in object storage.
         disk_bytes_per_second: Written and synced; None in object storage.
         measured_rows: Rows that the teacher was asked for here.
-        teacher_rows_per_second: Rendering, the teacher's forward pass and encoding.
+        teacher_rows_per_second: Rendering, the teacher's forward pass and encoding, with what is padded.
         hours: For the whole dump, on one device like this.
         live_hours_per_epoch: What the teacher would add to every epoch of a training that runs it.
         pays_after_epochs: Epochs after which the dump has cost less than the live teacher.
@@ -120,25 +121,35 @@ def plan_dump(
 
 
 def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
-    """Ask the teacher for some batches: rows a second, rows, and compressed bytes a row of each column."""
-    manifest, view = job.manifest, job.views[0]
-    batches = split(np.random.default_rng(0).permutation(manifest.samples), manifest.batch_size)
+    """Ask the teacher for some batches: rows a second, rows, and compressed bytes a row of each column.
+
+    A batch that is not full takes as long as a full one, because it is padded. So full ones are timed, and counted for all blocks.
+    """
+    manifest, view, kept = job.manifest, job.views[0], kept_of(job.samples)
+    size = min(manifest.batch_size, len(kept))
+    order = np.resize(np.random.default_rng(0).permutation(kept), max(-(-len(kept) // size), 2) * size)
     parts: dict[str, list[torch.Tensor]] = {}
-    began, counted, rows = time.perf_counter(), 0, 0
-    for number, batch in enumerate(job.renderer.batches(view, batches)):
+    began, timed, rows = time.perf_counter(), 0, 0
+    for number, batch in enumerate(job.renderer.batches(view, split(order, size))):
+        if not len(batch.samples):
+            continue
         targets = job.modality.row_labels(job.samples, view, batch.samples)
-        for slug, here, logits in ask(job.teachers, batch, targets):
+        for slug, here, logits in ask(job.teachers, batch, targets, batch.samples):
             refuse_unusable(logits.cpu().numpy(), targets.ids[here], view, job.samples, job.teachers[slug].name)
             with torch.inference_mode():
                 encoded = job.encoding.encode(logits, targets.labels[here].to(logits.device))
             for name, column in encoded.items():
                 parts.setdefault(f"teachers/{slug}/{name}", []).append(column.cpu())
         rows += len(targets.ids)
-        if number == 0 and len(batches) > 1:
-            began, counted = time.perf_counter(), rows  # the first one warms up
-        elif time.perf_counter() - began > _SECONDS:
+        if number == 0:
+            began = time.perf_counter()  # the first one warms up
+            continue
+        timed += 1
+        if time.perf_counter() - began > _SECONDS:
             break
-    rate = (rows - counted) / (time.perf_counter() - began)
+    of_view = sum(-(-len(samples_in(manifest, offsets_of(job.samples), n)) // size) for n in range(manifest.blocks))
+    seconds = of_view * (time.perf_counter() - began) / max(timed, 1)
+    rate = manifest.view_rows / seconds
     specs = job.encoding.columns(len(manifest.classes))
     sizes = {}
     for key, columns in parts.items():

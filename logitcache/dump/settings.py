@@ -20,6 +20,7 @@ __all__ = [
     "DumpSettings",
     "EncodingSettings",
     "InputSettings",
+    "SampleSettings",
     "TeacherSettings",
     "ViewSettings",
 ]
@@ -95,6 +96,35 @@ class ViewSettings(Settings):
         """Check ranges."""
         super().__post_init__()
         self.check("seed", lambda seed: seed < 2**64, "below 2**64")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SampleSettings(Settings):
+    """The samples that are left out, and how they are read."""
+
+    exclude: "str | Path | Sequence[int] | None" = option(
+        None,
+        form="samples",
+        metavar="FILE",
+        shown="none",
+        conduct=True,
+        help="Samples to leave out: a file with one a line, its path in an image folder or its number in the data set; or numbers "
+        "separated by commas. A dump that was begun goes on with more of them, and keeps what it has.",
+    )
+    skip_unreadable: bool = option(
+        False,
+        conduct=True,
+        help="Leave out samples that cannot be read, and list them at the end, instead of stopping.",
+    )
+    check_data: bool = option(
+        False,
+        conduct=True,
+        help="Read every sample once before the teacher runs, and name all that cannot be read.",
+    )
+    exif_orientation: bool = option(
+        False,
+        help="Turn images as their EXIF orientation says; part of the cache's identity, so that training does so too.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -214,7 +244,7 @@ class DumpExecution(Settings):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class DumpSettings(TeacherSettings, ViewSettings, EncodingSettings, InputSettings, DumpExecution):
+class DumpSettings(TeacherSettings, ViewSettings, SampleSettings, EncodingSettings, InputSettings, DumpExecution):
     """All settings of a dump but the teacher, the data and the cache; reusable for any number of dumps.
 
     The fields are the keyword arguments of `dump_logits` and the options of `logitcache dump`, where each is described.

@@ -1,11 +1,15 @@
 """Teachers and students by name: CIFAR networks of the literature, torchvision's, or anybody's factory."""
 
 import json
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from torch import Tensor, nn
 
@@ -38,6 +42,9 @@ __all__ = [
     "restoring_modes",
     "save_weights",
 ]
+
+
+_PATIENCE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +162,8 @@ def _timm(name: str, network: str, classes: int, weights: str | None) -> Network
         raise unknown_name("timm network", network, timm.list_models())
     own = weights == "DEFAULT"
     try:
-        module = timm.create_model(network, pretrained=own, **({} if own else {"num_classes": classes}))
+        with _without_waiting() if own else nullcontext():
+            module = timm.create_model(network, pretrained=own, **({} if own else {"num_classes": classes}))
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"{name} cannot be made: {first_line(error)}. Download its weights elsewhere and name the file."
@@ -171,6 +179,34 @@ def _timm(name: str, network: str, classes: int, weights: str | None) -> Network
         return Network(module, name, "DEFAULT", known)
     filled = _filled(module, name, classes, weights)
     return replace(filled, preprocessing=known | filled.preprocessing) if weights else filled
+
+
+@contextmanager
+def _without_waiting() -> Iterator[None]:
+    """Let Hugging Face's client use what it has downloaded, where its server is out of reach: it would try again for 50 s."""
+    try:
+        constants: Any = import_module("huggingface_hub.constants")
+    except ImportError:
+        yield
+        return
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _in_reach(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _in_reach(address: str) -> bool:
+    """Return whether a server answers within a few seconds; one behind a proxy is taken to."""
+    parts = urlsplit(address)
+    if getproxies().get(parts.scheme):
+        return True
+    try:
+        socket.create_connection((parts.hostname, parts.port or 443), _PATIENCE_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def read_class_map(given: str | Sequence[int], classes: Sequence[str]) -> tuple[int, ...]:
@@ -197,14 +233,16 @@ def read_class_map(given: str | Sequence[int], classes: Sequence[str]) -> tuple[
             )
         found = [found[name] for name in classes]
     numbers = list(found) if isinstance(found, list | tuple) else []
-    if (
-        len(numbers) != len(classes)
-        or not all(type(n) is int and n >= 0 for n in numbers)
-        or len({*numbers}) != len(numbers)
-    ):
+    if len(numbers) != len(classes) or not all(type(n) is int and n >= 0 for n in numbers):
         raise InputError(
             f"--class-map must give each of the data's {len(classes)} classes a class of its own of the teacher, 0 or more; "
             f"found {str(found)[:80]}"
+        )
+    if len({*numbers}) < len(numbers):
+        twice = next(number for number in numbers if numbers.count(number) > 1)
+        first, second = [name for name, number in zip(classes, numbers, strict=True) if number == twice][:2]
+        raise InputError(
+            f"--class-map gives {first!r} and {second!r} the same class of the teacher, {twice}: each needs one of its own"
         )
     return tuple(numbers)
 

@@ -132,7 +132,9 @@ def _fidelity(fidelity: "Fidelity | None") -> list[str]:
         head = ["method", *(f"{what}, {student}" for what in ("loss", "gradient", "angle") for student in _STUDENTS)]
         shown = table(head, map(_cells, measured))
         without_rank = (
-            f" The label is not among those kept in {percent(fidelity.unranked)} of rows." if fidelity.unranked else ""
+            f" In {percent(fidelity.unranked)} of rows the label is not among the k largest logits."
+            if fidelity.unranked
+            else ""
         )
         parts = [
             element("h3", "What each method notices of how rows are stored"),

@@ -11,11 +11,13 @@ from logitcache.report.parts import ClassNames, captioned, facts, page, paragrap
 from logitcache.report.quality import class_figures, how_good
 from logitcache.runtime.wording import (
     bytes_text,
+    class_map_words,
     counted,
     kept_words,
     number,
     origin_words,
     percent,
+    preprocessing_words,
     samples_words,
     teacher_words,
 )
@@ -100,8 +102,8 @@ def _headline(stats: "CacheStats") -> str:
             (
                 "the teacher is right",
                 percent(accuracy),
-                f"top-5 {percent(stats.mean('top5_accuracy'))}",
-                "",
+                "no more often than chance" if stats.chance else f"top-5 {percent(stats.mean('top5_accuracy'))}",
+                "bad" if stats.chance else "",
             ),
             (
                 "calibration error",
@@ -157,6 +159,8 @@ def _what_it_is(stats: "CacheStats") -> str:
     described = facts(
         {
             "teacher": teacher_words(manifest["teachers"][0]),
+            "it sees": preprocessing_words(manifest["teachers"][0]["preprocessing"], stats.preprocessing_from),
+            "class map": class_map_words(manifest["teachers"][0]["class_map"], stats.classes),
             "data": f"{data['spec'] or 'a data set given as an object'}; {samples_words(manifest)}, {counted(len(stats.classes), 'class')}",
             "views": f"{len(views):,}: {said}; seed {', '.join(str(seed) for seed in sorted({view['seed'] for view in views})[:8])}",
             "kept": kept_words(manifest["encoding"]),

@@ -76,6 +76,18 @@ class Ranks:
             self._pause()
         return json.loads(self._store.get(name))
 
+    def gather(self, name: str, value: Any) -> list[Any]:
+        """Return what each process says under this name, in order of rank: JSON."""
+        if self._store is None:
+            return [value]
+        self._store.set(f"{name}-{self.rank}", json.dumps(value))
+        found = []
+        for rank in range(self.world):
+            while not self._store.check([f"{name}-{rank}"]):
+                self._pause()
+            found.append(json.loads(self._store.get(f"{name}-{rank}")))
+        return found
+
     def add(self, name: str, amount: int) -> int:
         """Add to a number that all have in common; return what it is now."""
         if self._store is not None:

@@ -33,6 +33,7 @@ Form = Literal[
     "bytes",  # 8GB
     "span",  # 0:50000
     "rows",  # 256, auto
+    "samples",  # bad.txt, or 5,37
     "repeated",  # --report-to csv --report-to wandb
     "one-or-more",  # the same; a single one is not a sequence
     "assignments",  # --set beta=4 --set alpha=1
@@ -151,7 +152,10 @@ class Settings:
         for one in fields(self):
             entry = option_of(one)
             if entry.form not in _OBJECTS:
-                object.__setattr__(self, one.name, _frozen(getattr(self, one.name)))
+                value = getattr(self, one.name)
+                if entry.form == "samples" and hasattr(value, "tolist"):
+                    value = value.tolist()  # an array of ids
+                object.__setattr__(self, one.name, _frozen(value))
             least = f" of {entry.minimum} or more" if entry.minimum is not None else ""
             match entry.form if one.metadata[_KEY].form is None else None:  # as annotated
                 case "flag" | "switch":
@@ -269,6 +273,10 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "integers": (_are(_is_integer), "a sequence of whole numbers"),
     "bytes": (_is_integer, "a number of bytes"),
     "span": (_are(_is_integer, 2), "two whole numbers, as (0, 50000)"),
+    "samples": (
+        lambda value: isinstance(value, str | PurePath) or _are(_is_integer)(value),
+        "the path of a file, or a sequence of sample numbers",
+    ),
     "repeated": (_are(lambda one: isinstance(one, str)), "a sequence of names"),
     "assignments": (lambda value: isinstance(value, Mapping), "a mapping of names to values"),
 }
@@ -283,8 +291,8 @@ def _shown(value: Any) -> str:
 
 
 def _frozen(value: Any) -> Any:
-    """Return tuples for lists and arrays, copies of mappings, and Python's own numbers for numpy's."""
-    if type(value) in (list, tuple):
+    """Return tuples for lists, ranges and arrays, copies of mappings, and Python's own numbers for numpy's."""
+    if type(value) in (list, tuple, range):
         return tuple(map(_frozen, value))
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return _frozen(value.tolist())

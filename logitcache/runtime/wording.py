@@ -7,19 +7,27 @@ from typing import Any
 
 __all__ = [
     "bytes_text",
+    "chance_words",
+    "class_map_words",
     "counted",
     "decimals",
     "encoding_words",
     "error_text",
+    "is_chance",
     "kept_words",
     "number",
     "origin_words",
     "percent",
     "percents",
+    "preprocessing_words",
     "samples_words",
     "shape_words",
     "teacher_words",
 ]
+
+
+_NAMED = 5  # classes of a class map
+_ENOUGH = 1000  # rows, to tell a teacher's accuracy from chance
 
 
 def percent(share: float) -> str:
@@ -80,11 +88,12 @@ def samples_words(manifest: Mapping[str, Any]) -> str:
     """Name the samples that a cache holds: "10,000 samples", "samples 0 to 999 of 10,000", "90 samples of 415 rows"."""
     first, count, total = manifest["data"]["first"], manifest["samples"], manifest["data"]["length"]
     rows = f" of {counted(manifest['rows'], 'row')}" if "rows" in manifest else ""
+    gone = sum(first <= sample < first + count for sample in manifest.get("excluded", ()))
     return (
         f"{counted(count, 'sample')}{rows}"
         if count == total
         else f"samples {first:,} to {first + count - 1:,} of {total:,}{rows}"
-    )
+    ) + (f" ({gone:,} left out)" if gone else "")
 
 
 def shape_words(samples: int, views: int) -> str:
@@ -96,6 +105,58 @@ def teacher_words(teacher: Mapping[str, Any]) -> str:
     """Name a teacher and its weights."""
     name, digest = teacher["name"], teacher["weights_sha256"]
     return f"{name}, weights sha256 {digest[:12]}" if digest else f"{name}"
+
+
+def preprocessing_words(entry: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> str:
+    """Say how pixels become a network's input: "28 x 28 pixels, mean 0.286, std 0.353".
+
+    Args:
+        entry: The manifest's preprocessing of a teacher.
+        origins: Where each setting comes from, for those that it is known of.
+    """
+    if not {"image_size", "crop_pct", "resize", "mean", "std"} <= entry.keys():  # another kind of data
+        return ", ".join(f"{name} {value}" for name, value in entry.items())
+
+    def source(name: str) -> str:
+        return f" ({origins[name]})" if origins and name in origins else ""
+
+    resized = {
+        "none": "",
+        "stretch": ", stretched to them",
+        "center-crop": f", center crop of {entry['crop_pct']:g}{source('crop_pct')}",
+    }
+    numbers = {
+        name: ", ".join(f"{x:g}" for x in (values[:1] if len(set(values)) == 1 else values))
+        for name, values in (("mean", entry["mean"]), ("std", entry["std"]))
+    }
+    return (
+        f"{entry['image_size']} x {entry['image_size']} pixels{source('image_size')}{resized[entry['resize']]}, "
+        f"mean {numbers['mean']}{source('mean')}, std {numbers['std']}{source('std')}"
+        + (", as grey images" if entry.get("channels", 3) == 1 else "")
+    )
+
+
+def class_map_words(entry: Mapping[str, Any] | None, classes: Sequence[str]) -> str:
+    """Say which of a teacher's classes the data's are: "cat is 281, dog is 235, of 1,000"; nothing where they are the same."""
+    if entry is None:
+        return ""
+    named = [f"{name} is {number}" for name, number in zip(classes[:_NAMED], entry["indices"], strict=False)]
+    more = f" and {len(classes) - _NAMED:,} more" if len(classes) > _NAMED else ""
+    return f"{', '.join(named)}{more}, of {entry['classes']:,}"
+
+
+def is_chance(right: int, rows: int, classes: int) -> bool:
+    """Return whether a teacher is right no more often than chance, as far as so many rows can tell."""
+    chance = 1 / classes
+    return rows >= _ENOUGH and right / rows < chance + 3 * (chance * (1 - chance) / rows) ** 0.5
+
+
+def chance_words(name: str, accuracy: float, rows: int, classes: int) -> str:
+    """Say that a teacher knows nothing, and what to suspect."""
+    return (
+        f"teacher {name} is right for {accuracy:.2%} of {rows:,} rows, which is chance ({1 / classes:.2%}). Suspect, in this order: mean "
+        "and std, image size and crop, the order of its classes (--class-map), its weights."
+    )
 
 
 def origin_words(derived: Mapping[str, Any]) -> str:

@@ -61,9 +61,10 @@ def compare_caches(
     classes = len(both[0].manifest.classes)
     step = -(-(end - begin) * len(views) // min(_ROWS, max(_LOGITS // classes, 1)))
     at_once = _BYTES_AT_ONCE // (4 * max(_kept(cache) for cache in both))
-    sums = _Sums(both)
+    sums, left_out = _Sums(both), [*both[0].manifest.excluded, *both[1].manifest.excluded]
     for turn, pair in enumerate(views):
         samples = np.arange(begin + turn % step, end, step)
+        samples = samples[~np.isin(samples, left_out)]
         for start in range(0, len(samples), at_once):
             part = samples[start : start + at_once]
             sums.add(pair, part, pixels_count=alike)

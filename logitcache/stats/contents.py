@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from logitcache.stats.records import ProbeLoss
 from logitcache.store import Cache, decode_rows, history
 
-__all__ = ["NO_PROBE", "array_bytes", "bytes_per_row", "divergences", "made", "probe_loss"]
+__all__ = ["NO_PROBE", "array_bytes", "bytes_per_row", "divergences", "made", "preprocessing_from", "probe_loss"]
 
 Logits = NDArray[np.floating]
 
@@ -56,6 +56,16 @@ def made(cache: Cache) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value}
 
 
+def preprocessing_from(cache: Cache) -> dict[str, str]:
+    """Return where the teacher's preprocessing came from at the dump: name of a setting to "option", "weights" or "data".
+
+    Empty where the history does not say.
+    """
+    slug = cache.manifest.teachers[0]["slug"]
+    found = [entry["preprocessing_from"] for entry in history(cache.place) if "preprocessing_from" in entry]
+    return dict(found[0].get(slug, {})) if found and not cache.manifest.derived else {}
+
+
 def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
     """Compare what is stored with rows that are kept in full.
 
@@ -63,6 +73,8 @@ def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
         CorruptCacheError: A chunk is missing or damaged.
     """
     samples, exact = cache.probe(teacher)
+    if not len(samples):
+        return NO_PROBE
     encoding, classes = cache.manifest.encoding, len(cache.manifest.classes)
     columns = cache.rows(0, teacher, samples)
     stored = {temperature: decode_rows(encoding, columns, classes, temperature) for temperature in _TEMPERATURES}

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from logitcache.errors import CorruptCacheError
 from logitcache.runtime.progress import OnProgress, Progress, silent
 from logitcache.stats.agreement import STRETCH, Agreement, LabelErrors
-from logitcache.stats.contents import NO_PROBE, array_bytes, bytes_per_row, made, probe_loss
+from logitcache.stats.contents import NO_PROBE, array_bytes, bytes_per_row, made, preprocessing_from, probe_loss
 from logitcache.stats.duplicates import find_duplicates
 from logitcache.stats.methods import PREVIEW_ROWS, Preview, Previews, preview_rows
 from logitcache.stats.records import CacheStats, Health, ProbeLoss
-from logitcache.stats.rows import Answers, answers, joined, pieces, read_rows
+from logitcache.stats.rows import Answers, answers, chosen, joined, pieces, read_rows
 from logitcache.stats.teacher import Confusions, ViewSums
 from logitcache.store import Cache, MissingChunkError, open_cache
 
@@ -57,6 +57,7 @@ def cache_stats(
         path=str(opened.place),
         fingerprint=opened.fingerprint,
         made=made(opened),
+        preprocessing_from=preprocessing_from(opened),
         manifest=manifest.to_json(),
         bytes_by_array=sizes,
         bytes_total=sum(sizes.values()),
@@ -109,6 +110,7 @@ class _Reading:
         self._missing: list[tuple[int, int]] = []
         self._damaged: list[tuple[int, int]] = []
         self.unmixed = [not _is_mixed(view["recipe"]) for view in manifest.views]
+        self._kept = cache.kept_rows()
 
     def everything(self, on_progress: OnProgress) -> None:
         """Read it all."""
@@ -151,10 +153,11 @@ class _Reading:
                 here, true = {name: column[part] for name, column in columns.items()}, self._labels[first:last][part]
                 found.append(answers(read_rows(manifest.encoding, here, true, classes)))
                 number = view * manifest.view_rows + first + part.start
-                chosen = np.flatnonzero(found[-1].finite & (_scattered(number + np.arange(len(true))) % every == 0))
-                if len(chosen):
-                    few = {name: column[chosen] for name, column in here.items()}
-                    rows = read_rows(manifest.encoding, few, true[chosen], classes)
+                looked_at = _scattered(number + np.arange(len(true))) % every == 0
+                some = np.flatnonzero(found[-1].finite & self._kept[first:last][part] & looked_at)
+                if len(some):
+                    few = {name: column[some] for name, column in here.items()}
+                    rows = read_rows(manifest.encoding, few, true[some], classes)
                     previews.append(preview_rows(rows, mixed=not self.unmixed[view]))
         except CorruptCacheError as error:
             return _Block(None, [], error)
@@ -165,15 +168,15 @@ class _Reading:
             (self._missing if isinstance(read.problem, MissingChunkError) else self._damaged).append((view, block))
             return
         first, last = self._cache.manifest.span(block)
-        labels = self._labels[first:last]
-        self.views[view].add(read.found, labels)
+        labels, kept = self._labels[first:last], self._kept[first:last]
+        self.views[view].add(chosen(read.found, kept), labels[kept])
         for preview in read.previews:
             self.previews.add(preview)
-        self.agreement.add(view, part, read.found)
+        found = replace(read.found, finite=read.found.finite & kept)
+        self.agreement.add(view, part, found)
         if self.unmixed[view]:  # a mixed row has two labels, and says so
-            self.label_errors.add(part, read.found, labels)
-            keep = read.found.finite
-            self.confusions.add(read.found.says[keep], labels[keep])
+            self.label_errors.add(part, found, labels)
+            self.confusions.add(found.says[found.finite], labels[found.finite])
 
     def rows_there(self) -> int:
         """Count the rows that take room on disk: all but those of missing blocks."""

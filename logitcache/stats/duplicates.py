@@ -65,7 +65,7 @@ def find_duplicates(
 
 def _first_logits(cache: Cache, teacher: str) -> tuple[Floats, Ints, Ints]:
     """Return centred logits of the first samples in view 0, [M, C], their largest classes and their rows, [M]."""
-    manifest, classes = cache.manifest, len(cache.manifest.classes)
+    manifest, classes, kept = cache.manifest, len(cache.manifest.classes), cache.kept_rows()
     most = min(manifest.view_rows, _SAMPLES, max(_LOGITS // classes, 1))
     logits, rows = np.empty((most, classes), np.float32), np.empty(most, np.int64)
     found = 0
@@ -87,7 +87,7 @@ def _first_logits(cache: Cache, teacher: str) -> tuple[Floats, Ints, Ints]:
             found += taken
     logits, rows = logits[:found], rows[:found]
     with np.errstate(invalid="ignore"):
-        finite = np.isfinite(logits.sum(1))
+        finite = np.isfinite(logits.sum(1)) & kept[rows]
     if not finite.all():
         logits, rows = logits[finite], rows[finite]
     return logits, logits.argmax(1), rows
@@ -130,7 +130,7 @@ def _near(logits: Floats, says: Ints) -> tuple[float, list[tuple[float, int, int
 
 def _equal_pixels(cache: Cache, on_progress: OnProgress) -> Iterator[tuple[int, int]]:
     """Yield pairs of rows whose pixels in view 0 have the same digest, each with the next one alike."""
-    manifest = cache.manifest
+    manifest, rows_kept = cache.manifest, cache.kept_rows()
     parts = -(-manifest.view_rows // _DIGESTS)
     for part in range(parts):
         kept: list[NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
@@ -144,7 +144,7 @@ def _equal_pixels(cache: Cache, on_progress: OnProgress) -> Iterator[tuple[int, 
                 digests = cache.digests(0, [block])
             except CorruptCacheError:
                 continue
-            mine = np.flatnonzero(digests % parts == part)
+            mine = np.flatnonzero((digests % parts == part) & rows_kept[first:last])
             kept.append(digests[mine])
             places.append(mine + first)
         digests, rows = np.concatenate(kept), np.concatenate(places)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from logitcache.runtime.wording import chance_words, is_chance
 from logitcache.store import classes_from_json
 
 __all__ = [
@@ -231,6 +232,8 @@ class CacheStats:
         fingerprint: Of its content; empty while it is unfinished.
         made: When and on what, from the history: `begun` and, where it was, `continued` (UTC), `host`, `device`, `command`; empty
             where there is none.
+        preprocessing_from: Where the teacher's preprocessing came from at the dump: `mean`, `std`, `image_size` and `crop_pct` to `option`,
+            `weights` or `data`; empty where the history does not say.
         manifest: Its manifest, narrowed to the teacher described.
         bytes_by_array: On disk, by array, and for `metadata` and `.logitcache`.
         bytes_total: On disk.
@@ -254,6 +257,7 @@ class CacheStats:
     path: str
     fingerprint: str
     made: dict[str, str]
+    preprocessing_from: dict[str, str]
     manifest: dict[str, Any]
     bytes_by_array: dict[str, int]
     bytes_total: int
@@ -270,6 +274,17 @@ class CacheStats:
     duplicates: list[Duplicate]
     duplicates_among: int
     probe: ProbeLoss
+
+    @property
+    def chance(self) -> str:
+        """A sentence where the teacher is right no more often than chance, else nothing."""
+        rows, classes = sum(view.rows for view in self.views), len(self.classes)
+        right = round(sum(view.rows * view.accuracy for view in self.views))
+        return (
+            chance_words(self.manifest["teachers"][0]["name"], right / rows, rows, classes)
+            if is_chance(right, rows, classes)
+            else ""
+        )
 
     def mean(self, name: str) -> float:
         """Return one of the numbers of views over all their rows, the calibration error of all together; nan where there are none."""

@@ -13,7 +13,19 @@ from numpy.typing import NDArray
 from logitcache.errors import CorruptCacheError
 from logitcache.store import completion, kept_values
 
-__all__ = ["Answers", "Columns", "Floats", "Ints", "Rows", "answers", "joined", "label_ranks", "pieces", "read_rows"]
+__all__ = [
+    "Answers",
+    "Columns",
+    "Floats",
+    "Ints",
+    "Rows",
+    "answers",
+    "chosen",
+    "joined",
+    "label_ranks",
+    "pieces",
+    "read_rows",
+]
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -176,3 +188,8 @@ def _constant(rows: Rows, total: Floats) -> Bools:
 def joined(parts: list[Answers]) -> Answers:
     """Put the answers of several pieces one after another."""
     return Answers(*(np.concatenate([getattr(part, name) for part in parts]) for name in Answers.__slots__))
+
+
+def chosen(found: Answers, mask: Bools) -> Answers:
+    """Return the answers of some rows, of a mask [B]."""
+    return found if mask.all() else Answers(*(getattr(found, name)[mask] for name in Answers.__slots__))

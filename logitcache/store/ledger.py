@@ -8,17 +8,38 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from logitcache.errors import CorruptCacheError
 from logitcache.runtime.files import FileRecord, digest_bytes
 from logitcache.store.manifest import HOME
 from logitcache.store.places import Place
 
-__all__ = ["Ledger", "history", "last_command"]
+__all__ = ["BlockRecord", "Ledger", "history", "last_command"]
 
 _MARK = f"{HOME}/complete.json"
 _RECORDS = f"{HOME}/blocks"
+
+
+class BlockRecord(NamedTuple):
+    """What was committed of one block.
+
+    Attributes:
+        files: Its files.
+        excluded: Ids in the data set of samples that were left out of what it shows, ascending.
+    """
+
+    files: dict[str, FileRecord]
+    excluded: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of the ledger; `excluded` is absent where nothing was left out."""
+        return {"files": self.files} | ({"excluded": list(self.excluded)} if self.excluded else {})
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> "BlockRecord":
+        """Read the entry of the ledger."""
+        return cls(entry["files"], tuple(entry.get("excluded", ())))
 
 
 class Ledger:
@@ -27,29 +48,33 @@ class Ledger:
     def __init__(self, place: Place) -> None:
         self._place = place
 
-    def commit(self, view: int, block: int, files: dict[str, FileRecord]) -> None:
+    def commit(self, view: int, block: int, record: BlockRecord) -> None:
         """Record a block whose files are all on disk.
 
         Without waiting for the record: one that a power failure tears is known by its check, and costs its block, not its truth.
         """
-        self._write(_record(view, block), {"view": view, "block": block, "files": files}, synced=False)
+        self._write(_record(view, block), {"view": view, "block": block, **record.to_json()}, synced=False)
 
     def view(self, view: int) -> dict[int, dict[str, FileRecord]]:
-        """Return the committed blocks of one view: block number to its files.
+        """Return the committed blocks of one view: block number to its files (see `records`)."""
+        return {block: record.files for block, record in self.records(view).items()}
+
+    def records(self, view: int) -> dict[int, BlockRecord]:
+        """Return the committed blocks of one view.
 
         A block's own record that is not what was written counts as absent, as after a power failure.
 
         Raises:
             CorruptCacheError: The record of a whole view is not what was written, or one is another block's.
         """
-        blocks: dict[int, dict[str, FileRecord]] = {}
+        blocks: dict[int, BlockRecord] = {}
         folded = self._read(_folded(view))
         if folded is not None:
             if folded["view"] != view:
                 raise CorruptCacheError(
                     f"{self._place}/{_folded(view)} holds the records of view {folded['view']}. Restore it from a copy, or dump again."
                 )
-            blocks = {entry["block"]: entry["files"] for entry in folded["blocks"]}
+            blocks = {entry["block"]: BlockRecord.from_json(entry) for entry in folded["blocks"]}
         names = list(self._place.sizes(f"{_RECORDS}/{view}"))
         with ThreadPoolExecutor(self._place.at_once) as executor:
             for name, record in zip(names, executor.map(self._read_if_whole, names), strict=True):
@@ -59,7 +84,7 @@ class Ledger:
                     raise CorruptCacheError(
                         f"{self._place}/{name} is the record of another block. Delete it and run the dump again."
                     )
-                blocks[record["block"]] = record["files"]
+                blocks[record["block"]] = BlockRecord.from_json(record)
         return blocks
 
     def committed(self, views: int) -> Iterator[tuple[int, int]]:
@@ -69,16 +94,22 @@ class Ledger:
 
     def fold(self, view: int) -> None:
         """Write all records of a view into one file."""
-        self._write_folded(view, self.view(view))
+        self._write_folded(view, self.records(view))
 
-    def _write_folded(self, view: int, blocks: dict[int, dict[str, FileRecord]]) -> None:
-        entries = [{"block": block, "files": files} for block, files in sorted(blocks.items())]
+    def _write_folded(self, view: int, blocks: Mapping[int, BlockRecord]) -> None:
+        entries = [{"block": block, **record.to_json()} for block, record in sorted(blocks.items())]
         self._write(_folded(view), {"view": view, "blocks": entries})
+
+    def excluded(self, views: int) -> list[int]:
+        """Return the ids of samples that any committed block of these views leaves out, ascending."""
+        return sorted(
+            {one for view in range(views) for record in self.records(view).values() for one in record.excluded}
+        )
 
     def drop(self, view: int, bad: set[int]) -> None:
         """Forget blocks of a view, so that a dump writes them again; the cache is unfinished from here on."""
         self.unmark()
-        self._write_folded(view, {block: files for block, files in self.view(view).items() if block not in bad})
+        self._write_folded(view, {block: record for block, record in self.records(view).items() if block not in bad})
         for block in bad:
             self._place.remove(_record(view, block))
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from logitcache.errors import CorruptCacheError, FormatVersionError, InputError
@@ -23,7 +24,7 @@ _CONVENIENCE = re.compile(r"data\.spec|teachers\.\d+(\.members\.\d+)?\.weights")
 
 _IMAGES = "images"
 _FORWARD = {"autocast": None, "channels_last": False, "compiled": False, "test_time_views": "none"}
-_ABSENT = {"modality": _IMAGES, "rows": None}  # keys that are left out while they have these values
+_ABSENT = {"modality": _IMAGES, "rows": None, "excluded": ()}  # keys that are left out while they have these values
 _ROW_SHAPE = "row_shape"  # [] where each sample is one row, so that such caches keep their bytes and fingerprints; nothing reads it
 
 
@@ -48,6 +49,7 @@ class Manifest:
         derived: What this cache was made from, if not by a teacher: `by` (`slice`, `merge`, `average`) and `from`, the others.
         modality: Kind of data: `images`, or `package.module:name`.
         rows: Rows of one view, R, where samples have any number of them (`offsets` says which); None where each sample is one row.
+        excluded: Ids in the data set, ascending, of samples that are left out. They keep their rows, which mean nothing.
     """
 
     samples: int
@@ -67,6 +69,7 @@ class Manifest:
     derived: dict[str, Any] | None = None
     modality: str = _IMAGES
     rows: int | None = None
+    excluded: tuple[int, ...] = ()
 
     @property
     def view_rows(self) -> int:
@@ -138,11 +141,14 @@ class Manifest:
         return cls(**values | {"classes": classes_from_json(entry["classes"])})
 
     def differences(self, other: "Manifest") -> list[tuple[str, Any, Any]]:
-        """List (key, here, there) where two caches are not the same; spellings of paths are left out."""
+        """List (key, here, there) where two caches are not the same.
+
+        Spellings of paths do not count, and neither do samples that are left out: those may become more.
+        """
         here, there, missing = self.identity(), other.identity(), "absent"
         return [
             (key, here.get(key, missing), there.get(key, missing))
-            for key in sorted(here.keys() | there.keys())
+            for key in sorted((here.keys() | there.keys()) - {"excluded"})
             if here.get(key, missing) != there.get(key, missing)
         ]
 
@@ -184,6 +190,9 @@ def read_manifest(place: Place) -> Manifest | None:
             return None
         data = b"{}"
     except (IsADirectoryError, NotADirectoryError):
+        path = Path(str(place))
+        if above := next((parent for parent in path.parents if parent.is_file()), None):
+            raise SomethingElseError(f"nothing can lie in {place}: {above} is a file. Choose another path.") from None
         data = b"{}"
     try:
         entry = json.loads(data).get("attributes", {}).get("logitcache")

@@ -1,9 +1,11 @@
 """Which rows a sample has: from `offsets`, the row at which each sample begins; None where each sample is one row."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Ids", "count_rows", "rows_of", "samples_of", "with_rows"]
+__all__ = ["Ids", "count_rows", "kept_mask", "rows_of", "samples_of", "with_rows"]
 
 Ids = NDArray[np.int64]
 
@@ -30,3 +32,17 @@ def samples_of(offsets: Ids | None, rows: Ids) -> Ids:
 def with_rows(offsets: Ids | None, ids: Ids) -> Ids:
     """Return those of some samples that have rows, in their order."""
     return ids if offsets is None else ids[offsets[ids + 1] > offsets[ids]]
+
+
+def kept_mask(samples: int, first: int, excluded: Sequence[int] | Ids) -> NDArray[np.bool_]:
+    """Return which samples of a stretch are not left out, [N].
+
+    Args:
+        samples: Number of samples, N.
+        first: Id in the data set of the first.
+        excluded: Ids in the data set of samples that are left out; those outside of the stretch do not matter.
+    """
+    kept = np.ones(samples, np.bool_)
+    gone = np.asarray(excluded, np.int64) - first
+    kept[gone[(gone >= 0) & (gone < samples)]] = False
+    return kept

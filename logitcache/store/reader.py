@@ -4,6 +4,7 @@ Never look a row up in zarr: a view is decoded once, block by block, and the nex
 thread meanwhile.
 """
 
+import contextlib
 import copy
 import json
 import threading
@@ -25,6 +26,7 @@ from logitcache.runtime.files import FileRecord, describe, digest_bytes
 from logitcache.store.layout import ChunkDecoder, probe_ids, read_whole
 from logitcache.store.ledger import Ledger, last_command
 from logitcache.store.manifest import Manifest, SomethingElseError, read_manifest
+from logitcache.store.offsets import Ids, kept_mask, samples_of
 from logitcache.store.places import Place, open_place
 
 __all__ = ["Cache", "MissingChunkError", "ViewStream", "find_newest", "open_cache"]
@@ -119,9 +121,30 @@ class Cache:
         """Row at which each sample begins, and R at the end, [N + 1]; None where each sample is one row."""
         return None if self.manifest.rows is None else self._whole("offsets")
 
+    def kept(self) -> Ids:
+        """Return the samples that are not left out, numbered as in the cache, ascending."""
+        return np.flatnonzero(kept_mask(self.manifest.samples, self.manifest.data["first"], self.manifest.excluded))
+
+    def gone(self) -> Ids:
+        """Return the samples that are left out, numbered as in the cache, ascending."""
+        return np.flatnonzero(~kept_mask(self.manifest.samples, self.manifest.data["first"], self.manifest.excluded))
+
+    def kept_rows(self) -> NDArray[np.bool_]:
+        """Return which rows are of samples that are not left out, [R]; where each sample is one row (images), which samples."""
+        manifest = self.manifest
+        kept = kept_mask(manifest.samples, manifest.data["first"], manifest.excluded)
+        offsets = self.offsets()
+        return kept if offsets is None else np.repeat(kept, np.diff(offsets))
+
     def probe(self, teacher: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return row ids (of view 0), [P], and their exact logits, [P, C]."""
-        return self._whole(probe_ids(self.manifest)), self._whole(f"probe/logits/{teacher}")
+        """Return row ids (of view 0), [P], and their exact logits, [P, C]; without those of samples that are left out."""
+        rows, exact = self._whole(probe_ids(self.manifest)), self._whole(f"probe/logits/{teacher}")
+        if not self.manifest.excluded:
+            return rows, exact
+        inside = rows[(rows >= 0) & (rows < self.manifest.view_rows)]  # others are reported where the probe is verified
+        gone = inside[~np.isin(samples_of(self.offsets(), inside), self.kept())]
+        kept = ~np.isin(rows, gone)
+        return rows[kept], exact[kept]
 
     def _whole(self, key: str) -> NDArray[Any]:
         where = f"{self.place}: {key}"
@@ -347,6 +370,7 @@ def open_cache(path: str | Path | Cache, *, unfinished: bool = False) -> Cache:
         raise CacheIncompleteError(_unfinished(place, manifest, ledger))
     root = place.read("zarr.json")
     if marked is None:
+        manifest = _with_what_blocks_leave_out(manifest, ledger)
         there = {
             name: {"bytes": size} for key in ("labels", "offsets", "probe") for name, size in place.sizes(key).items()
         }
@@ -356,6 +380,14 @@ def open_cache(path: str | Path | Cache, *, unfinished: bool = False) -> Cache:
             f"{place}/zarr.json (the manifest) is not the one that was written. Restore it from a copy, or dump into another path."
         )
     return Cache(place, manifest, ledger, marked, root, finished=True)
+
+
+def _with_what_blocks_leave_out(manifest: Manifest, ledger: Ledger) -> Manifest:
+    """Add to a manifest what the blocks of an unfinished dump leave out: it is told at the end."""
+    excluded = set(manifest.excluded)
+    with contextlib.suppress(CorruptCacheError):  # reported where the blocks are read
+        excluded |= set(ledger.excluded(len(manifest.views)))
+    return replace(manifest, excluded=tuple(sorted(excluded)))
 
 
 def _unfinished(place: Place, manifest: Manifest | None, ledger: Ledger) -> str:

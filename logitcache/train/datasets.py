@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from logitcache.data import Ids, View, modality_of, render
+from logitcache.data import Ids, View, kept_of, modality_of, render
 from logitcache.data.contract import cache_views, check_inputs, recorded_data
 from logitcache.encoding import TopKRows, dense
 from logitcache.errors import InputError
@@ -47,11 +47,16 @@ class EpochRows:
 
     view: Any
     _rows: ViewRows
-    _count: int
+    _cache: Cache
 
-    def logits(self, samples: Sequence[int], temperature: float | None = None) -> Tensor | TopKRows:
+    def logits(self, samples: Sequence[int] | Ids, temperature: float | None = None) -> Tensor | TopKRows:
         """Return the logits of some rows: see `TeacherRows.logits`."""
-        rows = self._rows.of(_row_ids(samples, self._count))
+        cache, ids = self._cache, _row_ids(samples, self._cache.manifest.view_rows)
+        if cache.manifest.excluded and len(gone := ids[~cache.kept_rows()[ids]]):
+            raise InputError(
+                f"{cache.place} leaves out sample {gone[0]}: `cache.kept()` lists the samples it has rows for"
+            )
+        rows = self._rows.of(ids)
         return rows if temperature is None else dense(rows, temperature)
 
 
@@ -124,7 +129,7 @@ class TeacherRows(Dataset[Any]):
             self._decoder = self._decoder or RowDecoder(self.cache, torch.device("cpu"))
             held = (view.index, self._decoder.hold(view, self.cache.view(view.index, self.cache.teacher)))
             self._held = held
-        return EpochRows(view, held[1], len(self))
+        return EpochRows(view, held[1], self.cache)
 
     def logits(self, samples: Sequence[int], temperature: float | None = None) -> Tensor | TopKRows:
         """Return the logits of some rows in this epoch, as any loss of logitcache takes them.
@@ -138,6 +143,7 @@ class TeacherRows(Dataset[Any]):
 
         Raises:
             IndexError: A row that is not there.
+            InputError: A sample that the cache leaves out.
             TypeError: Ids that are no integers: a mask, say.
             CorruptCacheError: The view is damaged.
         """
@@ -175,16 +181,17 @@ class WithTeacher(Dataset[tuple[Any, int, Any]]):
     ) -> None:
         refuse_mixed(rows.cache, rows.views)
         self._images, self.teacher, self._transform = images, rows, transform
+        self._kept = kept_of(images)  # sample id of each item
         recorded = rows.cache.manifest.teachers[0]["preprocessing"]
         wanted = {"image_size": image_size}
         self._inputs = modality_of(images).choose_inputs(images, rows.views[0], wanted, recorded)
         several = len(rows.views) > 1
         self._upcoming = _shared(torch.zeros(len(rows), dtype=torch.int16)) if several else None  # view of each sample
         self._checked: set[int] = set()
-        self._check(rows.views[0], sampled(0, 0, len(self)))
+        self._check(rows.views[0], sampled(0, 0, len(images)))
 
     def __len__(self) -> int:
-        return len(self.teacher)
+        return len(self._kept)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the view of an epoch, 0, 1, ..., and look whether 64 of its samples still are what the teacher saw.
@@ -194,21 +201,21 @@ class WithTeacher(Dataset[tuple[Any, int, Any]]):
             InputError: It is not a whole number from 0.
         """
         self.teacher.set_epoch(epoch)
-        self._check(self.teacher.view, sampled(0, epoch, len(self)))
+        self._check(self.teacher.view, sampled(0, epoch, len(self._images)))
 
     def __getitem__(self, sample: int) -> tuple[Any, int, Any]:
         return self.__getitems__([sample])[0]
 
     def __getitems__(self, samples: list[int]) -> list[tuple[Any, int, Any]]:
         """Return several at once: torch's loaders ask this way."""
-        ids, transform = _row_ids(samples, len(self)), self._transform or (lambda pixels: pixels)
+        ids, transform = self._kept[_row_ids(samples, len(self))], self._transform or (lambda pixels: pixels)
         if not len(ids):
             return []
         now = self.teacher.at(self._epoch_of(ids))
         if now.view.index not in self._checked:
             self._check(now.view, ids[:_MOST_CHECKED])
         shown = self._inputs.fit(render(self._images, now.view, ids))
-        labels, logits = self._images.labels[ids].tolist(), now.logits(samples)
+        labels, logits = self._images.labels[ids].tolist(), now.logits(ids)
         return [(transform(pixels), label, row) for pixels, label, row in zip(shown, labels, logits, strict=True)]
 
     def _epoch_of(self, ids: Ids) -> int:
@@ -224,7 +231,7 @@ class WithTeacher(Dataset[tuple[Any, int, Any]]):
         self._checked.add(view.index)
 
 
-def _row_ids(samples: Sequence[int], count: int) -> Ids:
+def _row_ids(samples: Sequence[int] | Ids, count: int) -> Ids:
     ids = np.asarray(samples).reshape(-1)
     if len(ids) and ids.dtype.kind not in "iu":
         raise TypeError(f"sample ids are integers, not {ids.dtype}")

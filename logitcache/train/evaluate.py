@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from logitcache.data import Ids, Inputs, Samples, View, modality_of
+from logitcache.data import Ids, Inputs, Samples, View, kept_of, modality_of
 from logitcache.data.protocol import Renderer
 from logitcache.models import evaluating
 from logitcache.runs.metrics import ACCURACY
@@ -88,10 +88,10 @@ def evaluate(
         predict: Runs the network on a batch as training does (`Stepper.predict`).
         device: Device of the network.
         replicas: The processes that share the work.
-        ids: Sample ids to evaluate on, ascending, [B]. Defaults to all.
+        ids: Sample ids to evaluate on, ascending, [B]. Defaults to all that are not left out.
     """
     samples, modality = subject.samples, modality_of(subject.samples)
-    chosen = np.arange(len(samples)) if ids is None else ids
+    chosen = kept_of(samples) if ids is None else ids
     batches = [chosen[start : start + _BATCH] for start in range(0, len(chosen), _BATCH)][
         replicas.rank :: replicas.world
     ]

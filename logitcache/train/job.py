@@ -9,8 +9,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from logitcache.data import Inputs, Samples, View, as_samples, held_out_split, modality_of
+from logitcache.data import (
+    Inputs,
+    Samples,
+    View,
+    as_samples,
+    excluded_of,
+    held_out_split,
+    leave_out,
+    modality_of,
+    whole_of,
+)
 from logitcache.data.contract import cache_views, recorded_data
+from logitcache.data.exclusion import (
+    Reading,
+    exclusion_numbers,
+    log_left_out,
+    read_exclusions,
+    refuse_unreadable,
+    unreadable_of,
+)
+from logitcache.data.open import refuse_orientation
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.methods import METHODS, Objective, make_objective, method_name
 from logitcache.models import Network
@@ -66,11 +85,12 @@ def prepare(cache: str | Path | Cache | None, student: str | nn.Module, settings
         _refuse_too_little(opened, objective)
     samples: Any
     if opened:
-        samples, views = recorded_data(opened, settings.data), cache_views(opened)
+        samples, views = recorded_data(opened, settings.data, settings.exclude), cache_views(opened)
         recorded = opened.manifest.teachers[0]["preprocessing"]
     else:
-        samples, recorded = as_samples(settings.data), {}
+        samples, recorded = _labelled(settings), {}
         views = list(modality_of(samples).make_views(settings.augment or "none", settings.epochs, settings.seed))
+    log_left_out(samples)
     modality = modality_of(samples)
     _refuse_mixed(views, objective, name, str(opened.place) if opened else "this training")
     shown = _epoch_views(opened, views, objective, settings)
@@ -154,6 +174,12 @@ def _refuse_nonsense(cache: Cache | None, method: str, settings: TrainSettings, 
         raise InputError(
             f"{cache.place} has its own views ({cache.manifest.views[0]['recipe']}): leave out --augment, or dump again with it."
         )
+    turned = None if cache is None else cache.manifest.data.get("exif_orientation", False)
+    if cache is not None and settings.exif_orientation and not turned:
+        raise InputError(
+            f"{cache.place} was dumped without --exif-orientation, and its students see what its teacher saw: leave it out, or dump again "
+            "with it into another path."
+        )
 
 
 def _window(cache: Cache, budget: int | None, views: int) -> tuple[int, int] | None:
@@ -221,12 +247,26 @@ def _fuller(cache: Cache) -> str:
     return f":\n  {shlex.join(kept)} --encoding full\n"
 
 
+def _labelled(settings: TrainSettings) -> Any:
+    """Open the data of a training without a cache, without the samples that are left out."""
+    numbers = exclusion_numbers(settings.exclude)
+    reading = Reading(settings.exclude is not None, numbers, exif_orientation=bool(settings.exif_orientation))
+    opened = as_samples(settings.data, reading=reading)
+    if settings.exif_orientation:
+        refuse_orientation(opened)
+    samples = leave_out(opened, read_exclusions(settings.exclude, opened))
+    gone = set(excluded_of(samples).tolist())
+    refuse_unreadable(samples, {one: why for one, why in unreadable_of(samples).items() if one not in gone})
+    return samples
+
+
 def _test_samples(test_data: Any, data: Any, samples: Samples) -> Any:
     if test_data is None and isinstance(data, str):
         test_data = held_out_split(data)
     if test_data is None:
         return None
-    test, known = as_samples(test_data, samples.classes), samples.classes
+    turned = getattr(whole_of(samples)[0], "exif_orientation", False)
+    test, known = as_samples(test_data, samples.classes, reading=Reading(exif_orientation=turned)), samples.classes
     if (ours := modality_of(samples).name) != (theirs := modality_of(test).name):
         raise CacheMismatchError(f"the training data is {ours} and the test data {theirs}: give the same kind.")
     if len(test.classes) > len(known) or tuple(test.classes) != tuple(known[: len(test.classes)]):

@@ -7,11 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from logitcache.data import Ids, modality_of
+from logitcache.data import Ids, kept_of, modality_of
 from logitcache.data.contract import cache_views, check_inputs, recorded_data
 from logitcache.data.protocol import Renderer
 from logitcache.encoding import TopKRows
@@ -20,7 +19,7 @@ from logitcache.runtime.device import pick_device, to_device
 from logitcache.runtime.processes import place_in_group
 from logitcache.runtime.settings import Settings, option, show_options
 from logitcache.store import Cache, open_cache
-from logitcache.train.order import sampled, shares, shuffled
+from logitcache.train.order import only, sampled, shares, shuffled
 from logitcache.train.targets import CachedTargets, Stretch
 
 __all__ = ["Batch", "Loader", "LoaderRequest", "LoaderSettings", "refuse_mixed"]
@@ -153,7 +152,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Return the batches of an epoch, in this process."""
-        return sum(1 for _ in self._shares(np.arange(len(self.data))))
+        return sum(1 for _ in self._shares(kept_of(self.data)))
 
     def __iter__(self) -> Iterator[Batch]:
         """Return the batches of the next epoch: of epoch 0 at first, then of 1, ..."""
@@ -178,8 +177,8 @@ class Loader:
         with self._reading:
             self._targets.begin(Stretch((view,)), Stretch((upcoming,)))
             rows = self._targets.held(0)
-        count = len(self.data)
-        order = shuffled(count, self._settings.seed, epoch) if self._settings.shuffle else np.arange(count)
+        kept = kept_of(self.data)
+        order = only(shuffled(len(self.data), self._settings.seed, epoch), kept) if self._settings.shuffle else kept
         renderer = self._idle.pop() if self._idle else self._new_renderer()
         try:
             for batch in renderer.batches(view, list(self._shares(order))):

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcache.data import Ids, Inputs, Rendition, Samples, View, modality_of, offsets_of
+from logitcache.data import Ids, Inputs, Rendition, Samples, View, kept_of, modality_of, offsets_of
 from logitcache.data.contract import check_inputs
 from logitcache.data.protocol import Renderer
 from logitcache.errors import InputError, StoppedError, first_line
@@ -40,6 +40,7 @@ from logitcache.train.order import (
     first_window,
     micro_batches,
     mixed_seed,
+    only,
     sampled,
     shuffled,
     whole_batches,
@@ -82,6 +83,7 @@ class Loop:
         self.samples, self.inputs, self.device, self.model = job.samples, job.inputs, job.device, stepper.model
         self.modality, self.offsets = modality_of(job.samples), offsets_of(job.samples)
         self.directory, self.replicas, self.callbacks = run, replicas, callbacks
+        self.kept = kept_of(job.samples)
         self.test: Subject | None = None
         if job.test is not None:
             seen, view = self.modality.for_evaluation(job.inputs, job.test)
@@ -203,7 +205,13 @@ class Loop:
     ) -> Iterator[tuple[Stretch, Stretch]]:
         """Yield what each window trains on, and what comes after it; after the last epoch nothing does, and it is the same."""
         following = self.job.window and first_window(
-            len(self.samples.labels), *self.job.window, self.settings.seed, epoch + 1, self.offsets, least=self._least
+            len(self.samples.labels),
+            *self.job.window,
+            self.settings.seed,
+            epoch + 1,
+            self.offsets,
+            self._some,
+            least=self._least,
         )
         found = [Stretch(views, blocks) for blocks, _ in windows]
         last = Stretch(upcoming, following) if epoch + 1 < self.settings.epochs else found[-1]
@@ -228,7 +236,7 @@ class Loop:
 
     def _means(self, epoch: int, sums: Tensor, seconds: float, orders: Sequence[Ids]) -> dict[str, float]:
         """Return the metrics of an epoch from their sums over rows; those that do not apply to the method are NaN, and left out."""
-        rows, samples = len(self.samples.labels), len(self.samples)
+        rows, samples = count_rows(self.offsets, self.kept), len(self.kept)
         if self.settings.drop_last:
             rows, samples = sum(count_rows(self.offsets, order) for order in orders), sum(map(len, orders))
         means = dict(zip(SUMS, (self.replicas.summed(sums) / rows).tolist(), strict=True))
@@ -304,11 +312,17 @@ class Loop:
         """
         seed, size, found = self.settings.seed, self.settings.batch_size, list[tuple[Blocks, Ids]]()
         if self.job.window is None:
-            found.append((None, with_rows(self.offsets, shuffled(len(self.samples), seed, epoch))))
+            order = with_rows(self.offsets, shuffled(len(self.samples), seed, epoch))
+            found.append((None, order if self._some is None else only(order, self._some)))
         else:
             rows = len(self.samples.labels)
-            found += windowed(rows, *self.job.window, seed, epoch, self.offsets, least=self._least)
+            found += windowed(rows, *self.job.window, seed, epoch, self.offsets, self._some, least=self._least)
         return [(blocks, whole_batches(ids, size)) for blocks, ids in found] if self.settings.drop_last else found
+
+    @property
+    def _some(self) -> Ids | None:
+        """The samples to train on; None: all."""
+        return self.kept if len(self.kept) < len(self.samples) else None
 
     def _tested(self) -> dict[str, float]:
         if self.test is None:
@@ -324,8 +338,8 @@ class Loop:
 
     def _beside_teacher(self, cache: Cache) -> dict[str, float]:
         """Compare the student, in evaluation mode, with the teacher's stored logits of some samples of the first view."""
-        count = min(_AGREEMENT_SAMPLES, len(self.samples))
-        ids, view = np.arange(count) * len(self.samples) // count, self.job.epoch_views[0][0]
+        count = min(_AGREEMENT_SAMPLES, len(self.kept))
+        ids, view = self.kept[np.arange(count) * len(self.kept) // count], self.job.epoch_views[0][0]
         subject = Subject(self.samples, view, self.inputs, self._renderer(self.samples, [self.inputs]))
         student = evaluate(self.model, subject, self.stepper.predict, self.device, self.replicas, ids=ids)
         teacher = self.replicas.from_leader(lambda: self._predicted(cache, view, student.rows))

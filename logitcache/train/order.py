@@ -15,6 +15,7 @@ __all__ = [
     "micro_batches",
     "mixed_seed",
     "most_spills",
+    "only",
     "sampled",
     "shares",
     "shuffled",
@@ -34,6 +35,11 @@ def mixed_seed(seed: int, epoch: int) -> int:
 def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order of an epoch, a permutation of 0 to count - 1."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch))).numpy()
+
+
+def only(order: Ids, kept: Ids) -> Ids:
+    """Return those samples of an order that are kept, in its order: the same one whatever else is left out."""
+    return order[np.isin(order, kept)]
 
 
 def shares(order: Ids, batch_size: int, rank: int, world: int, *, drop_last: bool = False) -> Iterator[Ids]:
@@ -85,7 +91,15 @@ def micro_batches(batch: Ids, batch_size: int, parts: int) -> list[Ids]:
 
 
 def windowed(
-    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None, *, least: int = 1
+    rows: int,
+    block_rows: int,
+    blocks: int,
+    seed: int,
+    epoch: int,
+    offsets: Ids | None = None,
+    kept: Ids | None = None,
+    *,
+    least: int = 1,
 ) -> list[tuple[tuple[int, ...], Ids]]:
     """Return the order of an epoch where memory is bounded: blocks drawn at random, a few at a time, and shuffled together.
 
@@ -96,6 +110,7 @@ def windowed(
         seed: Seed of the order.
         epoch: Number of the epoch, from 0.
         offsets: Row at which each sample begins, [N + 1]; None where each sample is one row.
+        kept: Samples that are not left out; None: all.
         least: Windows of fewer samples are left out.
 
     Returns:
@@ -105,7 +120,7 @@ def windowed(
     random = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     windows = []
     for chosen in _drawn(rows, block_rows, blocks, random):
-        held = np.concatenate([_begun(block, rows, block_rows, offsets) for block in chosen])
+        held = np.concatenate([_begun(block, rows, block_rows, offsets, kept) for block in chosen])
         order = held[torch.randperm(len(held), generator=random).numpy()]
         if len(order) >= least:  # one long sample may fill all that was drawn
             windows.append((_with_spills(chosen, rows, block_rows, offsets), order))
@@ -113,21 +128,29 @@ def windowed(
 
 
 def first_window(
-    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None, *, least: int = 1
+    rows: int,
+    block_rows: int,
+    blocks: int,
+    seed: int,
+    epoch: int,
+    offsets: Ids | None = None,
+    kept: Ids | None = None,
+    *,
+    least: int = 1,
 ) -> tuple[int, ...]:
     """Return the blocks that `windowed` begins an epoch with."""
-    lengths = window_lengths(rows, block_rows, blocks, seed, epoch, offsets)
+    lengths = window_lengths(rows, block_rows, blocks, seed, epoch, offsets, kept)
     chosen = next(one for one, length in lengths if length >= least)
     return _with_spills(chosen, rows, block_rows, offsets)
 
 
 def window_lengths(
-    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None
+    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None, kept: Ids | None = None
 ) -> Iterator[tuple[tuple[int, ...], int]]:
     """Yield the blocks that `windowed` draws for each window, and how many samples begin in them."""
     random = torch.Generator().manual_seed(mixed_seed(seed, epoch))
     for chosen in _drawn(rows, block_rows, blocks, random):
-        yield chosen, sum(len(_begun(block, rows, block_rows, offsets)) for block in chosen)
+        yield chosen, sum(len(_begun(block, rows, block_rows, offsets, kept)) for block in chosen)
 
 
 def most_spills(rows: int, block_rows: int, offsets: Ids | None) -> int:
@@ -141,11 +164,12 @@ def _drawn(rows: int, block_rows: int, blocks: int, random: torch.Generator) -> 
     return [tuple(drawn[start : start + blocks]) for start in range(0, len(drawn), blocks)]
 
 
-def _begun(block: int, rows: int, block_rows: int, offsets: Ids | None) -> Ids:
-    """Return the samples whose first row is in a block; those without rows are nowhere."""
+def _begun(block: int, rows: int, block_rows: int, offsets: Ids | None, kept: Ids | None = None) -> Ids:
+    """Return the samples whose first row is in a block; those without rows, and those that are left out, are nowhere."""
     span = block * block_rows, min((block + 1) * block_rows, rows)
     begins = span if offsets is None else np.searchsorted(offsets[:-1], span)
-    return with_rows(offsets, np.arange(*begins))
+    found = with_rows(offsets, np.arange(*begins))
+    return found if kept is None else only(found, kept)
 
 
 def _with_spills(chosen: tuple[int, ...], rows: int, block_rows: int, offsets: Ids | None) -> tuple[int, ...]:

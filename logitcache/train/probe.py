@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from logitcache.data import Ids, Inputs, Samples, View, modality_of, offsets_of
+from logitcache.data import Ids, Inputs, Samples, View, kept_of, modality_of, offsets_of
 from logitcache.errors import InputError, first_line
 from logitcache.models import evaluating
 from logitcache.runtime.device import explain_oom, to_device
@@ -47,7 +47,7 @@ def refuse_unfit_student(job: Job, settings: TrainSettings, stepper: Stepper, re
         InputError: No batch is left, or the student fails.
     """
     sizes = _part_sizes(job, settings, replicas, drop_last=settings.drop_last)
-    ids, view = with_rows(offsets_of(job.samples), np.arange(len(job.samples))), job.epoch_views[0][0]
+    ids, view = with_rows(offsets_of(job.samples), kept_of(job.samples)), job.epoch_views[0][0]
     with _undisturbed(stepper.model, job.device) as student:
 
         def run(samples: Samples, inputs: Inputs, seen: View, count: int) -> None:
@@ -77,12 +77,13 @@ def _part_sizes(job: Job, settings: TrainSettings, replicas: Replicas, *, drop_l
         InputError: An epoch has no batch.
     """
     size, lengths, offsets = settings.batch_size, set[int](), offsets_of(job.samples)
+    kept = kept_of(job.samples)
     for epoch in range(settings.epochs if job.window else 1):
         if job.window:
-            drawn = window_lengths(len(job.samples.labels), *job.window, settings.seed, epoch, offsets)
+            drawn = window_lengths(len(job.samples.labels), *job.window, settings.seed, epoch, offsets, kept)
             these = {length for _, length in drawn}
         else:
-            these = {len(with_rows(offsets, np.arange(len(job.samples))))}
+            these = {len(with_rows(offsets, kept))}
         if drop_last and max(these) < size:
             unit = modality_of(job.samples).unit
             where = " of a window of --memory-budget" if job.window else ""

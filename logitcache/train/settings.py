@@ -156,6 +156,18 @@ class DataSettings(Settings):
         shown="the test split of the training data",
         help="Images to measure accuracy on after every epoch.",
     )
+    exclude: "str | Path | Sequence[int] | None" = option(
+        None,
+        form="samples",
+        metavar="FILE",
+        shown="those that the cache leaves out",
+        help="More samples to leave out: a file with one a line, its path in an image folder or its number in the data set; or numbers "
+        "separated by commas. The run records the numbers.",
+    )
+    exif_orientation: bool = option(
+        False,
+        help="Turn images as their EXIF orientation says, when training without a cache; a cache says it itself.",
+    )
     augment: str | None = option(
         None, metavar="RECIPE", help="Augmentation for training without a cache; a cache has its own."
     )

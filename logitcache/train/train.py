@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from logitcache.data import modality_of
+from logitcache.data import excluded_of, modality_of
 from logitcache.errors import InputError
 from logitcache.methods import method_name
 from logitcache.models import read_weights, restoring_modes
@@ -129,7 +129,7 @@ def train_student(
         targets = stack.enter_context(contextlib.closing(targets_of(job, chosen)))
         stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
         path = local_path(out) if out else free_name(Path("runs"), stem)
-        recorded, facts = _record(cache, student, chosen), _facts(job, targets.name)
+        recorded, facts = _record(cache, student, chosen, job), _facts(job, targets.name)
         lengthen = functools.partial(lengthened, path, chosen, job.objective, extend)
         run = stack.enter_context(
             contextlib.closing(_begun(replicas, path, recorded, facts, report_to, resume=resume, lengthen=lengthen))
@@ -172,11 +172,15 @@ def _begun(
 
 
 def _record(
-    cache: str | Path | Cache | None, student: str | nn.Module | None, settings: TrainSettings
+    cache: str | Path | Cache | None, student: str | nn.Module | None, settings: TrainSettings, job: Job
 ) -> dict[str, Any]:
-    """Return what decides the result, as `run.json` has it."""
+    """Return what decides the result, as `run.json` has it; of a file of samples to leave out, the samples."""
     path = str(cache.place) if isinstance(cache, Cache) else cache
     found = TrainRequest(cache=path, student=student).record() | settings.record()
+    found["exclude"] = None if settings.exclude is None else excluded_of(job.samples).tolist()
+    for name in ("exclude", "exif_orientation"):  # runs of earlier versions do not record them
+        if not found[name]:
+            del found[name]
     return dict(sorted(found.items())) | {"method": method_name(settings.method)}
 
 

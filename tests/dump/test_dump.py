@@ -1,6 +1,7 @@
 """From a teacher to a cache: the right numbers, once, whatever happens on the way."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import tiny
 import torch
 import warm
 import zarr
+from logitcache.cli.app import app
 from tiny import bytes_of
+from typer.testing import CliRunner
 
 import logitcache
 from logitcache.data import ArrayImages
@@ -226,7 +229,10 @@ def test_more_classes_without_a_map_are_refused(dump, made):
     ("content", "message"),
     [
         ("[0, 1, 2]", "must give each of the data's 5 classes a class of its own"),
-        ("[0, 1, 2, 3, 3]", "a class of its own"),
+        (
+            "[0, 1, 2, 3, 3]",
+            "gives 'class 3' and 'class 4' the same class of the teacher, 3: each needs one of its own",
+        ),
         ("[0, 1, 2, 3, -1]", "0 or more"),
         ("[0, 1, 2, 3, 7]", "names class 7 of a teacher of 7: say how many it has with `teacher_classes`"),
         ('{"class 0": 1}', r"says nothing of class 1, class 2, .* \(4 of the data's classes\)"),
@@ -268,7 +274,6 @@ def test_logits_that_only_float32_holds_are_stored_there(dump):
         ({"batch_size": 32}, "batch_size: there 64, asked for 32"),
         ({"threads": 2}, "threads: there 1, asked for 2"),
         ({"mean": [0.5, 0.5, 0.5]}, "preprocessing.mean"),
-        ({"views": 1}, "views.1"),
         ({"data": ArrayImages(tiny.arrays()[0][::-1], tiny.arrays()[1][::-1], tiny.arrays()[2])}, "data.digest"),
     ],
 )
@@ -276,6 +281,26 @@ def test_another_dump_into_the_same_path_is_refused(dump, changes, named):
     dump()
     with pytest.raises(CacheMismatchError, match=f"(?s)is another cache; nothing in it was touched.*{named}"):
         dump(**changes)
+
+
+def test_fewer_views_than_there_are_are_said_in_words_and_both_remedies_work(dump, tmp_path):
+    cache = dump()
+    before = bytes_of(tmp_path / "c.zarr")
+    with pytest.raises(
+        CacheMismatchError, match=r"has 2 views already, and 1 are asked for; .* ask for `views` 2 or more; .*"
+    ) as raised:
+        dump(views=1)
+    assert dump(views=2).fingerprint == cache.fingerprint
+    assert bytes_of(tmp_path / "c.zarr") == before
+    line = str(raised.value).partition("`")[2].partition("`")[0].replace("PATH", str(tmp_path / "one.zarr"))
+    assert CliRunner().invoke(app, shlex.split(line)[1:]).exit_code == 0
+    assert len(open_cache(tmp_path / "one.zarr").manifest.views) == 1
+
+
+def test_a_path_below_a_file_is_said(dump, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"nothing can lie in .*file/c.zarr: .*file is a file"):
+        dump(out=tmp_path / "file" / "c.zarr")
 
 
 def test_other_versions_are_named_and_can_be_accepted(dump, monkeypatch):

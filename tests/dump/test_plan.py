@@ -43,6 +43,13 @@ def test_a_slow_teacher_is_measured(images, tmp_path):
     assert plan.pays_after_epochs == 3
 
 
+@pytest.mark.parametrize("rows", [20, 64, 84])
+def test_a_padded_batch_is_timed_as_a_full_one(images, tmp_path, rows):
+    plan = logitcache.plan_dump(**arguments(images, tmp_path, teacher=tiny.Slow(tiny.CLASSES), samples=(0, rows)))
+    batches = -(-rows // 64)
+    assert 3 * batches * 0.15 < plan.hours * 3600 < 3 * batches * 0.15 * 2
+
+
 def test_what_does_not_fit_is_refused(run, npz, monkeypatch):
     words = f"dump --teacher tiny:net --data arrays:{npz} --out c.zarr --plan".split()
     done = run(*words)

@@ -1,5 +1,6 @@
 import argparse
 import pickle
+import time
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +251,16 @@ def test_a_checkpoint_of_another_network_is_refused_with_the_difference(tmp_path
     file = saved(tmp_path, {"state_dict": prefixed("module.")})
     with pytest.raises(InputError, match="does not fit resnet8: it lacks"):
         load_network("resnet8", 5, file)
+
+
+def test_a_server_out_of_reach_is_not_waited_for(monkeypatch):
+    hub = pytest.importorskip("huggingface_hub.constants")
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(hub, "ENDPOINT", "https://127.0.0.1:9")
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
+    began = time.monotonic()
+    with pytest.raises(InputError, match="timm:resnet10t cannot be made: .* Download its weights elsewhere"):
+        load_network("timm:resnet10t", 1000, "DEFAULT")
+    assert time.monotonic() - began < 20
+    assert not hub.HF_HUB_OFFLINE

@@ -80,6 +80,7 @@ def stats(
         [accuracy * 0.5**n for n in range(min(classes, 50))] if rows else [],
     )
     return CacheStats(
+        preprocessing_from={"mean": "weights"},
         path="c.zarr",
         fingerprint="a59f659b73f371c6",
         made={"begun": "2026-11-21T19:00:00Z", "host": "box", "command": "logitcache dump --out <c>.zarr"},
@@ -88,7 +89,21 @@ def stats(
             "classes": names,
             "views": [{"recipe": "pad-crop-flip", "seed": 0, "group": n} for n in range(views)],
             "data": {"spec": "arrays:<b>.npz", "length": rows, "first": 0, "digest": "00"},
-            "teachers": [{"name": "tiny:<net>", "slug": "net", "weights_sha256": None}],
+            "teachers": [
+                {
+                    "name": "tiny:<net>",
+                    "slug": "net",
+                    "weights_sha256": None,
+                    "class_map": None,
+                    "preprocessing": {
+                        "image_size": 16,
+                        "crop_pct": 1.0,
+                        "resize": "none",
+                        "mean": [0.5, 0.5, 0.5],
+                        "std": [0.2, 0.2, 0.3],
+                    },
+                }
+            ],
             "encoding": encoding or {"kind": "full", "dtype": "f16"},
             "software": {"logitcache": "0.1.0", "torch": "2.15.0"},
             "forward": {"autocast": None, "channels_last": False, "compiled": False, "test_time_views": "none"},

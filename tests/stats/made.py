@@ -59,7 +59,15 @@ def make(
         ),
         data={"spec": "x", "length": samples, "digest": "d", "first": 0} | (data or {}),
         teachers=(
-            {"slug": "t", "name": teacher, "weights": "w", "weights_sha256": teacher, "class_map": None, "members": []},
+            {
+                "slug": "t",
+                "name": teacher,
+                "weights": "w",
+                "weights_sha256": teacher,
+                "class_map": None,
+                "preprocessing": {},
+                "members": [],
+            },
         ),
         encoding=encoding.to_json(),
         software={"torch": "1"},

@@ -17,7 +17,7 @@ from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptC
 from logitcache.runtime.files import FileLock, describe
 from logitcache.store import CacheWriter, check_files, drop_damaged, open_cache
 from logitcache.store.layout import metadata_files
-from logitcache.store.ledger import Ledger
+from logitcache.store.ledger import BlockRecord, Ledger
 from logitcache.store.places import Folder
 
 CHUNK = "teachers/t/logits/c/1/1/0"
@@ -96,7 +96,7 @@ def test_blocks_that_were_recorded_with_a_digest_are_compared_with_it(cache):
     ledger.drop(1, {1})
     digest = describe((cache / CHUNK).read_bytes())
     pixels = describe((cache / "digests/c/1/1").read_bytes())
-    ledger.commit(1, 1, {CHUNK: digest, "digests/c/1/1": pixels})
+    ledger.commit(1, 1, BlockRecord({CHUNK: digest, "digests/c/1/1": pixels}))
     write(cache, manifest())
     assert not check_files(open_cache(cache))
     flip(cache / CHUNK, 3)

@@ -378,7 +378,7 @@ def test_a_data_set_with_other_names_or_without_labels(dump, images):
     assert logitcache.wrap(other, cache)[0][1] == images.labels[0]
     other.classes = None
     assert len(logitcache.wrap(other, cache)) == 300
-    with pytest.raises(InputError, match="sample 0 of TensorDataset cannot be read as"):
+    with pytest.raises(InputError, match="sample 0 of TensorDataset cannot be read"):
         logitcache.wrap(torch.utils.data.TensorDataset(images.images), cache)
 
 

@@ -5,16 +5,17 @@ A data set of dictionaries has columns. Which hold the image and the label is re
 
 import contextlib
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
 from logitcache.errors import InputError
 
-__all__ = ["class_names", "image_and_label", "listed_labels"]
+__all__ = ["class_names", "class_number", "image_and_label", "listed_labels"]
 
 _IMAGE_COLUMNS = ("image", "img", "pixel_values")
 _LABEL_COLUMNS = ("label", "labels", "target", "class")
@@ -27,11 +28,12 @@ def image_and_label(item: Any) -> tuple[Any, Any]:
         item: (image, label, ...), or a dictionary of columns.
 
     Raises:
-        InputError: A dictionary in which they cannot be told.
+        InputError: It is neither, or a dictionary in which they cannot be told.
     """
     if not isinstance(item, Mapping):
-        image, label = item[:2]
-        return image, label
+        if not isinstance(item, Sequence) or len(item) < 2:
+            raise InputError(f"the item is {_described(item)}; expected (image, label)")
+        return item[0], item[1]
     image = _column(item, _IMAGE_COLUMNS, (name for name, value in item.items() if _is_image(value)), "an image")
     label = _column(item, _LABEL_COLUMNS, (name for name, value in item.items() if _is_whole(value)), "a label")
     return item[image], item[label]
@@ -64,7 +66,28 @@ def class_names(dataset: Any) -> list[Any] | None:
     found = getattr(dataset, "classes", None)
     if not found and (column := _label_column(dataset)):
         found = getattr(dataset.features[column], "names", None)
-    return list(found) if found else None
+    if not found:
+        return None
+    if isinstance(found, str) or not isinstance(found, Iterable):
+        raise InputError(
+            f"the classes of {type(dataset).__name__} are {found!r}; expected their names, in the order of the labels"
+        )
+    return list(found)
+
+
+def class_number(label: Any) -> int | None:
+    """Return a label as a number, of whatever type it is; None for what is no whole number."""
+    if isinstance(label, Tensor | np.ndarray | np.generic):
+        values = np.asarray(label).reshape(-1).tolist()
+        label = values[0] if len(values) == 1 else None
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    return label if isinstance(label, int) else None
+
+
+def _described(item: Any) -> str:
+    length = f" of length {len(item)}" if isinstance(item, Sequence) else ""
+    return f"a {type(item).__name__}{length}"
 
 
 def _label_column(dataset: Any) -> str | None:

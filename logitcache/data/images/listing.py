@@ -24,10 +24,12 @@ class Listing:
     Attributes:
         paths: Sorted paths relative to the folder, with forward slashes.
         classes: Sorted names of the class folders that hold images.
+        unreadable: Those of the paths that cannot be opened, with the reason.
     """
 
     paths: list[str]
     classes: tuple[str, ...]
+    unreadable: dict[str, str]
 
 
 def list_images(root: Path) -> Listing:
@@ -36,35 +38,39 @@ def list_images(root: Path) -> Listing:
     What was found, used and skipped is logged.
 
     Raises:
-        InputError: There are no images, or a file or folder cannot be opened, such as a link that leads nowhere.
+        InputError: There are no images, or a folder cannot be opened, such as a link that leads nowhere.
     """
     if not root.is_dir():
         raise InputError(f"there is no folder {root} to read images from")
     paths, skipped, others, folders = list[str](), Counter[str](), list[str](), list[str]()
+    unreadable: dict[str, str] = {}
     for entry in sorted(os.scandir(root), key=lambda one: one.name):
         if entry.name.startswith("."):
             skipped["hidden"] += 1
         elif _is_folder(entry):
             before = len(paths)
-            _walk(Path(entry.path), root, paths, skipped, others, frozenset())
+            _walk(Path(entry.path), root, paths, unreadable, skipped, others, frozenset())
             if len(paths) == before:
                 folders.append(entry.name)
         else:
             skipped["outside"] += 1
     if not paths:
+        said = _skipped_words(skipped, others, folders)
         raise InputError(
             f"{readable(root)} has no images in class folders (expected {readable(root)}/CLASS/IMAGE.jpg, .png, ...)"
+            + (f"; skipped: {said}" if said else "")
         )
     paths.sort()
     classes = tuple(sorted({path.partition("/")[0] for path in paths}))
     _log(root, len(paths), len(classes), skipped, others, folders)
-    return Listing(paths, classes)
+    return Listing(paths, classes, unreadable)
 
 
 def _walk(
     folder: Path,
     root: Path,
     paths: list[str],
+    unreadable: dict[str, str],
     skipped: Counter[str],
     others: list[str],
     above: frozenset[tuple[int, int]],
@@ -81,18 +87,19 @@ def _walk(
             f"{readable(folder)} cannot be opened: {error.strerror}. Make it readable, or remove it."
         ) from error
     for entry in entries:
+        named_as_image = Path(entry.name).suffix.lower() in _suffixes()
         if entry.name.startswith("."):
             skipped["hidden"] += 1
-        elif _is_folder(entry):
-            _walk(Path(entry.path), root, paths, skipped, others, above | {here})
-        elif Path(entry.name).suffix.lower() not in _suffixes():
+        elif not (named_as_image and _leads_nowhere(entry)) and _is_folder(entry):
+            _walk(Path(entry.path), root, paths, unreadable, skipped, others, above | {here})
+        elif not named_as_image:
             others.append(entry.name)
-        elif not os.access(entry.path, os.R_OK):
-            raise InputError(
-                f"{readable(entry.path)} cannot be read: permission denied. Make it readable, or remove it."
-            )
         else:
             paths.append(Path(entry.path).relative_to(root).as_posix())
+            if _leads_nowhere(entry):
+                unreadable[paths[-1]] = "it is a link that leads nowhere"
+            elif not os.access(entry.path, os.R_OK):
+                unreadable[paths[-1]] = "permission denied"
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -101,9 +108,13 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
     Raises:
         InputError: It is a link that leads nowhere.
     """
-    if entry.is_symlink() and not Path(entry.path).exists():
+    if _leads_nowhere(entry):
         raise InputError(f"{readable(entry.path)} is a link that leads nowhere: mend it, or remove it.")
     return entry.is_dir()
+
+
+def _leads_nowhere(entry: "os.DirEntry[str]") -> bool:
+    return entry.is_symlink() and not Path(entry.path).exists()
 
 
 @functools.cache
@@ -118,6 +129,12 @@ def readable(path: str | os.PathLike[str]) -> str:
 
 
 def _log(root: Path, images: int, classes: int, skipped: Counter[str], others: list[str], folders: list[str]) -> None:
+    said = _skipped_words(skipped, others, folders) or "nothing"
+    _LOG.info("%s: %s images in %s classes; skipped: %s", readable(root), f"{images:,}", f"{classes:,}", said)
+
+
+def _skipped_words(skipped: Counter[str], others: list[str], folders: list[str]) -> str:
+    """Say what is no sample, and why; nothing where there is nothing."""
     parts = [
         f"{skipped['hidden']:,} hidden" if skipped["hidden"] else "",
         f"{len(others):,} of other types ({', '.join(map(readable, sorted(others)[:_NAMED]))}{', ...' * (len(others) > _NAMED)})"
@@ -128,7 +145,4 @@ def _log(root: Path, images: int, classes: int, skipped: Counter[str], others: l
         if folders
         else "",
     ]
-    said = ", ".join(part for part in parts if part)
-    _LOG.info(
-        "%s: %s images in %s classes; skipped: %s", readable(root), f"{images:,}", f"{classes:,}", said or "nothing"
-    )
+    return ", ".join(part for part in parts if part)

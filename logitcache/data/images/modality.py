@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from logitcache.data.exclusion import excluded_of
 from logitcache.data.images.rendering import Renderer, preprocessing_for, render
 from logitcache.data.images.sets import ImageSet, Part
 from logitcache.data.images.views import View, make_views
@@ -58,9 +59,17 @@ class Images:
         with_digests: bool = False,
         workers: int | None = None,
         device: torch.device | None = None,
+        skip_unreadable: bool = False,
     ) -> Renderer:
         """Return what renders batches of images."""
-        return Renderer(samples, inputs, with_digests=with_digests, workers=workers, device=device)
+        return Renderer(
+            samples,
+            inputs,
+            with_digests=with_digests,
+            workers=workers,
+            device=device,
+            skip_unreadable=skip_unreadable,
+        )
 
     def digests(self, samples: ImageSet, view: View, ids: Ids) -> NDArray[np.uint64]:
         """Render images and hash their pixels, [B] uint64."""
@@ -69,7 +78,7 @@ class Images:
     def row_labels(self, samples: ImageSet, view: View, ids: Ids) -> RowLabels:
         """Return the class of each image; where the view mixes two, that of the partner too."""
         whole, first = whole_of(samples)
-        mixed, second = view.mixed(ids + first, len(whole)), None
+        mixed, second = view.mixed(ids + first, len(whole), excluded_of(samples)), None
         if mixed is not None:
             weights = torch.from_numpy(mixed.weights) / 256
             second = torch.from_numpy(whole.labels[mixed.partners]), weights.float()

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from logitcache.data.exclusion import excluded_of, leave_out, shown_beside
 from logitcache.data.images.sets import ArrayImages, ImageSet, resident
 from logitcache.data.images.views import View, blend, read_recipe
 from logitcache.data.images.views.preprocessing import Preprocessing
 from logitcache.data.images.views.render import cut, cut_batch, digests
 from logitcache.data.protocol import Ids, Rendition, whole_of
-from logitcache.errors import InputError
+from logitcache.errors import InputError, UnreadableError
 from logitcache.runtime.device import decoding_workers, to_device
 from logitcache.runtime.workers import Failure, Workers, in_shared_memory, make_loader, pack, unpack
 
@@ -25,7 +26,7 @@ def render(data: ImageSet, view: View, samples: Ids) -> Tensor | list[Tensor]:
     """Show samples in a view: [B, C, H, W] uint8 where sizes agree, else one tensor a sample. Shared by teacher and student."""
     whole, first = whole_of(data)
     samples = samples + first
-    pixels, mixed = _unmixed(whole, view, samples), view.mixed(samples, len(whole))
+    pixels, mixed = _unmixed(whole, view, samples), view.mixed(samples, len(whole), excluded_of(whole))
     return pixels if mixed is None else blend(pixels, _unmixed(whole, view, mixed.partners), mixed)
 
 
@@ -52,6 +53,7 @@ class Renderer:
         with_digests: bool = False,
         workers: int | None = None,
         device: torch.device | None = None,
+        skip_unreadable: bool = False,
     ) -> None:
         """Choose what comes out.
 
@@ -62,10 +64,11 @@ class Renderer:
             workers: Processes that decode and render; None chooses 0 where a batch is one gather and up to 8 elsewhere.
             device: Where pixels are used. For a GPU they are cut out of images that are kept there, where images are in memory, a batch
                 is one gather and nobody hashes it; else left in page-locked memory, which the GPU fetches while the host goes on.
+            skip_unreadable: Whether a sample that cannot be read is left out of its batch and named in it, instead of raising an error.
         """
         self._in_memory = isinstance(whole_of(data)[0], ArrayImages)
         self._workers = decoding_workers() if workers is None else workers
-        self._source = _Source(data, tuple(preprocessings), with_digests)
+        self._source = _Source(data, tuple(preprocessings), with_digests, skip_unreadable)
         self._pinned = device is not None and device.type == "cuda"
         near = None if device is None or with_digests else resident(data, device)
         self._near = None if near is None else _Source(near, tuple(preprocessings), with_digests=False)
@@ -113,16 +116,45 @@ class _Order:
 class _Source(Dataset[Rendition | Failure]):
     """What a worker runs: one item is one whole batch."""
 
-    def __init__(self, data: ImageSet, preprocessings: tuple[Preprocessing, ...], with_digests: bool) -> None:
+    def __init__(
+        self,
+        data: ImageSet,
+        preprocessings: tuple[Preprocessing, ...],
+        with_digests: bool,
+        skip_unreadable: bool = False,
+    ) -> None:
         self.data, self._preprocessings, self._with_digests = data, preprocessings, with_digests
+        self._skip_unreadable = skip_unreadable
 
     def rendered(self, view: View, samples: Ids) -> Rendition:
-        shared = render(self.data, view, samples)
+        try:
+            return self._rendered(self.data, view, samples, {})
+        except UnreadableError:
+            if not self._skip_unreadable:
+                raise
+        return self._without_unreadable(view, samples)
+
+    def _without_unreadable(self, view: View, samples: Ids) -> Rendition:
+        """Render a batch without the samples that cannot be read, and without mixing any of them into others."""
+        whole, first = whole_of(self.data)
+        reasons: dict[int, str] = {}
+        for sample in shown_beside(self.data, view, samples).tolist():
+            try:
+                whole.image(sample)
+            except UnreadableError as error:
+                reasons[sample] = error.reason
+        kept = samples[~np.isin(samples + first, list(reasons))]
+        if not len(kept):
+            return Rendition(kept, tuple(torch.empty(0) for _ in self._preprocessings), np.empty(0, np.uint64), reasons)
+        return self._rendered(leave_out(self.data, [*excluded_of(self.data), *reasons]), view, kept, reasons)
+
+    def _rendered(self, data: ImageSet, view: View, samples: Ids, unreadable: Mapping[int, str]) -> Rendition:
+        shared = render(data, view, samples)
         fitted: list[Tensor] = []
         for position, network in enumerate(self._preprocessings):
             twin = next((i for i in range(position) if _same_geometry(self._preprocessings[i], network)), None)
             fitted.append(network.fit(shared) if twin is None else fitted[twin])
-        return Rendition(samples, tuple(fitted), digests(shared) if self._with_digests else None)
+        return Rendition(samples, tuple(fitted), digests(shared) if self._with_digests else None, unreadable)
 
     def __getitem__(self, item: tuple[View, Ids]) -> Rendition | Failure:
         try:
@@ -133,7 +165,7 @@ class _Source(Dataset[Rendition | Failure]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to a process that is started anew (spawn, forkserver), where importing the data set may fail."""
-        return _restored, (pack((self.data, self._preprocessings, self._with_digests)),)
+        return _restored, (pack((self.data, self._preprocessings, self._with_digests, self._skip_unreadable)),)
 
 
 class _Unusable(Dataset[Failure]):

@@ -11,13 +11,21 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from logitcache.data.images.items import class_names, image_and_label, listed_labels
+from logitcache.data.exclusion import Reading, refuse_unreadable, remedy_for, unreadable
+from logitcache.data.images.items import class_names, class_number, image_and_label, listed_labels
 from logitcache.data.images.listing import list_images, readable
 from logitcache.data.protocol import whole_of
-from logitcache.errors import InputError, LogitCacheError, explain_foreign_errors, first_line, reason_of
+from logitcache.errors import (
+    InputError,
+    LogitCacheError,
+    UnreadableError,
+    explain_foreign_errors,
+    first_line,
+    reason_of,
+)
 from logitcache.runtime.wording import counted
 
 __all__ = [
@@ -34,6 +42,8 @@ __all__ = [
 Normalization = tuple[
     tuple[float, float, float], tuple[float, float, float]
 ]  # mean and deviation of three channels in [0, 1]
+_IMAGE_KEYS = ("image", "img")  # in items of Hugging Face's data sets
+_MOST_CLASSES = 1_000_000  # without names
 _COMPARED = 8  # items that are read at once, to see whether a list of labels is theirs
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -135,43 +145,56 @@ class FolderImages:
     native_size: tuple[int, int] | None = None
     normalization: Normalization = IMAGENET
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, reading: Reading | None = None) -> None:
         """List a folder.
+
+        Args:
+            root: The folder.
+            reading: What to do with images that cannot be opened, and with EXIF orientation.
 
         Raises:
             InputError: There are no images in folders below it, or one of them cannot be opened.
         """
-        found = list_images(root)
+        found, reading = list_images(root), reading or Reading()
         self.root, self.paths, self._folders = root, found.paths, found.classes
         self.classes = tuple(map(readable, found.classes))
         index = {name: position for position, name in enumerate(found.classes)}
         self.labels = np.array([index[path.split("/", 1)[0]] for path in self.paths], np.int64)
+        self.exif_orientation = reading.exif_orientation
+        self.unreadable = {n: found.unreadable[path] for n, path in enumerate(self.paths) if path in found.unreadable}
+        if not reading.tolerant:
+            refuse_unreadable(self, self.unreadable)
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def name_of(self, sample: int) -> str:
+        """Return the path of an image in the folder, as messages print it."""
+        return readable(self.paths[sample])
+
+    def label_of(self, sample: int) -> str:
+        """Return what an image is called at the beginning of a message: its whole path."""
+        return readable(self.root / self.paths[sample])
+
+    def numbers_by_name(self) -> dict[str, int]:
+        """Return the sample of each path, spelled as messages print it and as the file system has it."""
+        return {spell(path): n for spell in (str, readable) for n, path in enumerate(self.paths)}
 
     def image(self, sample: int) -> Tensor:
         """Decode one file, [3, H, W] uint8.
 
         Raises:
-            InputError: The file is no image.
+            UnreadableError: The file is no image.
         """
-        path = self.root / self.paths[sample]
+        path, name = self.root / self.paths[sample], self.name_of(sample)
         try:
             with Image.open(path) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise InputError(
-                        f"{readable(path)} has more than 8 bits a channel (mode {image.mode}), which would be clipped to white. Convert "
-                        "it first."
-                    )
-                return _pixels(image.convert("RGB"), sample)
+                _refuse_deep(image)
+                return _pixels(_upright(image, self).convert("RGB"), sample)
         except LogitCacheError:
             raise
         except Exception as error:  # decoders raise whatever a damaged or hostile file makes them stumble over
-            raise InputError(
-                f"{readable(path)} cannot be read as an image: {first_line(error) or type(error).__name__}. Replace it or remove it from "
-                "the folder."
-            ) from error
+            raise unreadable(self.label_of(sample), name, first_line(error) or type(error).__name__) from error
 
     def digest(self) -> str:
         """Hash relative paths and labels."""
@@ -193,25 +216,40 @@ class MappedImages:
     native_size: tuple[int, int] | None = None
     normalization: Normalization = IMAGENET
 
-    def __init__(self, dataset: Any, classes: Sequence[str] | None = None) -> None:
+    def __init__(self, dataset: Any, classes: Sequence[str] | None = None, reading: Reading | None = None) -> None:
         """Wrap a data set.
 
         Args:
             dataset: The data set; its labels are read from its list, or from all items, one after another.
             classes: Class names, for a data set that has none.
+            reading: What to do with items that cannot be read, and with EXIF orientation. An item that cannot be read has class 0
+                where no list of labels says otherwise.
 
         Raises:
             InputError: Items are not (image, label), cannot be read, or have other labels than the list.
         """
-        self.dataset = dataset
-        with explain_foreign_errors(f"data set {type(dataset).__name__} does not say what is in it"):
+        self.dataset, reading = dataset, reading or Reading()
+        self.exif_orientation, self.unreadable = reading.exif_orientation, dict[int, str]()
+        name = type(dataset).__name__
+        with explain_foreign_errors(f"data set {name} does not say what is in it"):
             count, listed, named = len(dataset), listed_labels(dataset), class_names(dataset)
-        labels = listed if listed is not None else np.asarray([self._item(i)[1] for i in range(count)])
+        if not count:
+            raise InputError(f"{name} is empty: there is nothing to show to a teacher or a student")
+        labels = listed if listed is not None else np.asarray([self._label(i, reading) for i in range(count)])
         self.labels, self.classes = _checked_labels(labels, named or classes, count)
-        for sample in (
-            np.unique(np.linspace(0, count - 1, _COMPARED).astype(np.int64)).tolist() if listed is not None else ()
-        ):
-            self._item(sample)
+        if listed is not None:
+            for sample in np.unique(np.linspace(0, count - 1, _COMPARED).astype(np.int64)).tolist():
+                self._label(sample, reading)
+
+    def _label(self, sample: int, reading: Reading) -> int:
+        if sample not in reading.unasked:
+            try:
+                return self._item(sample)[1]
+            except UnreadableError as error:
+                if not reading.tolerant:
+                    raise
+                self.unreadable[sample] = error.reason
+        return reading.labels.get(sample, 0)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -220,20 +258,33 @@ class MappedImages:
         """Return one image, [C, H, W] uint8.
 
         Raises:
-            InputError: The data set fails, or its item is no image, or has another label than its list says.
+            UnreadableError: The data set fails, or its item is no image.
+            InputError: The item has another label than the list says.
         """
-        return _pixels(self._item(sample)[0], sample)
+        image = self._item(sample)[0]
+        try:
+            if isinstance(image, Image.Image):
+                _refuse_deep(image)
+                image = _upright(image, self)
+            return _pixels(image, sample)
+        except LogitCacheError:
+            raise
+        except Exception as error:  # a lazy image decodes only now
+            raise self._unreadable(sample, error) from error
 
     def _item(self, sample: int) -> tuple[Any, int]:
         name = type(self.dataset).__name__
-        attempt = f"sample {sample} of {name} cannot be read as (image, label)"
-        with explain_foreign_errors(attempt):
-            item = self.dataset[sample]
         try:
-            image, label = image_and_label(item)
-            found = int(label)
-        except Exception as error:  # an item of any form
-            raise InputError(f"{attempt}: {reason_of(error)}") from error
+            image, label = image_and_label(self.dataset[sample])
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever a user's code, or the decoder it calls, stumbles over
+            raise self._unreadable(sample, error) from error
+        found = class_number(label)
+        if found is None:
+            shown = f"{repr(label)[:40]}" if np.ndim(label) == 0 else f"an array of shape {list(np.shape(label))}"
+            reason = f"its label is {shown} ({type(label).__name__}); expected the number of a class, an integer"
+            raise unreadable(self.label_of(sample), str(sample), reason)
         listed = getattr(self, "labels", None)
         if listed is not None and listed[sample] != found:
             raise InputError(
@@ -241,6 +292,13 @@ class MappedImages:
                 "the list agree with the items (a target_transform changes the items alone), or leave it out."
             )
         return image, found
+
+    def label_of(self, sample: int) -> str:
+        """Return what an item is called at the beginning of a message."""
+        return f"sample {sample} of {type(self.dataset).__name__}"
+
+    def _unreadable(self, sample: int, error: BaseException) -> UnreadableError:
+        return unreadable(self.label_of(sample), str(sample), reason_of(error))
 
     def digest(self) -> str:
         """Hash length, labels and class names; pixels are held by the digests of the views."""
@@ -281,6 +339,16 @@ def resident(images: ImageSet, device: torch.device) -> ImageSet | None:
     return there if len(images) == len(whole) else Part(there, first, first + len(images))
 
 
+def _upright(image: Image.Image, images: "FolderImages | MappedImages") -> Image.Image:
+    """Turn an image as its EXIF orientation says, where the data set is read so."""
+    return ImageOps.exif_transpose(image) if images.exif_orientation else image
+
+
+def _refuse_deep(image: Image.Image) -> None:
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"it has more than 8 bits a channel (mode {image.mode}), which would be clipped to white")
+
+
 def _pixels(image: Any, sample: int) -> Tensor:
     if isinstance(image, Image.Image):
         image = np.array(image if image.mode in ("L", "RGB") else image.convert("RGB"))
@@ -288,10 +356,14 @@ def _pixels(image: Any, sample: int) -> Tensor:
         image = torch.from_numpy(np.ascontiguousarray(image[None] if image.ndim == 2 else image.transpose(2, 0, 1)))
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         found = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise InputError(
-            f"sample {sample} must be a PIL image or uint8 pixels, found {found}. Give the data set without transforms: "
-            "--augment and --mean/--std do that part, the same way for teacher and student."
+        reason = f"it must be a PIL image or uint8 pixels, found {found}"
+        raise UnreadableError(
+            f"sample {sample} must be a PIL image or uint8 pixels, found {found}. Give the data set without transforms: --augment and "
+            f"--mean/--std do that part, the same way for teacher and student. If it is this sample alone, {remedy_for(str(sample))}",
+            reason,
         )
+    if not image.numel():
+        raise InputError(f"it has no pixels: {list(image.shape)}")
     return image
 
 
@@ -303,6 +375,10 @@ def _checked_labels(
             f"labels must be one integer a sample: expected [{samples}] integers, found {labels.dtype} {list(labels.shape)}"
         )
     labels = labels.astype(np.int64)
+    if classes is None and (largest := int(labels.max())) >= _MOST_CLASSES:
+        raise InputError(
+            f"sample {labels.argmax()} has the label {largest:,}, which would make as many classes. Correct it, or name the classes."
+        )
     names = tuple(map(_class_name, range(int(labels.max()) + 1) if classes is None else classes))
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"class {twice[0]!r} is named twice: each class needs a name of its own")

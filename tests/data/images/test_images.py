@@ -105,7 +105,7 @@ def test_an_empty_folder_and_a_missing_one_are_refused(tmp_path):
 
 def test_a_file_that_is_no_image_is_named(folder):
     (folder / "ant/x.PNG").write_text("nonsense")
-    with pytest.raises(InputError, match=r"ant/x.PNG cannot be read as an image"):
+    with pytest.raises(InputError, match=r"ant/x.PNG cannot be read"):
         FolderImages(folder).image(1)
 
 

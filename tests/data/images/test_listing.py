@@ -66,7 +66,7 @@ def test_links_to_folders_and_files_are_followed(folder, tmp_path):
 @pytest.mark.parametrize("link", ["ant/gone.png", "gone", "ant/gone"])
 def test_a_link_that_leads_nowhere_is_named(folder, link):
     (folder / link).symlink_to(folder / "nothing")
-    with pytest.raises(InputError, match=f"d/{link} is a link that leads nowhere"):
+    with pytest.raises(InputError, match=f"d/{link} (cannot be read: it )?is a link that leads nowhere"):
         FolderImages(folder)
 
 
@@ -80,7 +80,7 @@ def test_a_link_in_a_circle_is_named(folder):
 def test_what_may_not_be_read_is_named_before_anything_runs(folder, monkeypatch, what):
     if what == "file":  # these tests may run as root, who may read everything
         monkeypatch.setattr(os, "access", lambda path, _: not str(path).endswith("1.png"))
-        expected = r"/1.png cannot be read: permission denied"
+        expected = r"2 of 4 samples cannot be read:\n  ant/1.png: permission denied"
     else:
         scan = os.scandir
 
@@ -107,7 +107,7 @@ def test_names_that_are_not_utf8_work(folder, tmp_path):
     assert logitcache.verify_cache(tmp_path / "c.zarr").ok
     assert cache.manifest.classes == ("ant", "b\\xe9e")
     (folder / os.fsdecode(b"ant/caf\xe9.png")).write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"ant/caf\\xe9.png cannot be read as an image"):
+    with pytest.raises(InputError, match=r"ant/caf\\xe9.png cannot be read"):
         found.image(1)
 
 
@@ -137,7 +137,7 @@ def cut(path):
 def test_whatever_a_decoder_raises_is_one_sentence_with_the_path(folder, tmp_path, damage, workers):
     damage(folder / "bee/1.png")
     with pytest.raises(
-        InputError, match=r"bee/1.png cannot be read as an image: .*\. Replace it or remove it"
+        InputError, match=r"bee/1.png cannot be read: .*\. Mend it, or leave it out: .* the line bee/1.png$"
     ) as raised:
         logitcache.dump_logits(
             tiny.net(2), f"imagefolder:{folder}", tmp_path / "c.zarr", image_size=16, workers=workers, batch_size=4
@@ -164,3 +164,18 @@ def test_a_tilde_is_the_home_folder(run, folder, tmp_path, monkeypatch, spelling
         assert result.exit_code == 0, result.output
     assert run("compare", "~/run").exit_code == 0
     assert not (tmp_path / "~").exists()
+
+
+def test_a_folder_of_hidden_files_says_what_it_skipped(folder):
+    for file in list(folder.rglob("*.png")):
+        file.rename(file.with_name(f".{file.name}"))
+    with pytest.raises(
+        InputError, match=r"has no images in class folders .*; skipped: 4 hidden, 2 folders without images"
+    ):
+        FolderImages(folder)
+
+
+def test_one_class_alone_is_warned_of(folder, tmp_path, caplog):
+    (folder / "ant").rename(tmp_path / "aside")
+    logitcache.dump_logits(tiny.net(1), f"imagefolder:{folder}", tmp_path / "c.zarr", image_size=16, workers=0)
+    assert "the data has one class alone, bee" in caplog.text

@@ -125,8 +125,8 @@ def test_a_wrapper_with_the_list_of_another_order_is_refused():
 @pytest.mark.parametrize(
     ("odd", "said"),
     [
-        (fail, "sample 37 of Pictures cannot be read as (image, label): KeyError: 'annotation"),
-        (nothing, "sample 37 of Pictures cannot be read as (image, label): TypeError: "),
+        (fail, "sample 37 of Pictures cannot be read: KeyError: 'annotation"),
+        (nothing, "sample 37 of Pictures cannot be read: the item is a NoneType; expected (image, label). Mend it"),
     ],
     ids=["raises", "nothing"],
 )

@@ -53,6 +53,15 @@ class Mixed:
     weights: Ints
     boxes: Ints
 
+    def without(self, samples: Ints, excluded: Ints) -> "Mixed":
+        """Return the same, where a row whose partner is left out is mixed with itself: shown as it is, with its own label."""
+        gone = np.isin(self.partners, excluded)
+        return Mixed(
+            np.where(gone, samples, self.partners),
+            np.where(gone, _WHOLE, self.weights),
+            np.where(gone[:, None], 0, self.boxes),
+        )
+
 
 def draw(
     steps: Sequence[tuple[str, Mapping[str, float | str]]], seed: int, view: int, samples: Ints, total: int

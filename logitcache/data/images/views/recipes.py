@@ -190,10 +190,23 @@ class View:
         """Change the pixels of renditions, [C, h, w] uint8 each."""
         return change(rows, read_recipe(self.recipe).changes, self.seed, self.key, samples)
 
-    def mixed(self, samples: Ints, total: int) -> Mixed | None:
-        """Say what rows are mixed with, of so many samples of the whole data set; None where they are not."""
+    def mixed(self, samples: Ints, total: int, excluded: Ints | None = None) -> Mixed | None:
+        """Return what rows are mixed with; None where they are not.
+
+        Args:
+            samples: Sample ids, [B].
+            total: How many samples the whole data set has.
+            excluded: Samples that are left out: a row that would be mixed with one is shown as it is.
+        """
         mixes = read_recipe(self.recipe).mixes
-        return draw(mixes, self.seed, self.key, samples, total) if mixes else None
+        if not mixes:
+            return None
+        found = draw(mixes, self.seed, self.key, samples, total)
+        return found if excluded is None or not len(excluded) else found.without(samples, excluded)
+
+    def partners(self, samples: Ints, total: int) -> Ints:
+        """Return the samples that rows are mixed with, [B], whether these are left out or not; of a view that mixes."""
+        return draw(read_recipe(self.recipe).mixes, self.seed, self.key, samples, total).partners
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the manifest."""

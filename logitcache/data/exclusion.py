@@ -1,0 +1,256 @@
+"""Samples that are left out: which they are, and a data set without them.
+
+A sample that is left out keeps its id, so that nothing that was made before has to be made again. A data set knows what it is
+without (`excluded`), because a view that mixes samples must not show them either.
+"""
+
+import copy
+import itertools
+import logging
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from logitcache.data.protocol import Ids, View, whole_of
+from logitcache.errors import InputError, UnreadableError
+from logitcache.store import kept_mask
+
+__all__ = [
+    "Exclude",
+    "Reading",
+    "excluded_of",
+    "exclusion_numbers",
+    "kept_of",
+    "leave_out",
+    "log_left_out",
+    "name_samples",
+    "read_exclusions",
+    "refuse_most",
+    "refuse_unreadable",
+    "remedy_for",
+    "sample_name",
+    "shown_beside",
+    "unreadable",
+    "unreadable_of",
+]
+
+AnySamples = TypeVar("AnySamples", bound=Sized)
+Exclude = str | Path | Sequence[int]  # a file with a sample a line, or sample ids
+_LOG = logging.getLogger(__name__)
+_NAMED = 20  # samples in one message
+_FEW = 16  # samples that may always be unreadable
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How the samples of a data set are read when it is opened.
+
+    Attributes:
+        tolerant: Whether samples that cannot be read are named in the data set's `unreadable` instead of raising an error.
+        unasked: Ids of samples that are not read to find their class: they are left out.
+        labels: Class by sample id, where it is known, for samples that are not or cannot be read; others have class 0 then.
+        exif_orientation: Whether images are turned as their EXIF orientation says.
+    """
+
+    tolerant: bool = False
+    unasked: frozenset[int] = frozenset()
+    labels: Mapping[int, int] = field(default_factory=dict)
+    exif_orientation: bool = False
+
+
+def leave_out(samples: AnySamples, excluded: Sequence[int] | Ids) -> AnySamples:
+    """Return a data set, or a stretch of one, without some samples; ids and labels stay as they are.
+
+    Args:
+        samples: The data set.
+        excluded: Ids in the whole data set.
+
+    Raises:
+        InputError: Nothing is left.
+    """
+    gone = np.unique(np.asarray(excluded, np.int64))
+    if not len(gone) and not len(excluded_of(samples)):
+        return samples
+    whole, _ = whole_of(samples)
+    without = copy.copy(whole)
+    without.excluded = gone
+    found: Any = without
+    if samples is not whole:
+        found = copy.copy(samples)
+        found.whole = without
+    if not len(kept_of(found)):
+        raise InputError(f"all {len(samples):,} samples are left out: nothing remains. Exclude fewer.")
+    return found  # type: ignore[no-any-return]
+
+
+def excluded_of(samples: Sized) -> Ids:
+    """Return the ids in the whole data set of samples that are left out, ascending."""
+    found: Ids = getattr(whole_of(samples)[0], "excluded", np.empty(0, np.int64))
+    return found
+
+
+def kept_of(samples: Sized) -> Ids:
+    """Return the samples of a data set, or of a stretch of one, that are not left out: their ids in it, ascending."""
+    return np.flatnonzero(kept_mask(len(samples), whole_of(samples)[1], excluded_of(samples)))
+
+
+def log_left_out(samples: Sized) -> None:
+    """Log how many samples are used, where some are left out."""
+    if gone := len(samples) - len(kept_of(samples)):
+        _LOG.info(
+            "%s of %s samples are used, %s left out", f"{len(samples) - gone:,}", f"{len(samples):,}", f"{gone:,}"
+        )
+
+
+def shown_beside(samples: Sized, view: View, ids: Ids) -> Ids:
+    """Return the ids in the whole data set of what a view shows of some samples: themselves, and what they are mixed with.
+
+    Args:
+        samples: The data set, or a stretch of it.
+        view: The view.
+        ids: Ids in `samples`.
+    """
+    whole, first = whole_of(samples)
+    partners = getattr(view, "partners", None)
+    return np.unique(
+        ids + first if partners is None or not view.mixes else np.append(ids, partners(ids + first, len(whole)))
+    )
+
+
+def unreadable_of(samples: Sized) -> dict[int, str]:
+    """Return what cannot be read of a whole data set, as far as it was known when it was opened: sample id to the reason."""
+    found: dict[int, str] = getattr(whole_of(samples)[0], "unreadable", {})
+    return found
+
+
+def refuse_unreadable(samples: Sized, reasons: Mapping[int, str]) -> None:
+    """Raise an error if samples cannot be read.
+
+    Args:
+        samples: The data set.
+        reasons: Sample id to the reason.
+
+    Raises:
+        UnreadableError: There are some; of many, the first are named.
+    """
+    if not reasons:
+        return
+    if len(reasons) == 1:
+        ((sample, why),) = reasons.items()
+        labels = getattr(whole_of(samples)[0], "label_of", "sample {}".format)
+        raise unreadable(labels(sample), sample_name(samples, sample), why)
+    named = name_samples(samples, reasons)
+    raise UnreadableError(
+        f"{len(reasons):,} of {len(whole_of(samples)[0]):,} samples cannot be read:{named}\nMend them, or leave them out: "
+        "--skip-unreadable at the dump does so, and so does --exclude FILE, with a line for each."
+    )
+
+
+def refuse_most(samples: Sized, reasons: Mapping[int, str], count: int, among: str = "samples") -> None:
+    """Refuse to skip most samples: a disk is gone then, or the data set is given in a way that cannot be used.
+
+    Args:
+        samples: The data set.
+        reasons: What cannot be read, sample id to the reason.
+        count: How many samples were read.
+        among: What these are, in the message.
+
+    Raises:
+        UnreadableError: More than half of them, and more than 16, cannot be read.
+    """
+    if len(reasons) > max(_FEW, count // 2):
+        raise UnreadableError(
+            f"{len(reasons):,} of {count:,} {among} cannot be read, and --skip-unreadable takes so many for a fault of the disk or of the "
+            f"whole data set:{name_samples(samples, reasons)}\nNone of them was left out. Mend what is wrong and run the same command "
+            "again; or name the samples in a file for --exclude."
+        )
+
+
+def unreadable(label: str, name: str, reason: str) -> UnreadableError:
+    """Return the error for a sample that cannot be read.
+
+    Args:
+        label: Subject of the message.
+        name: What the sample is called in a file for --exclude.
+        reason: Why it cannot be read.
+    """
+    return UnreadableError(f"{label} cannot be read: {reason}. Mend it, or {remedy_for(name)}", reason)
+
+
+def remedy_for(name: str) -> str:
+    """Say how to leave out a sample of this name."""
+    return f"leave it out: with --skip-unreadable at the dump, or with --exclude FILE, a file with the line {name}"
+
+
+def name_samples(samples: Sized, reasons: Mapping[int, str]) -> str:
+    """List samples with the reason for each, one a line; of many the first, and how many more there are."""
+    shown = itertools.islice(sorted(reasons.items()), _NAMED)
+    lines = "".join(f"\n  {sample_name(samples, sample)}{f': {why}' if why else ''}" for sample, why in shown)
+    return lines + (f"\n  and {len(reasons) - _NAMED:,} more" if len(reasons) > _NAMED else "")
+
+
+def sample_name(samples: Sized, sample: int) -> str:
+    """Return what a sample is called, in messages and in a file for --exclude: its path, or its id."""
+    namer = getattr(whole_of(samples)[0], "name_of", None)
+    return str(sample) if namer is None else str(namer(sample))
+
+
+def read_exclusions(exclude: Exclude | None, samples: Sized) -> Ids:
+    """Return the ids in the whole data set of samples to leave out, ascending.
+
+    Args:
+        exclude: A file with one sample a line, an id or the path that messages print; blank lines and lines that begin with `#`
+            do not count. Or the ids.
+        samples: The data set.
+
+    Raises:
+        InputError: The file cannot be read, or something names no sample.
+    """
+    if exclude is None:
+        return np.empty(0, np.int64)
+    whole, _ = whole_of(samples)
+    if not isinstance(exclude, str | Path):
+        bad = next((one for one in exclude if not 0 <= one < len(whole)), None)
+        if bad is not None:
+            raise InputError(f"exclude names sample {bad}; the data set has samples 0 to {len(whole) - 1:,}")
+        return np.unique(np.asarray(list(exclude), np.int64))
+    path, numbers = Path(exclude).expanduser(), dict[str, int](getattr(whole, "numbers_by_name", dict)())
+    found = []
+    for place, word in _words(path):
+        number = numbers.get(word, _number(word))
+        if not 0 <= number < len(whole):
+            named = "or paths in the folder, as messages print them" if numbers else "one a line"
+            raise InputError(
+                f"--exclude {path}, line {place}: {word!r} is no sample of the data set; expected ids from 0 to {len(whole) - 1:,}, {named}"
+            )
+        found.append(number)
+    return np.unique(np.asarray(found, np.int64))
+
+
+def exclusion_numbers(exclude: Exclude | None) -> frozenset[int]:
+    """Return the samples that are named by number: all that can be told before the data set is open."""
+    if exclude is None:
+        return frozenset()
+    if not isinstance(exclude, str | Path):
+        return frozenset(int(one) for one in exclude)
+    return frozenset(_number(word) for _, word in _words(Path(exclude).expanduser()))
+
+
+def _number(word: str) -> int:
+    return int(word) if word.isascii() and word.isdigit() else -1
+
+
+def _words(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a file that name a sample, each with its number in the file."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise InputError(
+            f"--exclude {path} cannot be read: {error.strerror}. It is a file with one sample a line. A cache that was begun keeps what it "
+            "leaves out: there --exclude is needed for more samples only."
+        ) from error
+    lines = enumerate(text.removeprefix("\ufeff").split("\n"), 1)
+    return [(place, line.strip()) for place, line in lines if line.strip() and not line.strip().startswith("#")]

@@ -1,0 +1,150 @@
+"""Which samples a dump takes: the data set opened, and what is left out of it, by wish, by record or because it cannot be read."""
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from logitcache.data import Samples, as_samples, excluded_of, kept_of, leave_out, modality_of, part_of, whole_of
+from logitcache.data.exclusion import (
+    Reading,
+    exclusion_numbers,
+    log_left_out,
+    read_exclusions,
+    refuse_most,
+    refuse_unreadable,
+    unreadable_of,
+)
+from logitcache.data.open import refuse_orientation
+from logitcache.dump.settings import DumpSettings
+from logitcache.errors import InputError, LogitCacheError
+from logitcache.runtime.progress import OnProgress, Progress
+from logitcache.store import Cache, open_cache
+
+__all__ = ["check_data", "choose_samples", "recorded_exclusions"]
+
+_AT_ONCE = 32  # samples that a worker reads before it says so
+_LOG = logging.getLogger(__name__)
+
+
+def choose_samples(data: Any, out: str | Path, settings: DumpSettings) -> tuple[Any, dict[int, str]]:
+    """Open a data set, or the stretch of it that is asked for, without the samples that are left out.
+
+    These are the samples that `exclude` names, those that a cache which was begun leaves out already, and with `skip_unreadable`
+    those that are known not to be readable.
+
+    Args:
+        data: As `dump_logits` takes it.
+        out: Path of the cache.
+        settings: Settings of the dump.
+
+    Returns:
+        The samples, and why some cannot be read: id in the whole data set to the reason.
+
+    Raises:
+        InputError: The data cannot be used, or nothing is left of it.
+    """
+    begun = _begun(out)
+    recorded = [] if begun is None else list(begun.manifest.excluded)
+    tolerant = bool(recorded) or settings.exclude is not None or settings.skip_unreadable
+    labels = {} if begun is None or not tolerant else _labels(begun)
+    reading = Reading(
+        tolerant=tolerant,
+        unasked=exclusion_numbers(settings.exclude) | set(recorded),
+        labels=labels,
+        exif_orientation=settings.exif_orientation,
+    )
+    opened = as_samples(data, reading=reading)
+    if settings.skip_unreadable or settings.check_data:
+        _refuse_unskippable(opened)
+    if settings.exif_orientation:
+        refuse_orientation(opened)
+    excluded = {*read_exclusions(settings.exclude, opened).tolist(), *(one for one in recorded if one < len(opened))}
+    reasons = {sample: why for sample, why in unreadable_of(opened).items() if sample not in excluded}
+    if not settings.skip_unreadable:
+        refuse_unreadable(opened, reasons)
+    refuse_most(opened, reasons, len(opened))
+    part = part_of(opened, settings.samples) if settings.samples else opened
+    part = leave_out(part, sorted(excluded | reasons.keys()))
+    if len(opened.classes) == 1:
+        _LOG.warning(
+            "the data has one class alone, %s: no logits say anything of it. Is --data one folder too high or too low?",
+            opened.classes[0],
+        )
+    log_left_out(part)
+    return part, reasons
+
+
+def _refuse_unskippable(samples: Samples) -> None:
+    """Refuse data whose modality cannot leave out what it cannot read.
+
+    Raises:
+        InputError: It cannot.
+    """
+    modality = modality_of(samples)
+    if "skip_unreadable" not in inspect.signature(modality.renderer).parameters:
+        raise InputError(
+            f"data of kind {modality.name} cannot be dumped with --skip-unreadable or --check-data, which its renderer does not take. Name "
+            "what to leave out with --exclude."
+        )
+
+
+def _begun(out: str | Path) -> Cache | None:
+    """Open the cache that was begun, as far as it can be read; what is wrong with it is said where it is written."""
+    with contextlib.suppress(LogitCacheError):
+        return open_cache(out, unfinished=True)
+    return None
+
+
+def _labels(begun: Cache) -> dict[int, int]:
+    """Return the recorded class of each sample, by its id in the data set; none where a sample has several rows."""
+    if begun.manifest.rows is not None:
+        return {}
+    with contextlib.suppress(LogitCacheError):
+        first = int(begun.manifest.data["first"])
+        return dict(enumerate(begun.labels().tolist(), first))
+    return {}
+
+
+def recorded_exclusions(samples: Samples, views: Sequence[Any]) -> tuple[int, ...]:
+    """Return what a manifest says is left out: of the samples that the cache shows, which in views that mix are all there are."""
+    excluded, (_, first) = excluded_of(samples), whole_of(samples)
+    if not any(view.mixes for view in views):
+        excluded = excluded[(excluded >= first) & (excluded < first + len(samples))]
+    return tuple(excluded.tolist())
+
+
+def check_data(
+    samples: Samples, settings: DumpSettings, on_progress: OnProgress, share: tuple[int, int] = (0, 1)
+) -> dict[int, str]:
+    """Read every sample once that is not left out: what cannot be read, id in the whole data set to the reason.
+
+    Args:
+        samples: The data set, or a stretch of it.
+        settings: Settings of the dump.
+        on_progress: Called as samples are read.
+        share: Which part of them, and of how many parts.
+
+    Raises:
+        InputError: A worker process has ended, or this kind of data has nothing to check.
+    """
+    modality, (rank, world) = modality_of(samples), share
+    (view,) = modality.make_views("none", 1, 0)
+    kept = kept_of(samples)[rank::world]
+    batches = [kept[start : start + _AT_ONCE] for start in range(0, len(kept), _AT_ONCE)]
+    found: dict[int, str] = {}
+    renderer = modality.renderer(samples, (), workers=settings.workers, skip_unreadable=True)
+    for number, batch in enumerate(renderer.batches(view, batches), 1):
+        found |= batch.unreadable
+        on_progress(
+            Progress(
+                "checking data",
+                min(number * _AT_ONCE, len(kept)),
+                len(kept),
+                modality.unit,
+                f"{len(found):,} cannot be read" if found else "",
+            )
+        )
+    return found
