@@ -32,7 +32,7 @@ def explain_forward_errors(label: str, inputs: Any) -> Iterator[None]:
             if isinstance(inputs, Tensor)
             else {name: list(one.shape) for name, one in inputs.items()}
         )
-        reason = (type(error).__name__, first_line(error).removesuffix("."))
+        reason = (type(error).__name__, first_line(error).rstrip(".!"))
         raise InputError(
             f"{label} fails on an input of shape {shape}: {': '.join(filter(None, reason))}. {_remedy(error, inputs)}"
         ) from error

@@ -66,8 +66,28 @@ def refuse_unfit_student(job: Job, settings: TrainSettings, stepper: Stepper, re
                 run(job.samples, job.inputs, view, 1)
             if job.test is not None:
                 seen, whole = modality_of(job.test).for_evaluation(job.inputs, job.test)
-                with _named("on the test data, "):
+                try:
                     run(job.test, seen, whole, 1)
+                except InputError as error:
+                    raise _unfit_test_data(job, error, job.test, seen, whole) from error
+
+
+def _unfit_test_data(job: Job, error: InputError, test: Samples, seen: Inputs, whole: View) -> InputError:
+    """Return the error of test data that the student fails on, though not on training data."""
+    ours, theirs = _shape(job.samples, job.inputs, job.epoch_views[0][0]), _shape(test, seen, whole)
+    reason = error.__cause__
+    if reason is None or ours == theirs:
+        return InputError(f"on the test data, {error}")
+    return InputError(
+        f"the student takes inputs of shape {ours}, as the training data's, and fails on those of the test data, {theirs} "
+        f"({type(reason).__name__}: {first_line(reason)}): give test data of the same shape (--test-data)"
+    )
+
+
+def _shape(samples: Samples, inputs: Inputs, view: View) -> list[int] | None:
+    """Return the shape of a rendered sample, if it is one tensor."""
+    (shown,) = modality_of(samples).renderer(samples, [inputs], workers=0).batches(view, [np.arange(1)])
+    return list(shown.inputs[0].shape[1:]) if isinstance(shown.inputs[0], Tensor) else None
 
 
 def _part_sizes(job: Job, settings: TrainSettings, replicas: Replicas, *, drop_last: bool) -> set[int]:
@@ -120,8 +140,8 @@ def _refuse_size(
     if left and min(_part_sizes(job, settings, replicas, drop_last=True)) > smallest:
         remedy = "Leave such a last batch out with --drop-last, or choose another --batch-size"
     raise InputError(
-        f"the student cannot be trained on {counted(smallest, 'sample')} at once ({type(reason).__name__}: {first_line(reason)}), and "
-        f"{', '.join(how)}, come to that. {remedy}."
+        f"the student cannot be trained on {counted(smallest, 'sample')} at once ({type(reason).__name__}: {first_line(reason)}), the "
+        f"smallest part of a batch that {', '.join(how)} come to. {remedy}."
     ) from error
 
 
