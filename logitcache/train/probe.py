@@ -130,10 +130,10 @@ def _refuse_size(
     except InputError:
         return
     samples, unit = len(job.samples), modality_of(job.samples).unit
-    how = [f"{samples:,} {unit} in batches of {settings.batch_size:,}"]
-    how += [f"{settings.grad_accum_steps} parts a batch"] * (settings.grad_accum_steps > 1)
-    how += [f"{replicas.world} processes"] * (replicas.world > 1)
-    how += ["windows of --memory-budget"] * (job.window is not None)
+    how = f"{samples:,} {unit} in batches of {settings.batch_size:,}"
+    how += f" of {settings.grad_accum_steps} parts" * (settings.grad_accum_steps > 1)
+    how += f" over {replicas.world} processes" * (replicas.world > 1)
+    how += " in windows of --memory-budget" * (job.window is not None)
     reason = error.__cause__ or error
     remedy = "Choose a larger --batch-size" + " or fewer --grad-accum-steps" * (settings.grad_accum_steps > 1)
     left = not settings.drop_last and samples >= settings.batch_size
@@ -141,7 +141,7 @@ def _refuse_size(
         remedy = "Leave such a last batch out with --drop-last, or choose another --batch-size"
     raise InputError(
         f"the student cannot be trained on {counted(smallest, 'sample')} at once ({type(reason).__name__}: {first_line(reason)}), the "
-        f"smallest part of a batch that {', '.join(how)} come to. {remedy}."
+        f"smallest part of a batch that {how} come to. {remedy}."
     ) from error
 
 

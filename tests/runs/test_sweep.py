@@ -458,3 +458,11 @@ def test_published_numbers_of_other_conditions_are_named_as_such(tmp_path, run):
     assert len(told["published_under_other_conditions"]) == 3
     assert not run("compare", "same", "--published", str(recipe)).stderr
     assert not run("compare", "runs").stderr
+
+
+def test_a_sweep_on_labels_alone_needs_no_cache(run, npz, monkeypatch):
+    monkeypatch.setattr("logitcache.runs.sweep.run_sweep", lambda planned, **_: pytest.fail(str(planned[0].cache)))
+    words = ["sweep", "--method", "ce", "--seeds", "0", "--", "--student", "s", "--data", f"arrays:{npz}"]
+    with pytest.raises(pytest.fail.Exception, match="None"):
+        run(*words)
+    assert "there is no finished cache" in run("sweep", "--method", "kd", *words[3:]).stderr

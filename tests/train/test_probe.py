@@ -61,9 +61,9 @@ def part(count):
         (
             24,
             {"batch_size": 8, "grad_accum_steps": 8},
-            "batches of 8, 8 parts a batch come to. Choose a larger --batch-size or fewer --grad-accum-steps",
+            "batches of 8 of 8 parts come to. Choose a larger --batch-size or fewer --grad-accum-steps",
         ),
-        (27, {"batch_size": 4, "grad_accum_steps": 2}, "2 parts a batch come to. Leave such a last batch out"),
+        (27, {"batch_size": 4, "grad_accum_steps": 2}, "4 of 2 parts come to. Leave such a last batch out"),
         (25, {"batch_size": 24, "drop_last": False}, "Leave such a last batch out with --drop-last, or choose another"),
     ],
 )  # fmt: skip
@@ -86,7 +86,7 @@ def test_a_batch_that_is_larger_than_the_data_leaves_nothing(train):
 def test_a_window_whose_last_batch_is_small_is_found(dump, images, tmp_path):
     """Blocks of 49 and one of 6: windows of two blocks hold 98 samples or 55."""
     given = {"cache": dump(block_rows=49), "data": images, "epochs": 2, "memory_budget": 2 * 2 * 49 * 20}
-    with pytest.raises(InputError, match=r"300 images in batches of 54, windows of --memory-budget come to. Leave"):
+    with pytest.raises(InputError, match=r"300 images in batches of 54 in windows of --memory-budget come to. Leave"):
         logitcache.train_student(student=Rows(), batch_size=54, out=tmp_path / "run", **given)
     assert not (tmp_path / "run").exists()
     found = logitcache.train_student(student=Rows(), batch_size=54, drop_last=True, out=tmp_path / "run", **given)
