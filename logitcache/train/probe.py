@@ -157,10 +157,10 @@ def _run(
 ) -> None:
     """Run the student on `count` samples, of which the last are copies of those with these ids."""
     modality = modality_of(samples)
-    (shown,) = modality.renderer(samples, [inputs], workers=0).batches(view, [ids])
-    rows = modality.row_labels(samples, view, ids)
-    keep = None if rows.keep is None else to_device(padded(rows.keep, count), device)
     with explain_oom(count):
+        (shown,) = modality.renderer(samples, [inputs], workers=0).batches(view, [ids])
+        rows = modality.row_labels(samples, view, ids)
+        keep = None if rows.keep is None else to_device(padded(rows.keep, count), device)
         logits = stepper.predict(student, inputs.on(padded(shown.inputs[0], count), device), keep)
     expected = count if keep is None else int(keep.sum())
     if len(logits) != expected:

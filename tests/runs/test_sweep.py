@@ -302,6 +302,8 @@ def test_a_sweep_that_asks_for_more_epochs_trains_its_runs_on(tmp_path):
         more = plan(*words)
         more.begin()
         assert not more.finished
+    plan("--epochs", "2").begin()  # as it still is
+    more.begin()
     lengthened(ours, {"epochs": 2}, {"epochs": 4, "extend": "stretch"})
     assert more.finished
     with pytest.raises(InputError, match="was trained on to 4 epochs, and the sweep asks for 2. Ask for as many"):
