@@ -53,13 +53,15 @@ def sweep(
         varied[name.removeprefix("--")] = values.split(",")
     if cache is not None and cache.startswith("-"):  # as in `sweep -- OPTIONS`
         cache, options = None, [str(cache), *(options or [])]
+    methods, words = method or ["ce", "kd"], options or []
+    on_labels = set(methods) == {"ce"} and any(word.partition("=")[0] == "--data" for word in words)  # as `train` does
     planned = plan_sweep(
-        newest_unless(cache),
+        cache if on_labels else newest_unless(cache),
         out,
-        methods=method or ["ce", "kd"],
+        methods=methods,
         seeds=numbers(seeds, int, "--seeds") or [],
         vary=varied,
-        options=options or [],
+        options=words,
     )
     with stopping("step") as asked:
         result = run_sweep(planned, jobs=jobs, should_stop=asked, on_change=lambda line: typer.echo(line, err=True))

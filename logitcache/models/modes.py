@@ -36,7 +36,7 @@ def explain_forward_errors(label: str, inputs: Any) -> Iterator[None]:
             else {name: list(one.shape) for name, one in inputs.items()}
         )
         raise InputError(
-            f"{label} fails on an input of shape {shape}: {reason_of(error)}. {_remedy(error, inputs)}"
+            f"{label} fails on an input of shape {shape}: {reason_of(error).rstrip('.!')}. {_remedy(error, inputs)}"
         ) from error
 
 

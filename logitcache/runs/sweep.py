@@ -236,9 +236,9 @@ def _epochs_in(words: Sequence[str]) -> int | None:
 
 
 def _goes_on(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether a run is now asked for as it was, but perhaps with more epochs."""
+    """Return whether a run is now asked for as it was, but perhaps with another number of epochs, which it does not have yet."""
     before, after = (_epochs_in(one["words"]) or 0 for one in (then, now))
-    more = _LENGTH if after > before > 0 else ("--extend", *["--epochs"] * (after == before > 0))
+    more = _LENGTH if 0 < before != after > 0 else ("--extend", *["--epochs"] * (after == before > 0))
     same = _without(then["words"], more) == _without(now["words"], more)
     return same and then["cache"] == now["cache"]
 

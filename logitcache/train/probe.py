@@ -66,8 +66,28 @@ def refuse_unfit_student(job: Job, settings: TrainSettings, stepper: Stepper, re
                 run(job.samples, job.inputs, view, 1)
             if job.test is not None:
                 seen, whole = modality_of(job.test).for_evaluation(job.inputs, job.test)
-                with _named("on the test data, "):
+                try:
                     run(job.test, seen, whole, 1)
+                except InputError as error:
+                    raise _unfit_test_data(job, error, job.test, seen, whole) from error
+
+
+def _unfit_test_data(job: Job, error: InputError, test: Samples, seen: Inputs, whole: View) -> InputError:
+    """Return the error of test data that the student fails on, though not on training data."""
+    ours, theirs = _shape(job.samples, job.inputs, job.epoch_views[0][0]), _shape(test, seen, whole)
+    reason = error.__cause__
+    if reason is None or ours == theirs:
+        return InputError(f"on the test data, {error}")
+    return InputError(
+        f"the student takes inputs of shape {ours}, as the training data's, and fails on those of the test data, {theirs} "
+        f"({type(reason).__name__}: {first_line(reason)}): give test data of the same shape (--test-data)"
+    )
+
+
+def _shape(samples: Samples, inputs: Inputs, view: View) -> list[int] | None:
+    """Return the shape of a rendered sample, if it is one tensor."""
+    (shown,) = modality_of(samples).renderer(samples, [inputs], workers=0).batches(view, [np.arange(1)])
+    return list(shown.inputs[0].shape[1:]) if isinstance(shown.inputs[0], Tensor) else None
 
 
 def _part_sizes(job: Job, settings: TrainSettings, replicas: Replicas, *, drop_last: bool) -> set[int]:
@@ -111,18 +131,18 @@ def _refuse_size(
     except InputError:
         return
     samples, unit = len(job.samples), modality_of(job.samples).unit
-    how = [f"{samples:,} {unit} in batches of {settings.batch_size:,}"]
-    how += [f"{settings.grad_accum_steps} parts a batch"] * (settings.grad_accum_steps > 1)
-    how += [f"{replicas.world} processes"] * (replicas.world > 1)
-    how += ["windows of --memory-budget"] * (job.window is not None)
+    how = f"{samples:,} {unit} in batches of {settings.batch_size:,}"
+    how += f" of {settings.grad_accum_steps} parts" * (settings.grad_accum_steps > 1)
+    how += f" over {replicas.world} processes" * (replicas.world > 1)
+    how += " in windows of --memory-budget" * (job.window is not None)
     reason = error.__cause__ or error
     remedy = "Choose a larger --batch-size" + " or fewer --grad-accum-steps" * (settings.grad_accum_steps > 1)
     left = not settings.drop_last and samples >= settings.batch_size
     if left and min(_part_sizes(job, settings, replicas, drop_last=True)) > smallest:
         remedy = "Leave such a last batch out with --drop-last, or choose another --batch-size"
     raise InputError(
-        f"the student cannot be trained on {counted(smallest, 'sample')} at once ({type(reason).__name__}: {first_line(reason)}), and "
-        f"{', '.join(how)}, come to that. {remedy}."
+        f"the student cannot be trained on {counted(smallest, 'sample')} at once ({type(reason).__name__}: {first_line(reason)}), the "
+        f"smallest part of a batch that {how} come to. {remedy}."
     ) from error
 
 
@@ -138,10 +158,10 @@ def _run(
 ) -> None:
     """Run the student on `count` samples, of which the last are copies of those with these ids."""
     modality = modality_of(samples)
-    (shown,) = modality.renderer(samples, [inputs], workers=0).batches(view, [ids])
-    rows = modality.row_labels(samples, view, ids)
-    keep = None if rows.keep is None else to_device(padded(rows.keep, count), device)
     with explain_oom(count):
+        (shown,) = modality.renderer(samples, [inputs], workers=0).batches(view, [ids])
+        rows = modality.row_labels(samples, view, ids)
+        keep = None if rows.keep is None else to_device(padded(rows.keep, count), device)
         logits = stepper.predict(student, inputs.on(padded(shown.inputs[0], count), device), keep)
     expected = count if keep is None else int(keep.sum())
     if len(logits) != expected:

@@ -154,7 +154,7 @@ def test_a_mean_of_what_was_cut_or_rounded_away_is_refused(dump, tmp_path, made)
         ({"samples": (0, 100)}, False, r"there is an overlap between .*c.zarr \(up to sample 300\)"),
         ({"samples": (0, 100), "seed": 3}, False, r"these differ in:\n  data|these differ in:(.|\n)*samples"),
         ({"views": 1}, False, "view 0 of .*b.zarr shows the same pixels as a view of .*c.zarr"),
-        ({"augment": "none", "seed": 3, "views": 1, "samples": (0, 100)}, False, "views.0.recipe(.|\n)*slice `views`` leaves"),
+        ({"augment": "none", "seed": 3, "views": 1, "samples": (0, 100)}, False, "views.0.recipe(.|\n)*slice --views` leaves"),
         ({"mean": [0.1]}, False, "preprocessing.mean"),
     ],
     ids=str,

@@ -302,6 +302,8 @@ def test_a_sweep_that_asks_for_more_epochs_trains_its_runs_on(tmp_path):
         more = plan(*words)
         more.begin()
         assert not more.finished
+    plan("--epochs", "2").begin()  # as it still is
+    more.begin()
     lengthened(ours, {"epochs": 2}, {"epochs": 4, "extend": "stretch"})
     assert more.finished
     with pytest.raises(InputError, match="was trained on to 4 epochs, and the sweep asks for 2. Ask for as many"):
@@ -458,3 +460,11 @@ def test_published_numbers_of_other_conditions_are_named_as_such(tmp_path, run):
     assert len(told["published_under_other_conditions"]) == 3
     assert not run("compare", "same", "--published", str(recipe)).stderr
     assert not run("compare", "runs").stderr
+
+
+def test_a_sweep_on_labels_alone_needs_no_cache(run, npz, monkeypatch):
+    monkeypatch.setattr("logitcache.runs.sweep.run_sweep", lambda planned, **_: pytest.fail(str(planned[0].cache)))
+    words = ["sweep", "--method", "ce", "--seeds", "0", "--", "--student", "s", "--data", f"arrays:{npz}"]
+    with pytest.raises(pytest.fail.Exception, match="None"):
+        run(*words)
+    assert "there is no finished cache" in run("sweep", "--method", "kd", *words[3:]).stderr
