@@ -142,6 +142,7 @@ def unbroken(tmp_path_factory) -> Callable[[str, str], dict[str, bytes]]:
 )
 def test_a_fault_is_a_sentence_and_loses_nothing(tmp_path, monkeypatch, unbroken, kind, start, workers, fault, said):
     monkeypatch.delenv("FAULT", raising=False)
+    monkeypatch.delenv("MAIN", raising=False)  # which this process has set
     whole = unbroken(kind, "")
     monkeypatch.setenv("START", start)
     monkeypatch.setenv("FAULT", fault)
