@@ -1,6 +1,6 @@
 """`python -m logitcache` is `logitcache`."""
 
-from logitcache.cli.app import main
+from logitcache.cli.start import main
 
 if __name__ == "__main__":
     main()

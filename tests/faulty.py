@@ -13,11 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-FAULT, MAIN = os.environ.get("FAULT", ""), os.environ.get("MAIN", "")
+FAULT, MAIN = (
+    os.environ.get("FAULT", ""),
+    os.environ.setdefault("MAIN", str(os.getpid())),
+)  # the process that came first
 SAMPLES, ODD = 60, 37
-if multiprocessing.parent_process() is None or "START" in os.environ:
-    multiprocessing.set_start_method(os.environ.get("START", "fork"), force=True)
-if FAULT == "cannot be imported by a worker" and multiprocessing.current_process().name.startswith("SpawnProcess"):
+multiprocessing.set_start_method(os.environ.get("START", "fork"), force=True)
+if FAULT == "cannot be imported by a worker" and str(os.getpid()) != MAIN:
     raise RuntimeError("no licence\nfor a second process")
 
 
@@ -68,7 +70,7 @@ class Items(Dataset):
                 return None
             if FAULT == "item is float":
                 return torch.zeros(3, 20, 20), 1
-            if FAULT == "worker killed" and multiprocessing.parent_process() is not None:
+            if FAULT == "worker killed" and str(os.getpid()) != MAIN:
                 os.kill(os.getpid(), signal.SIGKILL)
         return picture(number), 2 if FAULT == "wrong label" and number == ODD else number % 3
 

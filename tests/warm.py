@@ -70,6 +70,6 @@ def _run(line: list[str], folder: Path, said: Path, environment: Mapping[str, st
 
         # This process has modules whose assertions pytest would rewrite.
         sys.exit(int(pytest.main([*line[1:], "-W", "ignore:Module already imported"])))
-    from logitcache.cli.app import main
+    from logitcache.cli.start import main
 
     main()

@@ -5,6 +5,7 @@ import pkgutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from logitcache.errors import InputError, explain_foreign_errors, first_line
@@ -26,11 +27,16 @@ def resolve(spec: str, what: str) -> Any:
     attempt = f"{what} {spec!r} cannot be imported"
     try:
         with working_directory_importable(), explain_foreign_errors(attempt):
-            return pkgutil.resolve_name(spec)
+            found = pkgutil.resolve_name(spec)
     except InputError as error:
         if isinstance(error.__cause__, ImportError | AttributeError | ValueError):
             raise InputError(f"{attempt}: {first_line(error.__cause__)}. It is read as package.module:name.") from error
         raise
+    if (here := str(Path.cwd())) not in sys.path and "" not in sys.path:
+        sys.path.append(
+            here
+        )  # at the end, where it hides no package: what was imported may import more when it is called
+    return found
 
 
 @contextmanager

@@ -116,7 +116,8 @@ class Workers:
         try:
             if self._loader is None:
                 self._loader = self._make()
-            with _deaths_are_raised():
+            with _deaths_are_raised(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Got pickle error")  # said below, in one sentence
                 stream = iter(self._loader)
         except Exception as error:
             self.close()

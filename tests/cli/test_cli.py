@@ -299,6 +299,15 @@ def test_what_nobody_expected_is_one_sentence_too(run, monkeypatch, error, said)
         run("stats", "c.zarr")
 
 
+def test_ctrl_c_while_modules_are_imported_is_one_line():
+    script = (
+        "import os, signal, sys; from logitcache.cli.start import main; press = lambda *_: os.kill(os.getpid(), signal.SIGINT); "
+        "sys.meta_path.insert(0, type('', (), {'find_spec': staticmethod(press)})); main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nstopped; nothing had begun\n")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_first_signal_ends_at_once_what_has_nothing_in_hand(run, monkeypatch, number, code):
     monkeypatch.setattr("logitcache.dump.dump.dump_logits", lambda **_: os.kill(os.getpid(), number))

@@ -160,13 +160,12 @@ def test_a_batch_whose_worker_died_before_it_was_fetched_is_the_same_sentence(tm
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Got pickle error")
 def test_what_cannot_be_sent_to_a_spawned_worker_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda *_: "spawn")
     start = torch.multiprocessing.get_context("spawn")
     loader = torch.utils.data.DataLoader
     monkeypatch.setattr(
-        "logitcache.data.images.rendering.DataLoader",
+        "logitcache.runtime.workers.DataLoader",
         lambda *args, **more: loader(*args, multiprocessing_context=start, **more),
     )
     with pytest.raises(InputError, match="the data set cannot be sent to worker processes .* or use `workers` 0"):
