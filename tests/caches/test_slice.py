@@ -94,8 +94,8 @@ def test_what_cannot_be_cut_out_is_refused(dump, tmp_path, made, changes, messag
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"samples": "0:10"}, "samples must be two whole numbers, as .0, 50000., not '0:10'"),
-        ({"views": "1"}, "views must be a whole number of 1 or more, not '1'"),
+        ({"samples": "0:10"}, "`samples` must be two whole numbers, as .0, 50000., not '0:10'"),
+        ({"views": "1"}, "`views` must be a whole number of 1 or more, not '1'"),
         ({"view": 1}, "unknown setting 'view'; did you mean 'views'"),
     ],
 )

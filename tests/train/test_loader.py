@@ -260,11 +260,11 @@ def test_processes_that_train_together_divide_an_epoch(dump, images, world, monk
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"mean": "0.1"}, "mean must be a sequence of numbers, not '0.1'"),
+        ({"mean": "0.1"}, "`mean` must be a sequence of numbers, not '0.1'"),
         ({"batch_size": "3"}, "must be a whole number of 1 or more, not '3'"),
         ({"image_size": 0}, "must be 1 or more, not 0"),
         ({"workers": -1}, "must be 0 or more, not -1"),
-        ({"rank": 2, "world_size": 2}, "rank must be below the world size, 2, not 2"),
+        ({"rank": 2, "world_size": 2}, "`rank` must be below the world size, 2, not 2"),
         ({"bach_size": 3}, "unknown setting 'bach_size'; did you mean 'batch_size'"),
     ],
 )
