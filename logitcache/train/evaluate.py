@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from logitcache.data import Ids, Inputs, Samples, View, kept_of, modality_of
 from logitcache.data.protocol import Renderer
+from logitcache.errors import StoppedError
 from logitcache.models import evaluating
 from logitcache.runs.metrics import ACCURACY
 from logitcache.train.replicas import Replicas
@@ -77,6 +78,7 @@ def evaluate(
     replicas: Replicas,
     *,
     ids: Ids | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Run a network in evaluation mode; afterwards each of its modules has its own mode again.
 
@@ -89,6 +91,10 @@ def evaluate(
         device: Device of the network.
         replicas: The processes that share the work.
         ids: Sample ids to evaluate on, ascending, [B]. Defaults to all that are not left out.
+        should_stop: Asked after every batch but the last, where one process evaluates: several would have to agree each time.
+
+    Raises:
+        StoppedError: It was asked to stop.
     """
     samples, modality = subject.samples, modality_of(subject.samples)
     chosen = kept_of(samples) if ids is None else ids
@@ -115,6 +121,8 @@ def evaluate(
             sums[2:].index_add_(0, (confidence * _BINS).long().clamp_max(_BINS - 1), gap)
             rows.append(targets.ids)
             predictions.append(predicted)
+            if replicas.world == 1 and len(rows) < len(batches) and should_stop():
+                raise StoppedError("the evaluation was stopped as asked")
     mine = (_joined(rows), _joined([one.cpu().numpy() for one in predictions]))
     found, said = (_joined(parts) for parts in zip(*replicas.gathered(mine), strict=True))
     order = np.argsort(found, kind="stable")

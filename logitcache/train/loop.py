@@ -11,7 +11,7 @@ import functools
 import io
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -85,6 +85,7 @@ class Loop:
         self.directory, self.replicas, self.callbacks = run, replicas, callbacks
         self.kept = kept_of(job.samples)
         self.test: Subject | None = None
+        self._save_whole: Callable[[], None] = lambda: None  # saves the state at the end of the steps of an epoch
         if job.test is not None:
             seen, view = self.modality.for_evaluation(job.inputs, job.test)
             self.test = Subject(job.test, view, seen, self._renderer(job.test, [seen]))
@@ -104,7 +105,7 @@ class Loop:
                     check_inputs(cache, self.samples, view, sampled(self.settings.seed, epoch, len(self.samples)))
             shown = {"view": views[0].index} | ({"views": [view.index for view in views]} if len(views) > 1 else {})
             metrics = {"epoch": epoch + 1, **shown, **self._epoch(epoch, views, upcoming, renderers, history, begun)}
-            metrics |= self._tested()
+            metrics |= self._tested(epoch)
             if self.settings.keep_best is not False and self.replicas.leads:
                 keep_best(self.job, self.stepper, self.directory.path, history, metrics)
             history.append(metrics)
@@ -195,9 +196,11 @@ class Loop:
                     if step < steps and self._asked(step, time.perf_counter() - started, taken):
                         self._save_within(history, step, sums, before + time.perf_counter() - started)
                         raise self._stopped(f"step {step} of {steps} of epoch {epoch + 1}")
-        orders = [order for _, order in windows]
-        metrics = self._means(epoch, sums, before + time.perf_counter() - started, orders)
+        seconds, orders = before + time.perf_counter() - started, [order for _, order in windows]
+        self._save_whole = functools.partial(self._save_within, history, steps, sums, seconds)
+        metrics = self._means(epoch, sums, seconds, orders)
         left_out = {"left_out": self._countable - samples} if settings.drop_last else {}
+        rate = learning_rate(self.schedule, epoch, steps - 1, steps)
         return {"lr": rate, **metrics, **({"windows": len(windows)} if len(windows) > 1 else {}), **left_out}
 
     def _stretches(
@@ -324,14 +327,29 @@ class Loop:
         """The samples to train on; None: all."""
         return self.kept if len(self.kept) < len(self.samples) else None
 
-    def _tested(self) -> dict[str, float]:
+    def _tested(self, epoch: int) -> dict[str, float]:
+        """Measure the student, and the running mean of its weights, on the test data.
+
+        Raises:
+            StoppedError: This was asked to stop meanwhile; the state before the evaluation has been saved.
+        """
         if self.test is None:
             return {}
-        measured = evaluate(self.model, self.test, self.stepper.predict, self.device, self.replicas)
-        found = measured.metrics()
-        if self.stepper.average is not None:
-            average = self.stepper.average.module
-            averaged = evaluate(average, self.test, self.stepper.predict, self.device, self.replicas).metrics()
+        measure = functools.partial(
+            evaluate,
+            subject=self.test,
+            predict=self.stepper.predict,
+            device=self.device,
+            replicas=self.replicas,
+            should_stop=self.callbacks.should_stop,
+        )
+        try:
+            found = measure(self.model).metrics()
+            averaged = {} if self.stepper.average is None else measure(self.stepper.average.module).metrics()
+        except StoppedError as error:
+            self._save_whole()
+            raise self._stopped(f"the last step of epoch {epoch + 1}, before it was measured") from error
+        if averaged:
             kept = {"test_accuracy", "test_top5_accuracy", self.modality.headline}
             found |= {f"ema_{name}": value for name, value in averaged.items() if name in kept}
         return found

@@ -289,6 +289,33 @@ def test_worker_processes_change_no_weight_nor_does_stopping_between_epochs(dump
     assert same(alone, weights(train(workers=1, resume=True)))
 
 
+@pytest.mark.parametrize("average", [None, 0.9])
+def test_a_run_stops_in_an_evaluation_too_and_loses_nothing(dump, train, images, tmp_path, average):
+    """An epoch has 7 steps and asks after 6 of them; two batches of test data ask once for each network; the end of an epoch asks."""
+    dump()
+    given = {"test_data": images, "model_ema_decay": average}
+    whole = train(out=tmp_path / "whole", **given)
+    asked, last_of_evaluation = [], (6 + (1 if average is None else 2) + 1) + 6 + (1 if average is None else 2)
+
+    def should_stop():
+        asked.append(1)
+        return len(asked) == last_of_evaluation
+
+    with pytest.raises(
+        StoppedError, match="stopped as asked after the last step of epoch 2, before it was measured. Go on"
+    ):
+        train(should_stop=should_stop, **given)
+    assert [one["epoch"] for one in metrics_of(tmp_path / "run")] == [1]
+    resumed = train(resume=True, **given)
+    assert same(weights(whole), weights(resumed))
+    timed = {"seconds", "images_per_second"}
+    found, expected = (
+        [{name: value for name, value in one.items() if name not in timed} for one in metrics_of(tmp_path / run)]
+        for run in ("run", "whole")
+    )
+    assert found == expected
+
+
 def test_a_run_without_a_cache_goes_on_with_its_own_data_alone(train, images, tmp_path):
     def stop(_metrics):
         raise Stopped
