@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from logitcache.data import Ids, Rendition, RowLabels, Samples, View, excluded_of, offsets_of, whole_of
 from logitcache.data.exclusion import refuse_most, shown_beside
 from logitcache.dump.job import Job
-from logitcache.errors import CacheIncompleteError, InputError
+from logitcache.errors import CacheIncompleteError, InputError, name_settings
 from logitcache.runtime.processes import Ranks
 from logitcache.runtime.progress import OnProgress, Progress
 from logitcache.runtime.tensors import map_tensors
@@ -85,17 +85,11 @@ class Filler:
 
     def warn_of_chance(self) -> None:
         """Warn if a teacher is right no more often than chance: its weights, preprocessing or classes do not fit the data."""
+        seen, classes = self._seen, len(self._writer.manifest.classes)
         for slug, right in self._right.items():
-            if is_chance(right, self._seen, len(self._writer.manifest.classes)):
-                _LOG.warning(
-                    "%s",
-                    chance_words(
-                        self._teachers[slug].name,
-                        right / self._seen,
-                        self._seen,
-                        len(self._writer.manifest.classes),
-                    ),
-                )
+            if is_chance(right, seen, classes):
+                words = chance_words(self._teachers[slug].name, right / seen, seen, classes)
+                _LOG.warning("%s", name_settings(words))
 
     def _samples(self, block: int) -> Ids:
         """Return the samples that have rows in a block."""

@@ -385,7 +385,9 @@ def _refuse_another(place: Place, manifest: Manifest) -> None:
             "another path and merge."
         )
     if not differences and len(views) < len(found.views):
-        there, asked = (len({view["group"] for view in one}) for one in (found.views, views))
+        there, asked = (
+            len({view.get("group", number) for number, view in enumerate(one)}) for one in (found.views, views)
+        )
         raise CacheMismatchError(
             f"{place} has {there} views already, and {asked} are asked for; nothing in it was touched. To go on with it ask "
             f"for --views {there} or more; to cut a cache of fewer out of it, when it is whole, type "

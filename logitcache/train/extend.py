@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from logitcache.errors import CacheMismatchError, InputError
+from logitcache.errors import CacheMismatchError, InputError, name_settings
 from logitcache.methods import Objective
 from logitcache.runtime.wording import counted
 from logitcache.train.optimize import learning_rate, progress_after
@@ -29,17 +29,13 @@ def warn_of_milestones(settings: TrainSettings) -> None:
     milestones = settings.decay_milestones or ()
     if settings.sched != "step":
         if milestones:
-            _LOG.warning(
-                "--decay-milestones does nothing with --sched %s: only step falls at milestones", settings.sched
-            )
+            words = f"--decay-milestones does nothing with --sched {settings.sched}: only step falls at milestones"
+            _LOG.warning("%s", name_settings(words))
         return
     if late := [milestone for milestone in milestones if milestone >= settings.epochs]:
-        _LOG.warning(
-            "--decay-milestones %s %s never reached: the run ends after %s",
-            ",".join(map(str, late)),
-            "is" if len(late) == 1 else "are",
-            counted(settings.epochs, "epoch"),
-        )
+        never = f"{','.join(map(str, late))} {'is' if len(late) == 1 else 'are'} never reached"
+        words = f"--decay-milestones {never}: the run ends after {counted(settings.epochs, 'epoch')}"
+        _LOG.warning("%s", name_settings(words))
 
 
 def lengthened(

@@ -310,10 +310,12 @@ def test_rows_that_are_no_raw_logits_are_reported(dump, caplog, last, said):
 
 
 def test_a_teacher_at_chance_is_reported_with_its_preprocessing(dump, caplog, monkeypatch):
-    monkeypatch.setattr("logitcache.dump.fill._ENOUGH", 100)
+    monkeypatch.setattr("logitcache.runtime.wording._ENOUGH", 100)
     wrong = nn.Sequential(tiny.net(tiny.CLASSES), Constant())
     dump(teacher=wrong)
-    assert any("which is chance (20.00%)" in one and "'mean'" in one for one in caplog.messages)
+    assert any(
+        "which is chance (20.00%)" in one and "mean and std" in one and "`class_map`" in one for one in caplog.messages
+    )
 
 
 class Constant(nn.Module):

@@ -78,7 +78,7 @@ def test_rows_are_gathered_and_decoded_on_the_device_and_every_method_takes_them
     with gpu:
         targets = CachedTargets(cache, CUDA)
         targets.begin(Stretch((view,)), Stretch((view,)))
-        rows = targets.of(0, samples)
+        rows = targets.held(0).of(samples)
         targets.close()
         assert on_gpu(rows.values if isinstance(rows, TopKRows) else rows)
         labels = to_device(torch.from_numpy(cache.labels()[samples]).long(), CUDA)

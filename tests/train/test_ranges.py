@@ -19,14 +19,14 @@ FIELDS = {one.name: option_of(one).form for one in options_in(TrainSettings) if 
 @pytest.mark.parametrize("name", [name for name in FIELDS if name not in LATER])
 def test_a_number_out_of_range_is_one_sentence(name, value):
     given = {"amp": True} if name == "amp_dtype" else {}
-    with pytest.raises(LogitCacheError, match=rf"^--{name.replace('_', '-')} must be "):
+    with pytest.raises(LogitCacheError, match=rf"^`{name}` must be "):
         TrainSettings(**given, **{name: value})
 
 
 @pytest.mark.parametrize("value", ["x", True, [1]], ids=str)
 @pytest.mark.parametrize("name", LATER)
 def test_what_is_no_number_is_one_sentence(name, value):
-    with pytest.raises(LogitCacheError, match=rf"^--{name.replace('_', '-')} must be "):
+    with pytest.raises(LogitCacheError, match=rf"^`{name}` must be "):
         TrainSettings(**{name: value})
 
 

@@ -267,7 +267,7 @@ class MappedImages:
                 _refuse_deep(image)
                 image = _upright(image, self)
             return _pixels(image, sample)
-        except LogitCacheError:
+        except UnreadableError:
             raise
         except Exception as error:  # a lazy image decodes only now
             raise self._unreadable(sample, error) from error

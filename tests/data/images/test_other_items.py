@@ -88,8 +88,8 @@ def test_items_by_name_as_hugging_face_gives_them():
     assert found.classes == ("ant", "bee", "cow")
     assert found.labels.tolist() == [0, 1, 2] * 4
     assert found.image(7)[0, 0, 0] == 7
-    with pytest.raises(UnreadableError, match="the item has pixels, y; expected image and label"):
-        as_samples(Items(lambda n: {"pixels": image(n), "y": 0}))
+    with pytest.raises(UnreadableError, match="its columns y, z could each be a label: rename the right one 'label'"):
+        as_samples(Items(lambda n: {"pixels": image(n), "y": 0, "z": 1}))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_items_by_name_as_hugging_face_gives_them():
         (Stream(), "the data set is of type Stream; .* asked for by number"),
         (DataLoader(TensorDataset(torch.zeros(3, 1))), "of type DataLoader; .* Of a loader give its data set"),
         ((one for one in ()), "of type generator"),
-        (Unsure(image), "Unsure does not say how many items it has: TypeError: who knows"),
+        (Unsure(image), "data set Unsure does not say what is in it: TypeError: who knows"),
         (Items(image, 0), "Items is empty"),
         (Items(lambda n: (image(n),)), "the item is a tuple of length 1; expected"),
         (Items(image), "the item is a Image; expected"),
@@ -134,5 +134,5 @@ def broken(_split):
 
 def test_a_factory_that_fails_is_one_sentence(monkeypatch):
     monkeypatch.setattr(tiny, "broken", broken, raising=False)
-    with pytest.raises(InputError, match="tiny:broken could not make its data set: RuntimeError: no such$"):
+    with pytest.raises(InputError, match="data set tiny:broken cannot be made: RuntimeError: no such$"):
         as_samples("tiny:broken")
