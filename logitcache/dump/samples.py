@@ -70,7 +70,7 @@ def choose_samples(data: Any, out: str | Path, settings: DumpSettings) -> tuple[
     part = leave_out(part, sorted(excluded | reasons.keys()))
     if len(opened.classes) == 1:
         _LOG.warning(
-            "the data has one class alone, %s: no logits say anything of it. Is --data one folder too high or too low?",
+            "the data has one class alone, %s: no logits say anything of it. Is the folder given one too high or too low?",
             opened.classes[0],
         )
     log_left_out(part)

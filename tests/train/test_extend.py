@@ -162,13 +162,13 @@ def test_the_command_line_trains_on(run, npz, tmp_path):
 
 def test_milestones_that_no_epoch_comes_to_are_warned_of(train, caplog, tmp_path):
     train(decay_milestones=[1, 2, 5])
-    assert "--decay-milestones 2,5 are never reached: the run ends after 2 epochs" in caplog.text
+    assert "`decay_milestones` 2,5 are never reached: the run ends after 2 epochs" in caplog.text
     caplog.clear()
     train(decay_milestones=[1], epochs=1, out=tmp_path / "one")
-    assert "--decay-milestones 1 is never reached: the run ends after 1 epoch" in caplog.text
+    assert "`decay_milestones` 1 is never reached: the run ends after 1 epoch" in caplog.text
     caplog.clear()
     train(decay_milestones=[1], sched="cosine", out=tmp_path / "cosine")
-    assert "--decay-milestones does nothing with --sched cosine" in caplog.text
+    assert "`decay_milestones` does nothing with `sched` cosine" in caplog.text
     caplog.clear()
     train(decay_milestones=[1], out=tmp_path / "fine")
     assert not caplog.text
