@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
-from typer.exceptions import TyperException
 
 from logitcache.errors import LogitCacheError, first_line, reason_of, speaking_to_the_command_line
 from logitcache.runtime.memory import keep_freed_memory
@@ -37,6 +36,11 @@ from .verify import verify
 __all__ = ["app", "main"]
 
 
+_USAGE_ERRORS: type[Any] = typer.BadParameter.__mro__[
+    2
+]  # ClickException, which has another home in each version of Typer
+
+
 class _Boundary(TyperGroup):
     """Turns errors into one sentence on stderr and exit code 1, what nobody expected too; usage errors keep 2."""
 
@@ -47,7 +51,7 @@ class _Boundary(TyperGroup):
     def _invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (TyperException, typer.Exit, typer.Abort, BrokenPipeError):
+        except (_USAGE_ERRORS, typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt as error:
             typer.echo(STOPPED, err=True)

@@ -3,6 +3,9 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault(
+    "CUDA_VISIBLE_DEVICES", ""
+)  # they compare bits, which a GPU computes otherwise; set it to test on one
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `import logitcache` does, for the tests with two
 
 from collections.abc import Callable, Iterator

@@ -28,6 +28,7 @@ from logitcache.teachers.recorded import recorded_teacher
 
 __all__ = ["Job", "prepare"]
 
+_LARGEST_BATCH = 8192  # rows
 _MANY_CLASSES = 1000  # up to here a full row of float16 is 2 kB
 _TOP_K = 64
 _PREPROCESSING = ("mean", "std", "image_size", "crop_pct")
@@ -191,7 +192,7 @@ def _manifest(
 def _largest_batch(
     networks: Sequence[Network], entries: Sequence[dict[str, Any]], manifest: Manifest, device: torch.device
 ) -> int:
-    """Run blank batches to find out now which fits in memory."""
+    """Run blank batches to find out now which fits in memory; no batch is larger than a block, whose rows it would be filled up beyond."""
 
     def attempt(size: int) -> None:
         for network, entry in zip(networks, entries, strict=True):
@@ -199,7 +200,7 @@ def _largest_batch(
             for _ in one.rows(one.preprocessing.blank(size)):
                 pass
 
-    return largest_fitting(attempt)
+    return largest_fitting(attempt, most=min(_LARGEST_BATCH, manifest.block_rows, manifest.view_rows))
 
 
 def _entry(slug: str, network: Network, inputs: Inputs, class_map: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -110,9 +110,8 @@ def compile_function(function: Callable[..., Any], label: str) -> Callable[..., 
         function: A network or a function.
         label: Subject of the error message, e.g. "the student".
     """
-    warnings.filterwarnings(
-        "ignore", message="The .grad attribute of a Tensor that is not a leaf"
-    )  # torch's own, as it traces
+    for message in ("The .grad attribute of a Tensor that is not a leaf", "TensorFloat32 tensor cores"):  # torch's own
+        warnings.filterwarnings("ignore", message=message)
     run = torch.compile(function)
 
     def called(*inputs: Any, **switches: Any) -> Any:
@@ -139,5 +138,5 @@ def explain_oom(batch_size: int) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise InputError(
-            f"memory ran out with batches of {batch_size:,}: lower --batch-size ({first_line(error)})"
+            f"memory ran out with batches of {batch_size:,}: lower --batch-size ({first_line(error).partition(' GPU ')[0]})"
         ) from error

@@ -257,5 +257,6 @@ class FileLock:
         """Do nothing: the operating system keeps it for us."""
 
     def close(self) -> None:
-        """Unlock."""
+        """Unlock, also for copies of the file in processes that were forked from this one."""
+        fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()

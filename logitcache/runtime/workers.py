@@ -183,6 +183,7 @@ def begin_worker(_worker: int) -> None:
     sys.excepthook = lambda *_: None
 
 
+_PATIENCE = 1.0  # seconds
 _streams: "weakref.WeakSet[Any]" = weakref.WeakSet()  # torch's iterators, which own processes
 
 
@@ -205,10 +206,34 @@ def _end_processes(stream: Any, owner: int) -> None:
     if stream._worker_pids_set:  # noqa: SLF001  (else torch would report what follows as a failure)
         _C._remove_worker_pids(id(stream))  # noqa: SLF001
         stream._worker_pids_set = False  # noqa: SLF001
+    pinned = _end_pinning(stream)
     for process in stream._workers:  # noqa: SLF001
         with contextlib.suppress(ValueError, OSError):
             process.kill()
-    stream._shutdown_workers()  # noqa: SLF001
+    if pinned:
+        stream._shutdown_workers()  # noqa: SLF001
+        return
+    stream._shutdown = True  # noqa: SLF001  (torch would wait for the thread)
+    for process in stream._workers:  # noqa: SLF001
+        process.join(_PATIENCE)
+
+
+def _end_pinning(stream: Any) -> bool:
+    """End the thread that moves batches to page-locked memory before the workers whose batches it fetches.
+
+    It would print a traceback, and torch would wait for it up to 5 s. Python may collect circles, and so get here, in that thread.
+
+    Returns:
+        Whether there is no such thread any more.
+    """
+    thread = getattr(stream, "_pin_memory_thread", None)
+    if thread is None:
+        return True
+    stream._pin_memory_thread_done_event.set()  # noqa: SLF001
+    stream._worker_result_queue.put((None, None))  # noqa: SLF001
+    if thread is not threading.current_thread():
+        thread.join(_PATIENCE)
+    return not thread.is_alive()
 
 
 _report_deaths: Any = None  # torch's handler of SIGCHLD, once it has set it

@@ -178,20 +178,20 @@ class Teachers:
             member.close()
 
 
-def largest_fitting(attempt: Callable[[int], object], first: int = 64, most: int = 8192) -> int:
+def largest_fitting(attempt: Callable[[int], object], most: int, first: int = 64) -> int:
     """Return the largest batch that fits, doubling from the first on.
 
     Args:
         attempt: Runs a batch of so many rows; raises InputError where memory runs out.
-        first: Rows of the smallest batch.
         most: Rows of the largest.
+        first: Rows of the smallest batch, unless `most` is smaller.
 
     Raises:
         InputError: Not even the first fits.
     """
-    attempt(first)
-    size = first
-    while size < most:
+    size = min(first, most)
+    attempt(size)
+    while 2 * size <= most:
         try:
             attempt(2 * size)
         except InputError:

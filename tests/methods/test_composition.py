@@ -406,7 +406,7 @@ def test_a_name_may_lead_to_a_composed_loss(monkeypatch):
         (BETA, {"settings": {"beta": 3}}, r"get_loss\(rld, beta=4\) is a finished loss, so beta cannot be given"),
         (BETA, {"preset": "same-t"}, r"so preset cannot be given beside it: give them to get_loss"),
         (two, {}, r"two cannot be called with student, teacher and labels: too many positional"),
-        (careless, {}, r"careless cannot be called with student, teacher and labels: missing a required argument: 'power'"),
+        (careless, {}, r"careless cannot be called with student, teacher and labels: missing a required (keyword-only )?argument: 'power'"),
         (Halved, {}, "the method is the class Halved; expected one of its objects"),
         (OWN, {"settings": {"beta": 3}}, r"Method\(.*:halved\) has no parameter 'beta'"),
         ("get_loss(rld, beta=4)", {}, "was given as an object, from Python; give the same object"),

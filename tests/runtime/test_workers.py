@@ -2,9 +2,11 @@
 
 import gc
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -20,7 +22,7 @@ from logitcache.data.images.rendering import Renderer, preprocessing_for
 from logitcache.data.images.sets import MappedImages
 from logitcache.data.images.views import make_views
 from logitcache.errors import InputError
-from logitcache.runtime.workers import Failure, pack, unpack
+from logitcache.runtime.workers import Failure, _end_processes, pack, unpack
 
 ENDED = r"^a worker process that decodes images has ended \(.*--shm-size.*`workers` 0 decodes in this process\.$"
 
@@ -265,3 +267,43 @@ def test_memory_that_processes_share_holds_a_batch():
     (batch,) = renderer.batches(make_views("none", 1, 0)[0], [np.arange(8)])
     assert batch.inputs[0].is_shared()
     assert torch.equal(batch.inputs[0][3], data.image(3))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_thread_that_pins_memory_ends_before_the_workers_that_it_listens_to(inside):
+    """As on a GPU, with a stand-in for torch's iterator: the thread would print a traceback and be waited for."""
+    alive_at_kill, shut = [], []
+
+    class Process:
+        def kill(self):
+            alive_at_kill.append(thread.is_alive())
+
+        def join(self, _timeout):
+            pass
+
+    class Stream:
+        _worker_pids_set = False
+        _workers = (Process(), Process())
+        _worker_result_queue = queue.Queue()
+        _pin_memory_thread_done_event = threading.Event()
+
+        def _shutdown_workers(self):
+            shut.append(True)
+
+    stream = Stream()
+
+    def listen():
+        if inside:  # Python collects circles whenever it likes
+            _end_processes(stream, os.getpid())
+        while stream._worker_result_queue.get() != (None, None):
+            pass
+
+    stream._pin_memory_thread = thread = threading.Thread(target=listen)
+    thread.start()
+    if not inside:
+        _end_processes(stream, os.getpid())
+    thread.join(5)
+    assert not thread.is_alive()
+    assert alive_at_kill == [inside, inside]
+    assert shut == ([] if inside else [True])
+    assert stream._pin_memory_thread_done_event.is_set()

@@ -207,15 +207,18 @@ def test_weights_that_do_not_belong_to_teachers_are_refused(dump, teachers, weig
         dump(teacher=teachers, teacher_weights=weights)
 
 
-@pytest.mark.parametrize(("room", "expected"), [(64, 64), (300, 256), (10**9, 8192)])
-def test_the_largest_batch_that_fits_is_found_by_doubling(room, expected):
+@pytest.mark.parametrize(
+    ("room", "most", "expected"),
+    [(64, 8192, 64), (300, 8192, 256), (10**9, 8192, 8192), (10**9, 300, 256), (10**9, 40, 40)],
+)
+def test_the_largest_batch_that_fits_is_found_by_doubling(room, most, expected):
     def attempt(rows):
         if rows > room:
             raise InputError("memory ran out")
 
-    assert largest_fitting(attempt) == expected
+    assert largest_fitting(attempt, most) == expected
     with pytest.raises(InputError):
-        largest_fitting(attempt, first=10**10)
+        largest_fitting(attempt, 10**11, first=10**10)
 
 
 def test_an_automatic_batch_size_is_recorded_and_kept(dump, run, npz):

@@ -111,7 +111,11 @@ def train_words(cache, words):
     return ["-m", "logitcache", "train", cache.place.path, *words.split()]
 
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(tiny.HERE), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(tiny.HERE), os.environ.get("PYTHONPATH", "")]),
+    "OMP_NUM_THREADS": "1",
+}
 
 
 @pytest.fixture(scope="module")
