@@ -18,7 +18,7 @@ from logitcache.data.open import as_samples, find_modality, modality_of, part_of
 from logitcache.data.protocol import Ids, Modality, Samples, View, offsets_of, whole_of
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.runtime.wording import counted
-from logitcache.store import Cache, rows_of
+from logitcache.store import Cache, is_among, rows_of
 
 __all__ = ["cache_modality", "cache_views", "check_inputs", "check_samples", "recorded_data"]
 
@@ -153,7 +153,7 @@ def check_inputs(cache: Cache, samples: Samples, view: View, ids: Ids) -> None:
     Raises:
         CacheMismatchError: A sample is rendered differently.
     """
-    ids = ids[~np.isin(ids + whole_of(samples)[1], excluded_of(samples))]
+    ids = ids[~is_among(ids + whole_of(samples)[1], excluded_of(samples))]
     if not len(ids):
         return
     rows, modality = rows_of(offsets_of(samples), ids), modality_of(samples)

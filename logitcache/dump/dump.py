@@ -146,14 +146,16 @@ def _filled(
 def _missing(writer: CacheWriter, job: Job, ranks: Ranks, name: str) -> list[tuple[int, int]]:
     """List the blocks to be written, (view, block): those that are not there, and those that leave out other samples."""
     if ranks.leads:
-        gone = set(excluded_of(job.samples).tolist())
-        if gone or any(writer.committed.values()):
+        gone = excluded_of(job.samples)
+        if len(gone) or any(writer.committed.values()):
             offsets = offsets_of(job.samples)
             stale = [
                 (view, block)
                 for (view, block), left_out in writer.committed.items()
-                if left_out_of(job, job.views[view], samples_in(job.manifest, offsets, block), gone, gone)
-                != set(left_out)
+                if tuple(
+                    left_out_of(job, job.views[view], samples_in(job.manifest, offsets, block), gone, gone).tolist()
+                )
+                != left_out
             ]
             if stale:
                 writer.take_back(stale)
@@ -204,25 +206,22 @@ def _probe(job: Job, seed: int) -> tuple[Ids, dict[str, NDArray[np.float32]], di
         exact[slug][np.searchsorted(probed, ids)] = values
         refuse_unusable(values, ids, view, job.samples, job.teachers[slug].name)
         _warn_of_probabilities(values, job.teachers[slug].name)
-    again = without(job, samples, set(excluded_of(job.samples).tolist()) | failed.keys())
+    again = without(job, samples, np.union1d(excluded_of(job.samples), np.array(list(failed), np.int64)))
     _refuse_random_teachers(job, again[: manifest.batch_size], probed, exact)
     return probed, exact, failed
 
 
 def _shows_excluded(job: Job, rows: Ids) -> NDArray[np.bool_]:
     """Return which rows of the first view are of samples that are left out, or would be mixed with one, [P]."""
-    gone = set(excluded_of(job.samples).tolist())
-    samples = samples_of(offsets_of(job.samples), rows)
-    if not gone:
-        return np.zeros(len(rows), np.bool_)
-    return np.array([bool(left_out_of(job, job.views[0], samples[[n]], gone, gone)) for n in range(len(rows))])
+    gone, samples = excluded_of(job.samples), samples_of(offsets_of(job.samples), rows)
+    return np.array([len(left_out_of(job, job.views[0], samples[[n]], gone, gone)) > 0 for n in range(len(rows))])
 
 
 def _ask_for(job: Job, samples: Ids, wanted: Ids) -> tuple[Ids, dict[str, NDArray[np.float32]], dict[int, str]]:
     """Run every teacher on samples of the first view: the ids of their rows that are wanted, the logits of these, what failed."""
     found, parts = [np.empty(0, np.int64)], {slug: list[torch.Tensor]() for slug in job.teachers}
     failed: dict[int, str] = {}
-    gone = set(excluded_of(job.samples).tolist())
+    gone = excluded_of(job.samples)
     asked = [one for one in split(samples, job.manifest.batch_size) if len(without(job, one, gone))]
     stream = job.renderer.batches(job.views[0], [without(job, one, gone) for one in asked])
     for every, batch in zip(asked, stream, strict=True):

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from logitcache.runtime.processes import Ranks
 from logitcache.runtime.progress import OnProgress, Progress
 from logitcache.runtime.tensors import map_tensors
 from logitcache.runtime.wording import bytes_text, chance_words, is_chance
-from logitcache.store import CacheWriter, Manifest, samples_of
+from logitcache.store import CacheWriter, Manifest, is_among, samples_of
 from logitcache.teachers.forward import Teachers
 
 __all__ = ["Filler", "ask", "left_out_of", "refuse_unusable", "samples_in", "split", "without"]
@@ -43,7 +42,7 @@ class Filler:
     ) -> None:
         self._writer, self._job, self._ranks = writer, job, ranks
         self._teachers, self._views, self._offsets = job.teachers, job.views, offsets_of(job.samples)
-        self._excluded, self._reasons = set(excluded_of(job.samples).tolist()), dict[int, str]()
+        self._excluded, self._reasons = excluded_of(job.samples), dict[int, str]()
         self._should_stop, self._on_progress = should_stop, on_progress
         self._right = dict.fromkeys(job.teachers, 0)
         self._seen, self._bytes, self._began = 0, 0, time.perf_counter()
@@ -64,13 +63,14 @@ class Filler:
         self._before = self._total - sum(last - first for first, last in (manifest.span(block) for _, block in missing))
         for view in self._views:
             blocks = [block for v, block in mine if v == view.index]
-            gone = self._excluded | self._reasons.keys()
+            gone = np.union1d(self._excluded, np.array(list(self._reasons), np.int64))
             batches = {block: split(self._samples(block), manifest.batch_size) for block in blocks}
             kept = (without(self._job, ids, gone) for of_block in batches.values() for ids in of_block)
             stream = self._job.renderer.batches(view, [ids for ids in kept if len(ids)])
             for block in blocks:
                 rows, left_out = self._block(view, block, stream, batches[block], gone)
-                left_out |= left_out_of(self._job, view, self._samples(block), gone, self._excluded)
+                missing_here = left_out_of(self._job, view, self._samples(block), gone, self._excluded)
+                left_out |= set(missing_here.tolist())
                 self._bytes += self._writer.write(view.index, block, rows, sorted(left_out))
                 if self._should_stop() and (view.index, block) != mine[-1]:
                     raise self._stopped()
@@ -96,7 +96,7 @@ class Filler:
         return samples_in(self._writer.manifest, self._offsets, block)
 
     def _block(
-        self, view: View, block: int, stream: Iterator[Any], batches: Sequence[Ids], gone: AbstractSet[int]
+        self, view: View, block: int, stream: Iterator[Any], batches: Sequence[Ids], gone: Ids
     ) -> tuple[dict[str, NDArray[np.generic]], set[int]]:
         """Compute the rows of a block; the host waits for the device at its end.
 
@@ -218,22 +218,22 @@ def ask(
         begin = end
 
 
-def left_out_of(job: Job, view: View, samples: Ids, gone: AbstractSet[int], unmixed: AbstractSet[int]) -> set[int]:
-    """Return what is missing of a stretch of a view because samples are left out: their ids in the whole data set.
+def left_out_of(job: Job, view: View, samples: Ids, gone: Ids, unmixed: Ids) -> Ids:
+    """Return what is missing of a stretch of a view because samples are left out: their ids in the whole data set, ascending.
 
     Args:
         job: The dump.
         view: The view.
         samples: The stretch, as ids in the data set that is dumped.
-        gone: Ids in the whole data set of samples that have no rows.
-        unmixed: Those that are not mixed into others.
+        gone: Ids in the whole data set, ascending, of samples that have no rows.
+        unmixed: Those that are not mixed into others, ascending.
     """
-    if not gone and not unmixed:
-        return set()
+    if not len(gone) and not len(unmixed):
+        return gone
     _, first = whole_of(job.samples)
     kept = without(job, samples, gone)
-    shown = set(shown_beside(job.samples, view, kept).tolist())
-    return set((np.setdiff1d(samples, kept) + first).tolist()) | (shown & unmixed)
+    shown = shown_beside(job.samples, view, kept)
+    return np.union1d(np.setdiff1d(samples, kept) + first, shown[is_among(shown, unmixed)])
 
 
 def _chosen(parts: Sequence[torch.Tensor], where: torch.Tensor) -> NDArray[np.generic]:
@@ -251,10 +251,10 @@ def _placed(found: NDArray[np.generic], at: Ids, filler: NDArray[np.generic], bl
     return rows
 
 
-def without(job: Job, samples: Ids, gone: AbstractSet[int]) -> Ids:
-    """Return some samples of a data set without others, which are named by their ids in the whole data set."""
+def without(job: Job, samples: Ids, gone: Ids) -> Ids:
+    """Return some samples of a data set without others, which are named by their ids in the whole data set, ascending."""
     _, first = whole_of(job.samples)
-    return samples[~np.isin(samples + first, list(gone))] if gone else samples
+    return samples[~is_among(samples + first, gone)] if len(gone) else samples
 
 
 def samples_in(manifest: Manifest, offsets: Ids | None, block: int) -> Ids:

@@ -19,7 +19,7 @@ from logitcache.data import Ids, View, kept_of, modality_of, render
 from logitcache.data.contract import cache_views, check_inputs, recorded_data
 from logitcache.encoding import TopKRows, dense
 from logitcache.errors import InputError
-from logitcache.store import Cache, open_cache
+from logitcache.store import Cache, is_among, open_cache
 from logitcache.train.loader import Loader, refuse_mixed
 from logitcache.train.order import sampled
 from logitcache.train.targets import RowDecoder, ViewRows
@@ -52,7 +52,7 @@ class EpochRows:
     def logits(self, samples: Sequence[int] | Ids, temperature: float | None = None) -> Tensor | TopKRows:
         """Return the logits of some rows: see `TeacherRows.logits`."""
         cache, ids = self._cache, _row_ids(samples, self._cache.manifest.view_rows)
-        if cache.manifest.excluded and len(gone := ids[~cache.kept_rows()[ids]]):
+        if len(gone := ids[is_among(ids, self._rows.left_out)]):
             raise InputError(
                 f"{cache.place} leaves out sample {gone[0]}: `cache.kept()` lists the samples it has rows for"
             )

@@ -110,7 +110,7 @@ def windowed(
         seed: Seed of the order.
         epoch: Number of the epoch, from 0.
         offsets: Row at which each sample begins, [N + 1]; None where each sample is one row.
-        kept: Samples that are not left out; None: all.
+        kept: Samples that are not left out, ascending; None: all.
         least: Windows of fewer samples are left out.
 
     Returns:
@@ -168,8 +168,8 @@ def _begun(block: int, rows: int, block_rows: int, offsets: Ids | None, kept: Id
     """Return the samples whose first row is in a block; those without rows, and those that are left out, are nowhere."""
     span = block * block_rows, min((block + 1) * block_rows, rows)
     begins = span if offsets is None else np.searchsorted(offsets[:-1], span)
-    found = with_rows(offsets, np.arange(*begins))
-    return found if kept is None else only(found, kept)
+    found = np.arange(*begins) if kept is None else kept[slice(*np.searchsorted(kept, begins))]
+    return with_rows(offsets, found)
 
 
 def _with_spills(chosen: tuple[int, ...], rows: int, block_rows: int, offsets: Ids | None) -> tuple[int, ...]:

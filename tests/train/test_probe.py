@@ -141,6 +141,17 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
+def test_windows_of_kept_samples_are_those_of_all_without_the_others():
+    offsets = np.cumsum([0, *np.random.RandomState(0).randint(0, 5, 200)])
+    for rows, begins, samples in ((300, None, 300), (int(offsets[-1]), offsets, 200)):
+        kept = np.setdiff1d(np.arange(samples), np.arange(0, samples, 7))
+        for (blocks, every), (same_blocks, some) in zip(
+            windowed(rows, 49, 2, 1, 0, begins), windowed(rows, 49, 2, 1, 0, begins, kept), strict=True
+        ):
+            assert blocks == same_blocks
+            assert set(some.tolist()) == set(every.tolist()) & set(kept.tolist())
+
+
 @pytest.mark.parametrize("least", [1, 56])
 def test_windows_are_as_long_as_they_are_said_to_be(least):
     offsets = np.cumsum([0, *np.random.RandomState(0).randint(0, 5, 200)])
