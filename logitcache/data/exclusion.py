@@ -4,19 +4,21 @@ A sample that is left out keeps its id, so that nothing that was made before has
 without (`excluded`), because a view that mixes samples must not show them either.
 """
 
+import contextlib
 import copy
 import itertools
 import logging
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from logitcache.data.protocol import Ids, View, whole_of
-from logitcache.errors import InputError, UnreadableError
-from logitcache.store import kept_mask
+from logitcache.errors import InputError, LogitCacheError, UnreadableError
+from logitcache.store import Cache, kept_mask
 
 __all__ = [
     "Exclude",
@@ -24,10 +26,12 @@ __all__ = [
     "excluded_of",
     "exclusion_numbers",
     "kept_of",
+    "kept_unreadable",
     "leave_out",
     "log_left_out",
     "name_samples",
     "read_exclusions",
+    "reading_beside",
     "refuse_most",
     "refuse_unreadable",
     "remedy_for",
@@ -51,14 +55,47 @@ class Reading:
     Attributes:
         tolerant: Whether samples that cannot be read are named in the data set's `unreadable` instead of raising an error.
         unasked: Ids of samples that are not read to find their class: they are left out.
-        labels: Class by sample id, where it is known, for samples that are not or cannot be read; others have class 0 then.
+        labels: Known classes of a stretch of samples, [n], for those that are not or cannot be read; others have class 0 then.
+        first: Id of the first sample of that stretch.
         exif_orientation: Whether images are turned as their EXIF orientation says.
     """
 
     tolerant: bool = False
     unasked: frozenset[int] = frozenset()
-    labels: Mapping[int, int] = field(default_factory=dict)
+    labels: Sequence[int] | NDArray[np.integer[Any]] = ()
+    first: int = 0
     exif_orientation: bool = False
+
+    def known_label(self, sample: int) -> int:
+        """Return the known class of a sample, or 0."""
+        inside = 0 <= sample - self.first < len(self.labels)
+        return int(self.labels[sample - self.first]) if inside else 0
+
+
+def reading_beside(
+    cache: Cache | None, exclude: Exclude | None, *, tolerant: bool = False, exif_orientation: bool = False
+) -> Reading:
+    """Return how to read a data set of which a cache may hold labels and exclusions: without asking samples that are left out.
+
+    Args:
+        cache: The cache, finished or not.
+        exclude: Samples to leave out besides.
+        tolerant: Whether samples that cannot be read are named instead of raising an error; they are in any case if any are left out.
+        exif_orientation: Whether images are turned as their EXIF orientation says.
+    """
+    recorded = frozenset[int]() if cache is None else frozenset(cache.manifest.excluded)
+    reading = Reading(
+        tolerant=tolerant or bool(recorded) or exclude is not None,
+        unasked=exclusion_numbers(exclude) | recorded,
+        exif_orientation=exif_orientation,
+    )
+    if (
+        cache is None or not reading.tolerant or cache.manifest.rows is not None
+    ):  # several rows of a sample: no label is its own
+        return reading
+    with contextlib.suppress(LogitCacheError):  # labels that are damaged are reported where they are needed
+        return replace(reading, labels=cache.labels(), first=int(cache.manifest.data["first"]))
+    return reading
 
 
 def leave_out(samples: AnySamples, excluded: Sequence[int] | Ids) -> AnySamples:
@@ -124,6 +161,12 @@ def unreadable_of(samples: Sized) -> dict[int, str]:
     """Return what cannot be read of a whole data set, as far as it was known when it was opened: sample id to the reason."""
     found: dict[int, str] = getattr(whole_of(samples)[0], "unreadable", {})
     return found
+
+
+def kept_unreadable(samples: Sized) -> dict[int, str]:
+    """Return those of `unreadable_of` that are not left out."""
+    gone = set(excluded_of(samples).tolist())
+    return {sample: reason for sample, reason in unreadable_of(samples).items() if sample not in gone}
 
 
 def refuse_unreadable(samples: Sized, reasons: Mapping[int, str]) -> None:

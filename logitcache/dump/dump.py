@@ -126,7 +126,7 @@ def _filled(
     A sample that could not be read in one view was perhaps read in another, whose block is written once more then.
     """
     for number in itertools.count():
-        filler = Filler(writer, job, ranks, callbacks.should_stop, callbacks.on_step)
+        filler = Filler(writer, job, ranks, callbacks.should_stop, callbacks.on_step, number)
         filler.fill(missing)
         if ranks.leads:
             writer.read_committed()

@@ -39,12 +39,24 @@ class Filler:
         ranks: Ranks,
         should_stop: Callable[[], bool],
         on_progress: OnProgress,
+        number: int = 0,
     ) -> None:
+        """Take what is needed to fill blocks.
+
+        Args:
+            writer: Writes the cache.
+            job: The dump.
+            ranks: The processes that share the blocks.
+            should_stop: Called after every batch; returns whether to stop.
+            on_progress: Called after every batch.
+            number: How often blocks were filled before: rows written again are counted from 0.
+        """
         self._writer, self._job, self._ranks = writer, job, ranks
         self._teachers, self._views, self._offsets = job.teachers, job.views, offsets_of(job.samples)
         self._excluded, self._reasons = excluded_of(job.samples), dict[int, str]()
         self._should_stop, self._on_progress = should_stop, on_progress
         self._right = dict.fromkeys(job.teachers, 0)
+        self._counter = f"rows-{number}"
         self._seen, self._bytes, self._began = 0, 0, time.perf_counter()
 
     def fill(self, missing: Sequence[tuple[int, int]]) -> None:
@@ -161,7 +173,7 @@ class Filler:
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
     def _report(self, view: View, rows: int) -> None:
-        done = self._ranks.add("rows", rows)
+        done = self._ranks.add(self._counter, rows)
         speed = done / max(time.perf_counter() - self._began, 1e-9)
         notes = [f"view {view.index + 1}/{len(self._views)}", f"{speed:,.0f} rows/s"]
         if self._ranks.world > 1:  # of the others only the rows are known here

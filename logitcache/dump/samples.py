@@ -9,10 +9,9 @@ from typing import Any
 
 from logitcache.data import Samples, as_samples, excluded_of, kept_of, leave_out, modality_of, part_of, whole_of
 from logitcache.data.exclusion import (
-    Reading,
-    exclusion_numbers,
     log_left_out,
     read_exclusions,
+    reading_beside,
     refuse_most,
     refuse_unreadable,
     unreadable_of,
@@ -48,13 +47,8 @@ def choose_samples(data: Any, out: str | Path, settings: DumpSettings) -> tuple[
     """
     begun = _begun(out)
     recorded = [] if begun is None else list(begun.manifest.excluded)
-    tolerant = bool(recorded) or settings.exclude is not None or settings.skip_unreadable
-    labels = {} if begun is None or not tolerant else _labels(begun)
-    reading = Reading(
-        tolerant=tolerant,
-        unasked=exclusion_numbers(settings.exclude) | set(recorded),
-        labels=labels,
-        exif_orientation=settings.exif_orientation,
+    reading = reading_beside(
+        begun, settings.exclude, tolerant=settings.skip_unreadable, exif_orientation=settings.exif_orientation
     )
     opened = as_samples(data, reading=reading)
     if settings.skip_unreadable or settings.check_data:
@@ -96,16 +90,6 @@ def _begun(out: str | Path) -> Cache | None:
     with contextlib.suppress(LogitCacheError):
         return open_cache(out, unfinished=True)
     return None
-
-
-def _labels(begun: Cache) -> dict[int, int]:
-    """Return the recorded class of each sample, by its id in the data set; none where a sample has several rows."""
-    if begun.manifest.rows is not None:
-        return {}
-    with contextlib.suppress(LogitCacheError):
-        first = int(begun.manifest.data["first"])
-        return dict(enumerate(begun.labels().tolist(), first))
-    return {}
 
 
 def recorded_exclusions(samples: Samples, views: Sequence[Any]) -> tuple[int, ...]:

@@ -194,8 +194,13 @@ def test_a_sample_that_fails_in_one_view_alone_is_left_out_of_all(tmp_path):
             return super().__getitem__(sample)
 
     make = {"image_size": 16, "batch_size": 8, "block_rows": 16, "workers": 0, "views": 3}
-    cache = logitcache.dump_logits(tiny.net(3), Flaky(), tmp_path / "c.zarr", skip_unreadable=True, **make)
+    seen = []
+    given = make | {"skip_unreadable": True, "on_progress": seen.append}
+    cache = logitcache.dump_logits(tiny.net(3), Flaky(), tmp_path / "c.zarr", **given)
     assert cache.manifest.excluded == (37,)
+    assert (
+        seen[-1].done == max(one.done for one in seen) == seen[-1].total
+    )  # rows that are written again are counted anew
     logitcache.dump_logits(tiny.net(3), Pictures(), tmp_path / "d.zarr", exclude=[37], **make)
     ours, theirs = bytes_of(tmp_path / "c.zarr"), bytes_of(tmp_path / "d.zarr")
     differing = {name for name in ours if ours[name] != theirs[name]}

@@ -247,7 +247,7 @@ class MappedImages:
                 if not reading.tolerant:
                     raise
                 self.unreadable[sample] = error.reason
-        return reading.labels.get(sample, 0)
+        return reading.known_label(sample)
 
     def __len__(self) -> int:
         return len(self.labels)
