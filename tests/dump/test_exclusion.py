@@ -356,12 +356,13 @@ def test_training_leaves_them_out_cached_and_live(cache, tmp_path, caplog):
 
 
 def test_a_bounded_memory_leaves_them_out_too(cache, tmp_path):
-    from logitcache.train.order import first_window, only, shuffled, windowed
+    from logitcache.train.order import Windows, only, shuffled
 
     kept = cache.kept()
-    windows = windowed(60, 16, 1, 0, 0, kept=kept)
+    bounded = Windows(60, 16, 1, 0, kept=kept)
+    windows = bounded.epoch(0)
     assert np.array_equal(np.sort(np.concatenate([order for _, order in windows])), kept)
-    assert windows[0][0] == first_window(60, 16, 1, 0, 0, kept=kept)
+    assert windows[0][0] == bounded.first(0)
     assert np.array_equal(np.sort(only(shuffled(60, 0, 0), kept)), kept)
     budget = 2 * 16 * cache.fields("sequential").itemsize
     result = train_student(
