@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -115,11 +115,18 @@ class Filler:
         Returns:
             Rows of every array, and the ids in the whole data set of samples that could not be read.
         """
+        computed = self._computed(view, block, stream, batches, gone)
+        refuse_most(self._job.samples, computed.failed, len(self._samples(block)), "samples of a block")
+        rows = self._rows(view, block, computed)
+        self._reasons |= computed.failed
+        return rows, set(computed.failed)
+
+    def _computed(
+        self, view: View, block: int, stream: Iterator[Any], batches: Sequence[Ids], gone: Ids
+    ) -> "_Computed":
+        """Run the teachers on the batches of a block."""
         first, last = self._writer.manifest.span(block)
-        ids, digests = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
-        parts: dict[str, list[Mapping[str, torch.Tensor]]] = {slug: [] for slug in self._teachers}
-        right: dict[str, list[torch.Tensor]] = {slug: [] for slug in self._teachers}
-        failed: dict[int, str] = {}
+        computed = _Computed(self._teachers)
         began = time.monotonic()
         for number, asked in enumerate(batches):
             left = (time.monotonic() - began) / max(number, 1) * (len(batches) - number)
@@ -129,39 +136,42 @@ class Filler:
                 continue
             batch = next(stream)
             assert batch.digests is not None
-            failed |= batch.unreadable
+            computed.failed |= batch.unreadable
             if not len(batch.samples):
                 continue
             targets = self._job.modality.row_labels(self._job.samples, view, batch.samples)
             for slug, here, logits in ask(self._teachers, batch, targets, asked):
                 labels = targets.labels[here].to(logits.device, non_blocking=True)
                 with torch.inference_mode():
-                    parts[slug].append(self._job.encoding.encode(logits, labels))
-                    right[slug].append(logits.argmax(1) == labels)
-            digests.append(batch.digests)
-            ids.append(targets.ids)
+                    computed.columns[slug].append(self._job.encoding.encode(logits, labels))
+                    computed.right[slug].append(logits.argmax(1) == labels)
+            computed.digests.append(batch.digests)
+            computed.ids.append(targets.ids)
             self._report(view, int(((targets.ids >= first) & (targets.ids < last)).sum()))
-        refuse_most(self._job.samples, failed, len(self._samples(block)), "samples of a block")
-        found = np.concatenate(ids)
+        return computed
+
+    def _rows(self, view: View, block: int, computed: "_Computed") -> dict[str, NDArray[np.generic]]:
+        """Put what was computed of a block in the order of its rows, with fillers for samples that are left out."""
+        first, last = self._writer.manifest.span(block)
+        found = np.concatenate(computed.ids)
         inside = np.flatnonzero((found >= first) & (found < last))  # a sample's other rows are those of another block
         at = found[inside] - first
         blank = np.setdiff1d(np.arange(last - first), at) if len(at) < last - first else np.empty(0, np.int64)
-        rows: dict[str, NDArray[np.generic]] = {
-            "digests": _placed(np.concatenate(digests)[inside], at, np.zeros(len(blank), np.uint64), blank)
-        }
+        digests = np.concatenate(computed.digests)[inside]
+        rows: dict[str, NDArray[np.generic]] = {"digests": _placed(digests, at, np.zeros(len(blank), np.uint64), blank)}
         where = torch.from_numpy(inside)
         fillers = self._fillers(first + blank) if len(blank) else {}
         for slug, teachers in self._teachers.items():
-            for name in fillers or parts[slug][0]:
-                column = fillers[name][:0] if not len(at) else _chosen([one[name] for one in parts[slug]], where)
+            parts = computed.columns[slug]
+            for name in fillers or parts[0]:
+                column = _chosen([one[name] for one in parts], where) if len(at) else fillers[name][:0]
                 column = _placed(column, at, fillers.get(name, column[:0]), blank)
                 refuse_unusable(column, np.arange(first, last), view, self._job.samples, teachers.name, name)
                 rows[f"teachers/{slug}/{name}"] = column
-            self._right[slug] += int(_chosen(right[slug], where).sum()) if len(at) else 0
+            self._right[slug] += int(_chosen(computed.right[slug], where).sum()) if len(at) else 0
         self._seen += len(at)
         self._report(view, len(blank))
-        self._reasons |= failed
-        return rows, set(failed)
+        return rows
 
     def _fillers(self, rows: Ids) -> dict[str, NDArray[np.generic]]:
         """Return what stands in rows of samples that are left out, each column: a row whose logits are all 0, as it is encoded."""
@@ -194,6 +204,24 @@ class Filler:
         return CacheIncompleteError(
             f"stopped as asked: {done} of {total} blocks of {self._writer.place} are committed. {how}"
         )
+
+
+class _Computed:
+    """What was computed of a block, batch after batch.
+
+    Attributes:
+        ids: Row ids.
+        digests: Digest of each row.
+        columns: For each teacher's slug the encoded columns.
+        right: For each teacher's slug whether it is right, by row.
+        failed: What could not be read: id in the whole data set to the reason.
+    """
+
+    def __init__(self, slugs: Iterable[str]) -> None:
+        self.ids, self.digests = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        self.columns: dict[str, list[Mapping[str, torch.Tensor]]] = {slug: [] for slug in slugs}
+        self.right: dict[str, list[torch.Tensor]] = {slug: [] for slug in self.columns}
+        self.failed: dict[int, str] = {}
 
 
 def ask(
