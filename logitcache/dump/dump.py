@@ -174,12 +174,12 @@ def _checked(job: Job, ranks: Ranks, settings: DumpSettings, callbacks: Callback
 
 
 def _merged(reasons: Sequence[Mapping[Any, str]]) -> dict[int, str]:
-    """Join what several processes could not read; JSON has made words of the numbers."""
+    """Join the unreadable samples of several processes; JSON turned their ids into strings."""
     return {int(sample): why for part in reasons for sample, why in part.items()}
 
 
 def _log_left_out(job: Job) -> None:
-    """Say what could not be read and was left out."""
+    """Log the samples that were left out because they could not be read."""
     if job.reasons:
         _LOG.warning(
             "left out, because they could not be read: %s of %s samples%s",
@@ -239,16 +239,16 @@ def _ask_for(job: Job, samples: Ids, wanted: Ids) -> tuple[Ids, dict[str, NDArra
 
 
 def _refuse_random_teachers(job: Job, samples: Ids, probed: Ids, exact: dict[str, NDArray[np.float32]]) -> None:
-    """Ask for some samples once more, in another order and beside others: logits must depend on nothing but the sample."""
+    """Run the teacher again on some samples, in another order and other batches: logits must depend on the sample alone."""
     ids, again, _ = _ask_for(job, samples[::-2], probed)
     for slug, values in again.items() if len(ids) else ():
         first = exact[slug][np.searchsorted(probed, ids)]
         gaps = np.abs(first - values).max(1)
         if (worst := gaps.max(initial=0)) > _SAME * max(float(np.abs(first).max(initial=0)), 1e-30):
             raise InputError(
-                f"teacher {job.teachers[slug].name} is no function of its input: asked twice for the same samples, beside others, it "
-                f"gives other logits (row {ids[gaps.argmax()]} differs by {worst:.2g}). Dropout that evaluation mode does not end, or "
-                "batch normalization that stays in training mode, does this: mend what its eval() does."
+                f"teacher {job.teachers[slug].name} is not a function of its input: run twice on the same samples in different batches, it "
+                f"gives different logits (row {ids[gaps.argmax()]} differs by {worst:.2g}). Dropout that evaluation mode does not end, or "
+                "batch normalization that stays in training mode, does this: fix its eval()."
             )
 
 

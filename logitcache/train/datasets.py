@@ -39,7 +39,7 @@ default_collate_fn_map[TopKRows] = _stacked  # of DataLoader, also in its worker
 
 @dataclass(frozen=True, slots=True)
 class EpochRows:
-    """A teacher's logits in one epoch: whatever epoch others go to meanwhile, these stay.
+    """A teacher's logits for one epoch; a later `set_epoch` does not change them.
 
     Attributes:
         view: The view of the epoch.
@@ -64,7 +64,7 @@ class TeacherRows(Dataset[Any]):
     """A teacher's logits as a map-style data set: item i is row i, which for images is sample i.
 
     Epoch e reads view e mod V; `set_epoch` chooses it, and without it the epoch is 0. It can be passed to the workers of a DataLoader,
-    forked or spawned, persistent or not: each reads the view itself. What must come from one view is asked of `at`.
+    forked or spawned, persistent or not: each reads the view itself. Use `at` for a view and logits that belong together.
     """
 
     def __init__(self, cache: str | Path | Cache, teacher: str | None = None) -> None:

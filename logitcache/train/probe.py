@@ -1,7 +1,7 @@
-"""Does the student take what it will be given? Found out on a copy, before the first step and before anything is written.
+"""Check that the student accepts its batches: on a copy, before the first step and before anything is written.
 
-Batch normalization refuses a batch of one sample, a network may insist on the size of its input, and an evaluation may differ from
-a training step. Each of them would otherwise end a run after all other steps of an epoch.
+Batch normalization refuses a batch of one sample, a network may require one input size, and evaluation may fail where training does
+not. Without this check a run would fail only at the end of its first epoch.
 """
 
 import copy

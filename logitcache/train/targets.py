@@ -133,7 +133,7 @@ class CachedTargets:
 
 
 class RowDecoder:
-    """What turns the stored rows of one cache into logits on one device."""
+    """Decodes the stored rows of one cache into logits on one device."""
 
     def __init__(self, cache: Cache, device: torch.device) -> None:
         """Take the labels of all rows to the device.

@@ -138,7 +138,7 @@ def cut(path):
 def test_whatever_a_decoder_raises_is_one_sentence_with_the_path(folder, tmp_path, damage, workers):
     damage(folder / "bee/1.png")
     with pytest.raises(
-        InputError, match=r"bee/1.png cannot be read: .*\. Mend it, or leave it out: .* the line bee/1.png$"
+        InputError, match=r"bee/1.png cannot be read: .*\. Fix it, or leave it out: .* the line bee/1.png$"
     ) as raised:
         logitcache.dump_logits(
             tiny.net(2), f"imagefolder:{folder}", tmp_path / "c.zarr", image_size=16, workers=workers, batch_size=4
@@ -179,7 +179,7 @@ def test_a_folder_of_hidden_files_says_what_it_skipped(folder):
 def test_one_class_alone_is_warned_of(folder, tmp_path, caplog):
     (folder / "ant").rename(tmp_path / "aside")
     logitcache.dump_logits(tiny.net(1), f"imagefolder:{folder}", tmp_path / "c.zarr", image_size=16, workers=0)
-    assert "the data has one class alone, bee" in caplog.text
+    assert "the data has only one class, bee" in caplog.text
 
 
 def test_an_image_of_more_than_8_bits_is_named_and_can_be_skipped(folder):
