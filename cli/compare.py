@@ -116,10 +116,10 @@ def _say_apart(found: "Sequence[RunSummary | GroupSummary]") -> None:
 
 
 def _say_conditions(found: "Sequence[RunSummary]", published: "Published | None") -> None:
-    """Say in what the published numbers beside runs are of other conditions, which says nothing of the methods."""
+    """Warn if published numbers and runs were made under different conditions, and so do not compare methods."""
     if published and (differ := published.differences(found)):
         typer.echo(
-            f"the published numbers are of other conditions ({'; '.join(differ)}): they are no baseline for these runs",
+            f"the published numbers were measured under other conditions ({'; '.join(differ)}): they are no baseline for these runs",
             err=True,
         )
 

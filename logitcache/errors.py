@@ -7,12 +7,12 @@
     ├── CorruptCacheError                                  repair, and dump these blocks again
     ├── FormatVersionError                                 upgrade logitcache
     ├── InputError              (also ValueError)          the data, weights or option given cannot be used
-    │   └── UnreadableError                                mend the sample, or leave it out
+    │   └── UnreadableError                                fix the sample, or leave it out
     ├── StoppedError                                       go on when you like: what was done is saved
     └── UnknownNameError        (also ValueError)          pick one of the names listed
 
-Every message says what was attempted, what was expected, what was found and what to do. It names settings as the command line
-does (--image-size); who calls from Python reads the names of arguments instead (`image_size`).
+Every message says what was attempted, what was expected, what was found and what to do. Settings are
+written as options (--image-size); in Python the message shows argument names instead (`image_size`).
 """
 
 import contextlib
@@ -48,7 +48,7 @@ _OTHER_NAMES = {"compile": "compiled", "set": "parameters"}
 
 @contextlib.contextmanager
 def speaking_to_the_command_line() -> Iterator[None]:
-    """Have messages name settings as options, as long as this lasts."""
+    """Within this block, name settings in error messages as command-line options."""
     before = _typed.set(True)
     try:
         yield
@@ -57,9 +57,9 @@ def speaking_to_the_command_line() -> Iterator[None]:
 
 
 def name_settings(text: str) -> str:
-    """Name settings as whoever reads a message has them: --image-size on the command line, `image_size` in Python.
+    """Name settings in the reader's terms: --image-size on the command line, `image_size` in Python.
 
-    What stands in backquotes or on an indented line, such as a command, stays.
+    Text in backquotes and indented lines, such as commands, are left unchanged.
     """
     if _typed.get():
         return text
@@ -125,7 +125,7 @@ class UnknownNameError(LogitCacheError, ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of somebody else's message that says something, to put into one of ours; empty where none does."""
+    """Return the first line of an exception's message that is not blank, for use in our own messages; empty if there is none."""
     lines = list[str]()
     with contextlib.suppress(Exception):  # somebody else's class, whose __str__ may fail as well
         lines = str(error).splitlines()
@@ -133,7 +133,7 @@ def first_line(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what somebody else's code raised, in one line: its type and its message; one of our own errors speaks for itself.
+    """Return the type and the message of an exception in one line; of our own errors only the message.
 
     >>> reason_of(KeyError("annotation"))
     "KeyError: 'annotation'"
@@ -147,13 +147,13 @@ def reason_of(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def explain_foreign_errors(attempt: str, remedy: str = "") -> Iterator[None]:
-    """Raise InputError for whatever somebody else's code raises in this block, sys.exit included.
+    """Turn any exception of third-party code in this block, SystemExit included, into an InputError.
 
-    Our own errors and an interrupt pass.
+    Our own errors and KeyboardInterrupt pass through.
 
     Args:
         attempt: Beginning of the message: "data set mine:make cannot be made".
-        remedy: What to do, a sentence or more.
+        remedy: Advice to append, one sentence or more.
     """
     try:
         yield

@@ -6,19 +6,18 @@ import numpy as np
 
 from logitcache.data.exclusion import (
     Exclude,
-    Reading,
     excluded_of,
-    exclusion_numbers,
+    kept_unreadable,
     leave_out,
     read_exclusions,
+    reading_beside,
     refuse_unreadable,
-    unreadable_of,
 )
 from logitcache.data.open import as_samples, find_modality, modality_of, part_of
 from logitcache.data.protocol import Ids, Modality, Samples, View, offsets_of, whole_of
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.runtime.wording import counted
-from logitcache.store import Cache, rows_of
+from logitcache.store import Cache, is_among, rows_of
 
 __all__ = ["cache_modality", "cache_views", "check_inputs", "check_samples", "recorded_data"]
 
@@ -54,8 +53,10 @@ def recorded_data(cache: Cache, data: Any, exclude: Exclude | None = None, *, li
     spec = data if data is not None else cache.manifest.data["spec"]
     if isinstance(spec, str) and spec == "":
         raise InputError(f"{cache.place} was dumped from a data set given as an object; give it again, as `data`.")
+    orientation = cache.manifest.data.get("exif_orientation", False)
+    reading = reading_beside(cache, exclude, exif_orientation=orientation)
     try:
-        samples = as_samples(spec, cache.manifest.classes, reading=_reading(cache, exclude))
+        samples = as_samples(spec, cache.manifest.classes, reading=reading)
     except InputError as error:
         if data is not None:
             raise
@@ -70,22 +71,8 @@ def recorded_data(cache: Cache, data: Any, exclude: Exclude | None = None, *, li
             "them out. Run the dump's own command with this --exclude added: it makes again what shows the sample, and nothing else."
         )
     part = leave_out(part, [*excluded_of(part), *more])
-    gone = set(excluded_of(part).tolist())
-    refuse_unreadable(part, {sample: why for sample, why in unreadable_of(part).items() if sample not in gone})
+    refuse_unreadable(part, kept_unreadable(part))
     return part
-
-
-def _reading(cache: Cache, exclude: Exclude | None) -> Reading:
-    """Return how the data of a cache is read: as it was, and without asking samples that are left out for their class."""
-    manifest = cache.manifest
-    tolerant = bool(manifest.excluded) or exclude is not None
-    known = cache.labels().tolist() if tolerant and manifest.rows is None else []
-    return Reading(
-        tolerant=tolerant,
-        unasked=exclusion_numbers(exclude) | set(manifest.excluded),
-        labels=dict(enumerate(known, manifest.data["first"])),
-        exif_orientation=manifest.data.get("exif_orientation", False),
-    )
 
 
 def check_samples(cache: Cache, samples: Samples, *, listed: bool = True) -> Any:
@@ -153,7 +140,7 @@ def check_inputs(cache: Cache, samples: Samples, view: View, ids: Ids) -> None:
     Raises:
         CacheMismatchError: A sample is rendered differently.
     """
-    ids = ids[~np.isin(ids + whole_of(samples)[1], excluded_of(samples))]
+    ids = ids[~is_among(ids + whole_of(samples)[1], excluded_of(samples))]
     if not len(ids):
         return
     rows, modality = rows_of(offsets_of(samples), ids), modality_of(samples)

@@ -1,22 +1,24 @@
-"""Samples that are left out: which they are, and a data set without them.
+"""Excluding samples from a data set.
 
-A sample that is left out keeps its id, so that nothing that was made before has to be made again. A data set knows what it is
-without (`excluded`), because a view that mixes samples must not show them either.
+Excluded samples keep their ids, so whatever was computed for the others stays valid. The data set itself records them in `excluded`,
+because views that mix samples must not show them either.
 """
 
+import contextlib
 import copy
 import itertools
 import logging
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from logitcache.data.protocol import Ids, View, whole_of
-from logitcache.errors import InputError, UnreadableError
-from logitcache.store import kept_mask
+from logitcache.errors import InputError, LogitCacheError, UnreadableError
+from logitcache.store import Cache, kept_mask
 
 __all__ = [
     "Exclude",
@@ -24,10 +26,12 @@ __all__ = [
     "excluded_of",
     "exclusion_numbers",
     "kept_of",
+    "kept_unreadable",
     "leave_out",
     "log_left_out",
     "name_samples",
     "read_exclusions",
+    "reading_beside",
     "refuse_most",
     "refuse_unreadable",
     "remedy_for",
@@ -51,14 +55,47 @@ class Reading:
     Attributes:
         tolerant: Whether samples that cannot be read are named in the data set's `unreadable` instead of raising an error.
         unasked: Ids of samples that are not read to find their class: they are left out.
-        labels: Class by sample id, where it is known, for samples that are not or cannot be read; others have class 0 then.
+        labels: Known classes of a stretch of samples, [n], for those that are not or cannot be read; others have class 0 then.
+        first: Id of the first sample of that stretch.
         exif_orientation: Whether images are turned as their EXIF orientation says.
     """
 
     tolerant: bool = False
     unasked: frozenset[int] = frozenset()
-    labels: Mapping[int, int] = field(default_factory=dict)
+    labels: Sequence[int] | NDArray[np.integer[Any]] = ()
+    first: int = 0
     exif_orientation: bool = False
+
+    def known_label(self, sample: int) -> int:
+        """Return the known class of a sample, or 0."""
+        inside = 0 <= sample - self.first < len(self.labels)
+        return int(self.labels[sample - self.first]) if inside else 0
+
+
+def reading_beside(
+    cache: Cache | None, exclude: Exclude | None, *, tolerant: bool = False, exif_orientation: bool = False
+) -> Reading:
+    """Return how to read a data set of which a cache may hold labels and exclusions: without asking samples that are left out.
+
+    Args:
+        cache: The cache, finished or not.
+        exclude: Samples to leave out besides.
+        tolerant: Whether samples that cannot be read are named instead of raising an error; they are in any case if any are left out.
+        exif_orientation: Whether images are turned as their EXIF orientation says.
+    """
+    recorded = frozenset[int]() if cache is None else frozenset(cache.manifest.excluded)
+    reading = Reading(
+        tolerant=tolerant or bool(recorded) or exclude is not None,
+        unasked=exclusion_numbers(exclude) | recorded,
+        exif_orientation=exif_orientation,
+    )
+    if (
+        cache is None or not reading.tolerant or cache.manifest.rows is not None
+    ):  # several rows of a sample: no label is its own
+        return reading
+    with contextlib.suppress(LogitCacheError):  # labels that are damaged are reported where they are needed
+        return replace(reading, labels=cache.labels(), first=int(cache.manifest.data["first"]))
+    return reading
 
 
 def leave_out(samples: AnySamples, excluded: Sequence[int] | Ids) -> AnySamples:
@@ -106,7 +143,7 @@ def log_left_out(samples: Sized) -> None:
 
 
 def shown_beside(samples: Sized, view: View, ids: Ids) -> Ids:
-    """Return the ids in the whole data set of what a view shows of some samples: themselves, and what they are mixed with.
+    """Return the samples whose pixels appear when a view renders some samples: these and their partners, by id in the whole data set.
 
     Args:
         samples: The data set, or a stretch of it.
@@ -121,20 +158,26 @@ def shown_beside(samples: Sized, view: View, ids: Ids) -> Ids:
 
 
 def unreadable_of(samples: Sized) -> dict[int, str]:
-    """Return what cannot be read of a whole data set, as far as it was known when it was opened: sample id to the reason."""
+    """Return the samples of the whole data set that were found unreadable when it was opened: sample id to the reason."""
     found: dict[int, str] = getattr(whole_of(samples)[0], "unreadable", {})
     return found
 
 
+def kept_unreadable(samples: Sized) -> dict[int, str]:
+    """Return those of `unreadable_of` that are not left out."""
+    gone = set(excluded_of(samples).tolist())
+    return {sample: reason for sample, reason in unreadable_of(samples).items() if sample not in gone}
+
+
 def refuse_unreadable(samples: Sized, reasons: Mapping[int, str]) -> None:
-    """Raise an error if samples cannot be read.
+    """Raise an error if any sample cannot be read.
 
     Args:
         samples: The data set.
         reasons: Sample id to the reason.
 
     Raises:
-        UnreadableError: There are some; of many, the first are named.
+        UnreadableError: At least one cannot be read; the message names the first 20.
     """
     if not reasons:
         return
@@ -150,22 +193,22 @@ def refuse_unreadable(samples: Sized, reasons: Mapping[int, str]) -> None:
 
 
 def refuse_most(samples: Sized, reasons: Mapping[int, str], count: int, among: str = "samples") -> None:
-    """Refuse to skip most samples: a disk is gone then, or the data set is given in a way that cannot be used.
+    """Refuse to skip most samples, which points to a failed disk or the wrong data.
 
     Args:
         samples: The data set.
-        reasons: What cannot be read, sample id to the reason.
-        count: How many samples were read.
-        among: What these are, in the message.
+        reasons: Unreadable samples, id to the reason.
+        count: Number of samples that were read.
+        among: Name of those samples in the message.
 
     Raises:
         UnreadableError: More than half of them, and more than 16, cannot be read.
     """
     if len(reasons) > max(_FEW, count // 2):
         raise UnreadableError(
-            f"{len(reasons):,} of {count:,} {among} cannot be read, and --skip-unreadable takes so many for a fault of the disk or of the "
-            f"whole data set:{name_samples(samples, reasons)}\nNone of them was left out. Mend what is wrong and run the same command "
-            "again; or name the samples in a file for --exclude."
+            f"{len(reasons):,} of {count:,} {among} cannot be read. So many point to a failed disk or the wrong data, so "
+            f"--skip-unreadable left none of them out:{name_samples(samples, reasons)}\nFix the cause and run the same command again, or "
+            "name the samples in a file for --exclude."
         )
 
 
@@ -177,11 +220,11 @@ def unreadable(label: str, name: str, reason: str) -> UnreadableError:
         name: What the sample is called in a file for --exclude.
         reason: Why it cannot be read.
     """
-    return UnreadableError(f"{label} cannot be read: {reason}. Mend it, or {remedy_for(name)}", reason)
+    return UnreadableError(f"{label} cannot be read: {reason}. Fix it, or {remedy_for(name)}", reason)
 
 
 def remedy_for(name: str) -> str:
-    """Say how to leave out a sample of this name."""
+    """Return the advice on how to leave out a sample of this name."""
     return f"leave it out: with --skip-unreadable at the dump, or with --exclude FILE, a file with the line {name}"
 
 
@@ -231,7 +274,7 @@ def read_exclusions(exclude: Exclude | None, samples: Sized) -> Ids:
 
 
 def exclusion_numbers(exclude: Exclude | None) -> frozenset[int]:
-    """Return the samples that are named by number: all that can be told before the data set is open."""
+    """Return the samples that are given by number; names can be looked up only after the data set is open."""
     if exclude is None:
         return frozenset()
     if not isinstance(exclude, str | Path):

@@ -138,7 +138,7 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
 
 
 def _turned(samples: Any, reading: Reading | None) -> Any:
-    """Return a data set that turns images as their EXIF orientation says, where that is asked for and they have one."""
+    """Return the data set with `exif_orientation` set as asked, if its images can have an orientation."""
     whole, _ = whole_of(samples)
     if reading is None or reading.exif_orientation == getattr(whole, "exif_orientation", False):
         return samples
@@ -174,6 +174,8 @@ def held_out_split(spec: str) -> str | None:
 
 
 def _takes_a_split(factory: Any) -> bool:
-    """Say whether a factory of data sets is called with the name of the split."""
-    with explain_foreign_errors("a factory of a data set is a function that takes nothing, or the name of the split"):
+    """Return whether a data set factory takes the name of the split."""
+    with explain_foreign_errors(
+        "a data set factory must be a function that takes no argument or the name of the split"
+    ):
         return bool(inspect.signature(factory).parameters)

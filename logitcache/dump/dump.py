@@ -126,7 +126,7 @@ def _filled(
     A sample that could not be read in one view was perhaps read in another, whose block is written once more then.
     """
     for number in itertools.count():
-        filler = Filler(writer, job, ranks, callbacks.should_stop, callbacks.on_step)
+        filler = Filler(writer, job, ranks, callbacks.should_stop, callbacks.on_step, number)
         filler.fill(missing)
         if ranks.leads:
             writer.read_committed()
@@ -146,14 +146,16 @@ def _filled(
 def _missing(writer: CacheWriter, job: Job, ranks: Ranks, name: str) -> list[tuple[int, int]]:
     """List the blocks to be written, (view, block): those that are not there, and those that leave out other samples."""
     if ranks.leads:
-        gone = set(excluded_of(job.samples).tolist())
-        if gone or any(writer.committed.values()):
+        gone = excluded_of(job.samples)
+        if len(gone) or any(writer.committed.values()):
             offsets = offsets_of(job.samples)
             stale = [
                 (view, block)
                 for (view, block), left_out in writer.committed.items()
-                if left_out_of(job, job.views[view], samples_in(job.manifest, offsets, block), gone, gone)
-                != set(left_out)
+                if tuple(
+                    left_out_of(job, job.views[view], samples_in(job.manifest, offsets, block), gone, gone).tolist()
+                )
+                != left_out
             ]
             if stale:
                 writer.take_back(stale)
@@ -172,12 +174,12 @@ def _checked(job: Job, ranks: Ranks, settings: DumpSettings, callbacks: Callback
 
 
 def _merged(reasons: Sequence[Mapping[Any, str]]) -> dict[int, str]:
-    """Join what several processes could not read; JSON has made words of the numbers."""
+    """Join the unreadable samples of several processes; JSON turned their ids into strings."""
     return {int(sample): why for part in reasons for sample, why in part.items()}
 
 
 def _log_left_out(job: Job) -> None:
-    """Say what could not be read and was left out."""
+    """Log the samples that were left out because they could not be read."""
     if job.reasons:
         _LOG.warning(
             "left out, because they could not be read: %s of %s samples%s",
@@ -204,25 +206,22 @@ def _probe(job: Job, seed: int) -> tuple[Ids, dict[str, NDArray[np.float32]], di
         exact[slug][np.searchsorted(probed, ids)] = values
         refuse_unusable(values, ids, view, job.samples, job.teachers[slug].name)
         _warn_of_probabilities(values, job.teachers[slug].name)
-    again = without(job, samples, set(excluded_of(job.samples).tolist()) | failed.keys())
+    again = without(job, samples, np.union1d(excluded_of(job.samples), np.array(list(failed), np.int64)))
     _refuse_random_teachers(job, again[: manifest.batch_size], probed, exact)
     return probed, exact, failed
 
 
 def _shows_excluded(job: Job, rows: Ids) -> NDArray[np.bool_]:
     """Return which rows of the first view are of samples that are left out, or would be mixed with one, [P]."""
-    gone = set(excluded_of(job.samples).tolist())
-    samples = samples_of(offsets_of(job.samples), rows)
-    if not gone:
-        return np.zeros(len(rows), np.bool_)
-    return np.array([bool(left_out_of(job, job.views[0], samples[[n]], gone, gone)) for n in range(len(rows))])
+    gone, samples = excluded_of(job.samples), samples_of(offsets_of(job.samples), rows)
+    return np.array([len(left_out_of(job, job.views[0], samples[[n]], gone, gone)) > 0 for n in range(len(rows))])
 
 
 def _ask_for(job: Job, samples: Ids, wanted: Ids) -> tuple[Ids, dict[str, NDArray[np.float32]], dict[int, str]]:
     """Run every teacher on samples of the first view: the ids of their rows that are wanted, the logits of these, what failed."""
     found, parts = [np.empty(0, np.int64)], {slug: list[torch.Tensor]() for slug in job.teachers}
     failed: dict[int, str] = {}
-    gone = set(excluded_of(job.samples).tolist())
+    gone = excluded_of(job.samples)
     asked = [one for one in split(samples, job.manifest.batch_size) if len(without(job, one, gone))]
     stream = job.renderer.batches(job.views[0], [without(job, one, gone) for one in asked])
     for every, batch in zip(asked, stream, strict=True):
@@ -240,16 +239,16 @@ def _ask_for(job: Job, samples: Ids, wanted: Ids) -> tuple[Ids, dict[str, NDArra
 
 
 def _refuse_random_teachers(job: Job, samples: Ids, probed: Ids, exact: dict[str, NDArray[np.float32]]) -> None:
-    """Ask for some samples once more, in another order and beside others: logits must depend on nothing but the sample."""
+    """Run the teacher again on some samples, in another order and other batches: logits must depend on the sample alone."""
     ids, again, _ = _ask_for(job, samples[::-2], probed)
     for slug, values in again.items() if len(ids) else ():
         first = exact[slug][np.searchsorted(probed, ids)]
         gaps = np.abs(first - values).max(1)
         if (worst := gaps.max(initial=0)) > _SAME * max(float(np.abs(first).max(initial=0)), 1e-30):
             raise InputError(
-                f"teacher {job.teachers[slug].name} is no function of its input: asked twice for the same samples, beside others, it "
-                f"gives other logits (row {ids[gaps.argmax()]} differs by {worst:.2g}). Dropout that evaluation mode does not end, or "
-                "batch normalization that stays in training mode, does this: mend what its eval() does."
+                f"teacher {job.teachers[slug].name} is not a function of its input: run twice on the same samples in different batches, it "
+                f"gives different logits (row {ids[gaps.argmax()]} differs by {worst:.2g}). Dropout that evaluation mode does not end, or "
+                "batch normalization that stays in training mode, does this: fix its eval()."
             )
 
 

@@ -2,8 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from logitcache.runtime.processes import Ranks
 from logitcache.runtime.progress import OnProgress, Progress
 from logitcache.runtime.tensors import map_tensors
 from logitcache.runtime.wording import bytes_text, chance_words, is_chance
-from logitcache.store import CacheWriter, Manifest, samples_of
+from logitcache.store import CacheWriter, Manifest, is_among, samples_of
 from logitcache.teachers.forward import Teachers
 
 __all__ = ["Filler", "ask", "left_out_of", "refuse_unusable", "samples_in", "split", "without"]
@@ -40,12 +39,24 @@ class Filler:
         ranks: Ranks,
         should_stop: Callable[[], bool],
         on_progress: OnProgress,
+        number: int = 0,
     ) -> None:
+        """Take what is needed to fill blocks.
+
+        Args:
+            writer: Writes the cache.
+            job: The dump.
+            ranks: The processes that share the blocks.
+            should_stop: Called after every batch; returns whether to stop.
+            on_progress: Called after every batch.
+            number: How often blocks were filled before: rows written again are counted from 0.
+        """
         self._writer, self._job, self._ranks = writer, job, ranks
         self._teachers, self._views, self._offsets = job.teachers, job.views, offsets_of(job.samples)
-        self._excluded, self._reasons = set(excluded_of(job.samples).tolist()), dict[int, str]()
+        self._excluded, self._reasons = excluded_of(job.samples), dict[int, str]()
         self._should_stop, self._on_progress = should_stop, on_progress
         self._right = dict.fromkeys(job.teachers, 0)
+        self._counter = f"rows-{number}"
         self._seen, self._bytes, self._began = 0, 0, time.perf_counter()
 
     def fill(self, missing: Sequence[tuple[int, int]]) -> None:
@@ -64,13 +75,14 @@ class Filler:
         self._before = self._total - sum(last - first for first, last in (manifest.span(block) for _, block in missing))
         for view in self._views:
             blocks = [block for v, block in mine if v == view.index]
-            gone = self._excluded | self._reasons.keys()
+            gone = np.union1d(self._excluded, np.array(list(self._reasons), np.int64))
             batches = {block: split(self._samples(block), manifest.batch_size) for block in blocks}
             kept = (without(self._job, ids, gone) for of_block in batches.values() for ids in of_block)
             stream = self._job.renderer.batches(view, [ids for ids in kept if len(ids)])
             for block in blocks:
                 rows, left_out = self._block(view, block, stream, batches[block], gone)
-                left_out |= left_out_of(self._job, view, self._samples(block), gone, self._excluded)
+                missing_here = left_out_of(self._job, view, self._samples(block), gone, self._excluded)
+                left_out |= set(missing_here.tolist())
                 self._bytes += self._writer.write(view.index, block, rows, sorted(left_out))
                 if self._should_stop() and (view.index, block) != mine[-1]:
                     raise self._stopped()
@@ -96,18 +108,25 @@ class Filler:
         return samples_in(self._writer.manifest, self._offsets, block)
 
     def _block(
-        self, view: View, block: int, stream: Iterator[Any], batches: Sequence[Ids], gone: AbstractSet[int]
+        self, view: View, block: int, stream: Iterator[Any], batches: Sequence[Ids], gone: Ids
     ) -> tuple[dict[str, NDArray[np.generic]], set[int]]:
         """Compute the rows of a block; the host waits for the device at its end.
 
         Returns:
             Rows of every array, and the ids in the whole data set of samples that could not be read.
         """
+        computed = self._computed(view, block, stream, batches, gone)
+        refuse_most(self._job.samples, computed.failed, len(self._samples(block)), "samples of a block")
+        rows = self._rows(view, block, computed)
+        self._reasons |= computed.failed
+        return rows, set(computed.failed)
+
+    def _computed(
+        self, view: View, block: int, stream: Iterator[Any], batches: Sequence[Ids], gone: Ids
+    ) -> "_Computed":
+        """Run the teachers on the batches of a block."""
         first, last = self._writer.manifest.span(block)
-        ids, digests = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
-        parts: dict[str, list[Mapping[str, torch.Tensor]]] = {slug: [] for slug in self._teachers}
-        right: dict[str, list[torch.Tensor]] = {slug: [] for slug in self._teachers}
-        failed: dict[int, str] = {}
+        computed = _Computed(self._teachers)
         began = time.monotonic()
         for number, asked in enumerate(batches):
             left = (time.monotonic() - began) / max(number, 1) * (len(batches) - number)
@@ -117,39 +136,42 @@ class Filler:
                 continue
             batch = next(stream)
             assert batch.digests is not None
-            failed |= batch.unreadable
+            computed.failed |= batch.unreadable
             if not len(batch.samples):
                 continue
             targets = self._job.modality.row_labels(self._job.samples, view, batch.samples)
             for slug, here, logits in ask(self._teachers, batch, targets, asked):
                 labels = targets.labels[here].to(logits.device, non_blocking=True)
                 with torch.inference_mode():
-                    parts[slug].append(self._job.encoding.encode(logits, labels))
-                    right[slug].append(logits.argmax(1) == labels)
-            digests.append(batch.digests)
-            ids.append(targets.ids)
+                    computed.columns[slug].append(self._job.encoding.encode(logits, labels))
+                    computed.right[slug].append(logits.argmax(1) == labels)
+            computed.digests.append(batch.digests)
+            computed.ids.append(targets.ids)
             self._report(view, int(((targets.ids >= first) & (targets.ids < last)).sum()))
-        refuse_most(self._job.samples, failed, len(self._samples(block)), "samples of a block")
-        found = np.concatenate(ids)
+        return computed
+
+    def _rows(self, view: View, block: int, computed: "_Computed") -> dict[str, NDArray[np.generic]]:
+        """Put what was computed of a block in the order of its rows, with fillers for samples that are left out."""
+        first, last = self._writer.manifest.span(block)
+        found = np.concatenate(computed.ids)
         inside = np.flatnonzero((found >= first) & (found < last))  # a sample's other rows are those of another block
         at = found[inside] - first
         blank = np.setdiff1d(np.arange(last - first), at) if len(at) < last - first else np.empty(0, np.int64)
-        rows: dict[str, NDArray[np.generic]] = {
-            "digests": _placed(np.concatenate(digests)[inside], at, np.zeros(len(blank), np.uint64), blank)
-        }
+        digests = np.concatenate(computed.digests)[inside]
+        rows: dict[str, NDArray[np.generic]] = {"digests": _placed(digests, at, np.zeros(len(blank), np.uint64), blank)}
         where = torch.from_numpy(inside)
         fillers = self._fillers(first + blank) if len(blank) else {}
         for slug, teachers in self._teachers.items():
-            for name in fillers or parts[slug][0]:
-                column = fillers[name][:0] if not len(at) else _chosen([one[name] for one in parts[slug]], where)
+            parts = computed.columns[slug]
+            for name in fillers or parts[0]:
+                column = _chosen([one[name] for one in parts], where) if len(at) else fillers[name][:0]
                 column = _placed(column, at, fillers.get(name, column[:0]), blank)
                 refuse_unusable(column, np.arange(first, last), view, self._job.samples, teachers.name, name)
                 rows[f"teachers/{slug}/{name}"] = column
-            self._right[slug] += int(_chosen(right[slug], where).sum()) if len(at) else 0
+            self._right[slug] += int(_chosen(computed.right[slug], where).sum()) if len(at) else 0
         self._seen += len(at)
         self._report(view, len(blank))
-        self._reasons |= failed
-        return rows, set(failed)
+        return rows
 
     def _fillers(self, rows: Ids) -> dict[str, NDArray[np.generic]]:
         """Return what stands in rows of samples that are left out, each column: a row whose logits are all 0, as it is encoded."""
@@ -161,7 +183,7 @@ class Filler:
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
     def _report(self, view: View, rows: int) -> None:
-        done = self._ranks.add("rows", rows)
+        done = self._ranks.add(self._counter, rows)
         speed = done / max(time.perf_counter() - self._began, 1e-9)
         notes = [f"view {view.index + 1}/{len(self._views)}", f"{speed:,.0f} rows/s"]
         if self._ranks.world > 1:  # of the others only the rows are known here
@@ -182,6 +204,24 @@ class Filler:
         return CacheIncompleteError(
             f"stopped as asked: {done} of {total} blocks of {self._writer.place} are committed. {how}"
         )
+
+
+class _Computed:
+    """What was computed of a block, batch after batch.
+
+    Attributes:
+        ids: Row ids.
+        digests: Digest of each row.
+        columns: For each teacher's slug the encoded columns.
+        right: For each teacher's slug whether it is right, by row.
+        failed: What could not be read: id in the whole data set to the reason.
+    """
+
+    def __init__(self, slugs: Iterable[str]) -> None:
+        self.ids, self.digests = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        self.columns: dict[str, list[Mapping[str, torch.Tensor]]] = {slug: [] for slug in slugs}
+        self.right: dict[str, list[torch.Tensor]] = {slug: [] for slug in self.columns}
+        self.failed: dict[int, str] = {}
 
 
 def ask(
@@ -218,22 +258,22 @@ def ask(
         begin = end
 
 
-def left_out_of(job: Job, view: View, samples: Ids, gone: AbstractSet[int], unmixed: AbstractSet[int]) -> set[int]:
-    """Return what is missing of a stretch of a view because samples are left out: their ids in the whole data set.
+def left_out_of(job: Job, view: View, samples: Ids, gone: Ids, unmixed: Ids) -> Ids:
+    """Return what is missing of a stretch of a view because samples are left out: their ids in the whole data set, ascending.
 
     Args:
         job: The dump.
         view: The view.
         samples: The stretch, as ids in the data set that is dumped.
-        gone: Ids in the whole data set of samples that have no rows.
-        unmixed: Those that are not mixed into others.
+        gone: Ids in the whole data set, ascending, of samples that have no rows.
+        unmixed: Those that are not mixed into others, ascending.
     """
-    if not gone and not unmixed:
-        return set()
+    if not len(gone) and not len(unmixed):
+        return gone
     _, first = whole_of(job.samples)
     kept = without(job, samples, gone)
-    shown = set(shown_beside(job.samples, view, kept).tolist())
-    return set((np.setdiff1d(samples, kept) + first).tolist()) | (shown & unmixed)
+    shown = shown_beside(job.samples, view, kept)
+    return np.union1d(np.setdiff1d(samples, kept) + first, shown[is_among(shown, unmixed)])
 
 
 def _chosen(parts: Sequence[torch.Tensor], where: torch.Tensor) -> NDArray[np.generic]:
@@ -251,10 +291,10 @@ def _placed(found: NDArray[np.generic], at: Ids, filler: NDArray[np.generic], bl
     return rows
 
 
-def without(job: Job, samples: Ids, gone: AbstractSet[int]) -> Ids:
-    """Return some samples of a data set without others, which are named by their ids in the whole data set."""
+def without(job: Job, samples: Ids, gone: Ids) -> Ids:
+    """Return some samples of a data set without others, which are named by their ids in the whole data set, ascending."""
     _, first = whole_of(job.samples)
-    return samples[~np.isin(samples + first, list(gone))] if gone else samples
+    return samples[~is_among(samples + first, gone)] if len(gone) else samples
 
 
 def samples_in(manifest: Manifest, offsets: Ids | None, block: int) -> Ids:

@@ -1,4 +1,4 @@
-"""Which samples a dump takes: the data set opened, and what is left out of it, by wish, by record or because it cannot be read."""
+"""Choosing the samples of a dump: open the data set and leave out what is excluded, recorded as excluded, or unreadable."""
 
 import contextlib
 import inspect
@@ -9,10 +9,9 @@ from typing import Any
 
 from logitcache.data import Samples, as_samples, excluded_of, kept_of, leave_out, modality_of, part_of, whole_of
 from logitcache.data.exclusion import (
-    Reading,
-    exclusion_numbers,
     log_left_out,
     read_exclusions,
+    reading_beside,
     refuse_most,
     refuse_unreadable,
     unreadable_of,
@@ -25,7 +24,7 @@ from logitcache.store import Cache, open_cache
 
 __all__ = ["check_data", "choose_samples", "recorded_exclusions"]
 
-_AT_ONCE = 32  # samples that a worker reads before it says so
+_AT_ONCE = 32  # samples that a worker reads between two reports of progress
 _LOG = logging.getLogger(__name__)
 
 
@@ -48,13 +47,8 @@ def choose_samples(data: Any, out: str | Path, settings: DumpSettings) -> tuple[
     """
     begun = _begun(out)
     recorded = [] if begun is None else list(begun.manifest.excluded)
-    tolerant = bool(recorded) or settings.exclude is not None or settings.skip_unreadable
-    labels = {} if begun is None or not tolerant else _labels(begun)
-    reading = Reading(
-        tolerant=tolerant,
-        unasked=exclusion_numbers(settings.exclude) | set(recorded),
-        labels=labels,
-        exif_orientation=settings.exif_orientation,
+    reading = reading_beside(
+        begun, settings.exclude, tolerant=settings.skip_unreadable, exif_orientation=settings.exif_orientation
     )
     opened = as_samples(data, reading=reading)
     if settings.skip_unreadable or settings.check_data:
@@ -70,7 +64,7 @@ def choose_samples(data: Any, out: str | Path, settings: DumpSettings) -> tuple[
     part = leave_out(part, sorted(excluded | reasons.keys()))
     if len(opened.classes) == 1:
         _LOG.warning(
-            "the data has one class alone, %s: no logits say anything of it. Is the folder given one too high or too low?",
+            "the data has only one class, %s, so its logits carry no information. Is --data one folder level too high or too low?",
             opened.classes[0],
         )
     log_left_out(part)
@@ -92,24 +86,14 @@ def _refuse_unskippable(samples: Samples) -> None:
 
 
 def _begun(out: str | Path) -> Cache | None:
-    """Open the cache that was begun, as far as it can be read; what is wrong with it is said where it is written."""
+    """Open the unfinished cache, or return None if it cannot be opened; the writer reports what is wrong with it."""
     with contextlib.suppress(LogitCacheError):
         return open_cache(out, unfinished=True)
     return None
 
 
-def _labels(begun: Cache) -> dict[int, int]:
-    """Return the recorded class of each sample, by its id in the data set; none where a sample has several rows."""
-    if begun.manifest.rows is not None:
-        return {}
-    with contextlib.suppress(LogitCacheError):
-        first = int(begun.manifest.data["first"])
-        return dict(enumerate(begun.labels().tolist(), first))
-    return {}
-
-
 def recorded_exclusions(samples: Samples, views: Sequence[Any]) -> tuple[int, ...]:
-    """Return what a manifest says is left out: of the samples that the cache shows, which in views that mix are all there are."""
+    """Return the exclusions to record in a manifest: those within the stretch, or with views that mix those of the whole data set."""
     excluded, (_, first) = excluded_of(samples), whole_of(samples)
     if not any(view.mixes for view in views):
         excluded = excluded[(excluded >= first) & (excluded < first + len(samples))]
@@ -119,13 +103,13 @@ def recorded_exclusions(samples: Samples, views: Sequence[Any]) -> tuple[int, ..
 def check_data(
     samples: Samples, settings: DumpSettings, on_progress: OnProgress, share: tuple[int, int] = (0, 1)
 ) -> dict[int, str]:
-    """Read every sample once that is not left out: what cannot be read, id in the whole data set to the reason.
+    """Read every sample that is not left out once, and return the unreadable ones: id in the whole data set to the reason.
 
     Args:
         samples: The data set, or a stretch of it.
         settings: Settings of the dump.
         on_progress: Called as samples are read.
-        share: Which part of them, and of how many parts.
+        share: Number of the part to read, from 0, and number of parts.
 
     Raises:
         InputError: A worker process has ended, or this kind of data has nothing to check.

@@ -256,7 +256,7 @@ class Published:
     data: str | None = None
 
     def differences(self, runs: Sequence[RunSummary]) -> list[str]:
-        """Return in what these runs are of other conditions: "240 epochs, here 2"."""
+        """Return how the conditions of these runs differ from the published ones: "240 epochs, here 2"."""
         ours: dict[str, list[Any]] = {
             "epochs": [run.epochs for run in runs],
             "student": [run.student for run in runs],
@@ -354,7 +354,7 @@ def _summary(path: Path) -> RunSummary:
 
 
 def _extended(run: Mapping[str, Any]) -> str:
-    """Say how a run was trained on after its last epoch: the epochs of each part, and what its schedule did."""
+    """Describe how a run was extended: the epochs of each part, and the choice of schedule."""
     segments = run.get("segments") or []
     lengths = [str(part["epochs"] - before) for part, before in zip(segments, _ends(segments), strict=True)]
     return ", ".join([" + ".join(lengths), *(part["extend"] for part in segments if "extend" in part)])
@@ -381,7 +381,7 @@ def _shown(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weighted(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Say which class weights a run had: a file may have had other numbers in another run."""
+    """Identify the class weights of a run by name and digest, because a file may have changed between runs."""
     if not (weights := run.get("class_weights")):
         return {}
     named = run["settings"].get("class_weights")

@@ -97,7 +97,7 @@ def samples_words(manifest: Mapping[str, Any]) -> str:
 
 
 def shape_words(samples: int, views: int) -> str:
-    """Say how large a cache is: "10,000 samples x 4 views"."""
+    """Describe the size of a cache: "10,000 samples x 4 views"."""
     return f"{counted(samples, 'sample')} x {counted(views, 'view')}"
 
 
@@ -108,11 +108,11 @@ def teacher_words(teacher: Mapping[str, Any]) -> str:
 
 
 def preprocessing_words(entry: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> str:
-    """Say how pixels become a network's input: "28 x 28 pixels, mean 0.286, std 0.353".
+    """Describe how pixels become a network's input: "28 x 28 pixels, mean 0.286, std 0.353".
 
     Args:
         entry: The manifest's preprocessing of a teacher.
-        origins: Where each setting comes from, for those that it is known of.
+        origins: Origin of each setting, where it is known.
     """
     if not {"image_size", "crop_pct", "resize", "mean", "std"} <= entry.keys():  # another kind of data
         return ", ".join(f"{name} {value}" for name, value in entry.items())
@@ -137,7 +137,7 @@ def preprocessing_words(entry: Mapping[str, Any], origins: Mapping[str, str] | N
 
 
 def class_map_words(entry: Mapping[str, Any] | None, classes: Sequence[str]) -> str:
-    """Say which of a teacher's classes the data's are: "cat is 281, dog is 235, of 1,000"; nothing where they are the same."""
+    """Describe a class map: "cat is 281, dog is 235, of 1,000"; empty if there is none."""
     if entry is None:
         return ""
     named = [f"{name} is {number}" for name, number in zip(classes[:_NAMED], entry["indices"], strict=False)]
@@ -146,13 +146,13 @@ def class_map_words(entry: Mapping[str, Any] | None, classes: Sequence[str]) -> 
 
 
 def is_chance(right: int, rows: int, classes: int) -> bool:
-    """Return whether a teacher is right no more often than chance, as far as so many rows can tell."""
+    """Return whether an accuracy cannot be told from chance; always False below 1,000 rows."""
     chance = 1 / classes
     return rows >= _ENOUGH and right / rows < chance + 3 * (chance * (1 - chance) / rows) ** 0.5
 
 
 def chance_words(name: str, accuracy: float, rows: int, classes: int) -> str:
-    """Say that a teacher knows nothing, and what to suspect."""
+    """Return the warning for a teacher that is no better than chance, with the likely causes."""
     return (
         f"teacher {name} is right for {accuracy:.2%} of {rows:,} rows, which is chance ({1 / classes:.2%}). Suspect, in this order: mean "
         "and std, image size and crop, the order of its classes (--class-map), its weights."

@@ -1,4 +1,4 @@
-"""Worker processes of a torch DataLoader: asked for the next item, and ended, with one sentence where one has died.
+"""Worker processes of a torch DataLoader, with a one-sentence error when one dies.
 
 torch reports a dead worker wherever the main thread happens to be: in the middle of a network's forward pass, of an optimizer step or of
 a file being written. Here that is held back until somebody waits for the next item, so that nobody else is blamed or interrupted.
@@ -42,12 +42,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a worker raised, in a form that reaches the main process whatever it was.
+    """An exception of a worker, in a form that can always be sent to the main process.
 
     Attributes:
         kind: Kind of the error to raise.
         message: Its message.
-        trace: The traceback in the worker, which only somebody who debugs is shown.
+        trace: Traceback in the worker, shown only when debugging.
     """
 
     kind: type[LogitCacheError]
@@ -241,7 +241,7 @@ _report_deaths: Any = None  # torch's handler of SIGCHLD, once it has set it
 
 @contextmanager
 def _deaths_are_raised() -> Iterator[None]:
-    """Have the death of a worker raised in this block, also one that happened before; outside of it, nobody is interrupted."""
+    """Raise the death of a worker, also an earlier one, inside this block only; other code is not interrupted."""
     global _report_deaths  # noqa: PLW0603  (torch sets one handler for the whole process)
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -259,7 +259,7 @@ def _deaths_are_raised() -> Iterator[None]:
 
 
 def is_lost_worker(error: BaseException) -> bool:
-    """Say whether an exception is torch's report of a dead worker, or has one as its cause, whoever was blamed for it."""
+    """Return whether an exception is, or was caused by, torch's report of a dead worker."""
     seen = set[int]()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:

@@ -8,7 +8,7 @@ from logitcache.store.decode import completion, decode_rows, kept_values, rest_l
 from logitcache.store.layout import PROBE_BYTES, block_rows_for, compressed_bytes
 from logitcache.store.ledger import history
 from logitcache.store.manifest import FORMAT, Manifest, average_of, read_manifest
-from logitcache.store.offsets import Ids, count_rows, kept_mask, rows_of, samples_of, with_rows
+from logitcache.store.offsets import Ids, count_rows, is_among, kept_mask, rows_of, samples_of, with_rows
 from logitcache.store.places import Place, open_place
 from logitcache.store.reader import Cache, MissingChunkError, ViewStream, find_newest, open_cache
 from logitcache.store.verify import FileProblem, check_files, drop_damaged, forget_damaged_records
@@ -40,6 +40,7 @@ __all__ = [
     "find_newest",
     "forget_damaged_records",
     "history",
+    "is_among",
     "kept_mask",
     "kept_values",
     "open_cache",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Ids", "count_rows", "kept_mask", "rows_of", "samples_of", "with_rows"]
+__all__ = ["Ids", "count_rows", "is_among", "kept_mask", "rows_of", "samples_of", "with_rows"]
 
 Ids = NDArray[np.int64]
 
@@ -32,6 +32,19 @@ def samples_of(offsets: Ids | None, rows: Ids) -> Ids:
 def with_rows(offsets: Ids | None, ids: Ids) -> Ids:
     """Return those of some samples that have rows, in their order."""
     return ids if offsets is None else ids[offsets[ids + 1] > offsets[ids]]
+
+
+def is_among(ids: Ids, others: Ids) -> NDArray[np.bool_]:
+    """Return which of some ids are among others, [N]. Unlike `np.isin`, it costs next to nothing for few ids and many others.
+
+    Args:
+        ids: Ids, [N].
+        others: The others, ascending, [M].
+    """
+    if not len(others):
+        return np.zeros(len(ids), np.bool_)
+    found: NDArray[np.bool_] = others[np.minimum(np.searchsorted(others, ids), len(others) - 1)] == ids
+    return found
 
 
 def kept_mask(samples: int, first: int, excluded: Sequence[int] | Ids) -> NDArray[np.bool_]:

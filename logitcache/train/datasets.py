@@ -19,7 +19,7 @@ from logitcache.data import Ids, View, kept_of, modality_of, render
 from logitcache.data.contract import cache_views, check_inputs, recorded_data
 from logitcache.encoding import TopKRows, dense
 from logitcache.errors import InputError
-from logitcache.store import Cache, open_cache
+from logitcache.store import Cache, is_among, open_cache
 from logitcache.train.loader import Loader, refuse_mixed
 from logitcache.train.order import sampled
 from logitcache.train.targets import RowDecoder, ViewRows
@@ -39,7 +39,7 @@ default_collate_fn_map[TopKRows] = _stacked  # of DataLoader, also in its worker
 
 @dataclass(frozen=True, slots=True)
 class EpochRows:
-    """A teacher's logits in one epoch: whatever epoch others go to meanwhile, these stay.
+    """A teacher's logits for one epoch; a later `set_epoch` does not change them.
 
     Attributes:
         view: The view of the epoch.
@@ -52,7 +52,7 @@ class EpochRows:
     def logits(self, samples: Sequence[int] | Ids, temperature: float | None = None) -> Tensor | TopKRows:
         """Return the logits of some rows: see `TeacherRows.logits`."""
         cache, ids = self._cache, _row_ids(samples, self._cache.manifest.view_rows)
-        if cache.manifest.excluded and len(gone := ids[~cache.kept_rows()[ids]]):
+        if len(gone := ids[is_among(ids, self._rows.left_out)]):
             raise InputError(
                 f"{cache.place} leaves out sample {gone[0]}: `cache.kept()` lists the samples it has rows for"
             )
@@ -64,7 +64,7 @@ class TeacherRows(Dataset[Any]):
     """A teacher's logits as a map-style data set: item i is row i, which for images is sample i.
 
     Epoch e reads view e mod V; `set_epoch` chooses it, and without it the epoch is 0. It can be passed to the workers of a DataLoader,
-    forked or spawned, persistent or not: each reads the view itself. What must come from one view is asked of `at`.
+    forked or spawned, persistent or not: each reads the view itself. Use `at` for a view and logits that belong together.
     """
 
     def __init__(self, cache: str | Path | Cache, teacher: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Training on after the last epoch: which schedule the epochs have that a run did not have before.
+"""Extending a run beyond its last epoch: the schedule of the additional epochs.
 
 `continue` keeps the schedule of the run as it was begun. Step stays at its last rate, or falls at milestones that lie beyond the old
 end; the warm-up of the distillation term and the switches of a method stay where they ended. Cosine and onecycle have fallen to
@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def warn_of_milestones(settings: TrainSettings) -> None:
-    """Warn of milestones that no epoch comes to."""
+    """Warn about milestones that are never reached."""
     milestones = settings.decay_milestones or ()
     if settings.sched != "step":
         if milestones:
@@ -47,14 +47,14 @@ def lengthened(
     length: int,
     done: int,
 ) -> tuple[str | None, int]:
-    """Decide on the schedule of a run that is trained on.
+    """Choose the schedule of a run that is extended.
 
     Args:
         path: The run.
-        settings: Those asked for, with more epochs than the run had.
-        objective: What is minimised.
-        extend: `continue`, `stretch`, or None where nothing was said.
-        then: Settings that the run has.
+        settings: New settings, with more epochs than the run had.
+        objective: Training objective.
+        extend: `continue`, `stretch`, or None if not given.
+        then: Recorded settings of the run.
         length: Number of epochs that its schedule is made for.
         done: Number of epochs that are over.
 

@@ -14,7 +14,6 @@ from logitcache.data import (
     Samples,
     View,
     as_samples,
-    excluded_of,
     held_out_split,
     leave_out,
     modality_of,
@@ -23,11 +22,11 @@ from logitcache.data import (
 from logitcache.data.contract import cache_views, recorded_data
 from logitcache.data.exclusion import (
     Reading,
-    exclusion_numbers,
+    kept_unreadable,
     log_left_out,
     read_exclusions,
+    reading_beside,
     refuse_unreadable,
-    unreadable_of,
 )
 from logitcache.data.open import refuse_orientation
 from logitcache.errors import CacheMismatchError, InputError
@@ -249,14 +248,12 @@ def _fuller(cache: Cache) -> str:
 
 def _labelled(settings: TrainSettings) -> Any:
     """Open the data of a training without a cache, without the samples that are left out."""
-    numbers = exclusion_numbers(settings.exclude)
-    reading = Reading(settings.exclude is not None, numbers, exif_orientation=bool(settings.exif_orientation))
+    reading = reading_beside(None, settings.exclude, exif_orientation=settings.exif_orientation)
     opened = as_samples(settings.data, reading=reading)
     if settings.exif_orientation:
         refuse_orientation(opened)
     samples = leave_out(opened, read_exclusions(settings.exclude, opened))
-    gone = set(excluded_of(samples).tolist())
-    refuse_unreadable(samples, {one: why for one, why in unreadable_of(samples).items() if one not in gone})
+    refuse_unreadable(samples, kept_unreadable(samples))
     return samples
 
 

@@ -37,14 +37,13 @@ from logitcache.train.job import Job
 from logitcache.train.keep import best_results, keep_best
 from logitcache.train.optimize import learning_rate, progress_after
 from logitcache.train.order import (
-    first_window,
+    Windows,
     micro_batches,
     mixed_seed,
     only,
     sampled,
     shuffled,
     whole_batches,
-    windowed,
 )
 from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
@@ -83,7 +82,10 @@ class Loop:
         self.samples, self.inputs, self.device, self.model = job.samples, job.inputs, job.device, stepper.model
         self.modality, self.offsets = modality_of(job.samples), offsets_of(job.samples)
         self.directory, self.replicas, self.callbacks = run, replicas, callbacks
-        self.kept = kept_of(job.samples)
+        self.kept, self.bounded = kept_of(job.samples), None
+        if job.window is not None:
+            rows, least = len(job.samples.labels), settings.batch_size if settings.drop_last else 1
+            self.bounded = Windows(rows, *job.window, settings.seed, self.offsets, self._some, least)
         self.test: Subject | None = None
         self._save_whole: Callable[[], None] = lambda: None  # saves the state at the end of the steps of an epoch
         if job.test is not None:
@@ -207,15 +209,7 @@ class Loop:
         self, epoch: int, views: Sequence[View], upcoming: Sequence[View], windows: Sequence[tuple[Blocks, Ids]]
     ) -> Iterator[tuple[Stretch, Stretch]]:
         """Yield what each window trains on, and what comes after it; after the last epoch nothing does, and it is the same."""
-        following = self.job.window and first_window(
-            len(self.samples.labels),
-            *self.job.window,
-            self.settings.seed,
-            epoch + 1,
-            self.offsets,
-            self._some,
-            least=self._least,
-        )
+        following = None if self.bounded is None else self.bounded.first(epoch + 1)
         found = [Stretch(views, blocks) for blocks, _ in windows]
         last = Stretch(upcoming, following) if epoch + 1 < self.settings.epochs else found[-1]
         yield from pairwise([*found, last])
@@ -298,11 +292,6 @@ class Loop:
         return MicroBatch(inputs, keep, labels, second, logits, 0 if joins_only else len(rows.ids))
 
     @property
-    def _least(self) -> int:
-        """Samples of the smallest window that is trained on."""
-        return self.settings.batch_size if self.settings.drop_last else 1
-
-    @property
     def _countable(self) -> int:
         """Number of samples that have rows."""
         return len(with_rows(self.offsets, np.arange(len(self.samples))))
@@ -314,12 +303,11 @@ class Loop:
             For each window the blocks of the cache that hold it (None: all), and sample ids, without those that `drop_last` leaves out.
         """
         seed, size, found = self.settings.seed, self.settings.batch_size, list[tuple[Blocks, Ids]]()
-        if self.job.window is None:
+        if self.bounded is None:
             order = with_rows(self.offsets, shuffled(len(self.samples), seed, epoch))
             found.append((None, order if self._some is None else only(order, self._some)))
         else:
-            rows = len(self.samples.labels)
-            found += windowed(rows, *self.job.window, seed, epoch, self.offsets, self._some, least=self._least)
+            found += self.bounded.epoch(epoch)
         return [(blocks, whole_batches(ids, size)) for blocks, ids in found] if self.settings.drop_last else found
 
     @property

@@ -1,6 +1,7 @@
 """The order of samples and views: functions of (seed, epoch) alone."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 from logitcache.store import Ids, with_rows
 
 __all__ = [
+    "Windows",
     "epoch_views",
-    "first_window",
     "micro_batches",
     "mixed_seed",
     "most_spills",
@@ -20,8 +21,6 @@ __all__ = [
     "shares",
     "shuffled",
     "whole_batches",
-    "window_lengths",
-    "windowed",
 ]
 
 _CHECKED_ROWS = 64  # rendered again and compared with their digests before each epoch
@@ -90,67 +89,65 @@ def micro_batches(batch: Ids, batch_size: int, parts: int) -> list[Ids]:
     return np.array_split(batch, -(-len(batch) // size))
 
 
-def windowed(
-    rows: int,
-    block_rows: int,
-    blocks: int,
-    seed: int,
-    epoch: int,
-    offsets: Ids | None = None,
-    kept: Ids | None = None,
-    *,
-    least: int = 1,
-) -> list[tuple[tuple[int, ...], Ids]]:
-    """Return the order of an epoch where memory is bounded: blocks drawn at random, a few at a time, and shuffled together.
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """The order of epochs where memory is bounded: blocks drawn at random, a few at a time, and shuffled together.
 
-    Args:
+    Attributes:
         rows: Rows of a view.
         block_rows: Rows of a block.
         blocks: Blocks of a window.
         seed: Seed of the order.
-        epoch: Number of the epoch, from 0.
         offsets: Row at which each sample begins, [N + 1]; None where each sample is one row.
-        kept: Samples that are not left out; None: all.
-        least: Windows of fewer samples are left out.
-
-    Returns:
-        For each window the blocks that hold its rows, and its sample ids: those that begin in a block that was drawn. A sample
-        that goes on in another block brings that block along.
+        kept: Samples that are not left out, ascending; None: all.
+        least: Number of samples of the smallest window that is used.
     """
-    random = torch.Generator().manual_seed(mixed_seed(seed, epoch))
-    windows = []
-    for chosen in _drawn(rows, block_rows, blocks, random):
-        held = np.concatenate([_begun(block, rows, block_rows, offsets, kept) for block in chosen])
-        order = held[torch.randperm(len(held), generator=random).numpy()]
-        if len(order) >= least:  # one long sample may fill all that was drawn
-            windows.append((_with_spills(chosen, rows, block_rows, offsets), order))
-    return windows
 
+    rows: int
+    block_rows: int
+    blocks: int
+    seed: int
+    offsets: Ids | None = None
+    kept: Ids | None = None
+    least: int = 1
 
-def first_window(
-    rows: int,
-    block_rows: int,
-    blocks: int,
-    seed: int,
-    epoch: int,
-    offsets: Ids | None = None,
-    kept: Ids | None = None,
-    *,
-    least: int = 1,
-) -> tuple[int, ...]:
-    """Return the blocks that `windowed` begins an epoch with."""
-    lengths = window_lengths(rows, block_rows, blocks, seed, epoch, offsets, kept)
-    chosen = next(one for one, length in lengths if length >= least)
-    return _with_spills(chosen, rows, block_rows, offsets)
+    def epoch(self, epoch: int) -> list[tuple[tuple[int, ...], Ids]]:
+        """Return the windows of an epoch (from 0).
 
+        Returns:
+            For each window the blocks that hold its rows, and its sample ids: those that begin in a block that was drawn. A sample
+            that goes on in another block brings that block along.
+        """
+        random = self._generator(epoch)
+        windows = []
+        for chosen in self._drawn(random):
+            held = np.concatenate([self._begun(block) for block in chosen])
+            order = held[torch.randperm(len(held), generator=random).numpy()]
+            if len(order) >= self.least:  # one long sample may fill all that was drawn
+                windows.append((self._with_spills(chosen), order))
+        return windows
 
-def window_lengths(
-    rows: int, block_rows: int, blocks: int, seed: int, epoch: int, offsets: Ids | None = None, kept: Ids | None = None
-) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Yield the blocks that `windowed` draws for each window, and how many samples begin in them."""
-    random = torch.Generator().manual_seed(mixed_seed(seed, epoch))
-    for chosen in _drawn(rows, block_rows, blocks, random):
-        yield chosen, sum(len(_begun(block, rows, block_rows, offsets, kept)) for block in chosen)
+    def first(self, epoch: int) -> tuple[int, ...]:
+        """Return the blocks of the first window of an epoch."""
+        return self._with_spills(next(chosen for chosen, length in self.lengths(epoch) if length >= self.least))
+
+    def lengths(self, epoch: int) -> Iterator[tuple[tuple[int, ...], int]]:
+        """Yield the blocks drawn for each window of an epoch, and how many samples begin in them, also below `least`."""
+        for chosen in self._drawn(self._generator(epoch)):
+            yield chosen, sum(len(self._begun(block)) for block in chosen)
+
+    def _generator(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(mixed_seed(self.seed, epoch))
+
+    def _drawn(self, random: torch.Generator) -> list[tuple[int, ...]]:
+        drawn = torch.randperm(-(-self.rows // self.block_rows), generator=random).tolist()
+        return [tuple(drawn[start : start + self.blocks]) for start in range(0, len(drawn), self.blocks)]
+
+    def _begun(self, block: int) -> Ids:
+        return _begun(block, self.rows, self.block_rows, self.offsets, self.kept)
+
+    def _with_spills(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
+        return _with_spills(chosen, self.rows, self.block_rows, self.offsets)
 
 
 def most_spills(rows: int, block_rows: int, offsets: Ids | None) -> int:
@@ -159,17 +156,12 @@ def most_spills(rows: int, block_rows: int, offsets: Ids | None) -> int:
     return max(len(_with_spills((block,), rows, block_rows, offsets)) - 1 for block in every)
 
 
-def _drawn(rows: int, block_rows: int, blocks: int, random: torch.Generator) -> list[tuple[int, ...]]:
-    drawn = torch.randperm(-(-rows // block_rows), generator=random).tolist()
-    return [tuple(drawn[start : start + blocks]) for start in range(0, len(drawn), blocks)]
-
-
 def _begun(block: int, rows: int, block_rows: int, offsets: Ids | None, kept: Ids | None = None) -> Ids:
     """Return the samples whose first row is in a block; those without rows, and those that are left out, are nowhere."""
     span = block * block_rows, min((block + 1) * block_rows, rows)
     begins = span if offsets is None else np.searchsorted(offsets[:-1], span)
-    found = with_rows(offsets, np.arange(*begins))
-    return found if kept is None else only(found, kept)
+    found = np.arange(*begins) if kept is None else kept[slice(*np.searchsorted(kept, begins))]
+    return with_rows(offsets, found)
 
 
 def _with_spills(chosen: tuple[int, ...], rows: int, block_rows: int, offsets: Ids | None) -> tuple[int, ...]:

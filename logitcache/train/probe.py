@@ -1,7 +1,7 @@
-"""Does the student take what it will be given? Found out on a copy, before the first step and before anything is written.
+"""Check that the student accepts its batches: on a copy, before the first step and before anything is written.
 
-Batch normalization refuses a batch of one sample, a network may insist on the size of its input, and an evaluation may differ from
-a training step. Each of them would otherwise end a run after all other steps of an epoch.
+Batch normalization refuses a batch of one sample, a network may require one input size, and evaluation may fail where training does
+not. Without this check a run would fail only at the end of its first epoch.
 """
 
 import copy
@@ -22,7 +22,7 @@ from logitcache.runtime.tensors import padded
 from logitcache.runtime.wording import counted
 from logitcache.store import with_rows
 from logitcache.train.job import Job
-from logitcache.train.order import micro_batches, window_lengths
+from logitcache.train.order import Windows, micro_batches
 from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
 from logitcache.train.step import Stepper
@@ -98,12 +98,9 @@ def _part_sizes(job: Job, settings: TrainSettings, replicas: Replicas, *, drop_l
     """
     size, lengths, offsets = settings.batch_size, set[int](), offsets_of(job.samples)
     kept = kept_of(job.samples)
-    for epoch in range(settings.epochs if job.window else 1):
-        if job.window:
-            drawn = window_lengths(len(job.samples.labels), *job.window, settings.seed, epoch, offsets, kept)
-            these = {length for _, length in drawn}
-        else:
-            these = {len(with_rows(offsets, kept))}
+    windows = job.window and Windows(len(job.samples.labels), *job.window, settings.seed, offsets, kept)
+    for epoch in range(settings.epochs if windows else 1):
+        these = {length for _, length in windows.lengths(epoch)} if windows else {len(with_rows(offsets, kept))}
         if drop_last and max(these) < size:
             unit = modality_of(job.samples).unit
             where = " of a window of --memory-budget" if job.window else ""

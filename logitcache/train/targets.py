@@ -133,7 +133,7 @@ class CachedTargets:
 
 
 class RowDecoder:
-    """What turns the stored rows of one cache into logits on one device."""
+    """Decodes the stored rows of one cache into logits on one device."""
 
     def __init__(self, cache: Cache, device: torch.device) -> None:
         """Take the labels of all rows to the device.
@@ -145,6 +145,7 @@ class RowDecoder:
         self.cache, self.device = cache, device
         self.encoding, self.classes = read_encoding(cache.manifest.encoding), len(cache.manifest.classes)
         self.labels = torch.from_numpy(cache.labels()).long().to(device)
+        self.left_out = np.flatnonzero(~cache.kept_rows()) if cache.manifest.excluded else np.empty(0, np.int64)  # rows
 
     def hold(self, view: View, rows: NDArray[np.void], blocks: tuple[int, ...] | None = None) -> "ViewRows":
         """Hold what `Cache.view` read of a view in the memory of the device.
@@ -173,6 +174,11 @@ class ViewRows:
 
     def __init__(self, decoder: RowDecoder, held: "HeldRows", begins: Ids | None) -> None:
         self._decoder, self._held, self._begins = decoder, held, begins
+
+    @property
+    def left_out(self) -> Ids:
+        """Row ids of samples that the cache leaves out, ascending."""
+        return self._decoder.left_out
 
     def of(self, rows: Ids) -> Tensor | TopKRows:
         """Gather and decode rows: [R, C] float32, or what was kept.

@@ -19,14 +19,16 @@ pytestmark = pytest.mark.slow
 SECONDS = 20.0
 STARTING = {"fork": 0.0, "spawn": 40.0}  # seconds that two processes may take to import torch, on a busy machine
 READING = r"error: sample 37 of (Items|Table) cannot be read: "
-REMEDY = r"\. Mend it, or leave it out: with --skip-unreadable at the dump, or with --exclude FILE, a file with the line 37\n"
+REMEDY = (
+    r"\. Fix it, or leave it out: with --skip-unreadable at the dump, or with --exclude FILE, a file with the line 37\n"
+)
 ANY_DATA: dict[str, str | None] = {  # what is said, or None where the result is right
     "": None,
     "sizes": None,
     "teacher fails": r"error: teacher faulty:Teacher fails on an input of shape \[8, 3, 16, 16\]: Odd: \(3, 'layer'\)\. ",
     "teacher exits": r"error: teacher faulty:Teacher fails on an input of shape \[8, 3, 16, 16\]: SystemExit: 3\. ",
     "teacher cannot be made": r"error: network faulty:Teacher cannot be made for 3 classes: RecursionError\n",
-    "teacher with dropout": r"error: teacher faulty:Teacher is no function of its input",
+    "teacher with dropout": r"error: teacher faulty:Teacher is not a function of its input",
     "checkpoint of another": r"error: weights\.pth does not fit faulty:Teacher: ",
     "checkpoint damaged": r"error: weights\.pth is no file of weights that torch can read",
     "interrupted": r"stopped as asked: ",

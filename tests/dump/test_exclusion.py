@@ -194,8 +194,13 @@ def test_a_sample_that_fails_in_one_view_alone_is_left_out_of_all(tmp_path):
             return super().__getitem__(sample)
 
     make = {"image_size": 16, "batch_size": 8, "block_rows": 16, "workers": 0, "views": 3}
-    cache = logitcache.dump_logits(tiny.net(3), Flaky(), tmp_path / "c.zarr", skip_unreadable=True, **make)
+    seen = []
+    given = make | {"skip_unreadable": True, "on_progress": seen.append}
+    cache = logitcache.dump_logits(tiny.net(3), Flaky(), tmp_path / "c.zarr", **given)
     assert cache.manifest.excluded == (37,)
+    assert (
+        seen[-1].done == max(one.done for one in seen) == seen[-1].total
+    )  # rows that are written again are counted anew
     logitcache.dump_logits(tiny.net(3), Pictures(), tmp_path / "d.zarr", exclude=[37], **make)
     ours, theirs = bytes_of(tmp_path / "c.zarr"), bytes_of(tmp_path / "d.zarr")
     differing = {name for name in ours if ours[name] != theirs[name]}
@@ -291,7 +296,7 @@ def test_when_most_of_a_block_cannot_be_read_the_disk_is_to_blame(dump, folder, 
     for file in files(folder)[20:]:
         file.write_bytes(b"")
     with pytest.raises(
-        UnreadableError, match="40 of 60 samples .*cannot be read, and `skip_unreadable` takes so many"
+        UnreadableError, match="40 of 60 samples .*cannot be read.* so `skip_unreadable` left none of them out"
     ) as raised:
         dump(folder, skip_unreadable=True, block_rows=60)
     assert "and 20 more" in str(raised.value)
@@ -351,12 +356,13 @@ def test_training_leaves_them_out_cached_and_live(cache, tmp_path, caplog):
 
 
 def test_a_bounded_memory_leaves_them_out_too(cache, tmp_path):
-    from logitcache.train.order import first_window, only, shuffled, windowed
+    from logitcache.train.order import Windows, only, shuffled
 
     kept = cache.kept()
-    windows = windowed(60, 16, 1, 0, 0, kept=kept)
+    bounded = Windows(60, 16, 1, 0, kept=kept)
+    windows = bounded.epoch(0)
     assert np.array_equal(np.sort(np.concatenate([order for _, order in windows])), kept)
-    assert windows[0][0] == first_window(60, 16, 1, 0, 0, kept=kept)
+    assert windows[0][0] == bounded.first(0)
     assert np.array_equal(np.sort(only(shuffled(60, 0, 0), kept)), kept)
     budget = 2 * 16 * cache.fields("sequential").itemsize
     result = train_student(

@@ -448,7 +448,7 @@ def test_published_numbers_of_other_conditions_are_named_as_such(tmp_path, run):
     file = tmp_path / "runs/kd--0/run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"trained_on": {"data": "fashion-mnist-mini:train"}}))
     sentence = (
-        "the published numbers are of other conditions (240 epochs, here 2; student resnet20, here s; data cifar100, here "
+        "the published numbers were measured under other conditions (240 epochs, here 2; student resnet20, here s; data cifar100, here "
         "fashion-mnist-mini): they are no baseline for these runs\n"
     )
     for words in ([], ["--markdown"]):

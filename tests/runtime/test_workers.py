@@ -177,7 +177,7 @@ def test_whatever_an_item_raises_is_one_sentence_with_its_sample(tmp_path, event
     data.main = None
     with pytest.raises(InputError) as raised:
         logitcache.dump_logits(tiny.net(3), data, tmp_path / "c.zarr", **SETTINGS | {"workers": workers})
-    assert str(raised.value).startswith(f"sample 37 of Pictures cannot be read: {said}. Mend it, or leave it out: ")
+    assert str(raised.value).startswith(f"sample 37 of Pictures cannot be read: {said}. Fix it, or leave it out: ")
     assert "\n" not in str(raised.value)
 
 

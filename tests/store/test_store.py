@@ -31,6 +31,7 @@ from logitcache.errors import (
 from logitcache.store import CacheWriter, Manifest, ViewStream, block_rows_for, check_files, find_newest, open_cache
 from logitcache.store.layout import ArraySpec, ChunkDecoder, ChunkEncoder, metadata_files
 from logitcache.store.ledger import Ledger
+from logitcache.store.offsets import is_among
 
 CLASSES, SAMPLES, VIEWS = 4, 300, 2
 COLUMNS = {"t": {"logits": ((CLASSES,), "<f4", ("class",), False)}}
@@ -428,3 +429,9 @@ def test_python_without_assertions_is_refused_with_a_sentence(tmp_path):
     assert (
         done.stderr == "error: Python runs with -O or PYTHONOPTIMIZE, under which zarr cannot read. Run it without.\n"
     )
+
+
+def test_ids_are_found_among_others():
+    ids = np.array([7, 0, 3, 9, 3])
+    for others in ([], [3], [0, 3, 8], [9], [10]):
+        assert np.array_equal(is_among(ids, np.array(others, np.int64)), np.isin(ids, others))

@@ -283,13 +283,13 @@ class Shuffling(nn.Module):
 
 @pytest.mark.parametrize("kind", [Dropping, Shuffling])
 def test_a_teacher_that_is_no_function_of_its_input_is_refused_before_anything_is_stored(dump, tmp_path, kind):
-    with pytest.raises(InputError, match=f"teacher {kind.__name__} is no function of its input: asked twice"):
+    with pytest.raises(InputError, match=f"teacher {kind.__name__} is not a function of its input: run twice"):
         dump(teacher=kind(tiny.CLASSES))
     assert not list((tmp_path / "c.zarr").rglob("c/0/*"))
 
 
 def test_a_teacher_whose_rows_depend_on_their_neighbours_is_refused(dump):
-    with pytest.raises(InputError, match="teacher Unruly is no function of its input"):
+    with pytest.raises(InputError, match="teacher Unruly is not a function of its input"):
         dump(teacher=Unruly(tiny.CLASSES))
 
 

@@ -15,7 +15,7 @@ import logitcache
 from logitcache.data import ArrayImages
 from logitcache.errors import InputError, StoppedError
 from logitcache.train.loop import Loop
-from logitcache.train.order import first_window, window_lengths, windowed
+from logitcache.train.order import Windows
 from logitcache.train.probe import _part_sizes
 from logitcache.train.replicas import Replicas
 
@@ -141,15 +141,28 @@ def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
 
 
+def test_windows_of_kept_samples_are_those_of_all_without_the_others():
+    offsets = np.cumsum([0, *np.random.RandomState(0).randint(0, 5, 200)])
+    for rows, begins, samples in ((300, None, 300), (int(offsets[-1]), offsets, 200)):
+        kept = np.setdiff1d(np.arange(samples), np.arange(0, samples, 7))
+        for (blocks, every), (same_blocks, some) in zip(
+            Windows(rows, 49, 2, 1, begins).epoch(0), Windows(rows, 49, 2, 1, begins, kept).epoch(0), strict=True
+        ):
+            assert blocks == same_blocks
+            assert set(some.tolist()) == set(every.tolist()) & set(kept.tolist())
+
+
 @pytest.mark.parametrize("least", [1, 56])
 def test_windows_are_as_long_as_they_are_said_to_be(least):
     offsets = np.cumsum([0, *np.random.RandomState(0).randint(0, 5, 200)])
     for epoch in range(4):
-        for place in ((300, 49, 2, 1, epoch, None), (int(offsets[-1]), 49, 3, 1, epoch, offsets)):
-            windows = windowed(*place, least=least)
-            lengths = [length for _, length in window_lengths(*place) if length >= least]
-            assert [len(ids) for _, ids in windows] == lengths
-            assert first_window(*place, least=least) == windows[0][0]
+        for windows in (
+            Windows(300, 49, 2, 1, least=least),
+            Windows(int(offsets[-1]), 49, 3, 1, offsets, least=least),
+        ):
+            lengths = [length for _, length in windows.lengths(epoch) if length >= least]
+            assert [len(ids) for _, ids in windows.epoch(epoch)] == lengths
+            assert windows.first(epoch) == windows.epoch(epoch)[0][0]
 
 
 def test_every_process_finds_the_smallest_share(images):

@@ -1,6 +1,6 @@
-"""What an item of somebody's map-style data set is: (image, label), or a dictionary, as those of Hugging Face `datasets` are.
+"""Items of a user's map-style data set: (image, label), or dictionaries as in Hugging Face `datasets`.
 
-A data set of dictionaries has columns. Which hold the image and the label is read from their names, or from what is in them.
+The image and label columns of a dictionary are found by name, or else by content.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ _LABEL_COLUMNS = ("label", "labels", "target", "class")
 
 
 def image_and_label(item: Any) -> tuple[Any, Any]:
-    """Return the image and the label of an item, as they stand in it.
+    """Return the image and the label of an item, unconverted.
 
     Args:
         item: (image, label, ...), or a dictionary of columns.
 
     Raises:
-        InputError: It is neither, or a dictionary in which they cannot be told.
+        InputError: It is neither, or its image or label column cannot be identified.
     """
     if not isinstance(item, Mapping):
         if not isinstance(item, Sequence) or len(item) < 2:
@@ -40,7 +40,7 @@ def image_and_label(item: Any) -> tuple[Any, Any]:
 
 
 def listed_labels(dataset: Any) -> NDArray[Any] | None:
-    """Return the labels that a data set lists, [N]; None where it lists none, or not one integer for each item."""
+    """Return the labels that a data set lists, [N], or None if it does not list one integer for each item."""
     if isinstance(dataset, Subset):
         inner = listed_labels(dataset.dataset)
         return None if inner is None else inner[np.asarray(dataset.indices)]
@@ -57,7 +57,7 @@ def listed_labels(dataset: Any) -> NDArray[Any] | None:
 
 
 def class_names(dataset: Any) -> list[Any] | None:
-    """Return the class names of a data set, also of what a Subset or ConcatDataset is made of."""
+    """Return the class names of a data set, also through Subset and ConcatDataset; None if it has none."""
     if isinstance(dataset, Subset):
         return class_names(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
@@ -76,7 +76,7 @@ def class_names(dataset: Any) -> list[Any] | None:
 
 
 def class_number(label: Any) -> int | None:
-    """Return a label as a number, of whatever type it is; None for what is no whole number."""
+    """Return a label of any type as an integer, or None if it is not a whole number."""
     if isinstance(label, Tensor | np.ndarray | np.generic):
         values = np.asarray(label).reshape(-1).tolist()
         label = values[0] if len(values) == 1 else None
@@ -91,7 +91,7 @@ def _described(item: Any) -> str:
 
 
 def _label_column(dataset: Any) -> str | None:
-    """Return the column of labels of a Hugging Face data set; None for any other, and where the items must be asked."""
+    """Return the label column of a Hugging Face data set, or None if there is no such column or it is not clear from its features."""
     features = getattr(dataset, "features", None)
     if not isinstance(features, Mapping):
         return None
@@ -101,7 +101,7 @@ def _label_column(dataset: Any) -> str | None:
 
 
 def _column(item: Mapping[Any, Any], names: Iterable[str], fitting: Iterable[Any], wanted: str) -> Any:
-    """Return the column with one of these names, or else the only one whose content fits."""
+    """Return the column with one of these names, or else the only column whose content fits."""
     if named := [name for name in names if name in item]:
         return named[0]
     found = list(fitting)
@@ -116,11 +116,11 @@ def _column(item: Mapping[Any, Any], names: Iterable[str], fitting: Iterable[Any
 
 
 def _is_image(value: Any) -> bool:
-    """Say whether this may be an image: pixels with height and width, or what PIL opened."""
+    """Return whether a value looks like an image: pixels with height and width, or a PIL image."""
     return len(getattr(value, "shape", ())) in (2, 3) or hasattr(value, "getbands")
 
 
 def _is_whole(value: Any) -> bool:
-    """Say whether this may be a label: an integer, also of numpy or torch."""
+    """Return whether a value looks like a label: an integer of Python, numpy or torch."""
     kind = str(getattr(value, "dtype", ""))
     return isinstance(value, numbers.Integral) or (getattr(value, "shape", None) == () and "int" in kind)

@@ -109,7 +109,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         InputError: It is a link that leads nowhere.
     """
     if _leads_nowhere(entry):
-        raise InputError(f"{readable(entry.path)} is a link that leads nowhere: mend it, or remove it.")
+        raise InputError(f"{readable(entry.path)} is a link that leads nowhere: fix it, or remove it.")
     return entry.is_dir()
 
 
@@ -134,7 +134,7 @@ def _log(root: Path, images: int, classes: int, skipped: Counter[str], others: l
 
 
 def _skipped_words(skipped: Counter[str], others: list[str], folders: list[str]) -> str:
-    """Say what is no sample, and why; nothing where there is nothing."""
+    """Describe the entries that were skipped and why; empty if none were."""
     parts = [
         f"{skipped['hidden']:,} hidden" if skipped["hidden"] else "",
         f"{len(others):,} of other types ({', '.join(map(readable, sorted(others)[:_NAMED]))}{', ...' * (len(others) > _NAMED)})"

@@ -18,6 +18,7 @@ from logitcache.data.protocol import Ids, Rendition, whole_of
 from logitcache.errors import InputError, UnreadableError
 from logitcache.runtime.device import decoding_workers, to_device
 from logitcache.runtime.workers import Failure, Workers, in_shared_memory, make_loader, pack, unpack
+from logitcache.store import is_among
 
 __all__ = ["Renderer", "preprocessing_for", "render"]
 
@@ -136,9 +137,10 @@ class _Source(Dataset[Rendition | Failure]):
 
     def _without_unreadable(self, view: View, samples: Ids) -> Rendition:
         """Render a batch without the samples that cannot be read, and without mixing any of them into others."""
-        whole, first = whole_of(self.data)
+        (whole, first), excluded = whole_of(self.data), excluded_of(self.data)
+        shown = shown_beside(self.data, view, samples)
         reasons: dict[int, str] = {}
-        for sample in shown_beside(self.data, view, samples).tolist():
+        for sample in shown[~is_among(shown, excluded)].tolist():
             try:
                 whole.image(sample)
             except UnreadableError as error:
@@ -146,7 +148,7 @@ class _Source(Dataset[Rendition | Failure]):
         kept = samples[~np.isin(samples + first, list(reasons))]
         if not len(kept):
             return Rendition(kept, tuple(torch.empty(0) for _ in self._preprocessings), np.empty(0, np.uint64), reasons)
-        return self._rendered(leave_out(self.data, [*excluded_of(self.data), *reasons]), view, kept, reasons)
+        return self._rendered(leave_out(self.data, np.append(excluded, list(reasons))), view, kept, reasons)
 
     def _rendered(self, data: ImageSet, view: View, samples: Ids, unreadable: Mapping[int, str]) -> Rendition:
         shared = render(data, view, samples)

@@ -1,6 +1,7 @@
 """Labelled images, by sample id: in memory as one array, or one at a time from files or somebody's data set."""
 
 import copy
+import errno
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ from logitcache.data.images.listing import list_images, readable
 from logitcache.data.protocol import whole_of
 from logitcache.errors import (
     InputError,
-    LogitCacheError,
     UnreadableError,
     explain_foreign_errors,
     first_line,
@@ -42,7 +42,7 @@ __all__ = [
 Normalization = tuple[
     tuple[float, float, float], tuple[float, float, float]
 ]  # mean and deviation of three channels in [0, 1]
-_IMAGE_KEYS = ("image", "img")  # in items of Hugging Face's data sets
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _MOST_CLASSES = 1_000_000  # without names
 _COMPARED = 8  # items that are read at once, to see whether a list of labels is theirs
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -191,10 +191,8 @@ class FolderImages:
             with Image.open(path) as image:
                 _refuse_deep(image)
                 return _pixels(_upright(image, self).convert("RGB"), sample)
-        except LogitCacheError:
-            raise
         except Exception as error:  # decoders raise whatever a damaged or hostile file makes them stumble over
-            raise unreadable(self.label_of(sample), name, first_line(error) or type(error).__name__) from error
+            raise _failure(self.label_of(sample), name, error, first_line(error) or type(error).__name__) from error
 
     def digest(self) -> str:
         """Hash relative paths and labels."""
@@ -249,7 +247,7 @@ class MappedImages:
                 if not reading.tolerant:
                     raise
                 self.unreadable[sample] = error.reason
-        return reading.labels.get(sample, 0)
+        return reading.known_label(sample)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -270,7 +268,7 @@ class MappedImages:
         except UnreadableError:
             raise
         except Exception as error:  # a lazy image decodes only now
-            raise self._unreadable(sample, error) from error
+            raise self._failure(sample, error) from error
 
     def _item(self, sample: int) -> tuple[Any, int]:
         name = type(self.dataset).__name__
@@ -279,7 +277,7 @@ class MappedImages:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # whatever a user's code, or the decoder it calls, stumbles over
-            raise self._unreadable(sample, error) from error
+            raise self._failure(sample, error) from error
         found = class_number(label)
         if found is None:
             shown = f"{repr(label)[:40]}" if np.ndim(label) == 0 else f"an array of shape {list(np.shape(label))}"
@@ -297,8 +295,8 @@ class MappedImages:
         """Return what an item is called at the beginning of a message."""
         return f"sample {sample} of {type(self.dataset).__name__}"
 
-    def _unreadable(self, sample: int, error: BaseException) -> UnreadableError:
-        return unreadable(self.label_of(sample), str(sample), reason_of(error))
+    def _failure(self, sample: int, error: BaseException) -> InputError:
+        return _failure(self.label_of(sample), str(sample), error, reason_of(error))
 
     def digest(self) -> str:
         """Hash length, labels and class names; pixels are held by the digests of the views."""
@@ -342,6 +340,25 @@ def resident(images: ImageSet, device: torch.device) -> ImageSet | None:
 def _upright(image: Image.Image, images: "FolderImages | MappedImages") -> Image.Image:
     """Turn an image as its EXIF orientation says, where the data set is read so."""
     return ImageOps.exif_transpose(image) if images.exif_orientation else image
+
+
+def _failure(label: str, name: str, error: BaseException, reason: str) -> InputError:
+    """Return the error for a sample whose decoding failed.
+
+    If files or memory of the machine ran out, the sample itself may be good, so --skip-unreadable must not leave it out.
+
+    Args:
+        label: Subject of the message.
+        name: Name of the sample in a file for --exclude.
+        error: What decoding raised.
+        reason: The error in one line.
+    """
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        return InputError(
+            f"{label} cannot be read for lack of system resources: {reason}. Raise the limit of open files (ulimit -n 65536) or use "
+            "fewer --workers, and run the same command again."
+        )
+    return unreadable(label, name, reason)
 
 
 def _refuse_deep(image: Image.Image) -> None:

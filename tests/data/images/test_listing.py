@@ -1,5 +1,6 @@
 """Folders as people have them: links, hidden files, other types, names that are not UTF-8, damaged files."""
 
+import errno
 import os
 import zlib
 
@@ -10,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 import logitcache
 from logitcache.data import FolderImages
-from logitcache.errors import InputError
+from logitcache.errors import InputError, UnreadableError
 
 
 def write(path, value=0):
@@ -137,7 +138,7 @@ def cut(path):
 def test_whatever_a_decoder_raises_is_one_sentence_with_the_path(folder, tmp_path, damage, workers):
     damage(folder / "bee/1.png")
     with pytest.raises(
-        InputError, match=r"bee/1.png cannot be read: .*\. Mend it, or leave it out: .* the line bee/1.png$"
+        InputError, match=r"bee/1.png cannot be read: .*\. Fix it, or leave it out: .* the line bee/1.png$"
     ) as raised:
         logitcache.dump_logits(
             tiny.net(2), f"imagefolder:{folder}", tmp_path / "c.zarr", image_size=16, workers=workers, batch_size=4
@@ -178,4 +179,22 @@ def test_a_folder_of_hidden_files_says_what_it_skipped(folder):
 def test_one_class_alone_is_warned_of(folder, tmp_path, caplog):
     (folder / "ant").rename(tmp_path / "aside")
     logitcache.dump_logits(tiny.net(1), f"imagefolder:{folder}", tmp_path / "c.zarr", image_size=16, workers=0)
-    assert "the data has one class alone, bee" in caplog.text
+    assert "the data has only one class, bee" in caplog.text
+
+
+def test_an_image_of_more_than_8_bits_is_named_and_can_be_skipped(folder):
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(folder / "bee/deep.png")
+    with pytest.raises(UnreadableError, match=r"bee/deep\.png cannot be read: it has more than 8 bits a channel"):
+        FolderImages(folder).image(4)
+
+
+def test_a_sample_is_not_called_unreadable_where_file_handles_ran_out(folder, monkeypatch):
+    def fail(_path):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(
+        InputError, match=r"ant/0\.png cannot be read for lack of system resources: .*Too many"
+    ) as raised:
+        FolderImages(folder).image(0)
+    assert not isinstance(raised.value, UnreadableError)

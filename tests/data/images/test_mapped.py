@@ -126,7 +126,7 @@ def test_a_wrapper_with_the_list_of_another_order_is_refused():
     ("odd", "said"),
     [
         (fail, "sample 37 of Pictures cannot be read: KeyError: 'annotation"),
-        (nothing, "sample 37 of Pictures cannot be read: the item is a NoneType; expected (image, label). Mend it"),
+        (nothing, "sample 37 of Pictures cannot be read: the item is a NoneType; expected (image, label). Fix it"),
     ],
     ids=["raises", "nothing"],
 )

@@ -16,6 +16,7 @@ from torch import Tensor
 from logitcache.data.images.views.preprocessing import resize
 from logitcache.errors import InputError
 from logitcache.runtime.philox import integers, words
+from logitcache.store import is_among
 
 __all__ = ["MIXES", "Mixed", "Mixing", "blend", "draw"]
 
@@ -55,7 +56,7 @@ class Mixed:
 
     def without(self, samples: Ints, excluded: Ints) -> "Mixed":
         """Return the same, where a row whose partner is left out is mixed with itself: shown as it is, with its own label."""
-        gone = np.isin(self.partners, excluded)
+        gone = is_among(self.partners, excluded)
         return Mixed(
             np.where(gone, samples, self.partners),
             np.where(gone, _WHOLE, self.weights),
