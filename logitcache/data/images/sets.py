@@ -20,7 +20,6 @@ from logitcache.data.images.listing import list_images, readable
 from logitcache.data.protocol import whole_of
 from logitcache.errors import (
     InputError,
-    LogitCacheError,
     UnreadableError,
     explain_foreign_errors,
     first_line,
@@ -191,7 +190,7 @@ class FolderImages:
             with Image.open(path) as image:
                 _refuse_deep(image)
                 return _pixels(_upright(image, self).convert("RGB"), sample)
-        except LogitCacheError:
+        except UnreadableError:
             raise
         except Exception as error:  # decoders raise whatever a damaged or hostile file makes them stumble over
             raise unreadable(self.label_of(sample), name, first_line(error) or type(error).__name__) from error
