@@ -163,6 +163,67 @@ class TeacherRows(Dataset[Any]):
         """Travel without the rows: a spawned worker reads them itself."""
         return self.__dict__ | {"_held": None, "_decoder": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Share the epoch of a copy with the workers that it will have, as the original does."""
+        self.__dict__.update(state)
+        _shared(self._chosen)
+
+
+class WithTeacher(Dataset[tuple[Any, int, Any]]):
+    """A data set with what the teacher said: items are (image, label, logits), of one view.
+
+    Epoch e shows view e mod V. `set_epoch` chooses the epoch; Hugging Face's Trainer and accelerate call it by themselves. Until it is
+    called, views follow one another: a batch shows the view after the one in which its first sample was shown last.
+    """
+
+    def __init__(
+        self, images: Any, rows: TeacherRows, transform: Callable[[Tensor], Any] | None, image_size: int | None
+    ) -> None:
+        refuse_mixed(rows.cache, rows.views)
+        self._images, self.teacher, self._transform = images, rows, transform
+        self._kept = kept_of(images)  # sample id of each item
+        recorded = rows.cache.manifest.teachers[0]["preprocessing"]
+        wanted = {"image_size": image_size}
+        self._inputs = modality_of(images).choose_inputs(images, rows.views[0], wanted, recorded)
+        several = len(rows.views) > 1
+        self._upcoming = _shared(torch.zeros(len(rows), dtype=torch.int16)) if several else None  # view of each sample
+        self._checked: set[int] = set()
+        self._check(rows.views[0], sampled(0, 0, len(images)))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the view of an epoch, 0, 1, ..., and look whether 64 of its samples still are what the teacher saw.
+
+        Raises:
+            CacheMismatchError: They are not.
+            InputError: It is not a whole number from 0.
+        """
+        self.teacher.set_epoch(epoch)
+        self._check(self.teacher.view, sampled(0, epoch, len(self._images)))
+
+    def __getitem__(self, sample: int) -> tuple[Any, int, Any]:
+        return self.__getitems__([sample])[0]
+
+    def __getitems__(self, samples: list[int]) -> list[tuple[Any, int, Any]]:
+        """Return several at once: torch's loaders ask this way."""
+        ids, transform = self._kept[_row_ids(samples, len(self))], self._transform or (lambda pixels: pixels)
+        if not len(ids):
+            return []
+        now = self.teacher.at(self._epoch_of(ids))
+        if now.view.index not in self._checked:
+            self._check(now.view, ids[:_MOST_CHECKED])
+        shown = self._inputs.fit(render(self._images, now.view, ids))
+        labels, logits = self._images.labels[ids].tolist(), now.logits(ids)
+        return [(transform(pixels), label, row) for pixels, label, row in zip(shown, labels, logits, strict=True)]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Share the views of a copy with the workers that it will have, as the original does."""
+        self.__dict__.update(state)
+        if self._upcoming is not None:
+            _shared(self._upcoming)
+
     def _epoch_of(self, ids: Ids) -> int:
         """Read once which epoch a batch shows; where nobody chose one, it is the next that its first sample has not been shown in."""
         if (chosen := self.teacher.epoch) is not None or self._upcoming is None:

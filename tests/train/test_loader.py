@@ -1,6 +1,8 @@
 """Loops that are not ours: rows by sample, whole batches, a wrapped data set."""
 
+import copy
 import multiprocessing
+import pickle
 import threading
 
 import numpy as np
@@ -309,6 +311,15 @@ def test_a_temperature_that_is_none_is_a_sentence(dump, encoding, temperature):
     for take in takes:
         with pytest.raises(InputError, match="`temperature` must be a number above 0, not"):
             take()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_of_a_wrapped_data_set_tells_its_workers_the_epoch_too(dump, copied):
+    both = copied(logitcache.wrap(Photos(), dump(views=3)))
+    loader = DataLoader(both, 50, num_workers=1, multiprocessing_context="fork", persistent_workers=True)
+    for epoch in (0, 2, 1):
+        both.set_epoch(epoch)
+        assert torch.equal(torch.cat([logits for *_, logits in loader]), both.teacher.at(epoch).logits(range(300)))
 
 
 def agree(pixels, logits, images):
