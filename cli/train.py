@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from logitcache.errors import InputError
 from logitcache.runtime.processes import started_by_torchrun, this_one_leads
 from logitcache.runtime.progress import Callbacks, Progress
 from logitcache.train.settings import TrainRequest, TrainSettings
@@ -39,7 +40,10 @@ def train(ctx: typer.Context, cache: CacheArgument = None, config: ConfigOption 
             raise typer.BadParameter("which run? Name its folder with --out RUN.", param_hint="--resume")
         from logitcache.runs.directory import read_run
 
-        recorded = read_run(Path(given["out"]).expanduser())["settings"]
+        run = Path(given["out"]).expanduser()
+        if not (run / "run.json").exists():
+            raise InputError(f"{run} holds no run to resume. Leave out --resume to begin one.")
+        recorded = read_run(run)["settings"]
         given |= {name: recorded[name] for name in given if name in recorded and _left_alone(ctx, name)}
     if given["student"] is None:
         raise typer.BadParameter("which network? Name it with --student NAME.", param_hint="--student")

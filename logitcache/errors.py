@@ -166,6 +166,6 @@ def explain_foreign_errors(attempt: str, remedy: str = "") -> Iterator[None]:
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """Name what was meant: "unknown method 'rdl'; did you mean 'rld'? Known: ce, kd, rld"."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=1)
+    close = get_close_matches(str(name), names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")

@@ -98,6 +98,9 @@ def verify_cache(
     Raises:
         LogitCacheError: It cannot be opened at all, or its data cannot.
     """
+    for name, number in (("rows", rows), ("replay", replay)):
+        if not isinstance(number, int) or number < 0:
+            raise InputError(f"`{name}` must be a whole number of 0 or more, not {number!r}")
     if repair:
         forget_damaged_records(cache)
     opened = open_cache(cache)

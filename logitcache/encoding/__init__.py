@@ -9,7 +9,7 @@ from torch import Tensor
 
 from logitcache.encoding.columns import Column, widest_bytes
 from logitcache.encoding.full import PRECISIONS, FullEncoding
-from logitcache.encoding.topk import TopKEncoding, TopKRows
+from logitcache.encoding.topk import TopKEncoding, TopKRows, refuse_temperature
 from logitcache.errors import UnknownNameError
 
 __all__ = [
@@ -47,5 +47,10 @@ def mean_of(logits: Sequence[Tensor]) -> Tensor:
 
 
 def dense(rows: Tensor | TopKRows, temperature: float) -> Tensor:
-    """Return logits of every class, [B, C] float32; what was not kept is completed for this temperature."""
+    """Return logits of every class, [B, C] float32; what was not kept is completed for this temperature.
+
+    Raises:
+        InputError: The temperature is no number above 0.
+    """
+    refuse_temperature(temperature)
     return rows if isinstance(rows, Tensor) else rows.at(temperature)

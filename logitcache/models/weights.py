@@ -73,6 +73,7 @@ def read_weights(file: str, expected: Mapping[str, Any] | None = None) -> dict[s
             for prefix, weights in _fitting(stored, expected)
             if not key or key in (where, ".".join(filter(None, (where, prefix.rstrip(".")))))
         ]
+        choices = [choice for choice in choices if _same_shapes(choice[2], expected)] or choices
     return _chosen(path, key, found, choices)
 
 
@@ -114,7 +115,10 @@ def _without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fitting(stored: Mapping[str, Tensor], expected: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield each prefix below which a state dict has every name that is expected, and what is stored there."""
+    """Yield each prefix below which a state dict has every name that is expected, and all that is stored there.
+
+    What else is there belongs to the network that was saved: a deeper one has every name of a shallower one.
+    """
     needed = {name for name in expected if not name.endswith(_COUNTERS)}
     if needed <= stored.keys():
         yield "", dict(stored)
@@ -123,7 +127,12 @@ def _fitting(stored: Mapping[str, Tensor], expected: Mapping[str, Any]) -> Itera
     for prefix in (name.removesuffix(first) for name in stored if name.endswith(f".{first}")):
         below = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
         if needed <= below.keys():
-            yield prefix, {name: value for name, value in below.items() if name in expected}
+            yield prefix, below
+
+
+def _same_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Any]) -> bool:
+    """Whether weights have no other names than are expected, and the expected shapes."""
+    return all(name in expected and value.shape == expected[name].shape for name, value in weights.items())
 
 
 def _chosen(

@@ -297,7 +297,11 @@ def compare_runs(paths: str | Path | Iterable[str | Path]) -> list[RunSummary]:
         InputError: A path is neither.
     """
     found: list[Path] = []
-    for path in (Path(one).expanduser() for one in ([paths] if isinstance(paths, str | Path) else paths)):
+    several = [paths] if isinstance(paths, str | Path) or not isinstance(paths, Iterable) else list(paths)
+    for one in several:
+        if not isinstance(one, str | Path):
+            raise InputError(f"a run is the path of its folder, not {one!r}")
+        path = Path(one).expanduser()
         below = [path] if (path / "run.json").exists() else sorted(file.parent for file in path.glob("*/run.json"))
         if not below:
             raise InputError(f"{path} is no run and holds none; a run is a folder that `logitcache train` wrote")

@@ -12,7 +12,8 @@ import operator
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import PurePath
+from os import PathLike
+from pathlib import Path, PurePath
 from types import NoneType
 from typing import Any, Literal, Self, TypeVar, get_args
 
@@ -48,6 +49,7 @@ _FORMS: dict[frozenset[type], Form] = {
     frozenset({float}): "number",
     frozenset({float, NoneType}): "number",
 }
+_PATHS = (frozenset({str, Path}), frozenset({str, Path, NoneType}))
 _OBJECTS = ("text", "argument", "python")  # forms of options that also take objects, which stay as they are
 _KEY = "option"
 _LINE = 112  # characters of a docstring line
@@ -166,6 +168,8 @@ class Settings:
                     self.check(one.name, _is_number, "a number")
                 case _:
                     pass
+            if frozenset(get_args(one.type)) in _PATHS:
+                self.check(one.name, lambda value: isinstance(value, str | PathLike), "a path")
             if (wanted := _WANTED.get(entry.form or "")) is not None:
                 self.check(one.name, *wanted)
             if entry.minimum is not None:

@@ -20,8 +20,8 @@ from logitcache.data.contract import cache_views, check_inputs, recorded_data
 from logitcache.encoding import TopKRows, dense
 from logitcache.errors import InputError
 from logitcache.store import Cache, is_among, open_cache
-from logitcache.train.loader import Loader, refuse_mixed
-from logitcache.train.order import sampled
+from logitcache.train.loader import Loader, LoaderSettings, refuse_mixed
+from logitcache.train.order import epoch_number, sampled
 from logitcache.train.targets import RowDecoder, ViewRows
 
 __all__ = ["EpochRows", "TeacherRows", "WithTeacher", "open_dataset", "wrap"]
@@ -109,21 +109,16 @@ class TeacherRows(Dataset[Any]):
         Raises:
             InputError: It is not a whole number from 0.
         """
-        try:
-            good = 0 <= epoch == int(epoch)
-        except (TypeError, ValueError):
-            good = False
-        if not good:
-            raise InputError(f"an epoch is a whole number from 0, not {epoch!r}")
-        self._chosen.fill_(int(epoch))
+        self._chosen.fill_(epoch_number(epoch))
 
     def at(self, epoch: int) -> EpochRows:
         """Return view and logits of an epoch, which belong together whatever `set_epoch` does meanwhile.
 
         Raises:
             CorruptCacheError: The view is damaged.
+            InputError: It is not a whole number from 0.
         """
-        view = self.views[epoch % len(self.views)]
+        view = self.views[epoch_number(epoch) % len(self.views)]
         held = self._held
         if held is None or held[0] != view.index:
             self._decoder = self._decoder or RowDecoder(self.cache, torch.device("cpu"))
@@ -167,6 +162,11 @@ class TeacherRows(Dataset[Any]):
     def __getstate__(self) -> dict[str, Any]:
         """Travel without the rows: a spawned worker reads them itself."""
         return self.__dict__ | {"_held": None, "_decoder": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Share the epoch of a copy with the workers that it will have, as the original does."""
+        self.__dict__.update(state)
+        _shared(self._chosen)
 
 
 class WithTeacher(Dataset[tuple[Any, int, Any]]):
@@ -217,6 +217,12 @@ class WithTeacher(Dataset[tuple[Any, int, Any]]):
         shown = self._inputs.fit(render(self._images, now.view, ids))
         labels, logits = self._images.labels[ids].tolist(), now.logits(ids)
         return [(transform(pixels), label, row) for pixels, label, row in zip(shown, labels, logits, strict=True)]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Share the views of a copy with the workers that it will have, as the original does."""
+        self.__dict__.update(state)
+        if self._upcoming is not None:
+            _shared(self._upcoming)
 
     def _epoch_of(self, ids: Ids) -> int:
         """Read once which epoch a batch shows; where nobody chose one, it is the next that its first sample has not been shown in."""
@@ -285,8 +291,11 @@ def wrap(
 
     Raises:
         CacheMismatchError: The cache is of other data, or pixels differ from what the teacher was shown.
-        InputError: Items that are no images; views that mix samples.
+        InputError: Items that are no images; views that mix samples; an argument that means nothing.
     """
+    LoaderSettings(image_size=image_size)  # refuses what is no size
+    if not (transform is None or callable(transform)):
+        raise InputError(f"`transform` must be a function of pixels, not {transform!r}")
     rows = TeacherRows(cache, teacher)
     if not rows.cache.manifest.of_images:
         raise InputError(

@@ -1,5 +1,6 @@
 """How good is a network on labelled data."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from logitcache.data import Ids, Inputs, Samples, View, kept_of, modality_of
 from logitcache.data.protocol import Renderer
-from logitcache.errors import StoppedError
+from logitcache.errors import InputError, StoppedError
 from logitcache.models import evaluating
 from logitcache.runs.metrics import ACCURACY
 from logitcache.train.replicas import Replicas
@@ -94,6 +95,7 @@ def evaluate(
         should_stop: Asked after every batch but the last, where one process evaluates: several would have to agree each time.
 
     Raises:
+        InputError: The loss is no number.
         StoppedError: It was asked to stop.
     """
     samples, modality = subject.samples, modality_of(subject.samples)
@@ -118,7 +120,7 @@ def evaluate(
             gap = (predicted == labels).double() - confidence.double()
             if ranked:
                 sums[1] += logits.topk(_TOP).indices.eq(labels[:, None]).sum()
-            sums[2:].index_add_(0, (confidence * _BINS).long().clamp_max(_BINS - 1), gap)
+            sums[2:].index_add_(0, (confidence * _BINS).nan_to_num().long().clamp_max(_BINS - 1), gap)
             rows.append(targets.ids)
             predictions.append(predicted)
             if replicas.world == 1 and len(rows) < len(batches) and should_stop():
@@ -129,6 +131,11 @@ def evaluate(
     found, said = found[order], said[order]
     sums, accuracy = replicas.summed(sums), float((said == samples.labels[found]).mean())
     loss, hits, ece = float(sums[0]), float(sums[1]), float(sums[2:].abs().sum())
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the loss of an evaluation is {loss}: the student's logits are no numbers, training has diverged. Lower --lr, or add "
+            "--warmup-epochs."
+        )
     top5 = hits / len(found) if ranked else None
     return Evaluation(accuracy, loss / len(found), ece / len(found), found, said, top5)
 

@@ -19,7 +19,7 @@ from logitcache.runtime.device import pick_device, to_device
 from logitcache.runtime.processes import place_in_group
 from logitcache.runtime.settings import Settings, option, show_options
 from logitcache.store import Cache, open_cache
-from logitcache.train.order import only, sampled, shares, shuffled
+from logitcache.train.order import epoch_number, only, sampled, shares, shuffled
 from logitcache.train.targets import CachedTargets, Stretch
 
 __all__ = ["Batch", "Loader", "LoaderRequest", "LoaderSettings", "refuse_mixed"]
@@ -160,8 +160,12 @@ class Loader:
         return self.epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass, 0, 1, ...; those after it follow."""
-        self._next = epoch
+        """Choose the epoch of the next pass, 0, 1, ...; those after it follow.
+
+        Raises:
+            InputError: It is not a whole number from 0.
+        """
+        self._next = epoch_number(epoch)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield the batches of an epoch, 0, 1, ...; the next view is read meanwhile.
@@ -169,9 +173,10 @@ class Loader:
         Raises:
             CacheMismatchError: Pixels are not those that the teacher was shown (64 samples are looked at).
             CorruptCacheError: The view is damaged.
-            InputError: The loader is closed.
+            InputError: The loader is closed, or the epoch is not a whole number from 0.
         """
         self._refuse_closed()
+        epoch = epoch_number(epoch)
         view, upcoming = (self._views[one % len(self._views)] for one in (epoch, epoch + 1))
         check_inputs(self.cache, self.data, view, sampled(self._settings.seed, epoch, len(self.data)))
         with self._reading:

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from logitcache.errors import InputError
 from logitcache.store import Ids, with_rows
 
 __all__ = [
     "Windows",
+    "epoch_number",
     "epoch_views",
     "micro_batches",
     "mixed_seed",
@@ -23,6 +25,7 @@ __all__ = [
     "whole_batches",
 ]
 
+_MOST_EPOCHS = 2**63  # numbers of epochs are shared with workers as 64-bit integers
 _CHECKED_ROWS = 64  # rendered again and compared with their digests before each epoch
 
 
@@ -34,6 +37,21 @@ def mixed_seed(seed: int, epoch: int) -> int:
 def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order of an epoch, a permutation of 0 to count - 1."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch))).numpy()
+
+
+def epoch_number(epoch: Any) -> int:
+    """Return the number of an epoch as somebody gave it.
+
+    Raises:
+        InputError: It is not a whole number from 0.
+    """
+    try:
+        good = 0 <= epoch == int(epoch) < _MOST_EPOCHS
+    except (TypeError, ValueError, OverflowError):
+        good = False
+    if not good:
+        raise InputError(f"an epoch is a whole number from 0, not {epoch!r}")
+    return int(epoch)
 
 
 def only(order: Ids, kept: Ids) -> Ids:

@@ -119,6 +119,11 @@ class Stepper:
                 total = functools.reduce(torch.add, [total for total, _, _ in found])
                 share = count * self._replicas.world / rows  # gradients are averaged over processes
                 scaled: Tensor = self._scaler.scale(total if share == 1 else total * share)
+                if not scaled.requires_grad:
+                    raise InputError(
+                        "the loss does not depend on the student's parameters: what the student returns has no gradient (detached, or "
+                        "integers). Let it return the logits as its layers give them."
+                    )
                 torch.autograd.backward(scaled)
             summed = torch.stack([terms for _, terms, _ in found]).sum(0)
             averaged = torch.stack([shares for _, _, shares in found]).mean(0)

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 import logitcache
-from logitcache.errors import CacheMismatchError
+from logitcache.errors import CacheMismatchError, InputError
 
 
 @pytest.mark.parametrize("made", [{}, {"precision": "f16"}, {"top_k": 2, "precision": "u8"}], ids=str)
@@ -70,3 +70,10 @@ def test_the_command_replays(run, npz):
     done = run("verify", "c.zarr", "--replay", "50", "--device", "cpu")
     assert done.exit_code == 0
     assert "50 rows asked of the teacher again: it agrees within rounding" in done.stdout
+
+
+@pytest.mark.parametrize("wrong", [{"rows": -1}, {"rows": "8"}, {"replay": -1}, {"replay": 0.5}])
+def test_a_number_of_rows_that_is_none_is_a_sentence(dump, wrong):
+    cache = dump(views=1)
+    with pytest.raises(InputError, match=f"`{next(iter(wrong))}` must be a whole number of 0 or more, not "):
+        logitcache.verify_cache(cache.place.path, **wrong)

@@ -205,7 +205,7 @@ REFUSALS = [
     ("train c.zarr --student resnet8 --augment none", 1, "has its own views (pad-crop-flip): leave out --augment"),
     ("train c.zarr", 2, "which network? Name it with --student NAME"),
     ("train --resume", 2, "which run? Name its folder with --out RUN"),
-    ("train --resume --out nothing", 1, "nothing holds no run"),
+    ("train --resume --out nothing", 1, "nothing holds no run to resume. Leave out --resume to begin one"),
     (
         "train c.zarr --student resnet8 --data arrays:other.npz",
         1,

@@ -232,6 +232,19 @@ def test_a_teacher_and_a_student_in_one_checkpoint_must_be_told_apart(tmp_path):
     assert same(read_weights(f"{file}:state_dict.teacher", WEIGHTS), other)
 
 
+@pytest.mark.parametrize("prefix", ["", "model.", "module.student."])
+def test_a_deeper_network_of_the_same_names_is_refused_below_a_prefix_too(tmp_path, prefix):
+    deeper = load_network("resnet14", 5).module.state_dict()
+    file = saved(tmp_path, {"state_dict": {prefix + name: value for name, value in deeper.items()}})
+    with pytest.raises(InputError, match=r"does not fit resnet8: it has layer1\.1\..*, which it does not know"):
+        load_network("resnet8", 5, file)
+
+
+def test_of_two_networks_in_one_checkpoint_the_one_whose_shapes_fit_is_taken(tmp_path):
+    wider = {f"teacher.{name}": torch.cat([value, value]) for name, value in WEIGHTS.items() if value.ndim}
+    assert same(read_weights(saved(tmp_path, {**wider, **prefixed("student.")}), WEIGHTS), WEIGHTS)
+
+
 def test_averaged_models_of_torch_are_read(tmp_path):
     assert same(read_weights(saved(tmp_path, {"n_averaged": torch.tensor(3), **prefixed("module.")}), WEIGHTS), WEIGHTS)
 

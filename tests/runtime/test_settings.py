@@ -549,3 +549,19 @@ def test_settings_with_a_mapping_have_a_hash_and_cannot_be_changed(name):
     assert pickle.loads(pickle.dumps(settings)) == copy.deepcopy(settings) == settings
     assert settings.to_json()[name] == {"alpha": 1.0, "beta": [1.0, 2.0]}
     assert repr(settings) == f"TrainSettings({name}={{'alpha': 1.0, 'beta': (1.0, 2.0)}})"
+
+
+@pytest.mark.parametrize("out", [3, b"c.zarr", ["c.zarr"]])
+def test_a_path_that_is_none_is_a_sentence(out):
+    for take in (
+        lambda: logitcache.dump_logits(teacher=tiny.net(tiny.CLASSES), data=tiny.arrays(), out=out),
+        lambda: TrainRequest(cache="c.zarr", student="resnet8", out=out),
+    ):
+        with pytest.raises(InputError, match="`out` must be a path, not "):
+            take()
+
+
+@pytest.mark.parametrize("paths", [3, [3], None])
+def test_runs_that_are_no_paths_are_a_sentence(paths):
+    with pytest.raises(InputError, match="a run is the path of its folder, not "):
+        logitcache.compare_runs(paths)

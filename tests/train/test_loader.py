@@ -1,6 +1,8 @@
 """Loops that are not ours: rows by sample, whole batches, a wrapped data set."""
 
+import copy
 import multiprocessing
+import pickle
 import threading
 
 import numpy as np
@@ -263,6 +265,7 @@ def test_processes_that_train_together_divide_an_epoch(dump, images, world, monk
         ({"mean": "0.1"}, "`mean` must be a sequence of numbers, not '0.1'"),
         ({"batch_size": "3"}, "must be a whole number of 1 or more, not '3'"),
         ({"image_size": 0}, "must be 1 or more, not 0"),
+        ({"crop_pct": 0}, "`crop_pct` must be a share above 0, at most 1, not 0"),
         ({"workers": -1}, "must be 0 or more, not -1"),
         ({"rank": 2, "world_size": 2}, "`rank` must be below the world size, 2, not 2"),
         ({"bach_size": 3}, "unknown setting 'bach_size'; did you mean 'batch_size'"),
@@ -271,6 +274,52 @@ def test_processes_that_train_together_divide_an_epoch(dump, images, world, monk
 def test_a_setting_of_a_loader_that_means_nothing_is_a_sentence(dump, images, wrong, message):
     with pytest.raises(LogitCacheError, match=message):
         Loader(dump(), images, **wrong)
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, "1", None, 2**63])
+def test_an_epoch_that_is_none_is_a_sentence_wherever_it_is_given(dump, images, epoch):
+    cache = dump(views=1)
+    rows = logitcache.open(cache)
+    with Loader(cache, images, workers=0) as loader:
+        for take in (rows.at, rows.set_epoch, loader.set_epoch, lambda epoch: next(loader.epoch(epoch))):
+            with pytest.raises(InputError, match=f"an epoch is a whole number from 0, not {epoch!r}"):
+                take(epoch)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"image_size": "32"}, "`image_size` must be a whole number of 1 or more, not '32'"),
+        ({"image_size": 0}, "`image_size` must be 1 or more, not 0"),
+        ({"image_size": (32, 32)}, "`image_size` must be a whole number"),
+        ({"transform": 3}, "`transform` must be a function of pixels, not 3"),
+        ({"teacher": 3}, "unknown teacher of .* 3. Known: "),
+    ],
+)
+def test_an_argument_of_wrap_that_means_nothing_is_a_sentence(dump, wrong, message):
+    with pytest.raises(LogitCacheError, match=message):
+        logitcache.wrap(Photos(), dump(views=1), **wrong)
+
+
+@pytest.mark.parametrize("temperature", [0, -1, "4", float("nan"), float("inf"), None])
+@pytest.mark.parametrize("encoding", ["full", "topk"])
+def test_a_temperature_that_is_none_is_a_sentence(dump, encoding, temperature):
+    rows = logitcache.open(dump(views=1, encoding=encoding, top_k=2 if encoding == "topk" else None))
+    takes = [lambda: rows.logits([0], temperature)] if temperature is not None else []
+    if encoding == "topk":
+        takes.append(lambda: rows.logits([0]).at(temperature))
+    for take in takes:
+        with pytest.raises(InputError, match="`temperature` must be a number above 0, not"):
+            take()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_of_a_wrapped_data_set_tells_its_workers_the_epoch_too(dump, copied):
+    both = copied(logitcache.wrap(Photos(), dump(views=3)))
+    loader = DataLoader(both, 50, num_workers=1, multiprocessing_context="fork", persistent_workers=True)
+    for epoch in (0, 2, 1):
+        both.set_epoch(epoch)
+        assert torch.equal(torch.cat([logits for *_, logits in loader]), both.teacher.at(epoch).logits(range(300)))
 
 
 def agree(pixels, logits, images):

@@ -51,6 +51,35 @@ def test_a_torch_dataset_is_taken_wherever_data_is(dump, tmp_path):
     assert plan.rows == tiny.SAMPLES
 
 
+class Changed(nn.Module):
+    """A student of which something is done to the logits."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = tiny.still(tiny.CLASSES), change
+
+    def forward(self, x):
+        return self.change(self.net(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.detach, "has no gradient"),
+        (lambda logits: (100 * logits).long(), "has no gradient"),
+        (
+            lambda logits: logits.to(torch.complex64),
+            r"must return logits \[B, 5\], found a tensor .* of complex numbers",
+        ),
+        (lambda logits: logits if logits.requires_grad else logits / 0, "the loss of an evaluation is nan"),
+    ],
+)
+def test_a_student_that_cannot_be_trained_is_a_sentence(dump, tmp_path, change, message):
+    cache = dump(data=Pictures(), image_size=tiny.SIZE, views=1)
+    with pytest.raises(InputError, match=message):
+        logitcache.train_student(cache=cache, data=Pictures(), student=Changed(change), epochs=1, out=tmp_path / "run")
+
+
 def test_arrays_and_names_are_data_too(tmp_path):
     pixels, labels, classes = tiny.arrays()
     cache = logitcache.dump_logits(

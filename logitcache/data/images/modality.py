@@ -87,8 +87,9 @@ class Images:
     def rows(self, output: Any, keep: Tensor | None, *, classes: int, label: str) -> Iterable[Tensor]:
         """Return the logits as they are, [B, C]."""
         logits = logits_of(output)
-        if keep is not None or not isinstance(logits, Tensor) or logits.ndim != 2:
+        if keep is not None or not isinstance(logits, Tensor) or logits.ndim != 2 or logits.is_complex():
             found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            found += " of complex numbers" * (isinstance(logits, Tensor) and logits.is_complex())
             raise InputError(f"{label} must return logits [B, {classes}], found {found}")
         return (logits,)
 

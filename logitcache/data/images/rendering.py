@@ -227,6 +227,8 @@ def preprocessing_for(data: ImageSet, recipe: str, *said: Mapping[str, Any]) -> 
             f"mean and std must be one number each, or three (red, green, blue), not {list(m)} and {list(s)}"
         )
     (m0, m1, m2), (s0, s1, s2) = (x if len(x) == 3 else list(x) * 3 for x in (m, s))
-    crop_pct = wanted["crop_pct"] or (1.0 if native else 0.875)
+    crop_pct = wanted["crop_pct"]
+    if crop_pct is None:
+        crop_pct = 1.0 if native else 0.875
     channels = next((one["in_channels"] for one in said if "in_channels" in one), 3)
     return Preprocessing(size, crop_pct, resize, (m0, m1, m2), (s0, s1, s2), channels)

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from logitcache.data import ArrayImages, FolderImages, MappedImages
-from logitcache.errors import InputError
+from logitcache.errors import InputError, UnreadableError
 
 PIXELS, LABELS, NAMES = tiny.arrays()
 
@@ -150,6 +150,7 @@ def test_sixteen_bits_are_refused_because_they_would_be_clipped(folder):
     images = FolderImages(folder)
     sample = images.paths.index(path.relative_to(folder).as_posix())
     with pytest.raises(
-        InputError, match=r"has more than 8 bits a channel \(mode I;16\), which would be clipped to white"
-    ):
+        UnreadableError, match=r"has more than 8 bits a channel \(mode I;16\), which would be clipped to white"
+    ) as raised:
         images.image(sample)
+    assert str(raised.value).startswith(f"{path} cannot be read: ")
