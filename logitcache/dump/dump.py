@@ -253,6 +253,8 @@ def _refuse_random_teachers(job: Job, samples: Ids, probed: Ids, exact: dict[str
 
 
 def _warn_of_probabilities(values: NDArray[np.float32], name: str) -> None:
+    if not len(values):
+        return  # nothing of the probe could be read
     if (values >= 0).all() and np.allclose(values.sum(1), 1, atol=1e-3):
         _LOG.warning(
             "teacher %s seems to return probabilities: each row is 0 or more and sums to 1. Methods take raw logits: leave out softmax.",

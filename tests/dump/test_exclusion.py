@@ -542,3 +542,18 @@ def test_samples_of_several_rows_are_left_out_with_all_their_rows(tmp_path):
     assert np.isfinite(result.metrics[-1]["loss"])
     with pytest.raises(InputError, match="cannot be dumped with `skip_unreadable` or `check_data`"):
         logitcache.dump_logits(sequences.teacher(5), data, tmp_path / "e.zarr", check_data=True, **make)
+
+
+def test_nothing_is_said_of_rows_where_no_sample_can_be_read(tmp_path, caplog):
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "0.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="all 2 samples are left out"):
+        logitcache.dump_logits(
+            teacher=tiny.net(2),
+            data=f"imagefolder:{tmp_path / 'images'}",
+            out=tmp_path / "c.zarr",
+            skip_unreadable=True,
+            image_size=8,
+        )
+    assert not [message for message in caplog.messages if "probabilities" in message]
