@@ -26,7 +26,7 @@ from .export import export
 from .fidelity import fidelity
 from .merge import merge
 from .methods import methods
-from .options import STOPPED
+from .options import stopped_words
 from .slice import slice_
 from .stats import stats
 from .sweep import sweep
@@ -54,7 +54,7 @@ class _Boundary(TyperGroup):
         except (_USAGE_ERRORS, typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt as error:
-            typer.echo(STOPPED, err=True)
+            typer.echo(stopped_words(ctx.invoked_subcommand), err=True)
             raise typer.Exit(130) from error
         except BaseException as error:
             if ctx.params.get("traceback"):

@@ -25,7 +25,6 @@ from logitcache.runtime.progress import Progress
 from logitcache.runtime.settings import Form, Settings, option_of, options_in
 
 __all__ = [
-    "STOPPED",
     "CacheArgument",
     "ConfigOption",
     "Display",
@@ -42,12 +41,24 @@ __all__ = [
     "size",
     "span",
     "spelled",
+    "stopped_words",
     "stopping",
     "with_options",
 ]
 
-STOPPED = "stopped; what was committed is whole, and the same command goes on from there (train: with --resume)"
+_STOPPED = {  # what a command that was stopped leaves behind
+    "train": "stopped; a run that has saved its state goes on with --resume",
+    **dict.fromkeys(
+        ("dump", "merge", "slice", "sweep"),
+        "stopped; what was committed is whole, and the same command goes on from there",
+    ),
+}
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+def stopped_words(verb: str | None) -> str:
+    """Say that a command was stopped, and how to go on."""
+    return _STOPPED.get(verb or "", "stopped")
 
 
 def at_home(path: Path | None) -> Path | None:
@@ -378,7 +389,7 @@ def stopping(unit: str = "block") -> Iterator[Callable[[], bool]]:
         typer.echo(str(error), err=True)
         raise typer.Exit(128 + asked[0]) from error
     except KeyboardInterrupt as error:
-        typer.echo(STOPPED, err=True)
+        typer.echo(stopped_words("train" if unit == "step" else "dump"), err=True)
         raise typer.Exit(128 + (asked or [signal.SIGINT])[0]) from error
     finally:
         for number, handler in before.items():

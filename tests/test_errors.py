@@ -2,6 +2,7 @@
 
 import pytest
 
+import logitcache
 from logitcache.errors import InputError, name_settings, speaking_to_the_command_line
 
 SAID = {
@@ -28,3 +29,17 @@ def test_an_error_that_is_raised_from_the_command_line_names_options(run):
     done = run("train", "nowhere.zarr", "--student", "resnet8", "--lr", "0")
     assert "--lr must be greater than 0" in done.output
     assert "`lr`" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: logitcache.DumpSettings(augment=3), "`augment` must be a string, not 3"),
+        (lambda: logitcache.TrainSettings(student_weights=3), "`student_weights` must be a string, not 3"),
+        (lambda: logitcache.merge_caches("full.zarr", "out.zarr"), "a merge takes two caches or more, not full.zarr"),
+    ],
+)
+def test_a_value_of_another_type_is_one_sentence(call, said):
+    with pytest.raises(InputError) as raised:
+        call()
+    assert str(raised.value) == said

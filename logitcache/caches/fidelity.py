@@ -83,7 +83,7 @@ def cache_fidelity(
 
     Args:
         cache: Its path.
-        methods: Names; None: every method.
+        methods: Names, or one name; None: every method.
         settings: Pieces and parameters for all of them, in the words of `get_loss`.
         teacher: Slug of one of several teachers.
 
@@ -163,6 +163,8 @@ def sweep_encodings(
 
 
 def _losses(methods: Sequence[str] | None, settings: Mapping[str, Any]) -> dict[str, Distillation]:
+    if isinstance(methods, str):
+        methods = [methods]
     names: Iterable[str] = methods or [name for name, method in METHODS.items() if method.divergence]
     return {name: get_loss(name, **settings) for name in names}
 

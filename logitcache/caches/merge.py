@@ -54,8 +54,9 @@ def merge_caches(
         CacheMismatchError: They differ in something else.
         LogitCacheError: One cannot be opened, or the new one not written.
     """
-    if len(caches) < 2:
-        raise InputError(f"a merge takes two caches or more, not {len(caches)}")
+    if isinstance(caches, str | Path | Cache) or len(caches) < 2:
+        found = f"{caches}" if isinstance(caches, str | Path | Cache) else f"{len(caches)}"
+        raise InputError(f"a merge takes two caches or more, not {found}")
     opened = [cache.of(None) for cache in open_sources(list(caches), out)]
     free = {key for key in _differing(opened) if not (allow_mixed and key.startswith(_LAST_BITS))}
     command = ["logitcache", "merge", *(str(cache.place) for cache in opened), "--out", str(out)]

@@ -45,6 +45,8 @@ def _remedy(error: BaseException, inputs: Any) -> str:
     if "Expected more than 1 value per channel" in str(error):
         return "Batch normalization wants two values or more a channel, so this batch is too small (--batch-size, --drop-last)."
     if isinstance(inputs, Tensor) and inputs.ndim == 4:
+        if "channels" in str(error):
+            return f"The data has {inputs.shape[1]} channels: choose a network that takes as many."
         return "Another size may suit it (--image-size)."
     return "Give it an input that it takes, or choose another network."
 

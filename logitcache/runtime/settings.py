@@ -49,7 +49,7 @@ _FORMS: dict[frozenset[type], Form] = {
     frozenset({float}): "number",
     frozenset({float, NoneType}): "number",
 }
-_PATHS = (frozenset({str, Path}), frozenset({str, Path, NoneType}))
+_PATHS = ((str, Path), (str, Path, NoneType))  # types of a path, which may be None
 _OBJECTS = ("text", "argument", "python")  # forms of options that also take objects, which stay as they are
 _KEY = "option"
 _LINE = 112  # characters of a docstring line
@@ -166,9 +166,11 @@ class Settings:
                     self.check(one.name, _is_integer, f"a whole number{least}")
                 case "number":
                     self.check(one.name, _is_number, "a number")
+                case "text" if set(get_args(one.type) or (one.type,)) <= {str, NoneType}:
+                    self.check(one.name, lambda value: isinstance(value, str | PathLike), "a string")
                 case _:
                     pass
-            if frozenset(get_args(one.type)) in _PATHS:
+            if get_args(one.type) in _PATHS:
                 self.check(one.name, lambda value: isinstance(value, str | PathLike), "a path")
             if (wanted := _WANTED.get(entry.form or "")) is not None:
                 self.check(one.name, *wanted)

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from logitcache.errors import InputError
+from logitcache.runtime.wording import counted
 
 __all__ = ["Listing", "list_images", "readable"]
 
@@ -141,7 +142,8 @@ def _skipped_words(skipped: Counter[str], others: list[str], folders: list[str])
         if others
         else "",
         f"{skipped['outside']:,} outside of class folders" if skipped["outside"] else "",
-        f"{len(folders):,} folders without images ({', '.join(map(readable, folders[:_NAMED]))}{', ...' * (len(folders) > _NAMED)})"
+        f"{counted(len(folders), 'folder')} without images ({', '.join(map(readable, folders[:_NAMED]))}"
+        f"{', ...' * (len(folders) > _NAMED)})"
         if folders
         else "",
     ]

@@ -48,7 +48,7 @@ def test_what_is_found_and_skipped_is_said(folder, caplog):
     assert found.classes == ("ant", "bee")
     assert said == (
         "4 images in 2 classes; skipped: 3 hidden, 4 of other types (a.txt, b.txt, c.txt, ...), 1 outside of class folders, "
-        "1 folders without images (cow)"
+        "1 folder without images (cow)"
     )
 
 
