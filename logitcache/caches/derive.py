@@ -90,7 +90,16 @@ def write_derived(
         command: What would continue this.
         doing: The word for it.
         on_progress: Called after every block.
+
+    Raises:
+        InputError: There is no probe: all of its rows are of samples that are left out.
+        LogitCacheError: The cache cannot be written.
     """
+    if not len(probe[0]):
+        raise InputError(
+            f"{out} would have no rows that are kept exactly, because all of them are of samples that are left out: {doing} could not be "
+            "checked afterwards. Leave out fewer samples."
+        )
     slug, encoding = manifest.teachers[0]["slug"], read_encoding(manifest.encoding)
     columns = {slug: encoding.columns(len(manifest.classes))}
     with CacheWriter(out, manifest, columns, labels, offsets, command=command) as writer:

@@ -45,45 +45,16 @@ def slice_cache(
         LogitCacheError: It cannot be opened or written.
     """
     chosen = SliceSettings(**options)
-    views, samples, top_k, precision, teacher = (
-        getattr(chosen, name) for name in ("views", "samples", "top_k", "precision", "teacher")
-    )
     (whole,) = open_sources([cache], out)
-    opened = whole.of(teacher)
+    opened = whole.of(chosen.teacher)
     manifest, slug, classes = opened.manifest, opened.teacher, len(opened.manifest.classes)
     source = encoding_of(opened)
-    target = _target(source, top_k, precision)
-    count = len(manifest.views) if views is None else views
-    if not 1 <= count <= len(manifest.views):
-        raise InputError(
-            f"{opened.place} has {counted(len(manifest.views), 'view')}: a slice takes 1 to that many, not {count}"
-        )
-    if count < len(manifest.views) and manifest.views[count - 1]["group"] == manifest.views[count]["group"]:
-        size = sum(view["group"] == 0 for view in manifest.views)
-        raise InputError(
-            f"--views {count} would cut a group of {size} views that belong together: take a multiple of {size}"
-        )
-    begin = manifest.data["first"]
-    first, last = samples or (begin, begin + manifest.samples)
-    if not begin <= first < last <= begin + manifest.samples:
-        raise InputError(
-            f"{opened.place} has samples {begin}:{begin + manifest.samples} of its data: a slice cannot take {first}:{last}"
-        )
-    if samples and manifest.rows is not None:
-        raise InputError(
-            f"{opened.place} has several rows a sample: a slice of such a cache keeps all samples. Leave out --samples."
-        )
+    target = _target(source, chosen.top_k, chosen.precision)
+    count, (first, last) = _kept_views(opened, chosen.views), _kept_samples(opened, chosen.samples)
     same = count == len(manifest.views) and target == source and last - first == manifest.samples
     if same and opened.teachers == whole.teachers:
         raise InputError("a slice must leave something out: --views, --samples, --top-k, --precision or --teacher")
-    shift = first - begin
-    probed, probe = opened.probe(slug)
-    inside = (probed >= shift) & (probed < shift + last - first) if samples else np.ones(len(probed), np.bool_)
-    if not inside.any():
-        raise InputError(
-            f"none of the {len(probed)} rows that {opened.place} keeps exactly is among samples {first}:{last}, so that nothing "
-            f"could be measured: take at least {counted(2 * manifest.samples // len(probed), 'sample')}"
-        )
+    probe, shift = _kept_probe(opened, chosen.samples), first - manifest.data["first"]
     made = replace(
         manifest,
         samples=last - first,
@@ -109,12 +80,67 @@ def slice_cache(
         made,
         labels,
         opened.offsets(),
-        (probed[inside] - shift, probe[inside]),
+        probe,
         rows,
         command=shlex.join(["logitcache", "slice", *words]),
         doing="slicing",
         on_progress=on_progress,
     )
+
+
+def _kept_views(cache: Cache, views: int | None) -> int:
+    """Return the number of views to keep.
+
+    Raises:
+        InputError: There are fewer, or views that belong together would be parted.
+    """
+    every = cache.manifest.views
+    count = len(every) if views is None else views
+    if not 1 <= count <= len(every):
+        raise InputError(f"{cache.place} has {counted(len(every), 'view')}: a slice takes 1 to that many, not {count}")
+    if count < len(every) and every[count - 1]["group"] == every[count]["group"]:
+        size = sum(view["group"] == 0 for view in every)
+        raise InputError(
+            f"--views {count} would cut a group of {size} views that belong together: take a multiple of {size}"
+        )
+    return count
+
+
+def _kept_samples(cache: Cache, samples: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the stretch of the data set to keep, from the first sample to one before the last.
+
+    Raises:
+        InputError: The cache does not hold it, or cannot be divided.
+    """
+    manifest = cache.manifest
+    begin, end = manifest.data["first"], manifest.data["first"] + manifest.samples
+    first, last = samples or (begin, end)
+    if not begin <= first < last <= end:
+        raise InputError(f"{cache.place} has samples {begin}:{end} of its data: a slice cannot take {first}:{last}")
+    if samples and manifest.rows is not None:
+        raise InputError(
+            f"{cache.place} has several rows a sample: a slice of such a cache keeps all samples. Leave out --samples."
+        )
+    return first, last
+
+
+def _kept_probe(cache: Cache, samples: tuple[int, int] | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the probe's rows of the stretch to keep, numbered from its beginning, [P], and their logits, [P, C].
+
+    Raises:
+        InputError: There are none.
+    """
+    probed, exact = cache.probe(cache.teacher)
+    if samples is None:
+        return probed, exact
+    first, last = (sample - cache.manifest.data["first"] for sample in samples)
+    inside = (probed >= first) & (probed < last)
+    if len(probed) and not inside.any():
+        raise InputError(
+            f"none of the {len(probed)} rows that {cache.place} keeps exactly is among samples {samples[0]}:{samples[1]}, so that "
+            f"nothing could be measured: take at least {counted(2 * cache.manifest.samples // len(probed), 'sample')}"
+        )
+    return probed[inside] - first, exact[inside]
 
 
 def _target(source: Encoding, top_k: int | None, precision: str | None) -> Encoding:

@@ -6,6 +6,7 @@ from tiny import columns_of
 
 import logitcache
 from logitcache.caches.slice import slice_cache
+from logitcache.dump.dump import probe_rows
 from logitcache.errors import CacheMismatchError, CacheNotFoundError, CorruptCacheError, InputError, LogitCacheError
 
 
@@ -102,6 +103,14 @@ def test_what_cannot_be_cut_out_is_refused(dump, tmp_path, made, changes, messag
 def test_a_setting_of_the_wrong_type_is_one_sentence(dump, tmp_path, wrong, message):
     with pytest.raises(LogitCacheError, match=message):
         slice_cache(dump(), tmp_path / "s.zarr", **wrong)
+
+
+@pytest.mark.parametrize("part", [{"precision": "f16"}, {"samples": (0, 100)}])
+def test_a_slice_that_could_not_be_measured_is_refused(dump, tmp_path, part):
+    cache = dump(views=1, exclude=probe_rows(0, 300, 5).tolist())
+    with pytest.raises(InputError, match="no rows that are kept exactly.* slicing could not be checked afterwards"):
+        slice_cache(cache, tmp_path / "s.zarr", **part)
+    assert not (tmp_path / "s.zarr").exists()
 
 
 def test_a_damaged_cache_is_not_cut_into_one_that_looks_whole(dump, tmp_path):
