@@ -36,9 +36,8 @@ from .verify import verify
 __all__ = ["app", "main"]
 
 
-_USAGE_ERRORS: type[Any] = typer.BadParameter.__mro__[
-    2
-]  # ClickException, which has another home in each version of Typer
+# ClickException, which has another home in each version of Typer.
+_USAGE_ERRORS: type[Any] = typer.BadParameter.__mro__[2]
 
 
 class _Boundary(TyperGroup):

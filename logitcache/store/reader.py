@@ -123,27 +123,28 @@ class Cache:
 
     def kept(self) -> Ids:
         """Return the samples that are not left out, numbered as in the cache, ascending."""
-        return np.flatnonzero(kept_mask(self.manifest.samples, self.manifest.data["first"], self.manifest.excluded))
+        return np.flatnonzero(self._kept_samples())
 
     def gone(self) -> Ids:
         """Return the samples that are left out, numbered as in the cache, ascending."""
-        return np.flatnonzero(~kept_mask(self.manifest.samples, self.manifest.data["first"], self.manifest.excluded))
+        return np.flatnonzero(~self._kept_samples())
 
     def kept_rows(self) -> NDArray[np.bool_]:
         """Return which rows are of samples that are not left out, [R]; where each sample is one row (images), which samples."""
-        manifest = self.manifest
-        kept = kept_mask(manifest.samples, manifest.data["first"], manifest.excluded)
-        offsets = self.offsets()
+        kept, offsets = self._kept_samples(), self.offsets()
         return kept if offsets is None else np.repeat(kept, np.diff(offsets))
+
+    def _kept_samples(self) -> NDArray[np.bool_]:
+        """Return which samples are not left out, [N]."""
+        return kept_mask(self.manifest.samples, self.manifest.data["first"], self.manifest.excluded)
 
     def probe(self, teacher: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return row ids (of view 0), [P], and their exact logits, [P, C]; without those of samples that are left out."""
         rows, exact = self._whole(probe_ids(self.manifest)), self._whole(f"probe/logits/{teacher}")
         if not self.manifest.excluded:
             return rows, exact
-        inside = rows[(rows >= 0) & (rows < self.manifest.view_rows)]  # others are reported where the probe is verified
-        gone = inside[~np.isin(samples_of(self.offsets(), inside), self.kept())]
-        kept = ~np.isin(rows, gone)
+        kept = (rows < 0) | (rows >= self.manifest.view_rows)  # reported where the probe is verified
+        kept[~kept] = self._kept_samples()[samples_of(self.offsets(), rows[~kept])]
         return rows[kept], exact[kept]
 
     def _whole(self, key: str) -> NDArray[Any]:
