@@ -57,7 +57,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 def stopped_words(verb: str | None) -> str:
-    """Say that a command was stopped, and how to go on."""
+    """Return the message for a stopped command, with how to resume it."""
     return _STOPPED.get(verb or "", "stopped")
 
 

@@ -217,8 +217,8 @@ def unreadable(label: str, name: str, reason: str) -> UnreadableError:
 
     Args:
         label: Subject of the message.
-        name: What the sample is called in a file for --exclude.
-        reason: Why it cannot be read.
+        name: Name of the sample in a file for --exclude.
+        reason: Reason why it cannot be read.
     """
     return UnreadableError(f"{label} cannot be read: {reason}. Fix it, or {remedy_for(name)}", reason)
 

@@ -92,8 +92,8 @@ class Rendition:
         samples: Sample ids, [B].
         inputs: For each network one input, not yet on its device (`Inputs.on`); for images [B, C, size, size] uint8.
         digests: Digest of the teacher's input for each row, [R] uint64, or None if the renderer computes none.
-        unreadable: What could not be read and is not among `samples`: id in the whole data set to the reason. Empty unless the renderer
-            skips what it cannot read.
+        unreadable: Unreadable samples, which are not among `samples`: id in the whole data set to the reason. Empty unless the renderer
+            skips unreadable samples.
     """
 
     samples: Ids

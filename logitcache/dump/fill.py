@@ -214,7 +214,7 @@ class _Computed:
         digests: Digest of each row.
         columns: For each teacher's slug the encoded columns.
         right: For each teacher's slug whether it is right, by row.
-        failed: What could not be read: id in the whole data set to the reason.
+        failed: Unreadable samples: id in the whole data set to the reason.
     """
 
     def __init__(self, slugs: Iterable[str]) -> None:
@@ -234,8 +234,8 @@ def ask(
     Args:
         teachers: Slug to the teacher.
         batch: The batch.
-        targets: Its rows.
-        asked: Sample ids of the whole batch, in its order, those that are left out too.
+        targets: Rows of the batch.
+        asked: Sample ids of the whole batch in order, including those that are left out.
 
     Yields:
         A chunk at a time: the slug, the place of the chunk's rows among the batch's, and their logits, [r, C].

@@ -150,7 +150,7 @@ class FolderImages:
 
         Args:
             root: The folder.
-            reading: What to do with images that cannot be opened, and with EXIF orientation.
+            reading: Policy for unreadable images and for EXIF orientation.
 
         Raises:
             InputError: There are no images in folders below it, or one of them cannot be opened.
@@ -220,8 +220,8 @@ class MappedImages:
         Args:
             dataset: The data set; its labels are read from its list, or from all items, one after another.
             classes: Class names, for a data set that has none.
-            reading: What to do with items that cannot be read, and with EXIF orientation. An item that cannot be read has class 0
-                where no list of labels says otherwise.
+            reading: Policy for unreadable items and for EXIF orientation. An unreadable item has class 0 unless a list of labels says
+                otherwise.
 
         Raises:
             InputError: Items are not (image, label), cannot be read, or have other labels than the list.
@@ -350,7 +350,7 @@ def _failure(label: str, name: str, error: BaseException, reason: str) -> InputE
     Args:
         label: Subject of the message.
         name: Name of the sample in a file for --exclude.
-        error: What decoding raised.
+        error: Exception raised while decoding.
         reason: The error in one line.
     """
     if isinstance(error, OSError) and error.errno in _EXHAUSTED:
