@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from logitcache.methods import METHODS as METHODS
     from logitcache.methods import Method as Method
     from logitcache.methods import get_loss as get_loss
+    from logitcache.methods import gradient_norms as gradient_norms
     from logitcache.runs.compare import compare_runs as compare_runs
     from logitcache.runs.metrics import Metric as Metric
     from logitcache.runtime.progress import Callbacks as Callbacks
@@ -65,6 +66,7 @@ _HOMES = {
     "dump_logits": "logitcache.dump.dump",
     "export_cache": "logitcache.caches.export",
     "get_loss": "logitcache.methods",
+    "gradient_norms": "logitcache.methods",
     "merge_caches": "logitcache.caches.merge",
     "open_cache": "logitcache.store",
     "open_dataset": "logitcache.train.datasets",

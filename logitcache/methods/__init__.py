@@ -1,5 +1,6 @@
 """What the papers say: one file a paper, pure functions on tensors, one table (`table.py`)."""
 
+from logitcache.methods.balance import describe_norms, drowned_terms, gradient_norms
 from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, get_loss, parameters_of
 from logitcache.methods.describe import Description, describe, spell
 from logitcache.methods.distillation import Distillation
@@ -21,8 +22,11 @@ __all__ = [
     "TemperatureChoice",
     "Terms",
     "describe",
+    "describe_norms",
+    "drowned_terms",
     "find_method",
     "get_loss",
+    "gradient_norms",
     "make_objective",
     "method_name",
     "parameters_of",

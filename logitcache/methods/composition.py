@@ -5,7 +5,7 @@ loss(student, teacher, y) = Σ_T  divergence( scale(student), scale(refine(teach
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -153,7 +153,7 @@ def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillat
         functools.partial(TEMPERATURES[one], **bound[one]) if isinstance(one, str) else one for one in pieces.several()
     )
     divergence = functools.partial(method.divergence, **bound["divergence"])
-    return Distillation(
+    whole = Distillation(
         divergence,
         refinement,
         pieces.standardize,
@@ -166,6 +166,13 @@ def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillat
         unranked=functools.partial(divergence, **method.unranked) if method.unranked else None,
         name=call_text("get_loss", [name], settings),
     )
+    return replace(whole, parts={part: _only(whole, turned_off) for part, turned_off in method.parts.items()})
+
+
+def _only(whole: Distillation, turned_off: Mapping[str, Any]) -> Distillation:
+    """Return one of the terms that a loss is the sum of: the loss with the others turned off."""
+    unranked = whole.unranked and functools.partial(whole.unranked, **turned_off)
+    return replace(whole, divergence=functools.partial(whole.divergence, **turned_off), unranked=unranked)
 
 
 @dataclass(frozen=True, slots=True)

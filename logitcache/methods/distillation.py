@@ -5,7 +5,7 @@ loss(student, teacher, y) = Σ_T  divergence( scale(student), scale(refine(teach
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Distillation:
         unranked: The divergence for rows whose label is not among the largest, or None.
         assumed: Whether `needs_label` and `every_class` are assumed, because the divergence is a plain function.
         name: Description of the term, as recorded in run.json.
+        parts: Terms that it is the sum of, by name; empty where it is one.
     """
 
     divergence: Callable[..., Tensor]
@@ -51,6 +52,7 @@ class Distillation:
     unranked: Callable[..., Tensor] | None = None
     assumed: bool = False
     name: str = ""
+    parts: Mapping[str, "Distillation"] = field(default_factory=dict)
 
     def __call__(self, student: Tensor, teacher: Tensor | Rows, labels: Tensor, **switches: bool) -> Tensor:
         """Return [B], or 0-dim where the batch is coupled; its mean is what one trains with.

@@ -60,6 +60,7 @@ class Method:
         refuses: Pieces that mean nothing here, and why.
         presets: Other settings of the paper, by name; the words are those of `get_loss` and the weights above.
         about: What explains the method: the piece that is its idea; None is the divergence.
+        parts: Terms that the divergence is the sum of, by name, each with the parameters that turn the others off.
     """
 
     summary: str
@@ -83,6 +84,7 @@ class Method:
     refuses: Mapping[str, str] = field(default_factory=dict)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     about: Callable[..., Any] | None = None
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 MethodLike = str | Method | LossFunction

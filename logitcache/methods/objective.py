@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from logitcache.errors import InputError, UnknownNameError
 from logitcache.methods._ops import wide
 from logitcache.methods._parameters import WEIGHTS
+from logitcache.methods.balance import gradient_norms
 from logitcache.methods.composition import compose, over, preset_of, refuse_beside
 from logitcache.methods.distillation import Distillation
 from logitcache.methods.method import MethodLike, Rows
@@ -115,6 +116,38 @@ class Objective:
         refined = _share(self.loss.refined_rows(teacher, labels), cross_entropy)
         unranked = _share(None if isinstance(teacher, Tensor) else teacher.unranked, cross_entropy)
         return Terms(total, cross_entropy.detach(), distillation.detach(), refined, unranked)
+
+    def gradient_norms(
+        self,
+        student: Tensor,
+        teacher: Tensor | Rows | None,
+        labels: Tensor,
+        progress: float,
+        second: SecondLabels | None = None,
+    ) -> dict[str, float]:
+        """Measure how strongly each term pulls on the student's logits, with its weight, as after the warm-up.
+
+        Args:
+            student: [B, C]; nothing flows back into the network.
+            teacher: As for a call.
+            labels: [B] int64.
+            progress: As for a call.
+            second: As for a call.
+
+        Returns:
+            Norms of gradients with respect to the logits: of cross-entropy, `ce`, and of the distillation term, or of each term that it is
+            the sum of. A term whose weight is 0 is left out.
+        """
+        student = wide(student).detach().requires_grad_()
+        terms = dict[str, Tensor]()
+        if self.ce_weight:
+            cross_entropy = _cross_entropy(student, labels, second, self.label_smoothing, self.class_weights)
+            terms["ce"] = self.ce_weight * cross_entropy
+        if self.loss is not None and teacher is not None and self.kd_weight:
+            switches = {word: progress > share for word, share in self.begins.items()}
+            for name, part in (self.loss.parts or {"distillation": self.loss}).items():
+                terms[name] = self.kd_weight * part(student, teacher, labels, **switches).mean()
+        return gradient_norms(student, terms)
 
 
 def _cross_entropy(

@@ -67,6 +67,7 @@ METHODS: dict[str, Method] = {
         source="hunto/DIST_KD, zkxufo/TTM",
         needs="every class",
         couples_batch=True,
+        parts={"rows": {"gamma": 0.0}, "columns": {"beta": 0.0}},
         presets={"t-1": {"temperature": 1.0}},
     ),
     "dkd": Method(
@@ -74,6 +75,7 @@ METHODS: dict[str, Method] = {
         "Zhao et al., CVPR 2022, arXiv 2203.08679",
         dkd,
         source="megvii-research/mdistiller",
+        parts={"TCKD": {"beta": 0.0}, "NCKD": {"alpha": 0.0}},
         warmup=_TWENTY_EPOCHS,
         presets={
             "vgg13-vgg8": {"beta": 6.0},
@@ -116,6 +118,7 @@ METHODS: dict[str, Method] = {
         ignores_labels=True,
         source="yema-web/LDRLD",
         needs="every class",
+        parts={"LOCAL": {"beta": 0.0}, "rest": {"alpha": 0.0}},
     ),
     "loca": Method(
         "Lift the label of rows that the teacher gets wrong.",
@@ -172,6 +175,7 @@ METHODS: dict[str, Method] = {
         "as re-run by Sun et al., ICCV 2025",
         rc,
         source="zju-SWJ/RLD",
+        parts={"teacher": {"rc_weight": 0.0}, "itself": {"kl_weight": 0.0}},
     ),
     "reverse_kl": Method(
         "Put the student where the teacher has mass.",
@@ -201,6 +205,7 @@ METHODS: dict[str, Method] = {
         "Sun et al., ICCV 2025, arXiv 2408.07703",
         rld,
         source="zju-SWJ/RLD @d54578f",
+        parts={"SCD": {"beta": 0.0}, "MCD": {"alpha": 0.0}},
         warmup=_TWENTY_EPOCHS,
         unranked={"beta": 0.0},
         acts_on=contradicts,

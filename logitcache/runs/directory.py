@@ -255,6 +255,11 @@ class RunDirectory:
         """Save the state to resume from."""
         write_bytes(self.path / "checkpoint.pt", state())
 
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Record facts that are known only once the run has begun."""
+        self._record |= facts
+        self._write_record()
+
     def finish(self, results: Mapping[str, Any]) -> None:
         """Record the results."""
         self._record["results"] = dict(results)
@@ -291,6 +296,9 @@ class FollowedRun(RunDirectory):
         """Do nothing: no state is serialised here."""
 
     def save(self, state: Callable[[], bytes]) -> None:
+        """Do nothing."""
+
+    def note(self, facts: Mapping[str, Any]) -> None:
         """Do nothing."""
 
     def finish(self, results: Mapping[str, Any]) -> None:

@@ -45,6 +45,7 @@ from logitcache.train.order import (
     shuffled,
     whole_batches,
 )
+from logitcache.train.pull import record_pull
 from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
 from logitcache.train.step import SUMS, MicroBatch, Stepper
@@ -192,6 +193,8 @@ class Loop:
                     rows = count_rows(self.offsets, batch)
                     sums += self.stepper.step(parts, rows, rate, progress_after(epoch, self.schedule))
                     step, done, taken = step + 1, done + len(batch), taken + 1
+                    if step == 1 and epoch == 0 and self.replicas.leads:
+                        record_pull(self.stepper.norms or {}, self.directory)
                     self.callbacks.on_step(
                         Progress(f"epoch {epoch + 1}/{settings.epochs}", done, samples, self.modality.unit)
                     )

@@ -92,6 +92,7 @@ class Stepper:
         self._channels_last = settings.channels_last
         self._replicas, self._replicated = replicas, replicas.replicate(model, device)
         self._run: Callable[..., Any] = self._replicated
+        self.norms: dict[str, float] | None = None  # of the gradients of the first batch, see Objective.gradient_norms
         if settings.compiled:
             self._run = compile_function(self._replicated, "the student")
             if objective.loss:
@@ -176,6 +177,8 @@ class Stepper:
     def _forward(self, batch: MicroBatch, progress: float) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate the objective in one view: its value, its terms to be summed, and shares to be averaged, over views."""
         logits = self.predict(self._run, batch.inputs, batch.keep)
+        if self.norms is None:
+            self.norms = self._objective.gradient_norms(logits, batch.teacher, batch.labels, progress, batch.second)
         terms = self._objective(logits, batch.teacher, batch.labels, progress, batch.second)
         predicted = logits.detach().argmax(1)
         right = (predicted == batch.labels).float().mean()
