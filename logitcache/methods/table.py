@@ -34,6 +34,12 @@ __all__ = ["METHODS", "find_method", "given_loss", "method_name"]
 
 _TWENTY_EPOCHS = 20 / 240  # the warm-up of DKD and RLD on CIFAR-100, as a share
 
+_LANGUAGE = {
+    "temperature": 1.0,
+    "ce_weight": 0.0,
+    "kd_weight": 1.0,
+}  # divergence alone, as language models are distilled with it
+
 METHODS: dict[str, Method] = {
     "atkd": Method(
         "A temperature for every row, from its largest z-scored logit.",
@@ -94,8 +100,10 @@ METHODS: dict[str, Method] = {
         jsd,
         ignores_labels=True,
         source="jongwooko/distillm",
+        temperature=4.0,
         ce_weight=0.1,
-        kd_weight=0.9,
+        kd_weight=10.0,
+        presets={"language": _LANGUAGE},
     ),
     "kd": Method(
         "Match the teacher's softened distribution.",
@@ -156,7 +164,10 @@ METHODS: dict[str, Method] = {
         kd_weight=0.9,
         couples_batch=True,
         pairs_views=True,
-        presets={"adaptive": {"temperature": ("adaptive", 2.0, 3.0, 5.0, 6.0)}},
+        presets={
+            "as-published": {"balanced": False},
+            "adaptive": {"temperature": ("adaptive", 2.0, 3.0, 5.0, 6.0)},
+        },
     ),
     "normkd": Method(
         "A temperature for every row of each network, from its deviation.",
@@ -183,8 +194,10 @@ METHODS: dict[str, Method] = {
         reverse_kl,
         ignores_labels=True,
         source="jongwooko/distillm",
+        temperature=4.0,
         ce_weight=0.1,
         kd_weight=0.9,
+        presets={"language": _LANGUAGE},
     ),
     "revision": Method(
         "Match logits on right rows, a corrected distribution on wrong ones.",
@@ -244,8 +257,10 @@ METHODS: dict[str, Method] = {
         skew_kl,
         ignores_labels=True,
         source="jongwooko/distillm",
+        temperature=4.0,
         ce_weight=0.1,
         kd_weight=0.9,
+        presets={"language": _LANGUAGE},
     ),
     "skew_reverse_kl": Method(
         "Reverse KL with some of the student mixed into the teacher.",
@@ -253,8 +268,10 @@ METHODS: dict[str, Method] = {
         skew_reverse_kl,
         ignores_labels=True,
         source="jongwooko/distillm",
+        temperature=4.0,
         ce_weight=0.1,
         kd_weight=0.9,
+        presets={"language": _LANGUAGE},
     ),
     "sld": Method(
         "Swap label and winner where teacher, later student, is wrong; six temperatures.",

@@ -167,21 +167,23 @@ def test_adaptive_temperatures_keep_the_taylor_series_inside_its_circle():
 
 def test_jensen_shannon_is_symmetric_at_a_half_and_bounded():
     student, teacher, labels = draw(scale=30.0)
-    one = get_loss("jsd", skew=0.5)(student, teacher, labels)
-    torch.testing.assert_close(one, get_loss("jsd", skew=0.5)(teacher, student, labels))
+    one = get_loss("jsd", preset="language", skew=0.5)(student, teacher, labels)
+    torch.testing.assert_close(one, get_loss("jsd", preset="language", skew=0.5)(teacher, student, labels))
     assert (one <= math.log(2)).all()
 
 
 def test_skew_kl_goes_to_kl_and_its_release_drops_a_constant():
     student, teacher, labels = draw()
-    close = get_loss("skew_kl", skew=1e-9)(student, teacher, labels)
+    close = get_loss("skew_kl", preset="language", skew=1e-9)(student, teacher, labels)
     torch.testing.assert_close(close, kd(student, teacher, labels, temperature=1.0), atol=1e-5, rtol=1e-5)
     p, q = probabilities(teacher, 1.0), probabilities(student, 1.0)
     released = -(p * (0.1 * p + 0.9 * q).log()).sum(1)
     entropy = -(p * p.log()).sum(1)
-    torch.testing.assert_close(get_loss("skew_kl")(student, teacher, labels), released - entropy)
-    reverse = get_loss("skew_reverse_kl", skew=1e-9)(student, teacher, labels)
-    torch.testing.assert_close(reverse, get_loss("reverse_kl")(student, teacher, labels), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(get_loss("skew_kl", preset="language")(student, teacher, labels), released - entropy)
+    reverse = get_loss("skew_reverse_kl", preset="language", skew=1e-9)(student, teacher, labels)
+    torch.testing.assert_close(
+        reverse, get_loss("reverse_kl", preset="language")(student, teacher, labels), atol=1e-6, rtol=1e-6
+    )
 
 
 def test_mlkd_is_its_papers_three_terms_and_not_its_releases_mask():
@@ -192,7 +194,7 @@ def test_mlkd_is_its_papers_three_terms_and_not_its_releases_mask():
         p, q = probabilities(teacher, temperature), probabilities(student, temperature)
         expected += temperature**2 * (p * (p / q).log()).sum(1).mean()
         expected += (p @ p.T - q @ q.T).square().sum() / 8 + (p.T @ p - q.T @ q).square().sum() / 5
-    ours = get_loss("mlkd")(student, teacher, labels)
+    ours = get_loss("mlkd", preset="as-published")(student, teacher, labels)
     torch.testing.assert_close(ours, expected)
     confidence = probabilities(teacher, 1.0).amax(1)
     mask = (confidence >= confidence.quantile(0.5)).double()
@@ -201,6 +203,17 @@ def test_mlkd_is_its_papers_three_terms_and_not_its_releases_mask():
         (kd(student, teacher, labels, temperature=t).mean() * mask).mean() for t in (4.0, 2.0, 3.0, 5.0, 6.0)
     )
     assert (released / instance).item() == pytest.approx(0.5)
+
+
+def test_the_likeness_terms_of_mlkd_weigh_what_they_do_in_the_papers_setting():
+    """Twice the batch and twice the classes leave r as it is; a batch of 64 with 10 classes gives them a tenth and a hundredth."""
+    student, teacher, labels = draw(64, 10)
+    p, q = probabilities(teacher, 4.0), probabilities(student, 4.0)
+    samples, classes = (p @ p.T - q @ q.T).square().sum() / 64, (p.T @ p - q.T @ q).square().sum() / 10
+    instance = kd(student, teacher, labels, temperature=4.0).mean()
+    torch.testing.assert_close(
+        get_loss("mlkd", temperature=4.0)(student, teacher, labels), instance + 0.1 * samples + 0.01 * classes
+    )
 
 
 def test_where_releases_are_not_finite_in_float32_we_are():
