@@ -20,7 +20,12 @@ def sweep(
         typer.Argument(metavar="[-- OPTIONS]", show_default=False, help="After `--`: options of every `train`."),
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", show_default="ce, kd", help="A method; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            show_default="ce, kd",
+            help="A method, or `all` that `logitcache methods` lists; repeatable.",
+        ),
     ] = None,
     seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Seeds, with commas between them.")] = "0,1,2",
     vary: Annotated[
@@ -53,7 +58,7 @@ def sweep(
         varied[name.removeprefix("--")] = values.split(",")
     if cache is not None and cache.startswith("-"):  # as in `sweep -- OPTIONS`
         cache, options = None, [str(cache), *(options or [])]
-    methods, words = method or ["ce", "kd"], options or []
+    methods, words = _named(method or ["ce", "kd"]), options or []
     on_labels = set(methods) == {"ce"} and any(word.partition("=")[0] == "--data" for word in words)  # as `train` does
     planned = plan_sweep(
         cache if on_labels else newest_unless(cache),
@@ -71,3 +76,12 @@ def sweep(
         for run, line in result.failed.items():
             typer.echo(f"{run} failed: {line} (all of it in {run}.log)", err=True)
         raise typer.Exit(1)
+
+
+def _named(methods: list[str]) -> list[str]:
+    """Put the names of all methods in the place of `all`."""
+    if "all" not in methods:
+        return methods
+    from logitcache.methods import METHODS
+
+    return list(dict.fromkeys(name for one in methods for name in (METHODS if one == "all" else [one])))

@@ -203,6 +203,18 @@ def test_every_combination_is_planned_once(tmp_path, dump):
             )
 
 
+def test_all_stands_for_every_method(run, monkeypatch):
+    from logitcache.methods import METHODS
+
+    def refuse(*_, methods, **__):
+        raise InputError(" ".join(methods))
+
+    monkeypatch.setattr("logitcache.runs.sweep.plan_sweep", refuse)
+    done = run("sweep", "c.zarr", "--method", "rld", "--method", "all")
+    rest = [name for name in METHODS if name != "rld"]
+    assert done.stderr.split() == ["error:", "rld", *rest]
+
+
 def test_a_sweep_without_a_student_is_refused_before_any_run(tmp_path, dump, run):
     dump()
     done = run("sweep", "c.zarr", "--method", "kd", "--seeds", "0", "--out", "s", "--", "--epochs", "1")
