@@ -52,7 +52,7 @@ class Distillation:
     unranked: Callable[..., Tensor] | None = None
     assumed: bool = False
     name: str = ""
-    parts: Mapping[str, "Distillation"] = field(default_factory=dict)
+    parts: Mapping[str, "Distillation"] = field(default_factory=dict, hash=False)
 
     def __call__(self, student: Tensor, teacher: Tensor | Rows, labels: Tensor, **switches: bool) -> Tensor:
         """Return [B], or 0-dim where the batch is coupled; its mean is what one trains with.
