@@ -258,7 +258,7 @@ def read_exclusions(exclude: Exclude | None, samples: Sized) -> Ids:
     if not isinstance(exclude, str | Path):
         bad = next((one for one in exclude if not 0 <= one < len(whole)), None)
         if bad is not None:
-            raise InputError(f"exclude names sample {bad}; the data set has samples 0 to {len(whole) - 1:,}")
+            raise InputError(f"--exclude names sample {bad}; the data set has samples 0 to {len(whole) - 1:,}")
         return np.unique(np.asarray(list(exclude), np.int64))
     path, numbers = Path(exclude).expanduser(), dict[str, int](getattr(whole, "numbers_by_name", dict)())
     found = []
