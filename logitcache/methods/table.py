@@ -39,6 +39,7 @@ _LANGUAGE = {
     "ce_weight": 0.0,
     "kd_weight": 1.0,
 }  # divergence alone, as language models are distilled with it
+_THIRD_PARTIES = {"reduction": "mean", "ce_weight": 0.1}  # what the readings of CLKD have in common
 
 METHODS: dict[str, Method] = {
     "atkd": Method(
@@ -61,9 +62,14 @@ METHODS: dict[str, Method] = {
         ignores_labels=True,
         source="none released; third party HyunJunSik/Malware-KD",
         needs="every class",
-        ce_weight=0.1,
         couples_batch=True,
-        presets={"malware-kd": {"correlation": "batch_gram", "divisor": "classes"}},
+        parts={"INS + CLA": {"nu": 0.0}, "CC": {"mu": 0.0}},
+        presets={
+            "mean": {**_THIRD_PARTIES, "correlation": "class_cov"},
+            "sum": {**_THIRD_PARTIES, "correlation": "class_cov", "reduction": "sum"},
+            "malware-kd": {**_THIRD_PARTIES, "correlation": "batch_gram", "divisor": "classes"},
+            "not-squared": {**_THIRD_PARTIES, "correlation": "class_cov", "divisor": "classes", "squared": False},
+        },
     ),
     "dist": Method(
         "Match the order of classes and of samples, not the values.",

@@ -142,7 +142,7 @@ def test_what_is_given_wins_over_a_preset_and_that_over_the_method():
         ("loca", {"alpha": 1.0}, "loca: alpha must be between 0 and 1, not 1.0"),
         ("ldrld", {"depth": 2.5}, "ldrld: depth must be a whole number, not 2.5"),
         ("ldrld", {"depth": 0}, "ldrld: depth must be greater than 0, not 0"),
-        ("clkd", {"reduction": "max"}, "clkd: reduction must be mean or sum, not 'max'"),
+        ("clkd", {"reduction": "max"}, "clkd: reduction must be root or sum or mean, not 'max'"),
         ("clkd", {"squared": 1.0}, "clkd: squared must be true or false, not 1.0"),
         ("atkd", {"source": "student"}, "atkd: source must be both or teacher, not 'student'"),
     ],

@@ -20,6 +20,11 @@ WITHOUT = {
     "skew_reverse_kl",
 }  # no numbers from a release; see test_papers.py
 
+READINGS = {  # cases of papers without a release, whose default here is another reading than the one that was computed
+    "clkd": "mean",
+    "clkd-thirdparty": "malware-kd",
+}
+
 
 @pytest.fixture(scope="module")
 def numbers():
@@ -39,7 +44,8 @@ def test_value_and_gradient_are_the_authors(name, batch, numbers):
         torch.from_numpy(numbers[f"inputs/{batch}/{part}"]) for part in ("student", "teacher", "labels")
     )
     student.requires_grad_()
-    loss = get_loss(CASES[name]["method"], **CASES[name]["parameters"])(student, teacher, labels).mean()
+    composed = get_loss(CASES[name]["method"], preset=READINGS.get(name), **CASES[name]["parameters"])
+    loss = composed(student, teacher, labels).mean()
     loss.backward()
     expected, gradient = float(numbers[f"{name}/{batch}/loss"]), numbers[f"{name}/{batch}/grad"]
     assert loss.item() == pytest.approx(expected, rel=1e-9)

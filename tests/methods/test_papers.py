@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from logitcache.methods import get_loss
+from logitcache.methods import get_loss, make_objective
 from logitcache.methods._ops import apart, binary_kl, gram_distance, kl, masked_kl
 from logitcache.methods.dkd import dkd
 from logitcache.methods.kd import kd
@@ -214,6 +214,42 @@ def test_the_likeness_terms_of_mlkd_weigh_what_they_do_in_the_papers_setting():
     torch.testing.assert_close(
         get_loss("mlkd", temperature=4.0)(student, teacher, labels), instance + 0.1 * samples + 0.01 * classes
     )
+
+
+def test_clkd_worked_by_hand():
+    """Two samples of two classes; the student is the teacher with its classes exchanged, and one row twice as long.
+
+    Teacher rows (3, 4), (4, -3); student rows (4, 3), (-6, 8): unit rows (.6, .8), (.8, -.6) and (.8, .6), (-.6, .8).
+    INS = mean of (.04 + .04) and (1.96 + 1.96) = 2.
+    Columns: teacher (3, 4)/5, (4, -3)/5; student (4, -6)/√52, (3, 8)/√73: chords 2 - 2 cos with cos = -12/(5√52), -12/(5√73).
+    Centred logits are ±(-.5, 3.5) and ±(5, -2.5), so both covariances have rank 1, and the angle between them is that between
+    these vectors, squared: cos = (-2.5 - 8.75)² / (12.5 · 31.25) = 0.324.
+    """
+    teacher = torch.tensor([[3.0, 4.0], [4.0, -3.0]], dtype=torch.float64)
+    student = torch.tensor([[4.0, 3.0], [-6.0, 8.0]], dtype=torch.float64)
+    columns = 2 + 12 / (5 * math.sqrt(52)) + 12 / (5 * math.sqrt(73))
+    expected = math.sqrt(2) * (0.5 * (2 + 2 * columns) + 0.4 * (2 - 2 * 0.324))
+    assert get_loss("clkd")(student, teacher, torch.tensor([0, 1])).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("batch", [64, 512])
+@pytest.mark.parametrize("classes", [10, 100, 1000])
+def test_clkd_pulls_as_strongly_as_cross_entropy_whatever_the_batch_and_the_classes(batch, classes):
+    student, teacher, labels = draw(batch, classes)
+    norms = make_objective("clkd", {}).gradient_norms(student, teacher, labels, 1.0)
+    assert 0.7 < norms["INS + CLA"] / norms["ce"] < 1.1
+    assert 0.05 < norms["CC"] / norms["ce"] < 0.35
+    larger = make_objective("clkd", {}).gradient_norms(10 * student, teacher, labels, 1.0)
+    assert larger["CC"] == pytest.approx(
+        norms["CC"] / 10
+    )  # as the other terms; that of raw covariances is a thousand times as large
+
+
+def test_the_correlation_of_clkd_has_no_direction_where_a_batch_is_constant():
+    student, teacher, labels = draw(4, 3)
+    student = student[:1].expand(4, 3).clone().requires_grad_()
+    get_loss("clkd", mu=0.0)(student, teacher, labels).backward()
+    assert student.grad.isfinite().all()
 
 
 def test_where_releases_are_not_finite_in_float32_we_are():
