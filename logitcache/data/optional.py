@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.data.protocol import Ids, Modality
+from logitcache.errors import InputError
 from logitcache.store import Cache
 
 __all__ = [
@@ -57,10 +58,23 @@ def divided(modality: Modality, samples: Any, inputs: Any, batch: Ids, size: int
     return np.array_split(batch, -(-len(batch) // size))
 
 
-def for_training(modality: Modality, inputs: Any, samples: Any) -> Any:
-    """Return what a student is given while it trains: what was chosen for it, or what the modality's `for_training` makes of that."""
-    change = getattr(modality, "for_training", None)
-    return inputs if change is None else change(inputs, samples)
+def for_training(modality: Modality, inputs: Any, samples: Any, sequence_length: int | None = None) -> Any:
+    """Return what a student is given while it trains: what was chosen for it, or what the modality's `for_training` makes of that.
+
+    Args:
+        modality: Kind of the data.
+        inputs: What `Modality.choose_inputs` chose.
+        samples: The data set.
+        sequence_length: Tokens of a sequence, where somebody asks for so many.
+
+    Raises:
+        InputError: This kind of data has no sequences.
+    """
+    if (change := getattr(modality, "for_training", None)) is not None:
+        return change(inputs, samples, sequence_length)
+    if sequence_length is not None:
+        raise InputError(f"--sequence-length is for text, and the data is {modality.name}: leave it out")
+    return inputs
 
 
 def facts_of(samples: Any) -> Mapping[str, Any]:

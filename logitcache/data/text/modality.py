@@ -65,20 +65,23 @@ class Text:
         ):
             raise InputError(f"text has no {' and no '.join(unknown)}: leave it out")
         wanted = next((one["length"] for one in said if one.get("length") is not None), None)
-        if wanted is not None and wanted < samples.longest:
-            raise InputError(
-                f"the longest context has {samples.longest:,} tokens, more than sequences of {wanted:,}: choose a larger "
-                "--sequence-length"
-            )
-        return TextInputs(max(samples.longest, 1) if wanted is None else int(wanted))
+        length = max(samples.longest, 1) if wanted is None else int(wanted)
+        _refuse_longer(samples, length)
+        return TextInputs(length)
 
     def read_inputs(self, entry: Mapping[str, Any]) -> TextInputs:
         """Read the manifest entry of what a network is given."""
         return TextInputs(**entry)
 
-    def for_training(self, inputs: TextInputs, samples: Documents) -> TextInputs:
-        """Pack contexts into sequences of the length that was asked for when the text was read."""
-        return replace(inputs, packs=True, length=max(inputs.length, samples.sequence_length or 0))
+    def for_training(self, inputs: TextInputs, samples: Documents, sequence_length: int | None = None) -> TextInputs:
+        """Pack contexts into sequences of so many tokens; None: of as many as was asked for when the text was read.
+
+        Raises:
+            InputError: A context is longer.
+        """
+        length = sequence_length or max(inputs.length, samples.sequence_length or 0)
+        _refuse_longer(samples, length)
+        return replace(inputs, packs=True, length=length)
 
     def for_evaluation(self, inputs: TextInputs, samples: Documents) -> tuple[TextInputs, TextView]:
         """Pack in the same way, into sequences that hold the longest context."""
@@ -195,6 +198,14 @@ class Text:
             ),
             parts[0].vocabulary,
             np.concatenate([one.targets for one in parts]),
+        )
+
+
+def _refuse_longer(samples: Documents, length: int) -> None:
+    """Raise InputError where a context is longer than a sequence."""
+    if length < samples.longest:
+        raise InputError(
+            f"the longest context has {samples.longest:,} tokens, more than sequences of {length:,}: choose a larger --sequence-length"
         )
 
 

@@ -3,6 +3,7 @@
 import glob
 import itertools
 import json
+import os
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from logitcache.runtime.wording import counted
 __all__ = ["TEXT_KINDS", "Entry", "open_text", "read_documents"]
 
 TEXT_KINDS = ("tokens", "text", "jsonl", "parquet")
+_NAME_LENGTH = 26  # place of that number in the header of a file in a zip archive
 _AT_ONCE = 512  # documents that are tokenized together
 _FORMS = "`text`, `prompt` and `completion`, or `messages`"
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
@@ -104,9 +106,17 @@ def read_documents(entries: Iterable[Entry], reading: TextReading, name: str) ->
                 yield _Tokens(found.ids.astype(size), found.targets)
 
     every = list(tokenized())
+    if not every:
+        raise InputError(f"{name} has no documents")
     facts: dict[str, Any] = {"tokenizer": tokenizer.facts()}
-    known = all(text_bytes) and reading.too_long == "split"  # of a chat, and of what is not used, there is no text
-    return _contexts(every, reading, vocabulary, facts | ({"bytes": sum(text_bytes)} if known else {}), name)
+    if all(text_bytes) and reading.too_long == "split":  # of a chat, and of what is not used, there is no text
+        facts["bytes"] = sum(text_bytes)
+    targets = None
+    if any(one.targets is not None for one in every):
+        whole = (np.ones(len(one.ids), np.bool_) if one.targets is None else one.targets for one in every)
+        targets = np.concatenate(list(whole))
+    begins = np.cumsum([0, *(len(one.ids) for one in every)])
+    return _contexts(np.concatenate([one.ids for one in every]), begins, targets, reading, vocabulary, facts, name)
 
 
 def _encoded(tokenizer: Tokenizer, entries: Sequence[Entry], reading: TextReading) -> Iterator[_Tokens]:
@@ -127,57 +137,51 @@ def _encoded(tokenizer: Tokenizer, entries: Sequence[Entry], reading: TextReadin
 
 
 def _contexts(
-    documents: Sequence[_Tokens], reading: TextReading, vocabulary: int, facts: Mapping[str, Any], name: str
+    tokens: NDArray[Any],
+    begins: NDArray[np.int64],
+    targets: NDArray[np.bool_] | None,
+    reading: TextReading,
+    vocabulary: int,
+    facts: Mapping[str, Any],
+    name: str,
 ) -> Documents:
-    """Make contexts of whole documents, as long as they may be."""
-    limit, notes = reading.sequence_length, list[str]()
-    lengths = np.array([len(one.ids) for one in documents], np.int64)
-    if limit is not None and reading.pack == "none" and (long := int((lengths > limit).sum())):
+    """Make contexts of whole documents, as long as they may be.
+
+    Args:
+        tokens: Ids of all documents in a row, [T].
+        begins: Where each begins, and T, [D + 1].
+        targets: Which tokens may be targets, [T]; None: all.
+        reading: How it is read.
+        vocabulary: Number of ids that exist.
+        facts: What is known of the data besides.
+        name: What it is called in messages.
+    """
+    limit, notes, lengths = reading.sequence_length, list[str](), np.diff(begins)
+    long = np.zeros(len(lengths), np.bool_) if limit is None or reading.pack == "stream" else lengths > limit
+    if long.any():
+        assert limit is not None
+        used = {"split": lengths, "cut": np.minimum(lengths, limit), "drop": np.where(long, 0, lengths)}[
+            reading.too_long
+        ]
+        lost = f", {int((lengths - used).sum()):,} tokens are not used" if reading.too_long != "split" else ""
         what = {"split": "split into several contexts", "cut": "cut", "drop": "left out"}[reading.too_long]
         notes.append(
-            f"{counted(long, 'document')} of {len(documents):,} longer than {limit:,} tokens: {what}"
-            + (
-                ""
-                if reading.too_long == "split"
-                else f", {_lost(lengths, limit, reading.too_long):,} tokens are not used"
-            )
+            f"{counted(int(long.sum()), 'document')} of {len(lengths):,} longer than {limit:,} tokens: {what}{lost}"
         )
-        if reading.too_long == "drop":
-            documents = [one for one in documents if len(one.ids) <= limit]
-        if reading.too_long == "cut":
-            documents = [
-                _Tokens(one.ids[:limit], None if one.targets is None else one.targets[:limit]) for one in documents
-            ]
-        lengths = np.array([len(one.ids) for one in documents], np.int64)
-    if not documents:
-        raise InputError(f"{name} has no documents" + (" left: all are longer than --sequence-length" if notes else ""))
-    tokens = np.concatenate([one.ids for one in documents])
-    targets = None
-    if any(one.targets is not None for one in documents):
-        targets = np.concatenate(
-            [np.ones(len(one.ids), np.bool_) if one.targets is None else one.targets for one in documents]
-        )
-    begins = np.concatenate([[0], np.cumsum(lengths)])
+        if lost:
+            place = np.arange(len(tokens)) - np.repeat(begins[:-1], lengths)
+            kept = place < np.repeat(used, lengths)
+            tokens, targets = tokens[kept], None if targets is None else targets[kept]
+            begins = np.append(0, np.cumsum(used[used > 0]))
+    if len(begins) < 2:
+        raise InputError(f"{name} has no documents left: all are longer than --sequence-length")
     if limit is not None:
         begins = _divided(np.array([0, len(tokens)]) if reading.pack == "stream" else begins, limit)
-    found = Documents(
-        tokens,
-        begins,
-        vocabulary,
-        targets,
-        facts={"reading": reading.to_json(), **facts},
-        sequence_length=limit,
-        notes=tuple(notes),
-    )
+    recorded = {"reading": reading.to_json(), **facts}
+    found = Documents(tokens, begins, vocabulary, targets, facts=recorded, sequence_length=limit, notes=tuple(notes))
     if not found.offsets[-1]:
         raise InputError(f"{name} has no targets: every context is a single token, or none has an answer")
     return found
-
-
-def _lost(lengths: NDArray[np.int64], limit: int, too_long: str) -> int:
-    """Return how many tokens of documents that are too long are not used."""
-    long = lengths[lengths > limit]
-    return int((long - limit if too_long == "cut" else long).sum())
 
 
 def _divided(begins: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
@@ -190,17 +194,7 @@ def _divided(begins: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
 
 def _open_tokens(path: Path, reading: TextReading) -> Documents:
     """Open an .npz file of tokens."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if missing := {"tokens", "documents"} - set(file.files):
-                raise InputError(
-                    f"{path} has no array {' and '.join(sorted(missing))!r}; it has {', '.join(file.files) or 'none'}"
-                )
-            arrays = {
-                name: file[name] for name in ("tokens", "documents", "targets", "vocabulary") if name in file.files
-            }
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read as an .npz file: {error}") from error
+    arrays = _arrays(path)
     vocabulary = reading.vocabulary or (int(arrays["vocabulary"]) if "vocabulary" in arrays else None)
     if vocabulary is None and reading.tokenizer is not None:
         vocabulary = len(reading.tokenizer)
@@ -211,19 +205,50 @@ def _open_tokens(path: Path, reading: TextReading) -> Documents:
     facts = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.facts()}
     try:
         whole = Documents(arrays["tokens"], arrays["documents"], vocabulary, arrays.get("targets"))
-        lengths = whole.lengths
-        if len(empty := np.flatnonzero(lengths == 0)):
+        if len(empty := np.flatnonzero(whole.lengths == 0)):
             raise InputError(
                 f"document {empty[0]:,} is empty: it begins and ends at token {whole.documents[empty[0]]:,}. Leave it out."
             )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    answers = "targets" in arrays and reading.rows == "completion"
-    documents = [
-        _Tokens(whole.tokens[begin:end], arrays["targets"][begin:end] if answers else None)
-        for begin, end in itertools.pairwise(whole.documents.tolist())
-    ]
-    return _contexts(documents, reading, vocabulary, facts, str(path))
+    targets = arrays.get("targets") if reading.rows == "completion" else None
+    return _contexts(whole.tokens, whole.documents, targets, reading, vocabulary, facts, str(path))
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read what an .npz file of tokens has; what is not compressed is mapped into memory.
+
+    Raises:
+        InputError: It cannot be read, or lacks an array.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if missing := {"tokens", "documents"} - set(file.files):
+                raise InputError(
+                    f"{path} has no array {' and '.join(sorted(missing))!r}; it has {', '.join(file.files) or 'none'}"
+                )
+            names = [name for name in ("documents", "targets", "vocabulary") if name in file.files]
+            mapped = _mapped(path, "tokens")
+            return {name: file[name] for name in names} | {"tokens": file["tokens"] if mapped is None else mapped}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as an .npz file: {error}") from error
+
+
+def _mapped(path: Path, name: str) -> NDArray[Any] | None:
+    """Map an array of an .npz file into memory; None where it is compressed, or empty."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
+        entry = archive.getinfo(f"{name}.npy")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            return None
+        raw.seek(entry.header_offset + _NAME_LENGTH)
+        lengths = np.frombuffer(raw.read(4), "<u2")  # of the name, and of what else stands before the content
+        raw.seek(int(lengths.sum()), os.SEEK_CUR)
+        if np.lib.format.read_magic(raw) != (1, 0):
+            return None
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(raw)
+        if fortran or dtype.hasobject or not np.prod(shape):
+            return None
+        return np.memmap(path, dtype, "r", raw.tell(), shape)
 
 
 def _files(path: str, ending: str) -> list[Path]:

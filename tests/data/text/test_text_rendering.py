@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logitcache.data.optional import arranged, divided
+from logitcache.data.images.modality import IMAGES
+from logitcache.data.optional import arranged, divided, for_training
 from logitcache.data.text.documents import Documents
 from logitcache.data.text.modality import TEXT
 from logitcache.data.text.rendering import TextInputs, TextView
@@ -129,3 +130,16 @@ def test_options_that_text_does_not_have_are_refused():
     (view,) = TEXT.make_views("none", 1, 0)
     assert TEXT.read_view(view.to_json()) == view
     assert TEXT.read_inputs(TextInputs(9, packs=True).to_json()) == TextInputs(9, packs=True)
+
+
+def test_a_student_is_given_sequences_of_the_length_that_was_asked_for():
+    samples = Documents(np.arange(6), np.array([0, 4, 6]), 10, sequence_length=8)
+    chosen = TEXT.choose_inputs(samples, TextView(), {}, {"length": 4, "packs": False})
+    assert for_training(TEXT, chosen, samples) == TextInputs(8, packs=True)
+    assert for_training(TEXT, chosen, samples, 5) == TextInputs(5, packs=True)
+    with pytest.raises(InputError, match="the longest context has 4 tokens, more than sequences of 3"):
+        for_training(TEXT, chosen, samples, 3)
+    with pytest.raises(InputError, match="is for text, and the data is images"):
+        for_training(IMAGES, object(), object(), 3)
+    longer = Documents(np.arange(9), np.array([0, 9]), 10)
+    assert TEXT.for_evaluation(TextInputs(5, packs=True), longer) == (TextInputs(9, packs=True), TextView())

@@ -60,6 +60,16 @@ def test_tokens_need_no_tokenizer(tmp_path):
     assert targets(load_data(spec, Reading(text=TextReading(rows="all")))) == [[0, 1, 1, 1]]
 
 
+def test_tokens_that_are_not_compressed_stay_on_disk(tmp_path):
+    arrays = {"tokens": np.arange(7, dtype="u2"), "documents": np.array([0, 3, 7]), "vocabulary": np.array(9)}
+    found = load_data(tokens(tmp_path, **arrays))
+    assert isinstance(found.tokens, np.memmap)
+    np.savez_compressed(tmp_path / "z.npz", **arrays)
+    packed = load_data(f"tokens:{tmp_path}/z.npz")
+    assert not isinstance(packed.tokens, np.memmap)
+    assert packed.digest() == found.digest()
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
