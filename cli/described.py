@@ -80,7 +80,8 @@ def _print_contents(found: "CacheStats") -> None:
             "it sees": preprocessing_words(teacher["preprocessing"], found.preprocessing_from),
             **({"class map": mapped} if (mapped := class_map_words(teacher["class_map"], found.classes)) else {}),
             "data": f"{data['spec'] or 'an object'}, {samples_words(manifest)}, {counted(len(found.classes), 'class')}",
-            "views": f"{len({view['group'] for view in views})} x {recipes}, seed {views[0]['seed']}",
+            "views": f"{len({view['group'] for view in views})} x {recipes}"
+            + (f", seed {views[0]['seed']}" if "seed" in views[0] else ""),
             "logits": f"{kept_words(manifest['encoding'])}; made on {manifest['device']} with torch {software.get('torch', '?')}",
             "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row on disk, "
             f"{found.ratio_to_float32:.2f} of the logits in raw float32",

@@ -11,7 +11,7 @@ from logitcache.data import find_modality
 from logitcache.encoding import Encoding, read_encoding
 from logitcache.errors import CorruptCacheError, InputError
 from logitcache.runtime.progress import OnProgress, Progress
-from logitcache.store import Cache, CacheWriter, Manifest, check_files, open_cache, open_place
+from logitcache.store import Cache, CacheWriter, Carried, Manifest, check_files, open_cache, open_place
 
 __all__ = ["Rows", "encoding_of", "exclusions_within", "open_sources", "origin", "write_derived"]
 
@@ -77,6 +77,7 @@ def write_derived(
     command: str,
     doing: str,
     on_progress: OnProgress,
+    carried: Carried | None = None,
 ) -> Cache:
     """Write a cache of one teacher block by block, or go on where that was stopped.
 
@@ -90,6 +91,7 @@ def write_derived(
         command: What would continue this.
         doing: The word for it.
         on_progress: Called after every block.
+        carried: Arrays of the data that it carries.
 
     Raises:
         InputError: There is no probe: all of its rows are of samples that are left out.
@@ -102,7 +104,7 @@ def write_derived(
         )
     slug, encoding = manifest.teachers[0]["slug"], read_encoding(manifest.encoding)
     columns = {slug: encoding.columns(len(manifest.classes))}
-    with CacheWriter(out, manifest, columns, labels, offsets, command=command) as writer:
+    with CacheWriter(out, manifest, columns, labels, offsets, command=command, carried=carried) as writer:
         if not writer.complete:
             writer.begin(probe[0], {slug: probe[1]})
             for view, block in writer.missing():

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from logitcache.caches.derive import encoding_of, open_sources, origin, write_derived
-from logitcache.data.contract import cache_views
+from logitcache.data.contract import cache_modality, cache_views
+from logitcache.data.optional import carried_together
 from logitcache.encoding import mean_of, read_encoding, widest_bytes
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.runtime.progress import OnProgress, silent
@@ -65,7 +66,7 @@ def merge_caches(
     if average:
         _refuse(opened, free, "teachers")
         return _averaged(opened, out, more)
-    kinds = {"samples" if key in ("samples", "data.first") else key.partition(".")[0] for key in free}
+    kinds = {"samples" if key in ("samples", "rows", "data.first") else key.partition(".")[0] for key in free}
     if kinds == {"samples"}:
         return _joined(opened, out, more)
     _refuse(opened, free, "views")
@@ -135,8 +136,6 @@ def _made(opened: Sequence[Cache], by: str, **changes: Any) -> Manifest:
 
 def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
     """Join stretches of one data set."""
-    if any(cache.manifest.rows is not None for cache in opened):
-        raise InputError("caches with several rows a sample cannot be joined by samples yet; their views can.")
     ordered = sorted(opened, key=lambda cache: int(cache.manifest.data["first"]))
     begins = [int(cache.manifest.data["first"]) for cache in ordered]
     ends = [begin + cache.manifest.samples for begin, cache in zip(begins, ordered, strict=True)]
@@ -146,14 +145,16 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
             raise InputError(
                 f"there is {what} between {before.place} (up to sample {end}) and {after.place} (from {begin})"
             )
-    bounds = np.array(begins) - begins[0]  # rows of the new cache
+    counts = [cache.manifest.view_rows for cache in ordered]
+    bounds = np.cumsum([0, *counts[:-1]])  # rows of the new cache
     encoding, classes, slug = encoding_of(ordered[0]), len(ordered[0].manifest.classes), ordered[0].teacher
     count = ends[-1] - begins[0]
     manifest = _made(
         ordered,
         "merge",
         samples=count,
-        block_rows=block_rows_for(count, widest_bytes(encoding.columns(classes))),
+        rows=None if ordered[0].manifest.rows is None else sum(counts),
+        block_rows=block_rows_for(sum(counts), widest_bytes(encoding.columns(classes))),
         data=ordered[0].manifest.data | {"first": begins[0]},
     )
     probes = [cache.probe(slug) for cache in ordered]
@@ -162,7 +163,7 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
     def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         parts = []
         for position, cache in enumerate(ordered):
-            here = wanted[(wanted >= bounds[position]) & (wanted < bounds[position] + cache.manifest.samples)]
+            here = wanted[(wanted >= bounds[position]) & (wanted < bounds[position] + counts[position])]
             if len(here):
                 own = here - bounds[position]
                 parts.append(cache.rows(view, slug, own) | {"digests": cache.digests_of(view, own)})
@@ -172,14 +173,26 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
         out,
         manifest,
         np.concatenate([cache.labels() for cache in ordered]),
-        None,
+        _joined_offsets(ordered),
         (
-            np.concatenate([samples + bound for (samples, _), bound in zip(probes, bounds, strict=True)])[::every],
+            np.concatenate([probed + bound for (probed, _), bound in zip(probes, bounds, strict=True)])[::every],
             np.concatenate([exact for _, exact in probes])[::every],
         ),
         rows,
+        carried=carried_together(cache_modality(ordered[0]), ordered),
         **more,
     )
+
+
+def _joined_offsets(ordered: Sequence[Cache]) -> NDArray[np.int64] | None:
+    """Return the row at which each sample of stretches that follow one another begins, and R, [N + 1]; None: each is one row."""
+    found, end = list[NDArray[np.int64]](), 0
+    for offsets in (cache.offsets() for cache in ordered):
+        if offsets is None:
+            return None
+        found.append(offsets[:-1] + end)
+        end += int(offsets[-1])
+    return np.append(np.concatenate(found), end)
 
 
 def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
@@ -209,7 +222,8 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
         return cache.rows(position, slug, wanted) | {"digests": cache.digests_of(position, wanted)}
 
     manifest = _made(opened, "merge", views=tuple(views), block_rows=rounded)
-    return write_derived(out, manifest, opened[0].labels(), opened[0].offsets(), opened[0].probe(slug), rows, **more)
+    labels, offsets, probe = opened[0].labels(), opened[0].offsets(), opened[0].probe(slug)
+    return write_derived(out, manifest, labels, offsets, probe, rows, carried=opened[0].carried(), **more)
 
 
 def _without(
@@ -261,4 +275,5 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | {"digests": digests[0]}
 
     exact = mean_of([torch.from_numpy(probe) for _, probe in probes]).numpy()
-    return write_derived(out, manifest, labels, opened[0].offsets(), (probes[0][0], exact), rows, **more)
+    probe, carried = (probes[0][0], exact), opened[0].carried()
+    return write_derived(out, manifest, labels, opened[0].offsets(), probe, rows, carried=carried, **more)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from logitcache.caches.derive import encoding_of, exclusions_within, open_sources, origin, write_derived
 from logitcache.caches.settings import SliceRequest, SliceSettings
+from logitcache.data.contract import cache_modality
+from logitcache.data.optional import carried_stretch
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, widest_bytes
 from logitcache.errors import InputError
 from logitcache.runtime.progress import OnProgress, silent
@@ -54,20 +56,23 @@ def slice_cache(
     same = count == len(manifest.views) and target == source and last - first == manifest.samples
     if same and opened.teachers == whole.teachers:
         raise InputError("a slice must leave something out: --views, --samples, --top-k, --precision or --teacher")
-    probe, shift = _kept_probe(opened, chosen.samples), first - manifest.data["first"]
+    begin, end = first - manifest.data["first"], last - manifest.data["first"]  # samples of the larger one
+    shift, stop, offsets = _kept_rows(opened, begin, end)
+    probe = _kept_probe(opened, chosen.samples, shift, stop)
     made = replace(
         manifest,
         samples=last - first,
+        rows=None if offsets is None else stop - shift,
         block_rows=manifest.block_rows
         if last - first == manifest.samples
-        else block_rows_for(last - first, widest_bytes(target.columns(classes))),
+        else block_rows_for(stop - shift, widest_bytes(target.columns(classes))),
         views=manifest.views[:count],
         data=manifest.data | {"first": first},
         excluded=exclusions_within(manifest, first, last),
         encoding=target.to_json(),
         derived={"by": "slice", "from": [origin(opened)]},
     )
-    labels = opened.labels()[shift : shift + made.view_rows]
+    labels = opened.labels()[shift:stop]
 
     def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         stored = opened.rows(view, slug, wanted + shift)
@@ -79,12 +84,13 @@ def slice_cache(
         out,
         made,
         labels,
-        opened.offsets(),
+        offsets,
         probe,
         rows,
         command=shlex.join(["logitcache", "slice", *words]),
         doing="slicing",
         on_progress=on_progress,
+        carried=carried_stretch(cache_modality(opened), opened, begin, end),
     )
 
 
@@ -110,22 +116,41 @@ def _kept_samples(cache: Cache, samples: tuple[int, int] | None) -> tuple[int, i
     """Return the stretch of the data set to keep, from the first sample to one before the last.
 
     Raises:
-        InputError: The cache does not hold it, or cannot be divided.
+        InputError: The cache does not hold it.
     """
     manifest = cache.manifest
     begin, end = manifest.data["first"], manifest.data["first"] + manifest.samples
     first, last = samples or (begin, end)
     if not begin <= first < last <= end:
         raise InputError(f"{cache.place} has samples {begin}:{end} of its data: a slice cannot take {first}:{last}")
-    if samples and manifest.rows is not None:
-        raise InputError(
-            f"{cache.place} has several rows a sample: a slice of such a cache keeps all samples. Leave out --samples."
-        )
     return first, last
 
 
-def _kept_probe(cache: Cache, samples: tuple[int, int] | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _kept_rows(cache: Cache, begin: int, end: int) -> tuple[int, int, NDArray[np.int64] | None]:
+    """Return the first row of a stretch of samples, one past its last, and its own offsets, [N + 1].
+
+    Raises:
+        InputError: Its samples have no rows.
+    """
+    offsets = cache.offsets()
+    if offsets is None:
+        return begin, end, None
+    first, last = int(offsets[begin]), int(offsets[end])
+    if first == last:
+        raise InputError(f"samples {begin}:{end} of {cache.place} have no rows: nothing would be in the slice")
+    return first, last, offsets[begin : end + 1] - first
+
+
+def _kept_probe(
+    cache: Cache, samples: tuple[int, int] | None, first: int, last: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the probe's rows of the stretch to keep, numbered from its beginning, [P], and their logits, [P, C].
+
+    Args:
+        cache: The larger one.
+        samples: Samples to keep, as asked for; None: all.
+        first: First row to keep.
+        last: One past the last.
 
     Raises:
         InputError: There are none.
@@ -133,7 +158,6 @@ def _kept_probe(cache: Cache, samples: tuple[int, int] | None) -> tuple[NDArray[
     probed, exact = cache.probe(cache.teacher)
     if samples is None:
         return probed, exact
-    first, last = (sample - cache.manifest.data["first"] for sample in samples)
     inside = (probed >= first) & (probed < last)
     if len(probed) and not inside.any():
         raise InputError(

@@ -209,9 +209,7 @@ def _compared(cache: Cache, samples: Any, runner: "Teachers", rows: int) -> tupl
             targets, wanted = modality.row_labels(samples, view, chosen), rows_of(offsets, chosen)
             if not len(wanted):  # samples may have no rows
                 continue
-            gaps = _gaps(
-                cache, cache.rows(position, slug, wanted), runner.logits(batch.inputs, targets.keep).cpu().numpy()
-            )
+            gaps = _gaps(cache, cache.rows(position, slug, wanted), runner.logits(batch, targets).cpu().numpy())
             largest = max(largest, float(gaps.max()))
             beyond = np.flatnonzero(gaps > _PROBE_TOLERANCE)
             if len(beyond) and first is None:

@@ -16,11 +16,13 @@ from logitcache.data.protocol import (
     offsets_of,
     whole_of,
 )
+from logitcache.data.text.documents import Documents
 from logitcache.store import count_rows, rows_of
 
 __all__ = [
     "NAMED_DATA",
     "ArrayImages",
+    "Documents",
     "FolderImages",
     "Ids",
     "ImageSet",

@@ -14,7 +14,9 @@ from logitcache.data.exclusion import (
     refuse_unreadable,
 )
 from logitcache.data.open import as_samples, find_modality, modality_of, part_of
+from logitcache.data.optional import carried_data
 from logitcache.data.protocol import Ids, Modality, Samples, View, offsets_of, whole_of
+from logitcache.data.text.reading import text_reading_of
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.runtime.wording import counted
 from logitcache.store import Cache, is_among, rows_of
@@ -38,11 +40,11 @@ def cache_views(cache: Cache) -> list[Any]:
 
 
 def recorded_data(cache: Cache, data: Any, exclude: Exclude | None = None, *, listed: bool = True) -> Any:
-    """Open the data set of a cache: the one given, or the one its manifest names; and check that it is the same.
+    """Open the data set of a cache: the one given, or the one it carries or its manifest names; and check that it is the same.
 
     Args:
         cache: The cache.
-        data: Whatever `as_samples` takes, or None for the data set that the manifest names.
+        data: Whatever `as_samples` takes, or None for the data that the cache carries, or for the data set that the manifest names.
         exclude: Samples to leave out besides those that the cache leaves out (see `read_exclusions`).
         listed: As for `check_samples`.
 
@@ -50,11 +52,15 @@ def recorded_data(cache: Cache, data: Any, exclude: Exclude | None = None, *, li
         CacheMismatchError: It has other samples, or its samples are mixed with one that is to be left out.
         InputError: It cannot be opened from here, or a sample of it cannot be read.
     """
+    if data is None and (carried := carried_data(cache_modality(cache), cache)) is not None:
+        part = leave_out(carried, cache.manifest.excluded)
+        return leave_out(part, [*excluded_of(part), *read_exclusions(exclude, part)])
     spec = data if data is not None else cache.manifest.data["spec"]
     if isinstance(spec, str) and spec == "":
         raise InputError(f"{cache.place} was dumped from a data set given as an object; give it again, as `data`.")
     orientation = cache.manifest.data.get("exif_orientation", False)
-    reading = reading_beside(cache, exclude, exif_orientation=orientation)
+    text = text_reading_of(cache.manifest)
+    reading = reading_beside(cache, exclude, exif_orientation=orientation, text=text)
     try:
         samples = as_samples(spec, cache.manifest.classes, reading=reading)
     except InputError as error:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.data.protocol import Ids, View, whole_of
+from logitcache.data.text.reading import TextReading
 from logitcache.errors import InputError, LogitCacheError, UnreadableError
 from logitcache.store import Cache, kept_mask
 
@@ -58,6 +59,7 @@ class Reading:
         labels: Known classes of a stretch of samples, [n], for those that are not or cannot be read; others have class 0 then.
         first: Id of the first sample of that stretch.
         exif_orientation: Whether images are turned as their EXIF orientation says.
+        text: How text is read; None: as it is by default.
     """
 
     tolerant: bool = False
@@ -65,6 +67,7 @@ class Reading:
     labels: Sequence[int] | NDArray[np.integer[Any]] = ()
     first: int = 0
     exif_orientation: bool = False
+    text: TextReading | None = None
 
     def known_label(self, sample: int) -> int:
         """Return the known class of a sample, or 0."""
@@ -73,7 +76,12 @@ class Reading:
 
 
 def reading_beside(
-    cache: Cache | None, exclude: Exclude | None, *, tolerant: bool = False, exif_orientation: bool = False
+    cache: Cache | None,
+    exclude: Exclude | None,
+    *,
+    tolerant: bool = False,
+    exif_orientation: bool = False,
+    text: TextReading | None = None,
 ) -> Reading:
     """Return how to read a data set of which a cache may hold labels and exclusions: without asking samples that are left out.
 
@@ -82,12 +90,14 @@ def reading_beside(
         exclude: Samples to leave out besides.
         tolerant: Whether samples that cannot be read are named instead of raising an error; they are in any case if any are left out.
         exif_orientation: Whether images are turned as their EXIF orientation says.
+        text: How text is read.
     """
     recorded = frozenset[int]() if cache is None else frozenset(cache.manifest.excluded)
     reading = Reading(
         tolerant=tolerant or bool(recorded) or exclude is not None,
         unasked=exclusion_numbers(exclude) | recorded,
         exif_orientation=exif_orientation,
+        text=text,
     )
     if (
         cache is None or not reading.tolerant or cache.manifest.rows is not None

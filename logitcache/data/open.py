@@ -13,6 +13,8 @@ from logitcache.data.images.modality import IMAGES
 from logitcache.data.images.sets import ArrayImages, FolderImages, MappedImages, Part
 from logitcache.data.images.sources import NAMED_DATA, SPLITS, open_arrays
 from logitcache.data.protocol import Modality, Samples, whole_of
+from logitcache.data.text.modality import TEXT
+from logitcache.data.text.sources import TEXT_KINDS, open_text
 from logitcache.errors import InputError, explain_foreign_errors, unknown_name
 from logitcache.runtime.plugins import resolve
 
@@ -27,7 +29,10 @@ __all__ = [
     "refuse_orientation",
 ]
 
-MODALITIES: dict[str, Modality] = {IMAGES.name: IMAGES}  # kinds of data; a cache's manifest names one
+MODALITIES: dict[str, Modality] = {
+    one.name: one for one in (IMAGES, TEXT)
+}  # kinds of data; a cache's manifest names one
+_TEXT_FORMS = ("tokens:FILE.npz", "text:PATH", "jsonl:PATH", "parquet:PATH")
 _OURS = (ArrayImages, FolderImages, MappedImages, Part)
 
 
@@ -51,8 +56,8 @@ def find_modality(name: str) -> Modality:
 
 def modality_of(samples: Samples) -> Modality:
     """Return the modality of a data set: images, unless it names another."""
-    found: Modality = getattr(whole_of(samples)[0], "modality", IMAGES)
-    return found
+    found: Modality | str = getattr(whole_of(samples)[0], "modality", IMAGES)
+    return find_modality(found) if isinstance(found, str) else found
 
 
 def as_samples(
@@ -111,7 +116,8 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
 
     Args:
         spec: `NAME` or `NAME:test` with a name in `NAMED_DATA`; `imagefolder:PATH` with PATH/CLASS/IMAGE;
-            `arrays:FILE.npz` with `images` (uint8, [N, H, W] or [N, H, W, 3]), `labels` and perhaps `classes`;
+            `arrays:FILE.npz` with `images` (uint8, [N, H, W] or [N, H, W, 3]), `labels` and perhaps `classes`; for text (`open_text`)
+            `tokens:FILE.npz`, `text:PATH`, `jsonl:PATH` or `parquet:PATH`;
             `package.module:factory`, called with "train", or `package.module:factory:test`, which returns what `as_samples` takes.
         reading: How samples are read.
 
@@ -120,6 +126,8 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
         InputError: The data cannot be read or used.
     """
     kind, _, rest = spec.partition(":")
+    if kind in TEXT_KINDS and rest:
+        return open_text(kind, rest, None if reading is None else reading.text)
     if kind == "imagefolder" and rest:
         return FolderImages(Path(rest).expanduser(), reading)
     if kind == "arrays" and rest:
@@ -134,7 +142,9 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
         with explain_foreign_errors(f"data set {spec} cannot be made"):
             made = factory(split) if _takes_a_split(factory) else factory()
         return as_samples(made, reading=reading, subject=f"{spec} returned")
-    raise unknown_name("data set", spec, [*NAMED_DATA, "imagefolder:PATH", "arrays:FILE.npz", "package.module:factory"])
+    raise unknown_name(
+        "data set", spec, [*NAMED_DATA, "imagefolder:PATH", "arrays:FILE.npz", *_TEXT_FORMS, "package.module:factory"]
+    )
 
 
 def _turned(samples: Any, reading: Reading | None) -> Any:
@@ -168,7 +178,7 @@ def held_out_split(spec: str) -> str | None:
         return f"{name}:test" if split == "train" else None
     if spec in NAMED_DATA:
         return f"{spec}:test"
-    if spec.partition(":")[0] in ("imagefolder", "arrays") or ":" not in spec:
+    if spec.partition(":")[0] in ("imagefolder", "arrays", *TEXT_KINDS) or ":" not in spec:
         return None
     return f"{spec}:test" if _takes_a_split(resolve(spec, "data set")) else None
 

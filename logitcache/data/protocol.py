@@ -5,7 +5,7 @@ Methods, encodings, targets, the training step and `stats` see rows: logits [R, 
 each sample is one row; for text each target token is one. A data set names its modality, and so does a cache's manifest.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -35,7 +35,8 @@ __all__ = [
 class Samples(Protocol):
     """A labelled data set.
 
-    It may also have `modality`, the `Modality` that it belongs to (without it: images); `offsets`, [N + 1] int64, the row at which
+    It may also have `modality`, the `Modality` that it belongs to, or its name (without it: images); `facts`, a mapping that a
+    cache's manifest records of it in `data`; `offsets`, [N + 1] int64, the row at which
     each sample begins, and R at the end (without it each sample is one row); `whole` and `first`, where it is a stretch of another
     data set; `unreadable`, the samples that are known not to be readable, id to reason. `excluded` is set on a copy of it.
 
@@ -75,7 +76,8 @@ class RowLabels(NamedTuple):
         labels: Class of each row, [R] int64; on the host.
         second: Second labels of mixed rows (mixup, CutMix): classes, [R] int64, and the weights of the first labels, [R] float32.
             None if rows are not mixed.
-        keep: Mask of the network's outputs that are rows, [B, ...] bool. None if all of them are.
+        keep: Mask of each network's outputs that are rows, [B, ...] bool. None if all of them are, or if the rendition says so for each
+            network (`Rendition.keep`).
     """
 
     ids: Ids
@@ -94,20 +96,36 @@ class Rendition:
         digests: Digest of the teacher's input for each row, [R] uint64, or None if the renderer computes none.
         unreadable: Unreadable samples, which are not among `samples`: id in the whole data set to the reason. Empty unless the renderer
             skips unreadable samples.
+        keep: For each network the mask of its outputs that are rows, [B, ...] bool, where networks are given the samples in other
+            arrangements; all masks select the same rows in the same order. None: `RowLabels.keep` says it for all.
     """
 
     samples: Ids
     inputs: tuple[Any, ...]
     digests: NDArray[np.uint64] | None
     unreadable: Mapping[int, str] = field(default_factory=dict)
+    keep: tuple[Tensor, ...] | None = None
+
+    def kept(self, rows: RowLabels, network: int) -> Tensor | None:
+        """Return the mask of a network's outputs that are rows, [B, ...] bool; None if all of them are.
+
+        Args:
+            rows: The rows of the batch.
+            network: Position of the network in `inputs`.
+        """
+        return rows.keep if self.keep is None else self.keep[network]
 
     def pin_memory(self) -> "Rendition":
         """Return the same with inputs in page-locked memory; called by the thread of a loader."""
-        return replace(self, inputs=tuple(map_tensors(torch.Tensor.pin_memory, one) for one in self.inputs))
+        return self._mapped(torch.Tensor.pin_memory)
 
     def share_memory(self) -> "Rendition":
         """Return the same with inputs in memory that processes share."""
-        return replace(self, inputs=tuple(map_tensors(torch.Tensor.share_memory_, one) for one in self.inputs))
+        return self._mapped(torch.Tensor.share_memory_)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Rendition":
+        inputs = tuple(map_tensors(change, one) for one in self.inputs)
+        return replace(self, inputs=inputs, keep=None if self.keep is None else tuple(map(change, self.keep)))
 
 
 class View(Protocol):
@@ -174,11 +192,14 @@ class Renderer(Protocol):
 class Modality(Protocol):
     """A kind of data: everything about it that is not rows.
 
+    It may also have the methods that `data.optional` calls: `arrange` and `divide` (batches of samples that are put together),
+    `for_training` (what a student is given, where that is not what its teacher is), `arrays` and `recorded` (data that a cache carries).
+
     Attributes:
         name: `images`, or `package.module:name`, by which a cache finds it again.
         unit: Plural of a sample, for progress and speed: "images".
         shown: Name of a network's input in messages: "pixels".
-        headline: The metric by which runs are compared: `test_accuracy` or `test_loss`.
+        headline: The metric by which runs are compared: `test_accuracy`, `test_loss` or `perplexity`.
         software: Packages that decide what is rendered, beside numpy and torch; their versions go into the manifest.
         test_time_views: Names of the test-time augmentations, the first of which is none.
     """

@@ -18,6 +18,7 @@ from torch import nn
 
 from logitcache.data import Ids, excluded_of, kept_of, offsets_of, whole_of
 from logitcache.data.exclusion import name_samples, refuse_most, refuse_unreadable
+from logitcache.data.optional import carried_arrays
 from logitcache.dump.fill import Filler, ask, left_out_of, refuse_unusable, samples_in, split, without
 from logitcache.dump.job import Job, prepare
 from logitcache.dump.samples import check_data
@@ -89,7 +90,10 @@ def _dumped(
     columns = {slug: job.encoding.columns(len(manifest.classes)) for slug in job.teachers}
     labels, offsets = job.samples.labels.astype(np.int32), offsets_of(job.samples)
     notes = {"preprocessing_from": job.origins}
-    writer = CacheWriter(out, manifest, columns, labels, offsets, command=command, leads=ranks.leads, notes=notes)
+    carried = carried_arrays(job.modality, job.samples)
+    writer = CacheWriter(
+        out, manifest, columns, labels, offsets, command=command, leads=ranks.leads, notes=notes, carried=carried
+    )
     with contextlib.closing(job), writer:
         if not ranks.share("complete", writer.complete if ranks.leads else None):
             if settings.check_data:

@@ -240,17 +240,18 @@ def ask(
     Yields:
         A chunk at a time: the slug, the place of the chunk's rows among the batch's, and their logits, [r, C].
     """
-    begin, inputs, keep, real = 0, batch.inputs, targets.keep, None
+    begin, inputs, real = 0, batch.inputs, None
+    keeps = [batch.kept(targets, network) for network in range(len(inputs))]
     if len(batch.samples) < len(asked):
         real = torch.from_numpy(np.isin(asked, batch.samples))
         at = (real.cumsum(0) - 1).clamp(min=0)  # a neighbor stands in
         inputs = tuple(map_tensors(lambda rows: rows[at.to(rows.device)], one) for one in inputs)
-        keep = None if keep is None else keep[at] & real.view(-1, *[1] * (keep.ndim - 1))
+        keeps = [None if keep is None else keep[at] & real.view(-1, *[1] * (keep.ndim - 1)) for keep in keeps]
     for slug, one in teachers.items():
         end, done, passed = begin + len(one.preprocessing), 0, 0
-        for found in one.rows(inputs[begin:end], keep):
+        for found in one.rows(inputs[begin:end], keeps[begin:end]):
             logits = found
-            if real is not None and keep is None:  # each sample is one row
+            if real is not None and keeps[begin] is None:  # each sample is one row
                 logits = found[real[passed : passed + len(found)].to(found.device)]
                 passed += len(found)
             yield slug, slice(done, done + len(logits)), logits

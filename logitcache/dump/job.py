@@ -14,6 +14,7 @@ from torch import nn
 
 from logitcache.data import Inputs, Modality, Samples, modality_of, offsets_of, whole_of
 from logitcache.data.exclusion import excluded_of, leave_out
+from logitcache.data.optional import facts_of
 from logitcache.data.protocol import Ids, Renderer
 from logitcache.dump.samples import choose_samples, recorded_exclusions
 from logitcache.dump.settings import DumpSettings
@@ -177,6 +178,7 @@ def _manifest(
             "digest": whole.digest(),
             "first": first,
             **({"exif_orientation": True} if settings.exif_orientation else {}),
+            **facts_of(samples),
         },
         teachers=(average_of(entries),) if settings.average else tuple(entries),
         encoding=encoding.to_json(),

@@ -6,7 +6,7 @@ from typing import Any
 
 from logitcache.errors import InputError, unknown_name
 
-__all__ = ["ACCURACY", "LOSS", "Metric", "find_metric", "read_headline"]
+__all__ = ["ACCURACY", "LOSS", "PERPLEXITY", "Metric", "find_metric", "read_headline"]
 
 _BETTER = ("higher", "lower")
 
@@ -79,7 +79,8 @@ class Metric:
 
 ACCURACY = Metric("test_accuracy", "share", "higher")
 LOSS = Metric("test_loss", "nats", "lower")
-_METRICS = {metric.name: metric for metric in (ACCURACY, LOSS)}
+PERPLEXITY = Metric("perplexity", "per token", "lower")
+_METRICS = {metric.name: metric for metric in (ACCURACY, LOSS, PERPLEXITY)}
 
 
 def find_metric(name: str) -> Metric:

@@ -29,6 +29,7 @@ numcodecs.blosc.use_threads = False  # with threads the bytes of a chunk differ 
 __all__ = [
     "PROBE_BYTES",
     "ArraySpec",
+    "Carried",
     "ChunkDecoder",
     "ChunkEncoder",
     "Column",
@@ -53,7 +54,7 @@ _CONFIG: Any = {"write_empty_chunks": True, "order": "C"}  # a chunk of zeros mu
 _WIDEST_CHUNK = 8 << 20  # bytes
 _BLOSC_BLOCK = 1 << 19  # bytes; of several columns of a block, so that each has a code of its own
 _BLOSC_BLOCK_OF_IDS = _WIDEST_CHUNK  # of a vocabulary: 1.094 of their bound instead of 1.08 (k = 50) to 1.101 (k = 128)
-_LABEL_CHUNK = 1 << 20
+_LABEL_CHUNK = _CARRIED_CHUNK = 1 << 20
 _ROUND = 256  # rows; a multiple of the usual batch sizes, so that only the last batch of a view is padded
 
 
@@ -113,8 +114,20 @@ def _row_array(key: str, column: Column, head: tuple[int, int], chunk: tuple[int
     return ArraySpec(key, head + row, chunk + row, dtype, ("view", axis, *names), "blosc" if level else None, level)
 
 
-def cache_arrays(manifest: Manifest, rows: dict[str, ArraySpec], probe: int) -> dict[str, ArraySpec]:
-    """List every array of a cache: those written in blocks, labels, where each sample's rows begin, and the probe."""
+Carried = Mapping[str, tuple[str, NDArray[Any]]]  # arrays of the data: name -> (name of their axis, values, [n])
+
+
+def cache_arrays(
+    manifest: Manifest, rows: dict[str, ArraySpec], probe: int, carried: Carried | None = None
+) -> dict[str, ArraySpec]:
+    """List every array of a cache: those written in blocks, labels, where each sample's rows begin, the probe, and the data's own.
+
+    Args:
+        manifest: Of the cache.
+        rows: Those written in blocks.
+        probe: Rows of the probe.
+        carried: Arrays of the data that the cache carries besides.
+    """
     n, c, ends = manifest.view_rows, len(manifest.classes), manifest.samples + 1
     row = "row" if manifest.rows is None else "probe_row"  # where a view has rows, they are others, and more
     whole = [
@@ -127,7 +140,13 @@ def cache_arrays(manifest: Manifest, rows: dict[str, ArraySpec], probe: int) -> 
     ]
     if manifest.rows is not None:
         whole.append(ArraySpec("offsets", (ends,), (min(ends, _LABEL_CHUNK),), "<i8", ("boundary",), "zstd"))
+    whole += [_carried(name, axis, values) for name, (axis, values) in (carried or {}).items()]
     return rows | {spec.key: spec for spec in whole}
+
+
+def _carried(name: str, axis: str, values: NDArray[Any]) -> ArraySpec:
+    count, dtype = max(len(values), 1), values.dtype.newbyteorder("<").str
+    return ArraySpec(name, (len(values),), (min(count, _CARRIED_CHUNK),), dtype, (axis,), "zstd")
 
 
 def with_stored_names(specs: Mapping[str, ArraySpec], root: bytes) -> dict[str, ArraySpec]:

@@ -32,6 +32,9 @@ from logitcache.store.places import Place, open_place
 __all__ = ["Cache", "MissingChunkError", "ViewStream", "find_newest", "open_cache"]
 
 
+_OF_EVERY_CACHE = {"labels", "offsets", "digests"}  # arrays; others at the top are the data's own
+
+
 class MissingChunkError(CorruptCacheError):
     """A chunk is not there, or nothing says that it was written: what is there may be good."""
 
@@ -120,6 +123,21 @@ class Cache:
     def offsets(self) -> NDArray[np.int64] | None:
         """Row at which each sample begins, and R at the end, [N + 1]; None where each sample is one row."""
         return None if self.manifest.rows is None else self._whole("offsets")
+
+    def array(self, name: str) -> NDArray[Any]:
+        """Return an array of the data that the cache carries (`carried`), [n].
+
+        Raises:
+            CorruptCacheError: It is missing or damaged.
+        """
+        if name not in self._group:
+            raise MissingChunkError(f"{self.place}: {name} is missing. Dump the cache again.")
+        return self._whole(name)
+
+    def carried(self) -> dict[str, tuple[str, NDArray[Any]]]:
+        """Return the arrays of its data that the cache carries: name to the name of their axis and their values, [n]; of images none."""
+        names = sorted(set(self._group.array_keys()) - _OF_EVERY_CACHE)
+        return {name: (_axis(self._array(name)), self._whole(name)) for name in names}
 
     def kept(self) -> Ids:
         """Return the samples that are not left out, numbered as in the cache, ascending."""
@@ -372,15 +390,24 @@ def open_cache(path: str | Path | Cache, *, unfinished: bool = False) -> Cache:
     root = place.read("zarr.json")
     if marked is None:
         manifest = _with_what_blocks_leave_out(manifest, ledger)
-        there = {
-            name: {"bytes": size} for key in ("labels", "offsets", "probe") for name, size in place.sizes(key).items()
-        }
+        there = {name: {"bytes": size} for key in _written_at_once(root) for name, size in place.sizes(key).items()}
         return Cache(place, manifest, ledger, there, root, finished=False)
     if marked.get("zarr.json") != describe(root):
         raise CorruptCacheError(
             f"{place}/zarr.json (the manifest) is not the one that was written. Restore it from a copy, or dump into another path."
         )
     return Cache(place, manifest, ledger, marked, root, finished=True)
+
+
+def _axis(array: "zarr.Array") -> str:  # type: ignore[type-arg]
+    (name,) = getattr(array.metadata, "dimension_names", None) or (None,)
+    return name or array.path
+
+
+def _written_at_once(root: bytes) -> list[str]:
+    """Return the folders of the arrays that are not written in blocks, from the consolidated metadata of the root."""
+    every = json.loads(root).get("consolidated_metadata", {}).get("metadata", {})
+    return sorted({key.partition("/")[0] for key in every} - {"digests", "teachers"})
 
 
 def _with_what_blocks_leave_out(manifest: Manifest, ledger: Ledger) -> Manifest:

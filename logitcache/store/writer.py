@@ -22,6 +22,7 @@ from logitcache.runtime.files import describe, tally
 from logitcache.runtime.wording import counted
 from logitcache.store.layout import (
     ArraySpec,
+    Carried,
     ChunkEncoder,
     Column,
     cache_arrays,
@@ -66,6 +67,7 @@ class CacheWriter:
         command: str,
         leads: bool = True,
         notes: Mapping[str, Any] | None = None,
+        carried: Carried | None = None,
     ) -> None:
         """Create a cache, or continue one of the same identity.
 
@@ -78,6 +80,7 @@ class CacheWriter:
             command: What would continue this dump; shown to whoever finds it unfinished.
             notes: What the history says of this start besides.
             leads: Whether this process begins and finishes the cache; of several at one cache, one does, and holds it for all.
+            carried: Arrays of the data that the cache carries: name to the name of their axis and their values, [n].
 
         Raises:
             CacheMismatchError: Another cache is there.
@@ -88,7 +91,7 @@ class CacheWriter:
         self._ledger = Ledger(self.place)
         self._hold: Hold = self.place.hold(f"{HOME}/lock") if leads else _HeldByTheLeader()
         self._rows = row_arrays(manifest, columns)
-        self._labels, self._offsets = labels, offsets
+        self._labels, self._offsets, self._carried = labels, offsets, carried or {}
         self._executor = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="logitcache-writer")
         self._pending: deque[Future[int]] = deque()
         self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}
@@ -201,15 +204,16 @@ class CacheWriter:
 
     def _specs(self, probe_rows: int) -> dict[str, ArraySpec]:
         """Return the arrays of the cache; those of one that was begun keep the names of their axes."""
-        specs = cache_arrays(self.manifest, self._rows, probe_rows)
+        specs = cache_arrays(self.manifest, self._rows, probe_rows, self._carried)
         return specs if self._root is None else with_stored_names(specs, self._root)
 
     def _describe(self) -> None:
-        """Make the files of the metadata, and those of labels, offsets and probe; of samples that are left out it has zeros."""
+        """Make the files of the metadata, and those of labels, offsets, probe and data; of samples that are left out it has zeros."""
         rows, probe = self._probe
         specs, kept = self._specs(len(rows)), self._kept(rows)
         whole: list[tuple[str, NDArray[np.generic]]] = [("labels", self._labels), (probe_ids(self.manifest), rows)]
         whole += [] if self._offsets is None else [("offsets", self._offsets)]
+        whole += [(name, values) for name, (_, values) in self._carried.items()]
         whole += [
             (f"probe/logits/{slug}", values if kept.all() else np.where(kept[:, None], values, np.float32(0)))
             for slug, values in probe.items()

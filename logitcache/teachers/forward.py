@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitcache.data import Inputs, Modality
+from logitcache.data import Inputs, Modality, Rendition, RowLabels
 from logitcache.encoding import mean_of
 from logitcache.errors import InputError
 from logitcache.models import Network, evaluating, explain_forward_errors, float_dtype
@@ -82,7 +82,7 @@ class Teacher:
 
         Args:
             rendered: The teacher's entry in `Rendition.inputs`, of any number of samples.
-            keep: Mask of the outputs that are rows (`RowLabels.keep`).
+            keep: Mask of the outputs that are rows (`Rendition.kept`).
 
         Raises:
             InputError: The network returns something else.
@@ -154,23 +154,31 @@ class Teachers:
         self.name = ", ".join(member.name for member in members)
         self.preprocessing = tuple(member.preprocessing for member in members)
 
-    def rows(self, rendered: Sequence[Any], keep: Tensor | None = None) -> Iterator[Tensor]:
+    def rows(self, rendered: Sequence[Any], keeps: Sequence[Tensor | None]) -> Iterator[Tensor]:
         """Yield the raw logits of a batch's rows in order, [r, C] float32, a chunk at a time.
 
         Args:
             rendered: One entry of `Rendition.inputs` for each member.
-            keep: Mask of the outputs that are rows (`RowLabels.keep`).
+            keeps: For each member the mask of its outputs that are rows (`Rendition.kept`).
 
         Raises:
             InputError: A network returns something else.
         """
-        streams = [member.rows(one, keep) for member, one in zip(self._members, rendered, strict=True)]
+        streams = [member.rows(*one) for member, *one in zip(self._members, rendered, keeps, strict=True)]
         for answers in zip(*streams, strict=True):
             yield answers[0] if len(answers) == 1 else mean_of(answers)
 
-    def logits(self, rendered: Sequence[Any], keep: Tensor | None = None) -> Tensor:
-        """Return the raw logits of a batch's rows, [R, C] float32, as an ordinary tensor that autograd takes as a constant."""
-        return torch.cat(list(self.rows(rendered, keep)))
+    def logits(self, batch: Rendition, rows: RowLabels, first: int = 0) -> Tensor:
+        """Return the raw logits of a batch's rows, [R, C] float32, as an ordinary tensor that autograd takes as a constant.
+
+        Args:
+            batch: The batch, with an input for each member.
+            rows: Its rows.
+            first: Position of the first member's input.
+        """
+        networks = range(first, first + len(self._members))
+        keeps = [batch.kept(rows, network) for network in networks]
+        return torch.cat(list(self.rows([batch.inputs[network] for network in networks], keeps)))
 
     def close(self) -> None:
         """Restore the mode of every network."""

@@ -113,7 +113,8 @@ def evaluate(
     with evaluating(module), torch.no_grad():
         for batch in subject.renderer.batches(subject.view, batches):
             targets = modality.row_labels(samples, subject.view, batch.samples)
-            labels, keep = targets.labels.to(device), None if targets.keep is None else targets.keep.to(device)
+            mask = batch.kept(targets, 0)
+            labels, keep = targets.labels.to(device), None if mask is None else mask.to(device)
             logits = predict(module, subject.inputs.on(batch.inputs[0], device), keep)
             sums[0] += F.cross_entropy(logits, labels, reduction="sum").double()
             confidence, predicted = logits.softmax(1).max(1)

@@ -29,6 +29,7 @@ from logitcache.data.exclusion import (
     refuse_unreadable,
 )
 from logitcache.data.open import refuse_orientation
+from logitcache.data.optional import for_training
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.methods import METHODS, Objective, make_objective, method_name
 from logitcache.models import Network
@@ -98,6 +99,7 @@ def prepare(cache: str | Path | Cache | None, student: str | nn.Module, settings
         network = modality.network(student, len(samples.classes), settings.student_weights)
     given = {name: getattr(settings, name) for name in ("mean", "std", "image_size", "crop_pct")}
     inputs = modality.choose_inputs(samples, views[0], given, network.preprocessing, recorded)
+    inputs = for_training(modality, inputs, samples)
     spec = opened.manifest.data["spec"] if opened and settings.data is None else settings.data
     named = str(spec) if isinstance(spec, str | Path) and str(spec) else None
     test = _test_samples(settings.test_data, spec, samples)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from logitcache.data import Ids, kept_of, modality_of
 from logitcache.data.contract import cache_views, check_inputs, recorded_data
+from logitcache.data.optional import for_training
 from logitcache.data.protocol import Renderer
 from logitcache.encoding import TopKRows
 from logitcache.errors import InputError
@@ -145,7 +146,8 @@ class Loader:
         refuse_mixed(self.cache, self._views)
         given = {name: getattr(settings, name) for name in ("mean", "std", "image_size", "crop_pct")}
         recorded = self.cache.manifest.teachers[0]["preprocessing"]
-        self.preprocessing = self._modality.choose_inputs(self.data, self._views[0], given, recorded)
+        chosen = self._modality.choose_inputs(self.data, self._views[0], given, recorded)
+        self.preprocessing = for_training(self._modality, chosen, self.data)
         self._targets, self._reading = CachedTargets(self.cache, self.device), threading.Lock()
         self._idle: list[Renderer] = []  # of passes that have ended
         self._next, self._closed = 0, False
@@ -189,12 +191,13 @@ class Loader:
             for batch in renderer.batches(view, list(self._shares(order))):
                 self._refuse_closed()
                 labels = self._modality.row_labels(self.data, view, batch.samples)
+                keep = batch.kept(labels, 0)
                 yield Batch(
                     self.preprocessing.on(batch.inputs[0], self.device),
                     to_device(labels.labels, self.device),
                     rows.of(labels.ids),
                     torch.from_numpy(batch.samples),
-                    None if labels.keep is None else to_device(labels.keep, self.device),
+                    None if keep is None else to_device(keep, self.device),
                 )
         finally:
             if not self._closed:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from logitcache.data import Ids, Inputs, Rendition, Samples, View, kept_of, modality_of, offsets_of
 from logitcache.data.contract import check_inputs
+from logitcache.data.optional import arranged, divided
 from logitcache.data.protocol import Renderer
 from logitcache.errors import InputError, StoppedError, first_line
 from logitcache.methods import SecondLabels
@@ -38,12 +39,10 @@ from logitcache.train.keep import best_results, keep_best
 from logitcache.train.optimize import learning_rate, progress_after
 from logitcache.train.order import (
     Windows,
-    micro_batches,
     mixed_seed,
     only,
     sampled,
     shuffled,
-    whole_batches,
 )
 from logitcache.train.pull import record_pull
 from logitcache.train.replicas import Replicas
@@ -171,18 +170,18 @@ class Loop:
     ) -> dict[str, Any]:
         """Train one pass, or what is left of one that was `begun`; metrics are summed on the device and read once."""
         settings, windows = self.settings, self._windows(epoch)
-        size, samples = settings.batch_size, sum(len(order) for _, order in windows)  # those that have rows
-        steps, step, done, over = sum(-(-len(order) // size) for _, order in windows), 0, 0, begun.get("step", 0)
+        every = [batch for _, batches in windows for batch in batches]
+        samples, steps = sum(map(len, every)), len(every)  # samples that have rows
+        step, done, over = 0, 0, begun.get("step", 0)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         if begun and self.replicas.leads:
             sums += begun["sums"].to(self.device)
         before, taken, self._next_agreement = begun.get("seconds", 0.0), 0, 0
         started = time.perf_counter()
-        with self._random_numbers(epoch, begun), explain_oom(size):
-            for (stretch, later), (_, order) in zip(
+        with self._random_numbers(epoch, begun), explain_oom(settings.batch_size):
+            for (stretch, later), (_, batches) in zip(
                 self._stretches(epoch, views, upcoming, windows), windows, strict=True
             ):
-                batches = [order[start : start + size] for start in range(0, len(order), size)]
                 past = min(max(over - step, 0), len(batches))
                 left, step, done = batches[past:], step + past, done + sum(map(len, batches[:past]))
                 if not left:
@@ -201,15 +200,15 @@ class Loop:
                     if step < steps and self._asked(step, time.perf_counter() - started, taken):
                         self._save_within(history, step, sums, before + time.perf_counter() - started)
                         raise self._stopped(f"step {step} of {steps} of epoch {epoch + 1}")
-        seconds, orders = before + time.perf_counter() - started, [order for _, order in windows]
+        seconds = before + time.perf_counter() - started
         self._save_whole = functools.partial(self._save_within, history, steps, sums, seconds)
-        metrics = self._means(epoch, sums, seconds, orders)
+        metrics = self._means(epoch, sums, seconds, every)
         left_out = {"left_out": self._countable - samples} if settings.drop_last else {}
         rate = learning_rate(self.schedule, epoch, steps - 1, steps)
         return {"lr": rate, **metrics, **({"windows": len(windows)} if len(windows) > 1 else {}), **left_out}
 
     def _stretches(
-        self, epoch: int, views: Sequence[View], upcoming: Sequence[View], windows: Sequence[tuple[Blocks, Ids]]
+        self, epoch: int, views: Sequence[View], upcoming: Sequence[View], windows: Sequence[tuple[Blocks, Any]]
     ) -> Iterator[tuple[Stretch, Stretch]]:
         """Yield what each window trains on, and what comes after it; after the last epoch nothing does, and it is the same."""
         following = None if self.bounded is None else self.bounded.first(epoch + 1)
@@ -234,11 +233,11 @@ class Loop:
         self.directory.save(functools.partial(self._packed, history, **begun))
         self.replicas.wait()
 
-    def _means(self, epoch: int, sums: Tensor, seconds: float, orders: Sequence[Ids]) -> dict[str, float]:
+    def _means(self, epoch: int, sums: Tensor, seconds: float, batches: Sequence[Ids]) -> dict[str, float]:
         """Return the metrics of an epoch from their sums over rows; those that do not apply to the method are NaN, and left out."""
         rows, samples = count_rows(self.offsets, self.kept), len(self.kept)
         if self.settings.drop_last:
-            rows, samples = sum(count_rows(self.offsets, order) for order in orders), sum(map(len, orders))
+            rows, samples = sum(count_rows(self.offsets, batch) for batch in batches), sum(map(len, batches))
         means = dict(zip(SUMS, (self.replicas.summed(sums) / rows).tolist(), strict=True))
         if not np.isfinite(means["loss"]):
             raise InputError(
@@ -272,12 +271,13 @@ class Loop:
         self, views: Sequence[View], batches: Sequence[Ids], renderers: Sequence[Renderer]
     ) -> Iterator[list[list[MicroBatch]]]:
         """Render batches; yield for each this process's shares of its micro-batches, in every view."""
-        size, parts = self.settings.batch_size, self.settings.grad_accum_steps
-        divided = [[self.replicas.share(micro) for micro in micro_batches(batch, size, parts)] for batch in batches]
-        flat = [ids for shares in divided for ids, _ in shares]
+        size = -(-self.settings.batch_size // self.settings.grad_accum_steps)
+        parts = [divided(self.modality, self.samples, self.inputs, batch, size) for batch in batches]
+        shared = [[self.replicas.share(micro) for micro in micros] for micros in parts]
+        flat = [ids for shares in shared for ids, _ in shares]
         streams = [renderer.batches(view, flat) for renderer, view in zip(renderers, views, strict=True)]
         rendered = zip(*streams, strict=True)
-        for shares in divided:
+        for shares in shared:
             yield [
                 [
                     self._micro_batch(position, views[position], batch, joins_only=not counted)
@@ -290,7 +290,8 @@ class Loop:
         rows = self.modality.row_labels(self.samples, view, batch.samples)
         labels = to_device(rows.labels, self.device)
         second = rows.second and SecondLabels(*(to_device(one, self.device) for one in rows.second))
-        keep = None if rows.keep is None else to_device(rows.keep, self.device)
+        mask = batch.kept(rows, 0)
+        keep = None if mask is None else to_device(mask, self.device)
         inputs, logits = self.inputs.on(batch.inputs[0], self.device), self.targets.logits(position, batch, rows)
         return MicroBatch(inputs, keep, labels, second, logits, 0 if joins_only else len(rows.ids))
 
@@ -299,19 +300,24 @@ class Loop:
         """Number of samples that have rows."""
         return len(with_rows(self.offsets, np.arange(len(self.samples))))
 
-    def _windows(self, epoch: int) -> Sequence[tuple[Blocks, NDArray[np.int64]]]:
+    def _windows(self, epoch: int) -> Sequence[tuple[Blocks, list[Ids]]]:
         """Order the samples of an epoch: a permutation of all, or of a few blocks after the other where memory is bounded.
 
         Returns:
-            For each window the blocks of the cache that hold it (None: all), and sample ids, without those that `drop_last` leaves out.
+            For each window the blocks of the cache that hold it (None: all), and the sample ids of its batches, without a last one that
+            `drop_last` leaves out.
         """
         seed, size, found = self.settings.seed, self.settings.batch_size, list[tuple[Blocks, Ids]]()
+        drop_last = self.settings.drop_last
         if self.bounded is None:
             order = with_rows(self.offsets, shuffled(len(self.samples), seed, epoch))
             found.append((None, order if self._some is None else only(order, self._some)))
         else:
             found += self.bounded.epoch(epoch)
-        return [(blocks, whole_batches(ids, size)) for blocks, ids in found] if self.settings.drop_last else found
+        return [
+            (blocks, arranged(self.modality, self.samples, self.inputs, ids, size, drop_last=drop_last))
+            for blocks, ids in found
+        ]
 
     @property
     def _some(self) -> Ids | None:

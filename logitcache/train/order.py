@@ -15,14 +15,12 @@ __all__ = [
     "Windows",
     "epoch_number",
     "epoch_views",
-    "micro_batches",
     "mixed_seed",
     "most_spills",
     "only",
     "sampled",
     "shares",
     "shuffled",
-    "whole_batches",
 ]
 
 _MOST_EPOCHS = 2**63  # numbers of epochs are shared with workers as 64-bit integers
@@ -88,23 +86,6 @@ def epoch_views(views: Sequence[Any], *, paired: bool) -> list[tuple[Any, ...]]:
     for view in views:
         groups.setdefault(view.group, []).append(view)
     return [tuple(group) for group in groups.values()]
-
-
-def whole_batches(order: Ids, batch_size: int) -> Ids:
-    """Return an order of samples without those of a last batch that is smaller than the others."""
-    return order[: len(order) - len(order) % batch_size]
-
-
-def micro_batches(batch: Ids, batch_size: int, parts: int) -> list[Ids]:
-    """Divide a batch into the parts whose gradients are accumulated.
-
-    Args:
-        batch: Sample ids, at most `batch_size` of them.
-        batch_size: Samples of a whole batch.
-        parts: Number of parts of a whole batch; a smaller one has as many as it needs for none to be larger.
-    """
-    size = -(-batch_size // parts)
-    return np.array_split(batch, -(-len(batch) // size))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from logitcache.runtime.tensors import padded
 from logitcache.runtime.wording import counted
 from logitcache.store import with_rows
 from logitcache.train.job import Job
-from logitcache.train.order import Windows, micro_batches
+from logitcache.train.order import Windows
 from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
 from logitcache.train.step import Stepper
@@ -111,7 +111,8 @@ def _part_sizes(job: Job, settings: TrainSettings, replicas: Replicas, *, drop_l
         lengths |= these
     batches = {size for length in lengths if length >= size}
     batches |= set() if drop_last else {length % size for length in lengths} - {0}
-    parts = [part for batch in batches for part in micro_batches(np.arange(batch), size, settings.grad_accum_steps)]
+    most = -(-size // settings.grad_accum_steps)
+    parts = [part for batch in batches for part in np.array_split(np.arange(batch), -(-batch // most))]
     ranks = [Replicas(rank, replicas.world) for rank in range(replicas.world)]
     return {len(rank.share(part)[0]) for part in parts for rank in ranks}
 
@@ -158,7 +159,8 @@ def _run(
     with explain_oom(count):
         (shown,) = modality.renderer(samples, [inputs], workers=0).batches(view, [ids])
         rows = modality.row_labels(samples, view, ids)
-        keep = None if rows.keep is None else to_device(padded(rows.keep, count), device)
+        mask = shown.kept(rows, 0)
+        keep = None if mask is None else to_device(padded(mask, count), device)
         logits = stepper.predict(student, inputs.on(padded(shown.inputs[0], count), device), keep)
     expected = count if keep is None else int(keep.sum())
     if len(logits) != expected:

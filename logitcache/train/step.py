@@ -36,7 +36,7 @@ class MicroBatch(NamedTuple):
 
     Attributes:
         inputs: The student's input: a tensor, or a mapping of tensors; for images [B, 3, H, W] float32.
-        keep: Mask of the student's outputs that are rows (`RowLabels.keep`).
+        keep: Mask of the student's outputs that are rows (`Rendition.kept`).
         labels: Class of each row, [R] int64.
         second: Second labels of mixed rows.
         teacher: The teacher's logits, or None.

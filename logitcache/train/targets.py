@@ -243,7 +243,7 @@ class LiveTargets(LabelsOnly):
     def logits(self, position: int, batch: Rendition, rows: RowLabels) -> Tensor:
         """Run the teacher."""
         del position
-        return self._teachers.logits(batch.inputs[1:], rows.keep)
+        return self._teachers.logits(batch, rows, first=1)
 
     def close(self) -> None:
         """Restore the mode of the network."""

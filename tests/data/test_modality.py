@@ -160,8 +160,11 @@ def test_slices_merges_and_exports_keep_rows(dumped, tmp_path):
     table = pq.read_table(file)
     samples = table["sample"].to_numpy()
     assert np.array_equal(np.bincount(samples), np.diff(cache.offsets()))
-    with pytest.raises(InputError, match="several rows a sample"):
-        logitcache.slice_cache(cache, tmp_path / "no.zarr", samples=(0, 5))
+    few = logitcache.slice_cache(cache, tmp_path / "few.zarr", samples=(20, 40))
+    first, last = cache.offsets()[[20, 40]]
+    assert np.array_equal(few.labels(), cache.labels()[first:last])
+    assert np.array_equal(few.offsets(), cache.offsets()[20:41] - first)
+    assert np.array_equal(few.view(1, "net")["logits"], cache.view(1, "net")["logits"][first:last])
 
 
 def test_other_data_is_refused(dumped, images, tmp_path):

@@ -101,7 +101,7 @@ def test_the_samples_left_out_differ_from_epoch_to_epoch_and_are_in_no_metric(
 
     def watched(self, epoch):
         found = ordered(self, epoch)
-        orders.append(np.concatenate([ids for _, ids in found]))
+        orders.append(np.concatenate([ids for _, batches in found for ids in batches]))
         return found
 
     monkeypatch.setattr(Loop, "_windows", watched)

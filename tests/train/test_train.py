@@ -486,7 +486,7 @@ def test_windows_hold_every_sample_once_and_whole_blocks(dump, train, tmp_path, 
 
     def watched(self, epoch):
         found = original(self, epoch)
-        seen.append(found)
+        seen.append([(blocks, np.concatenate(batches)) for blocks, batches in found])
         return found
 
     monkeypatch.setattr(Loop, "_windows", watched)

@@ -1,0 +1,109 @@
+"""What a modality may do besides, each with what happens where it does not."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcache.data.protocol import Ids, Modality
+from logitcache.errors import InputError
+from logitcache.store import Cache
+
+__all__ = [
+    "arranged",
+    "carried_arrays",
+    "carried_data",
+    "carried_stretch",
+    "carried_together",
+    "divided",
+    "facts_of",
+    "for_training",
+]
+
+
+def arranged(
+    modality: Modality, samples: Any, inputs: Any, order: Ids, size: int, *, drop_last: bool = False
+) -> list[Ids]:
+    """Divide an epoch's order of samples into batches: `size` consecutive samples each, or as the modality's `arrange` puts them together.
+
+    Args:
+        modality: Kind of the data.
+        samples: The data set.
+        inputs: The student's.
+        order: Sample ids, [N].
+        size: Samples of a batch, or what the modality counts: of text, sequences.
+        drop_last: Whether to leave out a last batch that is smaller.
+    """
+    if (arrange := getattr(modality, "arrange", None)) is not None:
+        found: list[Ids] = arrange(samples, inputs, order, size, drop_last=drop_last)
+        return found
+    used = len(order) - len(order) % size if drop_last else len(order)
+    return [order[start : min(start + size, used)] for start in range(0, used, size)]
+
+
+def divided(modality: Modality, samples: Any, inputs: Any, batch: Ids, size: int) -> list[Ids]:
+    """Divide a batch into the fewest parts of at most `size` samples, as even as can be; or as the modality's `divide` counts.
+
+    Args:
+        modality: Kind of the data.
+        samples: The data set.
+        inputs: The student's.
+        batch: Sample ids, as `arranged` lists them.
+        size: Samples of a part, or what the modality counts.
+    """
+    if (divide := getattr(modality, "divide", None)) is not None:
+        found: list[Ids] = divide(samples, inputs, batch, size)
+        return found
+    return np.array_split(batch, -(-len(batch) // size))
+
+
+def for_training(modality: Modality, inputs: Any, samples: Any, sequence_length: int | None = None) -> Any:
+    """Return what a student is given while it trains: what was chosen for it, or what the modality's `for_training` makes of that.
+
+    Args:
+        modality: Kind of the data.
+        inputs: What `Modality.choose_inputs` chose.
+        samples: The data set.
+        sequence_length: Tokens of a sequence, where somebody asks for so many.
+
+    Raises:
+        InputError: This kind of data has no sequences.
+    """
+    if (change := getattr(modality, "for_training", None)) is not None:
+        return change(inputs, samples, sequence_length)
+    if sequence_length is not None:
+        raise InputError(f"--sequence-length is for text, and the data is {modality.name}: leave it out")
+    return inputs
+
+
+def facts_of(samples: Any) -> Mapping[str, Any]:
+    """Return what a manifest records of a data set in `data`, besides what it records of every one."""
+    found: Mapping[str, Any] = getattr(samples, "facts", {})
+    return found
+
+
+def carried_arrays(modality: Modality, samples: Any) -> Mapping[str, tuple[str, NDArray[Any]]]:
+    """Return the arrays that a cache carries of its data: name to the name of their axis and their values; of images none."""
+    arrays = getattr(modality, "arrays", None)
+    found: Mapping[str, tuple[str, NDArray[Any]]] = {} if arrays is None else arrays(samples)
+    return found
+
+
+def carried_data(modality: Modality, cache: Cache) -> Any | None:
+    """Return the data that a cache carries; None where its kind of data stays outside."""
+    recorded = getattr(modality, "recorded", None)
+    return None if recorded is None else recorded(cache)
+
+
+def carried_stretch(modality: Modality, cache: Cache, first: int, last: int) -> Mapping[str, tuple[str, NDArray[Any]]]:
+    """Return what a stretch of a cache carries: of its samples, numbered as in the cache, from the first to one before the last."""
+    data = carried_data(modality, cache)
+    return {} if data is None else carried_arrays(modality, modality.part(data, first, last))
+
+
+def carried_together(modality: Modality, caches: Sequence[Cache]) -> Mapping[str, tuple[str, NDArray[Any]]]:
+    """Return what a cache carries that joins stretches of one data set, in order."""
+    every = [carried_data(modality, cache) for cache in caches]
+    join = getattr(modality, "joined", None)
+    return {} if join is None or None in every else carried_arrays(modality, join(every))

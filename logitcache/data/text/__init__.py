@@ -1,0 +1,1 @@
+"""Text: contexts of tokens, of which each target token is one row."""

@@ -1,0 +1,249 @@
+"""Text as a modality: a sample is a context of tokens, a row one target token."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from logitcache.data.protocol import Ids, RowLabels
+from logitcache.data.text.documents import FACTS, Documents, Stretch
+from logitcache.data.text.packing import best_fit
+from logitcache.data.text.rendering import TextInputs, TextRenderer, TextView
+from logitcache.errors import FormatVersionError, InputError, unknown_name
+from logitcache.models import Network, load_network, logits_of
+from logitcache.store import Cache, rows_of
+
+__all__ = ["TEXT", "Text", "documents_of"]
+
+_ROWS_AT_ONCE = 256  # of which logits exist at a time
+
+
+class Text:
+    """Contexts of tokens: [R, V] logits for R target tokens."""
+
+    name, unit, shown, headline = "text", "documents", "tokens", "perplexity"
+    software: tuple[str, ...] = ()
+    test_time_views: tuple[str, ...] = ("none",)
+
+    def make_views(self, recipe: str, count: int, seed: int) -> tuple[TextView, ...]:
+        """Return the only view that text has.
+
+        Raises:
+            UnknownNameError: Text has no augmentation.
+            InputError: More than one view, which would all be the same.
+        """
+        del seed
+        if recipe != "none":
+            raise unknown_name("augmentation of text", recipe, ["none"])
+        if count != 1:
+            raise InputError(f"text has one view, and {count} of them would be the same: leave out --views")
+        return (TextView(),)
+
+    def read_view(self, entry: Mapping[str, Any]) -> TextView:
+        """Read the manifest entry of a view.
+
+        Raises:
+            FormatVersionError: A newer logitcache made it.
+        """
+        if entry.get("recipe") != "none" or entry.keys() - {"recipe", "index", "group"}:
+            raise FormatVersionError(f"this logitcache cannot replay a view of text like {dict(entry)}. Upgrade it.")
+        return TextView(**entry)
+
+    def choose_inputs(self, samples: Documents, view: TextView, *said: Mapping[str, Any]) -> TextInputs:
+        """Choose the length of sequences: `length` as somebody said, else that of the longest context.
+
+        Raises:
+            InputError: Options for images, or a length below that of a context.
+        """
+        del view
+        if unknown := sorted(
+            {name for one in said for name, value in one.items() if value is not None} - {"length", "packs"}
+        ):
+            raise InputError(f"text has no {' and no '.join(unknown)}: leave it out")
+        wanted = next((one["length"] for one in said if one.get("length") is not None), None)
+        length = max(samples.longest, 1) if wanted is None else int(wanted)
+        _refuse_longer(samples, length)
+        return TextInputs(length)
+
+    def read_inputs(self, entry: Mapping[str, Any]) -> TextInputs:
+        """Read the manifest entry of what a network is given."""
+        return TextInputs(**entry)
+
+    def for_training(self, inputs: TextInputs, samples: Documents, sequence_length: int | None = None) -> TextInputs:
+        """Pack contexts into sequences of so many tokens; None: of as many as was asked for when the text was read.
+
+        Raises:
+            InputError: A context is longer.
+        """
+        length = sequence_length or max(inputs.length, samples.sequence_length or 0)
+        _refuse_longer(samples, length)
+        return replace(inputs, packs=True, length=length)
+
+    def for_evaluation(self, inputs: TextInputs, samples: Documents) -> tuple[TextInputs, TextView]:
+        """Pack in the same way, into sequences that hold the longest context."""
+        return replace(inputs, length=max(inputs.length, samples.longest)), TextView()
+
+    def arrange(
+        self, samples: Documents, inputs: TextInputs, order: Ids, size: int, *, drop_last: bool = False
+    ) -> list[Ids]:
+        """Divide an epoch's order of contexts into batches of `size` sequences each, packed by best fit over the order.
+
+        Args:
+            samples: The contexts.
+            inputs: The student's.
+            order: Context ids, [N].
+            size: Sequences of a batch.
+            drop_last: Whether to leave out a last batch that has fewer.
+
+        Returns:
+            Context ids of each batch, sequence by sequence, so that the renderer finds the same sequences.
+
+        Raises:
+            InputError: A context is longer than a sequence.
+        """
+        alone = inputs.sequences(samples, order)  # refuses contexts that are too long
+        packed = best_fit(samples.lengths[order], inputs.length) if inputs.packs else [[one] for one in alone.tolist()]
+        batches = [packed[start : start + size] for start in range(0, len(packed), size)]
+        if drop_last and batches and len(batches[-1]) < size:
+            batches.pop()
+        return [order[[place for sequence in batch for place in sequence]] for batch in batches]
+
+    def divide(self, samples: Documents, inputs: TextInputs, batch: Ids, size: int) -> list[Ids]:
+        """Divide a batch that `arrange` made into parts of at most `size` sequences, as even as can be."""
+        sequence = inputs.sequences(samples, batch)
+        count = int(sequence[-1]) + 1
+        parts = np.array_split(np.arange(count), -(-count // size))
+        return np.split(batch, np.searchsorted(sequence, [part[0] for part in parts[1:]]))
+
+    def renderer(
+        self,
+        samples: Documents,
+        inputs: Sequence[TextInputs],
+        *,
+        with_digests: bool = False,
+        workers: int | None = None,
+        device: torch.device | None = None,
+        skip_unreadable: bool = False,
+    ) -> TextRenderer:
+        """Return what renders batches of contexts: without worker processes, and what was opened can be read."""
+        del workers, skip_unreadable
+        return TextRenderer(samples, inputs, with_digests=with_digests, device=device)
+
+    def digests(self, samples: Documents, view: TextView, ids: Ids) -> NDArray[np.uint64]:
+        """Hash for each row the tokens before it, [R] uint64."""
+        del view
+        return samples.row_digests(ids)
+
+    def row_labels(self, samples: Documents, view: TextView, ids: Ids) -> RowLabels:
+        """Return the targets of contexts: context by context as listed, which is also sequence by sequence, position by position."""
+        del view
+        rows = rows_of(samples.offsets, ids)
+        return RowLabels(rows, torch.from_numpy(samples.labels[rows]))
+
+    def rows(self, output: Any, keep: Tensor | None, *, classes: int, label: str) -> Iterator[Tensor]:
+        """Yield the logits of the rows, at most 256 at a time, without the columns beyond the vocabulary: [r, V] float32.
+
+        Args:
+            output: Hidden states `states` [B, L, H] and a `head` that makes logits of some of them; or logits [B, L, V'], as a tensor or
+                as `.logits`.
+            keep: Which outputs are rows, [B, L].
+            classes: Number of ids that exist, V.
+            label: Subject of the error message.
+
+        Raises:
+            InputError: The output holds neither, or fewer columns.
+        """
+        head = getattr(output, "head", None)
+        states = output.states if head is not None else logits_of(output)
+        if keep is None or not isinstance(states, Tensor) or states.shape[:-1] != keep.shape or states.is_complex():
+            found = f"a tensor {list(states.shape)}" if isinstance(states, Tensor) else type(states).__name__
+            places = "[B, L" if keep is None else str(list(keep.shape))[:-1]
+            raise InputError(f"{label} must return logits {places}, {classes}], one row for each token, found {found}")
+        for some in torch.split(states[keep], _ROWS_AT_ONCE):
+            logits = some if head is None else _headed(head, some)
+            if logits.shape[1] < classes:
+                raise InputError(
+                    f"{label} answers for {logits.shape[1]:,} ids, and the vocabulary has {classes:,}: use the tokenizer it was made with"
+                )
+            yield logits[:, :classes].float()
+
+    def network(self, spec: Any, classes: int, weights: str | None) -> Network:
+        """Build a network by name and load its weights."""
+        return load_network(spec, classes, weights)
+
+    def part(self, samples: Documents, first: int, last: int) -> Stretch:
+        """Return a stretch of the contexts."""
+        return samples.part(first, last)
+
+    def arrays(self, samples: Documents) -> Mapping[str, tuple[str, NDArray[Any]]]:
+        """Return what a cache carries of the data: tokens, contexts and targets."""
+        return samples.arrays()
+
+    def recorded(self, cache: Cache) -> Documents:
+        """Return the data that a cache carries, as the stretch of the whole that it holds."""
+        return documents_of(cache)
+
+    def joined(self, parts: Sequence[Documents]) -> Documents:
+        """Put stretches of one data set, in order, together."""
+        shifts = np.cumsum([0, *(len(one.tokens) for one in parts)])
+        return Documents(
+            np.concatenate([one.tokens for one in parts]),
+            np.append(
+                np.concatenate([one.documents[:-1] + shift for one, shift in zip(parts, shifts, strict=False)]),
+                shifts[-1],
+            ),
+            parts[0].vocabulary,
+            np.concatenate([one.targets for one in parts]),
+        )
+
+
+def _refuse_longer(samples: Documents, length: int) -> None:
+    """Raise InputError where a context is longer than a sequence."""
+    if length < samples.longest:
+        raise InputError(
+            f"the longest context has {samples.longest:,} tokens, more than sequences of {length:,}: choose a larger --sequence-length"
+        )
+
+
+def _headed(head: Any, states: Tensor) -> Tensor:
+    """Return the logits of some hidden states, [r, V'].
+
+    Without gradient, which is how teachers run, the head always sees 256 of them: the last bits of a product depend on its shape, and
+    must be the same in a dump and with a live teacher, whatever shares a batch.
+    """
+    missing = 0 if torch.is_grad_enabled() else _ROWS_AT_ONCE - len(states)
+    found: Tensor = head(states if not missing else torch.cat([states, states.new_zeros(missing, states.shape[1])]))
+    return found[: len(states)]
+
+
+def documents_of(cache: Cache) -> Documents:
+    """Return the contexts that a cache of text carries: to train without the files it was made of.
+
+    Contexts of the whole data set that the cache does not hold are empty there.
+
+    Raises:
+        CorruptCacheError: An array is missing or damaged.
+        InputError: The arrays do not belong together.
+    """
+    manifest = cache.manifest
+    first, length = int(manifest.data["first"]), int(manifest.data["length"])
+    tokens, begins, targets = (cache.array(name) for name in ("tokens", "documents", "targets"))
+    around = np.zeros(first, np.int64), np.full(length - first - manifest.samples, len(tokens), np.int64)
+    facts: dict[str, Any] = {name: manifest.data[name] for name in FACTS if name in manifest.data}
+    limit = facts.get("reading", {}).get("sequence_length")
+    whole = Documents(
+        tokens,
+        np.concatenate([around[0], begins, around[1]]),
+        len(manifest.classes),
+        targets,
+        facts=facts,
+        sequence_length=limit,
+    )
+    return whole if (first, manifest.samples) == (0, length) else whole.part(first, first + manifest.samples)
+
+
+TEXT = Text()

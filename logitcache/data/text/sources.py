@@ -1,0 +1,359 @@
+"""Text by name: `tokens:FILE.npz`, `text:PATH`, `jsonl:PATH`, `parquet:PATH`."""
+
+import glob
+import itertools
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcache.data.text.documents import Documents, token_dtype
+from logitcache.data.text.reading import TextReading
+from logitcache.data.text.tokenizer import Tokenizer
+from logitcache.errors import InputError
+from logitcache.runtime.wording import counted
+
+__all__ = ["TEXT_KINDS", "Entry", "open_text", "read_documents"]
+
+TEXT_KINDS = ("tokens", "text", "jsonl", "parquet")
+_NAME_LENGTH = 26  # place of that number in the header of a file in a zip archive
+_AT_ONCE = 512  # documents that are tokenized together
+_FORMS = "`text`, `prompt` and `completion`, or `messages`"
+_BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A document that is not tokenized yet.
+
+    Attributes:
+        where: File and line, for messages.
+        text: All of it; of a chat empty.
+        answer: Character at which the completion begins; None: there is no prompt.
+        messages: A chat, or None.
+    """
+
+    where: str
+    text: str = ""
+    answer: int | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
+
+
+class _Tokens(NamedTuple):
+    """A tokenized document: ids, [L], and which of them may be targets, [L]; of all tokens None."""
+
+    ids: NDArray[np.integer[Any]]
+    targets: NDArray[np.bool_] | None
+
+
+def open_text(kind: str, path: str, reading: TextReading | None = None) -> Documents:
+    """Open text.
+
+    Args:
+        kind: `tokens`: an .npz file with `tokens` [T] and `documents` [D + 1], where each begins, perhaps with `targets` [T] bool and
+            `vocabulary`; `text`: text files, a document each or one a paragraph; `jsonl`: a JSON object a line; `parquet`: a row each. An
+            object or row has `text`, or `prompt` and `completion`, or `messages`.
+        path: A file; for text also a folder or a pattern, in whose files of their names' order.
+        reading: How it is read.
+
+    Raises:
+        InputError: It cannot be read, a key is missing, a document is empty, or an id does not exist; names file and line.
+    """
+    chosen = reading or TextReading()
+    if kind == "tokens":
+        return _open_tokens(Path(path).expanduser(), chosen)
+    if chosen.tokenizer is None:
+        raise InputError(
+            f"{kind}:{path} is text, and no tokenizer is known that makes tokens of it. A teacher hf:PATH brings its own; else use "
+            "tokens:FILE.npz."
+        )
+    files = _files(path, {"text": ".txt", "jsonl": ".jsonl", "parquet": ".parquet"}[kind])
+    readers = {"text": _text_entries, "jsonl": _jsonl_entries, "parquet": _parquet_entries}
+    entries = itertools.chain.from_iterable(readers[kind](file, chosen) for file in files)
+    return read_documents(entries, chosen, f"{kind}:{path}")
+
+
+def read_documents(entries: Iterable[Entry], reading: TextReading, name: str) -> Documents:
+    """Tokenize documents and make contexts of them.
+
+    Args:
+        entries: The documents.
+        reading: How; its tokenizer is needed.
+        name: What they are called in messages.
+
+    Raises:
+        InputError: A document is empty, or none remains.
+    """
+    tokenizer = reading.tokenizer
+    assert tokenizer is not None
+    vocabulary = reading.vocabulary or len(tokenizer)
+    size, text_bytes = token_dtype(vocabulary), list[int]()
+
+    def tokenized() -> Iterator[_Tokens]:
+        stream = iter(entries)
+        while some := list(itertools.islice(stream, _AT_ONCE)):
+            text_bytes.extend(0 if entry.messages else len(entry.text.encode()) for entry in some)
+            for entry, found in zip(some, _encoded(tokenizer, some, reading), strict=True):
+                if not len(found.ids):
+                    raise InputError(f"{entry.where}: the document is empty. Leave it out.")
+                yield _Tokens(found.ids.astype(size), found.targets)
+
+    every = list(tokenized())
+    if not every:
+        raise InputError(f"{name} has no documents")
+    facts: dict[str, Any] = {"tokenizer": tokenizer.facts()}
+    if all(text_bytes) and reading.too_long == "split":  # of a chat, and of what is not used, there is no text
+        facts["bytes"] = sum(text_bytes)
+    targets = None
+    if any(one.targets is not None for one in every):
+        whole = (np.ones(len(one.ids), np.bool_) if one.targets is None else one.targets for one in every)
+        targets = np.concatenate(list(whole))
+    begins = np.cumsum([0, *(len(one.ids) for one in every)])
+    return _contexts(np.concatenate([one.ids for one in every]), begins, targets, reading, vocabulary, facts, name)
+
+
+def _encoded(tokenizer: Tokenizer, entries: Sequence[Entry], reading: TextReading) -> Iterator[_Tokens]:
+    """Yield the tokens of each document, in order."""
+    plain = iter(tokenizer.encode_with_ends([entry.text for entry in entries if entry.messages is None]))
+    answers_only = reading.rows == "completion"
+    for entry in entries:
+        if entry.messages is not None:
+            try:
+                ids, said = tokenizer.encode_chat(entry.messages)
+            except InputError as error:
+                raise InputError(f"{entry.where}: {error}") from error
+            yield _Tokens(ids, said if answers_only else None)
+            continue
+        ids, ends = next(plain)
+        # A token that reaches into the completion is part of it, also where it begins in the prompt.
+        yield _Tokens(ids, ends > entry.answer if answers_only and entry.answer is not None else None)
+
+
+def _contexts(
+    tokens: NDArray[Any],
+    begins: NDArray[np.int64],
+    targets: NDArray[np.bool_] | None,
+    reading: TextReading,
+    vocabulary: int,
+    facts: Mapping[str, Any],
+    name: str,
+) -> Documents:
+    """Make contexts of whole documents, as long as they may be.
+
+    Args:
+        tokens: Ids of all documents in a row, [T].
+        begins: Where each begins, and T, [D + 1].
+        targets: Which tokens may be targets, [T]; None: all.
+        reading: How it is read.
+        vocabulary: Number of ids that exist.
+        facts: What is known of the data besides.
+        name: What it is called in messages.
+    """
+    limit, notes, lengths = reading.sequence_length, list[str](), np.diff(begins)
+    long = np.zeros(len(lengths), np.bool_) if limit is None or reading.pack == "stream" else lengths > limit
+    if long.any():
+        assert limit is not None
+        used = {"split": lengths, "cut": np.minimum(lengths, limit), "drop": np.where(long, 0, lengths)}[
+            reading.too_long
+        ]
+        lost = f", {int((lengths - used).sum()):,} tokens are not used" if reading.too_long != "split" else ""
+        what = {"split": "split into several contexts", "cut": "cut", "drop": "left out"}[reading.too_long]
+        notes.append(
+            f"{counted(int(long.sum()), 'document')} of {len(lengths):,} longer than {limit:,} tokens: {what}{lost}"
+        )
+        if lost:
+            place = np.arange(len(tokens)) - np.repeat(begins[:-1], lengths)
+            kept = place < np.repeat(used, lengths)
+            tokens, targets = tokens[kept], None if targets is None else targets[kept]
+            begins = np.append(0, np.cumsum(used[used > 0]))
+    if len(begins) < 2:
+        raise InputError(f"{name} has no documents left: all are longer than --sequence-length")
+    if limit is not None:
+        begins = _divided(np.array([0, len(tokens)]) if reading.pack == "stream" else begins, limit)
+    recorded = {"reading": reading.to_json(), **facts}
+    found = Documents(tokens, begins, vocabulary, targets, facts=recorded, sequence_length=limit, notes=tuple(notes))
+    if not found.offsets[-1]:
+        raise InputError(f"{name} has no targets: every context is a single token, or none has an answer")
+    return found
+
+
+def _divided(begins: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """Divide contexts that are longer than `limit` tokens into ones of `limit` tokens and a rest."""
+    parts = np.maximum(-(-np.diff(begins) // limit), 1)
+    ends = np.cumsum(parts)
+    number = np.arange(ends[-1]) - np.repeat(ends - parts, parts)
+    return np.append(np.repeat(begins[:-1], parts) + number * limit, begins[-1])
+
+
+def _open_tokens(path: Path, reading: TextReading) -> Documents:
+    """Open an .npz file of tokens."""
+    arrays = _arrays(path)
+    vocabulary = reading.vocabulary or (int(arrays["vocabulary"]) if "vocabulary" in arrays else None)
+    if vocabulary is None and reading.tokenizer is not None:
+        vocabulary = len(reading.tokenizer)
+    if vocabulary is None:
+        raise InputError(
+            f"{path} does not say how many ids there are: add a number `vocabulary` to it, or name a teacher hf:PATH"
+        )
+    facts = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.facts()}
+    try:
+        whole = Documents(arrays["tokens"], arrays["documents"], vocabulary, arrays.get("targets"))
+        if len(empty := np.flatnonzero(whole.lengths == 0)):
+            raise InputError(
+                f"document {empty[0]:,} is empty: it begins and ends at token {whole.documents[empty[0]]:,}. Leave it out."
+            )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    targets = arrays.get("targets") if reading.rows == "completion" else None
+    return _contexts(whole.tokens, whole.documents, targets, reading, vocabulary, facts, str(path))
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read what an .npz file of tokens has; what is not compressed is mapped into memory.
+
+    Raises:
+        InputError: It cannot be read, or lacks an array.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if missing := {"tokens", "documents"} - set(file.files):
+                raise InputError(
+                    f"{path} has no array {' and '.join(sorted(missing))!r}; it has {', '.join(file.files) or 'none'}"
+                )
+            names = [name for name in ("documents", "targets", "vocabulary") if name in file.files]
+            mapped = _mapped(path, "tokens")
+            return {name: file[name] for name in names} | {"tokens": file["tokens"] if mapped is None else mapped}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read as an .npz file: {error}") from error
+
+
+def _mapped(path: Path, name: str) -> NDArray[Any] | None:
+    """Map an array of an .npz file into memory; None where it is compressed, or empty."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
+        entry = archive.getinfo(f"{name}.npy")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            return None
+        raw.seek(entry.header_offset + _NAME_LENGTH)
+        lengths = np.frombuffer(raw.read(4), "<u2")  # of the name, and of what else stands before the content
+        raw.seek(int(lengths.sum()), os.SEEK_CUR)
+        if np.lib.format.read_magic(raw) != (1, 0):
+            return None
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(raw)
+        if fortran or dtype.hasobject or not np.prod(shape):
+            return None
+        return np.memmap(path, dtype, "r", raw.tell(), shape)
+
+
+def _files(path: str, ending: str) -> list[Path]:
+    """Return the files that a path, a folder or a pattern names, in the order of their names.
+
+    Raises:
+        InputError: There are none.
+    """
+    whole = Path(path).expanduser()
+    if whole.is_dir():
+        found = sorted(one for one in whole.rglob(f"*{ending}") if one.is_file())
+        if not found:
+            raise InputError(f"{path} has no files that end in {ending}")
+        return found
+    if whole.is_file():
+        return [whole]
+    found = sorted(one for one in map(Path, glob.glob(str(whole), recursive=True)) if one.is_file())  # noqa: PTH207  (an absolute pattern)
+    if not found:
+        raise InputError(f"there is no file, folder or pattern {path}")
+    return found
+
+
+def _content(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read as UTF-8 text: {error}") from error
+
+
+def _text_entries(file: Path, reading: TextReading) -> Iterator[Entry]:
+    content = _content(file)
+    if reading.documents_by == "file":
+        yield Entry(str(file), content)
+        return
+    begin, line = 0, 1
+    for gap in [*_BLANK_LINE.finditer(content), None]:
+        end = len(content) if gap is None else gap.start()
+        if content[begin:end].strip():
+            yield Entry(f"{file}:{line}", content[begin:end])
+        if gap is not None:
+            line += content.count("\n", begin, gap.end())
+            begin = gap.end()
+
+
+def _jsonl_entries(file: Path, reading: TextReading) -> Iterator[Entry]:
+    del reading
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _entry(_parsed(line, f"{file}:{number}"), f"{file}:{number}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} cannot be read as UTF-8 text: {error}") from error
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where} is no JSON: {error}") from error
+
+
+def _parquet_entries(file: Path, reading: TextReading) -> Iterator[Entry]:
+    del reading
+    try:
+        import pyarrow as pa  # noqa: PLC0415  (an extra)
+        import pyarrow.parquet as pq  # noqa: PLC0415
+    except ImportError as error:
+        raise InputError("Parquet needs the package pyarrow: pip install 'logitcache[parquet]'") from error
+    try:
+        opened, number = pq.ParquetFile(file), 0
+        wanted = [name for name in opened.schema_arrow.names if name in ("text", "prompt", "completion", "messages")]
+        for batch in opened.iter_batches(columns=wanted):
+            for row in batch.to_pylist():
+                number += 1
+                yield _entry(row, f"{file}, row {number}")
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{file} cannot be read as Parquet: {error}") from error
+
+
+def _entry(value: Any, where: str) -> Entry:
+    """Read an object.
+
+    Raises:
+        InputError: It has none of the forms.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is {type(value).__name__}, not an object with {_FORMS}")
+    present = {name for name, inner in value.items() if inner is not None}
+    if "messages" in present:
+        messages = value["messages"]
+        if not isinstance(messages, list) or not all(isinstance(one, dict) and "role" in one for one in messages):
+            raise InputError(f"{where}: `messages` must be a list of objects with `role` and `content`")
+        if not messages:
+            raise InputError(f"{where}: the document is empty. Leave it out.")
+        return Entry(where, messages=messages)
+    names = ("prompt", "completion") if present & {"prompt", "completion"} else ("text",)
+    if missing := [name for name in names if name not in present]:
+        raise InputError(
+            f"{where} has no `{missing[0]}`: an object needs {_FORMS}; it has {', '.join(sorted(present)) or 'nothing'}"
+        )
+    if wrong := [name for name in names if not isinstance(value[name], str)]:
+        raise InputError(f"{where}: `{wrong[0]}` must be text, not {type(value[wrong[0]]).__name__}")
+    if not value[names[-1]]:
+        raise InputError(f"{where}: `{names[-1]}` is empty. Leave it out.")
+    if names == ("text",):
+        return Entry(where, value["text"])
+    return Entry(where, value["prompt"] + value["completion"], len(value["prompt"]))
