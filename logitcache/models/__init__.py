@@ -1,20 +1,18 @@
 """Teachers and students by name: CIFAR networks of the literature, torchvision's, or anybody's factory."""
 
 import json
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from torch import Tensor, nn
 
 from logitcache.errors import InputError, explain_foreign_errors, first_line, unknown_name
 from logitcache.models.cifar import CIFAR_NETWORKS
+from logitcache.models.hub import without_waiting
 from logitcache.models.modes import (
     evaluating,
     explain_forward_errors,
@@ -44,15 +42,13 @@ __all__ = [
 ]
 
 
-_PATIENCE_S = 3.0
-
-
 @dataclass(frozen=True, slots=True)
 class Network:
     """A network and what is known about it.
 
     Attributes:
-        module: Takes [B, 3, H, W] float32 and returns logits, [B, C].
+        module: Takes [B, 3, H, W] float32 and returns logits, [B, C]; a network of another modality takes and returns what that
+            modality says.
         name: As it was asked for.
         weights: As they were asked for; empty for a fresh network.
         preprocessing: Preprocessing that the weights were trained with, as far as it is known: `mean`, `std`, `image_size`,
@@ -162,7 +158,7 @@ def _timm(name: str, network: str, classes: int, weights: str | None) -> Network
         raise unknown_name("timm network", network, timm.list_models())
     own = weights == "DEFAULT"
     try:
-        with _without_waiting() if own else nullcontext():
+        with without_waiting() if own else nullcontext():
             module = timm.create_model(network, pretrained=own, **({} if own else {"num_classes": classes}))
     except (OSError, RuntimeError) as error:
         raise InputError(
@@ -179,34 +175,6 @@ def _timm(name: str, network: str, classes: int, weights: str | None) -> Network
         return Network(module, name, "DEFAULT", known)
     filled = _filled(module, name, classes, weights)
     return replace(filled, preprocessing=known | filled.preprocessing) if weights else filled
-
-
-@contextmanager
-def _without_waiting() -> Iterator[None]:
-    """Let Hugging Face's client use what it has downloaded, where its server is out of reach: it would try again for 50 s."""
-    try:
-        constants: Any = import_module("huggingface_hub.constants")
-    except ImportError:
-        yield
-        return
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _in_reach(constants.ENDPOINT)
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _in_reach(address: str) -> bool:
-    """Return whether a server answers within a few seconds; one behind a proxy is taken to."""
-    parts = urlsplit(address)
-    if getproxies().get(parts.scheme):
-        return True
-    try:
-        socket.create_connection((parts.hostname, parts.port or 443), _PATIENCE_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def read_class_map(given: str | Sequence[int], classes: Sequence[str]) -> tuple[int, ...]:
