@@ -31,6 +31,7 @@ __all__ = [
     "Network",
     "evaluating",
     "explain_forward_errors",
+    "fill_network",
     "float_dtype",
     "hash_weights",
     "load_network",
@@ -86,7 +87,7 @@ def load_network(name: str | nn.Module, classes: int, weights: str | None = None
 
 def _loaded(name: str | nn.Module, classes: int, weights: str | None) -> Network:
     if isinstance(name, nn.Module):
-        return _filled(name, type(name).__name__, classes, weights)
+        return fill_network(name, type(name).__name__, classes, weights)
     library, _, network = name.partition(":")
     if library == "torchvision" and network:
         return _torchvision(name, network, classes, weights)
@@ -106,11 +107,21 @@ def _loaded(name: str | nn.Module, classes: int, weights: str | None) -> Network
         raise unknown_name(
             "network", name, [*CIFAR_NETWORKS, "torchvision:NAME", "timm:NAME", "package.module:factory"]
         )
-    return _filled(module, name, classes, weights)
+    return fill_network(module, name, classes, weights)
 
 
-def _filled(module: nn.Module, name: str, classes: int, weights: str | None) -> Network:
-    """Load a file of weights, where there is one."""
+def fill_network(module: nn.Module, name: str, classes: int, weights: str | None) -> Network:
+    """Load a file of weights into a module, where there is one.
+
+    Args:
+        module: The network.
+        name: As it was asked for.
+        classes: Number of classes of the data.
+        weights: A file (`read_weights`), or None.
+
+    Raises:
+        InputError: Weights that are missing or do not fit.
+    """
     if not weights:
         return Network(module, name, "", {})
     _fill(module, read_weights(weights, module.state_dict()), name, weights, classes)
@@ -123,7 +134,7 @@ def _torchvision(name: str, network: str, classes: int, weights: str | None) -> 
     if network not in models.list_models(module=models):
         raise unknown_name("torchvision network", network, models.list_models(module=models))
     if not weights or Path(weights).expanduser().is_file():
-        return _filled(models.get_model(network, weights=None, num_classes=classes), name, classes, weights)
+        return fill_network(models.get_model(network, weights=None, num_classes=classes), name, classes, weights)
     known = {str(entry.name): entry for entry in models.get_model_weights(network)}
     if weights != "DEFAULT" and weights not in known:
         raise unknown_name(f"weights file or weights of {name}", weights, [*known, "DEFAULT"])
@@ -173,7 +184,7 @@ def _timm(name: str, network: str, classes: int, weights: str | None) -> Network
     }
     if own:
         return Network(module, name, "DEFAULT", known)
-    filled = _filled(module, name, classes, weights)
+    filled = fill_network(module, name, classes, weights)
     return replace(filled, preprocessing=known | filled.preprocessing) if weights else filled
 
 
@@ -217,6 +228,8 @@ def read_class_map(given: str | Sequence[int], classes: Sequence[str]) -> tuple[
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], name: str, file: str, classes: int) -> None:
     expected = module.state_dict()
+    tied: Any = getattr(module, "tied_names", ())  # further names of weights that are there once
+    weights = {key: value for key, value in weights.items() if key not in tied}
     wrong = {
         key: (list(expected[key].shape), list(value.shape))
         for key, value in weights.items()

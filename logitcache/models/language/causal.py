@@ -104,6 +104,11 @@ class CausalNetwork(nn.Module):
             raise InputError(f"the head of {type(self.model).__name__} is not known: call the model for its logits")
         return found
 
+    @property
+    def tied_names(self) -> frozenset[str]:
+        """Names of weights that are tied to others, which the state dict leaves out."""
+        return frozenset(name.removeprefix(_MODEL) for name, _ in _tied(self))
+
     def checkpoint_gradients(self, *, enabled: bool = True) -> None:
         """Compute the activations of each layer anew in the backward pass, which takes less memory and more time.
 
