@@ -2,5 +2,17 @@
 
 from logitcache.models.language.causal import CausalNetwork
 from logitcache.models.language.head import Head, HiddenStates, find_head
+from logitcache.models.language.load import DEMO_LANGUAGE_MODEL, load_language_network
+from logitcache.models.language.tokenizer import TokenizerFacts, load_tokenizer, tokenizer_facts
 
-__all__ = ["CausalNetwork", "Head", "HiddenStates", "find_head"]
+__all__ = [
+    "DEMO_LANGUAGE_MODEL",
+    "CausalNetwork",
+    "Head",
+    "HiddenStates",
+    "TokenizerFacts",
+    "find_head",
+    "load_language_network",
+    "load_tokenizer",
+    "tokenizer_facts",
+]

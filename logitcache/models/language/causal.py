@@ -54,7 +54,7 @@ class CausalNetwork(nn.Module):
             raise InputError(
                 f"{type(model).__name__} is no causal language model of transformers: it has no configuration or no output layer"
             )
-        self.model = model
+        self.model, self.training = model, model.training
         self.pretrained = pretrained
         self.splits = True
         self.leak: str | None = None
@@ -116,10 +116,12 @@ class CausalNetwork(nn.Module):
             InputError: The model has no such switch.
         """
         with explain_foreign_errors(f"{type(self.model).__name__} cannot checkpoint gradients"):
+            new = hasattr(self.model, "activation_checkpointing_enable")  # transformers has called it so of late
+            name = "activation_checkpointing" if new else "gradient_checkpointing"
             if enabled:
-                self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            elif self.model.is_gradient_checkpointing:
-                self.model.gradient_checkpointing_disable()
+                getattr(self.model, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
+            else:
+                getattr(self.model, f"{name}_disable")()
 
     def _isolating(self, position_ids: Tensor | None, documents: Tensor) -> dict[str, Any]:
         """Return the arguments of the model that keep contexts apart."""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from logitcache.models.language.gguf import load_gguf
 from logitcache.models.language.packages import import_extra
 from logitcache.runtime.wording import counted
 
-__all__ = ["load_language_network", "location_of"]
+__all__ = ["DEMO_LANGUAGE_MODEL", "load_language_network", "location_of"]
 
+DEMO_LANGUAGE_MODEL = (
+    "stories-mini"  # the folder that ships with logitcache, by a name that works wherever it is installed
+)
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _SIZES = {  # what `llama:` takes: name in LlamaConfig, and how a value is read
     "hidden": ("hidden_size", int),
@@ -42,7 +46,8 @@ def load_language_network(spec: str | nn.Module, vocabulary: int, weights: str |
 
     Args:
         spec: `hf:PATH`, a folder of transformers (or a name of its hub), with its weights as float32; `hf:PATH?dtype=bfloat16` with
-            another dtype; `hf:PATH?layers=0,5,10` with some of its layers; `hf:FILE.gguf`, with its weights dequantized;
+            another dtype; `hf:PATH?layers=0,5,10` with some of its layers; `hf:stories-mini`, the one that ships;
+            `hf:FILE.gguf`, with its weights dequantized;
             `llama:hidden=48,layers=3,heads=4,...`, a Llama from scratch, which also takes kv_heads, head_dim, intermediate,
             tied, rope_theta, eps and context; `package.module:factory`, called with the number of ids; or a module that is ready.
         vocabulary: Number of ids that exist.
@@ -89,6 +94,8 @@ def location_of(spec: str) -> tuple[str, dict[str, str]]:
         InputError: An option is not known.
     """
     location, _, query = spec.removeprefix("hf:").partition("?")
+    if location == DEMO_LANGUAGE_MODEL:
+        location = str(resources.files("logitcache.demo_text") / "teacher")
     options = dict(one.partition("=")[::2] for one in query.split("&")) if query else {}
     if unknown := [name for name in options if name not in ("dtype", "layers")]:
         raise InputError(

@@ -101,6 +101,16 @@ def test_bits_of_a_padded_context_depend_on_the_shape_alone():
     assert torch.equal(network(tokens).states[0, :12], found[0, :12])
 
 
+def test_one_context_a_sequence_takes_plain_causal_attention_with_padding_or_without():
+    network, calls = CausalNetwork(small.model("llama")), []
+    network.model.model.register_forward_pre_hook(lambda _, __, named: calls.append(named), with_kwargs=True)
+    documents = torch.tensor([[0] * 7 + [-1] * 5, [3] * 12])
+    network(torch.zeros(2, 12, dtype=torch.int64), torch.arange(12).expand(2, -1), documents)
+    assert calls[0]["attention_mask"] is None
+    assert "position_ids" not in calls[0]  # by which transformers would look for contexts, padding included
+    assert calls[0]["use_cache"] is False
+
+
 def test_padding_makes_no_nan_in_16_bits_either():
     network = CausalNetwork(small.model("llama", attention="eager").bfloat16())
     assert network.leak is None
