@@ -1,20 +1,18 @@
 """Teachers and students by name: CIFAR networks of the literature, torchvision's, or anybody's factory."""
 
 import json
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from torch import Tensor, nn
 
 from logitcache.errors import InputError, explain_foreign_errors, first_line, unknown_name
 from logitcache.models.cifar import CIFAR_NETWORKS
+from logitcache.models.hub import without_waiting
 from logitcache.models.modes import (
     evaluating,
     explain_forward_errors,
@@ -33,6 +31,7 @@ __all__ = [
     "Network",
     "evaluating",
     "explain_forward_errors",
+    "fill_network",
     "float_dtype",
     "hash_weights",
     "load_network",
@@ -44,15 +43,13 @@ __all__ = [
 ]
 
 
-_PATIENCE_S = 3.0
-
-
 @dataclass(frozen=True, slots=True)
 class Network:
     """A network and what is known about it.
 
     Attributes:
-        module: Takes [B, 3, H, W] float32 and returns logits, [B, C].
+        module: Takes [B, 3, H, W] float32 and returns logits, [B, C]; a network of another modality takes and returns what that
+            modality says.
         name: As it was asked for.
         weights: As they were asked for; empty for a fresh network.
         preprocessing: Preprocessing that the weights were trained with, as far as it is known: `mean`, `std`, `image_size`,
@@ -90,7 +87,7 @@ def load_network(name: str | nn.Module, classes: int, weights: str | None = None
 
 def _loaded(name: str | nn.Module, classes: int, weights: str | None) -> Network:
     if isinstance(name, nn.Module):
-        return _filled(name, type(name).__name__, classes, weights)
+        return fill_network(name, type(name).__name__, classes, weights)
     library, _, network = name.partition(":")
     if library == "torchvision" and network:
         return _torchvision(name, network, classes, weights)
@@ -110,11 +107,21 @@ def _loaded(name: str | nn.Module, classes: int, weights: str | None) -> Network
         raise unknown_name(
             "network", name, [*CIFAR_NETWORKS, "torchvision:NAME", "timm:NAME", "package.module:factory"]
         )
-    return _filled(module, name, classes, weights)
+    return fill_network(module, name, classes, weights)
 
 
-def _filled(module: nn.Module, name: str, classes: int, weights: str | None) -> Network:
-    """Load a file of weights, where there is one."""
+def fill_network(module: nn.Module, name: str, classes: int, weights: str | None) -> Network:
+    """Load a file of weights into a module, where there is one.
+
+    Args:
+        module: The network.
+        name: As it was asked for.
+        classes: Number of classes of the data.
+        weights: A file (`read_weights`), or None.
+
+    Raises:
+        InputError: Weights that are missing or do not fit.
+    """
     if not weights:
         return Network(module, name, "", {})
     _fill(module, read_weights(weights, module.state_dict()), name, weights, classes)
@@ -127,7 +134,7 @@ def _torchvision(name: str, network: str, classes: int, weights: str | None) -> 
     if network not in models.list_models(module=models):
         raise unknown_name("torchvision network", network, models.list_models(module=models))
     if not weights or Path(weights).expanduser().is_file():
-        return _filled(models.get_model(network, weights=None, num_classes=classes), name, classes, weights)
+        return fill_network(models.get_model(network, weights=None, num_classes=classes), name, classes, weights)
     known = {str(entry.name): entry for entry in models.get_model_weights(network)}
     if weights != "DEFAULT" and weights not in known:
         raise unknown_name(f"weights file or weights of {name}", weights, [*known, "DEFAULT"])
@@ -162,7 +169,7 @@ def _timm(name: str, network: str, classes: int, weights: str | None) -> Network
         raise unknown_name("timm network", network, timm.list_models())
     own = weights == "DEFAULT"
     try:
-        with _without_waiting() if own else nullcontext():
+        with without_waiting() if own else nullcontext():
             module = timm.create_model(network, pretrained=own, **({} if own else {"num_classes": classes}))
     except (OSError, RuntimeError) as error:
         raise InputError(
@@ -177,36 +184,8 @@ def _timm(name: str, network: str, classes: int, weights: str | None) -> Network
     }
     if own:
         return Network(module, name, "DEFAULT", known)
-    filled = _filled(module, name, classes, weights)
+    filled = fill_network(module, name, classes, weights)
     return replace(filled, preprocessing=known | filled.preprocessing) if weights else filled
-
-
-@contextmanager
-def _without_waiting() -> Iterator[None]:
-    """Let Hugging Face's client use what it has downloaded, where its server is out of reach: it would try again for 50 s."""
-    try:
-        constants: Any = import_module("huggingface_hub.constants")
-    except ImportError:
-        yield
-        return
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _in_reach(constants.ENDPOINT)
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _in_reach(address: str) -> bool:
-    """Return whether a server answers within a few seconds; one behind a proxy is taken to."""
-    parts = urlsplit(address)
-    if getproxies().get(parts.scheme):
-        return True
-    try:
-        socket.create_connection((parts.hostname, parts.port or 443), _PATIENCE_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def read_class_map(given: str | Sequence[int], classes: Sequence[str]) -> tuple[int, ...]:
@@ -249,6 +228,8 @@ def read_class_map(given: str | Sequence[int], classes: Sequence[str]) -> tuple[
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], name: str, file: str, classes: int) -> None:
     expected = module.state_dict()
+    tied: Any = getattr(module, "tied_names", ())  # further names of weights that are there once
+    weights = {key: value for key, value in weights.items() if key not in tied}
     wrong = {
         key: (list(expected[key].shape), list(value.shape))
         for key, value in weights.items()

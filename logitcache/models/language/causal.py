@@ -1,0 +1,216 @@
+"""Causal language models of transformers as networks: named tensors in, hidden states and their head out.
+
+What a model does is compared with what is assumed of it when it is wrapped: that its head gives its own logits to the bit, and
+that contexts in one sequence do not see each other. Each comparison runs the model on a few tokens.
+"""
+
+import inspect
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from logitcache.errors import InputError, explain_foreign_errors, reason_of
+from logitcache.models.language.head import Head, HiddenStates, find_head
+from logitcache.models.language.isolation import attention_masks, several_contexts
+from logitcache.models.modes import evaluating, float_dtype
+
+__all__ = ["CausalNetwork"]
+
+_PROBE = 6  # tokens of each of the two contexts that a model is tried with
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # relative; what a context may differ from itself alone
+_COARSE = 0.1  # the same in 16 bits
+_MODEL = "model."  # where the wrapped model is, in the names of parameters
+_LOG = logging.getLogger(__name__)
+
+
+class CausalNetwork(nn.Module):
+    """A causal language model of transformers as a network of this package.
+
+    Its state dict has the names of the wrapped model's, and tied weights once, as in the safetensors file of such a model.
+
+    Attributes:
+        model: The wrapped model.
+        pretrained: Whether the model came with weights, rather than freshly initialized.
+        columns: Number of logits that the head returns for a token, V'.
+        splits: Whether `forward` returns hidden states and head. A model whose head is not known returns all its logits instead.
+        leak: Why several contexts cannot share a sequence, or None if they can.
+    """
+
+    def __init__(self, model: Any, *, pretrained: bool = False) -> None:
+        """Wrap a model, and try it on a few tokens.
+
+        Args:
+            model: A `PreTrainedModel` with a language-modelling head (`AutoModelForCausalLM`), on any device.
+            pretrained: Whether the model came with weights.
+
+        Raises:
+            InputError: The model is no causal language model of transformers, or fails on a few tokens.
+        """
+        super().__init__()
+        if not hasattr(model, "get_output_embeddings") or not hasattr(model, "config"):
+            raise InputError(
+                f"{type(model).__name__} is no causal language model of transformers: it has no configuration or no output layer"
+            )
+        self.model, self.training = model, model.training
+        self.pretrained = pretrained
+        self.splits = True
+        self.leak: str | None = None
+        self.register_state_dict_post_hook(_shorten_names)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_lengthen_names)  # type: ignore[no-untyped-call]
+        base = model.base_model
+        self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+        with (
+            explain_foreign_errors(f"{type(model).__name__} fails on {_PROBE} tokens"),
+            evaluating(model),
+            torch.no_grad(),
+        ):
+            self.columns = self._try_head(base)
+            self.leak = self._try_isolation()
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, documents: Tensor | None = None) -> Any:
+        """Return hidden states and head, or logits [B, L, V'] where the head of a model is not known.
+
+        A batch in which every sequence holds one context, padded at its end, takes the model's own causal attention: its result
+        depends on the shape of the batch, and not on where padding begins. Otherwise a block mask isolates the contexts.
+
+        Args:
+            input_ids: Tokens, [B, L] int64; any valid id where there is padding.
+            position_ids: Position of each token in its context, [B, L], which begins at 0 in each. Not read where every sequence holds
+                one context.
+            documents: Number of the context that each token belongs to, [B, L]; -1 is padding. None: one context a sequence.
+
+        Raises:
+            InputError: Several contexts share a sequence, and this model does not isolate them.
+        """
+        given: dict[str, Any] = {"attention_mask": None, "use_cache": False}
+        if documents is not None and several_contexts(documents):
+            given |= self._isolating(position_ids, documents)
+        if not self.splits:
+            return self.model(input_ids=input_ids, **given).logits
+        return HiddenStates(self.model.base_model(input_ids=input_ids, **given)[0], self.head)
+
+    @property
+    def head(self) -> Head:
+        """The head, with the model's own weights.
+
+        Raises:
+            InputError: It is not known; `splits` is false.
+        """
+        found = find_head(self.model) if self.splits else None
+        if found is None:
+            raise InputError(f"the head of {type(self.model).__name__} is not known: call the model for its logits")
+        return found
+
+    @property
+    def tied_names(self) -> frozenset[str]:
+        """Names of weights that are tied to others, which the state dict leaves out."""
+        return frozenset(name.removeprefix(_MODEL) for name, _ in _tied(self))
+
+    def checkpoint_gradients(self, *, enabled: bool = True) -> None:
+        """Compute the activations of each layer anew in the backward pass, which takes less memory and more time.
+
+        Raises:
+            InputError: The model has no such switch.
+        """
+        with explain_foreign_errors(f"{type(self.model).__name__} cannot checkpoint gradients"):
+            new = hasattr(self.model, "activation_checkpointing_enable")  # transformers has called it so of late
+            name = "activation_checkpointing" if new else "gradient_checkpointing"
+            if enabled:
+                getattr(self.model, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
+            else:
+                getattr(self.model, f"{name}_disable")()
+
+    def _isolating(self, position_ids: Tensor | None, documents: Tensor) -> dict[str, Any]:
+        """Return the arguments of the model that keep contexts apart."""
+        if self.leak is not None:
+            raise InputError(
+                f"several contexts share a sequence, and {type(self.model).__name__} would let them see each other: {self.leak}. "
+                "Give it one context a sequence."
+            )
+        masks = attention_masks(_text_config(self.model), documents, float_dtype(self.model))
+        if masks is None:
+            raise InputError(
+                f"several contexts share a sequence, and the attention of {type(self.model).__name__} takes no mask that keeps them "
+                "apart. Load it with attn_implementation sdpa or eager, or give it one context a sequence."
+            )
+        return {"attention_mask": masks} | ({"position_ids": position_ids} if self._takes_positions else {})
+
+    def _try_head(self, base: nn.Module) -> int:
+        """Compare the head with the model's own logits, and return their number."""
+        tokens = self._probe_tokens(1)
+        expected = self.model(input_ids=tokens, use_cache=False).logits
+        head = find_head(self.model) if base is not self.model else None
+        self.splits = head is not None
+        if head is not None:
+            found = head(self.model.base_model(input_ids=tokens, use_cache=False)[0])
+            self.splits = found.dtype == expected.dtype and torch.equal(found, expected)
+        if not self.splits:
+            _LOG.warning(
+                "the head of %s is not known: its logits are computed for all tokens at once, which takes more memory",
+                type(self.model).__name__,
+            )
+        return int(expected.shape[-1])
+
+    def _try_isolation(self) -> str | None:
+        """Return why two contexts in a sequence would see each other, or None if they do not."""
+        first, other, second = self._probe_tokens(3)[:, None]
+        documents = torch.arange(2, device=first.device).repeat_interleave(_PROBE)[None]
+        positions = torch.arange(_PROBE, device=first.device).repeat(2)[None]
+        if attention_masks(_text_config(self.model), documents, float_dtype(self.model)) is None:
+            return "its layers or its implementation of attention take no block mask"
+        try:
+            beside = [
+                _states_of(self(torch.cat([one, second], 1), positions, documents))[:, _PROBE:]
+                for one in (first, other)
+            ]
+        except Exception as error:  # noqa: BLE001  (whatever another model's forward makes of a mask that it does not expect)
+            return f"it fails on a block mask ({reason_of(error)})"
+        alone = _states_of(self(second))
+        if not torch.equal(*beside):
+            return "a change of one context changes what it computes for another"
+        if not (beside[0] - alone).norm() <= _TOLERANCE.get(alone.dtype, _COARSE) * alone.norm():
+            return "it computes something else for a context beside another than for the same context alone"
+        return None
+
+    def _probe_tokens(self, rows: int) -> Tensor:
+        """Return random tokens, [rows, _PROBE], the same each time."""
+        embedding = self.model.get_input_embeddings().weight
+        random = torch.Generator().manual_seed(0)
+        return torch.randint(embedding.shape[0], (rows, _PROBE), generator=random).to(embedding.device)
+
+
+def _states_of(output: Any) -> Tensor:
+    found: Tensor = output.states if isinstance(output, HiddenStates) else output
+    return found
+
+
+def _text_config(model: Any) -> Any:
+    return model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+
+
+def _tied(network: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield each further name of a parameter that several layers share, and its first name."""
+    first: dict[int, str] = {}
+    for name, one in network.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(one), name) != name:
+            yield name, first[id(one)]
+
+
+def _shorten_names(network: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+    """Give a state dict the names of the wrapped model's, and tied weights once."""
+    for name, _ in _tied(network):
+        state.pop(prefix + name, None)
+    for name in [name for name in state if name.startswith(prefix + _MODEL)]:
+        state[prefix + name.removeprefix(prefix + _MODEL)] = state.pop(name)
+
+
+def _lengthen_names(network: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Undo `_shorten_names`."""
+    for name in [name for name in state if name.startswith(prefix)]:
+        state[prefix + _MODEL + name.removeprefix(prefix)] = state.pop(name)
+    for name, first in _tied(network):
+        if prefix + first in state:
+            state[prefix + name] = state[prefix + first]

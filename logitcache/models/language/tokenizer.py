@@ -1,0 +1,175 @@
+"""The tokenizer that belongs to a language model, and what identifies it.
+
+A tokenizer from a GGUF file is built from the file's own metadata, with its own pre-tokenizer.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from logitcache.errors import InputError, first_line
+from logitcache.models.hub import without_waiting
+from logitcache.models.language.gguf import entry_of, read_gguf
+from logitcache.models.language.load import location_of
+from logitcache.models.language.packages import import_extra
+
+__all__ = ["TokenizerFacts", "load_tokenizer", "tokenizer_facts"]
+
+_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens in GGUF that are matched as a whole
+_GROUPS = {  # how text is divided before byte pairs are merged, by the name that GGUF has for it
+    "llama-bpe": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "qwen2": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFacts:
+    """What identifies a tokenizer, for a manifest.
+
+    Attributes:
+        vocabulary: Number of ids that exist: the highest id and one.
+        digest: Digest of vocabulary with ids, merges and added tokens; the same in every version of the library and whatever file
+            they came in.
+        bos: Id of the token that begins a document, or None.
+        eos: Id of the token that ends a document, or None.
+        chat_template_digest: Digest of the chat template, or None if there is none.
+    """
+
+    vocabulary: int
+    digest: str
+    bos: int | None
+    eos: int | None
+    chat_template_digest: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest entry."""
+        return asdict(self)
+
+
+def load_tokenizer(spec: str) -> Any:
+    """Load the tokenizer of a language model.
+
+    Args:
+        spec: `hf:PATH`, a folder with tokenizer.json (or a name on the hub), or `hf:FILE.gguf`; options after `?` are not read.
+
+    Returns:
+        A `transformers.PreTrainedTokenizerFast`.
+
+    Raises:
+        InputError: There is none, or it is of a kind that is not known here.
+    """
+    transformers = import_extra("transformers", f"the tokenizer of {spec}")
+    location, _ = location_of(spec)
+    if location.endswith(".gguf"):
+        return _from_gguf(Path(location).expanduser(), transformers)
+    folder = Path(location).expanduser()
+    local = folder.is_dir()
+    if not local and (folder.exists() or location.startswith((".", "/", "~")) or location.count("/") > 1):
+        raise InputError(f"there is no folder {folder} with a tokenizer (tokenizer.json)")
+    try:
+        with without_waiting():
+            found = transformers.AutoTokenizer.from_pretrained(
+                str(folder) if local else location, trust_remote_code=False, local_files_only=local
+            )
+    except Exception as error:  # whatever a file of somebody else's makes transformers stumble over
+        remedy = "" if local else " Download it elsewhere and name the folder."
+        raise InputError(
+            f"{spec} has no tokenizer that can be loaded: {first_line(error).rstrip('.')}.{remedy}"
+        ) from error
+    if not getattr(found, "is_fast", False):
+        raise InputError(
+            f"the tokenizer of {spec} has no tokenizer.json. Save it with transformers as a fast tokenizer."
+        )
+    return found
+
+
+def tokenizer_facts(tokenizer: Any) -> TokenizerFacts:
+    """Return what identifies a tokenizer.
+
+    Args:
+        tokenizer: A `PreTrainedTokenizerFast`.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = content["model"]
+    vocabulary = model.get("vocab", {})
+    if isinstance(vocabulary, list):  # pieces with scores, in the order of their ids
+        ids = [[place, *entry] for place, entry in enumerate(vocabulary)]
+    else:
+        ids = sorted([number, piece] for piece, number in vocabulary.items())
+    merges = [one.split(" ") if isinstance(one, str) else list(one) for one in model.get("merges") or ()]
+    added = sorted([one["id"], one["content"]] for one in content["added_tokens"])
+    template = tokenizer.chat_template
+    return TokenizerFacts(
+        vocabulary=max([number for number, *_ in (*ids, *added)], default=-1) + 1,
+        digest=_digest([ids, merges, added]),
+        bos=tokenizer.bos_token_id,
+        eos=tokenizer.eos_token_id,
+        chat_template_digest=None if template is None else _digest(template),
+    )
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _from_gguf(path: Path, transformers: Any) -> Any:
+    metadata, _ = read_gguf(path)
+    kind = entry_of(metadata, "tokenizer.ggml.model", path)
+    if kind != "gpt2":
+        raise InputError(
+            f"{path} has a tokenizer of the kind {kind}; of GGUF files those of byte pairs (gpt2) are read. "
+            "Name the folder of the model's tokenizer.json in its place."
+        )
+    library = import_extra("tokenizers", f"the tokenizer of {path}")
+    tokens = entry_of(metadata, "tokenizer.ggml.tokens", path)
+    kinds = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    merges = [tuple(one.split(" ", 1)) for one in entry_of(metadata, "tokenizer.ggml.merges", path)]
+    found = library.Tokenizer(library.models.BPE(vocab={one: place for place, one in enumerate(tokens)}, merges=merges))
+    found.pre_tokenizer = _pre_tokenizer(path, metadata.get("tokenizer.ggml.pre", "default"), library)
+    found.decoder = library.decoders.ByteLevel()
+    whole = [
+        library.AddedToken(one, special=True, normalized=False)
+        for one, type_ in zip(tokens, kinds, strict=True)
+        if type_ == _CONTROL
+    ]
+    found.add_special_tokens(whole)
+    found.add_tokens(
+        [
+            library.AddedToken(one, normalized=False)
+            for one, type_ in zip(tokens, kinds, strict=True)
+            if type_ == _USER_DEFINED
+        ]
+    )
+    named = {
+        f"{role}_token": tokens[number]
+        for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"))
+        if (number := metadata.get(f"tokenizer.ggml.{key}_token_id")) is not None
+    }
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=found, **named)
+    tokenizer.chat_template = metadata.get("tokenizer.chat_template")
+    return tokenizer
+
+
+def _pre_tokenizer(path: Path, name: str, library: Any) -> Any:
+    """Return how text is divided before byte pairs are merged."""
+    parts: Any = library.pre_tokenizers
+    plain: Callable[..., Any] = parts.ByteLevel
+    if name == "smollm":
+        return parts.Sequence([parts.Digits(individual_digits=True), plain(add_prefix_space=False, use_regex=True)])
+    if name in ("gpt-2", "default"):
+        return plain(add_prefix_space=False, use_regex=True)
+    if name not in _GROUPS:
+        raise InputError(
+            f"{path} has the pre-tokenizer {name}; of GGUF files those known are {', '.join(['default', 'gpt-2', 'smollm', *_GROUPS])}. "
+            "Name the folder of the model's tokenizer.json in its place."
+        )
+    divided = parts.Split(library.Regex(_GROUPS[name]), behavior="isolated")
+    return parts.Sequence([divided, plain(add_prefix_space=False, use_regex=False)])
