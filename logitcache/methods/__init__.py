@@ -3,6 +3,7 @@
 from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, get_loss, parameters_of
 from logitcache.methods.describe import Description, describe, spell
 from logitcache.methods.distillation import Distillation
+from logitcache.methods.linear import Head, LinearTerms, TeacherRows, linear_loss
 from logitcache.methods.method import LossFunction, Method, MethodLike, TemperatureChoice
 from logitcache.methods.objective import Objective, SecondLabels, Terms, make_objective
 from logitcache.methods.table import METHODS, find_method, method_name
@@ -13,16 +14,20 @@ __all__ = [
     "TEMPERATURES",
     "Description",
     "Distillation",
+    "Head",
+    "LinearTerms",
     "LossFunction",
     "Method",
     "MethodLike",
     "Objective",
     "SecondLabels",
+    "TeacherRows",
     "TemperatureChoice",
     "Terms",
     "describe",
     "find_method",
     "get_loss",
+    "linear_loss",
     "make_objective",
     "method_name",
     "parameters_of",
