@@ -123,6 +123,8 @@ class TopKRows:
     def at(self, temperature: float, student: Tensor | None = None) -> Tensor:
         """Complete the rows: [B, C] float32, with the mass of the rest right at this temperature; a single row [C].
 
+        With a student in float64 they are float64.
+
         Args:
             temperature: Of the softmax that will be taken.
             student: Where given, [B, C], the mass of the rest is divided as the student divides it (without gradient), so that
@@ -141,7 +143,7 @@ class TopKRows:
             own = (student.detach() / temperature).scatter(1, self.ids, -torch.inf)
             n = math.log(self.classes - self.ids.shape[1])
             dense = level + temperature * (own - own.logsumexp(1, keepdim=True) + n)
-        return dense.scatter(1, self.ids, self.values)
+        return dense.scatter(1, self.ids, self.values.to(dense.dtype))
 
 
 @dataclass(frozen=True, slots=True)

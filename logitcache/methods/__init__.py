@@ -4,6 +4,7 @@ from logitcache.methods.balance import describe_norms, drowned_terms, gradient_n
 from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, get_loss, parameters_of
 from logitcache.methods.describe import Description, describe, spell
 from logitcache.methods.distillation import Distillation
+from logitcache.methods.linear import Head, LinearTerms, TeacherRows, linear_loss
 from logitcache.methods.method import LossFunction, Method, MethodLike, TemperatureChoice
 from logitcache.methods.objective import Objective, SecondLabels, Terms, make_objective
 from logitcache.methods.table import METHODS, find_method, method_name
@@ -14,11 +15,14 @@ __all__ = [
     "TEMPERATURES",
     "Description",
     "Distillation",
+    "Head",
+    "LinearTerms",
     "LossFunction",
     "Method",
     "MethodLike",
     "Objective",
     "SecondLabels",
+    "TeacherRows",
     "TemperatureChoice",
     "Terms",
     "describe",
@@ -27,6 +31,7 @@ __all__ = [
     "find_method",
     "get_loss",
     "gradient_norms",
+    "linear_loss",
     "make_objective",
     "method_name",
     "parameters_of",

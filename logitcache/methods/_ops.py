@@ -1,6 +1,7 @@
 """What losses share: types, and the few operations on scores. Log space throughout; `p` is the teacher's, `q` the student's."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,6 +15,7 @@ __all__ = [
     "Logits",
     "PerSample",
     "Positive",
+    "Rest",
     "Share",
     "Temperature",
     "Whole",
@@ -54,6 +56,7 @@ Coupled = Annotated[Tensor, "0-dim float"]  # one loss value a batch: rows see e
 Positive = Annotated[float, Interval(0)]
 Share = Annotated[float, Interval(0, 1)]
 Whole = Annotated[int, Interval(0)]
+Rest = Callable[[float], Tensor] | None  # log-sum-exp of further classes' logits divided by a temperature, [B, 1]
 Temperature = Annotated[float | Tensor, Interval(0)]  # one number, or one a row, [B, 1]
 
 

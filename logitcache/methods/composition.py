@@ -163,7 +163,8 @@ def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillat
         pieces.refine is not None or not method.ignores_labels,
         bucket=settings.get("tail") == "bucket",
         every_class=pieces.every_class(),
-        unranked=functools.partial(divergence, **method.unranked) if method.unranked else None,
+        unranked=method.unranked,
+        condensed=functools.partial(method.condensed, **bound["divergence"]) if method.condensed else None,
         name=call_text("get_loss", [name], settings),
     )
     return replace(whole, parts={part: _only(whole, turned_off) for part, turned_off in method.parts.items()})

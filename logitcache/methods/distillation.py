@@ -13,6 +13,7 @@ from torch import Tensor
 
 from logitcache.errors import InputError
 from logitcache.methods._ops import wide, wrong
+from logitcache.methods.condensed import CondensedStudent, CondensedTeacher, with_first_of_the_rest
 from logitcache.methods.lskd import standardize
 from logitcache.methods.method import Rows
 
@@ -34,14 +35,15 @@ class Distillation:
         needs_label: Whether the value depends on the labels, so that a row must have one.
         bucket: Whether classes that a cache did not keep count as one, instead of being completed evenly.
         every_class: Why rows of which only the largest were kept will not do, or None.
-        unranked: The divergence for rows whose label is not among the largest, or None.
+        unranked: Parameters of the divergence for rows whose label is not among the largest, where they differ.
+        condensed: The divergence from condensed rows, with its own parameters bound, or None.
         assumed: Whether `needs_label` and `every_class` are assumed, because the divergence is a plain function.
         name: Description of the term, as recorded in run.json.
         parts: Terms that it is the sum of, by name; empty where it is one.
     """
 
     divergence: Callable[..., Tensor]
-    refine: Callable[[Tensor, Tensor], Tensor] | None
+    refine: Callable[..., Tensor] | None
     standardize: bool
     temperatures: tuple[float | Callable[..., tuple[Tensor, Tensor]], ...]
     couples_batch: bool
@@ -49,7 +51,8 @@ class Distillation:
     needs_label: bool
     bucket: bool = False
     every_class: str | None = None
-    unranked: Callable[..., Tensor] | None = None
+    unranked: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    condensed: Callable[..., Tensor] | None = None
     assumed: bool = False
     name: str = ""
     parts: Mapping[str, "Distillation"] = field(default_factory=dict, hash=False)
@@ -90,13 +93,39 @@ class Distillation:
         student, values = wide(student), []
         for temperature in self.temperatures or (1.0,):
             assert isinstance(temperature, float | int)  # see every_class
-            teacher = rows.at(temperature, student if self.bucket else None)
+            teacher = rows.at(temperature, student if self.bucket else None).to(student.dtype)
             if self.refine is not None:
                 teacher = self.refine(teacher, labels)
             more: dict[str, Any] = {**switches, **({"temperature": temperature} if self.temperatures else {})}
             value = self.divergence(student, teacher, labels, **more)
-            if self.unranked is not None:
-                value = torch.where(rows.unranked, self.unranked(student, teacher, labels, **more), value)
+            if self.unranked:
+                other = self.divergence(student, teacher, labels, **{**more, **self.unranked})
+                value = torch.where(rows.unranked, other, value)
+            values.append(value)
+        return functools.reduce(torch.add, values)
+
+    def of_condensed(
+        self, student: CondensedStudent, rows: Rows, labels: Tensor, switches: Mapping[str, bool]
+    ) -> Tensor:
+        """Return what `__call__` does, [B], from condensed rows; `condensed` and rows of the largest are needed.
+
+        Args:
+            student: Whose classes that stand alone are those of the rows and one more (see `CondensedTeacher.beside`).
+            rows: The teacher's.
+            labels: True classes, [B] int64, each among those that stand alone.
+            switches: Boolean parameters of the divergence that change over a training.
+        """
+        assert self.condensed is not None
+        values = []
+        for temperature in self.temperatures:
+            assert isinstance(temperature, float | int)  # see every_class
+            teacher = CondensedTeacher.beside(student, rows, labels, temperature, bucket=self.bucket)
+            if self.refine is not None:
+                teacher = teacher.with_kept(self.refine(teacher.kept, teacher.labels, teacher.rest))
+            more: dict[str, Any] = {**switches, "temperature": temperature}
+            value = self.condensed(student, teacher, **more)
+            if self.unranked:
+                value = torch.where(rows.unranked, self.condensed(student, teacher, **{**more, **self.unranked}), value)
             values.append(value)
         return functools.reduce(torch.add, values)
 
@@ -119,3 +148,13 @@ class Distillation:
         return acts_on(
             teacher if isinstance(teacher, Tensor) else teacher.at(1.0), labels
         )  # any temperature has the same order
+
+    def refined_of_condensed(self, rows: Rows, labels: Tensor) -> Tensor | None:
+        """Return what `refined_rows` does, without completing the rows; each label must be among their classes."""
+        acts_on = self.acts_on if self.refine is None else wrong
+        if acts_on is None:
+            return None
+        ids = with_first_of_the_rest(rows.ids)
+        alone = torch.searchsorted(ids, rows.ids)
+        teacher = rows.rest_logit(1.0).expand_as(ids).scatter(1, alone, rows.values)
+        return acts_on(teacher, torch.searchsorted(ids, labels[:, None]).squeeze(1))

@@ -5,9 +5,24 @@ Ko, Kim, Chen, Yun: DistiLLM: Towards Streamlined Distillation for Large Languag
 https://arxiv.org/abs/2402.03898
 """
 
-from logitcache.methods._ops import Labels, Logits, PerSample, Share, Temperature, kl, log_probs, mix, squared
+import functools
+from collections.abc import Callable
 
-__all__ = ["jsd", "reverse_kl", "skew_kl", "skew_reverse_kl"]
+from torch import Tensor
+
+from logitcache.methods._ops import Labels, Logits, PerSample, Share, Temperature, log_probs, mix, squared
+from logitcache.methods.condensed import CondensedStudent, CondensedTeacher
+
+__all__ = [
+    "jsd",
+    "jsd_condensed",
+    "reverse_kl",
+    "reverse_kl_condensed",
+    "skew_kl",
+    "skew_kl_condensed",
+    "skew_reverse_kl",
+    "skew_reverse_kl_condensed",
+]
 
 
 def reverse_kl(student: Logits, teacher: Logits, labels: Labels, *, temperature: Temperature = 1.0) -> PerSample:
@@ -28,7 +43,7 @@ def reverse_kl(student: Logits, teacher: Logits, labels: Labels, *, temperature:
         The paper distils language models, at T = 1 and without cross-entropy: preset `language`. The weights and T = 4 are KD's.
     """
     del labels
-    return squared(temperature) * kl(log_probs(student, temperature), log_probs(teacher, temperature))
+    return squared(temperature) * _reverse_kl(log_probs(teacher, temperature), log_probs(student, temperature)).sum(-1)
 
 
 def jsd(
@@ -54,8 +69,7 @@ def jsd(
     """
     del labels
     log_p, log_q = log_probs(teacher, temperature), log_probs(student, temperature)
-    middle = mix(log_q, log_p, skew)
-    return squared(temperature) * (skew * kl(log_q, middle) + (1 - skew) * kl(log_p, middle))
+    return squared(temperature) * _jsd(log_p, log_q, skew=skew).sum(-1)
 
 
 def skew_kl(
@@ -81,7 +95,7 @@ def skew_kl(
     """
     del labels
     log_p, log_q = log_probs(teacher, temperature), log_probs(student, temperature)
-    return squared(temperature) * kl(log_p, mix(log_p, log_q, skew))
+    return squared(temperature) * _skew_kl(log_p, log_q, skew=skew).sum(-1)
 
 
 def skew_reverse_kl(
@@ -106,4 +120,59 @@ def skew_reverse_kl(
     """
     del labels
     log_p, log_q = log_probs(teacher, temperature), log_probs(student, temperature)
-    return squared(temperature) * kl(log_q, mix(log_q, log_p, skew))
+    return squared(temperature) * _skew_reverse_kl(log_p, log_q, skew=skew).sum(-1)
+
+
+def reverse_kl_condensed(
+    student: CondensedStudent, teacher: CondensedTeacher, *, temperature: float = 1.0
+) -> PerSample:
+    """Evaluate `reverse_kl` on condensed rows: [B]."""
+    return _condensed(_reverse_kl, student, teacher, temperature)
+
+
+def jsd_condensed(
+    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.9, temperature: float = 1.0
+) -> PerSample:
+    """Evaluate `jsd` on condensed rows: [B]."""
+    return _condensed(functools.partial(_jsd, skew=skew), student, teacher, temperature)
+
+
+def skew_kl_condensed(
+    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.1, temperature: float = 1.0
+) -> PerSample:
+    """Evaluate `skew_kl` on condensed rows: [B]."""
+    return _condensed(functools.partial(_skew_kl, skew=skew), student, teacher, temperature)
+
+
+def skew_reverse_kl_condensed(
+    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.1, temperature: float = 1.0
+) -> PerSample:
+    """Evaluate `skew_reverse_kl` on condensed rows: [B]."""
+    return _condensed(functools.partial(_skew_reverse_kl, skew=skew), student, teacher, temperature)
+
+
+def _condensed(
+    term: Callable[[Tensor, Tensor], Tensor], student: CondensedStudent, teacher: CondensedTeacher, temperature: float
+) -> PerSample:
+    """Sum a class's term over those that stand alone and, each with its own share of the student, over the rest."""
+    scores = teacher.scores(temperature)
+    total = scores.logsumexp(1, keepdim=True)
+    alone = term((scores - total)[:, :-1], student.log_probs(temperature)[:, :-1]).sum(-1)
+    return temperature**2 * (alone + student.over_rest(term, teacher.level / temperature - total, temperature))
+
+
+def _reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return log_q.exp() * (log_q - log_p)
+
+
+def _jsd(log_p: Tensor, log_q: Tensor, *, skew: float) -> Tensor:
+    middle = mix(log_q, log_p, skew)
+    return skew * log_q.exp() * (log_q - middle) + (1 - skew) * log_p.exp() * (log_p - middle)
+
+
+def _skew_kl(log_p: Tensor, log_q: Tensor, *, skew: float) -> Tensor:
+    return log_p.exp() * (log_p - mix(log_p, log_q, skew))
+
+
+def _skew_reverse_kl(log_p: Tensor, log_q: Tensor, *, skew: float) -> Tensor:
+    return log_q.exp() * (log_q - mix(log_q, log_p, skew))

@@ -5,8 +5,9 @@ https://arxiv.org/abs/2203.08679
 """
 
 from logitcache.methods._ops import Labels, Logits, PerSample, Temperature, apart, binary_kl, squared
+from logitcache.methods.condensed import CondensedStudent, CondensedTeacher
 
-__all__ = ["dkd"]
+__all__ = ["dkd", "dkd_condensed"]
 
 
 def dkd(
@@ -40,9 +41,28 @@ def dkd(
         leaves the target out by subtracting 1000; here it is a logsigmoid and a fill with minus infinity. Equal where
         the release is finite.
     """
-    q_gap, q_others, q_rest = apart(student / temperature, labels)
-    p_gap, p_others, p_rest = apart(teacher / temperature, labels)
+    tckd, nckd, _ = _terms(student / temperature, teacher / temperature, labels)
+    return squared(temperature) * (alpha * tckd + beta * nckd)
+
+
+def dkd_condensed(
+    student: CondensedStudent,
+    teacher: CondensedTeacher,
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+) -> PerSample:
+    """Evaluate `dkd` on condensed rows: [B]."""
+    tckd, nckd, log_p = _terms(student.scores(temperature), teacher.scores(temperature), teacher.labels)
+    nckd = nckd + log_p[:, -1].exp() * teacher.gap(student, temperature)
+    return temperature**2 * (alpha * tckd + beta * nckd)
+
+
+def _terms(student: Logits, teacher: Logits, labels: Labels) -> tuple[PerSample, PerSample, Logits]:
+    """Return TCKD and NCKD, [B] each, and the teacher's log probabilities over the others, [B, C]; of logits divided by T."""
+    q_gap, q_others, q_rest = apart(student, labels)
+    p_gap, p_others, p_rest = apart(teacher, labels)
     log_p, log_q = p_others - p_rest, q_others - q_rest  # over the others alone, [B, C]
     log_ratio = (log_p - log_q).scatter(1, labels[:, None], 0)  # at the target it is -inf - (-inf)
-    nckd = (log_p.exp() * log_ratio).sum(-1)
-    return squared(temperature) * (alpha * binary_kl(p_gap, q_gap) + beta * nckd)
+    return binary_kl(p_gap, q_gap), (log_p.exp() * log_ratio).sum(-1), log_p

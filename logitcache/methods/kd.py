@@ -5,8 +5,9 @@ https://arxiv.org/abs/1503.02531
 """
 
 from logitcache.methods._ops import Labels, Logits, PerSample, Temperature, kl, log_probs, squared
+from logitcache.methods.condensed import CondensedStudent, CondensedTeacher, kl_of_condensed
 
-__all__ = ["kd"]
+__all__ = ["kd", "kd_condensed"]
 
 
 def kd(student: Logits, teacher: Logits, labels: Labels, *, temperature: Temperature = 4.0) -> PerSample:
@@ -25,3 +26,8 @@ def kd(student: Logits, teacher: Logits, labels: Labels, *, temperature: Tempera
     """
     del labels
     return squared(temperature) * kl(log_probs(teacher, temperature), log_probs(student, temperature))
+
+
+def kd_condensed(student: CondensedStudent, teacher: CondensedTeacher, *, temperature: float = 4.0) -> PerSample:
+    """Evaluate `kd` on condensed rows: [B]."""
+    return temperature**2 * kl_of_condensed(student, teacher, temperature)

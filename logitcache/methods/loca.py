@@ -7,12 +7,19 @@ import math
 
 import torch
 
-from logitcache.methods._ops import Labels, Logits, Positive, Share, wrong
+from logitcache.methods._ops import Labels, Logits, Positive, Rest, Share, wrong
 
 __all__ = ["loca"]
 
 
-def loca(teacher: Logits, labels: Labels, *, alpha: Share = 0.95, calibration_temperature: Positive = 4.0) -> Logits:
+def loca(
+    teacher: Logits,
+    labels: Labels,
+    rest: Rest = None,
+    *,
+    alpha: Share = 0.95,
+    calibration_temperature: Positive = 4.0,
+) -> Logits:
     """Lift the label of a row that the teacher gets wrong to the top, and keep the other classes' ratios.
 
         k = argmax p ≠ y,    s = alpha / (1 - p_y + p_k)
@@ -27,6 +34,8 @@ def loca(teacher: Logits, labels: Labels, *, alpha: Share = 0.95, calibration_te
     Args:
         teacher: Scores of the teacher, [B, C].
         labels: True classes, [B].
+        rest: Of further classes, none of which is the label or the largest: the log-sum-exp of their logits divided by a
+            temperature, [B, 1]; None where there are none.
         alpha: How far towards the label, 0 to 1: near 1 it barely wins, near 0 it takes everything.
         calibration_temperature: T at which p is read; that of the divergence, where it has one number for all rows.
 
@@ -40,7 +49,9 @@ def loca(teacher: Logits, labels: Labels, *, alpha: Share = 0.95, calibration_te
     """
     temperature = calibration_temperature
     top = teacher.max(-1, keepdim=True).values / temperature  # z_k / T on a wrong row, [B, 1]
-    rest = (teacher / temperature).scatter(1, labels[:, None], -torch.inf).logsumexp(-1, keepdim=True)
-    lifted = torch.logaddexp(top, rest + math.log1p(-alpha)) - math.log(alpha)
+    others = (teacher / temperature).scatter(1, labels[:, None], -torch.inf).logsumexp(-1, keepdim=True)
+    if rest is not None:
+        others = torch.logaddexp(others, rest(temperature))
+    lifted = torch.logaddexp(top, others + math.log1p(-alpha)) - math.log(alpha)
     edited = teacher.scatter(1, labels[:, None], lifted * temperature)
     return torch.where(wrong(teacher, labels)[:, None], edited, teacher)

@@ -13,12 +13,36 @@ class Rows(Protocol):
     """Logits of which only the largest were kept; completed for the temperature that a loss takes them at.
 
     Attributes:
+        ids: Classes that were kept, ascending, [B, K] int64.
+        values: Their logits, [B, K].
+        classes: C.
         unranked: Rows whose label is not among the largest, [B] bool.
     """
 
     @property
+    def ids(self) -> Tensor:
+        """Classes that were kept."""
+
+    @property
+    def values(self) -> Tensor:
+        """Their logits."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+
+    @property
     def unranked(self) -> Tensor:
         """Rows whose label is not among the largest."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def __getitem__(self, index: Any, /) -> "Rows":
+        """Return some of the rows."""
+
+    def rest_logit(self, temperature: float) -> Tensor:
+        """Return the logit that each class of the rest has, where it is completed evenly for a temperature: [B, 1]."""
 
     def at(self, temperature: float, student: Tensor | None = None) -> Tensor:
         """Complete them: [B, C]; evenly, or as the student divides what is left."""
@@ -41,6 +65,8 @@ class Method:
         paper: Authors, venue, arXiv number.
         divergence: `(student [B, C], teacher [B, C], labels [B], *, ...) -> [B]`, or 0-dim where `couples_batch`; None for
             labels alone. Its keyword-only parameters are the method's.
+        condensed: The same from rows of which only the largest stand alone (`CondensedStudent`, `CondensedTeacher`), with the
+            same parameters; None where it is computed from completed rows.
         source: Released code it was checked against.
         refine: Edit of the teacher's logits by the label: None, "loca" or "swap".
         standardize: Whether both networks' logits are z-scored.
@@ -66,6 +92,7 @@ class Method:
     summary: str
     paper: str
     divergence: Callable[..., Tensor] | None
+    condensed: Callable[..., Tensor] | None = None
     source: str = "-"
     refine: str | None = None
     standardize: bool = False

@@ -109,10 +109,8 @@ class Objective:
             nothing = torch.zeros_like(cross_entropy)
             unknown = nothing * torch.nan
             return Terms(self.ce_weight * cross_entropy, cross_entropy.detach(), nothing, unknown, unknown)
-        switches = {word: progress > share for word, share in self.begins.items()}
-        distillation = (self.translated or self.loss)(student, teacher, labels, **switches).mean()
-        ramp = min(progress / self.warmup, 1.0) if self.warmup else 1.0
-        total = self.ce_weight * cross_entropy + ramp * self.kd_weight * distillation
+        distillation = (self.translated or self.loss)(student, teacher, labels, **self.switches(progress)).mean()
+        total = self.ce_weight * cross_entropy + self.weight_of_kd(progress) * distillation
         refined = _share(self.loss.refined_rows(teacher, labels), cross_entropy)
         unranked = _share(None if isinstance(teacher, Tensor) else teacher.unranked, cross_entropy)
         return Terms(total, cross_entropy.detach(), distillation.detach(), refined, unranked)
@@ -144,10 +142,18 @@ class Objective:
             cross_entropy = _cross_entropy(student, labels, second, self.label_smoothing, self.class_weights)
             terms["ce"] = self.ce_weight * cross_entropy
         if self.loss is not None and teacher is not None and self.kd_weight:
-            switches = {word: progress > share for word, share in self.begins.items()}
+            switches = self.switches(progress)
             for name, part in (self.loss.parts or {"distillation": self.loss}).items():
                 terms[name] = self.kd_weight * part(student, teacher, labels, **switches).mean()
         return gradient_norms(student, terms)
+
+    def switches(self, progress: float) -> dict[str, bool]:
+        """Return the boolean parameters of the term that change over a training."""
+        return {word: progress > share for word, share in self.begins.items()}
+
+    def weight_of_kd(self, progress: float) -> float:
+        """Return the weight of the distillation term."""
+        return self.kd_weight * (min(progress / self.warmup, 1.0) if self.warmup else 1.0)
 
 
 def _cross_entropy(

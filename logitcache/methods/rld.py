@@ -4,6 +4,7 @@ Sun, Wang, Zhu, Lin, Yang, Zhang, Ma: Knowledge Distillation with Refined Logits
 https://arxiv.org/abs/2408.07703
 """
 
+import torch
 from torch import Tensor
 
 from logitcache.methods._ops import (
@@ -17,8 +18,9 @@ from logitcache.methods._ops import (
     masked_kl,
     squared,
 )
+from logitcache.methods.condensed import CondensedStudent, CondensedTeacher
 
-__all__ = ["contradicts", "rld"]
+__all__ = ["contradicts", "rld", "rld_condensed"]
 
 
 def contradicts(teacher: Logits, labels: Labels) -> Tensor:
@@ -71,3 +73,23 @@ def rld(
     drop = teacher >= teacher.gather(1, labels[:, None])
     mcd = squared(temperature) * masked_kl(teacher / temperature, student / temperature, drop)
     return alpha * scd + beta * mcd
+
+
+def rld_condensed(
+    student: CondensedStudent,
+    teacher: CondensedTeacher,
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    confidence_temperature: float = 1.0,
+) -> PerSample:
+    """Evaluate `rld` on condensed rows: [B]."""
+    p_gap, _, _ = apart(teacher.scores(confidence_temperature), teacher.kept.argmax(-1))
+    q_gap, _, _ = apart(student.scores(confidence_temperature), teacher.labels)
+    scd = confidence_temperature**2 * binary_kl(p_gap, q_gap)
+    drop = torch.cat([teacher.kept, teacher.level], 1) >= teacher.kept.gather(1, teacher.labels[:, None])
+    scores = teacher.scores(temperature)
+    mcd = masked_kl(scores, student.scores(temperature), drop)
+    of_rest = (scores[:, -1] - scores.masked_fill(drop, -torch.inf).logsumexp(1)).exp().masked_fill(drop[:, -1], 0)
+    return alpha * scd + beta * temperature**2 * (mcd + of_rest * teacher.gap(student, temperature))

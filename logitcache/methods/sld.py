@@ -3,13 +3,14 @@
 Swapped Logit Distillation via Bi-level Teacher Alignment. Multimedia Systems 31:264, 2025. https://arxiv.org/abs/2504.20108
 """
 
-from logitcache.methods._ops import Labels, Logits, PerSample, Temperature
-from logitcache.methods.kd import kd
+from logitcache.methods._ops import Labels, Logits, PerSample, Rest, Temperature
+from logitcache.methods.condensed import CondensedStudent, CondensedTeacher
+from logitcache.methods.kd import kd, kd_condensed
 
-__all__ = ["sld", "swap"]
+__all__ = ["sld", "sld_condensed", "swap"]
 
 
-def swap(logits: Logits, labels: Labels) -> Logits:
+def swap(logits: Logits, labels: Labels, rest: Rest = None) -> Logits:
     """Exchange the label's logit with the largest one, where another class has it.
 
         swap(z, y): z_y ↔ max z                                  identity where the label is the (first) argmax
@@ -19,10 +20,12 @@ def swap(logits: Logits, labels: Labels) -> Logits:
     Args:
         logits: Scores, [B, C].
         labels: True classes, [B].
+        rest: Not used: no class of the rest is the largest.
 
     Returns:
         [B, C]; the label has the largest logit of every row.
     """
+    del rest
     top = logits.argmax(-1, keepdim=True)
     ranked_first, of_label = logits.gather(1, top), logits.gather(1, labels[:, None])
     return logits.scatter(1, top, of_label).scatter(1, labels[:, None], ranked_first)
@@ -66,4 +69,25 @@ def sld(
     if student_swap:
         swapped = swap(student, labels)
         value = value + kd(student, swapped.detach() if detach else swapped, labels, temperature=temperature)
+    return value
+
+
+def sld_condensed(
+    student: CondensedStudent,
+    teacher: CondensedTeacher,
+    *,
+    student_swap: bool = False,
+    detach: bool = False,
+    temperature: float = 4.0,
+) -> PerSample:
+    """Evaluate `sld` on condensed rows, [B]: there SS is T (q_max - q_y) (s_max - s_y), where T² (1 / T) makes the T."""
+    value = kd_condensed(student, teacher, temperature=temperature)
+    if student_swap:
+        total = student.scores(temperature).logsumexp(1, keepdim=True)
+        largest, of_label = (
+            one / temperature for one in (student.largest, student.kept.gather(1, teacher.labels[:, None]))
+        )
+        gain = (largest - total).exp() - (of_label - total).exp()
+        swapped = (gain.detach() if detach else gain) * (largest - of_label)
+        value = value + temperature**2 * swapped.squeeze(1)
     return value

@@ -13,9 +13,18 @@ from logitcache.methods.atkd import adaptive
 from logitcache.methods.clkd import clkd
 from logitcache.methods.dist import dist
 from logitcache.methods.distillation import Distillation
-from logitcache.methods.distillm import jsd, reverse_kl, skew_kl, skew_reverse_kl
-from logitcache.methods.dkd import dkd
-from logitcache.methods.kd import kd
+from logitcache.methods.distillm import (
+    jsd,
+    jsd_condensed,
+    reverse_kl,
+    reverse_kl_condensed,
+    skew_kl,
+    skew_kl_condensed,
+    skew_reverse_kl,
+    skew_reverse_kl_condensed,
+)
+from logitcache.methods.dkd import dkd, dkd_condensed
+from logitcache.methods.kd import kd, kd_condensed
 from logitcache.methods.ldrld import ldrld
 from logitcache.methods.loca import loca
 from logitcache.methods.lskd import standardize
@@ -24,8 +33,8 @@ from logitcache.methods.mlkd import mlkd
 from logitcache.methods.normkd import by_deviation
 from logitcache.methods.rc import rc
 from logitcache.methods.revision import revision
-from logitcache.methods.rld import contradicts, rld
-from logitcache.methods.sld import sld, swap
+from logitcache.methods.rld import contradicts, rld, rld_condensed
+from logitcache.methods.sld import sld, sld_condensed, swap
 from logitcache.methods.ttm import ttm, wttm
 from logitcache.methods.wsld import wsld
 from logitcache.runtime.plugins import resolve
@@ -46,6 +55,7 @@ METHODS: dict[str, Method] = {
         "A temperature for every row, from its largest z-scored logit.",
         "Adaptive Temperature Based on Logits Correlation, 2025, arXiv 2503.09030",
         kd,
+        condensed=kd_condensed,
         ignores_labels=True,
         source="kei813121/atkd",
         standardize=True,
@@ -86,6 +96,7 @@ METHODS: dict[str, Method] = {
         "Weigh the target and the other classes apart.",
         "Zhao et al., CVPR 2022, arXiv 2203.08679",
         dkd,
+        condensed=dkd_condensed,
         source="megvii-research/mdistiller",
         parts={"TCKD": {"beta": 0.0}, "NCKD": {"alpha": 0.0}},
         warmup=_TWENTY_EPOCHS,
@@ -104,6 +115,7 @@ METHODS: dict[str, Method] = {
         "Compare both with their mixture.",
         "Ko et al., ICML 2024, arXiv 2402.03898",
         jsd,
+        condensed=jsd_condensed,
         ignores_labels=True,
         source="jongwooko/distillm",
         temperature=4.0,
@@ -115,6 +127,7 @@ METHODS: dict[str, Method] = {
         "Match the teacher's softened distribution.",
         "Hinton et al., 2014, arXiv 1503.02531",
         kd,
+        condensed=kd_condensed,
         ignores_labels=True,
         source="megvii-research/mdistiller",
         takes_bucket=True,
@@ -138,6 +151,7 @@ METHODS: dict[str, Method] = {
         "Lift the label of rows that the teacher gets wrong.",
         "LoCa, ECAI 2024, arXiv 2409.04778",
         kd,
+        condensed=kd_condensed,
         ignores_labels=True,
         source="none released",
         takes_bucket=True,
@@ -150,6 +164,7 @@ METHODS: dict[str, Method] = {
         "KD on z-scored logits.",
         "Sun et al., CVPR 2024, arXiv 2403.01427",
         kd,
+        condensed=kd_condensed,
         ignores_labels=True,
         source="sunshangquan/logit-standardization-KD",
         standardize=True,
@@ -179,6 +194,7 @@ METHODS: dict[str, Method] = {
         "A temperature for every row of each network, from its deviation.",
         "NormKD, 2023, arXiv 2308.00520",
         kd,
+        condensed=kd_condensed,
         ignores_labels=True,
         source="gizi1/NormKD",
         temperature="deviation",
@@ -198,6 +214,7 @@ METHODS: dict[str, Method] = {
         "Put the student where the teacher has mass.",
         "Gu et al., ICLR 2024, arXiv 2306.08543",
         reverse_kl,
+        condensed=reverse_kl_condensed,
         ignores_labels=True,
         source="jongwooko/distillm",
         temperature=4.0,
@@ -223,6 +240,7 @@ METHODS: dict[str, Method] = {
         "Put the teacher's confidence on the true class; learn class relations only below it.",
         "Sun et al., ICCV 2025, arXiv 2408.07703",
         rld,
+        condensed=rld_condensed,
         source="zju-SWJ/RLD @d54578f",
         parts={"SCD": {"beta": 0.0}, "MCD": {"alpha": 0.0}},
         warmup=_TWENTY_EPOCHS,
@@ -261,6 +279,7 @@ METHODS: dict[str, Method] = {
         "KL with some of the teacher mixed into the student.",
         "Ko et al., ICML 2024, arXiv 2402.03898",
         skew_kl,
+        condensed=skew_kl_condensed,
         ignores_labels=True,
         source="jongwooko/distillm",
         temperature=4.0,
@@ -272,6 +291,7 @@ METHODS: dict[str, Method] = {
         "Reverse KL with some of the student mixed into the teacher.",
         "Ko et al., ICML 2024, arXiv 2402.03898",
         skew_reverse_kl,
+        condensed=skew_reverse_kl_condensed,
         ignores_labels=True,
         source="jongwooko/distillm",
         temperature=4.0,
@@ -283,6 +303,7 @@ METHODS: dict[str, Method] = {
         "Swap label and winner where teacher, later student, is wrong; six temperatures.",
         "Multimedia Systems 31:264, 2025, arXiv 2504.20108",
         sld,
+        condensed=sld_condensed,
         source="StephenEkaputra/Swapped-Logit-Distillation @f035ede",
         takes_bucket=True,
         refine="swap",
@@ -300,6 +321,7 @@ METHODS: dict[str, Method] = {
         "KD without labels, from a teacher whose wrong rows are swapped.",
         "as re-run by Sun et al., ICCV 2025",
         kd,
+        condensed=kd_condensed,
         ignores_labels=True,
         source="zju-SWJ/RLD",
         takes_bucket=True,

@@ -1,0 +1,280 @@
+"""Rows of many classes, condensed: some classes stand alone, and of the others only what a divergence needs is known.
+
+A chunk of a student's rows is summed up without a second matrix of its size: for each temperature the log-sum-exp of the rest, the mean
+of the rest's logits, its largest. What a method makes of these is differentiated with respect to them, and their derivatives are known:
+
+    ∂ logsumexp_rest(s / T) / ∂ s_i = softmax_rest(s / T)_i / T,        ∂ mean_rest(s) / ∂ s_i = 1 / n
+
+so that the gradient with respect to the logits is written over the logits. Values and gradients are those of the completed rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from logitcache.methods._ops import PerSample, kl
+from logitcache.methods.method import Rows
+
+__all__ = ["CondensedStudent", "CondensedTeacher", "Rooms", "kl_of_condensed", "with_first_of_the_rest"]
+
+_BLOCK = 1 << 22  # elements of a block of rows on which a function is differentiated element by element
+
+
+class Rooms:
+    """Memory for the matrices of a chunk, which every chunk uses again: new memory costs more than the arithmetic on it."""
+
+    def __init__(self, rows: int, classes: int, device: torch.device) -> None:
+        """Describe them: [rows, classes] each, allocated when they are first asked for."""
+        self._shape, self._device, self._held = (rows, classes), device, dict[tuple[str, torch.dtype], Tensor]()
+
+    def take(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
+        """Return the first rows of one, with whatever was in it last."""
+        if (name, dtype) not in self._held:
+            self._held[name, dtype] = torch.empty(self._shape, dtype=dtype, device=self._device)
+        return self._held[name, dtype][:rows]
+
+
+class CondensedStudent:
+    """A chunk of the student's rows, R of them, with M classes that stand alone.
+
+    Attributes:
+        ids: Classes that stand alone, ascending, [R, M] int64.
+        kept: Their logits, [R, M].
+        count: Number of the other classes, n.
+        predicted: Class of the largest logit, the first where several have it, [R] int64.
+    """
+
+    def __init__(
+        self, logits: Tensor, ids: Tensor, rooms: Rooms, *, top_stands_alone: bool, with_gradient: bool
+    ) -> None:
+        """Condense logits.
+
+        Args:
+            logits: [R, C] float32 or wider; overwritten.
+            ids: Classes that stand alone, ascending, [R, M]; at most C - 1 of them, or C - 2 if one more follows.
+            rooms: Memory for matrices of this size.
+            top_stands_alone: Whether the largest of the other classes stands alone too.
+            with_gradient: Whether `gradient` will be asked for.
+        """
+        kept = logits.gather(1, ids)
+        logits.scatter_(1, ids, -torch.inf)
+        top, top_ids = logits.max(1, keepdim=True)
+        if top_stands_alone:
+            ids, order = torch.cat([ids, top_ids], 1).sort(1)
+            kept = torch.cat([kept, top], 1).gather(1, order)
+            logits.scatter_(1, top_ids, -torch.inf)
+            top, top_ids = logits.max(1, keepdim=True)
+        self.ids, self.kept, self.count = ids, kept.requires_grad_(with_gradient), logits.shape[1] - ids.shape[1]
+        self._logits, self._rooms, self._with_gradient = logits, rooms, with_gradient
+        self._top, self._top_ids = top.clone().requires_grad_(with_gradient), top_ids
+        best, self._place = kept.detach().max(1, keepdim=True)
+        best_ids = ids.gather(1, self._place)
+        self._rest_wins = (top > best) | ((top == best) & (top_ids < best_ids))
+        self.predicted = torch.where(self._rest_wins, top_ids, best_ids).squeeze(1)
+        self._sums: dict[
+            float, tuple[Tensor, Tensor]
+        ] = {}  # by temperature: log-sum-exp, and its sum before the logarithm
+        self._held: float | None = None  # temperature whose exponentials are in the room "exponentials"
+        self._mean: Tensor | None = None
+        self._slopes: list[tuple[Tensor, Tensor]] = []  # a sum over the rest, and its derivatives by the logits
+
+    def rest(self, temperature: float) -> Tensor:
+        """Return the log-sum-exp of the other classes' logits, divided by a temperature, [R, 1]."""
+        if temperature not in self._sums:
+            total = self._exponentials(temperature, self._room("exponentials")).sum(1, keepdim=True)
+            self._held = temperature
+            value = (total.log() + self._top.detach() / temperature).requires_grad_(self._with_gradient)
+            self._sums[temperature] = value, total
+        return self._sums[temperature][0]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean logit of the other classes, [R, 1]."""
+        if self._mean is None:
+            self._logits.scatter_(1, self.ids, 0)
+            self._mean = (self._logits.sum(1, keepdim=True) / self.count).requires_grad_(self._with_gradient)
+            self._logits.scatter_(1, self.ids, -torch.inf)
+        return self._mean
+
+    @property
+    def largest(self) -> Tensor:
+        """Largest logit of the whole row, that of `predicted`, [R, 1]."""
+        return torch.where(self._rest_wins, self._top, self.kept.gather(1, self._place))
+
+    def scores(self, temperature: float) -> Tensor:
+        """Return logits divided by a temperature, the other classes as one last column, [R, M + 1]."""
+        return torch.cat([self.kept / temperature, self.rest(temperature)], 1)
+
+    def log_probs(self, temperature: float) -> Tensor:
+        """Return log probabilities at a temperature, the other classes as one last column, [R, M + 1]."""
+        return self.scores(temperature).log_softmax(1)
+
+    def over_rest(self, function: Callable[[Tensor, Tensor], Tensor], log_p: Tensor, temperature: float) -> PerSample:
+        """Sum a function of both probabilities over the other classes, each of which has the same one for the teacher.
+
+        Args:
+            function: `(log p, log q)`, element by element; finite, with a finite derivative, at finite arguments.
+            log_p: The teacher's log probability of each of these classes, [R, 1].
+            temperature: Of the student's probabilities.
+
+        Returns:
+            [R].
+        """
+        total = self.scores(temperature).logsumexp(1, keepdim=True)
+        rows, classes = self._logits.shape
+        sums = total.new_empty(rows, requires_grad=False)
+        slopes = self._room(f"slopes {len(self._slopes)}")
+        block = max(1, _BLOCK // classes)
+        for at in (slice(first, first + block) for first in range(0, rows, block)):
+            with torch.no_grad():
+                log_q = (self._logits[at] / temperature).sub_(total[at]).scatter_(1, self.ids[at], 0)
+            log_q.requires_grad_(self._with_gradient)
+            value = function(log_p[at].detach(), log_q).scatter(1, self.ids[at], 0).sum(1)
+            sums[at] = value.detach()
+            if self._with_gradient:
+                slopes[at] = torch.autograd.grad(value.sum(), log_q)[0]
+        if not self._with_gradient:
+            return sums
+        sums.requires_grad_()
+        self._slopes.append((sums, slopes.div_(temperature)))
+        through_total = slopes.sum(1) * temperature  # log q = s / T - total
+        return sums - through_total * (total - total.detach()).squeeze(1)
+
+    def gradient(self, value: Tensor) -> Tensor:
+        """Differentiate a value with respect to the logits, [R, C]; they are overwritten, and nothing can be asked after it.
+
+        Args:
+            value: 0-dim, computed from what this object returned.
+        """
+        temperatures = list(self._sums)
+        means = [] if self._mean is None else [self._mean]
+        leaves = [
+            self.kept,
+            self._top,
+            *(one for one, _ in self._sums.values()),
+            *means,
+            *(one for one, _ in self._slopes),
+        ]
+        of_kept, of_top, *others = torch.autograd.grad(value, leaves, allow_unused=True)
+        of_sums = {t: one for t, one in zip(temperatures, others, strict=False) if one is not None}
+        of_mean = others[len(temperatures)] if means else None
+        of_slopes = others[len(temperatures) + len(means) :]
+        constant = None if of_mean is None else of_mean / self.count
+        out: Tensor | None = None
+        for left, temperature in reversed(tuple(enumerate(sorted(of_sums, key=lambda one: one == self._held)))):
+            room = "exponentials" if out is None else "more exponentials"
+            if temperature == self._held:  # comes first
+                terms = self._room(room)
+            else:
+                terms = self._exponentials(temperature, self._room(room) if left or out is None else self._logits)
+            factor = of_sums[temperature] / (temperature * self._sums[temperature][1])
+            if out is not None:
+                out.addcmul_(terms, factor)
+            else:
+                out = terms.mul_(factor) if constant is None else torch.addcmul(constant, terms, factor, out=terms)
+        if out is None:
+            out = self._logits.copy_(torch.zeros((), dtype=self._logits.dtype) if constant is None else constant)
+        for (_, slopes), of_one in zip(self._slopes, of_slopes, strict=True):
+            if of_one is not None:
+                out.addcmul_(slopes, of_one[:, None])
+        if of_top is not None:
+            out.scatter_add_(1, self._top_ids, of_top)
+        return out.scatter_(1, self.ids, torch.zeros_like(self.kept) if of_kept is None else of_kept)
+
+    def _exponentials(self, temperature: float, out: Tensor) -> Tensor:
+        """Write e^((s - max) / T) of the other classes over a matrix, 0 where a class stands alone."""
+        torch.sub(self._logits, self._top.detach(), out=out)
+        return (out if temperature == 1 else out.div_(temperature)).exp_()
+
+    def _room(self, name: str) -> Tensor:
+        return self._rooms.take(name, len(self._logits), self._logits.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class CondensedTeacher:
+    """The teacher's rows beside a student's, condensed in the same way, as completed for one temperature.
+
+    Attributes:
+        kept: Logits of the classes that stand alone, [R, M].
+        labels: Column of the label among them, [R] int64.
+        level: Logit of each of the other classes, [R, 1]; with a bucket, how far their logits are above the student's.
+        rest: Function that returns the log-sum-exp of the other classes' logits divided by a temperature, [R, 1].
+        count: Number of the other classes.
+        bucket: Whether their mass is divided as the student divides it, so that they count as one class; else evenly.
+    """
+
+    kept: Tensor
+    labels: Tensor
+    level: Tensor
+    rest: Callable[[float], Tensor]
+    count: int
+    bucket: bool
+
+    @classmethod
+    def beside(
+        cls, student: CondensedStudent, rows: Rows, labels: Tensor, temperature: float, *, bucket: bool
+    ) -> "CondensedTeacher":
+        """Condense rows of the largest as a student's rows were, completed for a temperature.
+
+        Args:
+            student: Whose classes that stand alone are those of the rows and one more: the first of the rest, or with a bucket
+                the student's largest.
+            rows: [R].
+            labels: Classes, [R] int64; each among those that stand alone.
+            temperature: Of the softmax that will be taken.
+            bucket: Whether the mass of the rest is divided as the student divides it.
+        """
+        dtype, alone = student.kept.dtype, torch.searchsorted(student.ids, rows.ids)
+        level = more = rows.rest_logit(temperature).to(dtype)
+        others = student.kept.new_tensor(rows.classes - rows.ids.shape[1])
+        if bucket:
+            own = (
+                student.kept.detach().scatter(1, alone, 0).sum(1, keepdim=True)
+            )  # the student's logit of the class more
+            total = torch.logaddexp(own / temperature, student.rest(temperature).detach())
+            level = level + temperature * (others.log() - total)
+            more = level + own
+        kept = more.expand_as(student.ids).scatter(1, alone, rows.values.to(dtype))
+        place = torch.searchsorted(student.ids, labels[:, None]).squeeze(1)
+
+        def rest(at: float) -> Tensor:
+            return level / at + (student.rest(at).detach() if bucket else (others - 1).log())
+
+        return cls(kept, place, level, rest, student.count, bucket)
+
+    def with_kept(self, kept: Tensor) -> "CondensedTeacher":
+        """Return the same rows with other logits where a class stands alone."""
+        return replace(self, kept=kept)
+
+    def scores(self, temperature: float) -> Tensor:
+        """Return logits divided by a temperature, the other classes as one last column, [R, M + 1]."""
+        return torch.cat([self.kept / temperature, self.rest(temperature)], 1)
+
+    def log_probs(self, temperature: float) -> Tensor:
+        """Return log probabilities at a temperature, the other classes as one last column, [R, M + 1]."""
+        return self.scores(temperature).log_softmax(1)
+
+    def gap(self, student: CondensedStudent, temperature: float) -> PerSample:
+        """Return KL(p || q) among the other classes, both renormalised there, [R]: 0 with a bucket."""
+        if self.bucket:
+            return torch.zeros_like(self.level).squeeze(1)
+        each = self.rest(temperature) - self.level / temperature  # log n
+        return (student.rest(temperature) - each - student.mean / temperature).squeeze(1)
+
+
+def kl_of_condensed(student: CondensedStudent, teacher: CondensedTeacher, temperature: float) -> PerSample:
+    """KL(p || q) over all classes at a temperature, [R]: over those that stand alone and the rest as one, and within the rest."""
+    log_p = teacher.log_probs(temperature)
+    return kl(log_p, student.log_probs(temperature)) + log_p[:, -1].exp() * teacher.gap(student, temperature)
+
+
+def with_first_of_the_rest(ids: Tensor) -> Tensor:
+    """Add the lowest class that is not named to ascending ids, [R, M]: [R, M + 1], ascending.
+
+    Where the rest is completed evenly, no other of it comes before this one in an order of logits and then of classes.
+    """
+    named = ids == torch.arange(ids.shape[1], device=ids.device)
+    first = named.long().cumprod(1).sum(1, keepdim=True)
+    return torch.cat([ids, first], 1).sort(1).values
