@@ -172,8 +172,12 @@ def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillat
 
 def _only(whole: Distillation, turned_off: Mapping[str, Any]) -> Distillation:
     """Return one of the terms that a loss is the sum of: the loss with the others turned off."""
-    unranked = whole.unranked and functools.partial(whole.unranked, **turned_off)
-    return replace(whole, divergence=functools.partial(whole.divergence, **turned_off), unranked=unranked)
+    return replace(
+        whole,
+        divergence=functools.partial(whole.divergence, **turned_off),
+        unranked={**whole.unranked, **turned_off} if whole.unranked else {},
+        condensed=functools.partial(whole.condensed, **turned_off) if whole.condensed else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)
