@@ -14,7 +14,8 @@ from logitcache.data.images.sets import ArrayImages, FolderImages, MappedImages,
 from logitcache.data.images.sources import NAMED_DATA, SPLITS, open_arrays
 from logitcache.data.protocol import Modality, Samples, whole_of
 from logitcache.data.text.modality import TEXT
-from logitcache.data.text.sources import TEXT_KINDS, open_text
+from logitcache.data.text.reading import TEXT_KINDS
+from logitcache.data.text.sources import open_text
 from logitcache.errors import InputError, explain_foreign_errors, unknown_name
 from logitcache.runtime.plugins import resolve
 

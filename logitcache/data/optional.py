@@ -19,7 +19,10 @@ __all__ = [
     "divided",
     "facts_of",
     "for_training",
+    "usual_batch",
 ]
+
+_USUAL_BATCH = 256
 
 
 def arranged(
@@ -75,6 +78,11 @@ def for_training(modality: Modality, inputs: Any, samples: Any, sequence_length:
     if sequence_length is not None:
         raise InputError(f"--sequence-length is for text, and the data is {modality.name}: leave it out")
     return inputs
+
+
+def usual_batch(modality: Modality) -> int:
+    """Return how many samples a teacher is given at a time where nobody says it."""
+    return int(getattr(modality, "usual_batch", _USUAL_BATCH))
 
 
 def facts_of(samples: Any) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from logitcache.data import Inputs, Modality, Samples, modality_of, offsets_of, whole_of
 from logitcache.data.exclusion import excluded_of, leave_out
-from logitcache.data.optional import facts_of
+from logitcache.data.optional import facts_of, usual_batch
 from logitcache.data.protocol import Ids, Renderer
 from logitcache.dump.samples import choose_samples, recorded_exclusions
 from logitcache.dump.settings import DumpSettings
@@ -89,7 +89,7 @@ def prepare(
     teacher: str | nn.Module | Sequence[str | nn.Module], data: Any, out: str | Path, settings: DumpSettings
 ) -> Job:
     """Open data and teacher, and decide what the cache will be; writes nothing. Raises what `dump_logits` raises."""
-    shown, reasons = choose_samples(data, out, settings)
+    shown, reasons = choose_samples(data, teacher, out, settings)
     modality = modality_of(shown)
     if settings.test_time_views not in modality.test_time_views:
         raise unknown_name("test-time views", settings.test_time_views, modality.test_time_views)
@@ -162,7 +162,8 @@ def _manifest(
     # Caches that an earlier version began on a GPU do not record how float32 products are rounded.
     forward |= {name: x for name, x in float32_settings(device).items() if begun is None or name in begun.forward}
     rows, width = len(samples.labels), widest_bytes(encoding.columns(len(samples.classes)))
-    batch_size = settings.batch_size if isinstance(settings.batch_size, int) else begun.batch_size if begun else 256
+    usual = begun.batch_size if begun else usual_batch(modality)
+    batch_size = settings.batch_size if isinstance(settings.batch_size, int) else usual
     found = Manifest(
         samples=len(samples),
         classes=samples.classes,
@@ -284,7 +285,8 @@ def _with_weights(modality: Modality, teacher: str | nn.Module, classes: int, we
         raise InputError(
             f"teacher {teacher} has no weights, so its logits would be noise. Name them with --teacher-weights FILE."
         )
-    if isinstance(teacher, str) and not weights and not _is_same(network, modality.network(teacher, classes, None)):
+    built_anew = isinstance(teacher, str) and not weights and not getattr(network.module, "pretrained", False)
+    if built_anew and not _is_same(network, modality.network(teacher, classes, None)):
         raise InputError(
             f"teacher {teacher} has other weights each time it is built: random ones, at least in part. Load its weights in the factory, "
             "or name them with --teacher-weights FILE."

@@ -17,6 +17,7 @@ from logitcache.data.exclusion import (
     unreadable_of,
 )
 from logitcache.data.open import refuse_orientation
+from logitcache.data.text.reading import TEXT_OPTIONS, choose_text_reading, refuse_text_options
 from logitcache.dump.settings import DumpSettings
 from logitcache.errors import InputError, LogitCacheError
 from logitcache.runtime.progress import OnProgress, Progress
@@ -28,7 +29,7 @@ _AT_ONCE = 32  # samples that a worker reads between two reports of progress
 _LOG = logging.getLogger(__name__)
 
 
-def choose_samples(data: Any, out: str | Path, settings: DumpSettings) -> tuple[Any, dict[int, str]]:
+def choose_samples(data: Any, teacher: Any, out: str | Path, settings: DumpSettings) -> tuple[Any, dict[int, str]]:
     """Open a data set, or the stretch of it that is asked for, without the samples that are left out.
 
     These are the samples that `exclude` names, those that a cache which was begun leaves out already, and with `skip_unreadable`
@@ -36,6 +37,7 @@ def choose_samples(data: Any, out: str | Path, settings: DumpSettings) -> tuple[
 
     Args:
         data: As `dump_logits` takes it.
+        teacher: As `dump_logits` takes it; its tokenizer makes tokens of text.
         out: Path of the cache.
         settings: Settings of the dump.
 
@@ -47,10 +49,19 @@ def choose_samples(data: Any, out: str | Path, settings: DumpSettings) -> tuple[
     """
     begun = _begun(out)
     recorded = [] if begun is None else list(begun.manifest.excluded)
+    given = {name: getattr(settings, name) for name in TEXT_OPTIONS}
+    text = choose_text_reading(data, teacher, settings.tokenizer, given)
     reading = reading_beside(
-        begun, settings.exclude, tolerant=settings.skip_unreadable, exif_orientation=settings.exif_orientation
+        begun,
+        settings.exclude,
+        tolerant=settings.skip_unreadable,
+        exif_orientation=settings.exif_orientation,
+        text=text,
     )
     opened = as_samples(data, reading=reading)
+    refuse_text_options(opened, given | {"tokenizer": settings.tokenizer})
+    for note in getattr(opened, "notes", ()):
+        _LOG.info("%s", note)
     if settings.skip_unreadable or settings.check_data:
         _refuse_unskippable(opened)
     if settings.exif_orientation:

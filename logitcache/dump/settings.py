@@ -128,6 +128,49 @@ class SampleSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class TextSettings(Settings):
+    """How text becomes contexts of tokens, of which each target is a row."""
+
+    sequence_length: int | None = option(
+        None,
+        metavar="TOKENS",
+        minimum=2,
+        shown="the longest document, for text",
+        help="Most tokens that the teacher reads at a time.",
+    )
+    too_long: str | None = option(
+        None,
+        metavar="split|cut|drop",
+        shown="split, for text",
+        help="What is done with documents of more tokens: split into several, cut after the first, or dropped.",
+    )
+    pack: str | None = option(
+        None,
+        metavar="none|stream",
+        shown="none, for text",
+        help="Whether the teacher reads each document alone (none), or all of them as one stream cut into windows (stream).",
+    )
+    rows: str | None = option(
+        None,
+        metavar="completion|all",
+        shown="completion, for text",
+        help="Tokens to store logits for: the answers of prompts and chats, and every token of plain text (completion), or all.",
+    )
+    documents_by: str | None = option(
+        None,
+        metavar="file|blank-line",
+        shown="file, for text",
+        help="Where a document of a text file ends: with the file, or at a blank line.",
+    )
+    tokenizer: str | None = option(
+        None,
+        metavar="hf:PATH",
+        shown="that of the teacher, for text",
+        help="Tokenizer that makes tokens of text, if it is not the teacher's.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EncodingSettings(Settings):
     """How logits are stored."""
 
@@ -197,11 +240,12 @@ class InputSettings(Settings):
 class DumpExecution(Settings):
     """Batches, numerics and devices."""
 
-    batch_size: int | str = option(
-        256,
+    batch_size: int | str | None = option(
+        None,
         form="rows",
-        metavar="ROWS|auto",
-        help="Rows per forward pass of the teacher. With auto, as many as fit on a GPU, and 256 on a CPU.",
+        metavar="SAMPLES|auto",
+        shown="256 images, or 8 documents",
+        help="Samples per forward pass of the teacher. With auto, as many as fit on a GPU.",
     )
     amp: bool = option(
         False, help="Run the teacher in bfloat16 under automatic mixed precision; part of the cache's identity."
@@ -244,7 +288,9 @@ class DumpExecution(Settings):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class DumpSettings(TeacherSettings, ViewSettings, SampleSettings, EncodingSettings, InputSettings, DumpExecution):
+class DumpSettings(
+    TeacherSettings, ViewSettings, SampleSettings, TextSettings, EncodingSettings, InputSettings, DumpExecution
+):
     """All settings of a dump but the teacher, the data and the cache; reusable for any number of dumps.
 
     The fields are the keyword arguments of `dump_logits` and the options of `logitcache dump`, where each is described.
@@ -263,13 +309,14 @@ class DumpRequest(Settings):
     teacher: "str | nn.Module | Sequence[str | nn.Module]" = option(
         form="one-or-more",
         metavar="NAME",
-        help="Teacher network: a CIFAR network (resnet56, wrn-40-2, ...), torchvision:NAME, timm:NAME or package.module:factory. Several "
-        "teachers run in one pass; on the command line, repeat the option.",
+        help="Teacher network: a CIFAR network (resnet56, wrn-40-2, ...), torchvision:NAME, timm:NAME or package.module:factory; for "
+        "text hf:PATH, a folder or name of transformers, or hf:FILE.gguf. Several teachers run in one pass; on the command line, repeat "
+        "the option.",
     )
     data: Any = option(
         metavar="SPEC",
         help="Data set: fashion-mnist-mini, cifar10, cifar100, fashion-mnist (each also :test), imagefolder:PATH, arrays:FILE.npz or "
-        "package.module:factory.",
+        "package.module:factory; text as tokens:FILE.npz, text:PATH, jsonl:PATH or parquet:PATH.",
     )
     out: str | Path = option(
         metavar="PATH",

@@ -14,7 +14,8 @@ from logitcache.data.text.documents import FACTS, Documents, Stretch
 from logitcache.data.text.packing import best_fit
 from logitcache.data.text.rendering import TextInputs, TextRenderer, TextView
 from logitcache.errors import FormatVersionError, InputError, unknown_name
-from logitcache.models import Network, load_network, logits_of
+from logitcache.models import Network, logits_of
+from logitcache.models.language.load import load_language_network
 from logitcache.store import Cache, rows_of
 
 __all__ = ["TEXT", "Text", "documents_of"]
@@ -28,6 +29,7 @@ class Text:
     name, unit, shown, headline = "text", "documents", "tokens", "perplexity"
     software: tuple[str, ...] = ()
     test_time_views: tuple[str, ...] = ("none",)
+    usual_batch = 8
 
     def make_views(self, recipe: str, count: int, seed: int) -> tuple[TextView, ...]:
         """Return the only view that text has.
@@ -173,7 +175,7 @@ class Text:
 
     def network(self, spec: Any, classes: int, weights: str | None) -> Network:
         """Build a network by name and load its weights."""
-        return load_network(spec, classes, weights)
+        return load_language_network(spec, classes, weights)
 
     def part(self, samples: Documents, first: int, last: int) -> Stretch:
         """Return a stretch of the contexts."""

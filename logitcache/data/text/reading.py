@@ -4,11 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from logitcache.data.text.documents import Documents
 from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import InputError, unknown_name
+from logitcache.models.language.tokenizer import load_tokenizer
 from logitcache.store import Manifest
 
-__all__ = ["TextReading", "text_reading_of"]
+__all__ = ["TEXT_KINDS", "TEXT_OPTIONS", "TextReading", "choose_text_reading", "refuse_text_options", "text_reading_of"]
+
+TEXT_KINDS = ("tokens", "text", "jsonl", "parquet")  # of data sets by name, before the colon
+TEXT_OPTIONS = ("sequence_length", "too_long", "pack", "rows", "documents_by")
 
 _CHOICES = {
     "too_long": ("split", "cut", "drop"),
@@ -66,6 +71,53 @@ class TextReading:
     ) -> "TextReading":
         """Read what `to_json` wrote, for text that is read again."""
         return cls(**entry, tokenizer=tokenizer, vocabulary=vocabulary)
+
+
+def choose_text_reading(data: Any, teacher: Any, tokenizer: str | None, given: Mapping[str, Any]) -> TextReading | None:
+    """Choose how a data set is read, if it is text.
+
+    Args:
+        data: The data set, as `as_samples` takes it.
+        teacher: The teacher; one by name, `hf:PATH`, brings its tokenizer.
+        tokenizer: Name of another tokenizer, `hf:PATH`.
+        given: Fields of `TextReading`; those that are None are left at their defaults.
+
+    Returns:
+        How it is read; None where neither teacher nor data nor options speak of text.
+
+    Raises:
+        UnknownNameError: No such choice.
+        InputError: A number out of range, or a tokenizer that cannot be loaded.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None}
+    first = teacher[0] if isinstance(teacher, list | tuple) and teacher else teacher
+    source = tokenizer or (first if isinstance(first, str) and first.startswith("hf:") else None)
+    kind = data.partition(":")[0] if isinstance(data, str) else ""
+    if not chosen and source is None and kind not in TEXT_KINDS:
+        return None
+    found = None
+    if source is not None:
+        try:
+            found = Tokenizer(load_tokenizer(source), f"the tokenizer of {source}")
+        except InputError:
+            if tokenizer is not None or kind != "tokens":  # which may say itself how many ids there are
+                raise
+    return TextReading(**chosen, tokenizer=found)
+
+
+def refuse_text_options(samples: Any, given: Mapping[str, Any]) -> None:
+    """Refuse options for text beside data of another kind.
+
+    Args:
+        samples: The data set.
+        given: Options by name; those that are None were not given.
+
+    Raises:
+        InputError: One was given, and the data is no text.
+    """
+    named = [name for name, value in given.items() if value is not None]
+    if named and not isinstance(samples, Documents):
+        raise InputError(f"--{named[0].replace('_', '-')} is for text, and this data set is none: leave it out")
 
 
 def text_reading_of(manifest: Manifest) -> TextReading | None:

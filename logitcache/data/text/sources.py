@@ -20,9 +20,8 @@ from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import InputError
 from logitcache.runtime.wording import counted
 
-__all__ = ["TEXT_KINDS", "Entry", "open_text", "read_documents"]
+__all__ = ["Entry", "open_text", "read_documents"]
 
-TEXT_KINDS = ("tokens", "text", "jsonl", "parquet")
 _NAME_LENGTH = 26  # place of that number in the header of a file in a zip archive
 _AT_ONCE = 512  # documents that are tokenized together
 _FORMS = "`text`, `prompt` and `completion`, or `messages`"
@@ -108,7 +107,7 @@ def read_documents(entries: Iterable[Entry], reading: TextReading, name: str) ->
     every = list(tokenized())
     if not every:
         raise InputError(f"{name} has no documents")
-    facts: dict[str, Any] = {"tokenizer": tokenizer.facts()}
+    facts: dict[str, Any] = {"tokenizer": tokenizer.facts.to_json()}
     if all(text_bytes) and reading.too_long == "split":  # of a chat, and of what is not used, there is no text
         facts["bytes"] = sum(text_bytes)
     targets = None
@@ -202,7 +201,7 @@ def _open_tokens(path: Path, reading: TextReading) -> Documents:
         raise InputError(
             f"{path} does not say how many ids there are: add a number `vocabulary` to it, or name a teacher hf:PATH"
         )
-    facts = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.facts()}
+    facts = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.facts.to_json()}
     try:
         whole = Documents(arrays["tokens"], arrays["documents"], vocabulary, arrays.get("targets"))
         if len(empty := np.flatnonzero(whole.lengths == 0)):

@@ -1,19 +1,17 @@
-"""A tokenizer of transformers, as reading text needs it: ids of many texts at once, and digests that tell whether it is the same."""
+"""A tokenizer of transformers, as reading text needs it: ids of many texts at once, and which of them are answers."""
 
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.errors import InputError, first_line
+from logitcache.models.language.tokenizer import TokenizerFacts, tokenizer_facts
 
-__all__ = ["Tokenizer", "load_tokenizer"]
+__all__ = ["Tokenizer"]
 
 _GENERATION = "{% generation"  # what marks the answers in a chat template; `{%-` is read as it
 
@@ -41,7 +39,7 @@ class Tokenizer:
 
     def __len__(self) -> int:
         """Return the number of ids that exist, added tokens included."""
-        return len(self.wrapped)
+        return self.facts.vocabulary
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """Return the ids of each text, [L]; without special tokens."""
@@ -59,34 +57,15 @@ class Tokenizer:
         ]
 
     @property
-    def special_ids(self) -> dict[str, int]:
-        """Ids of the special tokens that it has: `bos`, `eos`, `pad`, `unk`."""
-        found = {name: getattr(self.wrapped, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk")}
-        return {name: int(number) for name, number in found.items() if number is not None}
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """Digest of vocabulary with ids, merges, added tokens, and how text is divided and normalised."""
-        entry = json.loads(self.wrapped.backend_tokenizer.to_str())
-        for setting in ("padding", "truncation"):  # of a call, not of the tokenizer
-            entry.pop(setting, None)
-        return _hashed(json.dumps(entry, sort_keys=True))
-
-    @property
     def chat_template(self) -> str | None:
         """The template that makes text of a chat; None: it has none."""
         found = getattr(self.wrapped, "chat_template", None)
         return found if isinstance(found, str) else None
 
-    def facts(self) -> dict[str, Any]:
-        """Return what a manifest records: digests of the tokenizer and its chat template, and how many ids exist."""
-        template = self.chat_template
-        return {
-            "digest": self.digest,
-            "ids": len(self),
-            "special": self.special_ids,
-            "chat_template": None if template is None else _hashed(template),
-        }
+    @functools.cached_property
+    def facts(self) -> TokenizerFacts:
+        """What identifies it: digests of vocabulary and chat template, and the number of ids that exist."""
+        return tokenizer_facts(self.wrapped)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return the ids of a chat, [L], and which of them the assistant says, [L].
@@ -113,30 +92,8 @@ class Tokenizer:
         return np.array(found["input_ids"], np.int64), np.array(found["assistant_masks"], np.bool_)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Load the tokenizer of a local folder, or one that transformers finds by its name.
-
-    Raises:
-        InputError: transformers is missing, or finds none.
-    """
-    try:
-        from transformers import AutoTokenizer  # noqa: PLC0415  (an extra)
-    except ImportError as error:
-        raise InputError("reading text needs the package transformers: pip install 'logitcache[lm]'") from error
-    try:
-        return Tokenizer(AutoTokenizer.from_pretrained(str(path)), f"the tokenizer of {path}")
-    except InputError:
-        raise
-    except Exception as error:  # a dozen kinds, from files that are missing to those of another version
-        raise InputError(f"there is no tokenizer that can be loaded in {path} ({first_line(error)})") from error
-
-
 def _marks_answers(template: str) -> bool:
     return _GENERATION.replace(" ", "") in template.replace(" ", "").replace("{%-", "{%").replace("{%+", "{%")
-
-
-def _hashed(text: str) -> str:
-    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @contextmanager
