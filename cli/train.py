@@ -34,7 +34,7 @@ def train(ctx: typer.Context, cache: CacheArgument = None, config: ConfigOption 
 
     Example: logitcache train fashion.zarr --method rld --student resnet8 --epochs 6 --sched cosine
     """
-    given = {"cache": cache, **read_options(ctx, TrainRequest, TrainSettings)}
+    given, taken_up = {"cache": cache, **read_options(ctx, TrainRequest, TrainSettings)}, dict[str, Any]()
     if given["resume"]:
         if given["out"] is None:
             raise typer.BadParameter("which run? Name its folder with --out RUN.", param_hint="--resume")
@@ -44,7 +44,8 @@ def train(ctx: typer.Context, cache: CacheArgument = None, config: ConfigOption 
         if not (run / "run.json").exists():
             raise InputError(f"{run} holds no run to resume. Leave out --resume to begin one.")
         recorded = read_run(run)["settings"]
-        given |= {name: recorded[name] for name in given if name in recorded and _left_alone(ctx, name)}
+        taken_up = {name: recorded[name] for name in given if name in recorded and _left_alone(ctx, name)}
+        given |= taken_up
     if given["student"] is None:
         raise typer.BadParameter("which network? Name it with --student NAME.", param_hint="--student")
     if given["cache"] is None and not (given["method"] == "ce" and given["data"]):
@@ -55,8 +56,10 @@ def train(ctx: typer.Context, cache: CacheArgument = None, config: ConfigOption 
     from logitcache.train.train import train_student
 
     leads = this_one_leads()
+    needed = {"cache", "student"}
+    said = {name: given[name] for name in given if name in {*needed, *taken_up} or not _left_alone(ctx, name)}
     with show_progress(quiet=not leads) as display, stopping("step") as asked:
-        result = train_student(**given, callbacks=_Shown(display), should_stop=asked)
+        result = train_student(**said, callbacks=_Shown(display), should_stop=asked)
     if not leads:
         return
     line = [f"{result.path}: {given['method']}, {given['student']}"]

@@ -19,7 +19,9 @@ __all__ = [
     "divided",
     "facts_of",
     "for_training",
+    "measured_besides",
     "usual_batch",
+    "usual_training",
 ]
 
 _USUAL_BATCH = 256
@@ -78,6 +80,25 @@ def for_training(modality: Modality, inputs: Any, samples: Any, sequence_length:
     if sequence_length is not None:
         raise InputError(f"--sequence-length is for text, and the data is {modality.name}: leave it out")
     return inputs
+
+
+def measured_besides(modality: Modality, samples: Any, loss: float, rows: int) -> Mapping[str, float]:
+    """Return further metrics of an evaluation.
+
+    Args:
+        modality: Kind of the data.
+        samples: The data set.
+        loss: Mean cross-entropy in nats.
+        rows: Number of rows.
+    """
+    found = getattr(modality, "measured_besides", None)
+    return {} if found is None else found(samples, loss, rows)
+
+
+def usual_training(modality: Modality, student: Any) -> Mapping[str, Any]:
+    """Return settings of a training that are usual for a kind of data; none where the defaults are meant for it."""
+    found = getattr(modality, "usual_training", None)
+    return {} if found is None else found(student)
 
 
 def usual_batch(modality: Modality) -> int:

@@ -134,6 +134,7 @@ METHODS: dict[str, Method] = {
         ce_weight=0.1,
         kd_weight=0.9,
         presets={
+            "language": _LANGUAGE,
             "imagenet-resnet34-resnet18": {"temperature": 1.0, "ce_weight": 1.0, "kd_weight": 0.5},
             "imagenet-resnet50-mobilenetv1": {"temperature": 1.0, "ce_weight": 0.5, "kd_weight": 0.5},
         },
@@ -159,6 +160,7 @@ METHODS: dict[str, Method] = {
         ce_weight=0.1,
         kd_weight=0.9,
         about=loca,
+        presets={"language": _LANGUAGE},
     ),
     "lskd": Method(
         "KD on z-scored logits.",
@@ -328,6 +330,7 @@ METHODS: dict[str, Method] = {
         refine="swap",
         ce_weight=0.0,
         about=swap,
+        presets={"language": _LANGUAGE},
     ),
     "ttm": Method(
         "Soften the teacher alone.",

@@ -1,8 +1,8 @@
 """How good is a network on labelled data."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from logitcache.data import Ids, Inputs, Samples, View, kept_of, modality_of
+from logitcache.data.optional import measured_besides, usual_batch
 from logitcache.data.protocol import Renderer
 from logitcache.errors import InputError, StoppedError
 from logitcache.models import evaluating
@@ -20,11 +21,11 @@ from logitcache.train.replicas import Replicas
 
 __all__ = ["Evaluation", "Subject", "evaluate"]
 
-_BATCH = 256
 _BINS = 15
 _TOP = 5
 
-Predict = Callable[[nn.Module, Any, Tensor | None], Tensor]  # network, input, which outputs are rows -> [R, C] float32
+# Network, input, which outputs are rows -> their logits, [r, C] float32 each.
+Predict = Callable[[nn.Module, Any, Tensor | None], Iterable[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Evaluation:
         predictions: Class of the largest logit of each row, [R] int64.
         top5: Share of rows whose label is among the five largest logits; None where there are five classes or fewer, or the data is
             not judged by its accuracy.
+        others: What the kind of data is measured by besides, as `perplexity`.
     """
 
     accuracy: float
@@ -47,11 +49,12 @@ class Evaluation:
     rows: Ids
     predictions: NDArray[np.int64]
     top5: float | None
+    others: Mapping[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Return what an epoch records."""
         top5 = {} if self.top5 is None else {"test_top5_accuracy": self.top5}
-        return {"test_accuracy": self.accuracy, **top5, "test_loss": self.loss, "test_ece": self.ece}
+        return {"test_accuracy": self.accuracy, **top5, "test_loss": self.loss, "test_ece": self.ece, **self.others}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ def evaluate(
     Args:
         module: The network, on `device`.
         subject: The data.
-        predict: Runs the network on a batch as training does (`Stepper.predict`).
+        predict: Runs the network on a batch as training does (`Stepper.rows`).
         device: Device of the network.
         replicas: The processes that share the work.
         ids: Sample ids to evaluate on, ascending, [B]. Defaults to all that are not left out.
@@ -100,9 +103,8 @@ def evaluate(
     """
     samples, modality = subject.samples, modality_of(subject.samples)
     chosen = kept_of(samples) if ids is None else ids
-    batches = [chosen[start : start + _BATCH] for start in range(0, len(chosen), _BATCH)][
-        replicas.rank :: replicas.world
-    ]
+    size = usual_batch(modality)
+    batches = [chosen[start : start + size] for start in range(0, len(chosen), size)][replicas.rank :: replicas.world]
     ranked = modality.headline == ACCURACY.name and len(samples.classes) > _TOP
     # Loss; rows whose label is among the largest logits; of each bin, correct rows less their confidence.
     sums = torch.zeros(2 + _BINS, dtype=torch.float64, device=device)
@@ -113,17 +115,18 @@ def evaluate(
     with evaluating(module), torch.no_grad():
         for batch in subject.renderer.batches(subject.view, batches):
             targets = modality.row_labels(samples, subject.view, batch.samples)
-            mask = batch.kept(targets, 0)
-            labels, keep = targets.labels.to(device), None if mask is None else mask.to(device)
-            logits = predict(module, subject.inputs.on(batch.inputs[0], device), keep)
-            sums[0] += F.cross_entropy(logits, labels, reduction="sum").double()
-            confidence, predicted = logits.softmax(1).max(1)
-            gap = (predicted == labels).double() - confidence.double()
-            if ranked:
-                sums[1] += logits.topk(_TOP).indices.eq(labels[:, None]).sum()
-            sums[2:].index_add_(0, (confidence * _BINS).nan_to_num().long().clamp_max(_BINS - 1), gap)
+            mask, left = batch.kept(targets, 0), targets.labels.to(device)
+            keep = None if mask is None else mask.to(device)
+            for logits in predict(module, subject.inputs.on(batch.inputs[0], device), keep):
+                labels, left = left[: len(logits)], left[len(logits) :]
+                sums[0] += F.cross_entropy(logits, labels, reduction="sum").double()
+                confidence, predicted = logits.softmax(1).max(1)
+                gap = (predicted == labels).double() - confidence.double()
+                if ranked:
+                    sums[1] += logits.topk(_TOP).indices.eq(labels[:, None]).sum()
+                sums[2:].index_add_(0, (confidence * _BINS).nan_to_num().long().clamp_max(_BINS - 1), gap)
+                predictions.append(predicted)
             rows.append(targets.ids)
-            predictions.append(predicted)
             if replicas.world == 1 and len(rows) < len(batches) and should_stop():
                 raise StoppedError("the evaluation was stopped as asked")
     mine = (_joined(rows), _joined([one.cpu().numpy() for one in predictions]))
@@ -138,7 +141,8 @@ def evaluate(
             "--warmup-epochs."
         )
     top5 = hits / len(found) if ranked else None
-    return Evaluation(accuracy, loss / len(found), ece / len(found), found, said, top5)
+    others = measured_besides(modality, samples, loss / len(found), len(found))
+    return Evaluation(accuracy, loss / len(found), ece / len(found), found, said, top5, others)
 
 
 def _joined(parts: Any) -> NDArray[np.int64]:

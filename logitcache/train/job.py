@@ -30,6 +30,7 @@ from logitcache.data.exclusion import (
 )
 from logitcache.data.open import refuse_orientation
 from logitcache.data.optional import for_training
+from logitcache.data.text.reading import text_reading_like
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.methods import METHODS, Objective, make_objective, method_name
 from logitcache.models import Network
@@ -99,10 +100,10 @@ def prepare(cache: str | Path | Cache | None, student: str | nn.Module, settings
         network = modality.network(student, len(samples.classes), settings.student_weights)
     given = {name: getattr(settings, name) for name in ("mean", "std", "image_size", "crop_pct")}
     inputs = modality.choose_inputs(samples, views[0], given, network.preprocessing, recorded)
-    inputs = for_training(modality, inputs, samples)
+    inputs = for_training(modality, inputs, samples, settings.sequence_length)
     spec = opened.manifest.data["spec"] if opened and settings.data is None else settings.data
     named = str(spec) if isinstance(spec, str | Path) and str(spec) else None
-    test = _test_samples(settings.test_data, spec, samples)
+    test = _test_samples(settings.test_data, spec, samples, opened)
     window = _window(opened, settings.memory_budget, len(shown[0])) if opened else None
     objective = _weighted(objective, name, settings, samples, device)
     return Job(opened, name, objective, samples, test, shown, network, inputs, device, named, window)
@@ -259,13 +260,15 @@ def _labelled(settings: TrainSettings) -> Any:
     return samples
 
 
-def _test_samples(test_data: Any, data: Any, samples: Samples) -> Any:
+def _test_samples(test_data: Any, data: Any, samples: Samples, cache: Cache | None) -> Any:
     if test_data is None and isinstance(data, str):
         test_data = held_out_split(data)
     if test_data is None:
         return None
     turned = getattr(whole_of(samples)[0], "exif_orientation", False)
-    test, known = as_samples(test_data, samples.classes, reading=Reading(exif_orientation=turned)), samples.classes
+    teacher = None if cache is None else cache.manifest.teachers[0]["name"]
+    reading = Reading(exif_orientation=turned, text=text_reading_like(samples, test_data, teacher))
+    test, known = as_samples(test_data, samples.classes, reading=reading), samples.classes
     if (ours := modality_of(samples).name) != (theirs := modality_of(test).name):
         raise CacheMismatchError(f"the training data is {ours} and the test data {theirs}: give the same kind.")
     if len(test.classes) > len(known) or tuple(test.classes) != tuple(known[: len(test.classes)]):

@@ -58,6 +58,7 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15  # between the dropout seeds of two processes
 
 _RESULTS = (  # of the last epoch, in the results of a run
     *("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_top5_accuracy", "test_loss", "test_ece"),
+    *("perplexity", "bits_per_byte"),
     *("ema_test_accuracy", "ema_test_top5_accuracy", "ema_test_loss"),
 )
 
@@ -335,7 +336,7 @@ class Loop:
         measure = functools.partial(
             evaluate,
             subject=self.test,
-            predict=self.stepper.predict,
+            predict=self.stepper.rows,
             device=self.device,
             replicas=self.replicas,
             should_stop=self.callbacks.should_stop,
@@ -356,7 +357,7 @@ class Loop:
         count = min(_AGREEMENT_SAMPLES, len(self.kept))
         ids, view = self.kept[np.arange(count) * len(self.kept) // count], self.job.epoch_views[0][0]
         subject = Subject(self.samples, view, self.inputs, self._renderer(self.samples, [self.inputs]))
-        student = evaluate(self.model, subject, self.stepper.predict, self.device, self.replicas, ids=ids)
+        student = evaluate(self.model, subject, self.stepper.rows, self.device, self.replicas, ids=ids)
         teacher = self.replicas.from_leader(lambda: self._predicted(cache, view, student.rows))
         return {"teacher_agreement": float((student.predictions == teacher).mean()), "agreement_rows": len(teacher)}
 

@@ -80,7 +80,7 @@ def learning_rate(settings: Training, epoch: int, step: int, steps: int) -> floa
     warmup, epochs = settings.warmup_epochs, settings.epochs
     if settings.sched == "onecycle":
         return _one_cycle(highest, epoch * steps + step, epochs * steps)
-    if epoch < warmup:
+    if epoch + step / steps < warmup:
         return highest * (epoch * steps + step + 1) / (warmup * steps)
     if settings.sched == "cosine":
         share = (epoch - warmup + step / steps) / max(epochs - warmup, 1)

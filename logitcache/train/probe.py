@@ -161,7 +161,7 @@ def _run(
         rows = modality.row_labels(samples, view, ids)
         mask = shown.kept(rows, 0)
         keep = None if mask is None else to_device(padded(mask, count), device)
-        logits = stepper.predict(student, inputs.on(padded(shown.inputs[0], count), device), keep)
+        logits = torch.cat(list(stepper.rows(student, inputs.on(padded(shown.inputs[0], count), device), keep)))
     expected = count if keep is None else int(keep.sum())
     if len(logits) != expected:
         raise InputError(

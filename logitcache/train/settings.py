@@ -340,7 +340,16 @@ class Schedule(Settings):
         metavar="step|cosine|onecycle",
         help="Learning rate schedule: step falls at milestones, cosine falls to 0, and onecycle is torch's OneCycleLR.",
     )
-    warmup_epochs: int = option(0, minimum=0, help="Number of epochs over which the learning rate grows linearly.")
+    warmup_epochs: float = option(
+        0, minimum=0, help="Number of epochs, or part of one, over which the learning rate grows linearly."
+    )
+    sequence_length: int | None = option(
+        None,
+        metavar="TOKENS",
+        minimum=2,
+        shown="that of the dump, for text",
+        help="Tokens of the sequences that documents are packed into for the student.",
+    )
     decay_milestones: Sequence[int] | None = option(
         None,
         form="integers",

@@ -6,7 +6,7 @@ that couples the rows of a batch couples those of a part.)
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,8 +18,9 @@ from torch.optim.swa_utils import AveragedModel
 from logitcache.data import Samples, modality_of
 from logitcache.encoding import TopKRows
 from logitcache.errors import InputError
-from logitcache.methods import Objective, SecondLabels
+from logitcache.methods import Objective, SecondLabels, Terms, linear_loss
 from logitcache.models import explain_forward_errors, float_dtype
+from logitcache.models.language.head import Head, HiddenStates
 from logitcache.runtime.device import compile_function
 from logitcache.runtime.tensors import call_network, channels_last, in_dtype
 from logitcache.train.optimize import make_optimizer
@@ -27,6 +28,9 @@ from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
 
 __all__ = ["SUMS", "MicroBatch", "Stepper"]
+
+_STUDENT = "the student"
+_MEASURED_ROWS = 256  # of whose logits the pull of each term is measured, where those of all rows never exist
 
 SUMS = ("loss", "ce", "kd", "train_accuracy", "teacher_agreement", "refined_rows", "unranked_rows")
 
@@ -147,7 +151,7 @@ class Stepper:
             return self._replicated.no_sync()
         return contextlib.nullcontext()
 
-    def predict(self, network: Callable[..., Any], inputs: Any, keep: Tensor | None) -> Tensor:
+    def rows(self, network: Callable[..., Any], inputs: Any, keep: Tensor | None) -> Iterator[Tensor]:
         """Run a student, this one or its running mean, as training runs it: with its autocast and memory format.
 
         Args:
@@ -155,41 +159,76 @@ class Stepper:
             inputs: The student's input, on the device.
             keep: Mask of the outputs that are rows.
 
-        Returns:
-            The logits of the rows, [R, C] float32.
+        Yields:
+            The logits of some rows, in order, [r, C] float32: of all, or where they are many of a few hundred at a time.
 
         Raises:
             InputError: The student returns no logits.
         """
-        with torch.autocast(self._device.type, self._dtype, enabled=self._autocast):
-            inputs = in_dtype(inputs, self._weights_dtype)
-            with explain_forward_errors("the student", inputs):
-                output = call_network(network, channels_last(inputs) if self._channels_last else inputs)
-            chunks = list(self._modality.rows(output, keep, classes=self._classes, label="the student"))
-        logits = (chunks[0] if len(chunks) == 1 else torch.cat(chunks)).float()
-        if logits.shape[1] != self._classes:
-            raise InputError(
-                f"the student must return logits [B, {self._classes}], one for each class of the data, found a tensor "
-                f"{list(logits.shape)}: give it as many outputs, or let it return its logits first"
-            )
-        return logits
+        yield from self._logits(self._answer(network, inputs), keep)
+
+    def _logits(self, output: Any, keep: Tensor | None) -> Iterator[Tensor]:
+        """Yield the logits of what a network answered, as `rows`."""
+        chunks = iter(self._modality.rows(output, keep, classes=self._classes, label=_STUDENT))
+        while True:
+            with self._precision():
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            if chunk.shape[1] != self._classes:
+                raise InputError(
+                    f"the student must return logits [B, {self._classes}], one for each class of the data, found a tensor "
+                    f"{list(chunk.shape)}: give it as many outputs, or let it return its logits first"
+                )
+            yield chunk.float()
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Compute under the training's autocast."""
+        return torch.autocast(self._device.type, self._dtype, enabled=self._autocast)
+
+    def _answer(self, network: Callable[..., Any], inputs: Any) -> Any:
+        """Return what a network answers: logits, or hidden states and their head."""
+        inputs = in_dtype(inputs, self._weights_dtype)
+        with self._precision(), explain_forward_errors(_STUDENT, inputs):
+            return call_network(network, channels_last(inputs) if self._channels_last else inputs)
 
     def _forward(self, batch: MicroBatch, progress: float) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate the objective in one view: its value, its terms to be summed, and shares to be averaged, over views."""
-        logits = self.predict(self._run, batch.inputs, batch.keep)
-        if self.norms is None:
-            self.norms = self._objective.gradient_norms(logits, batch.teacher, batch.labels, progress, batch.second)
+        output = self._answer(self._run, batch.inputs)
+        if isinstance(output, HiddenStates) and batch.keep is not None:
+            return self._from_hidden(output.states[batch.keep], output.head, batch, progress)
+        chunks = list(self._logits(output, batch.keep))
+        logits = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+        self._measure(logits, batch, progress)
         terms = self._objective(logits, batch.teacher, batch.labels, progress, batch.second)
         predicted = logits.detach().argmax(1)
         right = (predicted == batch.labels).float().mean()
         agreed = torch.full_like(right, torch.nan)
         if batch.teacher is not None:
             agreed = (predicted == _top(batch.teacher)).float().mean()
-        return (
-            terms.total,
-            torch.stack([terms.total.detach(), terms.ce, terms.kd]),
-            torch.stack([right, agreed, terms.refined, terms.unranked]),
-        )
+        return _summed(terms, right, agreed)
+
+    def _from_hidden(
+        self, hidden: Tensor, head: Head, batch: MicroBatch, progress: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate the objective from the hidden states of the rows, [R, H], as `_forward`, without the logits of all of them."""
+        if self.norms is None:
+            some = slice(0, _MEASURED_ROWS)
+            with torch.no_grad(), self._precision():
+                logits = head(hidden[some])[:, : self._classes]
+            teacher = None if batch.teacher is None else batch.teacher[some]
+            self._measure(logits, batch._replace(teacher=teacher, labels=batch.labels[some]), progress)
+        with self._precision():
+            terms = linear_loss(
+                self._objective, hidden, head, batch.teacher, batch.labels, classes=self._classes, progress=progress
+            )
+        count = max(terms.rows, 1)
+        return _summed(terms, terms.right / count, terms.agreed / count)
+
+    def _measure(self, logits: Tensor, batch: MicroBatch, progress: float) -> None:
+        """Keep how strongly each term pulls on the logits of the first batch."""
+        if self.norms is None:
+            self.norms = self._objective.gradient_norms(logits, batch.teacher, batch.labels, progress, batch.second)
 
     def state(self) -> dict[str, Any]:
         """Return what goes on from step to step."""
@@ -206,6 +245,16 @@ class Stepper:
             self._scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+
+
+def _summed(terms: Terms, right: Tensor, agreed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `Stepper._forward` returns."""
+    sums = torch.stack([terms.total.detach(), terms.ce, terms.kd])
+    return (
+        terms.total,
+        sums,
+        torch.stack([one.to(sums.dtype) for one in (right, agreed, terms.refined, terms.unranked)]),
+    )
 
 
 def _top(teacher: Tensor | TopKRows) -> Tensor:

@@ -40,6 +40,7 @@ from logitcache.train.probe import refuse_unfit_student
 from logitcache.train.replicas import Replicas, join_replicas
 from logitcache.train.settings import TrainRequest, TrainSettings
 from logitcache.train.step import Stepper
+from logitcache.train.usual import with_usual
 
 __all__ = ["RunResult", "train_student"]
 
@@ -114,6 +115,7 @@ def train_student(
             "--extend is for a run that is trained on: give it with --resume, --out RUN and more --epochs than the run had"
         )
     told = combine_callbacks(callbacks, on_progress=on_progress, on_epoch=on_epoch, should_stop=should_stop)
+    chosen = with_usual(cache, student, chosen, options)
     job = prepare(cache, student, chosen)
     model, replicas = job.network.module.to(job.device), join_replicas(job.device)
     with (

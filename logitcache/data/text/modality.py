@@ -1,5 +1,6 @@
 """Text as a modality: a sample is a context of tokens, a row one target token."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,29 @@ class Text:
     software: tuple[str, ...] = ()
     test_time_views: tuple[str, ...] = ("none",)
     usual_batch = 8
+
+    def usual_training(self, student: Any) -> dict[str, Any]:
+        """Return what students of text are usually trained with: AdamW, cosine, and a smaller rate where they come with weights."""
+        comes_with_weights = isinstance(student, str) and student.startswith("hf:")
+        return {
+            "opt": "adamw",
+            "lr": 2e-5 if comes_with_weights else 5e-4,
+            "betas": (0.9, 0.95),
+            "weight_decay": 0.01,
+            "norm_weight_decay": 0.0,
+            "sched": "cosine",
+            "clip_grad": 1.0,
+            "epochs": 3,
+            "batch_size": 8,
+        }
+
+    def measured_besides(self, samples: Documents, loss: float, rows: int) -> dict[str, float]:
+        """Return the perplexity, and bits per byte where the bytes of the text are known and all tokens but the first have rows."""
+        found = {"perplexity": math.exp(min(loss, 700.0))}
+        text_bytes = samples.facts.get("bytes")
+        if text_bytes and rows == len(samples.labels) == len(samples.tokens) - np.count_nonzero(samples.lengths):
+            found["bits_per_byte"] = loss * rows / math.log(2) / text_bytes
+        return found
 
     def make_views(self, recipe: str, count: int, seed: int) -> tuple[TextView, ...]:
         """Return the only view that text has.

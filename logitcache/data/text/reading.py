@@ -6,11 +6,19 @@ from typing import Any
 
 from logitcache.data.text.documents import Documents
 from logitcache.data.text.tokenizer import Tokenizer
-from logitcache.errors import InputError, unknown_name
+from logitcache.errors import CacheMismatchError, InputError, unknown_name
 from logitcache.models.language.tokenizer import load_tokenizer
 from logitcache.store import Manifest
 
-__all__ = ["TEXT_KINDS", "TEXT_OPTIONS", "TextReading", "choose_text_reading", "refuse_text_options", "text_reading_of"]
+__all__ = [
+    "TEXT_KINDS",
+    "TEXT_OPTIONS",
+    "TextReading",
+    "choose_text_reading",
+    "refuse_text_options",
+    "text_reading_like",
+    "text_reading_of",
+]
 
 TEXT_KINDS = ("tokens", "text", "jsonl", "parquet")  # of data sets by name, before the colon
 TEXT_OPTIONS = ("sequence_length", "too_long", "pack", "rows", "documents_by")
@@ -124,3 +132,35 @@ def text_reading_of(manifest: Manifest) -> TextReading | None:
     """Return how the text of a cache was read, without its tokenizer; None where no such thing is recorded."""
     entry = manifest.data.get("reading")
     return None if entry is None else TextReading.from_json(entry, vocabulary=len(manifest.classes))
+
+
+def text_reading_like(samples: Any, data: Any, teacher: str | None) -> TextReading | None:
+    """Return how to read other text as some was read: into contexts of the same length, with the same tokenizer.
+
+    Args:
+        samples: The data set that was read.
+        data: Name of the other, which may need a tokenizer.
+        teacher: Name of the teacher, whose tokenizer it is.
+
+    Returns:
+        None where the data set is no text.
+
+    Raises:
+        CacheMismatchError: The tokenizer is another one by now.
+        InputError: It cannot be loaded.
+    """
+    whole = getattr(samples, "whole", samples)
+    if not isinstance(whole, Documents):
+        return None
+    entry = whole.facts.get("reading", {"sequence_length": whole.sequence_length})
+    kind = data.partition(":")[0] if isinstance(data, str) else ""
+    if kind not in TEXT_KINDS or kind == "tokens" or teacher is None or not teacher.startswith("hf:"):
+        return TextReading.from_json(entry, vocabulary=whole.vocabulary)
+    found = Tokenizer(load_tokenizer(teacher), f"the tokenizer of {teacher}")
+    recorded = whole.facts.get("tokenizer", {}).get("digest")
+    if recorded not in (None, found.facts.digest):
+        raise CacheMismatchError(
+            f"the tokenizer of {teacher} is another one than the cache was made with (digest {found.facts.digest[:12]}, then "
+            f"{recorded[:12]}): its ids would mean other tokens. Restore it, or give tokens:FILE.npz."
+        )
+    return TextReading.from_json(entry, tokenizer=found, vocabulary=whole.vocabulary)
