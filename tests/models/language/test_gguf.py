@@ -91,8 +91,7 @@ def logits(spec):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_a_model_written_as_gguf_comes_back_with_the_same_logits(tmp_path, architecture, tied):
-    theta = {"rope_parameters": {"rope_type": "default", "rope_theta": 20000.0}}
-    model = small.model(architecture, tie_word_embeddings=tied, **theta)
+    model = small.model(architecture, tie_word_embeddings=tied, rope_theta=20000.0)
     path = write(tmp_path / "model.gguf", model, architecture=architecture)
     assert torch.equal(logits(f"hf:{path}"), model(TOKENS).logits)
     torch.manual_seed(3)

@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -60,6 +62,9 @@ def test_weights_of_a_trained_student_are_saved_and_loaded_again(folder, tmp_pat
     assert not trained.module.pretrained
     assert torch.equal(logits(again), logits(trained))
     assert again.module.head.weight is again.module.model.get_input_embeddings().weight
+    copy = deepcopy(load_language_network(spec, small.VOCABULARY).module)  # as an average of weights is made
+    copy.load_state_dict(trained.module.state_dict())
+    assert hash_weights(copy.state_dict()) == hash_weights(trained.module.state_dict())
     with_head = load_file(file) | {"lm_head.weight": trained.module.head.weight.detach().clone()}
     save_file(with_head, file)  # as torch's own checkpoints have it
     assert torch.equal(logits(load_language_network(spec, small.VOCABULARY, str(file))), logits(trained))
