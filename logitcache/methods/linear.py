@@ -19,7 +19,7 @@ from logitcache.methods.condensed import CondensedStudent, Rooms, with_first_of_
 from logitcache.methods.method import MethodLike, Rows
 from logitcache.methods.objective import Objective, Terms, make_objective
 
-__all__ = ["Head", "LinearTerms", "TeacherRows", "linear_loss"]
+__all__ = ["Head", "LinearTerms", "TeacherLogits", "linear_loss"]
 
 IGNORED = -100
 
@@ -51,7 +51,7 @@ class Head(Protocol):
         """Largest size of a logit."""
 
 
-TeacherRows = Tensor | Rows | Callable[[Tensor], Tensor | Rows]
+TeacherLogits = Tensor | Rows | Callable[[Tensor], Tensor | Rows]
 """The teacher's logits [R, C]; rows of which the largest were kept; or a function that takes positions [r] int64 and returns such rows."""
 
 
@@ -74,7 +74,7 @@ def linear_loss(
     method: Objective | MethodLike,
     hidden: Tensor,
     head: Head | Tensor,
-    teacher: TeacherRows | None,
+    teacher: TeacherLogits | None,
     labels: Tensor,
     *,
     bias: Tensor | None = None,
@@ -97,7 +97,7 @@ def linear_loss(
         method: An objective of `make_objective`, or a method with the weights of its paper (see `find_method`).
         hidden: [R, H]; half precision is projected as it is, and everything after that is computed in float32.
         head: The last layer, or its weight alone, [V', H].
-        teacher: The teacher's rows in the order of `hidden` (see `TeacherRows`); None where labels alone are learned.
+        teacher: The teacher's rows in the order of `hidden` (see `TeacherLogits`); None where labels alone are learned.
         labels: Class of each row, [R] int64; rows with -100 do not count, and are not projected.
         bias: Of the last layer, [V'], where `head` is a weight.
         classes: C: columns of the layer beyond it get no probability and no gradient. None: the teacher's, or all columns.
@@ -149,7 +149,7 @@ class _Layer(NamedTuple):
 def _refuse_misfits(
     hidden: Tensor,
     layer: _Layer,
-    teacher: TeacherRows | None,
+    teacher: TeacherLogits | None,
     labels: Tensor,
     classes: int,
     known: int | None,
@@ -198,7 +198,7 @@ class _Task:
 
     objective: Objective
     layer: _Layer
-    teacher: TeacherRows | None
+    teacher: TeacherLogits | None
     labels: Tensor
     positions: Tensor
     classes: int
