@@ -53,19 +53,22 @@ def alternating_seconds(runs: Mapping[str, Callable[[], object]], rounds: int) -
 
 
 def alternating_times(
-    runs: Mapping[str, Callable[[], object]], rounds: int, before: Callable[[], object] = int
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    before: Callable[[], object] = int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time each in turn, `rounds` times after one round of warming up; all times of each, in seconds, without what comes before each."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
             before()
-            started = time.perf_counter()
+            started = clock()
             run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if turn:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
     return times
 
 

@@ -4,7 +4,7 @@ from logitcache.methods.balance import describe_norms, drowned_terms, gradient_n
 from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, get_loss, parameters_of
 from logitcache.methods.describe import Description, describe, spell
 from logitcache.methods.distillation import Distillation
-from logitcache.methods.linear import Head, LinearTerms, TeacherRows, linear_loss
+from logitcache.methods.linear import Head, LinearTerms, TeacherLogits, linear_loss
 from logitcache.methods.method import LossFunction, Method, MethodLike, TemperatureChoice
 from logitcache.methods.objective import Objective, SecondLabels, Terms, make_objective
 from logitcache.methods.table import METHODS, find_method, method_name
@@ -22,7 +22,7 @@ __all__ = [
     "MethodLike",
     "Objective",
     "SecondLabels",
-    "TeacherRows",
+    "TeacherLogits",
     "TemperatureChoice",
     "Terms",
     "describe",

@@ -8,6 +8,7 @@ of the rest's logits, its largest. What a method makes of these is differentiate
 so that the gradient with respect to the logits is written over the logits. Values and gradients are those of the completed rows.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -228,19 +229,19 @@ class CondensedTeacher:
         """
         dtype, alone = student.kept.dtype, torch.searchsorted(student.ids, rows.ids)
         level = more = rows.rest_logit(temperature).to(dtype)
-        others = student.kept.new_tensor(rows.classes - rows.ids.shape[1])
+        others = rows.classes - rows.ids.shape[1]
         if bucket:
             own = (
                 student.kept.detach().scatter(1, alone, 0).sum(1, keepdim=True)
             )  # the student's logit of the class more
             total = torch.logaddexp(own / temperature, student.rest(temperature).detach())
-            level = level + temperature * (others.log() - total)
+            level = level + temperature * (math.log(others) - total)
             more = level + own
         kept = more.expand_as(student.ids).scatter(1, alone, rows.values.to(dtype))
         place = torch.searchsorted(student.ids, labels[:, None]).squeeze(1)
 
         def rest(at: float) -> Tensor:
-            return level / at + (student.rest(at).detach() if bucket else (others - 1).log())
+            return level / at + (student.rest(at).detach() if bucket else math.log(others - 1))
 
         return cls(kept, place, level, rest, student.count, bucket)
 

@@ -19,7 +19,7 @@ from logitcache.methods.condensed import CondensedStudent, Rooms, with_first_of_
 from logitcache.methods.method import MethodLike, Rows
 from logitcache.methods.objective import Objective, Terms, make_objective
 
-__all__ = ["Head", "LinearTerms", "TeacherRows", "linear_loss"]
+__all__ = ["Head", "LinearTerms", "TeacherLogits", "linear_loss"]
 
 IGNORED = -100
 
@@ -51,7 +51,7 @@ class Head(Protocol):
         """Largest size of a logit."""
 
 
-TeacherRows = Tensor | Rows | Callable[[Tensor], Tensor | Rows]
+TeacherLogits = Tensor | Rows | Callable[[Tensor], Tensor | Rows]
 """The teacher's logits [R, C]; rows of which the largest were kept; or a function that takes positions [r] int64 and returns such rows."""
 
 
@@ -74,7 +74,7 @@ def linear_loss(
     method: Objective | MethodLike,
     hidden: Tensor,
     head: Head | Tensor,
-    teacher: TeacherRows | None,
+    teacher: TeacherLogits | None,
     labels: Tensor,
     *,
     bias: Tensor | None = None,
@@ -97,7 +97,7 @@ def linear_loss(
         method: An objective of `make_objective`, or a method with the weights of its paper (see `find_method`).
         hidden: [R, H]; half precision is projected as it is, and everything after that is computed in float32.
         head: The last layer, or its weight alone, [V', H].
-        teacher: The teacher's rows in the order of `hidden` (see `TeacherRows`); None where labels alone are learned.
+        teacher: The teacher's rows in the order of `hidden` (see `TeacherLogits`); None where labels alone are learned.
         labels: Class of each row, [R] int64; rows with -100 do not count, and are not projected.
         bias: Of the last layer, [V'], where `head` is a weight.
         classes: C: columns of the layer beyond it get no probability and no gradient. None: the teacher's, or all columns.
@@ -118,7 +118,10 @@ def linear_loss(
     classes = classes or known or len(layer.weight)
     _refuse_misfits(hidden, layer, teacher, labels, classes, known, chunk_rows)
     positions = (labels != IGNORED).nonzero().squeeze(1)
-    task = _Task(objective, layer, teacher, labels, positions, classes, progress, chunk_rows)
+    named = None  # asked once where it can be: on a GPU every answer waits for the device
+    if teacher is not None and not isinstance(teacher, Tensor) and not callable(teacher):
+        named = _are_named(labels, teacher)
+    task = _Task(objective, layer, teacher, labels, positions, classes, progress, chunk_rows, named)
     wanted = tuple(
         torch.is_grad_enabled() and one is not None and one.requires_grad for one in (hidden, layer.weight, layer.bias)
     )
@@ -146,7 +149,7 @@ class _Layer(NamedTuple):
 def _refuse_misfits(
     hidden: Tensor,
     layer: _Layer,
-    teacher: TeacherRows | None,
+    teacher: TeacherLogits | None,
     labels: Tensor,
     classes: int,
     known: int | None,
@@ -195,12 +198,13 @@ class _Task:
 
     objective: Objective
     layer: _Layer
-    teacher: TeacherRows | None
+    teacher: TeacherLogits | None
     labels: Tensor
     positions: Tensor
     classes: int
     progress: float
     chunk_rows: int
+    named: bool | None  # whether every label is among the classes that were kept; None asks each chunk
 
     def chunks(self) -> Iterator[Tensor]:
         """Yield the positions of the rows of each chunk."""
@@ -245,7 +249,7 @@ class _Task:
             return self.classes >= 2
         if objective.loss.condensed is None or objective.loss.every_class or self.classes < rows.ids.shape[1] + 2:
             return False
-        return bool((rows.ids == labels[:, None]).any(1).all())
+        return _are_named(labels, rows) if self.named is None else self.named
 
     def _condensed(
         self, logits: Tensor, teacher: Tensor | Rows | None, labels: Tensor, rooms: Rooms, *, with_gradient: bool
@@ -303,6 +307,11 @@ class _Task:
         right = (predicted == labels).to(means.dtype)
         counts = torch.stack([right.sum(), _agreed(predicted, teacher, right).sum()])
         return _Values(torch.cat([means * len(labels), counts]), gradient)
+
+
+def _are_named(labels: Tensor, rows: Rows) -> bool:
+    """Say whether the label of every row that counts is among the classes that were kept."""
+    return bool(((rows.ids == labels[:, None]).any(1) | (labels == IGNORED)).all())
 
 
 def _agreed(predicted: Tensor, teacher: Tensor | Rows | None, like: Tensor) -> Tensor:
@@ -392,8 +401,8 @@ def _evaluate(
     for one in gradients:
         if one is not None and count:
             one.div_(count)
-    counts = torch.tensor([name in ("right", "agreed") for name in _SUMS], device=hidden.device)
-    return torch.where(counts, sums, sums / max(count, 1)), gradients
+    means = _SUMS.index("right")  # before it; from it on they are counts
+    return torch.cat([sums[:means] / max(count, 1), sums[means:]]), gradients
 
 
 def _project(
@@ -405,7 +414,7 @@ def _project(
     wide: torch.dtype,
     *,
     with_slope: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | float | None]:
     """Return the logits of rows, [r, C], in a room, and what their gradient is multiplied by to be that of the projection."""
     logits = torch.mm(rows, weight.T, out=rooms.take("projected", len(rows), rows.dtype))
     if bias is not None:
@@ -413,8 +422,7 @@ def _project(
     if logits.dtype is not wide:
         logits = rooms.take("logits", len(rows), wide).copy_(logits)
     if layer.soft_cap is None:
-        slope = None if layer.scale == 1 else torch.full((), layer.scale, dtype=wide, device=rows.device)
-        return (logits if layer.scale == 1 else logits.mul_(layer.scale)), slope
+        return (logits, None) if layer.scale == 1 else (logits.mul_(layer.scale), layer.scale)
     logits = logits.mul_(layer.scale / layer.soft_cap).tanh_()
     slope = None
     if with_slope:  # d cap(scale x) / dx = scale (1 - tanh²)
