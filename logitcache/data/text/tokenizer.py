@@ -40,8 +40,8 @@ class Tokenizer:
         self.wrapped, self.name = wrapped, name
 
     def __len__(self) -> int:
-        """Return the number of ids that exist, added tokens included."""
-        return len(self.wrapped)
+        """Return the number of ids that exist, added tokens included: the highest and one."""
+        return int(self._facts["vocabulary"])
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
         """Return the ids of each text, [L]; without special tokens."""
@@ -64,13 +64,10 @@ class Tokenizer:
         found = {name: getattr(self.wrapped, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk")}
         return {name: int(number) for name, number in found.items() if number is not None}
 
-    @functools.cached_property
+    @property
     def digest(self) -> str:
-        """Digest of vocabulary with ids, merges, added tokens, and how text is divided and normalised."""
-        entry = json.loads(self.wrapped.backend_tokenizer.to_str())
-        for setting in ("padding", "truncation"):  # of a call, not of the tokenizer
-            entry.pop(setting, None)
-        return _hashed(json.dumps(entry, sort_keys=True))
+        """Digest of vocabulary with ids, merges and added tokens: the same in every version of the library."""
+        return str(self._facts["digest"])
 
     @property
     def chat_template(self) -> str | None:
@@ -79,13 +76,25 @@ class Tokenizer:
         return found if isinstance(found, str) else None
 
     def facts(self) -> dict[str, Any]:
-        """Return what a manifest records: digests of the tokenizer and its chat template, and how many ids exist."""
-        template = self.chat_template
+        """Return what a manifest records: `vocabulary`, the number of ids; `digest`; `bos` and `eos`; `chat_template_digest`."""
+        return dict(self._facts)
+
+    @functools.cached_property
+    def _facts(self) -> dict[str, Any]:
+        content = json.loads(self.wrapped.backend_tokenizer.to_str())
+        vocabulary = content["model"].get("vocab", {})
+        if isinstance(vocabulary, list):  # pieces with scores, in the order of their ids
+            ids = [[place, *entry] for place, entry in enumerate(vocabulary)]
+        else:
+            ids = sorted([number, piece] for piece, number in vocabulary.items())
+        merges = [one.split(" ") if isinstance(one, str) else list(one) for one in content["model"].get("merges") or ()]
+        added = sorted([one["id"], one["content"]] for one in content["added_tokens"])
         return {
-            "digest": self.digest,
-            "ids": len(self),
-            "special": self.special_ids,
-            "chat_template": None if template is None else _hashed(template),
+            "vocabulary": max((number for number, *_ in (*ids, *added)), default=-1) + 1,
+            "digest": _digest([ids, merges, added]),
+            "bos": self.special_ids.get("bos"),
+            "eos": self.special_ids.get("eos"),
+            "chat_template_digest": None if self.chat_template is None else _digest(self.chat_template),
         }
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -135,7 +144,8 @@ def _marks_answers(template: str) -> bool:
     return _GENERATION.replace(" ", "") in template.replace(" ", "").replace("{%-", "{%").replace("{%+", "{%")
 
 
-def _hashed(text: str) -> str:
+def _digest(content: Any) -> str:
+    text = json.dumps(content, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 

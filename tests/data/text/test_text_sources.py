@@ -223,7 +223,10 @@ def test_the_tokenizer_is_known_by_what_decides_its_ids(tmp_path):
     assert len(added) == 10
     others = {one.digest, added.digest, Tokenizer(texts.wrapped("b a c d e f g end")).digest}
     assert len(others) == 3
-    assert Tokenizer(texts.wrapped(WORDS, template="x")).facts()["chat_template"] != one.facts()["chat_template"]
+    assert (
+        Tokenizer(texts.wrapped(WORDS, template="x")).facts()["chat_template_digest"]
+        != one.facts()["chat_template_digest"]
+    )
     with pytest.raises(InputError, match="no tokenizer that can be loaded"):
         load_tokenizer(tmp_path / "nothing")
     with pytest.raises(InputError, match="not backed by the package tokenizers"):
