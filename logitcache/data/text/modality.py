@@ -176,7 +176,7 @@ class Text:
         Args:
             output: Hidden states `states` [B, L, H] and a `head` that makes logits of some of them; or logits [B, L, V'], as a tensor or
                 as `.logits`.
-            keep: Which outputs are rows, [B, L].
+            keep: Which outputs are rows, [B, L]; None: all.
             classes: Number of ids that exist, V.
             label: Subject of the error message.
 
@@ -185,11 +185,13 @@ class Text:
         """
         head = getattr(output, "head", None)
         states = output.states if head is not None else logits_of(output)
-        if keep is None or not isinstance(states, Tensor) or states.shape[:-1] != keep.shape or states.is_complex():
+        shape = None if keep is None else keep.shape
+        fits = isinstance(states, Tensor) and states.ndim == 3 and shape in (None, states.shape[:2])
+        if not fits or states.is_complex():
             found = f"a tensor {list(states.shape)}" if isinstance(states, Tensor) else type(states).__name__
-            places = "[B, L" if keep is None else str(list(keep.shape))[:-1]
-            raise InputError(f"{label} must return logits {places}, {classes}], one row for each token, found {found}")
-        for some in torch.split(states[keep], _ROWS_AT_ONCE):
+            places = "B, L" if shape is None else ", ".join(map(str, shape))
+            raise InputError(f"{label} must return logits [{places}, {classes}], one row for each token, found {found}")
+        for some in torch.split(states.flatten(0, 1) if keep is None else states[keep], _ROWS_AT_ONCE):
             logits = some if head is None else _headed(head, some)
             if logits.shape[1] < classes:
                 raise InputError(

@@ -105,6 +105,7 @@ def test_rows_take_tensors_logits_and_states_with_a_head_and_leave_out_columns()
         chunks = list(TEXT.rows(output, keep, classes=15, label="x"))
         assert max(map(len, chunks)) == 256
         assert torch.allclose(torch.cat(chunks), logits.reshape(-1, 20)[:, :15], atol=1e-6)
+        assert sum(map(len, TEXT.rows(output, None, classes=15, label="x"))) == 600
     with pytest.raises(InputError, match=r"x answers for 20 ids, and the vocabulary has 21"):
         list(TEXT.rows(logits, keep, classes=21, label="x"))
     with pytest.raises(InputError, match=r"x must return logits \[2, 300, 15\].* found a tensor \[2, 20\]"):
