@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint types check clean
+.PHONY: demo demo-text test test-all lint types check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/logitcache demo
+
+demo-text: $(VENV)/.installed-lm
+	$(BIN)/logitcache demo --text
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n auto
@@ -30,6 +33,10 @@ $(VENV)/bin/python:
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing logitcache and PyTorch into $(VENV) (a few GB, a few minutes) ..."
 	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-lm: pyproject.toml $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[lm]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed

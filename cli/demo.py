@@ -18,6 +18,36 @@ __all__ = ["demo", "steps"]
 _TRAINING = "--student resnet8 --epochs 6 --lr 0.05 --sched cosine --warmup-epochs 1"
 
 
+_STUDENT = "--student llama:hidden=48,layers=3,heads=4,kv_heads=2,intermediate=96"
+_TEXT_TRAINING = f"{_STUDENT} --sequence-length 400 --batch-size 3 --epochs 14 --lr 0.003 --warmup-epochs 0.3"
+
+
+def text_steps(cache: str, runs: str) -> list[tuple[str, str]]:
+    """Return what the demo of a language model does, as `steps`."""
+    cache, top, runs = shlex.quote(cache), shlex.quote(cache.removesuffix(".zarr") + "-16.zarr"), shlex.quote(runs)
+    teacher = "--teacher hf:stories-mini --data stories-mini"
+    return [
+        (
+            "Run the teacher once over 169 stories, and keep its logits of all 512 tokens",
+            f"dump {teacher} --out {cache}",
+        ),
+        (
+            "And the 16 largest of each row alone, in a byte each",
+            f"dump {teacher} --top-k 16 --precision u8 --out {top}",
+        ),
+        ("Look at what it said", f"stats {cache}"),
+        ("Check that the cache is whole and that the tokens are those the teacher saw", f"verify {cache}"),
+        ("Train a student from tokens alone", f"train {cache} --method ce {_TEXT_TRAINING} --out {runs}/ce"),
+        (
+            "Train it from the cache: knowledge distillation",
+            f"train {cache} --method kd {_TEXT_TRAINING} --out {runs}/kd",
+        ),
+        ("With calibrated logits", f"train {cache} --method loca {_TEXT_TRAINING} --out {runs}/loca"),
+        ("And from the 16 largest", f"train {top} --method kd {_TEXT_TRAINING} --out {runs}/kd-16"),
+        ("Compare", f"compare {runs}/ce {runs}/kd {runs}/loca {runs}/kd-16"),
+    ]
+
+
 def steps(cache: str, runs: str) -> list[tuple[str, str]]:
     """Return what the demo does: what for, and the command line after `logitcache`."""
     cache, runs = shlex.quote(cache), shlex.quote(runs)
@@ -43,8 +73,9 @@ def demo(
             metavar="FOLDER", callback=at_home, show_default="a new folder here", help="Where cache and runs go."
         ),
     ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Show a language model instead; needs the extra [lm].")] = False,
 ) -> None:
-    """Dump a teacher, look at the cache, train three students from it and compare them: about two minutes on two cores.
+    """Dump a teacher, look at the cache, train students from it and compare them: about two minutes on two cores.
 
     Everything it needs ships with logitcache.
 
@@ -55,13 +86,15 @@ def demo(
     folder = out or free_name(Path(), "logitcache-demo")
     folder.mkdir(parents=True, exist_ok=True)
     console, started, group = Console(highlight=False), time.monotonic(), ctx.find_root().command
-    for title, line in steps(str(folder / "fashion.zarr"), str(folder / "runs")):
+    name, made = ("stories.zarr", text_steps) if text else ("fashion.zarr", steps)
+    for title, line in made(str(folder / name), str(folder / "runs")):
         console.print(f"\n[bold]{title}[/]")
         console.print(f"[dim]$ logitcache {line}[/]", soft_wrap=True)
-        group.main(shlex.split(line), prog_name="logitcache", standalone_mode=False)
+        if status := group.main(shlex.split(line), prog_name="logitcache", standalone_mode=False):
+            raise typer.Exit(status)
     program = _program()
     console.print(f"\n[bold]Done in {time.monotonic() - started:.0f} s.[/] The same by hand:\n")
-    for _, line in steps("fashion.zarr", "runs"):
+    for _, line in made(name, "runs"):
         typer.echo(f"{program} {line}")
 
 

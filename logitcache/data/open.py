@@ -15,7 +15,7 @@ from logitcache.data.images.sources import NAMED_DATA, SPLITS, open_arrays
 from logitcache.data.protocol import Modality, Samples, whole_of
 from logitcache.data.text.modality import TEXT
 from logitcache.data.text.reading import TEXT_KINDS
-from logitcache.data.text.sources import open_text
+from logitcache.data.text.sources import NAMED_TEXT, open_text
 from logitcache.errors import InputError, explain_foreign_errors, unknown_name
 from logitcache.runtime.plugins import resolve
 
@@ -116,7 +116,7 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
     """Open a data set.
 
     Args:
-        spec: `NAME` or `NAME:test` with a name in `NAMED_DATA`; `imagefolder:PATH` with PATH/CLASS/IMAGE;
+        spec: `NAME` or `NAME:test` with a name in `NAMED_DATA` or `NAMED_TEXT`; `imagefolder:PATH` with PATH/CLASS/IMAGE;
             `arrays:FILE.npz` with `images` (uint8, [N, H, W] or [N, H, W, 3]), `labels` and perhaps `classes`; for text (`open_text`)
             `tokens:FILE.npz`, `text:PATH`, `jsonl:PATH` or `parquet:PATH`;
             `package.module:factory`, called with "train", or `package.module:factory:test`, which returns what `as_samples` takes.
@@ -138,13 +138,17 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
         spec, _, split = spec.rpartition(":")
     if spec in NAMED_DATA:
         return _turned(NAMED_DATA[spec](split), reading)
+    if spec in NAMED_TEXT:
+        return NAMED_TEXT[spec](split, None if reading is None else reading.text)
     if ":" in spec:
         factory = resolve(spec, "data set")
         with explain_foreign_errors(f"data set {spec} cannot be made"):
             made = factory(split) if _takes_a_split(factory) else factory()
         return as_samples(made, reading=reading, subject=f"{spec} returned")
     raise unknown_name(
-        "data set", spec, [*NAMED_DATA, "imagefolder:PATH", "arrays:FILE.npz", *_TEXT_FORMS, "package.module:factory"]
+        "data set",
+        spec,
+        [*NAMED_DATA, *NAMED_TEXT, "imagefolder:PATH", "arrays:FILE.npz", *_TEXT_FORMS, "package.module:factory"],
     )
 
 
@@ -177,7 +181,7 @@ def held_out_split(spec: str) -> str | None:
     name, _, split = spec.rpartition(":")
     if split in SPLITS and name:
         return f"{name}:test" if split == "train" else None
-    if spec in NAMED_DATA:
+    if spec in NAMED_DATA or spec in NAMED_TEXT:
         return f"{spec}:test"
     if spec.partition(":")[0] in ("imagefolder", "arrays", *TEXT_KINDS) or ":" not in spec:
         return None

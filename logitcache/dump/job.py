@@ -258,7 +258,8 @@ def _slugs(networks: Sequence[Network]) -> list[str]:
     """Name teachers inside a cache; two of one name are told apart by a number."""
     found: list[str] = []
     for network in networks:
-        slug = re.sub(r"[^a-z0-9]+", "-", network.name.lower()).strip("-")
+        last = network.name.rstrip("/").rpartition("/")[2]  # of a path
+        slug = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")
         later = (f"{slug}-{number}" for number in itertools.count(2))
         found.append(slug if slug not in found else next(one for one in later if one not in found))
     return found

@@ -114,6 +114,8 @@ def preprocessing_words(entry: Mapping[str, Any], origins: Mapping[str, str] | N
         entry: The manifest's preprocessing of a teacher.
         origins: Origin of each setting, where it is known.
     """
+    if entry.keys() == {"length", "packs"}:  # text
+        return f"one document at a time, of at most {entry['length']:,} tokens"
     if not {"image_size", "crop_pct", "resize", "mean", "std"} <= entry.keys():  # another kind of data
         return ", ".join(f"{name} {value}" for name, value in entry.items())
 
