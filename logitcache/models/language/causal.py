@@ -116,7 +116,7 @@ class CausalNetwork(nn.Module):
             InputError: The model has no such switch.
         """
         with explain_foreign_errors(f"{type(self.model).__name__} cannot checkpoint gradients"):
-            new = hasattr(self.model, "activation_checkpointing_enable")  # transformers has called it so of late
+            new = hasattr(self.model, "activation_checkpointing_enable")  # its name in newer versions
             name = "activation_checkpointing" if new else "gradient_checkpointing"
             if enabled:
                 getattr(self.model, f"{name}_enable")(**{f"{name}_kwargs": {"use_reentrant": False}})
@@ -129,6 +129,10 @@ class CausalNetwork(nn.Module):
             raise InputError(
                 f"several contexts share a sequence, and {type(self.model).__name__} would let them see each other: {self.leak}. "
                 "Give it one context a sequence."
+            )
+        if position_ids is None:
+            raise InputError(
+                "several contexts share a sequence, so position_ids must say where each token is in its context"
             )
         masks = attention_masks(_text_config(self.model), documents, float_dtype(self.model))
         if masks is None:

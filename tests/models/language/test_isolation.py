@@ -119,6 +119,12 @@ def test_padding_makes_no_nan_in_16_bits_either():
     assert torch.isfinite(found.states).all()
 
 
+def test_contexts_that_share_a_sequence_need_their_positions():
+    inputs = packed(CONTEXTS) | {"position_ids": None}
+    with pytest.raises(InputError, match="position_ids must say where each token is in its context"):
+        CausalNetwork(small.model("llama"))(**inputs)
+
+
 def test_a_model_that_lets_contexts_see_each_other_is_refused_where_they_share_a_sequence():
     config = transformers.BloomConfig(
         hidden_size=16, n_layer=2, n_head=4, vocab_size=small.VOCABULARY, initializer_range=0.5
