@@ -202,3 +202,23 @@ def test_the_command_line_takes_it(run, tmp_path):
 def test_views_of_text_are_refused(dumped):
     with pytest.raises(InputError, match="text has one view"):
         dumped(views=2)
+
+
+def test_the_command_line_dumps_a_file_of_tokens(run, tmp_path):
+    samples = texts.make("train")
+    arrays = {"tokens": samples.tokens, "documents": samples.documents, "vocabulary": texts.VOCABULARY}
+    np.savez("t.npz", **arrays)
+    result = run(
+        "dump", "--teacher", "texts:teacher", "--data", "tokens:t.npz", "--precision", "f32", "--out", "c.zarr"
+    )
+    assert result.exit_code == 0, result.output
+    cache = open_cache("c.zarr")
+    assert documents_of(cache).digest() == samples.digest()
+    assert cache.manifest.data["reading"]["too_long"] == "split"
+    result = run("verify", "c.zarr", "--data", "tokens:t.npz")
+    assert result.exit_code == 0, result.output
+    arrays["tokens"] = samples.tokens + 1
+    np.savez("t.npz", **arrays)
+    result = run("dump", "--teacher", "texts:teacher", "--data", "tokens:t.npz", "--out", "d.zarr")
+    assert result.exit_code == 1
+    assert "is id 40, and the vocabulary has 40, from 0" in " ".join(result.output.split())
