@@ -20,7 +20,7 @@ from logitcache.methods.method import Rows
 
 __all__ = ["CondensedStudent", "CondensedTeacher", "Rooms", "kl_of_condensed", "with_first_of_the_rest"]
 
-_BLOCK = 1 << 22  # elements of a block of rows on which a function is differentiated element by element
+_BLOCK = 1 << 20  # elements of a block of rows on which a function is differentiated element by element
 
 
 class Rooms:
