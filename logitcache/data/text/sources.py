@@ -112,7 +112,7 @@ def read_documents(entries: Iterable[Entry], reading: TextReading, name: str) ->
         while some := list(itertools.islice(stream, _AT_ONCE)):
             text_bytes.extend(0 if entry.messages else len(entry.text.encode()) for entry in some)
             for entry, found in zip(some, _encoded(tokenizer, some, reading), strict=True):
-                if not len(found.ids):
+                if not (entry.text or entry.messages) or not len(found.ids):
                     raise InputError(f"{entry.where}: the document is empty. Leave it out.")
                 yield _Tokens(found.ids.astype(size), found.targets)
 

@@ -218,3 +218,26 @@ def test_the_tokenizer_makes_ids_of_many_texts_and_knows_how_many_there_are(tmp_
     assert [ids.tolist() for ids in loaded.encode(["a b", "", "g x"])] == [[1, 2], [], [7, 0]]
     with pytest.raises(InputError, match="not backed by the package tokenizers"):
         Tokenizer(object())
+
+
+def test_a_tokenizer_adds_the_tokens_that_it_adds_by_itself(tmp_path):
+    """A Llama's texts begin with a token that says so; it is never a target, and belongs to no answer."""
+    from tokenizers.processors import TemplateProcessing
+
+    from logitcache.data.text.sources import open_text
+    from logitcache.data.text.tokenizer import Tokenizer
+
+    wrapped = texts.wrapped(WORDS)
+    begin = wrapped.convert_tokens_to_ids("g")
+    wrapped.backend_tokenizer.post_processor = TemplateProcessing(single="g $A", special_tokens=[("g", begin)])
+    reading = TextReading(tokenizer=Tokenizer(wrapped))
+    (tmp_path / "a.txt").write_text("a b c")
+    plain = open_text("text", str(tmp_path / "a.txt"), reading)
+    assert plain.tokens.tolist() == [begin, *wrapped.convert_tokens_to_ids(["a", "b", "c"])]
+    assert plain.targets.tolist() == [False, True, True, True]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "a ", "completion": "b c"}) + "\n")
+    answered = open_text("jsonl", str(tmp_path / "b.jsonl"), reading)
+    assert answered.targets.tolist() == [False, False, True, True]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"text": ""}) + "\n")
+    with pytest.raises(InputError, match="is empty"):
+        open_text("jsonl", str(tmp_path / "c.jsonl"), reading)
