@@ -28,7 +28,7 @@ class Text:
     """Contexts of tokens: [R, V] logits for R target tokens."""
 
     name, unit, shown, headline = "text", "documents", "tokens", "perplexity"
-    software: tuple[str, ...] = ()
+    software: tuple[str, ...] = ("tokenizers", "transformers")
     test_time_views: tuple[str, ...] = ("none",)
     usual_batch = 8
 
