@@ -1,5 +1,6 @@
 """Contexts and small networks for tests of text. The networks say (token, position, tokens so far) of where they are asked."""
 
+from importlib import resources
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +23,15 @@ def contexts(count: int, longest: int = 12, seed: int = 0, targets: bool = False
     tokens = random.randint(0, VOCABULARY, lengths.sum())
     some = random.rand(len(tokens)) < 0.5 if targets else None
     return Documents(tokens, np.cumsum([0, *lengths]), VOCABULARY, some)
+
+
+def stories(count: int, longest: int) -> Documents:
+    """The first stories that ship, each cut after at most `longest` tokens; lengths differ."""
+    with np.load(str(resources.files("logitcache.demo_text") / "test.npz")) as file:
+        tokens, begins = file["tokens"], file["documents"]
+    lengths = [longest - story % 4 * (longest // 5) for story in range(count)]
+    some = [tokens[begins[story] : begins[story] + length] for story, length in enumerate(lengths)]
+    return Documents(np.concatenate(some), np.cumsum([0, *map(len, some)]), 512)
 
 
 def make(split: str) -> Documents:
@@ -93,6 +103,15 @@ def teacher(classes: int) -> Student:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         return Student(classes)
+
+
+def wide(classes: int) -> Student:
+    """A network for any number of ids."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        found = Student(classes)
+        found.embed, found.head = nn.Embedding(classes, 16), Head(16, classes)
+    return found
 
 
 def wrapped(words: str, *, template: str | None = TEMPLATE):

@@ -14,12 +14,26 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from logitcache.errors import CacheMismatchError, LogitCacheError, StoppedError, first_line
+from logitcache.models.language.head import HiddenStates
 from logitcache.runtime.processes import join_store, lasting_store, under_torchrun
 
 __all__ = ["Replicas", "join_replicas"]
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=1)  # one evaluates while others wait; torchrun ends all when one dies
+
+
+class _WithHead(nn.Module):
+    """A student whose forward pass uses the head of a language model too, which is applied to hidden states after it."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Return what the student does."""
+        output = self.student(*inputs, **named)
+        return output.with_head_in_graph() if isinstance(output, HiddenStates) else output
 
 
 class Replicas:
@@ -63,7 +77,7 @@ class Replicas:
         # Looking for unused parameters keeps the order in which gradients are added the same from the first step on, so that a run
         # that was resumed adds as one that was not; and students may have such parameters.
         gpu = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=gpu, find_unused_parameters=True)
+        return DistributedDataParallel(_WithHead(model), device_ids=gpu, find_unused_parameters=True)
 
     def summed(self, sums: Tensor) -> Tensor:
         """Add up what all processes have."""

@@ -130,6 +130,8 @@ class Stepper:
                         "integers). Let it return the logits as its layers give them."
                     )
                 torch.autograd.backward(scaled)
+            if not count:  # means over no rows are no numbers
+                continue
             summed = torch.stack([terms for _, terms, _ in found]).sum(0)
             averaged = torch.stack([shares for _, _, shares in found]).mean(0)
             sums += torch.cat([summed, averaged]).double() * count

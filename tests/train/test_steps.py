@@ -137,7 +137,7 @@ def test_an_evaluation_leaves_the_mode_of_every_part(images):
     network[1].eval()
     eyes, (whole,) = preprocessing_for(images, "none"), make_views("none", 1, 0)
     subject = Subject(images, whole, eyes, Renderer(images, [eyes]))
-    evaluate(network, subject, lambda network, inputs, _: network(inputs), torch.device("cpu"), Replicas())
+    evaluate(network, subject, lambda network, inputs, _: [network(inputs)], torch.device("cpu"), Replicas())
     assert [part.training for part in network] == [True, False, *[True] * 5]
 
 

@@ -106,7 +106,7 @@ def choose_text_reading(data: Any, teacher: Any, tokenizer: str | None, given: M
     found = None
     if source is not None:
         try:
-            found = Tokenizer(load_tokenizer(source), f"the tokenizer of {source}")
+            found = Tokenizer(load_tokenizer(source), f"the tokenizer of {source}", source=tokenizer)
         except InputError:
             if tokenizer is not None or kind != "tokens":  # which may say itself how many ids there are
                 raise
@@ -128,10 +128,26 @@ def refuse_text_options(samples: Any, given: Mapping[str, Any]) -> None:
         raise InputError(f"--{named[0].replace('_', '-')} is for text, and this data set is none: leave it out")
 
 
-def text_reading_of(manifest: Manifest) -> TextReading | None:
-    """Return how the text of a cache was read, without its tokenizer; None where no such thing is recorded."""
+def text_reading_of(manifest: Manifest, data: Any) -> TextReading | None:
+    """Return how to read the text of a cache again.
+
+    Args:
+        manifest: Says how it was read.
+        data: Name of the text, which may need the tokenizer that its ids were made with.
+
+    Returns:
+        None where it is no text, or nobody knows how it was read.
+
+    Raises:
+        CacheMismatchError: The tokenizer is another one by now.
+        InputError: It cannot be loaded.
+    """
     entry = manifest.data.get("reading")
-    return None if entry is None else TextReading.from_json(entry, vocabulary=len(manifest.classes))
+    if entry is None:
+        return None
+    return _read_again(
+        entry, manifest.data.get("tokenizer", {}), len(manifest.classes), data, manifest.teachers[0]["name"]
+    )
 
 
 def text_reading_like(samples: Any, data: Any, teacher: str | None) -> TextReading | None:
@@ -140,7 +156,7 @@ def text_reading_like(samples: Any, data: Any, teacher: str | None) -> TextReadi
     Args:
         samples: The data set that was read.
         data: Name of the other, which may need a tokenizer.
-        teacher: Name of the teacher, whose tokenizer it is.
+        teacher: Name of the teacher, whose tokenizer it is unless another is recorded.
 
     Returns:
         None where the data set is no text.
@@ -153,14 +169,25 @@ def text_reading_like(samples: Any, data: Any, teacher: str | None) -> TextReadi
     if not isinstance(whole, Documents):
         return None
     entry = whole.facts.get("reading", {"sequence_length": whole.sequence_length})
-    kind = data.partition(":")[0] if isinstance(data, str) else ""
-    if kind not in TEXT_KINDS or kind == "tokens" or teacher is None or not teacher.startswith("hf:"):
-        return TextReading.from_json(entry, vocabulary=whole.vocabulary)
-    found = Tokenizer(load_tokenizer(teacher), f"the tokenizer of {teacher}")
-    recorded = whole.facts.get("tokenizer", {}).get("digest")
-    if recorded not in (None, found.facts.digest):
+    return _read_again(entry, whole.facts.get("tokenizer", {}), whole.vocabulary, data, teacher)
+
+
+def _read_again(
+    entry: Mapping[str, Any], recorded: Mapping[str, Any], vocabulary: int, data: Any, teacher: str | None
+) -> TextReading:
+    """Return a recorded reading, with the recorded tokenizer where `data` names text that has no ids yet.
+
+    Raises:
+        CacheMismatchError: The tokenizer is another one by now.
+        InputError: It cannot be loaded.
+    """
+    kind, source = data.partition(":")[0] if isinstance(data, str) else "", recorded.get("source", teacher)
+    if kind not in TEXT_KINDS or kind == "tokens" or source is None or not source.startswith("hf:"):
+        return TextReading.from_json(entry, vocabulary=vocabulary)
+    found = Tokenizer(load_tokenizer(source), f"the tokenizer of {source}")
+    if recorded.get("digest") not in (None, found.facts.digest):
         raise CacheMismatchError(
-            f"the tokenizer of {teacher} is another one than the cache was made with (digest {found.facts.digest[:12]}, then "
-            f"{recorded[:12]}): its ids would mean other tokens. Restore it, or give tokens:FILE.npz."
+            f"the tokenizer of {source} is another one than the cache was made with (digest {found.facts.digest[:12]}, then "
+            f"{recorded['digest'][:12]}): its ids would mean other tokens. Restore it, or give tokens:FILE.npz."
         )
-    return TextReading.from_json(entry, tokenizer=found, vocabulary=whole.vocabulary)
+    return TextReading.from_json(entry, tokenizer=found, vocabulary=vocabulary)

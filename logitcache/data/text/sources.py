@@ -119,7 +119,7 @@ def read_documents(entries: Iterable[Entry], reading: TextReading, name: str) ->
     every = list(tokenized())
     if not every:
         raise InputError(f"{name} has no documents")
-    facts: dict[str, Any] = {"tokenizer": tokenizer.facts.to_json()}
+    facts: dict[str, Any] = {"tokenizer": tokenizer.to_json()}
     if all(text_bytes) and reading.too_long == "split":  # of a chat, and of what is not used, there is no text
         facts["bytes"] = sum(text_bytes)
     targets = None
@@ -213,7 +213,7 @@ def _open_tokens(path: Path, reading: TextReading) -> Documents:
         raise InputError(
             f"{path} does not say how many ids there are: add a number `vocabulary` to it, or name a teacher hf:PATH"
         )
-    facts = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.facts.to_json()}
+    facts = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.to_json()}
     try:
         whole = Documents(arrays["tokens"], arrays["documents"], vocabulary, arrays.get("targets"))
         if len(empty := np.flatnonzero(whole.lengths == 0)):

@@ -22,9 +22,10 @@ class Tokenizer:
     Attributes:
         wrapped: The tokenizer of transformers, a "fast" one.
         name: Where it comes from, for messages.
+        source: Name by which it is found again, where it is not that of the teacher; else None.
     """
 
-    def __init__(self, wrapped: Any, name: str = "the tokenizer") -> None:
+    def __init__(self, wrapped: Any, name: str = "the tokenizer", source: str | None = None) -> None:
         """Wrap a tokenizer.
 
         Raises:
@@ -35,7 +36,7 @@ class Tokenizer:
                 f"{name} is of type {type(wrapped).__name__}, which is not backed by the package tokenizers: its vocabulary and merges "
                 "cannot be identified. Convert it to tokenizer.json, and load that."
             )
-        self.wrapped, self.name = wrapped, name
+        self.wrapped, self.name, self.source = wrapped, name, source
 
     def __len__(self) -> int:
         """Return the number of ids that exist, added tokens included."""
@@ -66,6 +67,10 @@ class Tokenizer:
     def facts(self) -> TokenizerFacts:
         """What identifies it: digests of vocabulary and chat template, and the number of ids that exist."""
         return tokenizer_facts(self.wrapped)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a manifest records: what identifies it, and where it came from if not from the teacher."""
+        return self.facts.to_json() | ({} if self.source is None else {"source": self.source})
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return the ids of a chat, [L], and which of them the assistant says, [L].

@@ -4,13 +4,24 @@ A model's logits for all tokens, [B, L, V], rarely fit in memory. So networks re
 needs logits applies the head to a few hundred rows at a time.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = ["Head", "HiddenStates", "find_head"]
+
+
+class _Projection(NamedTuple):
+    """A linear layer whose weights were computed from its parameters, so that they belong to the graph of a forward pass."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        return F.linear(states, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +36,7 @@ class Head:
         soft_cap: Bound of the absolute value, `soft_cap * tanh(logits / soft_cap)` (Gemma 2's `final_logit_softcapping`), or None.
     """
 
-    projection: nn.Linear
+    projection: nn.Linear | _Projection
     multiplier: float | None = None
     divisor: float | None = None
     soft_cap: float | None = None
@@ -69,6 +80,15 @@ class HiddenStates:
 
     states: Tensor
     head: Head
+
+    def with_head_in_graph(self) -> "HiddenStates":
+        """Return the same with a head whose weights are outputs of this forward pass, as the hidden states are.
+
+        `DistributedDataParallel` looks for the parameters that a forward pass uses in the graph of its outputs; a head is used after it.
+        """
+        weight, bias = self.head.weight, self.head.bias
+        views = _Projection(weight.view_as(weight), None if bias is None else bias.view_as(bias))
+        return replace(self, head=replace(self.head, projection=views))
 
 
 def find_head(model: Any) -> Head | None:

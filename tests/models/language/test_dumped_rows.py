@@ -1,0 +1,36 @@
+"""What is dumped of models of transformers is what they say."""
+
+import numpy as np
+import pytest
+import texts
+
+pytest.importorskip("transformers")
+
+import language_models
+import torch
+
+import logitcache
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_rows_are_what_transformers_says_of_each_document(tmp_path, family):
+    """Called plainly on each, without padding; and the ids of the largest are those of its logits."""
+    model, samples = language_models.model(family), texts.contexts(30, longest=12)
+    given = {"teacher": model, "data": samples, "batch_size": 7}
+    full = logitcache.dump_logits(out=tmp_path / "full.zarr", encoding="full", precision="f32", **given)
+    largest = logitcache.dump_logits(out=tmp_path / "top.zarr", top_k=5, precision="f32", **given)
+    with torch.inference_mode():
+        expected = torch.cat(
+            [
+                model(input_ids=torch.from_numpy(one.tokens.astype(np.int64))[None]).logits[0, :-1, : texts.VOCABULARY]
+                for one in (samples.part(number, number + 1) for number in range(len(samples)))
+            ]
+        )
+    stored = torch.from_numpy(full.view(0, full.teacher)["logits"])
+    assert stored.shape == expected.shape
+    assert (stored - expected).abs().max() < 1e-5
+    rows = logitcache.open(largest).logits(np.arange(len(expected)))
+    values, best = expected.topk(6)
+    clear = values[:, 4] - values[:, 5] > 1e-5  # a soft cap makes ties
+    assert clear.float().mean() > 0.3
+    assert (rows.ids[:, None] == best[:, :5, None]).any(2).all(1)[clear].all()
