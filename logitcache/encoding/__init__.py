@@ -22,6 +22,7 @@ __all__ = [
     "dense",
     "mean_of",
     "read_encoding",
+    "top_classes",
     "widest_bytes",
 ]
 
@@ -54,3 +55,10 @@ def dense(rows: Tensor | TopKRows, temperature: float) -> Tensor:
     """
     refuse_temperature(temperature)
     return rows if isinstance(rows, Tensor) else rows.at(temperature)
+
+
+def top_classes(rows: Tensor | TopKRows) -> Tensor:
+    """Return the class of the largest logit of each row, [B] int64; it is the same at any temperature."""
+    if isinstance(rows, Tensor):
+        return rows.argmax(1)
+    return rows.ids.gather(1, rows.values.argmax(1, keepdim=True)).squeeze(1)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.data import Ids, Inputs, Rendition, RowLabels, View
-from logitcache.encoding import TopKRows, dense, read_encoding
+from logitcache.encoding import TopKRows, read_encoding, top_classes
 from logitcache.errors import CorruptCacheError
 from logitcache.runtime.device import to_device
 from logitcache.store import Cache, ViewStream
@@ -260,4 +260,4 @@ def predicted_classes(cache: Cache, view: View, rows: Ids) -> NDArray[np.int64]:
 
 def _largest(rows: Tensor | TopKRows) -> NDArray[np.int64]:
     """Return the class of the largest logit of each row, [R]; it is the same at any temperature."""
-    return dense(rows, 1.0).argmax(1).cpu().numpy()
+    return top_classes(rows).cpu().numpy()
