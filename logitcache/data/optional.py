@@ -19,6 +19,7 @@ __all__ = [
     "divided",
     "facts_of",
     "for_training",
+    "held_out",
     "measured_besides",
     "usual_batch",
     "usual_training",
@@ -80,6 +81,24 @@ def for_training(modality: Modality, inputs: Any, samples: Any, sequence_length:
     if sequence_length is not None:
         raise InputError(f"--sequence-length is for text, and the data is {modality.name}: leave it out")
     return inputs
+
+
+def held_out(modality: Modality, samples: Any, kept: Ids, share: float) -> Ids:
+    """Return the samples that are evaluated instead of trained on, as the modality's `held_out` chooses them, ascending.
+
+    Args:
+        modality: Kind of the data.
+        samples: The data set.
+        kept: Samples that are not left out, ascending.
+        share: How many, as a share of them.
+
+    Raises:
+        InputError: This kind of data holds none out, or no other would be left.
+    """
+    if (choose := getattr(modality, "held_out", None)) is None:
+        raise InputError(f"--holdout is for text, and the data is {modality.name}: leave it out")
+    found: Ids = choose(samples, kept, share)
+    return found
 
 
 def measured_besides(modality: Modality, samples: Any, loss: float, rows: int) -> Mapping[str, float]:

@@ -10,11 +10,14 @@ import torch
 from torch import nn
 
 from logitcache.data import (
+    Ids,
     Inputs,
     Samples,
     View,
     as_samples,
+    excluded_of,
     held_out_split,
+    kept_of,
     leave_out,
     modality_of,
     whole_of,
@@ -29,7 +32,7 @@ from logitcache.data.exclusion import (
     refuse_unreadable,
 )
 from logitcache.data.open import refuse_orientation
-from logitcache.data.optional import for_training
+from logitcache.data.optional import for_training, held_out
 from logitcache.data.text.reading import text_reading_like
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.methods import METHODS, Objective, make_objective, method_name
@@ -55,6 +58,7 @@ class Job:
         objective: The training objective.
         samples: The training data.
         test: The data to evaluate on after each epoch, or None.
+        held_out: Samples of `test` that are evaluated, where that is the training data with what is held out of it, ascending; else None.
         epoch_views: Views of an epoch; epoch e takes entry e mod their number.
         network: The student with its initial weights, not yet on the device.
         inputs: The student's preprocessing.
@@ -68,6 +72,7 @@ class Job:
     objective: Objective
     samples: Samples
     test: Samples | None
+    held_out: Ids | None
     epoch_views: Sequence[Sequence[View]]
     network: Network
     inputs: Inputs
@@ -92,7 +97,10 @@ def prepare(cache: str | Path | Cache | None, student: str | nn.Module, settings
         samples, recorded = _labelled(settings), {}
         views = list(modality_of(samples).make_views(settings.augment or "none", settings.epochs, settings.seed))
     log_left_out(samples)
-    modality = modality_of(samples)
+    modality, whole = modality_of(samples), samples
+    held = _held_out(opened, samples, settings.holdout)
+    if held is not None:
+        samples = leave_out(samples, [*excluded_of(samples), *(held + whole_of(samples)[1])])
     _refuse_mixed(views, objective, name, str(opened.place) if opened else "this training")
     shown = _epoch_views(opened, views, objective, settings)
     with torch.random.fork_rng(devices=[]):
@@ -103,10 +111,10 @@ def prepare(cache: str | Path | Cache | None, student: str | nn.Module, settings
     inputs = for_training(modality, inputs, samples, settings.sequence_length)
     spec = opened.manifest.data["spec"] if opened and settings.data is None else settings.data
     named = str(spec) if isinstance(spec, str | Path) and str(spec) else None
-    test = _test_samples(settings.test_data, spec, samples, opened)
+    test = whole if held is not None else _test_samples(settings.test_data, spec, samples, opened)
     window = _window(opened, settings.memory_budget, len(shown[0])) if opened else None
     objective = _weighted(objective, name, settings, samples, device)
-    return Job(opened, name, objective, samples, test, shown, network, inputs, device, named, window)
+    return Job(opened, name, objective, samples, test, held, shown, network, inputs, device, named, window)
 
 
 def targets_of(job: Job, settings: TrainSettings) -> Targets:
@@ -247,6 +255,21 @@ def _fuller(cache: Cache) -> str:
             kept.append(word)
     kept[kept.index("--out") + 1] = cache.place.beside("-full")
     return f":\n  {shlex.join(kept)} --encoding full\n"
+
+
+def _held_out(cache: Cache | None, samples: Samples, share: float | None) -> Ids | None:
+    """Return the samples that are evaluated instead of trained on; None where no share was asked for.
+
+    Raises:
+        InputError: There is no cache, or it is of data that holds none out.
+    """
+    if share is None:
+        return None
+    if cache is None:
+        raise InputError(
+            "--holdout compares a student with the cached rows of documents: name a cache, or give --test-data instead"
+        )
+    return held_out(modality_of(samples), samples, kept_of(samples), share)
 
 
 def _labelled(settings: TrainSettings) -> Any:

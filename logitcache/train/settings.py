@@ -156,6 +156,13 @@ class DataSettings(Settings):
         shown="the test split of the training data",
         help="Images to measure accuracy on after every epoch.",
     )
+    holdout: float | None = option(
+        None,
+        metavar="SHARE",
+        shown="no share",
+        help="For text, the share of the cache's documents, the last ones, that is not trained on but evaluated after every epoch, against "
+        "their labels and the teacher's rows; in the place of test data.",
+    )
     exclude: "str | Path | Sequence[int] | None" = option(
         None,
         form="samples",
@@ -198,6 +205,15 @@ class DataSettings(Settings):
         shown="that of the weights or the teacher",
         help="Fraction of the shorter side kept by the center crop when images are resized.",
     )
+
+    def __post_init__(self) -> None:
+        """Check that what is evaluated is said once."""
+        super().__post_init__()
+        self.check("holdout", lambda share: 0 < share < 1, "a share between 0 and 1")
+        if self.holdout is not None and self.test_data is not None:
+            raise InputError(
+                "--holdout and --test-data each say what is evaluated: give one of them (test data has no cached rows to compare with)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -179,8 +179,14 @@ def _record(
     """Return what decides the result, as `run.json` has it; of a file of samples to leave out, the samples."""
     path = str(cache.place) if isinstance(cache, Cache) else cache
     found = TrainRequest(cache=path, student=student).record() | settings.record()
-    found["exclude"] = None if settings.exclude is None else excluded_of(job.samples).tolist()
-    for name in ("exclude", "exif_orientation"):  # runs of earlier versions do not record them
+    left_out = excluded_of(job.samples if job.held_out is None or job.test is None else job.test)
+    found["exclude"] = None if settings.exclude is None else left_out.tolist()
+    for name in (
+        "exclude",
+        "exif_orientation",
+        "holdout",
+        "sequence_length",
+    ):  # runs of earlier versions do not record them
         if not found[name]:
             del found[name]
     return dict(sorted(found.items())) | {"method": method_name(settings.method)}

@@ -47,6 +47,20 @@ class Text:
             "batch_size": 8,
         }
 
+    def held_out(self, samples: Documents, kept: Ids, share: float) -> Ids:
+        """Return the last documents, at least one: a share of those that have targets.
+
+        Raises:
+            InputError: None would be left to train on.
+        """
+        having = kept[np.diff(samples.offsets)[kept] > 0]
+        count = max(round(share * len(having)), 1)
+        if count >= len(having):
+            raise InputError(
+                f"--holdout {share:g} of {len(having):,} documents with targets leaves none to train on: hold out fewer, or dump more"
+            )
+        return having[len(having) - count :]
+
     def measured_besides(self, samples: Documents, loss: float, rows: int) -> dict[str, float]:
         """Return the perplexity, and bits per byte where the bytes of the text are known and all tokens but the first have rows."""
         found = {"perplexity": math.exp(min(loss, 700.0))}
