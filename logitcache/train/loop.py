@@ -24,7 +24,7 @@ from torch import Tensor
 
 from logitcache.data import Ids, Inputs, Rendition, Samples, View, kept_of, modality_of, offsets_of
 from logitcache.data.contract import check_inputs
-from logitcache.data.optional import arranged, divided
+from logitcache.data.optional import arranged, counted_offsets_of, divided
 from logitcache.data.protocol import Renderer
 from logitcache.errors import InputError, StoppedError, first_line
 from logitcache.methods import SecondLabels
@@ -82,6 +82,7 @@ class Loop:
         self.schedule = replace(settings, epochs=run.schedule_epochs or settings.epochs)
         self.samples, self.inputs, self.device, self.model = job.samples, job.inputs, job.device, stepper.model
         self.modality, self.offsets = modality_of(job.samples), offsets_of(job.samples)
+        self.counted = counted_offsets_of(job.samples)
         self.directory, self.replicas, self.callbacks = run, replicas, callbacks
         self.kept, self.bounded = kept_of(job.samples), None
         if job.window is not None:
@@ -195,7 +196,7 @@ class Loop:
                 self.targets.begin(stretch, later)
                 for parts, batch in zip(self._micro_batches(views, left, renderers), left, strict=True):
                     rate = learning_rate(self.schedule, epoch, step, steps)
-                    rows = count_rows(self.offsets, batch)
+                    rows = count_rows(self.counted, batch)
                     sums += self.stepper.step(parts, rows, rate, progress_after(epoch, self.schedule))
                     step, done, taken = step + 1, done + len(batch), taken + 1
                     if step == 1 and epoch == 0 and self.replicas.leads:
@@ -241,9 +242,9 @@ class Loop:
 
     def _means(self, epoch: int, sums: Tensor, seconds: float, batches: Sequence[Ids]) -> dict[str, float]:
         """Return the metrics of an epoch from their sums over rows; those that do not apply to the method are NaN, and left out."""
-        rows, samples = count_rows(self.offsets, self.kept), len(self.kept)
+        rows, samples = count_rows(self.counted, self.kept), len(self.kept)
         if self.settings.drop_last:
-            rows, samples = sum(count_rows(self.offsets, batch) for batch in batches), sum(map(len, batches))
+            rows, samples = sum(count_rows(self.counted, batch) for batch in batches), sum(map(len, batches))
         means = dict(zip(SUMS, (self.replicas.summed(sums) / rows).tolist(), strict=True))
         if not np.isfinite(means["loss"]):
             raise InputError(

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from logitcache.data import excluded_of, modality_of
+from logitcache.data import modality_of
 from logitcache.errors import InputError
 from logitcache.methods import method_name
 from logitcache.models import read_weights, restoring_modes
@@ -179,8 +179,7 @@ def _record(
     """Return what decides the result, as `run.json` has it; of a file of samples to leave out, the samples."""
     path = str(cache.place) if isinstance(cache, Cache) else cache
     found = TrainRequest(cache=path, student=student).record() | settings.record()
-    left_out = excluded_of(job.samples if job.held_out is None or job.test is None else job.test)
-    found["exclude"] = None if settings.exclude is None else left_out.tolist()
+    found["exclude"] = None if settings.exclude is None else job.excluded.tolist()
     for name in (
         "exclude",
         "exif_orientation",
