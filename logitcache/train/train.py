@@ -44,6 +44,9 @@ from logitcache.train.usual import with_usual
 
 __all__ = ["RunResult", "train_student"]
 
+# Runs of earlier versions do not record them.
+_RECORDED_WHERE_GIVEN = ("exclude", "exif_orientation", "holdout", "loss_on", "sequence_length")
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -180,12 +183,7 @@ def _record(
     path = str(cache.place) if isinstance(cache, Cache) else cache
     found = TrainRequest(cache=path, student=student).record() | settings.record()
     found["exclude"] = None if settings.exclude is None else job.excluded.tolist()
-    for name in (
-        "exclude",
-        "exif_orientation",
-        "holdout",
-        "sequence_length",
-    ):  # runs of earlier versions do not record them
+    for name in _RECORDED_WHERE_GIVEN:
         if not found[name]:
             del found[name]
     return dict(sorted(found.items())) | {"method": method_name(settings.method)}
