@@ -95,6 +95,8 @@ def _epoch_line(metrics: Mapping[str, Any]) -> str:
     test = f"  test {metrics['test_accuracy']:.2%}" if "test_accuracy" in metrics else ""
     test += f"  top-5 {metrics['test_top5_accuracy']:.2%}" if "test_top5_accuracy" in metrics else ""
     test += f"  perplexity {metrics['perplexity']:.2f}" if "perplexity" in metrics else ""
+    test += f"  KL {metrics['kl_to_teacher']:.4f}" if "kl_to_teacher" in metrics else ""
+    test += f"  like the teacher {metrics['test_teacher_agreement']:.2%}" if "test_teacher_agreement" in metrics else ""
     refined = f"  refined {metrics['refined_rows']:.2%}" if "refined_rows" in metrics else ""
     return (
         f"epoch {metrics['epoch']:>3}  lr {metrics['lr']:.3g}  loss {metrics['loss']:.4f}{refined}  "

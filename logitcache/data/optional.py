@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.data.protocol import Ids, Modality
+from logitcache.data.protocol import Ids, Modality, offsets_of
 from logitcache.errors import InputError
 from logitcache.store import Cache
 
@@ -16,9 +16,12 @@ __all__ = [
     "carried_data",
     "carried_stretch",
     "carried_together",
+    "counted_offsets_of",
+    "counting",
     "divided",
     "facts_of",
     "for_training",
+    "held_out",
     "measured_besides",
     "usual_batch",
     "usual_training",
@@ -80,6 +83,48 @@ def for_training(modality: Modality, inputs: Any, samples: Any, sequence_length:
     if sequence_length is not None:
         raise InputError(f"--sequence-length is for text, and the data is {modality.name}: leave it out")
     return inputs
+
+
+def counting(modality: Modality, samples: Any, loss_on: str | None) -> Any:
+    """Return a data set of which only some rows count in a loss, as the modality's `counting` chooses them.
+
+    Args:
+        modality: Kind of the data.
+        samples: The data set.
+        loss_on: Which; None: all there are.
+
+    Raises:
+        InputError: In this kind of data every row counts.
+    """
+    if loss_on is None:
+        return samples
+    if (choose := getattr(modality, "counting", None)) is None:
+        raise InputError(f"--loss-on is for text, and the data is {modality.name}: leave it out")
+    return choose(samples, loss_on)
+
+
+def counted_offsets_of(samples: Any) -> Ids | None:
+    """Return the number of rows that count in a loss before each sample, and of all at the end, [N + 1]; None where each is one row."""
+    found: Ids | None = getattr(samples, "counted_offsets", None)
+    return offsets_of(samples) if found is None else found
+
+
+def held_out(modality: Modality, samples: Any, kept: Ids, share: float) -> Ids:
+    """Return the samples that are evaluated instead of trained on, as the modality's `held_out` chooses them, ascending.
+
+    Args:
+        modality: Kind of the data.
+        samples: The data set.
+        kept: Samples that are not left out, ascending.
+        share: How many, as a share of them.
+
+    Raises:
+        InputError: This kind of data holds none out, or no other would be left.
+    """
+    if (choose := getattr(modality, "held_out", None)) is None:
+        raise InputError(f"--holdout is for text, and the data is {modality.name}: leave it out")
+    found: Ids = choose(samples, kept, share)
+    return found
 
 
 def measured_besides(modality: Modality, samples: Any, loss: float, rows: int) -> Mapping[str, float]:

@@ -134,6 +134,10 @@ class Cache:
             raise MissingChunkError(f"{self.place}: {name} is missing. Dump the cache again.")
         return self._whole(name)
 
+    def carries(self, name: str) -> bool:
+        """Say whether the cache carries an array of its data by this name."""
+        return name in self._group
+
     def carried(self) -> dict[str, tuple[str, NDArray[Any]]]:
         """Return the arrays of its data that the cache carries: name to the name of their axis and their values, [n]; of images none."""
         names = sorted(set(self._group.array_keys()) - _OF_EVERY_CACHE)

@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from logitcache.data import Ids, Inputs, Samples, View, kept_of, modality_of
 from logitcache.data.optional import measured_besides, usual_batch
 from logitcache.data.protocol import Renderer
+from logitcache.encoding import TopKRows
 from logitcache.errors import InputError, StoppedError
 from logitcache.models import evaluating
 from logitcache.runs.metrics import ACCURACY
+from logitcache.train.beside import BESIDE, as_metrics, compared
 from logitcache.train.replicas import Replicas
 
 __all__ = ["Evaluation", "Subject", "evaluate"]
@@ -82,6 +84,7 @@ def evaluate(
     replicas: Replicas,
     *,
     ids: Ids | None = None,
+    teacher: Callable[[Ids], Tensor | TopKRows] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Run a network in evaluation mode; afterwards each of its modules has its own mode again.
@@ -95,6 +98,7 @@ def evaluate(
         device: Device of the network.
         replicas: The processes that share the work.
         ids: Sample ids to evaluate on, ascending, [B]. Defaults to all that are not left out.
+        teacher: Returns the teacher's logits of some rows, to compare the student with; None compares with labels alone.
         should_stop: Asked after every batch but the last, where one process evaluates: several would have to agree each time.
 
     Raises:
@@ -108,6 +112,7 @@ def evaluate(
     ranked = modality.headline == ACCURACY.name and len(samples.classes) > _TOP
     # Loss; rows whose label is among the largest logits; of each bin, correct rows less their confidence.
     sums = torch.zeros(2 + _BINS, dtype=torch.float64, device=device)
+    differences = torch.zeros(len(BESIDE), dtype=torch.float64, device=device)
     rows: list[Ids] = []
     predictions: list[Tensor] = []
     replicas.align(module)
@@ -115,10 +120,13 @@ def evaluate(
     with evaluating(module), torch.no_grad():
         for batch in subject.renderer.batches(subject.view, batches):
             targets = modality.row_labels(samples, subject.view, batch.samples)
-            mask, left = batch.kept(targets, 0), targets.labels.to(device)
+            mask, left, ids_left = batch.kept(targets, 0), targets.labels.to(device), targets.ids
             keep = None if mask is None else mask.to(device)
             for logits in predict(module, subject.inputs.on(batch.inputs[0], device), keep):
                 labels, left = left[: len(logits)], left[len(logits) :]
+                here, ids_left = ids_left[: len(logits)], ids_left[len(logits) :]
+                if teacher is not None:
+                    differences += compared(logits, teacher(here), labels)
                 sums[0] += F.cross_entropy(logits, labels, reduction="sum").double()
                 confidence, predicted = logits.softmax(1).max(1)
                 gap = (predicted == labels).double() - confidence.double()
@@ -141,7 +149,9 @@ def evaluate(
             "--warmup-epochs."
         )
     top5 = hits / len(found) if ranked else None
-    others = measured_besides(modality, samples, loss / len(found), len(found))
+    others = dict(measured_besides(modality, samples, loss / len(found), len(found)))
+    if teacher is not None:
+        others |= as_metrics(replicas.summed(differences), len(found))
     return Evaluation(accuracy, loss / len(found), ece / len(found), found, said, top5, others)
 
 

@@ -6,15 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from logitcache.data import (
+    Ids,
     Inputs,
     Samples,
     View,
     as_samples,
+    excluded_of,
     held_out_split,
+    kept_of,
     leave_out,
     modality_of,
     whole_of,
@@ -29,13 +33,13 @@ from logitcache.data.exclusion import (
     refuse_unreadable,
 )
 from logitcache.data.open import refuse_orientation
-from logitcache.data.optional import for_training
+from logitcache.data.optional import counted_offsets_of, counting, for_training, held_out
 from logitcache.data.text.reading import text_reading_like
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.methods import METHODS, Objective, make_objective, method_name
 from logitcache.models import Network
 from logitcache.runtime.device import pick_device
-from logitcache.store import Cache, open_cache
+from logitcache.store import Cache, open_cache, with_rows
 from logitcache.teachers.recorded import live_teacher_of
 from logitcache.train.order import epoch_views, most_spills
 from logitcache.train.settings import TrainSettings
@@ -55,6 +59,8 @@ class Job:
         objective: The training objective.
         samples: The training data.
         test: The data to evaluate on after each epoch, or None.
+        excluded: Samples that are left out because the cache or somebody says so: ids in the whole data set.
+        held_out: Samples of `test` that are evaluated, where that is the training data with what is held out of it, ascending; else None.
         epoch_views: Views of an epoch; epoch e takes entry e mod their number.
         network: The student with its initial weights, not yet on the device.
         inputs: The student's preprocessing.
@@ -68,6 +74,8 @@ class Job:
     objective: Objective
     samples: Samples
     test: Samples | None
+    excluded: Ids
+    held_out: Ids | None
     epoch_views: Sequence[Sequence[View]]
     network: Network
     inputs: Inputs
@@ -92,7 +100,11 @@ def prepare(cache: str | Path | Cache | None, student: str | nn.Module, settings
         samples, recorded = _labelled(settings), {}
         views = list(modality_of(samples).make_views(settings.augment or "none", settings.epochs, settings.seed))
     log_left_out(samples)
-    modality = modality_of(samples)
+    modality, excluded = modality_of(samples), excluded_of(samples)
+    samples = whole = _counted(samples, settings.loss_on)
+    held = _held_out(opened, samples, settings.holdout)
+    if held is not None:
+        samples = leave_out(samples, [*excluded_of(samples), *(held + whole_of(samples)[1])])
     _refuse_mixed(views, objective, name, str(opened.place) if opened else "this training")
     shown = _epoch_views(opened, views, objective, settings)
     with torch.random.fork_rng(devices=[]):
@@ -103,10 +115,10 @@ def prepare(cache: str | Path | Cache | None, student: str | nn.Module, settings
     inputs = for_training(modality, inputs, samples, settings.sequence_length)
     spec = opened.manifest.data["spec"] if opened and settings.data is None else settings.data
     named = str(spec) if isinstance(spec, str | Path) and str(spec) else None
-    test = _test_samples(settings.test_data, spec, samples, opened)
+    test = whole if held is not None else _test_samples(settings.test_data, spec, samples, opened, settings.loss_on)
     window = _window(opened, settings.memory_budget, len(shown[0])) if opened else None
     objective = _weighted(objective, name, settings, samples, device)
-    return Job(opened, name, objective, samples, test, shown, network, inputs, device, named, window)
+    return Job(opened, name, objective, samples, test, excluded, held, shown, network, inputs, device, named, window)
 
 
 def targets_of(job: Job, settings: TrainSettings) -> Targets:
@@ -249,6 +261,37 @@ def _fuller(cache: Cache) -> str:
     return f":\n  {shlex.join(kept)} --encoding full\n"
 
 
+def _counted(samples: Any, loss_on: str | None) -> Any:
+    """Return the training data with the rows that count; samples without such a row are left out.
+
+    Raises:
+        InputError: In this kind of data every row counts, or none does.
+    """
+    found = counting(modality_of(samples), samples, loss_on)
+    if loss_on is None:
+        return found
+    kept, offsets = kept_of(found), counted_offsets_of(found)
+    gone = np.setdiff1d(kept, with_rows(offsets, kept))
+    if len(gone) == len(kept):
+        raise InputError(f"--loss-on {loss_on} counts no row of this data: none is of a completion. Leave it out.")
+    return leave_out(found, [*excluded_of(found), *(gone + whole_of(found)[1])])
+
+
+def _held_out(cache: Cache | None, samples: Samples, share: float | None) -> Ids | None:
+    """Return the samples that are evaluated instead of trained on; None where no share was asked for.
+
+    Raises:
+        InputError: There is no cache, or it is of data that holds none out.
+    """
+    if share is None:
+        return None
+    if cache is None:
+        raise InputError(
+            "--holdout compares a student with the cached rows of documents: name a cache, or give --test-data instead"
+        )
+    return held_out(modality_of(samples), samples, kept_of(samples), share)
+
+
 def _labelled(settings: TrainSettings) -> Any:
     """Open the data of a training without a cache, without the samples that are left out."""
     reading = reading_beside(None, settings.exclude, exif_orientation=settings.exif_orientation)
@@ -260,7 +303,7 @@ def _labelled(settings: TrainSettings) -> Any:
     return samples
 
 
-def _test_samples(test_data: Any, data: Any, samples: Samples, cache: Cache | None) -> Any:
+def _test_samples(test_data: Any, data: Any, samples: Samples, cache: Cache | None, loss_on: str | None) -> Any:
     if test_data is None and isinstance(data, str):
         test_data = held_out_split(data)
     if test_data is None:
@@ -276,4 +319,4 @@ def _test_samples(test_data: Any, data: Any, samples: Samples, cache: Cache | No
             f"the test data has other classes ({', '.join(test.classes[:5])}, ...; {len(test.classes)}) than the training data "
             f"({', '.join(known[:5])}, ...; {len(known)}). Give one of the same classes with --test-data."
         )
-    return test
+    return counting(modality_of(test), test, loss_on)

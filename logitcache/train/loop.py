@@ -24,7 +24,7 @@ from torch import Tensor
 
 from logitcache.data import Ids, Inputs, Rendition, Samples, View, kept_of, modality_of, offsets_of
 from logitcache.data.contract import check_inputs
-from logitcache.data.optional import arranged, divided
+from logitcache.data.optional import arranged, counted_offsets_of, divided
 from logitcache.data.protocol import Renderer
 from logitcache.errors import InputError, StoppedError, first_line
 from logitcache.methods import SecondLabels
@@ -32,7 +32,7 @@ from logitcache.runs.directory import RunDirectory
 from logitcache.runs.metrics import find_metric
 from logitcache.runtime.device import explain_oom, to_device
 from logitcache.runtime.progress import Callbacks, Progress
-from logitcache.store import Cache, count_rows, with_rows
+from logitcache.store import Cache, count_rows, rows_of, with_rows
 from logitcache.train.evaluate import Subject, evaluate
 from logitcache.train.job import Job
 from logitcache.train.keep import best_results, keep_best
@@ -48,7 +48,7 @@ from logitcache.train.pull import record_pull
 from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
 from logitcache.train.step import SUMS, MicroBatch, Stepper
-from logitcache.train.targets import CachedTargets, Stretch, Targets, predicted_classes
+from logitcache.train.targets import CachedTargets, SomeRows, Stretch, Targets, predicted_classes
 
 __all__ = ["Loop"]
 
@@ -58,7 +58,7 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15  # between the dropout seeds of two processes
 
 _RESULTS = (  # of the last epoch, in the results of a run
     *("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_top5_accuracy", "test_loss", "test_ece"),
-    *("perplexity", "bits_per_byte"),
+    *("perplexity", "bits_per_byte", "kl_to_teacher", "test_teacher_agreement", "topk_overlap"),
     *("ema_test_accuracy", "ema_test_top5_accuracy", "ema_test_loss"),
 )
 
@@ -82,16 +82,22 @@ class Loop:
         self.schedule = replace(settings, epochs=run.schedule_epochs or settings.epochs)
         self.samples, self.inputs, self.device, self.model = job.samples, job.inputs, job.device, stepper.model
         self.modality, self.offsets = modality_of(job.samples), offsets_of(job.samples)
+        self.counted = counted_offsets_of(job.samples)
         self.directory, self.replicas, self.callbacks = run, replicas, callbacks
         self.kept, self.bounded = kept_of(job.samples), None
         if job.window is not None:
             rows, least = len(job.samples.labels), settings.batch_size if settings.drop_last else 1
             self.bounded = Windows(rows, *job.window, settings.seed, self.offsets, self._some, least)
         self.test: Subject | None = None
+        self._beside: SomeRows | None = None  # the teacher's, of what is held out
         self._save_whole: Callable[[], None] = lambda: None  # saves the state at the end of the steps of an epoch
         if job.test is not None:
             seen, view = self.modality.for_evaluation(job.inputs, job.test)
             self.test = Subject(job.test, view, seen, self._renderer(job.test, [seen]))
+            if job.cache is not None and job.held_out is not None:
+                self.test = replace(self.test, view=job.epoch_views[0][0])
+                held = rows_of(offsets_of(job.test), job.held_out)
+                self._beside = SomeRows(job.cache, self.test.view, held, self.device)
 
     def run(self) -> dict[str, Any]:
         """Train all epochs that are left, and measure the student."""
@@ -190,7 +196,7 @@ class Loop:
                 self.targets.begin(stretch, later)
                 for parts, batch in zip(self._micro_batches(views, left, renderers), left, strict=True):
                     rate = learning_rate(self.schedule, epoch, step, steps)
-                    rows = count_rows(self.offsets, batch)
+                    rows = count_rows(self.counted, batch)
                     sums += self.stepper.step(parts, rows, rate, progress_after(epoch, self.schedule))
                     step, done, taken = step + 1, done + len(batch), taken + 1
                     if step == 1 and epoch == 0 and self.replicas.leads:
@@ -236,9 +242,9 @@ class Loop:
 
     def _means(self, epoch: int, sums: Tensor, seconds: float, batches: Sequence[Ids]) -> dict[str, float]:
         """Return the metrics of an epoch from their sums over rows; those that do not apply to the method are NaN, and left out."""
-        rows, samples = count_rows(self.offsets, self.kept), len(self.kept)
+        rows, samples = count_rows(self.counted, self.kept), len(self.kept)
         if self.settings.drop_last:
-            rows, samples = sum(count_rows(self.offsets, batch) for batch in batches), sum(map(len, batches))
+            rows, samples = sum(count_rows(self.counted, batch) for batch in batches), sum(map(len, batches))
         means = dict(zip(SUMS, (self.replicas.summed(sums) / rows).tolist(), strict=True))
         if not np.isfinite(means["loss"]):
             raise InputError(
@@ -299,7 +305,7 @@ class Loop:
     @property
     def _countable(self) -> int:
         """Number of samples that have rows."""
-        return len(with_rows(self.offsets, np.arange(len(self.samples))))
+        return len(with_rows(self.offsets, self.kept))
 
     def _windows(self, epoch: int) -> Sequence[tuple[Blocks, list[Ids]]]:
         """Order the samples of an epoch: a permutation of all, or of a few blocks after the other where memory is bounded.
@@ -339,6 +345,8 @@ class Loop:
             predict=self.stepper.rows,
             device=self.device,
             replicas=self.replicas,
+            ids=self.job.held_out,
+            teacher=None if self._beside is None else self._beside.of,
             should_stop=self.callbacks.should_stop,
         )
         try:

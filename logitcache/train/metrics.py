@@ -28,6 +28,12 @@ class EpochMetrics(TypedDict):
         test_top5_accuracy: Fraction of test samples whose class is among the student's five largest logits; with more than five classes.
         test_loss: Mean cross-entropy on the test samples.
         test_ece: Expected calibration error on the test samples, 15 bins.
+        perplexity: Of text, exp of the mean cross-entropy on the test tokens.
+        bits_per_byte: Of text, their cross-entropy in bits by the bytes of the text, where these are known and every token is a target.
+        kl_to_teacher: Mean KL(teacher || student) at temperature 1 in nats, on documents that are held out. A lower bound where
+            the cache keeps the largest logits: all others count as one class.
+        test_teacher_agreement: Fraction of those rows on which student and teacher predict the same class.
+        topk_overlap: Mean share of the teacher's ten largest classes, or of as many as the cache keeps, among as many of the student's.
         ema_test_accuracy: Test accuracy of the averaged weights.
         ema_test_top5_accuracy: The same among the five largest logits.
         ema_test_loss: Test loss of the averaged weights, for data that is judged by its loss.
@@ -52,6 +58,11 @@ class EpochMetrics(TypedDict):
     test_top5_accuracy: NotRequired[float]
     test_loss: NotRequired[float]
     test_ece: NotRequired[float]
+    perplexity: NotRequired[float]
+    bits_per_byte: NotRequired[float]
+    kl_to_teacher: NotRequired[float]
+    test_teacher_agreement: NotRequired[float]
+    topk_overlap: NotRequired[float]
     ema_test_accuracy: NotRequired[float]
     ema_test_top5_accuracy: NotRequired[float]
     ema_test_loss: NotRequired[float]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXTENSIONS",
+    "LOSSES_ON",
     "OPTIMIZERS",
     "SCHEDULES",
     "DataSettings",
@@ -46,6 +47,7 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
 }
 SCHEDULES = ("cosine", "onecycle", "step")
 EXTENSIONS = ("continue", "stretch")
+LOSSES_ON = ("all", "completion")
 _OPTIMIZERS_OWN = ("momentum", "nesterov", "betas", "eps")
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
@@ -156,6 +158,19 @@ class DataSettings(Settings):
         shown="the test split of the training data",
         help="Data to evaluate the student on after every epoch.",
     )
+    holdout: float | None = option(
+        None,
+        metavar="SHARE",
+        shown="no share",
+        help="For text, the share of the cache's documents, the last ones, that is not trained on but evaluated after every epoch, against "
+        "their labels and the teacher's rows; in the place of test data.",
+    )
+    loss_on: str | None = option(
+        None,
+        metavar="all|completion",
+        shown="all rows of the cache",
+        help="For text, the rows that count: all, or those of completions and of what an assistant says, where a cache has others too.",
+    )
     exclude: "str | Path | Sequence[int] | None" = option(
         None,
         form="samples",
@@ -198,6 +213,17 @@ class DataSettings(Settings):
         shown="that of the weights or the teacher",
         help="Fraction of the shorter side kept by the center crop when images are resized.",
     )
+
+    def __post_init__(self) -> None:
+        """Check that what is evaluated is said once."""
+        super().__post_init__()
+        if self.loss_on not in (None, *LOSSES_ON):
+            raise unknown_name("rows to count", str(self.loss_on), LOSSES_ON)
+        self.check("holdout", lambda share: 0 < share < 1, "a share between 0 and 1")
+        if self.holdout is not None and self.test_data is not None:
+            raise InputError(
+                "--holdout and --test-data each say what is evaluated: give one of them (test data has no cached rows to compare with)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -21,10 +21,12 @@ __all__ = [
     "LabelsOnly",
     "LiveTargets",
     "RowDecoder",
+    "SomeRows",
     "Stretch",
     "Targets",
     "ViewRows",
     "predicted_classes",
+    "top_classes",
 ]
 
 
@@ -195,6 +197,36 @@ class ViewRows:
         return decoder.encoding.decode(columns, decoder.labels.index_select(0, ids), decoder.classes)
 
 
+class SomeRows:
+    """Some rows of a view as they are stored, read once and held in the memory of the host; decoded when they are asked for."""
+
+    def __init__(self, cache: Cache, view: View, rows: Ids, device: torch.device) -> None:
+        """Read them.
+
+        Args:
+            cache: The cache.
+            view: The view.
+            rows: Row ids, ascending, [R].
+            device: Device of the logits.
+
+        Raises:
+            CorruptCacheError: They are damaged.
+        """
+        self._decoder, self._ids = RowDecoder(cache, device), rows
+        self._columns = cache.rows(view.index, cache.teacher, rows)
+
+    def of(self, rows: Ids) -> Tensor | TopKRows:
+        """Decode some of them: [R, C] float32, or what was kept.
+
+        Args:
+            rows: Row ids, [R].
+        """
+        decoder, at = self._decoder, np.searchsorted(self._ids, rows)
+        columns = {name: to_device(torch.from_numpy(x[at]), decoder.device) for name, x in self._columns.items()}
+        labels = decoder.labels.index_select(0, to_device(torch.from_numpy(rows), decoder.device))
+        return decoder.encoding.decode(columns, labels, decoder.classes)
+
+
 class HeldRows:
     """Rows of a view in the memory of a device, all columns of a row beside each other."""
 
@@ -256,6 +288,18 @@ def predicted_classes(cache: Cache, view: View, rows: Ids) -> NDArray[np.int64]:
     labels = torch.from_numpy(cache.labels()[rows]).long()
     decoded = read_encoding(cache.manifest.encoding).decode(columns, labels, len(cache.manifest.classes))
     return _largest(decoded)
+
+
+def top_classes(rows: Tensor | TopKRows, count: int) -> Tensor:
+    """Return the classes of the largest logits of each row, largest first: [R, count], or as many as are known.
+
+    Args:
+        rows: Logits [R, C], or rows of which the largest were kept. Of those the label is among what was kept, whatever its rank.
+        count: How many.
+    """
+    if isinstance(rows, Tensor):
+        return rows.topk(min(count, rows.shape[1]), 1).indices
+    return rows.ids.gather(1, rows.values.topk(min(count, rows.ids.shape[1] - 1), 1).indices)
 
 
 def _largest(rows: Tensor | TopKRows) -> NDArray[np.int64]:

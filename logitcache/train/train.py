@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from logitcache.data import excluded_of, modality_of
+from logitcache.data import modality_of
 from logitcache.errors import InputError
 from logitcache.methods import method_name
 from logitcache.models import read_weights, restoring_modes
@@ -43,6 +43,9 @@ from logitcache.train.step import Stepper
 from logitcache.train.usual import with_usual
 
 __all__ = ["RunResult", "train_student"]
+
+# Runs of earlier versions do not record them.
+_RECORDED_WHERE_GIVEN = ("exclude", "exif_orientation", "holdout", "loss_on", "sequence_length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +182,8 @@ def _record(
     """Return what decides the result, as `run.json` has it; of a file of samples to leave out, the samples."""
     path = str(cache.place) if isinstance(cache, Cache) else cache
     found = TrainRequest(cache=path, student=student).record() | settings.record()
-    found["exclude"] = None if settings.exclude is None else excluded_of(job.samples).tolist()
-    for name in ("exclude", "exif_orientation"):  # runs of earlier versions do not record them
+    found["exclude"] = None if settings.exclude is None else job.excluded.tolist()
+    for name in _RECORDED_WHERE_GIVEN:
         if not found[name]:
             del found[name]
     return dict(sorted(found.items())) | {"method": method_name(settings.method)}

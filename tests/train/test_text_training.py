@@ -200,6 +200,7 @@ def train(name, **changes):
 train("tied")
 train("untied", student=students[1])
 train("live", live_teacher=True)
+train("held", holdout=0.3)
 steps = []
 try:
     train("resumed", on_progress=steps.append, should_stop=lambda: len(steps) > 0)
@@ -243,6 +244,14 @@ def test_two_processes_train_what_one_does(two, tmp_path, student):
         for one in (two / student, tmp_path / "alone")
     )
     assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(two, tmp_path):
+    alone = trained(two / "full.zarr", tmp_path / "alone", method="kd", grad_accum_steps=2, holdout=0.3).results
+    both = json.loads((two / "held/run.json").read_text())["results"]
+    for name in ("perplexity", "kl_to_teacher", "test_teacher_agreement", "topk_overlap"):
+        assert both[name] == pytest.approx(alone[name], rel=1e-3), name
 
 
 @pytest.mark.slow

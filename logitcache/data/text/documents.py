@@ -1,5 +1,6 @@
 """Contexts of tokens as a data set: one array of ids, where each context begins, and which tokens are targets."""
 
+import copy
 import functools
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -32,6 +33,8 @@ class Documents:
         tokens: Ids of all contexts in a row, [T], u2 or u4.
         documents: Place in `tokens` at which each context begins, and T at the end, [D + 1] int64.
         targets: Which tokens are targets, [T] bool.
+        answers: Which tokens are of a completion or of an assistant, [T] bool; None where all targets are, or nobody knows.
+        counted: Which rows count in a loss, [R] bool; None: all.
         vocabulary: Number of ids that exist.
         classes: The ids as classes.
         offsets: Row at which each context begins, and R at the end, [D + 1] int64.
@@ -50,6 +53,7 @@ class Documents:
         vocabulary: int,
         targets: NDArray[np.bool_] | None = None,
         *,
+        answers: NDArray[np.bool_] | None = None,
         facts: Mapping[str, Any] | None = None,
         sequence_length: int | None = None,
         notes: tuple[str, ...] = (),
@@ -61,6 +65,7 @@ class Documents:
             documents: Where each context begins, and T, [D + 1].
             vocabulary: Number of ids that exist.
             targets: Which tokens are targets, [T]; None: all. The first of a context is not one in any case.
+            answers: Which tokens are of a completion or of an assistant, [T].
             facts: What a manifest records besides.
             sequence_length: Most tokens of a context.
             notes: What was done when it was read.
@@ -78,21 +83,52 @@ class Documents:
                 f"token {at:,} (of context {context:,}) is id {int(tokens[at])}, and the vocabulary has {vocabulary:,}, from 0. Use the "
                 "tokenizer that made the tokens, or say how many ids there are."
             )
-        if targets is not None and (targets.shape != tokens.shape or targets.dtype != np.bool_):
-            raise InputError(
-                f"targets must be bool, one a token, [{len(tokens):,}], not {targets.dtype} {list(targets.shape)}"
-            )
+        for name, one in (("targets", targets), ("answers", answers)):
+            if one is not None and (one.shape != tokens.shape or one.dtype != np.bool_):
+                raise InputError(
+                    f"{name} must be bool, one a token, [{len(tokens):,}], not {one.dtype} {list(one.shape)}"
+                )
         self.tokens = tokens.astype(token_dtype(vocabulary), copy=False)
         self.documents, self.vocabulary, self.classes = begins, vocabulary, NumberedClasses(vocabulary)
         self.targets = np.ones(len(tokens), np.bool_) if targets is None else targets.copy()
         self.targets[begins[:-1][np.diff(begins) > 0]] = False
         self.offsets = np.concatenate([[0], np.cumsum(self.targets, dtype=np.int64)])[begins]
+        self.answers = answers
+        self.counted: NDArray[np.bool_] | None = None
         self.facts, self.sequence_length, self.notes = dict(facts or {}), sequence_length, notes
 
     @functools.cached_property
     def labels(self) -> NDArray[np.int64]:
         """Token of each row, [R]."""
         return self.tokens[self.targets].astype(np.int64)
+
+    def with_loss_on_answers(self) -> "Documents":
+        """Return the same contexts, of which only the rows of answers count in a loss; all where no token is known not to be of one."""
+        found = copy.copy(self)
+        found.counted = None if self.answers is None else self.answers[self.targets]
+        return found
+
+    @property
+    def counted_offsets(self) -> Ids:
+        """Number of rows that count before each context, and of all at the end, [D + 1] int64."""
+        if self.counted is None:
+            return self.offsets
+        found: Ids = np.concatenate([[0], np.cumsum(self.counted, dtype=np.int64)])[self.offsets]
+        return found
+
+    @property
+    def counted_targets(self) -> NDArray[np.bool_]:
+        """Which tokens are targets whose rows count, [T]."""
+        if self.counted is None:
+            return self.targets
+        found = self.targets.copy()
+        found[found] = self.counted
+        return found
+
+    def counted_rows(self, ids: Ids) -> Ids:
+        """Return the rows of contexts that count, in their order."""
+        rows = rows_of(self.offsets, ids)
+        return rows if self.counted is None else rows[self.counted[rows]]
 
     @functools.cached_property
     def lengths(self) -> Ids:
@@ -115,6 +151,8 @@ class Documents:
             digest.update(self.tokens[start : start + _HASHED].astype("<u4").tobytes())
         digest.update(self.documents.astype("<i8").tobytes())
         digest.update(np.packbits(self.targets).tobytes())
+        if self.answers is not None:
+            digest.update(np.packbits(self.answers).tobytes())
         return digest.hexdigest()
 
     def arrays(self) -> dict[str, tuple[str, NDArray[Any]]]:
@@ -123,6 +161,7 @@ class Documents:
             "tokens": ("token", self.tokens),
             "documents": ("boundary", self.documents),
             "targets": ("token", self.targets),
+            **({} if self.answers is None else {"answers": ("token", self.answers)}),
         }
 
     def part(self, first: int, last: int) -> "Stretch":
@@ -157,6 +196,7 @@ class Stretch(Documents):
             whole.documents[first : last + 1] - begin,
             whole.vocabulary,
             whole.targets[begin:end],
+            answers=None if whole.answers is None else whole.answers[begin:end],
             facts=whole.facts,
             sequence_length=whole.sequence_length,
             notes=whole.notes,

@@ -17,7 +17,7 @@ from logitcache.data.text.rendering import TextInputs, TextRenderer, TextView
 from logitcache.errors import FormatVersionError, InputError, unknown_name
 from logitcache.models import Network, logits_of
 from logitcache.models.language.load import load_language_network
-from logitcache.store import Cache, rows_of
+from logitcache.store import Cache
 
 __all__ = ["TEXT", "Text", "documents_of"]
 
@@ -47,6 +47,24 @@ class Text:
             "epochs": 3,
             "batch_size": 8,
         }
+
+    def counting(self, samples: Documents, loss_on: str) -> Documents:
+        """Return the contexts with the rows that a loss counts: `all`, or those of each `completion`."""
+        return samples.with_loss_on_answers() if loss_on == "completion" else samples
+
+    def held_out(self, samples: Documents, kept: Ids, share: float) -> Ids:
+        """Return the last documents, at least one: a share of those that have targets.
+
+        Raises:
+            InputError: None would be left to train on.
+        """
+        having = kept[np.diff(samples.counted_offsets)[kept] > 0]
+        count = max(round(share * len(having)), 1)
+        if count >= len(having):
+            raise InputError(
+                f"--holdout {share:g} of {len(having):,} documents with targets leaves none to train on: hold out fewer, or dump more"
+            )
+        return having[len(having) - count :]
 
     def measured_besides(self, samples: Documents, loss: float, rows: int) -> dict[str, float]:
         """Return the perplexity, and bits per byte where the bytes of the text are known and all tokens but the first have rows."""
@@ -168,7 +186,7 @@ class Text:
     def row_labels(self, samples: Documents, view: TextView, ids: Ids) -> RowLabels:
         """Return the targets of contexts: context by context as listed, which is also sequence by sequence, position by position."""
         del view
-        rows = rows_of(samples.offsets, ids)
+        rows = samples.counted_rows(ids)
         return RowLabels(rows, torch.from_numpy(samples.labels[rows]))
 
     def rows(self, output: Any, keep: Tensor | None, *, classes: int, label: str) -> Iterator[Tensor]:
@@ -227,6 +245,9 @@ class Text:
             ),
             parts[0].vocabulary,
             np.concatenate([one.targets for one in parts]),
+            answers=None
+            if any(one.answers is None for one in parts)
+            else np.concatenate([one.answers for one in parts]),
         )
 
 
@@ -274,6 +295,7 @@ def documents_of(cache: Cache) -> Documents:
         np.concatenate([around[0], begins, around[1]]),
         len(manifest.classes),
         targets,
+        answers=cache.array("answers") if cache.carries("answers") else None,
         facts=facts,
         sequence_length=limit,
     )

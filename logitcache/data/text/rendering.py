@@ -104,7 +104,7 @@ class TextInputs:
     def render(self, documents: Documents, ids: Ids) -> tuple[dict[str, Tensor], Tensor]:
         """Return the input for a batch of contexts, and which outputs are rows, [B, length] bool: sequence by sequence, as `ids`.
 
-        Output p of a sequence is a row where token p + 1 is a target of the same context.
+        Output p of a sequence is a row where token p + 1 is a target of the same context, and counts.
 
         Raises:
             InputError: A context is longer than a sequence.
@@ -129,7 +129,7 @@ class TextInputs:
             "documents": laid_out(np.repeat(np.arange(len(ids)) - first, lengths), _PADDING),
         }
         keep = np.zeros(count * self.length, np.bool_)
-        keep[where[documents.targets[at]] - 1] = True
+        keep[where[documents.counted_targets[at]] - 1] = True
         return inputs, torch.from_numpy(keep.reshape(count, self.length))
 
 

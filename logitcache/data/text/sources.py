@@ -48,10 +48,10 @@ class Entry:
 
 
 class _Tokens(NamedTuple):
-    """A tokenized document: ids, [L], and which of them may be targets, [L]; of all tokens None."""
+    """A tokenized document: ids, [L], and which of them are of an answer, [L]; of plain text None."""
 
     ids: NDArray[np.integer[Any]]
-    targets: NDArray[np.bool_] | None
+    answers: NDArray[np.bool_] | None
 
 
 def open_text(kind: str, path: str, reading: TextReading | None = None) -> Documents:
@@ -111,10 +111,10 @@ def read_documents(entries: Iterable[Entry], reading: TextReading, name: str) ->
         stream = iter(entries)
         while some := list(itertools.islice(stream, _AT_ONCE)):
             text_bytes.extend(0 if entry.messages else len(entry.text.encode()) for entry in some)
-            for entry, found in zip(some, _encoded(tokenizer, some, reading), strict=True):
+            for entry, found in zip(some, _encoded(tokenizer, some), strict=True):
                 if not (entry.text or entry.messages) or not len(found.ids):
                     raise InputError(f"{entry.where}: the document is empty. Leave it out.")
-                yield _Tokens(found.ids.astype(size), found.targets)
+                yield _Tokens(found.ids.astype(size), found.answers)
 
     every = list(tokenized())
     if not every:
@@ -122,35 +122,34 @@ def read_documents(entries: Iterable[Entry], reading: TextReading, name: str) ->
     facts: dict[str, Any] = {"tokenizer": tokenizer.to_json()}
     if all(text_bytes) and reading.too_long == "split":  # of a chat, and of what is not used, there is no text
         facts["bytes"] = sum(text_bytes)
-    targets = None
-    if any(one.targets is not None for one in every):
-        whole = (np.ones(len(one.ids), np.bool_) if one.targets is None else one.targets for one in every)
-        targets = np.concatenate(list(whole))
+    answers = None
+    if any(one.answers is not None for one in every):
+        whole = (np.ones(len(one.ids), np.bool_) if one.answers is None else one.answers for one in every)
+        answers = np.concatenate(list(whole))
     begins = np.cumsum([0, *(len(one.ids) for one in every)])
-    return _contexts(np.concatenate([one.ids for one in every]), begins, targets, reading, vocabulary, facts, name)
+    return _contexts(np.concatenate([one.ids for one in every]), begins, answers, reading, vocabulary, facts, name)
 
 
-def _encoded(tokenizer: Tokenizer, entries: Sequence[Entry], reading: TextReading) -> Iterator[_Tokens]:
+def _encoded(tokenizer: Tokenizer, entries: Sequence[Entry]) -> Iterator[_Tokens]:
     """Yield the tokens of each document, in order."""
     plain = iter(tokenizer.encode_with_ends([entry.text for entry in entries if entry.messages is None]))
-    answers_only = reading.rows == "completion"
     for entry in entries:
         if entry.messages is not None:
             try:
                 ids, said = tokenizer.encode_chat(entry.messages)
             except InputError as error:
                 raise InputError(f"{entry.where}: {error}") from error
-            yield _Tokens(ids, said if answers_only else None)
+            yield _Tokens(ids, said)
             continue
         ids, ends = next(plain)
         # A token that reaches into the completion is part of it, also where it begins in the prompt.
-        yield _Tokens(ids, ends > entry.answer if answers_only and entry.answer is not None else None)
+        yield _Tokens(ids, None if entry.answer is None else ends > entry.answer)
 
 
 def _contexts(
     tokens: NDArray[Any],
     begins: NDArray[np.int64],
-    targets: NDArray[np.bool_] | None,
+    answers: NDArray[np.bool_] | None,
     reading: TextReading,
     vocabulary: int,
     facts: Mapping[str, Any],
@@ -161,7 +160,7 @@ def _contexts(
     Args:
         tokens: Ids of all documents in a row, [T].
         begins: Where each begins, and T, [D + 1].
-        targets: Which tokens may be targets, [T]; None: all.
+        answers: Which tokens are of an answer, [T]; None: all.
         reading: How it is read.
         vocabulary: Number of ids that exist.
         facts: What is known of the data besides.
@@ -182,14 +181,24 @@ def _contexts(
         if lost:
             place = np.arange(len(tokens)) - np.repeat(begins[:-1], lengths)
             kept = place < np.repeat(used, lengths)
-            tokens, targets = tokens[kept], None if targets is None else targets[kept]
+            tokens, answers = tokens[kept], None if answers is None else answers[kept]
             begins = np.append(0, np.cumsum(used[used > 0]))
     if len(begins) < 2:
         raise InputError(f"{name} has no documents left: all are longer than --sequence-length")
     if limit is not None:
         begins = _divided(np.array([0, len(tokens)]) if reading.pack == "stream" else begins, limit)
     recorded = {"reading": reading.to_json(), **facts}
-    found = Documents(tokens, begins, vocabulary, targets, facts=recorded, sequence_length=limit, notes=tuple(notes))
+    only = reading.rows == "completion"  # then all targets are of answers, and no array needs to say so
+    found = Documents(
+        tokens,
+        begins,
+        vocabulary,
+        answers if only else None,
+        answers=None if only else answers,
+        facts=recorded,
+        sequence_length=limit,
+        notes=tuple(notes),
+    )
     if not found.offsets[-1]:
         raise InputError(f"{name} has no targets: every context is a single token, or none has an answer")
     return found
@@ -222,8 +231,7 @@ def _open_tokens(path: Path, reading: TextReading) -> Documents:
             )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    targets = arrays.get("targets") if reading.rows == "completion" else None
-    return _contexts(whole.tokens, whole.documents, targets, reading, vocabulary, facts, str(path))
+    return _contexts(whole.tokens, whole.documents, arrays.get("targets"), reading, vocabulary, facts, str(path))
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
