@@ -59,7 +59,7 @@ def recorded_data(cache: Cache, data: Any, exclude: Exclude | None = None, *, li
     if isinstance(spec, str) and spec == "":
         raise InputError(f"{cache.place} was dumped from a data set given as an object; give it again, as `data`.")
     orientation = cache.manifest.data.get("exif_orientation", False)
-    text = text_reading_of(cache.manifest)
+    text = text_reading_of(cache.manifest, data)
     reading = reading_beside(cache, exclude, exif_orientation=orientation, text=text)
     try:
         samples = as_samples(spec, cache.manifest.classes, reading=reading)

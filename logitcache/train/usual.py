@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.data.contract import cache_modality
+from logitcache.data.open import named_modality
 from logitcache.data.optional import usual_training
 from logitcache.methods import METHODS, method_name, parameters_of
 from logitcache.store import Cache, open_cache
@@ -24,7 +25,7 @@ def with_usual(
     """Give a training the usual settings of its kind of data.
 
     Args:
-        cache: The cache; its kind of data has a recipe of its own, or none.
+        cache: The cache; its kind of data has a recipe of its own, or none. None: the data of the settings has.
         student: The student, as it was asked for.
         settings: What was asked for.
         said: Names of settings that were asked for one by one; they, and others that differ from their default, stay as they are.
@@ -32,16 +33,16 @@ def with_usual(
     Returns:
         The settings to train with. Those that were chosen here are logged.
     """
-    if cache is None:
-        return settings
-    opened = open_cache(cache)
-    usual = usual_training(cache_modality(opened), student)
+    opened = None if cache is None else open_cache(cache)
+    modality = named_modality(settings.data) if opened is None else cache_modality(opened)
+    usual = {} if modality is None else usual_training(modality, student)
     if not usual:
         return settings
     default = {one.name: one.default for one in fields(settings)}
     free = {name for name in default if name not in said and getattr(settings, name) == default[name]}
     chosen = {name: value for name, value in usual.items() if name in free}
-    chosen |= {name: value for name, value in _of_method(settings, opened).items() if name in free}
+    if opened is not None:
+        chosen |= {name: value for name, value in _of_method(settings, opened).items() if name in free}
     if "opt" not in chosen and settings.opt != usual.get("opt"):  # moments are settings of that optimizer
         chosen = {name: value for name, value in chosen.items() if name not in ("betas", "lr", "weight_decay")}
     if chosen:
