@@ -9,14 +9,13 @@ from typing import Any
 from logitcache.data.contract import cache_modality
 from logitcache.data.open import named_modality
 from logitcache.data.optional import usual_training
-from logitcache.methods import METHODS, method_name, parameters_of
+from logitcache.methods import language_settings, method_name
 from logitcache.store import Cache, open_cache
 from logitcache.train.settings import TrainSettings
 
 __all__ = ["with_usual"]
 
 _LOG = logging.getLogger(__name__)
-_LANGUAGE = "language"  # preset with which a method is used on language models
 
 
 def with_usual(
@@ -52,18 +51,11 @@ def with_usual(
 
 
 def _of_method(settings: TrainSettings, cache: Cache) -> dict[str, Any]:
-    """Return how a method is used on language models: with its preset for them, or at temperature 1; and what tops leave as one class."""
-    found = METHODS.get(method_name(settings.method)) if isinstance(settings.method, str) else None
-    if found is None or found.divergence is None:
+    """Return how a method is used on language models."""
+    if not isinstance(settings.method, str):
         return {}
-    chosen: dict[str, Any] = {}
-    if _LANGUAGE in found.presets:
-        chosen["preset"] = _LANGUAGE
-    elif isinstance(parameters_of(str(settings.method)).get("temperature"), int | float):
-        chosen["temperature"] = 1.0
-    if found.takes_bucket and cache.manifest.encoding["kind"] == "topk" and not settings.live_teacher:
-        chosen["tail"] = "bucket"
-    return chosen
+    largest_alone = cache.manifest.encoding["kind"] == "topk" and not settings.live_teacher
+    return language_settings(method_name(settings.method), largest_alone=largest_alone)
 
 
 def _spelled(value: Any) -> str:

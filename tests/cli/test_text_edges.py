@@ -1,6 +1,7 @@
 """What goes wrong with text on the command line, each with its sentence."""
 
 import json
+import re
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -180,3 +181,41 @@ def test_a_student_with_another_tokenizer_is_warned_of(typed, cache, caplog):
     assert "another tokenizer" not in caplog.text
     assert typed("train t.zarr --student hf:./other --epochs 1 --out r/other")[0] == 0
     assert "hf:./other has another tokenizer than the one that made the tokens" in caplog.text
+
+
+def test_a_page_about_text_is_refused_before_anything_is_read(typed, cache):
+    code, said = typed("stats t.zarr --report page.html")
+    assert code == 1
+    assert (
+        said
+        == "error: t.zarr is a cache of text: the page with figures is of caches of images only yet. Leave out --report."
+    )
+
+
+def test_stats_of_text_show_no_labels_that_look_wrong(typed, cache):
+    """A token that the teacher did not expect is no error, and beginnings of documents are alike."""
+    code, said = typed("stats t.zarr")
+    assert code == 0
+    assert "where the true class ranks" in said
+    for words in ("wrong labels", "twice the same", "confuses", "worst classes", "pixels"):
+        assert words not in said
+    found = json.loads(typed("stats t.zarr --json")[1])
+    assert found["odd"] == found["duplicates"] == []
+
+
+def test_what_storing_costs_is_measured_as_text_is_trained(typed, cache):
+    """At temperature 1, with what was not kept as one class."""
+    assert typed("slice t.zarr --top-k 16 --precision u8 --out s.zarr")[0] == 0
+    usual = json.loads(typed("fidelity s.zarr --method kd --json")[1])["stored"]["methods"]
+    said = "fidelity s.zarr --method kd --json --temperature 1 --set tail=bucket"
+    assert usual == json.loads(typed(said)[1])["stored"]["methods"]
+    hot = json.loads(typed(f"{said} --temperature 4")[1])["stored"]["methods"]
+    assert hot != usual
+    assert not re.search(r"advice: \w+ at T=[2-9]", typed("stats s.zarr --advise")[1])
+    assert "or --encoding full" not in typed("stats s.zarr --advise")[1]
+
+
+def test_memory_is_that_of_a_row(typed, cache):
+    assert typed(f"train t.zarr {STUDENT} --out r")[0] == 0
+    said = typed("compare r")[1].replace("│", "").replace("┃", "")
+    assert re.search(r"B /\s+row|B / row", " ".join(said.split()))
