@@ -20,6 +20,7 @@ __all__ = [
     "TopKEncoding",
     "TopKRows",
     "dense",
+    "first_classes",
     "mean_of",
     "read_encoding",
     "top_classes",
@@ -62,3 +63,15 @@ def top_classes(rows: Tensor | TopKRows) -> Tensor:
     if isinstance(rows, Tensor):
         return rows.argmax(1)
     return rows.ids.gather(1, rows.values.argmax(1, keepdim=True)).squeeze(1)
+
+
+def first_classes(rows: Tensor | TopKRows, count: int) -> Tensor:
+    """Return the classes of the largest logits of each row, largest first: [R, count], or as many as are known.
+
+    Args:
+        rows: Logits [R, C], or rows of which the largest were kept. Of those the label is among what was kept, whatever its rank.
+        count: How many.
+    """
+    if isinstance(rows, Tensor):
+        return rows.topk(min(count, rows.shape[1]), 1).indices
+    return rows.ids.gather(1, rows.values.topk(min(count, rows.ids.shape[1] - 1), 1).indices)

@@ -26,7 +26,6 @@ __all__ = [
     "Targets",
     "ViewRows",
     "predicted_classes",
-    "top_classes",
 ]
 
 
@@ -288,18 +287,6 @@ def predicted_classes(cache: Cache, view: View, rows: Ids) -> NDArray[np.int64]:
     labels = torch.from_numpy(cache.labels()[rows]).long()
     decoded = read_encoding(cache.manifest.encoding).decode(columns, labels, len(cache.manifest.classes))
     return _largest(decoded)
-
-
-def top_classes(rows: Tensor | TopKRows, count: int) -> Tensor:
-    """Return the classes of the largest logits of each row, largest first: [R, count], or as many as are known.
-
-    Args:
-        rows: Logits [R, C], or rows of which the largest were kept. Of those the label is among what was kept, whatever its rank.
-        count: How many.
-    """
-    if isinstance(rows, Tensor):
-        return rows.topk(min(count, rows.shape[1]), 1).indices
-    return rows.ids.gather(1, rows.values.topk(min(count, rows.ids.shape[1] - 1), 1).indices)
 
 
 def _largest(rows: Tensor | TopKRows) -> NDArray[np.int64]:

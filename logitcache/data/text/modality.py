@@ -102,13 +102,18 @@ class Text:
         """Choose the length of sequences: `length` as somebody said, else that of the longest context.
 
         Raises:
-            InputError: Options for images, or a length below that of a context.
+            InputError: Options for images, a length below that of a context, or a network with fewer positions.
         """
         del view
-        if unknown := sorted(
-            {name for one in said for name, value in one.items() if value is not None} - {"length", "packs"}
-        ):
-            raise InputError(f"text has no {' and no '.join(unknown)}: leave it out")
+        given = {name for one in said for name, value in one.items() if value is not None}
+        if unknown := sorted(given - {"length", "packs", "positions"}):
+            raise _for_images(unknown[0])
+        positions = min((one["positions"] for one in said if one.get("positions")), default=None)
+        if positions is not None and samples.longest > positions:
+            raise InputError(
+                f"the longest context has {samples.longest:,} tokens, and the network has positions for {positions:,}: choose "
+                f"--sequence-length {positions} for the dump, or a network with more positions (llama:...,context={samples.longest})"
+            )
         wanted = next((one["length"] for one in said if one.get("length") is not None), None)
         length = max(samples.longest, 1) if wanted is None else int(wanted)
         _refuse_longer(samples, length)
@@ -249,6 +254,11 @@ class Text:
             if any(one.answers is None for one in parts)
             else np.concatenate([one.answers for one in parts]),
         )
+
+
+def _for_images(name: str) -> InputError:
+    """Return the error for an option of images."""
+    return InputError(f"--{name.replace('_', '-')} is for images, and the data is text: leave it out")
 
 
 def _refuse_longer(samples: Documents, length: int) -> None:

@@ -73,7 +73,7 @@ def test_tokens_that_are_not_compressed_stay_on_disk(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"tokens": [1, 2]}, "t.npz has no array 'documents'; it has tokens"),
+        ({"tokens": [1, 2]}, "t.npz has no array documents; it has tokens"),
         ({"tokens": [1, 2], "documents": [0, 2]}, "does not say how many ids there are"),
         (
             {"tokens": [1, 20], "documents": [0, 2], "vocabulary": 9},
@@ -188,7 +188,10 @@ def test_parquet_has_the_same_forms(tmp_path):
     pq.write_table(pa.table({"text": ["a b", "c d e"], "id": [1, 2]}), tmp_path / "d.parquet")
     assert listed(load_data(f"parquet:{tmp_path}/d.parquet", reading)) == [[1, 2], [3, 4, 5]]
     pq.write_table(pa.table({"content": ["a b"]}), tmp_path / "d.parquet")
-    with pytest.raises(InputError, match=r"d.parquet, row 1 has no `text`"):
+    with pytest.raises(
+        InputError,
+        match=r"d.parquet needs the columns `text`, `prompt` and `completion`, or `messages`; it has content",
+    ):
         load_data(f"parquet:{tmp_path}/d.parquet", reading)
     (tmp_path / "d.parquet").write_text("no")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
