@@ -21,7 +21,7 @@ def methods(
 
     Example: logitcache methods rld
     """
-    from logitcache.methods import METHODS, describe, spell
+    from logitcache.methods import METHODS, describe, expected_tasks, spell
 
     if name is None:
         found = [describe(key) for key in METHODS]
@@ -36,10 +36,14 @@ def methods(
                 " ".join(f"{word}={default}" for word, default, _ in one.parameters) or "-",
                 one.objective.partition(",")[0],
                 one.needs.partition(";")[0] + (", coupled" if METHODS[one.name].couples_batch else ""),
+                *([_gains(one.name)] if expected_tasks() else []),
             ]
             for one in found
         ]
-        print_table("methods", ["method", "what it does", "paper", "parameters", "objective", "needs"], rows, left=6)
+        heads = ["method", "what it does", "paper", "parameters", "objective", "needs"]
+        if expected_tasks():
+            heads.append("over ce (points)")
+        print_table("methods", heads, rows, left=6)
         return
     one = describe(name)
     if json:
@@ -64,3 +68,21 @@ def methods(
         print_table("presets", ["--preset", "settings"], settings)
     for word, text in one.notes.items():
         typer.echo(f"\n{word}: {text}")
+    if one.expected:
+        typer.echo("\nTest accuracy with its defaults (docs/methods.md says how it was measured):")
+        for task, text in one.expected.items():
+            typer.echo(f"  {task}: {text}")
+        for changes, measured in one.variants.items():
+            typer.echo(f"With {changes}:")
+            for task, text in measured.items():
+                typer.echo(f"  {task}: {text}")
+    if one.warning:
+        typer.echo(typer.style(f"\n{one.warning[0].upper()}{one.warning[1:]}.", fg="red"))
+
+
+def _gains(name: str) -> str:
+    """Write what a method gained over cross-entropy on each task: `demo +3.2 ± 0.3`."""
+    from logitcache.methods import expected_of
+
+    gaps = [(one.task.name, one.over["ce"]) for one in expected_of(name) if "ce" in one.over]
+    return ", ".join(f"{task} {gap}" for task, gap in gaps) or "-"

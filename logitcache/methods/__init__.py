@@ -4,6 +4,7 @@ from logitcache.methods.balance import describe_norms, drowned_terms, gradient_n
 from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, get_loss, parameters_of
 from logitcache.methods.describe import Description, describe, spell
 from logitcache.methods.distillation import Distillation
+from logitcache.methods.expected import Expected, expected_of, expected_tasks, variants_of
 from logitcache.methods.language import language_settings
 from logitcache.methods.linear import Head, LinearTerms, TeacherLogits, linear_loss
 from logitcache.methods.method import LossFunction, Method, MethodLike, TemperatureChoice
@@ -16,6 +17,7 @@ __all__ = [
     "TEMPERATURES",
     "Description",
     "Distillation",
+    "Expected",
     "Head",
     "LinearTerms",
     "LossFunction",
@@ -29,6 +31,8 @@ __all__ = [
     "describe",
     "describe_norms",
     "drowned_terms",
+    "expected_of",
+    "expected_tasks",
     "find_method",
     "get_loss",
     "gradient_norms",
@@ -38,4 +42,5 @@ __all__ = [
     "method_name",
     "parameters_of",
     "spell",
+    "variants_of",
 ]

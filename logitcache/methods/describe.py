@@ -2,11 +2,12 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, needs_of, parameters_of
+from logitcache.methods.expected import Expected, expected_of, variants_of
 from logitcache.methods.table import find_method
 
 __all__ = ["Description", "describe", "spell"]
@@ -25,6 +26,9 @@ class Description:
         parameters: (name, default, explanation).
         notes: "Returns", "Departures" and "Doubts", where there are any.
         presets: Settings by name.
+        expected: What it did on the tasks that methods are measured on: name of the task to accuracy and gaps, in words.
+        variants: The same with other settings: these to name of the task to accuracy and gaps.
+        warning: What these numbers say against it; empty if nothing.
     """
 
     name: str
@@ -38,6 +42,9 @@ class Description:
     parameters: list[tuple[str, str, str]]
     notes: dict[str, str]
     presets: Mapping[str, Mapping[str, Any]]
+    expected: Mapping[str, str]
+    variants: Mapping[str, Mapping[str, str]]
+    warning: str
 
 
 def describe(name: str) -> Description:
@@ -75,6 +82,7 @@ def describe(name: str) -> Description:
         needs += "; one label a row: no mixup or CutMix"
     if method.pairs_views:
         needs += "; one view, or pairs of a weak and a strong one as in its paper"
+    measured = expected_of(name)
     return Description(
         name,
         method.summary,
@@ -87,7 +95,25 @@ def describe(name: str) -> Description:
         parameters,
         {word: sections[word] for word in ("Returns", "Departures", "Doubts") if word in sections},
         method.presets,
+        {one.task.name: str(one) for one in measured},
+        _by_changes(variants_of(name)),
+        _warning(name, [one.task.name for one in measured if one.is_below_ce], len(measured)),
     )
+
+
+def _by_changes(variants: Sequence[Expected]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for one in variants:
+        found.setdefault(one.changes, {})[one.task.name] = str(one)
+    return found
+
+
+def _warning(name: str, below: Sequence[str], tasks: int) -> str:
+    """Say on which tasks a method is less accurate than labels alone."""
+    if not below:
+        return ""
+    where = f"on {' and '.join(below)}" + (", so on every task that was measured" if 1 < len(below) == tasks else "")
+    return f"with its defaults {name} is less accurate than cross-entropy alone {where}"
 
 
 def spell(value: Any) -> str:
