@@ -218,8 +218,19 @@ class TopKEncoding:
         return self._packed(rows.ids.gather(1, chosen), rows.values.gather(1, chosen), labels, rest)
 
     def _largest_of(self, logits: Tensor) -> Tensor:
-        """Return the columns of the k + 1 largest, ascending, [B, k + 1]; with infinity at the label, it is always one of them."""
-        return logits.topk(self.k + 1, 1).indices.sort(1).values
+        """Return the columns of the k + 1 largest, ascending, [B, k + 1]; with infinity at the label, it is always one of them.
+
+        Of equal logits at the end of the list the first columns are taken, on every device: a teacher in bfloat16 has some in most rows.
+        """
+        width = self.k + 1
+        found = logits.topk(min(width + 1, logits.shape[1]), 1)
+        ids = found.indices[:, :width]
+        if logits.shape[1] > width:
+            tied = found.values[:, width - 1] == found.values[:, width]
+            if bool(tied.any()):
+                ids = ids.clone()
+                ids[tied] = _first_of_equals(logits[tied], found.values[tied, width - 1, None], width)
+        return ids.sort(1).values
 
     def _packed(self, ids: Tensor, values: Tensor, labels: Tensor, rest: Tensor) -> dict[str, Tensor]:
         """Round what is kept; what is said of the rest becomes relative to the largest value as it is stored."""
@@ -276,3 +287,16 @@ class TopKEncoding:
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the manifest."""
         return {"kind": "topk", "k": self.k, "dtype": self.dtype, "stats_ddof": 0}
+
+
+def _first_of_equals(logits: Tensor, least: Tensor, width: int) -> Tensor:
+    """Return the columns above the least logit of a list, and the first of those that equal it, [B, width], ascending.
+
+    Args:
+        logits: [B, C].
+        least: The smallest logit of each list, [B, 1].
+        width: Length of the list.
+    """
+    above, equal = logits > least, logits == least
+    wanted = width - above.sum(1, keepdim=True)
+    return (above | (equal & (equal.cumsum(1) <= wanted))).nonzero()[:, 1].view(-1, width)

@@ -249,3 +249,16 @@ def test_a_label_beyond_float16_below_the_top_is_not_stored():
     logits, labels = draw(16, 12)
     logits[:, 3], labels[:] = -1e5, 3
     assert TopKEncoding(4, "u8").encode(logits, labels)["label"].isinf().all()
+
+
+def test_of_equal_logits_the_first_columns_are_kept():
+    """A teacher in bfloat16 has equal logits at the end of the list in most rows; torch.topk takes any of them."""
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(500, 500, generator=random).bfloat16().float()
+    labels = torch.randint(0, 500, (500,), generator=random)
+    kept = TopKEncoding(16, "f32").encode(logits, labels)["ids"].cumsum(1)
+    lifted = logits.scatter(1, labels[:, None], torch.inf)
+    expected = lifted.sort(dim=1, descending=True, stable=True).indices[:, :17].sort(1).values
+    assert torch.equal(kept, expected)
+    ranked = lifted.sort(dim=1, descending=True).values
+    assert (ranked[:, 16] == ranked[:, 17]).sum() > 5
