@@ -56,6 +56,8 @@ class _Boundary(TyperGroup):
             typer.echo(stopped_words(ctx.invoked_subcommand), err=True)
             raise typer.Exit(130) from error
         except BaseException as error:
+            if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):  # of rich: `| head`
+                raise
             if ctx.params.get("traceback"):
                 raise
             Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]error:[/] ", end="")

@@ -191,7 +191,8 @@ def _print_runs(found: "list[RunSummary]") -> None:
         ]
         for run in found
     ]
-    print_table("runs", [*head, "agrees with teacher", "s / epoch", "in memory, B / sample"], rows, left=3)
+    memory = f"in memory, B / {'sample' if metric == ACCURACY else 'row'}"  # of images each sample is one row
+    print_table("runs", [*head, "agrees with teacher", "s / epoch", memory], rows, left=3)
 
 
 def _share(value: float | None) -> str:

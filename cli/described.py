@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["print_advice", "print_compared", "print_described"]
 
+_TEXT = "text"
 _VIEWS = 8  # more are folded: the first four, and all together
 _LINES = 5  # of each list
 _RANKS = 5
@@ -117,7 +118,8 @@ def _print_teacher(found: "CacheStats") -> None:
         typer.echo(f"one largest class in every view: {found.agreement_of_all:.1%} of samples")
     print_pairs("where the true class ranks", _ranks(found))
     print_pairs("how often it is right, by how sure it is", _reliability(found))
-    print_pairs("what it confuses (label > its answer)", _confusions(found))
+    if found.manifest.get("modality") != _TEXT:  # where classes are tokens, by number
+        print_pairs("what it confuses (label > its answer)", _confusions(found))
 
 
 def _numbers(values: list[float]) -> list[str]:

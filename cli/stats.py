@@ -79,6 +79,11 @@ def stats(
         _compare(newest_unless(cache), other, teacher, report, json)
         return
     path = newest_unless(cache)
+    if report is not None:
+        from logitcache.report import refuse_report
+        from logitcache.store import open_cache
+
+        refuse_report(open_cache(path, unfinished=True).manifest.modality, path)
     with show_progress(quiet=json) as display:
         found = cache_stats(path, teacher=teacher, on_progress=display)
     if not json:

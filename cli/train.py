@@ -30,7 +30,7 @@ __all__ = ["train"]
 def train(ctx: typer.Context, cache: CacheArgument = None, config: ConfigOption = None, **options: Any) -> None:
     """Train a student from a cache; what was decided at the dump is not asked again.
 
-    The defaults are the papers' CIFAR-100 recipe.
+    The defaults are the papers' CIFAR-100 recipe; for text, what docs/text.md lists, which is printed.
 
     Example: logitcache train fashion.zarr --method rld --student resnet8 --epochs 6 --sched cosine
     """

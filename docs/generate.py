@@ -35,7 +35,9 @@ So `--method dkd --refine loca`, `--method dkd --temperature adaptive`, `--metho
 reason. A method of your own: [adding-a-method.md](adding-a-method.md).
 
 z and s are the teacher's and the student's logits, p and q their softmax, y the true class, B the batch, C the classes.
-**needs** says whether a top-k row would do, at the price of an error that grows with the temperature, or every class must be kept.
+**needs** says whether a top-k row would do, at the price of an error that grows with the temperature, or every class must be kept. The classes that a top-k row leaves over share their
+probability evenly (`--tail uniform`), or count as one class (`--tail bucket`, for {bucket}). From caches of text, where nothing else is said, `train` takes a method's preset `language`, or
+temperature 1 where it has none, and `--tail bucket` ([text.md](text.md)).
 
 """
 
@@ -48,7 +50,9 @@ def page() -> str:
         f"| [`{one.name}`](#{one.name}) | {one.summary} | {one.paper} | {one.objective.partition(',')[0]} | {one.needs.partition(';')[0]} |"
         for one in found
     ]
-    return HEAD + "\n".join(lines) + "\n\n" + "\n".join(_section(one) for one in found)
+    bucket = ", ".join(f"`{name}`" for name, method in METHODS.items() if method.takes_bucket)
+    head = HEAD.replace("{bucket}", bucket)
+    return head + "\n".join(lines) + "\n\n" + "\n".join(_section(one) for one in found)
 
 
 def _section(one: Description) -> str:

@@ -1,5 +1,6 @@
 """What the documents say is so."""
 
+import json
 import re
 import runpy
 import shlex
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -59,7 +61,8 @@ def test_a_command_that_does_not_exist_does_not_parse(run):
 
 
 def test_the_readme_has_its_commands():
-    assert [line.split()[1] for line in COMMANDS] == ["dump", "stats", "train", "compare", "sweep", "compare"]
+    images, text = ["dump", "stats", "train", "compare", "sweep", "compare"], ["dump", "train"]
+    assert [line.split()[1] for line in COMMANDS] == images + text
 
 
 @pytest.mark.parametrize("name", [*METHODS, *NAMED_DATA, *CROPS, *CHANGES, *MIXES, *PRESETS])
@@ -139,6 +142,36 @@ def test_the_commands_of_a_page_run(run, name):
     type_page(run, name)
     for code in re.findall(r"```python\n(.*?)```", PAGES[name], re.DOTALL):
         exec(compile(code, name, "exec"), {})
+
+
+@pytest.mark.slow
+def test_the_commands_on_text_run(run, tmp_path):
+    """On files with what the page says that a line of them holds."""
+    pytest.importorskip("transformers")
+    lines = re.findall(r"`({\"(?:text|prompt|messages)\".*?})`", PAGES["text.md"])
+    text, answer, chat = (json.loads(line) for line in lines)
+    (tmp_path / "tales").mkdir()
+    (tmp_path / "tales/cat.txt").write_text(f"{text['text']}\n\n{answer['prompt']}{answer['completion']}\n")
+    (tmp_path / "answers.jsonl").write_text(f"{json.dumps(text)}\n{json.dumps(answer)}\n")
+    (tmp_path / "chats.jsonl").write_text(json.dumps(chat))
+    tokens = np.arange(400, dtype=np.uint16)
+    np.savez(tmp_path / "tales.npz", tokens=tokens, documents=np.array([0, 300, 400]), vocabulary=512)
+    type_page(run, "text.md")
+
+
+@pytest.mark.slow
+def test_the_example_on_text_learns(tmp_path):
+    """From rows of the largest, as a stranger runs it."""
+    pytest.importorskip("transformers")
+    file = ROOT / "docs/examples/text_loop.py"
+    assert len(file.read_text().splitlines()) < 40
+    logitcache.dump_logits("hf:stories-mini", "stories-mini", tmp_path / "stories.zarr", samples=(0, 60), top_k=16)
+    line = [sys.executable, str(file), "stories.zarr", "3"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = [float(share) for share in re.findall(r"epoch \d: ([0-9.]+)%", done.stdout)]
+    assert len(found) == 3
+    assert found[-1] > 10 > found[0]
 
 
 @pytest.mark.slow

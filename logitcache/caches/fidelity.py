@@ -17,13 +17,14 @@ from torch.nn import functional as F
 
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, dense, read_encoding
 from logitcache.errors import InputError
-from logitcache.methods import METHODS, Distillation, get_loss
-from logitcache.store import Cache, compressed_bytes, open_cache
+from logitcache.methods import METHODS, Distillation, get_loss, language_settings
+from logitcache.store import Cache, Manifest, compressed_bytes, open_cache
 
 __all__ = ["Fidelity", "MethodError", "advice", "cache_fidelity", "sweep_encodings"]
 
 _TEMPERATURES = (1.0, 2.0, 4.0)
 _USUAL = ("kd", "dkd", "loca", "sld", "rld")
+_TEXT = "text"
 _POOR = 0.1  # relative error of a gradient, from which on it is spoken of
 _GOOD = 0.05  # up to which another encoding will do
 
@@ -84,7 +85,8 @@ def cache_fidelity(
     Args:
         cache: Its path.
         methods: Names, or one name; None: every method.
-        settings: Pieces and parameters for all of them, in the words of `get_loss`.
+        settings: Pieces and parameters for all of them, in the words of `get_loss`. What is not said is as in the method's paper; of
+            text as `language_settings` has it.
         teacher: Slug of one of several teachers.
 
     Raises:
@@ -98,11 +100,12 @@ def cache_fidelity(
     labels = torch.from_numpy(opened.labels()[samples]).long()
     encoding = read_encoding(opened.manifest.encoding)
     columns = {name: torch.from_numpy(column) for name, column in stored.items()}
-    return _measured(encoding, columns, torch.from_numpy(exact), labels, _losses(methods, settings or {}))
+    losses = _losses(methods, settings or {}, opened.manifest)
+    return _measured(encoding, columns, torch.from_numpy(exact), labels, losses)
 
 
 def advice(cache: str | Path | Cache, *, teacher: str | None = None, measured: Fidelity | None = None) -> list[str]:
-    """Say which of the usual methods, at their papers' settings, lose much of their gradient to the encoding, and what to dump instead.
+    """Say which of the usual methods lose much of their gradient to the encoding, at their usual settings, and what to dump instead.
 
     For each such method a sentence with the cheapest encoding that `sweep_encodings` knows and that loses little; none where what
     is stored is a good stand-in for the teacher's rows. Methods that refuse the rows say so themselves.
@@ -122,15 +125,25 @@ def advice(cache: str | Path | Cache, *, teacher: str | None = None, measured: F
     poor = [one for one in usual if not one.refused and one.gradient["trained"] > _POOR]
     if not poor:
         return []
-    others = sweep_encodings(opened, methods=[one.method for one in poor])
+    names = [one.method for one in poor]
+    others, losses = sweep_encodings(opened, methods=names), _losses(names, {}, opened.manifest)
+    # A row of a vocabulary in full is seldom what somebody wants who has text.
+    or_full = "" if opened.manifest.modality == _TEXT else " or --encoding full"
     return [
-        _sentence(stored, one, [(other, other.methods[place]) for other in others]) for place, one in enumerate(poor)
+        _sentence(stored, one, losses[one.method], [(other, other.methods[place]) for other in others], or_full)
+        for place, one in enumerate(poor)
     ]
 
 
-def _sentence(stored: Fidelity, error: MethodError, others: Sequence[tuple[Fidelity, MethodError]]) -> str:
+def _sentence(
+    stored: Fidelity,
+    error: MethodError,
+    loss: Distillation,
+    others: Sequence[tuple[Fidelity, MethodError]],
+    or_full: str,
+) -> str:
     better = next(other for other, its in others if not its.refused and its.gradient["trained"] <= _GOOD)
-    numbers = [one for one in get_loss(error.method).temperatures if not callable(one)]
+    numbers = [one for one in loss.temperatures if not callable(one)]
     at = f" at T={numbers[0]:g}" + (f" to {numbers[-1]:g}" if len(numbers) > 1 else "") if numbers else ""
     lost = error.gradient["trained"]
     where = f"k={stored.encoding['k']}" if stored.encoding["kind"] == "topk" else stored.encoding["dtype"]
@@ -138,7 +151,7 @@ def _sentence(stored: Fidelity, error: MethodError, others: Sequence[tuple[Fidel
     return (
         f"{error.method}{at} loses {'all' if lost >= 1 else f'{lost:.0%}'} of its gradient at {where}: dump with {kept} --precision "
         f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} B of payload a row instead of {stored.bytes_per_row:.0f})"
-        + (" or --encoding full" if better.encoding["kind"] == "topk" else "")
+        + (or_full if better.encoding["kind"] == "topk" else "")
     )
 
 
@@ -153,7 +166,7 @@ def sweep_encodings(
     opened = open_cache(cache).of(teacher)
     samples, logits = opened.probe(opened.teacher)
     labels, exact = torch.from_numpy(opened.labels()[samples]).long(), torch.from_numpy(logits)
-    losses = _losses(methods, settings or {})
+    losses = _losses(methods, settings or {}, opened.manifest)
     classes = exact.shape[1]
     largest = [k for k in (1 << n for n in range(1, 13)) if k + 2 <= classes]
     candidates: list[Encoding] = [FullEncoding(dtype) for dtype in ("f32", "f16", "u8")]
@@ -162,11 +175,14 @@ def sweep_encodings(
     return sorted(found, key=lambda one: one.bytes_per_row)
 
 
-def _losses(methods: Sequence[str] | None, settings: Mapping[str, Any]) -> dict[str, Distillation]:
+def _losses(methods: Sequence[str] | None, settings: Mapping[str, Any], manifest: Manifest) -> dict[str, Distillation]:
+    """Build losses by name, with settings or those that are usual for a cache."""
     if isinstance(methods, str):
         methods = [methods]
     names: Iterable[str] = methods or [name for name, method in METHODS.items() if method.divergence]
-    return {name: get_loss(name, **settings) for name in names}
+    if manifest.modality != _TEXT:
+        return {name: get_loss(name, **settings) for name in names}
+    return {name: get_loss(name, **language_settings(name, largest_alone=True) | dict(settings)) for name in names}
 
 
 def _measured(

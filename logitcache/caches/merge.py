@@ -262,7 +262,7 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
         for cache, other in zip(opened, digests, strict=True):
             if not np.array_equal(other[kept_rows[wanted]], digests[0][kept_rows[wanted]]):
                 raise CacheMismatchError(
-                    f"the teacher of {cache.place} was shown other pixels than that of {opened[0].place}"
+                    f"the teacher of {cache.place} was shown other {cache_modality(cache).shown} than that of {opened[0].place}"
                 )
         step = max(_VALUES_AT_ONCE // classes, 1)
         parts = []

@@ -26,6 +26,7 @@ __all__ = [
     "held_out_split",
     "load_data",
     "modality_of",
+    "named_modality",
     "part_of",
     "refuse_orientation",
 ]
@@ -59,6 +60,20 @@ def modality_of(samples: Samples) -> Modality:
     """Return the modality of a data set: images, unless it names another."""
     found: Modality | str = getattr(whole_of(samples)[0], "modality", IMAGES)
     return find_modality(found) if isinstance(found, str) else found
+
+
+def named_modality(data: Any) -> Modality | None:
+    """Return the modality of data that is not open yet, or None where only opening it would tell: a user's own factory.
+
+    Args:
+        data: As `as_samples` takes it.
+    """
+    if not isinstance(data, str):
+        return modality_of(data)
+    kind = data.partition(":")[0]
+    if kind in (*TEXT_KINDS, *NAMED_TEXT):
+        return TEXT
+    return IMAGES if kind in (*NAMED_DATA, "imagefolder", "arrays") else None
 
 
 def as_samples(
@@ -126,7 +141,9 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
         UnknownNameError: No such name.
         InputError: The data cannot be read or used.
     """
-    kind, _, rest = spec.partition(":")
+    kind, colon, rest = spec.partition(":")
+    if kind in (*TEXT_KINDS, "imagefolder", "arrays") and colon and not rest:
+        raise InputError(f"{spec} names no {'folder' if kind == 'imagefolder' else 'file'}: expected {spec}PATH")
     if kind in TEXT_KINDS and rest:
         return open_text(kind, rest, None if reading is None else reading.text)
     if kind == "imagefolder" and rest:
@@ -140,6 +157,8 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
         return _turned(NAMED_DATA[spec](split), reading)
     if spec in NAMED_TEXT:
         return NAMED_TEXT[spec](split, None if reading is None else reading.text)
+    if (named := spec.partition(":")[0]) in {**NAMED_DATA, **NAMED_TEXT}:
+        raise unknown_name(f"split of {named}", spec.partition(":")[2], SPLITS)
     if ":" in spec:
         factory = resolve(spec, "data set")
         with explain_foreign_errors(f"data set {spec} cannot be made"):
@@ -170,6 +189,8 @@ def refuse_orientation(samples: Any) -> None:
     Raises:
         InputError: The data set holds pixels, or is of another kind.
     """
+    if (kind := modality_of(samples).name) != IMAGES.name:
+        raise InputError(f"--exif-orientation is for images, and the data is {kind}: leave it out")
     if not getattr(whole_of(samples)[0], "exif_orientation", False):
         raise InputError(
             "--exif-orientation turns images that come as files or as PIL images; this data set holds pixels. Leave it out."

@@ -29,11 +29,12 @@ from logitcache.runtime.processes import Ranks, join_ranks
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options, to_command_line
 from logitcache.runtime.workers import explain_lost_workers
-from logitcache.store import PROBE_BYTES, Cache, CacheWriter, Manifest, open_cache, samples_of
+from logitcache.store import PROBE_BYTES, Cache, CacheWriter, Manifest, open_cache, samples_of, with_rows
 
 __all__ = ["dump_logits", "probe_rows"]
 
 _PROBE_ROWS = 256
+_PROBE_SAMPLES = 16  # where samples have several rows
 _SHOWN_TWICE = 8
 _SAME = 0.01  # relative gap of logits that are computed twice; bfloat16 has three digits
 _LOG = logging.getLogger(__name__)
@@ -201,7 +202,7 @@ def _probe(job: Job, seed: int) -> tuple[Ids, dict[str, NDArray[np.float32]], di
     """
     manifest, view, offsets = job.manifest, job.views[0], offsets_of(job.samples)
     _refuse_unrepeatable(job)
-    probed = probe_rows(seed, manifest.view_rows, len(manifest.classes))
+    probed = probe_rows(seed, manifest.view_rows, len(manifest.classes), offsets)
     samples = np.unique(samples_of(offsets, probed))
     ids, found, failed = _ask_for(job, samples, probed)
     refuse_most(job.samples, failed, len(samples), "samples read first")
@@ -295,12 +296,33 @@ def _refuse_unlike(manifest: Manifest, ranks: Ranks) -> None:
         )
 
 
-def probe_rows(seed: int, rows: int, classes: int) -> Ids:
+def probe_rows(seed: int, rows: int, classes: int, offsets: Ids | None = None) -> Ids:
     """Choose the probe: one row at random out of each of 256 equal stretches of a view, or all rows of a smaller one.
 
-    Fewer where rows are long: at most 64 MB.
+    Fewer where rows are long: at most 64 MB. Where samples have several rows, the rows are those of 16 samples, each out of one of 16 equal
+    stretches: the teacher runs on whole samples, and 256 of them may be all there are.
+
+    Args:
+        seed: Seed of the dump.
+        rows: Rows of a view.
+        classes: Number of classes.
+        offsets: Row at which each sample begins, and `rows`, [N + 1]; None where each sample is one row.
     """
     count = min(_PROBE_ROWS, rows, max(PROBE_BYTES // (4 * classes), 1))
-    edges = np.arange(count + 1) * rows // count
-    random = words(seed, 0xFFFFFFFF, np.arange(count), 0)[:, 0]  # a view that no data set has
+    if offsets is None:
+        return _one_of_each(seed, 0, rows, count)
+    used = with_rows(offsets, np.arange(len(offsets) - 1))
+    chosen = used[_one_of_each(seed, 0, len(used), min(_PROBE_SAMPLES, len(used), count))]
+    begins, lengths = offsets[chosen], offsets[chosen + 1] - offsets[chosen]
+    each = [
+        begin + _one_of_each(seed, 1 + number, length, min(length, -(-count // len(chosen))))
+        for number, (begin, length) in enumerate(zip(begins.tolist(), lengths.tolist(), strict=True))
+    ]
+    return np.concatenate(each)[:count]
+
+
+def _one_of_each(seed: int, draw: int, length: int, count: int) -> Ids:
+    """Choose one number at random out of each of `count` equal stretches of 0 to `length`, ascending."""
+    edges = np.arange(count + 1) * length // count
+    random = words(seed, 0xFFFFFFFF, np.arange(count), draw)[:, 0]  # a view that no data set has
     return edges[:-1] + integers(random, np.diff(edges))

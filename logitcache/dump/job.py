@@ -1,11 +1,12 @@
 """What a dump will do: data, views, teachers and encoding opened and decided, before anything is written."""
 
+import contextlib
 import itertools
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -183,13 +184,22 @@ def _manifest(
         },
         teachers=(average_of(entries),) if settings.average else tuple(entries),
         encoding=encoding.to_json(),
-        software={name: version(name) for name in sorted({"logitcache", "numpy", "torch", "zarr", *modality.software})},
+        software=_versions({"logitcache", "numpy", "torch", "zarr", *modality.software}),
         modality=modality.name,
         rows=None if offsets_of(samples) is None else rows,
         excluded=recorded_exclusions(samples, views),
     )
     allowed = begun if settings.allow_mixed else None
     return replace(found, software=allowed.software, device=allowed.device) if allowed else found
+
+
+def _versions(packages: set[str]) -> dict[str, str]:
+    """Return the versions of packages, without those that are not installed: a teacher of one's own may not need them."""
+    found = {}
+    for name in sorted(packages):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _largest_batch(

@@ -96,7 +96,9 @@ def plan_dump(
     manifest = job.manifest
     rows = manifest.view_rows * len(manifest.views)
     sizes = {name: int(size * rows) for name, size in row_bytes.items()}
-    probed = len(probe_rows(0, manifest.view_rows, len(manifest.classes))) * len(manifest.teachers)
+    probed = len(probe_rows(0, manifest.view_rows, len(manifest.classes), offsets_of(job.samples))) * len(
+        manifest.teachers
+    )
     sizes |= {
         "digests": 8 * rows,
         "labels": 4 * manifest.view_rows,

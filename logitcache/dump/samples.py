@@ -17,7 +17,12 @@ from logitcache.data.exclusion import (
     unreadable_of,
 )
 from logitcache.data.open import refuse_orientation
-from logitcache.data.text.reading import TEXT_OPTIONS, choose_text_reading, refuse_text_options
+from logitcache.data.text.reading import (
+    TEXT_OPTIONS,
+    choose_text_reading,
+    refuse_image_options,
+    refuse_text_options,
+)
 from logitcache.dump.settings import DumpSettings
 from logitcache.errors import InputError, LogitCacheError
 from logitcache.runtime.progress import OnProgress, Progress
@@ -26,6 +31,7 @@ from logitcache.store import Cache, open_cache
 __all__ = ["check_data", "choose_samples", "recorded_exclusions"]
 
 _AT_ONCE = 32  # samples that a worker reads between two reports of progress
+_FOR_IMAGES = ("class_map", "teacher_classes", "exif_orientation", "channels_last")
 _LOG = logging.getLogger(__name__)
 
 
@@ -60,6 +66,7 @@ def choose_samples(data: Any, teacher: Any, out: str | Path, settings: DumpSetti
     )
     opened = as_samples(data, reading=reading)
     refuse_text_options(opened, given | {"tokenizer": settings.tokenizer})
+    refuse_image_options(opened, {name: getattr(settings, name) for name in _FOR_IMAGES})
     for note in getattr(opened, "notes", ()):
         _LOG.info("%s", note)
     if settings.skip_unreadable or settings.check_data:

@@ -20,8 +20,10 @@ __all__ = [
     "TopKEncoding",
     "TopKRows",
     "dense",
+    "first_classes",
     "mean_of",
     "read_encoding",
+    "top_classes",
     "widest_bytes",
 ]
 
@@ -54,3 +56,22 @@ def dense(rows: Tensor | TopKRows, temperature: float) -> Tensor:
     """
     refuse_temperature(temperature)
     return rows if isinstance(rows, Tensor) else rows.at(temperature)
+
+
+def top_classes(rows: Tensor | TopKRows) -> Tensor:
+    """Return the class of the largest logit of each row, [B] int64; it is the same at any temperature."""
+    if isinstance(rows, Tensor):
+        return rows.argmax(1)
+    return rows.ids.gather(1, rows.values.argmax(1, keepdim=True)).squeeze(1)
+
+
+def first_classes(rows: Tensor | TopKRows, count: int) -> Tensor:
+    """Return the classes of the largest logits of each row, largest first: [R, count], or as many as are known.
+
+    Args:
+        rows: Logits [R, C], or rows of which the largest were kept. Of those the label is among what was kept, whatever its rank.
+        count: How many.
+    """
+    if isinstance(rows, Tensor):
+        return rows.topk(min(count, rows.shape[1]), 1).indices
+    return rows.ids.gather(1, rows.values.topk(min(count, rows.ids.shape[1] - 1), 1).indices)

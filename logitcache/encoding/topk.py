@@ -186,12 +186,13 @@ class TopKEncoding:
 
     def encode(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Turn logits, [B, C] float32, into columns."""
-        ids = self._largest(logits, labels[:, None])
+        rest = logits.scatter(1, labels[:, None], torch.inf)  # the only copy: a row of a vocabulary is wide
+        ids = self._largest_of(rest)
         n = logits.shape[1] - ids.shape[1]
-        mean = logits.scatter(1, ids, 0).sum(1, keepdim=True) / n
-        variance = (logits - mean).square().scatter(1, ids, 0).sum(1, keepdim=True) / n
-        total = logits.scatter(1, ids, -torch.inf).logsumexp(1, keepdim=True)
-        minimum = logits.scatter(1, ids, torch.inf).amin(1, keepdim=True)
+        total = rest.scatter_(1, ids, -torch.inf).logsumexp(1, keepdim=True)
+        minimum = rest.scatter_(1, ids, torch.inf).amin(1, keepdim=True)
+        mean = rest.scatter_(1, ids, 0).sum(1, keepdim=True) / n
+        variance = rest.sub_(mean).square_().scatter_(1, ids, 0).sum(1, keepdim=True) / n
         return self._packed(ids, logits.gather(1, ids), labels, torch.cat([mean, variance.sqrt(), total, minimum], 1))
 
     def narrow(self, rows: TopKRows, labels: Tensor) -> dict[str, Tensor]:
@@ -204,7 +205,7 @@ class TopKEncoding:
         if self.k + 1 > width:
             raise InputError(f"the rows hold the {width - 1} largest: not {self.k}")
         place = (rows.ids == labels[:, None]).int().argmax(1, keepdim=True)
-        chosen = self._largest(rows.values, place)
+        chosen = self._largest_of(rows.values.scatter(1, place, torch.inf))
         n, more = rows.classes - width, width - chosen.shape[1]
         out = torch.ones_like(rows.ids, dtype=torch.bool).scatter(1, chosen, False)
         mean, deviation, total, minimum = torch.unbind(rows.rest[:, :, None], 1)
@@ -216,9 +217,9 @@ class TopKEncoding:
         rest = torch.cat([joined, variance.sqrt(), total, minimum], 1)
         return self._packed(rows.ids.gather(1, chosen), rows.values.gather(1, chosen), labels, rest)
 
-    def _largest(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Return the columns of the k largest and of the label, or of the next largest, ascending, [B, k + 1]."""
-        return logits.scatter(1, label, torch.inf).topk(self.k + 1, 1).indices.sort(1).values
+    def _largest_of(self, logits: Tensor) -> Tensor:
+        """Return the columns of the k + 1 largest, ascending, [B, k + 1]; with infinity at the label, it is always one of them."""
+        return logits.topk(self.k + 1, 1).indices.sort(1).values
 
     def _packed(self, ids: Tensor, values: Tensor, labels: Tensor, rest: Tensor) -> dict[str, Tensor]:
         """Round what is kept; what is said of the rest becomes relative to the largest value as it is stored."""

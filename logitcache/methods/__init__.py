@@ -4,6 +4,7 @@ from logitcache.methods.balance import describe_norms, drowned_terms, gradient_n
 from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, get_loss, parameters_of
 from logitcache.methods.describe import Description, describe, spell
 from logitcache.methods.distillation import Distillation
+from logitcache.methods.language import language_settings
 from logitcache.methods.linear import Head, LinearTerms, TeacherLogits, linear_loss
 from logitcache.methods.method import LossFunction, Method, MethodLike, TemperatureChoice
 from logitcache.methods.objective import Objective, SecondLabels, Terms, make_objective
@@ -31,6 +32,7 @@ __all__ = [
     "find_method",
     "get_loss",
     "gradient_norms",
+    "language_settings",
     "linear_loss",
     "make_objective",
     "method_name",

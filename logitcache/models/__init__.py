@@ -93,6 +93,10 @@ def _loaded(name: str | nn.Module, classes: int, weights: str | None) -> Network
         return _torchvision(name, network, classes, weights)
     if library == "timm" and network:
         return _timm(name, network, classes, weights)
+    if library in ("hf", "llama"):
+        raise InputError(
+            f"{name} is a language model, which reads text, and the data is of another kind: name text with --data"
+        )
     if name in CIFAR_NETWORKS:
         module = CIFAR_NETWORKS[name](classes)
     elif ":" in name:

@@ -3,11 +3,12 @@
 from logitcache.report.page import comparison_html, report_html, shown_samples
 from logitcache.report.pictures import sample_images
 from logitcache.report.runs import draw_runs
-from logitcache.report.write import write_comparison, write_report
+from logitcache.report.write import refuse_report, write_comparison, write_report
 
 __all__ = [
     "comparison_html",
     "draw_runs",
+    "refuse_report",
     "report_html",
     "sample_images",
     "shown_samples",

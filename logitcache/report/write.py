@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logitcache.errors import LogitCacheError
+from logitcache.errors import InputError, LogitCacheError
 from logitcache.report.page import comparison_html, report_html, shown_samples
 from logitcache.report.pictures import sample_images
 from logitcache.runtime.files import write_bytes
@@ -14,7 +14,23 @@ if TYPE_CHECKING:
     from logitcache.stats import CacheStats, Comparison
     from logitcache.store import Cache
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["refuse_report", "write_comparison", "write_report"]
+
+
+def refuse_report(modality: str, path: str) -> None:
+    """Refuse a page about data that has no images.
+
+    Args:
+        modality: Kind of the data of a cache.
+        path: Path of the cache.
+
+    Raises:
+        InputError: The cache is of another kind of data.
+    """
+    if modality != "images":
+        raise InputError(
+            f"{path} is a cache of {modality}: the page with figures is of caches of images only yet. Leave out --report."
+        )
 
 
 def write_report(
@@ -38,7 +54,11 @@ def write_report(
 
     Returns:
         Why the page has no images, in a sentence; empty where it has all it wants.
+
+    Raises:
+        InputError: The cache is of another kind of data.
     """
+    refuse_report(stats.manifest.get("modality", "images"), stats.path)
     images, why = dict[int, bytes](), ""
     try:
         images = sample_images(cache, shown_samples(stats), data)

@@ -132,14 +132,13 @@ def _equal_pixels(cache: Cache, on_progress: OnProgress) -> Iterator[tuple[int, 
     """Yield pairs of rows whose pixels in view 0 have the same digest, each with the next one alike."""
     manifest, rows_kept = cache.manifest, cache.kept_rows()
     parts = -(-manifest.view_rows // _DIGESTS)
+    task = f"comparing {'pixels' if manifest.of_images else 'digests'}"
     for part in range(parts):
         kept: list[NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
         places: list[Ints] = [np.zeros(0, np.int64)]
         for block in range(manifest.blocks):
             first, last = manifest.span(block)
-            on_progress(
-                Progress("comparing pixels", part * manifest.view_rows + last, parts * manifest.view_rows, "rows")
-            )
+            on_progress(Progress(task, part * manifest.view_rows + last, parts * manifest.view_rows, "rows"))
             try:
                 digests = cache.digests(0, [block])
             except CorruptCacheError:

@@ -5,9 +5,8 @@ import functools
 import torch
 from torch import Tensor
 
-from logitcache.encoding import TopKRows
+from logitcache.encoding import TopKRows, first_classes
 from logitcache.methods import Distillation, get_loss
-from logitcache.train.targets import top_classes
 
 __all__ = ["BESIDE", "as_metrics", "compared"]
 
@@ -32,8 +31,8 @@ def compared(student: Tensor, teacher: Tensor | TopKRows, labels: Tensor) -> Ten
         labels: Class of each row, [R] int64.
     """
     loss = _divergence("uniform" if isinstance(teacher, Tensor) else "bucket")
-    theirs = top_classes(teacher, _TOP)
-    ours = top_classes(student, theirs.shape[1])
+    theirs = first_classes(teacher, _TOP)
+    ours = first_classes(student, theirs.shape[1])
     shared = (theirs[:, :, None] == ours[:, None, :]).any(2).double().mean(1)
     agreed = (theirs[:, 0] == student.argmax(1)).double()
     return torch.stack([loss(student, teacher, labels).double().sum(), agreed.sum(), shared.sum()])

@@ -161,11 +161,13 @@ def _run(
         rows = modality.row_labels(samples, view, ids)
         mask = shown.kept(rows, 0)
         keep = None if mask is None else to_device(padded(mask, count), device)
-        logits = torch.cat(list(stepper.rows(student, inputs.on(padded(shown.inputs[0], count), device), keep)))
-    expected = count if keep is None else int(keep.sum())
-    if len(logits) != expected:
+        chunks = stepper.rows(student, inputs.on(padded(shown.inputs[0], count), device), keep)
+        shapes = [chunk.shape for chunk in chunks]  # not the logits, which may be many
+    expected, found = count if keep is None else int(keep.sum()), sum(rows for rows, _ in shapes)
+    if found != expected:
+        classes = len(samples.classes)
         raise InputError(
-            f"the student must return logits [B, {logits.shape[1]}], a row for each of {expected}, found a tensor {list(logits.shape)}"
+            f"the student must return logits [B, {classes}], a row for each of {expected}, found a tensor {[found, classes]}"
         )
 
 

@@ -156,7 +156,7 @@ class DataSettings(Settings):
         None,
         metavar="SPEC",
         shown="the test split of the training data",
-        help="Images to measure accuracy on after every epoch.",
+        help="Data to evaluate the student on after every epoch.",
     )
     holdout: float | None = option(
         None,

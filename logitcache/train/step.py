@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from logitcache.data import Samples, modality_of
-from logitcache.encoding import TopKRows
+from logitcache.encoding import TopKRows, top_classes
 from logitcache.errors import InputError
 from logitcache.methods import Objective, SecondLabels, Terms, linear_loss
 from logitcache.models import explain_forward_errors, float_dtype
@@ -30,7 +30,8 @@ from logitcache.train.settings import TrainSettings
 __all__ = ["SUMS", "MicroBatch", "Stepper"]
 
 _STUDENT = "the student"
-_MEASURED_ROWS = 256  # of whose logits the pull of each term is measured, where those of all rows never exist
+# Rows of whose logits the pull of each term is measured, and numbers of these logits, at most, where those of all rows never exist.
+_MEASURED_ROWS, _MEASURED = 256, 1 << 22
 
 SUMS = ("loss", "ce", "kd", "train_accuracy", "teacher_agreement", "refined_rows", "unranked_rows")
 
@@ -207,7 +208,7 @@ class Stepper:
         right = (predicted == batch.labels).float().mean()
         agreed = torch.full_like(right, torch.nan)
         if batch.teacher is not None:
-            agreed = (predicted == _top(batch.teacher)).float().mean()
+            agreed = (predicted == top_classes(batch.teacher)).float().mean()
         return _summed(terms, right, agreed)
 
     def _from_hidden(
@@ -215,7 +216,7 @@ class Stepper:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate the objective from the hidden states of the rows, [R, H], as `_forward`, without the logits of all of them."""
         if self.norms is None:
-            some = slice(0, _MEASURED_ROWS)
+            some = slice(0, min(_MEASURED_ROWS, max(_MEASURED // self._classes, 1)))
             with torch.no_grad(), self._precision():
                 logits = head(hidden[some])[:, : self._classes]
             teacher = None if batch.teacher is None else batch.teacher[some]
@@ -257,13 +258,6 @@ def _summed(terms: Terms, right: Tensor, agreed: Tensor) -> tuple[Tensor, Tensor
         sums,
         torch.stack([one.to(sums.dtype) for one in (right, agreed, terms.refined, terms.unranked)]),
     )
-
-
-def _top(teacher: Tensor | TopKRows) -> Tensor:
-    """Return the class that the teacher prefers, [B]."""
-    if isinstance(teacher, Tensor):
-        return teacher.argmax(1)
-    return teacher.ids.gather(1, teacher.values.argmax(1, keepdim=True)).squeeze(1)
 
 
 @torch.no_grad()

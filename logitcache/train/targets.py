@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.data import Ids, Inputs, Rendition, RowLabels, View
-from logitcache.encoding import TopKRows, dense, read_encoding
+from logitcache.encoding import TopKRows, read_encoding, top_classes
 from logitcache.errors import CorruptCacheError
 from logitcache.runtime.device import to_device
 from logitcache.store import Cache, ViewStream
@@ -26,7 +26,6 @@ __all__ = [
     "Targets",
     "ViewRows",
     "predicted_classes",
-    "top_classes",
 ]
 
 
@@ -290,18 +289,6 @@ def predicted_classes(cache: Cache, view: View, rows: Ids) -> NDArray[np.int64]:
     return _largest(decoded)
 
 
-def top_classes(rows: Tensor | TopKRows, count: int) -> Tensor:
-    """Return the classes of the largest logits of each row, largest first: [R, count], or as many as are known.
-
-    Args:
-        rows: Logits [R, C], or rows of which the largest were kept. Of those the label is among what was kept, whatever its rank.
-        count: How many.
-    """
-    if isinstance(rows, Tensor):
-        return rows.topk(min(count, rows.shape[1]), 1).indices
-    return rows.ids.gather(1, rows.values.topk(min(count, rows.ids.shape[1] - 1), 1).indices)
-
-
 def _largest(rows: Tensor | TopKRows) -> NDArray[np.int64]:
     """Return the class of the largest logit of each row, [R]; it is the same at any temperature."""
-    return dense(rows, 1.0).argmax(1).cpu().numpy()
+    return top_classes(rows).cpu().numpy()

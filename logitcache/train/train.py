@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from logitcache.data import modality_of
+from logitcache.data.text.reading import warn_of_other_tokenizer
 from logitcache.errors import InputError
 from logitcache.methods import method_name
 from logitcache.models import read_weights, restoring_modes
@@ -131,6 +132,7 @@ def train_student(
         refuse_unfit_student(job, chosen, stepper, replicas)
         if replicas.leads:
             warn_of_milestones(chosen)
+            warn_of_other_tokenizer(job.samples, student)
         targets = stack.enter_context(contextlib.closing(targets_of(job, chosen)))
         stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
         path = local_path(out) if out else free_name(Path("runs"), stem)

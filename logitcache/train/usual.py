@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from logitcache.data.contract import cache_modality
+from logitcache.data.open import named_modality
 from logitcache.data.optional import usual_training
-from logitcache.methods import METHODS, method_name, parameters_of
+from logitcache.methods import language_settings, method_name
 from logitcache.store import Cache, open_cache
 from logitcache.train.settings import TrainSettings
 
 __all__ = ["with_usual"]
 
 _LOG = logging.getLogger(__name__)
-_LANGUAGE = "language"  # preset with which a method is used on language models
 
 
 def with_usual(
@@ -24,7 +24,7 @@ def with_usual(
     """Give a training the usual settings of its kind of data.
 
     Args:
-        cache: The cache; its kind of data has a recipe of its own, or none.
+        cache: The cache; its kind of data has a recipe of its own, or none. None: the data of the settings has.
         student: The student, as it was asked for.
         settings: What was asked for.
         said: Names of settings that were asked for one by one; they, and others that differ from their default, stay as they are.
@@ -32,16 +32,16 @@ def with_usual(
     Returns:
         The settings to train with. Those that were chosen here are logged.
     """
-    if cache is None:
-        return settings
-    opened = open_cache(cache)
-    usual = usual_training(cache_modality(opened), student)
+    opened = None if cache is None else open_cache(cache)
+    modality = named_modality(settings.data) if opened is None else cache_modality(opened)
+    usual = {} if modality is None else usual_training(modality, student)
     if not usual:
         return settings
     default = {one.name: one.default for one in fields(settings)}
     free = {name for name in default if name not in said and getattr(settings, name) == default[name]}
     chosen = {name: value for name, value in usual.items() if name in free}
-    chosen |= {name: value for name, value in _of_method(settings, opened).items() if name in free}
+    if opened is not None:
+        chosen |= {name: value for name, value in _of_method(settings, opened).items() if name in free}
     if "opt" not in chosen and settings.opt != usual.get("opt"):  # moments are settings of that optimizer
         chosen = {name: value for name, value in chosen.items() if name not in ("betas", "lr", "weight_decay")}
     if chosen:
@@ -51,18 +51,11 @@ def with_usual(
 
 
 def _of_method(settings: TrainSettings, cache: Cache) -> dict[str, Any]:
-    """Return how a method is used on language models: with its preset for them, or at temperature 1; and what tops leave as one class."""
-    found = METHODS.get(method_name(settings.method)) if isinstance(settings.method, str) else None
-    if found is None or found.divergence is None:
+    """Return how a method is used on language models."""
+    if not isinstance(settings.method, str):
         return {}
-    chosen: dict[str, Any] = {}
-    if _LANGUAGE in found.presets:
-        chosen["preset"] = _LANGUAGE
-    elif isinstance(parameters_of(str(settings.method)).get("temperature"), int | float):
-        chosen["temperature"] = 1.0
-    if found.takes_bucket and cache.manifest.encoding["kind"] == "topk" and not settings.live_teacher:
-        chosen["tail"] = "bucket"
-    return chosen
+    largest_alone = cache.manifest.encoding["kind"] == "topk" and not settings.live_teacher
+    return language_settings(method_name(settings.method), largest_alone=largest_alone)
 
 
 def _spelled(value: Any) -> str:

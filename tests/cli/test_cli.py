@@ -443,3 +443,13 @@ def test_memory_that_tensors_free_is_kept():
         for word in ("keep", "plain")
     }
     assert faults["plain"] > 2 * faults["keep"] + 50
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """`logitcache methods | head`: nothing is said of it."""
+    line = [sys.executable, "-m", "logitcache", "methods"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert "error" not in process.stderr.read()

@@ -3,10 +3,12 @@
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
 
 import logitcache
+from logitcache.dump.dump import probe_rows
 from logitcache.errors import InputError
 
 
@@ -65,3 +67,16 @@ def test_what_does_not_fit_is_refused(run, npz, monkeypatch):
 def test_what_a_dump_would_refuse_is_refused(images, tmp_path):
     with pytest.raises(InputError, match="no numbers"):
         logitcache.plan_dump(**arguments(images, tmp_path, teacher=tiny.Poisoned(tiny.CLASSES)))
+
+
+def test_the_probe_of_long_samples_is_of_few_of_them():
+    """The teacher runs on whole samples: 256 rows spread over all of them would cost a second dump."""
+    offsets = np.concatenate([[0, 0], np.cumsum(np.full(500, 40))])  # the first sample has no rows
+    rows = probe_rows(0, 20_000, 512, offsets)
+    samples = np.unique(np.searchsorted(offsets, rows, side="right") - 1)
+    assert len(rows) == len(np.unique(rows)) == 256
+    assert (np.diff(rows) > 0).all()
+    assert len(samples) == 16
+    assert samples.min() >= 1
+    few = np.array([0, 3, 3, 5])
+    assert probe_rows(0, 5, 512, few).tolist() == [0, 1, 2, 3, 4]

@@ -21,14 +21,15 @@ from logitcache.store import Cache
 
 __all__ = ["TEXT", "Text", "documents_of"]
 
-_ROWS_AT_ONCE = 256  # of which logits exist at a time
+_ROWS_AT_ONCE = 256  # of which logits exist at a time; fewer where the vocabulary is wide
+_LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32
 
 
 class Text:
     """Contexts of tokens: [R, V] logits for R target tokens."""
 
     name, unit, shown, headline = "text", "documents", "tokens", "perplexity"
-    software: tuple[str, ...] = ()
+    software: tuple[str, ...] = ("tokenizers", "transformers")
     test_time_views: tuple[str, ...] = ("none",)
     usual_batch = 8
 
@@ -101,13 +102,18 @@ class Text:
         """Choose the length of sequences: `length` as somebody said, else that of the longest context.
 
         Raises:
-            InputError: Options for images, or a length below that of a context.
+            InputError: Options for images, a length below that of a context, or a network with fewer positions.
         """
         del view
-        if unknown := sorted(
-            {name for one in said for name, value in one.items() if value is not None} - {"length", "packs"}
-        ):
-            raise InputError(f"text has no {' and no '.join(unknown)}: leave it out")
+        given = {name for one in said for name, value in one.items() if value is not None}
+        if unknown := sorted(given - {"length", "packs", "positions"}):
+            raise _for_images(unknown[0])
+        positions = min((one["positions"] for one in said if one.get("positions")), default=None)
+        if positions is not None and samples.longest > positions:
+            raise InputError(
+                f"the longest context has {samples.longest:,} tokens, and the network has positions for {positions:,}: choose "
+                f"--sequence-length {positions} for the dump, or a network with more positions (llama:...,context={samples.longest})"
+            )
         wanted = next((one["length"] for one in said if one.get("length") is not None), None)
         length = max(samples.longest, 1) if wanted is None else int(wanted)
         _refuse_longer(samples, length)
@@ -189,7 +195,7 @@ class Text:
         return RowLabels(rows, torch.from_numpy(samples.labels[rows]))
 
     def rows(self, output: Any, keep: Tensor | None, *, classes: int, label: str) -> Iterator[Tensor]:
-        """Yield the logits of the rows, at most 256 at a time, without the columns beyond the vocabulary: [r, V] float32.
+        """Yield the logits of the rows, a few hundred at a time at most, without the columns beyond the vocabulary: [r, V] float32.
 
         Args:
             output: Hidden states `states` [B, L, H] and a `head` that makes logits of some of them; or logits [B, L, V'], as a tensor or
@@ -209,8 +215,8 @@ class Text:
             found = f"a tensor {list(states.shape)}" if isinstance(states, Tensor) else type(states).__name__
             places = "B, L" if shape is None else ", ".join(map(str, shape))
             raise InputError(f"{label} must return logits [{places}, {classes}], one row for each token, found {found}")
-        for some in torch.split(states.flatten(0, 1) if keep is None else states[keep], _ROWS_AT_ONCE):
-            logits = some if head is None else _headed(head, some)
+        for some in torch.split(states.flatten(0, 1) if keep is None else states[keep], _rows_at_once(classes)):
+            logits = some if head is None else _headed(head, some, _rows_at_once(classes))
             if logits.shape[1] < classes:
                 raise InputError(
                     f"{label} answers for {logits.shape[1]:,} ids, and the vocabulary has {classes:,}: use the tokenizer it was made with"
@@ -250,6 +256,11 @@ class Text:
         )
 
 
+def _for_images(name: str) -> InputError:
+    """Return the error for an option of images."""
+    return InputError(f"--{name.replace('_', '-')} is for images, and the data is text: leave it out")
+
+
 def _refuse_longer(samples: Documents, length: int) -> None:
     """Raise InputError where a context is longer than a sequence."""
     if length < samples.longest:
@@ -258,13 +269,18 @@ def _refuse_longer(samples: Documents, length: int) -> None:
         )
 
 
-def _headed(head: Any, states: Tensor) -> Tensor:
+def _rows_at_once(classes: int) -> int:
+    """Return of how many rows logits exist at a time: a power of two."""
+    return min(_ROWS_AT_ONCE, 1 << (max(_LOGITS_AT_ONCE // classes, 1).bit_length() - 1))
+
+
+def _headed(head: Any, states: Tensor, rows: int) -> Tensor:
     """Return the logits of some hidden states, [r, V'].
 
-    Without gradient, which is how teachers run, the head always sees 256 of them: the last bits of a product depend on its shape, and
-    must be the same in a dump and with a live teacher, whatever shares a batch.
+    Without gradient, which is how teachers run, the head always sees the same number of them: the last bits of a product depend on its
+    shape, and must be the same in a dump and with a live teacher, whatever shares a batch.
     """
-    missing = 0 if torch.is_grad_enabled() else _ROWS_AT_ONCE - len(states)
+    missing = 0 if torch.is_grad_enabled() else rows - len(states)
     found: Tensor = head(states if not missing else torch.cat([states, states.new_zeros(missing, states.shape[1])]))
     return found[: len(states)]
 

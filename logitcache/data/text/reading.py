@@ -1,5 +1,6 @@
 """How text is read: the options that decide which contexts and targets a data set has."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,14 +16,17 @@ __all__ = [
     "TEXT_OPTIONS",
     "TextReading",
     "choose_text_reading",
+    "refuse_image_options",
     "refuse_text_options",
     "text_reading_like",
     "text_reading_of",
+    "warn_of_other_tokenizer",
 ]
 
 TEXT_KINDS = ("tokens", "text", "jsonl", "parquet")  # of data sets by name, before the colon
 TEXT_OPTIONS = ("sequence_length", "too_long", "pack", "rows", "documents_by")
 
+_LOG = logging.getLogger(__name__)
 _CHOICES = {
     "too_long": ("split", "cut", "drop"),
     "pack": ("none", "stream"),
@@ -103,6 +107,12 @@ def choose_text_reading(data: Any, teacher: Any, tokenizer: str | None, given: M
     kind = data.partition(":")[0] if isinstance(data, str) else ""
     if not chosen and source is None and kind not in TEXT_KINDS:
         return None
+    if kind in TEXT_KINDS and kind != "text" and "documents_by" in chosen:
+        raise InputError(
+            f"--documents-by is for text:PATH; {kind}:PATH says itself where its documents end: leave it out"
+        )
+    if "too_long" in chosen and "sequence_length" not in chosen:
+        raise InputError("--too-long is for documents of more tokens than --sequence-length: give that too")
     found = None
     if source is not None:
         try:
@@ -128,6 +138,21 @@ def refuse_text_options(samples: Any, given: Mapping[str, Any]) -> None:
         raise InputError(f"--{named[0].replace('_', '-')} is for text, and this data set is none: leave it out")
 
 
+def refuse_image_options(samples: Any, given: Mapping[str, Any]) -> None:
+    """Refuse options for images beside text.
+
+    Args:
+        samples: The data set.
+        given: Options by name; those that are None or false were not given.
+
+    Raises:
+        InputError: One was given, and the data is text.
+    """
+    named = [name for name, value in given.items() if value]
+    if named and isinstance(getattr(samples, "whole", samples), Documents):
+        raise InputError(f"--{named[0].replace('_', '-')} is for images, and the data is text: leave it out")
+
+
 def text_reading_of(manifest: Manifest, data: Any) -> TextReading | None:
     """Return how to read the text of a cache again.
 
@@ -145,9 +170,9 @@ def text_reading_of(manifest: Manifest, data: Any) -> TextReading | None:
     entry = manifest.data.get("reading")
     if entry is None:
         return None
-    return _read_again(
-        entry, manifest.data.get("tokenizer", {}), len(manifest.classes), data, manifest.teachers[0]["name"]
-    )
+    first = manifest.teachers[0]
+    teacher = (first["members"] or [first])[0]["name"]
+    return _read_again(entry, manifest.data.get("tokenizer", {}), len(manifest.classes), data, teacher)
 
 
 def text_reading_like(samples: Any, data: Any, teacher: str | None) -> TextReading | None:
@@ -170,6 +195,31 @@ def text_reading_like(samples: Any, data: Any, teacher: str | None) -> TextReadi
         return None
     entry = whole.facts.get("reading", {"sequence_length": whole.sequence_length})
     return _read_again(entry, whole.facts.get("tokenizer", {}), whole.vocabulary, data, teacher)
+
+
+def warn_of_other_tokenizer(samples: Any, student: Any) -> None:
+    """Log a warning where a student that comes with weights has another tokenizer than the one that made the tokens.
+
+    Args:
+        samples: The data set.
+        student: The student; one by name, `hf:PATH`, has a tokenizer.
+    """
+    whole = getattr(samples, "whole", samples)
+    recorded = whole.facts.get("tokenizer", {}).get("digest") if isinstance(whole, Documents) else None
+    if recorded is None or not isinstance(student, str) or not student.startswith("hf:"):
+        return
+    try:
+        found = Tokenizer(load_tokenizer(student)).facts.digest
+    except InputError:  # a folder without one
+        return
+    if found != recorded:
+        _LOG.warning(
+            "%s has another tokenizer than the one that made the tokens (digest %s, not %s): where ids mean other tokens, its weights are "
+            "of no use",
+            student,
+            found[:12],
+            recorded[:12],
+        )
 
 
 def _read_again(

@@ -75,11 +75,11 @@ class TextInputs:
         return [inputs]
 
     def blank(self, samples: int) -> dict[str, Tensor]:
-        """Return sequences of one context each, full of id 0."""
+        """Return sequences of one context each, full of id 0; where contexts are packed, a sequence may be longer than any of them."""
         ids = torch.zeros(samples, self.length, dtype=torch.int64)
         return {
             "input_ids": ids,
-            "position_ids": torch.arange(self.length).repeat(samples, 1),
+            "position_ids": ids.clone() if self.packs else torch.arange(self.length).repeat(samples, 1),
             "documents": ids.clone(),
         }
 

@@ -112,7 +112,7 @@ def read_documents(entries: Iterable[Entry], reading: TextReading, name: str) ->
         while some := list(itertools.islice(stream, _AT_ONCE)):
             text_bytes.extend(0 if entry.messages else len(entry.text.encode()) for entry in some)
             for entry, found in zip(some, _encoded(tokenizer, some), strict=True):
-                if not len(found.ids):
+                if not (entry.text or entry.messages) or not len(found.ids):
                     raise InputError(f"{entry.where}: the document is empty. Leave it out.")
                 yield _Tokens(found.ids.astype(size), found.answers)
 
@@ -215,7 +215,12 @@ def _divided(begins: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
 def _open_tokens(path: Path, reading: TextReading) -> Documents:
     """Open an .npz file of tokens."""
     arrays = _arrays(path)
-    vocabulary = reading.vocabulary or (int(arrays["vocabulary"]) if "vocabulary" in arrays else None)
+    own = _vocabulary(arrays, path)
+    if own is not None and reading.vocabulary not in (None, own):
+        raise InputError(
+            f"{path} has a vocabulary of {own:,} ids, and {reading.vocabulary:,} are expected: its tokens were made with another tokenizer"
+        )
+    vocabulary = reading.vocabulary or own
     if vocabulary is None and reading.tokenizer is not None:
         vocabulary = len(reading.tokenizer)
     if vocabulary is None:
@@ -234,23 +239,43 @@ def _open_tokens(path: Path, reading: TextReading) -> Documents:
     return _contexts(whole.tokens, whole.documents, arrays.get("targets"), reading, vocabulary, facts, str(path))
 
 
+def _vocabulary(arrays: Mapping[str, NDArray[Any]], path: Path) -> int | None:
+    """Return the number of ids that a file says exist, or None.
+
+    Raises:
+        InputError: It says no whole number.
+    """
+    said = arrays.get("vocabulary")
+    if said is None:
+        return None
+    if said.size != 1 or said.dtype.kind not in "iu":
+        raise InputError(
+            f"{path}: vocabulary must be a whole number, the number of ids, not {said.dtype} {list(said.shape)}"
+        )
+    return int(said.item())
+
+
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Read what an .npz file of tokens has; what is not compressed is mapped into memory.
 
     Raises:
         InputError: It cannot be read, or lacks an array.
     """
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is no .npz file. numpy.savez writes one, with the arrays tokens and documents.")
     try:
         with np.load(path, allow_pickle=False) as file:
-            if missing := {"tokens", "documents"} - set(file.files):
-                raise InputError(
-                    f"{path} has no array {' and '.join(sorted(missing))!r}; it has {', '.join(file.files) or 'none'}"
-                )
-            names = [name for name in ("documents", "targets", "vocabulary") if name in file.files]
-            mapped = _mapped(path, "tokens")
-            return {name: file[name] for name in names} | {"tokens": file["tokens"] if mapped is None else mapped}
+            missing = [name for name in ("tokens", "documents") if name not in file.files]
+            if not missing:
+                names = [name for name in ("documents", "targets", "vocabulary") if name in file.files]
+                mapped = _mapped(path, "tokens")
+                return {name: file[name] for name in names} | {"tokens": file["tokens"] if mapped is None else mapped}
+            present = ", ".join(file.files) or "none"
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read as an .npz file: {error}") from error
+    raise InputError(f"{path} has no array {' and no array '.join(missing)}; it has {present}")
 
 
 def _mapped(path: Path, name: str) -> NDArray[Any] | None:
@@ -292,7 +317,7 @@ def _files(path: str, ending: str) -> list[Path]:
 
 def _content(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read as UTF-8 text: {error}") from error
 
@@ -315,7 +340,7 @@ def _text_entries(file: Path, reading: TextReading) -> Iterator[Entry]:
 def _jsonl_entries(file: Path, reading: TextReading) -> Iterator[Entry]:
     del reading
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield _entry(_parsed(line, f"{file}:{number}"), f"{file}:{number}")
@@ -339,7 +364,10 @@ def _parquet_entries(file: Path, reading: TextReading) -> Iterator[Entry]:
         raise InputError("Parquet needs the package pyarrow: pip install 'logitcache[parquet]'") from error
     try:
         opened, number = pq.ParquetFile(file), 0
-        wanted = [name for name in opened.schema_arrow.names if name in ("text", "prompt", "completion", "messages")]
+        present = opened.schema_arrow.names
+        wanted = [name for name in present if name in ("text", "prompt", "completion", "messages")]
+        if not wanted:
+            raise InputError(f"{file} needs the columns {_FORMS}; it has {', '.join(present)}")
         for batch in opened.iter_batches(columns=wanted):
             for row in batch.to_pylist():
                 number += 1
@@ -371,8 +399,21 @@ def _entry(value: Any, where: str) -> Entry:
         )
     if wrong := [name for name in names if not isinstance(value[name], str)]:
         raise InputError(f"{where}: `{wrong[0]}` must be text, not {type(value[wrong[0]]).__name__}")
+    if broken := [name for name in names if not _is_encodable(value[name])]:
+        raise InputError(
+            f"{where}: `{broken[0]}` holds half of a surrogate pair, which is no character. Mend or leave it out."
+        )
     if not value[names[-1]]:
         raise InputError(f"{where}: `{names[-1]}` is empty. Leave it out.")
     if names == ("text",):
         return Entry(where, value["text"])
     return Entry(where, value["prompt"] + value["completion"], len(value["prompt"]))
+
+
+def _is_encodable(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON may name halves of surrogate pairs, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

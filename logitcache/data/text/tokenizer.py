@@ -43,15 +43,15 @@ class Tokenizer:
         return self.facts.vocabulary
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-        """Return the ids of each text, [L]; without special tokens."""
+        """Return the ids of each text, [L], with the special tokens that the tokenizer adds by itself."""
         return [ids for ids, _ in self.encode_with_ends(texts)]
 
     def encode_with_ends(self, texts: Sequence[str]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Return the ids of each text, [L], and the character at which each token ends, [L]; without special tokens."""
+        """Return the ids of each text, [L], as `encode`, and the character at which each token ends, [L]; 0 for one that was added."""
         if not len(texts):
             return []
         with _quiet(self.wrapped):
-            found = self.wrapped(list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            found = self.wrapped(list(texts), return_offsets_mapping=True, verbose=False)
         return [
             (np.array(ids, np.int64), np.array([end for _, end in spans], np.int64))
             for ids, spans in zip(found["input_ids"], found["offset_mapping"], strict=True)

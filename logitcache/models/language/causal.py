@@ -83,14 +83,35 @@ class CausalNetwork(nn.Module):
             documents: Number of the context that each token belongs to, [B, L]; -1 is padding. None: one context a sequence.
 
         Raises:
-            InputError: Several contexts share a sequence, and this model does not isolate them.
+            InputError: Several contexts share a sequence, and this model does not isolate them; or a context is longer than the model's
+                positions reach.
         """
         given: dict[str, Any] = {"attention_mask": None, "use_cache": False}
         if documents is not None and several_contexts(documents):
             given |= self._isolating(position_ids, documents)
+        elif self.positions is not None and input_ids.shape[1] > self.positions and self._takes_positions:
+            given["position_ids"] = position_ids  # those of padding would reach beyond
+        self._refuse_longer(input_ids, position_ids)
         if not self.splits:
             return self.model(input_ids=input_ids, **given).logits
         return HiddenStates(self.model.base_model(input_ids=input_ids, **given)[0], self.head)
+
+    def _refuse_longer(self, input_ids: Tensor, position_ids: Tensor | None) -> None:
+        """Raise InputError where a context has more tokens than the model has positions; most models would go on, and say nothing."""
+        if self.positions is None or input_ids.shape[1] <= self.positions:
+            return
+        longest = input_ids.shape[1] if position_ids is None else int(position_ids.max()) + 1
+        if longest > self.positions:
+            raise InputError(
+                f"a context has {longest:,} tokens, and {type(self.model).__name__} has positions for {self.positions:,}: cut the text "
+                f"with --sequence-length {self.positions}, or choose a network with more positions"
+            )
+
+    @property
+    def positions(self) -> int | None:
+        """Number of tokens that the model's positions reach; None if its configuration does not say."""
+        found = getattr(_text_config(self.model), "max_position_embeddings", None)
+        return int(found) if found else None
 
     @property
     def head(self) -> Head:

@@ -54,7 +54,8 @@ def load_language_network(spec: str | nn.Module, vocabulary: int, weights: str |
         weights: A file of weights (`read_weights`) that replace those of the name.
 
     Returns:
-        The network; its module is a `CausalNetwork` where the model is one of transformers.
+        The network; its module is a `CausalNetwork` where the model is one of transformers. `preprocessing` has `positions`, how many
+        tokens its positions reach, where that is known.
 
     Raises:
         UnknownNameError: No such network.
@@ -84,7 +85,8 @@ def load_language_network(spec: str | nn.Module, vocabulary: int, weights: str |
     found = fill_network(module, name, vocabulary, weights)
     if weights and isinstance(module, CausalNetwork):
         module.pretrained = True
-    return replace(found, preprocessing={})
+    positions = module.positions if isinstance(module, CausalNetwork) else None
+    return replace(found, preprocessing={} if positions is None else {"positions": positions})
 
 
 def location_of(spec: str) -> tuple[str, dict[str, str]]:
@@ -94,6 +96,8 @@ def location_of(spec: str) -> tuple[str, dict[str, str]]:
         InputError: An option is not known.
     """
     location, _, query = spec.removeprefix("hf:").partition("?")
+    if not location:
+        raise InputError(f"{spec} names no model: expected hf:PATH, a folder of transformers, or hf:FILE.gguf")
     if location == DEMO_LANGUAGE_MODEL:
         location = str(resources.files("logitcache.demo_text") / "teacher")
     options = dict(one.partition("=")[::2] for one in query.split("&")) if query else {}

@@ -18,6 +18,7 @@ from logitcache.models.language.packages import import_extra
 
 __all__ = ["TokenizerFacts", "load_tokenizer", "tokenizer_facts"]
 
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens in GGUF that are matched as a whole
 _GROUPS = {  # how text is divided before byte pairs are merged, by the name that GGUF has for it
     "llama-bpe": (
@@ -73,6 +74,8 @@ def load_tokenizer(spec: str) -> Any:
     local = folder.is_dir()
     if not local and (folder.exists() or location.startswith((".", "/", "~")) or location.count("/") > 1):
         raise InputError(f"there is no folder {folder} with a tokenizer (tokenizer.json)")
+    if local and not any((folder / name).is_file() for name in _FILES):
+        raise InputError(f"{folder} holds no tokenizer: it has no tokenizer.json")
     try:
         with without_waiting():
             found = transformers.AutoTokenizer.from_pretrained(

@@ -116,7 +116,7 @@ def test_options_that_text_does_not_have_are_refused():
     samples = texts.contexts(10)
     assert TEXT.choose_inputs(samples, TextView(), {"mean": None}) == TextInputs(samples.longest)
     assert TEXT.choose_inputs(samples, TextView(), {}, {"length": 20, "packs": False}) == TextInputs(20)
-    with pytest.raises(InputError, match="text has no image_size and no mean"):
+    with pytest.raises(InputError, match="`image_size` is for images, and the data is text"):
         TEXT.choose_inputs(samples, TextView(), {"mean": (0.5,), "image_size": 3})
     with pytest.raises(InputError, match="more than sequences of 3"):
         TEXT.choose_inputs(samples, TextView(), {"length": 3})

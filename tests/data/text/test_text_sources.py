@@ -73,7 +73,7 @@ def test_tokens_that_are_not_compressed_stay_on_disk(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"tokens": [1, 2]}, "t.npz has no array 'documents'; it has tokens"),
+        ({"tokens": [1, 2]}, "t.npz has no array documents; it has tokens"),
         ({"tokens": [1, 2], "documents": [0, 2]}, "does not say how many ids there are"),
         (
             {"tokens": [1, 20], "documents": [0, 2], "vocabulary": 9},
@@ -188,7 +188,10 @@ def test_parquet_has_the_same_forms(tmp_path):
     pq.write_table(pa.table({"text": ["a b", "c d e"], "id": [1, 2]}), tmp_path / "d.parquet")
     assert listed(load_data(f"parquet:{tmp_path}/d.parquet", reading)) == [[1, 2], [3, 4, 5]]
     pq.write_table(pa.table({"content": ["a b"]}), tmp_path / "d.parquet")
-    with pytest.raises(InputError, match=r"d.parquet, row 1 has no `text`"):
+    with pytest.raises(
+        InputError,
+        match=r"d.parquet needs the columns `text`, `prompt` and `completion`, or `messages`; it has content",
+    ):
         load_data(f"parquet:{tmp_path}/d.parquet", reading)
     (tmp_path / "d.parquet").write_text("no")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
@@ -218,3 +221,26 @@ def test_the_tokenizer_makes_ids_of_many_texts_and_knows_how_many_there_are(tmp_
     assert [ids.tolist() for ids in loaded.encode(["a b", "", "g x"])] == [[1, 2], [], [7, 0]]
     with pytest.raises(InputError, match="not backed by the package tokenizers"):
         Tokenizer(object())
+
+
+def test_a_tokenizer_adds_the_tokens_that_it_adds_by_itself(tmp_path):
+    """A Llama's texts begin with a token that says so; it is never a target, and belongs to no answer."""
+    from tokenizers.processors import TemplateProcessing
+
+    from logitcache.data.text.sources import open_text
+    from logitcache.data.text.tokenizer import Tokenizer
+
+    wrapped = texts.wrapped(WORDS)
+    begin = wrapped.convert_tokens_to_ids("g")
+    wrapped.backend_tokenizer.post_processor = TemplateProcessing(single="g $A", special_tokens=[("g", begin)])
+    reading = TextReading(tokenizer=Tokenizer(wrapped))
+    (tmp_path / "a.txt").write_text("a b c")
+    plain = open_text("text", str(tmp_path / "a.txt"), reading)
+    assert plain.tokens.tolist() == [begin, *wrapped.convert_tokens_to_ids(["a", "b", "c"])]
+    assert plain.targets.tolist() == [False, True, True, True]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "a ", "completion": "b c"}) + "\n")
+    answered = open_text("jsonl", str(tmp_path / "b.jsonl"), reading)
+    assert answered.targets.tolist() == [False, False, True, True]
+    (tmp_path / "c.jsonl").write_text(json.dumps({"text": ""}) + "\n")
+    with pytest.raises(InputError, match="is empty"):
+        open_text("jsonl", str(tmp_path / "c.jsonl"), reading)
