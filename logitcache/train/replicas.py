@@ -1,8 +1,11 @@
 """The processes of one training, as torchrun starts them: each has a replica of the student and takes its share of every batch."""
 
+import copy
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,23 +20,50 @@ from logitcache.errors import CacheMismatchError, LogitCacheError, StoppedError,
 from logitcache.models.language.head import HiddenStates
 from logitcache.runtime.processes import join_store, lasting_store, under_torchrun
 
-__all__ = ["Replicas", "join_replicas"]
+__all__ = ["Replicas", "answer_of", "join_replicas"]
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=1)  # one evaluates while others wait; torchrun ends all when one dies
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """An object that a student returned, and its tensors, which `DistributedDataParallel` finds here and not in the object."""
+
+    output: Any
+    tensors: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, output: Any) -> "_Seen":
+        """Take an object with attributes; a head among them, a module, is used after the forward pass and gets views of its weights."""
+        found, head = copy.copy(output), getattr(output, "head", None)
+        views: dict[str, Tensor] = {}
+        if isinstance(head, nn.Module):
+            views = {name: one.view_as(one) for name, one in head.named_parameters()}
+            found.head = functools.partial(torch.func.functional_call, head, views)
+        tensors = [one for one in vars(output).values() if isinstance(one, Tensor)]
+        return cls(found, (*tensors, *views.values()))
+
+
+def answer_of(output: Any) -> Any:
+    """Return what a student returned, from what its replicated form returns."""
+    return output.output if isinstance(output, _Seen) else output
+
+
 class _WithHead(nn.Module):
-    """A student whose forward pass uses the head of a language model too, which is applied to hidden states after it."""
+    """A student whose forward pass shows all that it computes and uses: also the head of a language model, which is applied after it."""
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self.student = student
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Return what the student does."""
+        """Return what the student does, with its tensors where they are found (`answer_of`)."""
         output = self.student(*inputs, **named)
-        return output.with_head_in_graph() if isinstance(output, HiddenStates) else output
+        if isinstance(output, HiddenStates):
+            return output.with_head_in_graph()
+        found_anyway = isinstance(output, Tensor | Mapping | tuple | list) or is_dataclass(output)
+        return output if found_anyway or not hasattr(output, "__dict__") else _Seen.of(output)
 
 
 class Replicas:

@@ -24,7 +24,7 @@ from logitcache.models.language.head import Head, HiddenStates
 from logitcache.runtime.device import compile_function
 from logitcache.runtime.tensors import call_network, channels_last, in_dtype
 from logitcache.train.optimize import make_optimizer
-from logitcache.train.replicas import Replicas
+from logitcache.train.replicas import Replicas, answer_of
 from logitcache.train.settings import TrainSettings
 
 __all__ = ["SUMS", "MicroBatch", "Stepper"]
@@ -193,7 +193,7 @@ class Stepper:
         """Return what a network answers: logits, or hidden states and their head."""
         inputs = in_dtype(inputs, self._weights_dtype)
         with self._precision(), explain_forward_errors(_STUDENT, inputs):
-            return call_network(network, channels_last(inputs) if self._channels_last else inputs)
+            return answer_of(call_network(network, channels_last(inputs) if self._channels_last else inputs))
 
     def _forward(self, batch: MicroBatch, progress: float) -> tuple[Tensor, Tensor, Tensor]:
         """Evaluate the objective in one view: its value, its terms to be summed, and shares to be averaged, over views."""

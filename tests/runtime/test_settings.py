@@ -224,7 +224,7 @@ def test_a_run_records_what_decides_the_result_and_nothing_else(dump, data, tmp_
         seed standardize std student student_weights tail teacher teacher_weights temperature test_data warmup_epochs
         weight_decay"""
     found = recorded(tmp_path / "r")
-    assert list(found) == sorted([*names.split(), "betas", "class_weights", "drop_last", "eps", "sequence_length"])
+    assert list(found) == sorted([*names.split(), "betas", "class_weights", "drop_last", "eps"])
     assert (found["data"], found["student"], found["cache"]) == ("ArrayImages", "tiny:still", str(tmp_path / "c.zarr"))
     assert (found["momentum"], found["weight_decay"], found["epochs"]) == (0.9, 5e-4, 2)
 

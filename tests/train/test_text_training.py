@@ -189,6 +189,7 @@ class Answering(texts.Student):
 
 JOB = """
 import os, pathlib, sys
+from types import SimpleNamespace
 import texts, torch, logitcache
 from logitcache.errors import StoppedError
 
@@ -201,6 +202,16 @@ train("tied")
 train("untied", student=students[1])
 train("live", live_teacher=True)
 train("held", holdout=0.3)
+train("own", student="texts:wide")
+class Answering(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = texts.wide(512)
+    def forward(self, **inputs):
+        found = self.net(**inputs)
+        return SimpleNamespace(logits=found.head(found.states))
+train("object", student=Answering())
 steps = []
 try:
     train("resumed", on_progress=steps.append, should_stop=lambda: len(steps) > 0)
@@ -244,6 +255,14 @@ def test_two_processes_train_what_one_does(two, tmp_path, student):
         for one in (two / student, tmp_path / "alone")
     )
     assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("returned", ["own", "object"])
+def test_networks_of_ones_own_train_in_two_processes(two, tmp_path, returned):
+    """Objects with hidden states and a head, or with logits, which DistributedDataParallel does not look into."""
+    trained(two / "full.zarr", tmp_path / "alone", method="kd", student="texts:wide", grad_accum_steps=2)
+    assert (weights_in(two / returned) - weights_in(tmp_path / "alone")).abs().max() < 1e-4
 
 
 @pytest.mark.slow

@@ -35,6 +35,8 @@ class Documents:
         targets: Which tokens are targets, [T] bool.
         answers: Which tokens are of a completion or of an assistant, [T] bool; None where all targets are, or nobody knows.
         counted: Which rows count in a loss, [R] bool; None: all.
+        counted_targets: Which tokens are targets whose rows count, [T] bool.
+        counted_offsets: Number of rows that count before each context, and of all at the end, [D + 1] int64.
         vocabulary: Number of ids that exist.
         classes: The ids as classes.
         offsets: Row at which each context begins, and R at the end, [D + 1] int64.
@@ -95,6 +97,7 @@ class Documents:
         self.offsets = np.concatenate([[0], np.cumsum(self.targets, dtype=np.int64)])[begins]
         self.answers = answers
         self.counted: NDArray[np.bool_] | None = None
+        self.counted_targets, self.counted_offsets = self.targets, self.offsets
         self.facts, self.sequence_length, self.notes = dict(facts or {}), sequence_length, notes
 
     @functools.cached_property
@@ -104,25 +107,11 @@ class Documents:
 
     def with_loss_on_answers(self) -> "Documents":
         """Return the same contexts, of which only the rows of answers count in a loss; all where no token is known not to be of one."""
+        if self.answers is None:
+            return self
         found = copy.copy(self)
-        found.counted = None if self.answers is None else self.answers[self.targets]
-        return found
-
-    @property
-    def counted_offsets(self) -> Ids:
-        """Number of rows that count before each context, and of all at the end, [D + 1] int64."""
-        if self.counted is None:
-            return self.offsets
-        found: Ids = np.concatenate([[0], np.cumsum(self.counted, dtype=np.int64)])[self.offsets]
-        return found
-
-    @property
-    def counted_targets(self) -> NDArray[np.bool_]:
-        """Which tokens are targets whose rows count, [T]."""
-        if self.counted is None:
-            return self.targets
-        found = self.targets.copy()
-        found[found] = self.counted
+        found.counted, found.counted_targets = self.answers[self.targets], self.targets & self.answers
+        found.counted_offsets = np.concatenate([[0], np.cumsum(found.counted, dtype=np.int64)])[self.offsets]
         return found
 
     def counted_rows(self, ids: Ids) -> Ids:

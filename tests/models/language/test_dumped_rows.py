@@ -10,6 +10,7 @@ import language_models
 import torch
 
 import logitcache
+from logitcache.data.text.documents import Documents
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
@@ -34,3 +35,24 @@ def test_rows_are_what_transformers_says_of_each_document(tmp_path, family):
     clear = values[:, 4] - values[:, 5] > 1e-5  # a soft cap makes ties
     assert clear.float().mean() > 0.3
     assert (rows.ids[:, None] == best[:, :5, None]).any(2).all(1)[clear].all()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_change_of_one_document_changes_no_bit_of_others(tmp_path, family):
+    """Also of those in the same batch."""
+    model, samples = language_models.model(family), texts.contexts(30, longest=12)
+    begin, end = samples.documents[4:6]
+    assert end - begin > 2
+    tokens = samples.tokens.copy()
+    tokens[begin:end] = (tokens[begin:end] + 1) % texts.VOCABULARY
+    other = Documents(tokens, samples.documents, texts.VOCABULARY)
+    given = {"teacher": model, "batch_size": 7, "encoding": "full", "precision": "f32"}
+    caches = [
+        logitcache.dump_logits(data=one, out=tmp_path / f"{number}.zarr", **given)
+        for number, one in enumerate((samples, other))
+    ]
+    found = [cache.view(0, cache.teacher)["logits"] for cache in caches]
+    rows = np.arange(*samples.offsets[4:6])
+    assert (found[0][rows] != found[1][rows]).any(1).all()
+    others = np.setdiff1d(np.arange(len(samples.labels)), rows)
+    assert np.array_equal(found[0][others], found[1][others])
