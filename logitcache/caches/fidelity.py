@@ -8,7 +8,7 @@ deviation).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from torch.nn import functional as F
 from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, dense, read_encoding
 from logitcache.errors import InputError
 from logitcache.methods import METHODS, Distillation, get_loss, language_settings
-from logitcache.store import Cache, Manifest, compressed_bytes, open_cache
+from logitcache.store import Cache, Ids, Manifest, compressed_bytes, open_cache
 
 __all__ = ["Fidelity", "MethodError", "advice", "cache_fidelity", "sweep_encodings"]
 
 _TEMPERATURES = (1.0, 2.0, 4.0)
 _USUAL = ("kd", "dkd", "loca", "sld", "rld")
 _TEXT = "text"
+_VALUES = 1 << 20  # of exact rows that advice looks at: all of up to 4,096 classes, 22 of 49,152
 _POOR = 0.1  # relative error of a gradient, from which on it is spoken of
 _GOOD = 0.05  # up to which another encoding will do
 
@@ -93,15 +94,7 @@ def cache_fidelity(
         LogitCacheError: The cache cannot be opened, or a method cannot be built.
     """
     opened = open_cache(cache).of(teacher)
-    samples, exact = opened.probe(opened.teacher)
-    if not len(samples):
-        raise InputError(f"{opened.place} leaves out all rows that it keeps in full: nothing can be measured on them.")
-    stored = opened.rows(0, opened.teacher, samples)
-    labels = torch.from_numpy(opened.labels()[samples]).long()
-    encoding = read_encoding(opened.manifest.encoding)
-    columns = {name: torch.from_numpy(column) for name, column in stored.items()}
-    losses = _losses(methods, settings or {}, opened.manifest)
-    return _measured(encoding, columns, torch.from_numpy(exact), labels, losses)
+    return _of_stored(opened, _losses(methods, settings or {}, opened.manifest), _exact(opened))
 
 
 def advice(cache: str | Path | Cache, *, teacher: str | None = None, measured: Fidelity | None = None) -> list[str]:
@@ -119,30 +112,41 @@ def advice(cache: str | Path | Cache, *, teacher: str | None = None, measured: F
         LogitCacheError: The cache cannot be opened.
     """
     opened = open_cache(cache).of(teacher)
-    stored = measured or cache_fidelity(opened, methods=_USUAL)
+    losses, exact = _losses(_USUAL, {}, opened.manifest), _exact(opened, _VALUES)
+    stored = measured or _of_stored(opened, losses, exact)
     errors = {one.method: one for one in stored.methods}
     usual = [errors[name] for name in _USUAL]
     poor = [one for one in usual if not one.refused and one.gradient["trained"] > _POOR]
     if not poor:
         return []
-    names = [one.method for one in poor]
-    others, losses = sweep_encodings(opened, methods=names), _losses(names, {}, opened.manifest)
+    better = _cheapest(exact, {one.method: losses[one.method] for one in poor}, stored.encoding.get("k", 0))
     # A row of a vocabulary in full is seldom what somebody wants who has text.
     or_full = "" if opened.manifest.modality == _TEXT else " or --encoding full"
-    return [
-        _sentence(stored, one, losses[one.method], [(other, other.methods[place]) for other in others], or_full)
-        for place, one in enumerate(poor)
-    ]
+    return [_sentence(stored, one, losses[one.method], better[one.method], or_full) for one in poor]
+
+
+def _cheapest(exact: "_Exact", losses: Mapping[str, Distillation], least: int) -> dict[str, Fidelity]:
+    """Return for each loss the encoding of least payload that costs it little; of the largest logits at least so many."""
+    found: dict[str, Fidelity] = {}
+    for encoding, columns in _encoded(exact):
+        left = {name: loss for name, loss in losses.items() if name not in found}
+        if not left:
+            break
+        if isinstance(encoding, TopKEncoding) and encoding.k < least:
+            continue
+        measured = _measured(encoding, columns, exact, left)
+        good = [one for one in measured.methods if not one.refused and one.gradient["trained"] <= _GOOD]
+        found |= {one.method: measured for one in good}
+    return found
 
 
 def _sentence(
     stored: Fidelity,
     error: MethodError,
     loss: Distillation,
-    others: Sequence[tuple[Fidelity, MethodError]],
+    better: Fidelity,
     or_full: str,
 ) -> str:
-    better = next(other for other, its in others if not its.refused and its.gradient["trained"] <= _GOOD)
     numbers = [one for one in loss.temperatures if not callable(one)]
     at = f" at T={numbers[0]:g}" + (f" to {numbers[-1]:g}" if len(numbers) > 1 else "") if numbers else ""
     lost = error.gradient["trained"]
@@ -164,15 +168,57 @@ def sweep_encodings(
 ) -> list[Fidelity]:
     """Measure the encodings that could have been chosen, on the probe, in order of payload."""
     opened = open_cache(cache).of(teacher)
-    samples, logits = opened.probe(opened.teacher)
-    labels, exact = torch.from_numpy(opened.labels()[samples]).long(), torch.from_numpy(logits)
-    losses = _losses(methods, settings or {}, opened.manifest)
-    classes = exact.shape[1]
+    losses, exact = _losses(methods, settings or {}, opened.manifest), _exact(opened)
+    return [_measured(encoding, columns, exact, losses) for encoding, columns in _encoded(exact)]
+
+
+class _Exact(NamedTuple):
+    """Rows kept in full: their ids, [R], logits, [R, C], and labels, [R]."""
+
+    ids: Ids
+    logits: Tensor
+    labels: Tensor
+
+
+def _exact(cache: Cache, most: int | None = None) -> _Exact:
+    """Read the rows of a cache that are kept in full.
+
+    Args:
+        cache: The cache.
+        most: Most values to read: of fewer rows where these have many classes. None: all.
+
+    Raises:
+        InputError: There are none.
+    """
+    ids, logits = cache.probe(cache.teacher)
+    if not len(ids):
+        raise InputError(f"{cache.place} leaves out all rows that it keeps in full: nothing can be measured on them.")
+    every = 1 if most is None else max(-(-logits.size // most), 1)
+    ids, logits = ids[::every], np.ascontiguousarray(logits[::every])
+    return _Exact(ids, torch.from_numpy(logits), torch.from_numpy(cache.labels()[ids]).long())
+
+
+def _of_stored(cache: Cache, losses: Mapping[str, Distillation], exact: _Exact) -> Fidelity:
+    """Measure what is stored."""
+    stored = cache.rows(0, cache.teacher, exact.ids)
+    columns = {name: torch.from_numpy(column) for name, column in stored.items()}
+    return _measured(read_encoding(cache.manifest.encoding), columns, exact, losses)
+
+
+def _encoded(exact: _Exact) -> list[tuple[Encoding, dict[str, Tensor]]]:
+    """Encode rows in every way that could have been chosen, in order of payload."""
+    classes = exact.logits.shape[1]
     largest = [k for k in (1 << n for n in range(1, 13)) if k + 2 <= classes]
     candidates: list[Encoding] = [FullEncoding(dtype) for dtype in ("f32", "f16", "u8")]
     candidates += [TopKEncoding(k, dtype) for k in largest for dtype in ("f16", "u8")]
-    found = [_measured(one, one.encode(exact, labels), exact, labels, losses) for one in candidates]
-    return sorted(found, key=lambda one: one.bytes_per_row)
+    found = [(one, one.encode(exact.logits, exact.labels)) for one in candidates]
+    return sorted(found, key=lambda one: _payload(one[0], one[1], classes))
+
+
+def _payload(encoding: Encoding, columns: Mapping[str, Tensor], classes: int) -> int:
+    """Return the bytes of encoded rows, compressed."""
+    specs = encoding.columns(classes)
+    return sum(compressed_bytes(specs[name], column.numpy()) for name, column in columns.items())
 
 
 def _losses(methods: Sequence[str] | None, settings: Mapping[str, Any], manifest: Manifest) -> dict[str, Distillation]:
@@ -186,15 +232,14 @@ def _losses(methods: Sequence[str] | None, settings: Mapping[str, Any], manifest
 
 
 def _measured(
-    encoding: Encoding, columns: Mapping[str, Tensor], exact: Tensor, labels: Tensor, losses: Mapping[str, Distillation]
+    encoding: Encoding, columns: Mapping[str, Tensor], rows_in_full: _Exact, losses: Mapping[str, Distillation]
 ) -> Fidelity:
+    _, exact, labels = rows_in_full
     classes, students = exact.shape[1], _students(exact)
     rows = encoding.decode(columns, labels, classes)
-    specs = encoding.columns(classes)
-    size = sum(compressed_bytes(specs[name], column.numpy()) for name, column in columns.items())
     return Fidelity(
         encoding.to_json(),
-        size / len(exact),
+        _payload(encoding, columns, classes) / len(exact),
         len(exact),
         {f"T={temperature:g}": _kl(exact, dense(rows, temperature), temperature) for temperature in _TEMPERATURES},
         0.0 if isinstance(rows, Tensor) else float(rows.unranked.float().mean()),
