@@ -226,10 +226,12 @@ class TopKEncoding:
         found = logits.topk(min(width + 1, logits.shape[1]), 1)
         ids = found.indices[:, :width]
         if logits.shape[1] > width:
-            tied = found.values[:, width - 1] == found.values[:, width]
-            if bool(tied.any()):
+            least, tied = found.values[:, width - 1, None], found.values[:, width - 1] == found.values[:, width]
+            if logits.device.type != "cpu":  # asking it whether there are any would wait for it
+                ids = _first_of_equals(logits, least, width)
+            elif bool(tied.any()):
                 ids = ids.clone()
-                ids[tied] = _first_of_equals(logits[tied], found.values[tied, width - 1, None], width)
+                ids[tied] = _first_of_equals(logits[tied], least[tied], width)
         return ids.sort(1).values
 
     def _packed(self, ids: Tensor, values: Tensor, labels: Tensor, rest: Tensor) -> dict[str, Tensor]:
@@ -290,7 +292,7 @@ class TopKEncoding:
 
 
 def _first_of_equals(logits: Tensor, least: Tensor, width: int) -> Tensor:
-    """Return the columns above the least logit of a list, and the first of those that equal it, [B, width], ascending.
+    """Return the columns above the least logit of a list, and the first of those that equal it, [B, width], in any order.
 
     Args:
         logits: [B, C].
@@ -299,4 +301,5 @@ def _first_of_equals(logits: Tensor, least: Tensor, width: int) -> Tensor:
     """
     above, equal = logits > least, logits == least
     wanted = width - above.sum(1, keepdim=True)
-    return (above | (equal & (equal.cumsum(1) <= wanted))).nonzero()[:, 1].view(-1, width)
+    chosen = above | (equal & (equal.cumsum(1) <= wanted))
+    return chosen.to(torch.uint8).topk(width, 1).indices
