@@ -172,8 +172,11 @@ def _print_runs(found: "list[RunSummary]") -> None:
     from logitcache.runs.metrics import ACCURACY
 
     metric = found[0].headline if found else ACCURACY
-    top5 = any(run.test_top5_accuracy is not None for run in found)
+    top5, kl = (
+        any(getattr(run, name) is not None for run in found) for name in ("test_top5_accuracy", "kl_to_teacher")
+    )
     head = ["run", "method", "student", "epochs", metric.heading, "(best epoch)", *["top-5"] * top5]
+    head += ["KL to teacher (nats)"] * kl
     rows = [
         [
             run.run,
@@ -185,6 +188,7 @@ def _print_runs(found: "list[RunSummary]") -> None:
             metric.cell(run.value),
             metric.cell(run.best),
             *[_share(run.test_top5_accuracy)] * top5,
+            *["-" if run.kl_to_teacher is None else f"{run.kl_to_teacher:.3f}"] * kl,
             _share(run.teacher_agreement),
             "-" if run.seconds_per_epoch is None else f"{run.seconds_per_epoch:.1f}",
             str(run.bytes_per_sample or "-"),

@@ -65,6 +65,7 @@ class RunSummary:
         best: The best headline of all epochs, optimistic as above; None while the run is unfinished.
         test_top5_accuracy: Share of test samples whose class is among the student's five largest logits, after the last epoch.
         data: Name of the training data; None where it was an object, or an older version did not record it.
+        kl_to_teacher: Divergence from the teacher on held-out rows after the last epoch, in nats; None if none were held out.
         teacher_agreement: Share of cached training rows on which the final student, in evaluation mode, says the same
             class as the teacher.
         seconds_per_epoch: Training alone, without evaluation.
@@ -92,6 +93,7 @@ class RunSummary:
     extended: str = ""
     test_top5_accuracy: float | None = None
     data: str | None = None
+    kl_to_teacher: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as a plain object; `headline` holds the metric with its `value` and `best`."""
@@ -331,7 +333,7 @@ def _summary(path: Path) -> RunSummary:
     return RunSummary(
         run=str(path),
         method=settings["method"],
-        changes=_changes(settings),
+        changes=_changes(settings, run.get("usual") or {}),
         settings=json.dumps(
             # None and a switch that is off are not told apart from a setting that an older run does not have.
             {w: value for w, value in settings.items() if w not in _METHOD and value is not None and value is not False}
@@ -354,6 +356,7 @@ def _summary(path: Path) -> RunSummary:
         extended=_extended(run),
         test_top5_accuracy=results.get("test_top5_accuracy"),
         data=(run.get("trained_on") or {}).get("data"),
+        kl_to_teacher=results.get("kl_to_teacher"),
     )
 
 
@@ -393,9 +396,9 @@ def _weighted(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"class_weights": f"{named if isinstance(named, str) else 'given'} {digest}"}
 
 
-def _changes(settings: dict[str, Any]) -> str:
-    """Say what was changed about a method, in the words of `get_loss`."""
-    words = {word: settings.get(word) for word in _PIECES}
+def _changes(settings: dict[str, Any], usual: Mapping[str, Any]) -> str:
+    """Say what was changed about a method, in the words of `get_loss`, without what is usual for the data."""
+    words = {word: settings.get(word) for word in _PIECES if settings.get(word) != usual.get(word)}
     found = {word: value for word, value in words.items() if value is not None} | (settings["parameters"] or {})
     return ", ".join(f"{word}={_spelled(value)}" for word, value in found.items())
 

@@ -119,7 +119,7 @@ def train_student(
             "--extend is for a run that is trained on: give it with --resume, --out RUN and more --epochs than the run had"
         )
     told = combine_callbacks(callbacks, on_progress=on_progress, on_epoch=on_epoch, should_stop=should_stop)
-    chosen = with_usual(cache, student, chosen, options)
+    chosen, usual = with_usual(cache, student, chosen, options)
     job = prepare(cache, student, chosen)
     model, replicas = job.network.module.to(job.device), join_replicas(job.device)
     with (
@@ -137,6 +137,7 @@ def train_student(
         stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
         path = local_path(out) if out else free_name(Path("runs"), stem)
         recorded, facts = _record(cache, student, chosen, job), _facts(job, targets.name)
+        facts |= {"usual": usual} if usual else {}
         lengthen = functools.partial(lengthened, path, chosen, job.objective, extend)
         run = stack.enter_context(
             contextlib.closing(_begun(replicas, path, recorded, facts, report_to, resume=resume, lengthen=lengthen))

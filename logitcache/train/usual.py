@@ -20,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 def with_usual(
     cache: str | Path | Cache | None, student: Any, settings: TrainSettings, said: Collection[str]
-) -> TrainSettings:
+) -> tuple[TrainSettings, dict[str, Any]]:
     """Give a training the usual settings of its kind of data.
 
     Args:
@@ -30,13 +30,13 @@ def with_usual(
         said: Names of settings that were asked for one by one; they, and others that differ from their default, stay as they are.
 
     Returns:
-        The settings to train with. Those that were chosen here are logged.
+        The settings to train with; and those that were chosen here, which are logged, as run.json has them.
     """
     opened = None if cache is None else open_cache(cache)
     modality = named_modality(settings.data) if opened is None else cache_modality(opened)
     usual = {} if modality is None else usual_training(modality, student)
     if not usual:
-        return settings
+        return settings, {}
     default = {one.name: one.default for one in fields(settings)}
     free = {name for name in default if name not in said and getattr(settings, name) == default[name]}
     chosen = {name: value for name, value in usual.items() if name in free}
@@ -47,7 +47,8 @@ def with_usual(
     if chosen:
         listed = ", ".join(f"{TrainSettings.flag(name)} {_spelled(value)}" for name, value in sorted(chosen.items()))
         _LOG.info("usual for this data, as nothing else was said: %s", listed)
-    return replace(settings, **chosen)
+    found = replace(settings, **chosen)
+    return found, {name: value for name, value in found.to_json().items() if name in chosen}
 
 
 def _of_method(settings: TrainSettings, cache: Cache) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def test_text_is_trained_with_what_is_usual_for_it_and_that_is_said(stories, tmp
     assert (found["preset"], found["tail"], found["norm_weight_decay"]) == ("language", "bucket", 0.0)
     said = next(one.getMessage() for one in caplog.records if "usual for this data" in one.getMessage())
     assert "--opt adamw" in said
+    (summary,) = logitcache.compare_runs(tmp_path / "run")
+    assert (summary.method, summary.changes) == ("kd", "")  # what is usual is no change of the method
     assert "--epochs" not in said
 
 
