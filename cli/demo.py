@@ -77,7 +77,7 @@ def demo(
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="Show a language model instead; needs the extra [lm].")] = False,
 ) -> None:
-    """Dump a teacher, look at the cache, train students from it and compare them: about two minutes on two cores.
+    """Dump a teacher, look at the cache, train students from it and compare them: about two minutes on two cores, three with --text.
 
     Everything it needs ships with logitcache.
 

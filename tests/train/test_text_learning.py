@@ -1,4 +1,4 @@
-"""A student of text learns more from its teacher's distributions than from its tokens; at the demo's settings."""
+"""A student of text learns more from its teacher's distributions than from its tokens; the student of the demo."""
 
 import math
 
