@@ -4,8 +4,8 @@
 
 The bare loop is the model over the same batches of padded documents, its head over 256 rows at a time, and of their logits the k largest,
 log-sum-exp, mean and deviation, thrown away. A dump besides hashes, rounds, compresses, writes and syncs, and asks the teacher for the rows
-of a probe: they are counted. Two teachers: the 260k-parameter Llama that ships, over its stories; and a Llama of four layers with random
-weights and a vocabulary of 49,152.
+of a probe, which are not counted. Two teachers: the 260k-parameter Llama that ships, over its stories; and a Llama of four layers with
+random weights and a vocabulary of 49,152.
 """
 
 import argparse
