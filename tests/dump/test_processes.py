@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import logitcache
 from logitcache.data import ArrayImages
-from logitcache.errors import CacheIncompleteError, CacheNotFoundError, InputError
+from logitcache.errors import CacheIncompleteError, CacheNotFoundError
 from logitcache.store import check_files, open_cache
 
 STARTS = ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]  # spawn imports torch in each worker
@@ -37,20 +37,8 @@ def dumped(path, pause=0.0):
 
 
 def child(path):
-    """Dump in a process of its own, again and again while another one has the lock."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        while True:
-            try:
-                dumped(path, pause=0.002)
-            except InputError:
-                time.sleep(0.01)
-            else:
-                os._exit(0)
-    finally:
-        os._exit(1)
+    """Dump in a process of its own, until it is done."""
+    return tiny.in_a_child(lambda: dumped(path, pause=0.002))
 
 
 @pytest.mark.parametrize("processes", [1, 3])

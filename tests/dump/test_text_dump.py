@@ -42,20 +42,8 @@ def told_to(path, pause=0.0, **changes):
 
 
 def child(path):
-    """Dump in a process of its own, again and again while another one has the lock."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        while True:
-            try:
-                told_to(path, pause=0.004)
-            except InputError:
-                time.sleep(0.01)
-            else:
-                os._exit(0)
-    finally:
-        os._exit(1)
+    """Dump in a process of its own, until it is done."""
+    return tiny.in_a_child(lambda: told_to(path, pause=0.004))
 
 
 @pytest.mark.parametrize("processes", [1, 2])
