@@ -81,7 +81,7 @@ def for_training(modality: Modality, inputs: Any, samples: Any, sequence_length:
     if (change := getattr(modality, "for_training", None)) is not None:
         return change(inputs, samples, sequence_length)
     if sequence_length is not None:
-        raise InputError(f"--sequence-length is for text, and the data is {modality.name}: leave it out")
+        raise _for_text("--sequence-length", modality)
     return inputs
 
 
@@ -99,7 +99,7 @@ def counting(modality: Modality, samples: Any, loss_on: str | None) -> Any:
     if loss_on is None:
         return samples
     if (choose := getattr(modality, "counting", None)) is None:
-        raise InputError(f"--loss-on is for text, and the data is {modality.name}: leave it out")
+        raise _for_text("--loss-on", modality)
     return choose(samples, loss_on)
 
 
@@ -122,7 +122,7 @@ def held_out(modality: Modality, samples: Any, kept: Ids, share: float) -> Ids:
         InputError: This kind of data holds none out, or no other would be left.
     """
     if (choose := getattr(modality, "held_out", None)) is None:
-        raise InputError(f"--holdout is for text, and the data is {modality.name}: leave it out")
+        raise _for_text("--holdout", modality)
     found: Ids = choose(samples, kept, share)
     return found
 
@@ -181,3 +181,8 @@ def carried_together(modality: Modality, caches: Sequence[Cache]) -> Mapping[str
     every = [carried_data(modality, cache) for cache in caches]
     join = getattr(modality, "joined", None)
     return {} if join is None or None in every else carried_arrays(modality, join(every))
+
+
+def _for_text(option: str, modality: Modality) -> InputError:
+    """Return the error for an option of text beside data of another kind."""
+    return InputError(f"{option} is for text, and the data is {modality.name}: leave it out")

@@ -39,7 +39,7 @@ from logitcache.errors import CacheMismatchError, InputError
 from logitcache.methods import METHODS, Objective, make_objective, method_name
 from logitcache.models import Network
 from logitcache.runtime.device import pick_device
-from logitcache.store import Cache, open_cache, with_rows
+from logitcache.store import Cache, with_rows
 from logitcache.teachers.recorded import live_teacher_of
 from logitcache.train.order import epoch_views, most_spills
 from logitcache.train.settings import TrainSettings
@@ -84,10 +84,10 @@ class Job:
     window: tuple[int, int] | None
 
 
-def prepare(cache: str | Path | Cache | None, student: str | nn.Module, settings: TrainSettings) -> Job:
+def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettings) -> Job:
     """Open everything that a training needs, and refuse what does not fit; writes nothing. Raises what `train_student` raises."""
     name, objective = method_name(settings.method), _objective(settings)
-    opened = None if cache is None else open_cache(cache).of(settings.teacher)
+    opened = None if cache is None else cache.of(settings.teacher)
     _refuse_nonsense(opened, name, settings, distills=objective.loss is not None)
     device = pick_device(settings.device)
     if opened and not settings.live_teacher:

@@ -31,7 +31,7 @@ from logitcache.runtime.files import local_path
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options
 from logitcache.runtime.workers import explain_lost_workers
-from logitcache.store import Cache
+from logitcache.store import Cache, open_cache
 from logitcache.train.extend import lengthened, warn_of_milestones
 from logitcache.train.job import Job, prepare, targets_of
 from logitcache.train.keep import save_last
@@ -119,8 +119,9 @@ def train_student(
             "--extend is for a run that is trained on: give it with --resume, --out RUN and more --epochs than the run had"
         )
     told = combine_callbacks(callbacks, on_progress=on_progress, on_epoch=on_epoch, should_stop=should_stop)
-    chosen, usual = with_usual(cache, student, chosen, options)
-    job = prepare(cache, student, chosen)
+    opened = None if cache is None else open_cache(cache)
+    chosen, usual = with_usual(opened, student, chosen, options)
+    job = prepare(opened, student, chosen)
     model, replicas = job.network.module.to(job.device), join_replicas(job.device)
     with (
         explain_lost_workers(),

@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Collection
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from logitcache.data.contract import cache_modality
 from logitcache.data.open import named_modality
 from logitcache.data.optional import usual_training
 from logitcache.methods import language_settings, method_name
-from logitcache.store import Cache, open_cache
+from logitcache.store import Cache
 from logitcache.train.settings import TrainSettings
 
 __all__ = ["with_usual"]
@@ -19,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def with_usual(
-    cache: str | Path | Cache | None, student: Any, settings: TrainSettings, said: Collection[str]
+    cache: Cache | None, student: Any, settings: TrainSettings, said: Collection[str]
 ) -> tuple[TrainSettings, dict[str, Any]]:
     """Give a training the usual settings of its kind of data.
 
@@ -32,16 +31,15 @@ def with_usual(
     Returns:
         The settings to train with; and those that were chosen here, which are logged, as run.json has them.
     """
-    opened = None if cache is None else open_cache(cache)
-    modality = named_modality(settings.data) if opened is None else cache_modality(opened)
+    modality = named_modality(settings.data) if cache is None else cache_modality(cache)
     usual = {} if modality is None else usual_training(modality, student)
     if not usual:
         return settings, {}
     default = {one.name: one.default for one in fields(settings)}
     free = {name for name in default if name not in said and getattr(settings, name) == default[name]}
     chosen = {name: value for name, value in usual.items() if name in free}
-    if opened is not None:
-        chosen |= {name: value for name, value in _of_method(settings, opened).items() if name in free}
+    if cache is not None:
+        chosen |= {name: value for name, value in _of_method(settings, cache).items() if name in free}
     if "opt" not in chosen and settings.opt != usual.get("opt"):  # moments are settings of that optimizer
         chosen = {name: value for name, value in chosen.items() if name not in ("betas", "lr", "weight_decay")}
     if chosen:

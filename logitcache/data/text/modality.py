@@ -13,6 +13,7 @@ from torch import Tensor
 from logitcache.data.protocol import Ids, RowLabels
 from logitcache.data.text.documents import FACTS, Documents, Stretch
 from logitcache.data.text.packing import best_fit
+from logitcache.data.text.reading import for_images
 from logitcache.data.text.rendering import TextInputs, TextRenderer, TextView
 from logitcache.errors import FormatVersionError, InputError, unknown_name
 from logitcache.models import Network, logits_of
@@ -107,7 +108,7 @@ class Text:
         del view
         given = {name for one in said for name, value in one.items() if value is not None}
         if unknown := sorted(given - {"length", "packs", "positions"}):
-            raise _for_images(unknown[0])
+            raise for_images(unknown[0])
         positions = min((one["positions"] for one in said if one.get("positions")), default=None)
         if positions is not None and samples.longest > positions:
             raise InputError(
@@ -215,8 +216,9 @@ class Text:
             found = f"a tensor {list(states.shape)}" if isinstance(states, Tensor) else type(states).__name__
             places = "B, L" if shape is None else ", ".join(map(str, shape))
             raise InputError(f"{label} must return logits [{places}, {classes}], one row for each token, found {found}")
-        for some in torch.split(states.flatten(0, 1) if keep is None else states[keep], _rows_at_once(classes)):
-            logits = some if head is None else _headed(head, some, _rows_at_once(classes))
+        at_once = _rows_at_once(classes)
+        for some in torch.split(states.flatten(0, 1) if keep is None else states[keep], at_once):
+            logits = some if head is None else _headed(head, some, at_once)
             if logits.shape[1] < classes:
                 raise InputError(
                     f"{label} answers for {logits.shape[1]:,} ids, and the vocabulary has {classes:,}: use the tokenizer it was made with"
@@ -254,11 +256,6 @@ class Text:
             if any(one.answers is None for one in parts)
             else np.concatenate([one.answers for one in parts]),
         )
-
-
-def _for_images(name: str) -> InputError:
-    """Return the error for an option of images."""
-    return InputError(f"--{name.replace('_', '-')} is for images, and the data is text: leave it out")
 
 
 def _refuse_longer(samples: Documents, length: int) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "TEXT_OPTIONS",
     "TextReading",
     "choose_text_reading",
+    "for_images",
     "refuse_image_options",
     "refuse_text_options",
     "text_reading_like",
@@ -138,6 +139,11 @@ def refuse_text_options(samples: Any, given: Mapping[str, Any]) -> None:
         raise InputError(f"--{named[0].replace('_', '-')} is for text, and this data set is none: leave it out")
 
 
+def for_images(name: str) -> InputError:
+    """Return the error for an option of images, by its name, beside text."""
+    return InputError(f"--{name.replace('_', '-')} is for images, and the data is text: leave it out")
+
+
 def refuse_image_options(samples: Any, given: Mapping[str, Any]) -> None:
     """Refuse options for images beside text.
 
@@ -150,7 +156,7 @@ def refuse_image_options(samples: Any, given: Mapping[str, Any]) -> None:
     """
     named = [name for name, value in given.items() if value]
     if named and isinstance(getattr(samples, "whole", samples), Documents):
-        raise InputError(f"--{named[0].replace('_', '-')} is for images, and the data is text: leave it out")
+        raise for_images(named[0])
 
 
 def text_reading_of(manifest: Manifest, data: Any) -> TextReading | None:
