@@ -19,18 +19,16 @@ _TRAINING = "--student resnet8 --epochs 6 --lr 0.05 --sched cosine --warmup-epoc
 
 
 _STUDENT = "--student llama:hidden=48,layers=3,heads=4,kv_heads=2,intermediate=96"
-_TEXT_TRAINING = (
-    f"{_STUDENT} --sequence-length 400 --batch-size 2 --epochs 12 --lr 0.003 --warmup-epochs 0.3 --holdout 0.1"
-)
+_TEXT_TRAINING = f"{_STUDENT} --batch-size 4 --epochs 12 --lr 0.003 --warmup-epochs 0.4 --holdout 0.1"
 
 
 def text_steps(cache: str, runs: str) -> list[tuple[str, str]]:
     """Return what the demo of a language model does, as `steps`."""
     cache, top, runs = shlex.quote(cache), shlex.quote(cache.removesuffix(".zarr") + "-16.zarr"), shlex.quote(runs)
-    teacher = "--teacher hf:stories-mini --data stories-mini"
+    teacher = "--teacher hf:stories-mini --data stories-mini --pack stream --sequence-length 256"
     return [
         (
-            "Run the teacher once over 169 stories, and keep its logits of all 512 tokens",
+            "Run the teacher once over 169 stories in windows of 256 tokens, and keep its logits of all 512 ids",
             f"dump {teacher} --out {cache}",
         ),
         (
