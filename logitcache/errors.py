@@ -43,7 +43,9 @@ __all__ = [
 _typed = ContextVar("typed", default=False)
 _LITERAL = re.compile(r"(`[^`]*`|^ .*$)", re.MULTILINE)  # code, and indented lines
 _OPTION = re.compile(r"(?<![\w-])--(?:no-)?([a-z]+(?:-[a-z]+)*)")
-_OTHER_NAMES = {"compile": "compiled", "set": "parameters"}
+_LISTED = 40  # names in a message
+_CLOSEST = 3  # of more names
+_OTHER_NAMES = {"cached-teacher": "teacher", "compile": "compiled", "set": "parameters"}
 
 
 @contextlib.contextmanager
@@ -69,8 +71,7 @@ def name_settings(text: str) -> str:
 
 
 def _as_argument(option: re.Match[str]) -> str:
-    name = option[1].replace("-", "_")
-    return f"`{_OTHER_NAMES.get(name, name)}`"
+    return f"`{_OTHER_NAMES.get(option[1], option[1].replace('-', '_'))}`"
 
 
 class LogitCacheError(Exception):
@@ -163,9 +164,22 @@ def explain_foreign_errors(attempt: str, remedy: str = "") -> Iterator[None]:
         raise InputError(f"{attempt}: {reason_of(error)}{remedy and f'. {remedy}'}") from error
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """Name what was meant: "unknown method 'rdl'; did you mean 'rld'? Known: ce, kd, rld"."""
+def unknown_name(kind: str, name: str, known: Iterable[str], listed: str = "") -> UnknownNameError:
+    """Return the error for a name that is not known, with the names that were perhaps meant.
+
+    "unknown method 'rdl'; did you mean 'rld'? Known: ce, kd, rld"
+
+    Args:
+        kind: What the name is one of.
+        name: The name.
+        known: All names there are.
+        listed: Where all of them are listed, for more names than a message should hold: "`timm.list_models()`".
+    """
     names = sorted(known)
-    close = get_close_matches(str(name), names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    return UnknownNameError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")
+    close = [repr(one) for one in get_close_matches(str(name), names, n=_CLOSEST if len(names) > _LISTED else 1)]
+    hint = f"; did you mean {' or '.join(filter(None, (', '.join(close[:-1]), close[-1])))}?" if close else "."
+    if len(names) <= _LISTED:
+        every = f"Known: {', '.join(names)}"
+    else:
+        every = f"{listed} lists all {len(names):,}." if listed else f"Known: {', '.join(names[:_LISTED])}, ..."
+    return UnknownNameError(f"unknown {kind} {name!r}{hint} {every}")

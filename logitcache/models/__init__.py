@@ -136,7 +136,9 @@ def _torchvision(name: str, network: str, classes: int, weights: str | None) -> 
     from torchvision import models  # noqa: PLC0415  (a second of import that most commands do not need)
 
     if network not in models.list_models(module=models):
-        raise unknown_name("torchvision network", network, models.list_models(module=models))
+        raise unknown_name(
+            "torchvision network", network, models.list_models(module=models), "`torchvision.models.list_models()`"
+        )
     if not weights or Path(weights).expanduser().is_file():
         return fill_network(models.get_model(network, weights=None, num_classes=classes), name, classes, weights)
     known = {str(entry.name): entry for entry in models.get_model_weights(network)}
@@ -170,7 +172,7 @@ def _timm(name: str, network: str, classes: int, weights: str | None) -> Network
     except ImportError as error:
         raise InputError(f"{name} needs the package timm: pip install 'logitcache[timm]'") from error
     if not timm.is_model(network.partition(".")[0]):
-        raise unknown_name("timm network", network, timm.list_models())
+        raise unknown_name("timm network", network, timm.list_models(), "`timm.list_models()`")
     own = weights == "DEFAULT"
     try:
         with without_waiting() if own else nullcontext():
