@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from logitcache.errors import LogitCacheError, first_line, reason_of, speaking_to_the_command_line
 from logitcache.runtime.memory import keep_freed_memory
@@ -33,11 +33,11 @@ from .sweep import sweep
 from .train import train
 from .verify import verify
 
-__all__ = ["app", "main"]
+__all__ = ["USAGE", "app", "main"]
 
 
 # ClickException, which has another home in each version of Typer.
-_USAGE_ERRORS: type[Any] = typer.BadParameter.__mro__[2]
+USAGE_ERRORS: type[Any] = typer.BadParameter.__mro__[2]
 
 
 class _Boundary(TyperGroup):
@@ -50,7 +50,7 @@ class _Boundary(TyperGroup):
     def _invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (_USAGE_ERRORS, typer.Exit, typer.Abort, BrokenPipeError):
+        except (USAGE_ERRORS, typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt as error:
             typer.echo(stopped_words(ctx.invoked_subcommand), err=True)
@@ -63,6 +63,21 @@ class _Boundary(TyperGroup):
             Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]error:[/] ", end="")
             sys.stderr.write(f"{error if isinstance(error, LogitCacheError) else _unexpected(error)}\n")
             raise typer.Exit(1) from error
+
+
+class _Command(TyperCommand):
+    """A command whose help shows flags without a value, and whose usage line names the options that it needs."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        found: list[Any] = super().get_params(ctx)
+        for one in found:
+            if getattr(one, "is_flag", False):
+                one.metavar = ""
+        return found
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        needed = [f"{one.opts[0]} {one.metavar}" for one in self.params if one.opts[0].startswith("-") and one.required]
+        return [*needed, *super().collect_usage_pieces(ctx)]
 
 
 def _unexpected(error: BaseException) -> str:
@@ -136,8 +151,10 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "methods": (methods, "Students"),
     "demo": (demo, "Start here"),
 }
+USAGE = {"train": "--student NAME [OPTIONS]"}  # a resumed run has its own
 for _name, (_function, _panel) in _COMMANDS.items():
-    app.command(_name, rich_help_panel=_panel)(_function)
+    _usage = USAGE.get(_name, "[OPTIONS]")
+    app.command(_name, cls=_Command, options_metavar=_usage, rich_help_panel=_panel)(_function)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ __all__ = ["compare", "print_comparison"]
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or folders that hold runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs, or folders that hold runs.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table of means over seeds.")] = False,
     picture: Annotated[
         Path | None,

@@ -23,6 +23,7 @@ def dump(
         typer.Option(
             "--plan",
             help="Measure the teacher on a few batches and the disk, print what the dump will take, and dump nothing.",
+            rich_help_panel="Run",
         ),
     ] = False,
     config: ConfigOption = None,

@@ -12,7 +12,7 @@ __all__ = ["merge"]
 
 
 def merge(
-    caches: Annotated[list[str], typer.Argument(metavar="CACHE...", show_default=False, help="Two caches or more.")],
+    caches: Annotated[list[str], typer.Argument(metavar="CACHE", show_default=False, help="Two caches or more.")],
     out: Annotated[str, typer.Option(metavar="PATH", show_default=False, help="Where the new cache goes.")],
     average: Annotated[
         bool, typer.Option("--average", help="Store the mean of several teachers' logits for the same views.")

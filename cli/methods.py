@@ -13,7 +13,7 @@ __all__ = ["methods"]
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="[METHOD]", show_default=False, help="Show this one in full.")
+        str | None, typer.Argument(metavar="METHOD", show_default=False, help="Show this one in full.")
     ] = None,
     json: JsonOption = False,
 ) -> None:

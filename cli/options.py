@@ -22,7 +22,9 @@ from rich.progress import Progress as Bars
 from logitcache.errors import CacheIncompleteError, StoppedError
 from logitcache.runs.directory import upgrade_settings
 from logitcache.runtime.progress import Progress
-from logitcache.runtime.settings import Form, Settings, option_of, options_in
+from logitcache.runtime.settings import Form, Settings, option_of, options_in, panel_of
+
+from . import completion
 
 __all__ = [
     "CacheArgument",
@@ -139,15 +141,17 @@ ConfigOption = Annotated[
         callback=_load_config,
         is_eager=True,
         help="Read options from a TOML file or a run's run.json, by the same words; the command line wins.",
+        rich_help_panel="Run",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 CacheArgument = Annotated[
     str | None,
     typer.Argument(
-        metavar="[CACHE]",
+        metavar="CACHE",
         show_default=False,
         help="The cache, a folder or s3://BUCKET/PATH; without it the newest here.",
+        autocompletion=completion.caches,
     ),
 ]
 
@@ -155,7 +159,10 @@ CacheArgument = Annotated[
 TeacherOption = Annotated[
     str | None,
     typer.Option(
-        "--teacher", metavar="SLUG", show_default="the only one", help="Which of several teachers; `stats` names them."
+        "--cached-teacher",
+        metavar="SLUG",
+        show_default="the only one",
+        help="Teacher in the cache to read, if it holds several; `logitcache stats` lists them.",
     ),
 ]
 
@@ -172,6 +179,7 @@ _TYPES: dict[Form, Any] = {
     "rows": Any,
 }
 _NOT_OPTIONS = ("argument", "python")
+_COMPLETED = {"--method": completion.methods, "--student": completion.networks, "--teacher": completion.networks}
 
 
 def with_options(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -181,7 +189,8 @@ def with_options(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Call
         signature = inspect.signature(function)
         own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
         fields = [one for kind in kinds for one in options_in(kind) if one.name not in signature.parameters]
-        made = [_parameter(one) for one in fields if option_of(one).form not in _NOT_OPTIONS]
+        panels = {one.name: panel_of(kind, one) for kind in kinds for one in options_in(kind)}
+        made = [_parameter(one, panels[one.name]) for one in fields if option_of(one).form not in _NOT_OPTIONS]
         keyword_only = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in [*made, *own]]
         function.__signature__ = signature.replace(parameters=keyword_only)  # type: ignore[attr-defined]
         return function
@@ -189,8 +198,8 @@ def with_options(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Call
     return decorate
 
 
-def _parameter(one: "Field[Any]") -> inspect.Parameter:
-    """Return a field as the parameter that Typer makes an option of."""
+def _parameter(one: "Field[Any]", panel: str) -> inspect.Parameter:
+    """Return a field as the parameter that Typer makes an option of, in a panel of `--help`."""
     entry, flag = option_of(one), Settings.flag_of(one)
     assert entry.form is not None  # derived from the annotation
     required = one.default is MISSING
@@ -203,6 +212,8 @@ def _parameter(one: "Field[Any]") -> inspect.Parameter:
         show_default=entry.shown or one.default is not None,
         parser=rows_or_auto if entry.form == "rows" else None,
         help=entry.help,
+        rich_help_panel=panel,
+        autocompletion=_COMPLETED.get(flag),
     )
     return inspect.Parameter(
         one.name,

@@ -25,15 +25,15 @@ def stats(
     cache: CacheArgument = None,
     other: Annotated[
         str | None,
-        typer.Argument(metavar="[OTHER]", show_default=False, help="A second cache of the same data: compare the two."),
+        typer.Argument(metavar="OTHER", show_default=False, help="A second cache of the same data: compare the two."),
     ] = None,
     teacher: Annotated[
         str | None,
         typer.Option(
-            "--teacher",
+            "--cached-teacher",
             metavar="SLUG",
             show_default="the only one",
-            help="Which of several teachers; of two caches SLUG,SLUG, or one for both.",
+            help="Teacher in the cache to read, if it holds several; of two caches SLUG,SLUG, or one for both.",
         ),
     ] = None,
     json: JsonOption = False,

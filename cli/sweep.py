@@ -13,11 +13,11 @@ __all__ = ["sweep"]
 
 def sweep(
     cache: Annotated[
-        str | None, typer.Argument(metavar="[CACHE]", show_default=False, help="The cache; without it the newest here.")
+        str | None, typer.Argument(metavar="CACHE", show_default=False, help="The cache; without it the newest here.")
     ] = None,
     options: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- OPTIONS]", show_default=False, help="After `--`: options of every `train`."),
+        typer.Argument(metavar="-- OPTIONS", show_default=False, help="After `--`: options of every `train`."),
     ] = None,
     method: Annotated[
         list[str] | None,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from logitcache.cli.app import app
+from logitcache.cli.app import USAGE, app
 
 from logitcache.methods import METHODS, Description, Expected, describe, expected_of, expected_tasks, spell
 
@@ -144,8 +144,8 @@ def _command(name: str, function: Callable[..., None]) -> str:
     arguments = [(one, info) for one, info in found if type(info).__name__ == "ArgumentInfo"]
     options = [(one, info) for one, info in found if type(info).__name__ == "OptionInfo"]
     needed = [f"{_names(one, info)[0]} {_word(one, info)}" for one, info in options if _is_required(one)]
-    usage = ["logitcache", name, *needed, "[OPTIONS]" if len(needed) < len(options) else ""]
-    usage += [info.metavar for _, info in arguments]
+    usage = ["logitcache", name, *needed, USAGE.get(name, "[OPTIONS]") if len(needed) < len(options) else ""]
+    usage += [_argument(one, info) for one, info in arguments]
     *said, example = _paragraphs(function)
     lines = [f"## {name}", "", *(line for part in said for line in (part, ""))]
     lines += ["```text", " ".join(filter(None, usage)), "```", "", "Example:", ""]
@@ -153,8 +153,9 @@ def _command(name: str, function: Callable[..., None]) -> str:
     if arguments:
         lines += ["| argument | |", "|---|---|"]
         lines += [f"| `{info.metavar}` | {_escaped(info.help)} |" for _, info in arguments] + [""]
-    if options:
-        lines += ["| option | default | |", "|---|---|---|", *(_option(one, info) for one, info in options), ""]
+    for panel in dict.fromkeys(info.rich_help_panel for _, info in options):
+        lines += [f"| {panel or 'option'} | default | |", "|---|---|---|"]
+        lines += [*(_option(one, info) for one, info in options if info.rich_help_panel == panel), ""]
     return "\n".join(lines)
 
 
@@ -181,6 +182,12 @@ def _word(one: inspect.Parameter, info: Any) -> str:
     return str(
         info.metavar or TYPES.get(kind) or next(word for known, word in TYPES.items() if known.__name__ in str(kind))
     )
+
+
+def _argument(one: inspect.Parameter, info: Any) -> str:
+    """Return an argument as a usage line has it."""
+    word = info.metavar if _is_required(one) else f"[{info.metavar}]"
+    return f"{word}..." if "list" in str(one.annotation) else word
 
 
 def _is_required(one: inspect.Parameter) -> bool:

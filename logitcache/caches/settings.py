@@ -17,6 +17,8 @@ __all__ = ["SliceRequest", "SliceSettings"]
 class SliceSettings(Settings):
     """What a slice keeps of a cache."""
 
+    panel = "What to keep"
+
     views: int | None = option(
         None, metavar="V", minimum=1, shown="all", help="Number of views to keep; the first ones are."
     )
@@ -35,6 +37,7 @@ class SliceSettings(Settings):
     )
     teacher: str | None = option(
         None,
+        flag="cached-teacher",
         metavar="SLUG",
         shown="all, or the only one",
         help="Teacher to keep, if the cache holds several; `logitcache stats` lists them.",
@@ -44,6 +47,8 @@ class SliceSettings(Settings):
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SliceRequest(Settings):
     """What a single call adds to the settings."""
+
+    panel = "Output"
 
     cache: "str | Path | Cache" = option(form="argument", help="The larger cache.")
     out: str | Path = option(metavar="PATH", help="Path of the new cache.")

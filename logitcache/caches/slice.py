@@ -55,7 +55,9 @@ def slice_cache(
     count, (first, last) = _kept_views(opened, chosen.views), _kept_samples(opened, chosen.samples)
     same = count == len(manifest.views) and target == source and last - first == manifest.samples
     if same and opened.teachers == whole.teachers:
-        raise InputError("a slice must leave something out: --views, --samples, --top-k, --precision or --teacher")
+        raise InputError(
+            "a slice must leave something out: --views, --samples, --top-k, --precision or --cached-teacher"
+        )
     begin, end = first - manifest.data["first"], last - manifest.data["first"]  # samples of the larger one
     shift, stop, offsets = _kept_rows(opened, begin, end)
     probe = _kept_probe(opened, chosen.samples, shift, stop)

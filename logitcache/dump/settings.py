@@ -32,6 +32,8 @@ ENCODINGS = ("full", "topk")
 class TeacherSettings(Settings):
     """The teacher's weights and classes."""
 
+    panel = "Teacher"
+
     teacher_weights: str | Sequence[str] | None = option(
         None,
         form="one-or-more",
@@ -71,6 +73,8 @@ class TeacherSettings(Settings):
 class ViewSettings(Settings):
     """The views that the teacher is shown."""
 
+    panel = "Data"
+
     augment: str = option(
         "none",
         metavar="RECIPE[,RECIPE]",
@@ -102,6 +106,8 @@ class ViewSettings(Settings):
 class SampleSettings(Settings):
     """The samples that are left out, and how they are read."""
 
+    panel = "Data"
+
     exclude: "str | Path | Sequence[int] | None" = option(
         None,
         form="samples",
@@ -130,6 +136,8 @@ class SampleSettings(Settings):
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TextSettings(Settings):
     """How text becomes contexts of tokens, of which each target is a row."""
+
+    panel = "Text"
 
     sequence_length: int | None = option(
         None,
@@ -174,6 +182,8 @@ class TextSettings(Settings):
 class EncodingSettings(Settings):
     """How logits are stored."""
 
+    panel = "Encoding"
+
     encoding: str | None = option(
         None,
         metavar="full|topk",
@@ -207,6 +217,8 @@ class EncodingSettings(Settings):
 class InputSettings(Settings):
     """The preprocessing for the teacher."""
 
+    panel = "Preprocessing of images"
+
     mean: Sequence[float] | None = option(
         None,
         form="numbers",
@@ -239,6 +251,8 @@ class InputSettings(Settings):
 @dataclass(frozen=True, kw_only=True, repr=False)
 class DumpExecution(Settings):
     """Batches, numerics and devices."""
+
+    panel = "Run"
 
     batch_size: int | str | None = option(
         None,
@@ -309,17 +323,20 @@ class DumpRequest(Settings):
     teacher: "str | nn.Module | Sequence[str | nn.Module]" = option(
         form="one-or-more",
         metavar="NAME",
+        panel="Teacher",
         help="Teacher network: a CIFAR network (resnet56, wrn-40-2, ...), torchvision:NAME, timm:NAME or package.module:factory; for "
         "text hf:PATH, a folder or name of transformers, or hf:FILE.gguf. Several teachers run in one pass; on the command line, repeat "
         "the option.",
     )
     data: Any = option(
         metavar="SPEC",
+        panel="Data",
         help="Data set: fashion-mnist-mini, cifar10, cifar100, fashion-mnist (each also :test), imagefolder:PATH, arrays:FILE.npz or "
         "package.module:factory; text as tokens:FILE.npz, text:PATH, jsonl:PATH or parquet:PATH.",
     )
     out: str | Path = option(
         metavar="PATH",
+        panel="Output",
         help="Path of the cache, a folder or s3://BUCKET/PATH. A dump that was stopped there is continued.",
     )
     settings: "DumpSettings | None" = option(

@@ -15,11 +15,21 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from os import PathLike
 from pathlib import Path, PurePath
 from types import NoneType
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from logitcache.errors import InputError, unknown_name
 
-__all__ = ["Form", "Option", "Settings", "option", "option_of", "options_in", "show_options", "to_command_line"]
+__all__ = [
+    "Form",
+    "Option",
+    "Settings",
+    "option",
+    "option_of",
+    "options_in",
+    "panel_of",
+    "show_options",
+    "to_command_line",
+]
 
 # How a value is written on the command line.
 Form = Literal[
@@ -68,6 +78,7 @@ class Option:
         form: How the value is written on the command line. Defaults to what the annotation suggests.
         minimum: Smallest value allowed.
         conduct: Whether the setting cannot change the result; such settings are not recorded.
+        panel: Title of the panel of `--help` that lists it. Defaults to that of its class.
     """
 
     help: str
@@ -77,6 +88,7 @@ class Option:
     form: Form | None = None
     minimum: int | None = None
     conduct: bool = False
+    panel: str | None = None
 
 
 def option(
@@ -89,6 +101,7 @@ def option(
     form: Form | None = None,
     minimum: int | None = None,
     conduct: bool = False,
+    panel: str | None = None,
 ) -> Any:
     """Declare a field of a settings class.
 
@@ -101,8 +114,9 @@ def option(
         form: How the value is written on the command line.
         minimum: Smallest value allowed.
         conduct: Whether the setting cannot change the result.
+        panel: Title of its panel of `--help`.
     """
-    entry = Option(help, metavar, shown, flag, form, minimum, conduct)
+    entry = Option(help, metavar, shown, flag, form, minimum, conduct, panel)
     return field(default=default, metadata={_KEY: entry})
 
 
@@ -122,6 +136,13 @@ def options_in(kind: "type[Settings]") -> "list[dataclasses.Field[Any]]":
     return [by_name[name] for name in ordered if name in by_name]
 
 
+def panel_of(kind: "type[Settings]", one: "dataclasses.Field[Any]") -> str:
+    """Return the title of the panel of `--help` that a field of a settings class belongs to."""
+    group = next(base for base in kind.__mro__ if one.name in vars(base).get("__annotations__", {}))
+    found: str = option_of(one).panel or group.panel  # type: ignore[attr-defined]
+    return found
+
+
 def _groups(kind: type) -> Iterator[type]:
     for base in kind.__bases__:
         if is_dataclass(base):
@@ -135,7 +156,12 @@ class Settings:
 
     Sequences are stored as tuples, and mappings as copies that cannot be changed, so that a settings object stays what it is. It has a
     hash if its values have one, which arrays and the like do not.
+
+    Attributes:
+        panel: Title of the panel of `--help` that lists the fields of this class.
     """
+
+    panel: ClassVar[str] = "Options"
 
     def __new__(cls, *_: Any, **given: Any) -> Self:
         """Refuse unknown names with a suggestion, before the dataclass would raise TypeError."""

@@ -101,8 +101,8 @@ class Cache:
         """
         if teacher is None and len(self.teachers) > 1:
             raise InputError(
-                f"{self.place} holds the teachers {', '.join(self.teachers)}: choose one with --teacher (`logitcache slice --teacher` "
-                "makes it a cache of its own)"
+                f"{self.place} holds the teachers {', '.join(self.teachers)}: choose one with --cached-teacher "
+                "(`logitcache slice --cached-teacher` makes it a cache of its own)"
             )
         if teacher is not None and teacher not in self.teachers:
             raise unknown_name(f"teacher of {self.place}", teacher, self.teachers)

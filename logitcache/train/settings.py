@@ -57,8 +57,11 @@ _WEIGHT_DECAY = 5e-4
 class NetworkSettings(Settings):
     """The student's initial weights, and which teacher it learns from."""
 
+    panel = "Student and teacher"
+
     teacher: str | None = option(
         None,
+        flag="cached-teacher",
         metavar="SLUG",
         shown="the only one",
         help="Teacher to learn from, if the cache holds several; `logitcache stats` lists them.",
@@ -82,6 +85,8 @@ class NetworkSettings(Settings):
 @dataclass(frozen=True, kw_only=True, repr=False)
 class MethodSettings(Settings):
     """The distillation method and the weights of its terms."""
+
+    panel = "Method"
 
     method: str | Any = option(
         "kd",
@@ -146,6 +151,8 @@ class MethodSettings(Settings):
 class DataSettings(Settings):
     """The images, and the preprocessing for the student."""
 
+    panel = "Data"
+
     data: Any = option(
         None,
         metavar="SPEC",
@@ -162,6 +169,7 @@ class DataSettings(Settings):
         None,
         metavar="SHARE",
         shown="no share",
+        panel="Text",
         help="For text, the share of the cache's documents, the last ones, that is not trained on but evaluated after every epoch, against "
         "their labels and the teacher's rows; in the place of test data.",
     )
@@ -169,6 +177,7 @@ class DataSettings(Settings):
         None,
         metavar="all|completion",
         shown="all rows of the cache",
+        panel="Text",
         help="For text, the rows that count: all, or those of completions and of what an assistant says, where a cache has others too.",
     )
     exclude: "str | Path | Sequence[int] | None" = option(
@@ -191,6 +200,7 @@ class DataSettings(Settings):
         form="numbers",
         metavar="R,G,B",
         shown="that of the weights or the teacher",
+        panel="Preprocessing of images",
         help="Per-channel mean of the student's input, in [0, 1].",
     )
     std: Sequence[float] | None = option(
@@ -198,6 +208,7 @@ class DataSettings(Settings):
         form="numbers",
         metavar="R,G,B",
         shown="that of the weights or the teacher",
+        panel="Preprocessing of images",
         help="Per-channel standard deviation of the student's input, in [0, 1].",
     )
     image_size: int | None = option(
@@ -205,12 +216,14 @@ class DataSettings(Settings):
         metavar="PIXELS",
         minimum=1,
         shown="that of the weights or the teacher",
+        panel="Preprocessing of images",
         help="Height and width of the student's input in pixels.",
     )
     crop_pct: float | None = option(
         None,
         metavar="FRACTION",
         shown="that of the weights or the teacher",
+        panel="Preprocessing of images",
         help="Fraction of the shorter side kept by the center crop when images are resized.",
     )
 
@@ -229,6 +242,8 @@ class DataSettings(Settings):
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Optimization(Settings):
     """The optimizer, its hyperparameters and the size of a step."""
+
+    panel = "Optimization"
 
     opt: str | Callable[[Any], Any] = option(
         "sgd",
@@ -356,6 +371,8 @@ class Optimization(Settings):
 class Schedule(Settings):
     """The number of epochs and the learning rate over them."""
 
+    panel = "Optimization"
+
     epochs: int = option(
         240,
         minimum=1,
@@ -374,6 +391,7 @@ class Schedule(Settings):
         metavar="TOKENS",
         minimum=2,
         shown="that of the dump, for text",
+        panel="Text",
         help="Tokens of the sequences that documents are packed into for the student.",
     )
     decay_milestones: Sequence[int] | None = option(
@@ -408,6 +426,8 @@ class Training(Optimization, Schedule):
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Execution(Settings):
     """Numerics, devices and memory."""
+
+    panel = "Run"
 
     amp: bool = option(False, help="Run the student under automatic mixed precision.")
     amp_dtype: str = option(
@@ -477,6 +497,8 @@ class TrainSettings(NetworkSettings, MethodSettings, DataSettings, Training, Exe
 class TrainRequest(Settings):
     """What a single call adds to the settings: the cache, the student, the run, and who is told of it."""
 
+    panel = "Output"
+
     cache: "str | Path | Cache | None" = option(
         None,
         form="argument",
@@ -485,6 +507,7 @@ class TrainRequest(Settings):
     student: "str | nn.Module | None" = option(
         None,
         metavar="NAME",
+        panel="Student and teacher",
         help="Student network: a CIFAR network (resnet8, ...), torchvision:NAME, timm:NAME or package.module:factory.",
     )
     settings: "TrainSettings | None" = option(

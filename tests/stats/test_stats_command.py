@@ -117,10 +117,10 @@ def test_two_caches_side_by_side(run, tmp_path):
     assert "two caches, over 1,800 rows that both hold" in done.stdout
     assert "same largest class  ████████████████████████ 100.00%" in done.stdout
     assert "advice: a.zarr keeps every class" in done.stdout
-    found = json.loads(run("stats", "a.zarr", "b.zarr", "--json", "--teacher", "t").stdout)
+    found = json.loads(run("stats", "a.zarr", "b.zarr", "--json", "--cached-teacher", "t").stdout)
     assert (found["rows"], found["top1_agreement"]) == (1800, 1.0)
     assert [side["encoding"] for side in found["sides"]] == ["full f32", "top-3 u8"]
-    assert run("stats", "a.zarr", "b.zarr", "--teacher", "t,nobody").exit_code == 1
+    assert run("stats", "a.zarr", "b.zarr", "--cached-teacher", "t,nobody").exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_path_is_no_markup(run, tmp_path):
 def test_of_two_caches_options_that_mean_nothing_are_refused(run, tmp_path):
     for name in ("a.zarr", "b.zarr"):
         make(tmp_path / name, *draw())
-    for words in (["--advise"], ["--data", "x"], ["--teacher", "t,t,t"]):
+    for words in (["--advise"], ["--data", "x"], ["--cached-teacher", "t,t,t"]):
         assert run("stats", "a.zarr", "b.zarr", *words).exit_code == 2
 
 

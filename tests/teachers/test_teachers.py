@@ -117,14 +117,14 @@ def test_training_chooses_one_of_several(two, dump, images, tmp_path):
 
 def test_the_commands_describe_each_of_several(two, run, tmp_path):
     path = str(two.place.path)
-    assert "choose one with --teacher" in run("stats", path).stderr
-    shown = run("stats", path, "--teacher", "wrapped", "--json")
+    assert "choose one with --cached-teacher" in run("stats", path).stderr
+    shown = run("stats", path, "--cached-teacher", "wrapped", "--json")
     assert json.loads(shown.stdout)["manifest"]["teachers"][0]["name"] == "Wrapped"
-    assert run("export", path, "--teacher", "sequential", "--out", "x.safetensors").exit_code == 0
-    assert run("fidelity", path, "--teacher", "wrapped", "--method", "kd").exit_code == 0
+    assert run("export", path, "--cached-teacher", "sequential", "--out", "x.safetensors").exit_code == 0
+    assert run("fidelity", path, "--cached-teacher", "wrapped", "--method", "kd").exit_code == 0
     verified = run("verify", path, "--rows", "0")
     assert verified.exit_code == 0, verified.stderr
-    assert "choose one with --teacher" in run("merge", path, path, "--out", "m.zarr").stderr
+    assert "choose one with --cached-teacher" in run("merge", path, path, "--out", "m.zarr").stderr
 
 
 def test_damage_to_the_second_teacher_is_found(two, run):
