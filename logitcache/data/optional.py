@@ -1,6 +1,7 @@
 """What a modality may do besides, each with what happens where it does not."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "for_training",
     "held_out",
     "measured_besides",
+    "save_network",
     "usual_batch",
     "usual_training",
 ]
@@ -138,6 +140,20 @@ def measured_besides(modality: Modality, samples: Any, loss: float, rows: int) -
     """
     found = getattr(modality, "measured_besides", None)
     return {} if found is None else found(samples, loss, rows)
+
+
+def save_network(modality: Modality, samples: Any, network: Any, folder: Path, names: Sequence[str]) -> None:
+    """Write a trained network also in the form that other libraries load; nothing where its kind of data has none.
+
+    Args:
+        modality: Kind of the data.
+        samples: The data set.
+        network: The network.
+        folder: Where; files in it are replaced.
+        names: Names of networks that may have what belongs to the data, as a tokenizer: teacher, student.
+    """
+    if (save := getattr(modality, "save_network", None)) is not None:
+        save(samples, network, folder, names)
 
 
 def usual_training(modality: Modality, student: Any) -> Mapping[str, Any]:

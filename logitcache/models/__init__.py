@@ -14,6 +14,7 @@ from logitcache.errors import InputError, explain_foreign_errors, first_line, un
 from logitcache.models.cifar import CIFAR_NETWORKS
 from logitcache.models.hub import without_waiting
 from logitcache.models.modes import (
+    checkpointing_gradients,
     evaluating,
     explain_forward_errors,
     float_dtype,
@@ -29,6 +30,7 @@ __all__ = [
     "CIFAR_NETWORKS",
     "DEMO_TEACHER",
     "Network",
+    "checkpointing_gradients",
     "evaluating",
     "explain_forward_errors",
     "fill_network",

@@ -1,16 +1,23 @@
 """Training and evaluation mode, dtype and channels of a network; and what to say when it fails."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from logitcache.errors import InputError, LogitCacheError, reason_of
+from logitcache.errors import InputError, LogitCacheError, explain_foreign_errors, reason_of
 from logitcache.runtime.workers import is_lost_worker
 
-__all__ = ["evaluating", "explain_forward_errors", "float_dtype", "input_channels", "restoring_modes"]
+__all__ = [
+    "checkpointing_gradients",
+    "evaluating",
+    "explain_forward_errors",
+    "float_dtype",
+    "input_channels",
+    "restoring_modes",
+]
 
 
 @contextmanager
@@ -84,3 +91,37 @@ def restoring_modes(module: nn.Module) -> Iterator[None]:
         for part, training in modes:
             part.training = training
         raise
+
+
+@contextmanager
+def checkpointing_gradients(module: nn.Module, name: str) -> Iterator[None]:
+    """Recompute activations in the backward pass while this runs, which takes less memory and more time.
+
+    Args:
+        module: A network with a method `checkpoint_gradients(enabled=True)`, as language models of transformers have here, or
+            `set_grad_checkpointing(enable=True)`, as networks of timm have.
+        name: What the network is called in messages.
+
+    Raises:
+        InputError: The network has neither, or refuses.
+    """
+    switch = _checkpointing_switch(module)
+    if switch is None:
+        raise InputError(
+            f"--gradient-checkpointing: {name} cannot recompute its activations. Language models of transformers and most networks of timm "
+            "can, and networks with a method checkpoint_gradients(enabled=True): leave it out."
+        )
+    with explain_foreign_errors(f"--gradient-checkpointing: {name} cannot recompute its activations", "Leave it out."):
+        switch(True)
+    try:
+        yield
+    finally:
+        switch(False)
+
+
+def _checkpointing_switch(module: nn.Module) -> Callable[[bool], object] | None:
+    own: Any = getattr(module, "checkpoint_gradients", None)
+    if own is not None:
+        return lambda enabled: own(enabled=enabled)
+    timms: Any = getattr(module, "set_grad_checkpointing", None)
+    return None if timms is None else lambda enabled: timms(enable=enabled)

@@ -5,6 +5,7 @@
     checkpoint.pt         state after the last whole epoch, or where a run was asked to stop: what it is resumed or trained on from
     student.safetensors   the final weights, with a note on what they are; student-ema.safetensors, their running mean
     student-best.safetensors    the weights of the best epoch; student-ema-best.safetensors, the running mean's
+    student-hf/           the same weights as student.safetensors, for transformers, of a language model; student-best-hf/ and so on
     metrics.csv, tensorboard/   where asked for
 
 Every file is written whole or not at all, and by one process at a time.

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "describe",
     "digest_bytes",
     "explain_write_errors",
+    "fill_folder",
     "is_address",
     "local_path",
     "matches",
@@ -187,10 +189,44 @@ def _make_folder(folder: Path, *, lasting: bool) -> None:
         _sync_folder(folder.parent)
 
 
+@contextlib.contextmanager
+def fill_folder(folder: Path, *, last: str) -> Iterator[Path]:
+    """Yield an empty folder for another library to write files into; they replace those of `folder` at the end.
+
+    Each file is either whole or not there, also after a power failure. Files that `folder` has besides stay.
+
+    Args:
+        folder: Where the files are to lie.
+        last: Name of the file that is put there after all others: where it is, all are.
+
+    Raises:
+        CacheIncompleteError: The disk is full.
+    """
+    made = folder.with_name(f".{folder.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with explain_write_errors(folder / last):
+            shutil.rmtree(made, ignore_errors=True)
+            _make_folder(made, lasting=False)
+            yield made
+            _make_folder(folder, lasting=True)
+            for file in sorted(made.iterdir(), key=lambda file: (file.name == last, file.name)):
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+                if file.name == last:
+                    _sync_folder(folder)
+                file.replace(folder / file.name)
+            _sync_folder(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of processes that were killed while they wrote; nobody else may be writing here."""
-    for leftover in folder.rglob(f".*{PARTIAL}"):
-        leftover.unlink(missing_ok=True)
+    """Remove temporary files and folders of processes that were killed while they wrote; nobody else may be writing here."""
+    for leftover in [*folder.rglob(f".*{PARTIAL}")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def sync_folders(folder: Path) -> None:

@@ -1,4 +1,7 @@
-"""The weights that a run leaves behind: those of the last epoch, and beside them those of the best."""
+"""The weights that a run leaves behind: those of the last epoch, and beside them those of the best.
+
+Each is a safetensors file, and of language models a folder besides, which transformers loads.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from logitcache.data import modality_of
+from logitcache.data.optional import save_network
 from logitcache.models import save_weights
 from logitcache.runs.metrics import Metric, find_metric
 from logitcache.store import classes_to_json
@@ -80,3 +84,8 @@ def _save(job: Job, network: nn.Module, path: Path, more: Mapping[str, Any]) -> 
         "preprocessing": {name: value for name, value in job.inputs.to_json().items() if name != "resize"},
     }
     save_weights(network.state_dict(), path, notes | dict(more))
+    teacher = None if job.cache is None else job.cache.manifest.teachers[0]
+    names = [] if teacher is None else [one["name"] for one in teacher["members"] or [teacher]]
+    save_network(
+        modality_of(job.samples), job.samples, network, path.with_name(f"{path.stem}-hf"), [*names, job.network.name]
+    )

@@ -436,6 +436,11 @@ class Execution(Settings):
     channels_last: bool = option(
         False, help="Use the channels-last memory format, which makes convolutions on GPUs faster."
     )
+    gradient_checkpointing: bool = option(
+        False,
+        help="Recompute the student's activations in the backward pass instead of keeping them: less memory for more time, and the same "
+        "gradients. For language models, networks of timm, and others with a method checkpoint_gradients(enabled=True).",
+    )
     compiled: bool = option(False, flag="compile", help="Compile the student and the loss with torch.compile.")
     seed: int = option(
         0, minimum=0, help="Seed of the student's initial weights, of dropout and of the order of samples."

@@ -24,7 +24,7 @@ from logitcache.data import modality_of
 from logitcache.data.text.reading import warn_of_other_tokenizer
 from logitcache.errors import InputError
 from logitcache.methods import method_name
-from logitcache.models import read_weights, restoring_modes
+from logitcache.models import checkpointing_gradients, read_weights, restoring_modes
 from logitcache.runs.directory import FollowedRun, Lengthen, RunDirectory, free_name, read_metrics
 from logitcache.runs.metrics import find_metric
 from logitcache.runtime.files import local_path
@@ -129,6 +129,8 @@ def train_student(
         restoring_modes(model),
         contextlib.ExitStack() as stack,
     ):
+        if chosen.gradient_checkpointing:
+            stack.enter_context(checkpointing_gradients(model, job.network.name))
         stepper = Stepper(model, job.objective, chosen, job.device, replicas, job.samples)
         refuse_unfit_student(job, chosen, stepper, replicas)
         if replicas.leads:

@@ -1,8 +1,10 @@
 """Text as a modality: a sample is a context of tokens, a row one target token."""
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +15,20 @@ from torch import Tensor
 from logitcache.data.protocol import Ids, RowLabels
 from logitcache.data.text.documents import FACTS, Documents, Stretch
 from logitcache.data.text.packing import best_fit
-from logitcache.data.text.reading import for_images
+from logitcache.data.text.reading import find_tokenizer, for_images
 from logitcache.data.text.rendering import TextInputs, TextRenderer, TextView
-from logitcache.errors import FormatVersionError, InputError, unknown_name
+from logitcache.errors import FormatVersionError, InputError, LogitCacheError, reason_of, unknown_name
 from logitcache.models import Network, logits_of
+from logitcache.models.language.causal import CausalNetwork
 from logitcache.models.language.load import load_language_network
+from logitcache.models.language.save import save_language_network
 from logitcache.store import Cache
 
 __all__ = ["TEXT", "Text", "documents_of"]
 
 _ROWS_AT_ONCE = 256  # of which logits exist at a time; fewer where the vocabulary is wide
 _LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32
+_LOG = logging.getLogger(__name__)
 
 
 class Text:
@@ -228,6 +233,28 @@ class Text:
     def network(self, spec: Any, classes: int, weights: str | None) -> Network:
         """Build a network by name and load its weights."""
         return load_language_network(spec, classes, weights)
+
+    def save_network(self, samples: Documents, network: Any, folder: Path, names: Sequence[str]) -> None:
+        """Write a causal language model as transformers stores it, with its tokenizer where that is at hand.
+
+        A model that transformers cannot write is left out with a warning: its weights are saved elsewhere.
+
+        Args:
+            samples: The contexts.
+            network: A network; one that is no `CausalNetwork` is not written.
+            folder: Where; files in it are replaced.
+            names: Names of networks that may bring the tokenizer.
+        """
+        if not isinstance(network, CausalNetwork):
+            return
+        there = (folder / "tokenizer_config.json").exists()  # it does not change while weights do
+        tokenizer = None if there else find_tokenizer(samples, names)
+        try:
+            save_language_network(network, folder, tokenizer)
+        except LogitCacheError:  # a full disk
+            raise
+        except Exception as error:  # noqa: BLE001  (whatever somebody else's model makes transformers stumble over)
+            _LOG.warning("the student is not written to %s for transformers: %s", folder, reason_of(error))
 
     def part(self, samples: Documents, first: int, last: int) -> Stretch:
         """Return a stretch of the contexts."""

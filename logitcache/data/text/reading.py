@@ -1,7 +1,7 @@
 """How text is read: the options that decide which contexts and targets a data set has."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ __all__ = [
     "TEXT_OPTIONS",
     "TextReading",
     "choose_text_reading",
+    "find_tokenizer",
     "for_images",
     "refuse_image_options",
     "refuse_text_options",
@@ -226,6 +227,28 @@ def warn_of_other_tokenizer(samples: Any, student: Any) -> None:
             found[:12],
             recorded[:12],
         )
+
+
+def find_tokenizer(samples: Any, names: Sequence[str]) -> Any | None:
+    """Return the tokenizer that made the tokens of a data set, as transformers has it; None where it is not at hand.
+
+    Args:
+        samples: The data set.
+        names: Names of networks that may bring it, `hf:PATH`, in the order in which they are tried.
+    """
+    whole = getattr(samples, "whole", samples)
+    recorded = whole.facts.get("tokenizer", {})
+    sources = [recorded.get("source"), *names]
+    for source in dict.fromkeys(one for one in sources if one is not None and one.startswith("hf:")):
+        try:
+            found = Tokenizer(load_tokenizer(source))
+        except InputError:
+            continue
+        if found.facts.digest == recorded.get("digest") or (
+            "digest" not in recorded and len(found) == whole.vocabulary
+        ):
+            return found.wrapped
+    return None
 
 
 def _read_again(

@@ -3,6 +3,7 @@
 from logitcache.models.language.causal import CausalNetwork
 from logitcache.models.language.head import Head, HiddenStates, find_head
 from logitcache.models.language.load import DEMO_LANGUAGE_MODEL, load_language_network
+from logitcache.models.language.save import save_language_network
 from logitcache.models.language.tokenizer import TokenizerFacts, load_tokenizer, tokenizer_facts
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "find_head",
     "load_language_network",
     "load_tokenizer",
+    "save_language_network",
     "tokenizer_facts",
 ]

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -16,7 +15,7 @@ from logitcache.models import Network, fill_network, load_network
 from logitcache.models.hub import without_waiting
 from logitcache.models.language.causal import CausalNetwork
 from logitcache.models.language.gguf import load_gguf
-from logitcache.models.language.packages import import_extra
+from logitcache.models.language.packages import import_extra, no_progress_bars
 from logitcache.runtime.wording import counted
 
 __all__ = ["DEMO_LANGUAGE_MODEL", "load_language_network", "location_of"]
@@ -137,7 +136,7 @@ def _from_transformers(spec: str, location: str, dtype: torch.dtype) -> Any:
         raise InputError(f"{folder} holds no language model of transformers: it has no config.json")
     source = str(folder) if folder.is_dir() else location
     try:
-        with without_waiting(), _no_progress_bars(transformers):
+        with without_waiting(), no_progress_bars():
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, trust_remote_code=False, output_loading_info=True, local_files_only=folder.is_dir()
             )
@@ -151,18 +150,6 @@ def _from_transformers(spec: str, location: str, dtype: torch.dtype) -> Any:
     if extra := sorted(report["unexpected_keys"]):
         _LOG.warning("%s: %s has no use for %s", spec, type(model).__name__, ", ".join(extra[:3]))
     return model.eval()
-
-
-@contextmanager
-def _no_progress_bars(transformers: Any) -> Iterator[None]:
-    logging_of = transformers.utils.logging
-    shown = logging_of.is_progress_bar_enabled()
-    logging_of.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging_of.enable_progress_bar()
 
 
 def _keep_layers(model: Any, spec: str, said: str) -> None:

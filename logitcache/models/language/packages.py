@@ -1,11 +1,13 @@
 """Packages of the extra `[lm]`, imported where they are needed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 from logitcache.errors import InputError
 
-__all__ = ["import_extra"]
+__all__ = ["import_extra", "no_progress_bars"]
 
 
 def import_extra(name: str, needed_by: str) -> Any:
@@ -23,3 +25,16 @@ def import_extra(name: str, needed_by: str) -> Any:
     except ImportError as error:
         package = name.partition(".")[0]
         raise InputError(f"{needed_by} needs the package {package}: pip install 'logitcache[lm]'") from error
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep transformers from showing bars of its own while this runs."""
+    logging_of = import_extra("transformers", "a language model").utils.logging
+    shown = logging_of.is_progress_bar_enabled()
+    logging_of.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging_of.enable_progress_bar()
