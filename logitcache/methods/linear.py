@@ -7,7 +7,7 @@ memory. (Liger Kernel computes cross-entropy so, Hsu et al. 2024, arXiv 2410.109
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from logitcache.errors import InputError
 from logitcache.methods._ops import PerSample
 from logitcache.methods.condensed import CondensedStudent, Rooms, with_first_of_the_rest
-from logitcache.methods.method import MethodLike, Rows
+from logitcache.methods.method import AnyRows, DrawnRows, MethodLike, Rows, are_drawn
 from logitcache.methods.objective import Objective, Terms, make_objective
 
 __all__ = ["Head", "LinearTerms", "TeacherLogits", "linear_loss"]
@@ -51,8 +51,9 @@ class Head(Protocol):
         """Largest size of a logit."""
 
 
-TeacherLogits = Tensor | Rows | Callable[[Tensor], Tensor | Rows]
-"""The teacher's logits [R, C]; rows of which the largest were kept; or a function that takes positions [r] int64 and returns such rows."""
+TeacherLogits = AnyRows | Callable[[Tensor], AnyRows]
+"""The teacher's logits [R, C]; rows of which the largest were kept, or draws; or a function that takes positions [r] int64 and returns
+such rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def linear_loss(
     positions = (labels != IGNORED).nonzero().squeeze(1)
     named = None  # asked once where it can be: on a GPU every answer waits for the device
     if teacher is not None and not isinstance(teacher, Tensor) and not callable(teacher):
-        named = _are_named(labels, teacher)
+        named = not are_drawn(teacher) and _are_named(labels, teacher)
     task = _Task(objective, layer, teacher, labels, positions, classes, progress, chunk_rows, named)
     wanted = tuple(
         torch.is_grad_enabled() and one is not None and one.requires_grad for one in (hidden, layer.weight, layer.bias)
@@ -228,7 +229,7 @@ class _Task:
             return self._condensed(logits, teacher, labels, rooms, with_gradient=with_gradient)
         return self._completed(logits, teacher, labels, with_gradient=with_gradient)
 
-    def _teacher_of(self, positions: Tensor) -> Tensor | Rows | None:
+    def _teacher_of(self, positions: Tensor) -> AnyRows | None:
         if self.teacher is None or isinstance(self.teacher, Tensor):
             return None if self.teacher is None else self.teacher[positions].detach()
         found = self.teacher(positions) if callable(self.teacher) else self.teacher[positions]
@@ -240,23 +241,28 @@ class _Task:
             )
         return found.detach() if isinstance(found, Tensor) else found
 
-    def _can_be_condensed(self, rows: Rows | None, labels: Tensor) -> bool:
+    def _can_be_condensed(self, rows: Rows | DrawnRows | None, labels: Tensor) -> bool:
         """Say whether all that is asked of the logits is known of condensed rows."""
         objective = self.objective
         if objective.class_weights is not None and objective.label_smoothing:
             return False  # needs every logit with a weight of its own
         if objective.loss is None or rows is None:
             return self.classes >= 2
-        if objective.loss.condensed is None or objective.loss.every_class or self.classes < rows.ids.shape[1] + 2:
+        if (
+            are_drawn(rows)
+            or objective.loss.condensed is None
+            or objective.loss.every_class
+            or self.classes < rows.ids.shape[1] + 2
+        ):
             return False
         return _are_named(labels, rows) if self.named is None else self.named
 
     def _condensed(
-        self, logits: Tensor, teacher: Tensor | Rows | None, labels: Tensor, rooms: Rooms, *, with_gradient: bool
+        self, logits: Tensor, teacher: AnyRows | None, labels: Tensor, rooms: Rooms, *, with_gradient: bool
     ) -> _Values:
         """Evaluate a chunk from condensed rows."""
         objective, loss = self.objective, self.objective.loss
-        rows = None if loss is None or isinstance(teacher, Tensor) else teacher
+        rows = None if loss is None or isinstance(teacher, Tensor) else cast("Rows | None", teacher)
         bucket = loss is not None and loss.bucket
         ids = labels[:, None] if rows is None else rows.ids if bucket else with_first_of_the_rest(rows.ids)
         student = CondensedStudent(
@@ -294,7 +300,12 @@ class _Task:
         return value if weights is None else value * weights.to(value.dtype)[labels]
 
     def _completed(
-        self, logits: Tensor, teacher: Tensor | Rows | None, labels: Tensor, *, with_gradient: bool
+        self,
+        logits: Tensor,
+        teacher: AnyRows | None,
+        labels: Tensor,
+        *,
+        with_gradient: bool,
     ) -> _Values:
         """Evaluate a chunk as a batch of its own."""
         logits = logits.detach().requires_grad_(with_gradient)
@@ -309,18 +320,21 @@ class _Task:
         return _Values(torch.cat([means * len(labels), counts]), gradient)
 
 
-def _are_named(labels: Tensor, rows: Rows) -> bool:
+def _are_named(labels: Tensor, rows: Rows | DrawnRows) -> bool:
     """Say whether the label of every row that counts is among the classes that were kept."""
     return bool(((rows.ids == labels[:, None]).any(1) | (labels == IGNORED)).all())
 
 
-def _agreed(predicted: Tensor, teacher: Tensor | Rows | None, like: Tensor) -> Tensor:
+def _agreed(predicted: Tensor, teacher: AnyRows | None, like: Tensor) -> Tensor:
     """Return 1 for each row whose prediction is the teacher's, [r]; NaN without a teacher."""
     if teacher is None:
         return torch.full_like(like, torch.nan)
     if isinstance(teacher, Tensor):
         return (predicted == teacher.argmax(1)).to(like.dtype)
-    top = teacher.ids.gather(1, teacher.values.argmax(1, keepdim=True)).squeeze(1)
+    if are_drawn(teacher):
+        return (predicted == teacher.first).to(like.dtype)
+    rows = cast("Rows", teacher)
+    top = rows.ids.gather(1, rows.values.argmax(1, keepdim=True)).squeeze(1)
     return (predicted == top).to(like.dtype)
 
 

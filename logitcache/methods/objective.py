@@ -15,7 +15,7 @@ from logitcache.methods._parameters import WEIGHTS
 from logitcache.methods.balance import gradient_norms
 from logitcache.methods.composition import compose, over, preset_of, refuse_beside
 from logitcache.methods.distillation import Distillation
-from logitcache.methods.method import MethodLike, Rows
+from logitcache.methods.method import AnyRows, MethodLike
 from logitcache.methods.table import find_method, given_loss, method_name
 
 __all__ = ["Objective", "SecondLabels", "Terms", "make_objective"]
@@ -84,7 +84,7 @@ class Objective:
     def __call__(
         self,
         student: Tensor,
-        teacher: Tensor | Rows | None,
+        teacher: AnyRows | None,
         labels: Tensor,
         progress: float,
         second: SecondLabels | None = None,
@@ -93,7 +93,7 @@ class Objective:
 
         Args:
             student: [B, C]; computed on in float32 or wider.
-            teacher: [B, C], gets no gradient, or rows of which the largest were kept; not looked at where `loss` is None.
+            teacher: [B, C], gets no gradient, or rows of which the largest were kept, or draws; not looked at where `loss` is None.
             labels: [B] int64.
             progress: Share of the epochs that will be over when this one is, in (0, 1].
             second: Where rows are mixed: cross-entropy weighs both labels (Zhang et al., ICLR 2018).
@@ -118,7 +118,7 @@ class Objective:
     def gradient_norms(
         self,
         student: Tensor,
-        teacher: Tensor | Rows | None,
+        teacher: AnyRows | None,
         labels: Tensor,
         progress: float,
         second: SecondLabels | None = None,

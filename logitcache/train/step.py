@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from logitcache.data import Samples, modality_of
-from logitcache.encoding import TopKRows, top_classes
+from logitcache.encoding import AnyRows, top_classes
 from logitcache.errors import InputError
 from logitcache.methods import Objective, SecondLabels, Terms, linear_loss
 from logitcache.models import explain_forward_errors, float_dtype
@@ -52,7 +52,7 @@ class MicroBatch(NamedTuple):
     keep: Tensor | None
     labels: Tensor
     second: SecondLabels | None
-    teacher: Tensor | TopKRows | None
+    teacher: AnyRows | None
     weight_rows: int
 
 
