@@ -171,11 +171,20 @@ def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillat
         every_class=pieces.every_class(),
         unranked=method.unranked,
         condensed=functools.partial(method.condensed, **bound["divergence"]) if method.condensed else None,
+        of_sequence=_of_sequence(method, pieces, bound["divergence"]),
         drawn=functools.partial(method.drawn, **bound["divergence"]) if method.drawn else None,
         not_drawn=pieces.not_drawn(),
         name=call_text("get_loss", [name], settings),
     )
     return replace(whole, parts={part: _only(whole, turned_off) for part, turned_off in method.parts.items()})
+
+
+def _of_sequence(method: Method, pieces: "_Pieces", bound: Mapping[str, Any]) -> Callable[..., Tensor] | None:
+    """Bind the parameters of a method's number of a row; rows of a sequence have one temperature."""
+    if method.of_sequence is None:
+        return None
+    (temperature,) = pieces.several()
+    return functools.partial(method.of_sequence, **bound, temperature=temperature)
 
 
 def _only(whole: Distillation, turned_off: Mapping[str, Any]) -> Distillation:

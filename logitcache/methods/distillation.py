@@ -4,7 +4,7 @@ loss(student, teacher, y) = Σ_T  divergence( scale(student), scale(refine(teach
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -37,6 +37,7 @@ class Distillation:
         every_class: Why rows of which only the largest were kept will not do, or None.
         unranked: Parameters of the divergence for rows whose label is not among the largest, where they differ.
         condensed: The divergence from condensed rows, with its own parameters bound, or None.
+        of_sequence: Number of each teacher row whose mean over a sequence the divergence takes, with its own parameters bound, or None.
         drawn: The divergence from draws, with its own parameters bound, or None.
         not_drawn: Why draws will not do, or None.
         assumed: Whether `needs_label` and `every_class` are assumed, because the divergence is a plain function.
@@ -55,6 +56,7 @@ class Distillation:
     every_class: str | None = None
     unranked: Mapping[str, Any] = field(default_factory=dict, hash=False)
     condensed: Callable[..., Tensor] | None = None
+    of_sequence: Callable[..., Tensor] | None = None
     drawn: Callable[..., Tensor] | None = None
     not_drawn: str | None = "it was not made for them"
     assumed: bool = False
@@ -68,7 +70,7 @@ class Distillation:
             student: Scores of the model being trained, [B, C]; half precision is computed on in float32.
             teacher: Scores of the teacher, [B, C], which get no gradient; or rows of which the largest were kept; or draws.
             labels: True classes, [B] int64.
-            **more: Boolean parameters of the divergence that change over a training.
+            **more: Boolean parameters of the divergence that change over a training; and what `sequence_means` returned.
 
         Raises:
             InputError: Shapes that do not fit, rows of which the largest were kept where every class is needed, or draws where the
@@ -92,6 +94,32 @@ class Distillation:
             return self.divergence(student, teacher, labels, **more)
         values = [self._at(chosen, student, teacher, labels, more) for chosen in self.temperatures]
         return functools.reduce(torch.add, values)
+
+    def sequence_means(self, rows: Iterable[tuple[AnyRows, Tensor]], sequences: Tensor | None) -> Tensor | None:
+        """Return what the divergence takes as `means`, [R], where rows of a sequence couple; else None.
+
+        Args:
+            rows: The teacher's rows and their labels, all of them, some at a time.
+            sequences: Number of the sequence of each row, [R] int64; None: all are of one.
+        """
+        if self.of_sequence is None:
+            return None
+        numbers = torch.cat([self.of_sequence(self._completed(*some)) for some in rows])
+        if sequences is None:
+            return numbers.mean().expand(len(numbers))
+        _, places = torch.unique(sequences, return_inverse=True)
+        sums = numbers.new_zeros(len(numbers)).index_add(0, places, numbers)
+        counts = numbers.new_zeros(len(numbers)).index_add(0, places, torch.ones_like(numbers))
+        return (sums / counts.clamp_min(1))[places]
+
+    def _completed(self, teacher: AnyRows, labels: Tensor) -> Tensor:
+        """Return the teacher's logits as the divergence sees them, at its temperature."""
+        if not isinstance(teacher, Tensor):
+            (temperature,) = self.temperatures
+            assert isinstance(temperature, float | int)
+            teacher = cast("Rows", teacher).at(temperature)
+        teacher = wide(teacher.detach())
+        return teacher if self.refine is None else self.refine(teacher, labels)
 
     def _of_draws(self, student: Tensor, rows: DrawnRows, labels: Tensor) -> Tensor:
         """Evaluate with draws."""

@@ -6,7 +6,7 @@ memory. (Liger Kernel computes cross-entropy so, Hsu et al. 2024, arXiv 2410.109
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -82,6 +82,7 @@ def linear_loss(
     classes: int | None = None,
     progress: float = 1.0,
     chunk_rows: int = 256,
+    sequences: Tensor | None = None,
 ) -> LinearTerms:
     """Evaluate an objective from a student's hidden states; its value and gradients are those of all logits at once.
 
@@ -92,7 +93,7 @@ def linear_loss(
 
     With rows of which the largest were kept, most methods (those with a `condensed` form in `METHODS`) never complete a row. All others,
     full rows and functions of your own are evaluated on the completed rows of a chunk; a method that couples the rows of a batch couples
-    those of a chunk there, so that its value depends on `chunk_rows`.
+    those of a chunk there, so that its value depends on `chunk_rows`; one that couples the rows of a sequence does not.
 
     Args:
         method: An objective of `make_objective`, or a method with the weights of its paper (see `find_method`).
@@ -104,6 +105,7 @@ def linear_loss(
         classes: C: columns of the layer beyond it get no probability and no gradient. None: the teacher's, or all columns.
         progress: Share of the training that will be over, in (0, 1].
         chunk_rows: Rows that are projected at a time.
+        sequences: Number of the sequence of each row, [R] int64, for methods that couple the rows of a sequence; None: all are of one.
 
     Returns:
         The terms; only `total` has a gradient. Without rows that count they are 0.
@@ -123,6 +125,7 @@ def linear_loss(
     if teacher is not None and not isinstance(teacher, Tensor) and not callable(teacher):
         named = not are_drawn(teacher) and _are_named(labels, teacher)
     task = _Task(objective, layer, teacher, labels, positions, classes, progress, chunk_rows, named)
+    task = replace(task, means=task.sequence_means(sequences))
     wanted = tuple(
         torch.is_grad_enabled() and one is not None and one.requires_grad for one in (hidden, layer.weight, layer.bias)
     )
@@ -206,6 +209,17 @@ class _Task:
     progress: float
     chunk_rows: int
     named: bool | None  # whether every label is among the classes that were kept; None asks each chunk
+    means: Tensor | None = None  # over the sequence of each row, [R], where its rows couple
+
+    def sequence_means(self, sequences: Tensor | None) -> Tensor | None:
+        """Return what the method takes of the sequence of each row, [R]."""
+        loss = self.objective.loss
+        if loss is None or loss.of_sequence is None or self.teacher is None:
+            return None
+        of_chunks = ((self._teacher_of(some), self.labels[some]) for some in self.chunks())
+        known = ((rows, labels) for rows, labels in of_chunks if rows is not None)
+        found = loss.sequence_means(known, None if sequences is None else sequences[self.positions])
+        return None if found is None else found.new_zeros(len(self.labels)).index_copy(0, self.positions, found)
 
     def chunks(self) -> Iterator[Tensor]:
         """Yield the positions of the rows of each chunk."""
@@ -223,11 +237,11 @@ class _Task:
         """
         teacher, labels = self._teacher_of(positions), self.labels[positions]
         if isinstance(teacher, Tensor) and self.objective.loss is not None:
-            return self._completed(logits, teacher, labels, with_gradient=with_gradient)
+            return self._completed(logits, teacher, labels, positions, with_gradient=with_gradient)
         rows = None if isinstance(teacher, Tensor) else teacher
         if self._can_be_condensed(rows, labels):
             return self._condensed(logits, teacher, labels, rooms, with_gradient=with_gradient)
-        return self._completed(logits, teacher, labels, with_gradient=with_gradient)
+        return self._completed(logits, teacher, labels, positions, with_gradient=with_gradient)
 
     def _teacher_of(self, positions: Tensor) -> AnyRows | None:
         if self.teacher is None or isinstance(self.teacher, Tensor):
@@ -304,13 +318,15 @@ class _Task:
         logits: Tensor,
         teacher: AnyRows | None,
         labels: Tensor,
+        positions: Tensor,
         *,
         with_gradient: bool,
     ) -> _Values:
         """Evaluate a chunk as a batch of its own."""
         logits = logits.detach().requires_grad_(with_gradient)
         with torch.set_grad_enabled(with_gradient):
-            terms = self.objective(logits, teacher, labels, self.progress)
+            means = None if self.means is None else self.means[positions]
+            terms = self.objective(logits, teacher, labels, self.progress, means=means)
             total = terms.total * len(labels)
             gradient = torch.autograd.grad(total, logits)[0] if with_gradient else None
         predicted = logits.detach().argmax(1)

@@ -133,6 +133,8 @@ class Method:
             need every class whatever the divergence needs; `describe` reports both together.
         couples_batch: Whether rows of a batch see each other, so that the result depends on its size.
         pairs_views: Whether the paper sums the objective over a weak and a strong view of every image.
+        of_sequence: `(teacher [B, C], *, ...) -> [B]` with the divergence's parameters: a number of each teacher row whose mean over the
+            row's sequence the divergence takes as `means`; None where rows of a sequence do not couple.
         takes_bucket: Whether it is a forward KL, for which classes that were not kept may count as one (`tail="bucket"`).
         unranked: Parameters for rows of a top-k cache whose label is not among the k largest, where its rank decides.
         ignores_labels: Whether the divergence gives the same for any labels, so that rows of two labels (mixup, CutMix) will do.
@@ -159,6 +161,7 @@ class Method:
     needs: str = "top-k"
     couples_batch: bool = False
     pairs_views: bool = False
+    of_sequence: Callable[..., Tensor] | None = None
     takes_bucket: bool = False
     unranked: Mapping[str, Any] = field(default_factory=dict)
     ignores_labels: bool = False

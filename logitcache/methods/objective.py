@@ -88,6 +88,7 @@ class Objective:
         labels: Tensor,
         progress: float,
         second: SecondLabels | None = None,
+        means: Tensor | None = None,
     ) -> Terms:
         """Evaluate a batch.
 
@@ -97,6 +98,7 @@ class Objective:
             labels: [B] int64.
             progress: Share of the epochs that will be over when this one is, in (0, 1].
             second: Where rows are mixed: cross-entropy weighs both labels (Zhang et al., ICLR 2018).
+            means: What `Distillation.sequence_means` returned for these rows.
 
         Raises:
             InputError: Rows are mixed, and the distillation term reads their label.
@@ -109,7 +111,8 @@ class Objective:
             nothing = torch.zeros_like(cross_entropy)
             unknown = nothing * torch.nan
             return Terms(self.ce_weight * cross_entropy, cross_entropy.detach(), nothing, unknown, unknown)
-        distillation = (self.translated or self.loss)(student, teacher, labels, **self.switches(progress)).mean()
+        more: dict[str, Any] = {**self.switches(progress), **({} if means is None else {"means": means})}
+        distillation = (self.translated or self.loss)(student, teacher, labels, **more).mean()
         total = self.ce_weight * cross_entropy + self.weight_of_kd(progress) * distillation
         refined = _share(self.loss.refined_rows(teacher, labels), cross_entropy)
         unranked = _share(None if isinstance(teacher, Tensor) else teacher.unranked, cross_entropy)

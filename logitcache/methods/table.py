@@ -35,6 +35,7 @@ from logitcache.methods.rc import rc, rc_drawn
 from logitcache.methods.revision import revision
 from logitcache.methods.rld import contradicts, rld, rld_condensed
 from logitcache.methods.sld import sld, sld_condensed, swap
+from logitcache.methods.tad import tad, tail_mass
 from logitcache.methods.ttm import ttm, wttm
 from logitcache.methods.wsld import wsld
 from logitcache.runtime.plugins import resolve
@@ -333,6 +334,21 @@ METHODS: dict[str, Method] = {
         ce_weight=0.0,
         about=swap,
         presets={"language": _LANGUAGE},
+    ),
+    "tad": Method(
+        "Weigh the teacher's tail by its share of the sequence.",
+        "Don't Ignore the Tail, ICML 2026, arXiv 2602.20816",
+        tad,
+        ignores_labels=True,
+        source="none at hand",
+        couples_batch=True,
+        of_sequence=tail_mass,
+        refuses={
+            "standardize": "its tail is weighed by a mass of the teacher's own distribution, and z-scores have another",
+            "deviation": "its tail is weighed by a mass at one temperature",
+            "several": "its tail is weighed by a mass at one temperature",
+        },
+        presets={"language": {"temperature": 1.0}},
     ),
     "ttm": Method(
         "Soften the teacher alone.",
