@@ -90,6 +90,8 @@ def _print_contents(found: "CacheStats") -> None:
             "lost in storing": f"largest gap {probe.largest_gap:.2g}; KL {probe.kl_nats['T=1']:.1e} nats at T=1, "
             f"{probe.kl_nats['T=4']:.1e} at T=4; top class changed in {probe.top1_changed} of {counted(probe.rows, 'row')}"
             if probe.rows
+            else "`logitcache fidelity` says what draws do to a gradient"
+            if manifest["encoding"]["kind"] == "sampled"
             else "not known: there is no probe",
             **({"made": f"{made['begun']} on {made.get('host', '?')}"} if made else {}),
             **({"made from": origin_words(manifest["derived"])} if manifest["derived"] else {}),

@@ -62,7 +62,8 @@ def _print(path: str, found: "Fidelity") -> None:
     typer.echo(
         f"{path}: {encoding_words(found.encoding)}, {found.bytes_per_row:.1f} B of payload a row; {counted(found.rows, 'row')} kept in full"
     )
-    typer.echo(f"KL from exact to stored, in nats: {divergence}")
+    if divergence:
+        typer.echo(f"KL from exact to stored, in nats: {divergence}")
     if found.unranked:
         typer.echo(f"label not among the largest, so without rank: {found.unranked:.1%} of rows")
     rows = [
@@ -90,8 +91,7 @@ def _print_sweep(stored: "Fidelity", others: list["Fidelity"]) -> None:
             [
                 encoding_words(one.encoding) + (" (stored)" if one.encoding == stored.encoding else ""),
                 f"{one.bytes_per_row:.1f}",
-                f"{one.kl_nats['T=1']:.1e}",
-                f"{one.kl_nats['T=4']:.1e}",
+                *(f"{one.kl_nats[word]:.1e}" if one.kl_nats else "-" for word in ("T=1", "T=4")),
                 *("refused" if errors[name].refused else _percent(errors[name].gradient["trained"]) for name in names),
             ]
         )

@@ -35,7 +35,9 @@ def methods(
                 one.paper,
                 " ".join(f"{word}={default}" for word, default, _ in one.parameters) or "-",
                 one.objective.partition(",")[0],
-                one.needs.partition(";")[0] + (", coupled" if METHODS[one.name].couples_batch else ""),
+                one.needs.partition(";")[0]
+                + (", coupled" if METHODS[one.name].couples_batch else "")
+                + (", or draws" if "draws" in one.needs else ""),
                 *([_gains(one.name)] if expected_tasks() else []),
             ]
             for one in found

@@ -1,7 +1,7 @@
 """`logitcache export`: rows for other tools, as Parquet or safetensors. Without torch; a block (Parquet) or a view in memory at a time."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from logitcache.errors import InputError
 from logitcache.runtime.files import PARTIAL, explain_write_errors, local_path
 from logitcache.runtime.progress import OnProgress, Progress, silent
-from logitcache.store import Cache, kept_values, open_cache, rest_level, samples_of
+from logitcache.store import Cache, drawn_targets, kept_values, open_cache, rest_level, samples_of
 
 __all__ = ["export_cache"]
 
@@ -30,8 +30,9 @@ def export_cache(
 
     A row has `view`, `sample` (position in the data set), `row` where samples have several, `label`, `digest` of what the teacher
     was shown, and: `logits` (every class, float32) of a cache that keeps every class, else `ids` (ascending), `values` (their
-    raw logits, float32) and `rest` (the logit that each other class counts with at temperature 1). Samples that the cache leaves
-    out have no rows.
+    raw logits, float32) and `rest` (the logit that each other class counts with at temperature 1); of draws `ids` (ascending, one that
+    was drawn several times as often), `targets` (what each adds to its class, float32), and of the exact distribution `first`, the
+    likeliest class, `log_prob_first`, `log_prob_label` and `entropy` in nats. Samples that the cache leaves out have no rows.
 
     Args:
         cache: What to export.
@@ -135,7 +136,6 @@ def _blocks(cache: Cache, views: list[int], on_progress: OnProgress) -> Iterable
     kept = cache.kept_rows()
     for position, view in enumerate(views):
         for block, (first, last, columns) in enumerate(cache.blocks(view, slug)):
-            ids, values = kept_values(manifest.encoding, columns)
             numbers = np.arange(first, last)
             samples = samples_of(offsets, numbers)
             rows: Rows = {
@@ -145,11 +145,21 @@ def _blocks(cache: Cache, views: list[int], on_progress: OnProgress) -> Iterable
                 "label": labels[first:last],
                 "digest": cache.digests(view, (block,)),
             }
-            if ids is None:
-                rows["logits"] = values
-            else:
-                level = rest_level(manifest.encoding, columns, values, len(manifest.classes))
-                rows |= {"ids": ids.astype(np.int32), "values": values, "rest": level}
+            rows |= _of_encoding(manifest.encoding, columns, len(manifest.classes))
             yield rows if kept[first:last].all() else {name: column[kept[first:last]] for name, column in rows.items()}
             done = position * manifest.view_rows + last
             on_progress(Progress("exporting", done, len(views) * manifest.view_rows, "rows"))
+
+
+def _of_encoding(encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], classes: int) -> Rows:
+    """Return what an encoding keeps of rows, in words of its own."""
+    if encoding["kind"] == "sampled":
+        ids, targets = drawn_targets(encoding, columns)
+        facts = columns["facts"].astype(np.float32)
+        found: Rows = {"ids": ids.astype(np.int32), "targets": targets, "first": columns["first"].astype(np.int32)}
+        return found | dict(zip(("log_prob_first", "log_prob_label", "entropy"), facts.T.copy(), strict=True))
+    of_kept, values = kept_values(encoding, columns)
+    if of_kept is None:
+        return {"logits": values}
+    level = rest_level(encoding, columns, values, classes)
+    return {"ids": of_kept.astype(np.int32), "values": values, "rest": level}

@@ -15,10 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, dense, read_encoding
+from logitcache.encoding import (
+    AnyRows,
+    DrawnRows,
+    Encoding,
+    FullEncoding,
+    SampledEncoding,
+    TopKEncoding,
+    dense,
+    encode_rows,
+    read_encoding,
+)
 from logitcache.errors import InputError
 from logitcache.methods import METHODS, Distillation, get_loss, language_settings
-from logitcache.store import Cache, Ids, Manifest, compressed_bytes, open_cache
+from logitcache.store import Cache, Ids, Manifest, compressed_bytes, open_cache, row_uniforms
 
 __all__ = ["Fidelity", "MethodError", "advice", "cache_fidelity", "sweep_encodings"]
 
@@ -27,6 +37,7 @@ _USUAL = ("kd", "dkd", "loca", "sld", "rld")
 _TEXT = "text"
 _VALUES = 1 << 20  # of exact rows that advice looks at: all of up to 4,096 classes, 22 of 49,152
 _POOR = 0.1  # relative error of a gradient, from which on it is spoken of
+_DRAWS = (12, 50, 200)
 _GOOD = 0.05  # up to which another encoding will do
 
 
@@ -57,8 +68,8 @@ class Fidelity:
         encoding: How rows are stored, as in the manifest.
         bytes_per_row: Payload of a row: the encoding's columns, compressed. `logitcache stats` reports the size on disk, of all files.
         rows: Rows measured.
-        kl_nats: Mean KL(exact || stored) at temperatures 1, 2 and 4.
-        unranked: Share of rows whose label is not among the largest; 0 where every class is kept.
+        kl_nats: Mean KL(exact || stored) at temperatures 1, 2 and 4; none of draws, which leave most classes without mass.
+        unranked: Share of rows whose label is not among the largest; 0 where every class is kept, and of draws.
         methods: What each method notices.
     """
 
@@ -169,7 +180,17 @@ def sweep_encodings(
     """Measure the encodings that could have been chosen, on the probe, in order of payload."""
     opened = open_cache(cache).of(teacher)
     losses, exact = _losses(methods, settings or {}, opened.manifest), _exact(opened)
-    return [_measured(encoding, columns, exact, losses) for encoding, columns in _encoded(exact)]
+    draws = [SampledEncoding(count) for count in _DRAWS] if any(not one.not_drawn for one in losses.values()) else []
+    found = [*_encoded(exact), *((one, _drawn(one, opened, exact)) for one in draws)]
+    measured = [_measured(encoding, columns, exact, losses) for encoding, columns in found]
+    return sorted(measured, key=lambda one: one.bytes_per_row)
+
+
+def _drawn(encoding: SampledEncoding, cache: Cache, exact: "_Exact") -> dict[str, Tensor]:
+    """Encode rows as a dump would have drawn them."""
+    offsets, first = cache.offsets(), int(cache.manifest.data["first"])
+    random = row_uniforms(encoding.to_json(), 0, exact.ids, offsets, first)
+    return encode_rows(encoding, exact.logits, exact.labels, random)
 
 
 class _Exact(NamedTuple):
@@ -211,7 +232,7 @@ def _encoded(exact: _Exact) -> list[tuple[Encoding, dict[str, Tensor]]]:
     largest = [k for k in (1 << n for n in range(1, 13)) if k + 2 <= classes]
     candidates: list[Encoding] = [FullEncoding(dtype) for dtype in ("f32", "f16", "u8")]
     candidates += [TopKEncoding(k, dtype) for k in largest for dtype in ("f16", "u8")]
-    found = [(one, one.encode(exact.logits, exact.labels)) for one in candidates]
+    found = [(one, encode_rows(one, exact.logits, exact.labels, None)) for one in candidates]
     return sorted(found, key=lambda one: _payload(one[0], one[1], classes))
 
 
@@ -241,8 +262,10 @@ def _measured(
         encoding.to_json(),
         _payload(encoding, columns, classes) / len(exact),
         len(exact),
-        {f"T={temperature:g}": _kl(exact, dense(rows, temperature), temperature) for temperature in _TEMPERATURES},
-        0.0 if isinstance(rows, Tensor) else float(rows.unranked.float().mean()),
+        {}
+        if isinstance(rows, DrawnRows)
+        else {f"T={temperature:g}": _kl(exact, dense(rows, temperature), temperature) for temperature in _TEMPERATURES},
+        0.0 if isinstance(rows, Tensor | DrawnRows) else float(rows.unranked.float().mean()),
         [_method_error(name, loss, rows, exact, labels, students) for name, loss in losses.items()],
     )
 
@@ -261,13 +284,14 @@ def _students(exact: Tensor) -> dict[str, Tensor]:
 def _method_error(
     name: str,
     loss: Distillation,
-    rows: Tensor | TopKRows,
+    rows: AnyRows,
     exact: Tensor,
     labels: Tensor,
     students: Mapping[str, Tensor],
 ) -> MethodError:
-    if loss.every_class and not isinstance(rows, Tensor):
-        return MethodError(name, {}, {}, {}, loss.every_class)
+    reason = loss.not_drawn if isinstance(rows, DrawnRows) else loss.every_class
+    if reason and not isinstance(rows, Tensor):
+        return MethodError(name, {}, {}, {}, reason)
     found: dict[str, tuple[float, float, float]] = {}
     for stage, student in students.items():
         (one, g_one), (other, g_other) = (_value(loss, student, teacher, labels) for teacher in (exact, rows))
@@ -282,7 +306,7 @@ def _method_error(
     return MethodError(name, error, norm, angle, None)
 
 
-def _value(loss: Distillation, student: Tensor, teacher: Tensor | TopKRows, labels: Tensor) -> tuple[float, Tensor]:
+def _value(loss: Distillation, student: Tensor, teacher: AnyRows, labels: Tensor) -> tuple[float, Tensor]:
     student = student.clone().requires_grad_()
     value = loss(student, teacher, labels).mean()
     (gradient,) = torch.autograd.grad(value, student)

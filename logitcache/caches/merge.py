@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from logitcache.caches.derive import encoding_of, open_sources, origin, write_derived
 from logitcache.data.contract import cache_modality, cache_views
 from logitcache.data.optional import carried_together
-from logitcache.encoding import mean_of, read_encoding, widest_bytes
+from logitcache.encoding import encode_rows, mean_of, read_encoding, widest_bytes
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.runtime.progress import OnProgress, silent
 from logitcache.store import PROBE_BYTES, Cache, Manifest, average_of, block_rows_for, kept_mask, samples_of
@@ -197,6 +197,11 @@ def _joined_offsets(ordered: Sequence[Cache]) -> NDArray[np.int64] | None:
 
 def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
     """Put the views of several caches one after another."""
+    if opened[0].manifest.encoding["kind"] == "sampled":
+        raise InputError(
+            f"{opened[0].place} holds draws, which depend on the number of a view, so that views of other caches cannot follow its own. "
+            "Dump more views into it: the dump's own command with a larger --views."
+        )
     views: list[dict[str, Any]] = []
     sources: list[tuple[Cache, int]] = []
     groups, seen = 0, dict[tuple[bytes, ...], Cache]()
@@ -271,7 +276,7 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
             true = torch.from_numpy(labels[here]).long()
             logits = [torch.from_numpy(cache.rows(view, cache.teacher, here)["logits"]) for cache in opened]
             mean = mean_of(logits)
-            parts.append({name: x.numpy() for name, x in encoding.encode(mean, true).items()})
+            parts.append({name: x.numpy() for name, x in encode_rows(encoding, mean, true, None).items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | {"digests": digests[0]}
 
     exact = mean_of([torch.from_numpy(probe) for _, probe in probes]).numpy()

@@ -9,12 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from logitcache.caches.derive import encoding_of, exclusions_within, open_sources, origin, write_derived
 from logitcache.caches.settings import SliceRequest, SliceSettings
 from logitcache.data.contract import cache_modality
 from logitcache.data.optional import carried_stretch
-from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, TopKRows, widest_bytes
+from logitcache.encoding import (
+    Encoding,
+    FullEncoding,
+    SampledEncoding,
+    TopKEncoding,
+    TopKRows,
+    encode_rows,
+    widest_bytes,
+)
 from logitcache.errors import InputError
 from logitcache.runtime.progress import OnProgress, silent
 from logitcache.runtime.settings import show_options, to_command_line
@@ -170,6 +179,12 @@ def _kept_probe(
 
 
 def _target(source: Encoding, top_k: int | None, precision: str | None) -> Encoding:
+    if isinstance(source, SampledEncoding):
+        if top_k is not None or precision is not None:
+            raise InputError(
+                "the cache holds draws: a slice takes fewer of its views or samples, not --top-k or --precision"
+            )
+        return source
     dtype = precision or source.dtype
     order = ("u8", "f16", "f32")
     if dtype in order and order.index(dtype) > order.index(source.dtype):
@@ -196,5 +211,6 @@ def _converted(
         assert isinstance(target, TopKEncoding)
         columns = target.narrow(rows, true)
     else:
-        columns = target.encode(rows, true)
+        assert isinstance(rows, Tensor)
+        columns = encode_rows(target, rows, true, None)
     return {name: column.numpy() for name, column in columns.items()}

@@ -14,11 +14,13 @@ from logitcache.store import (
     Cache,
     FileProblem,
     check_files,
+    draw_gaps,
     drop_damaged,
     forget_damaged_records,
     kept_values,
     open_cache,
     rounding,
+    row_uniforms,
 )
 
 if TYPE_CHECKING:
@@ -154,7 +156,7 @@ def _probe_gap(cache: Cache) -> tuple[float, list[int]]:
         )
     if not len(probed):  # all of them are left out
         return 0.0, []
-    gaps = _gaps(cache, cache.rows(0, cache.teacher, probed), exact)
+    gaps = _gaps(cache, 0, probed, exact)
     unlike = np.unique(probed[gaps > _PROBE_TOLERANCE] // cache.manifest.block_rows)
     return float(gaps.max()), unlike.tolist()
 
@@ -194,7 +196,7 @@ def _compared(cache: Cache, samples: Any, runner: "Teachers", rows: int) -> tupl
     from logitcache.data import modality_of, offsets_of, rows_of  # noqa: PLC0415
     from logitcache.data.contract import cache_views  # noqa: PLC0415
 
-    slug, manifest, modality, offsets = cache.teacher, cache.manifest, modality_of(samples), offsets_of(samples)
+    manifest, modality, offsets = cache.manifest, modality_of(samples), offsets_of(samples)
     renderer = modality.renderer(samples, runner.preprocessing, workers=0)
     largest, first = 0.0, None
     for position, view in enumerate(cache_views(cache)):
@@ -209,7 +211,7 @@ def _compared(cache: Cache, samples: Any, runner: "Teachers", rows: int) -> tupl
             targets, wanted = modality.row_labels(samples, view, chosen), rows_of(offsets, chosen)
             if not len(wanted):  # samples may have no rows
                 continue
-            gaps = _gaps(cache, cache.rows(position, slug, wanted), runner.logits(batch, targets).cpu().numpy())
+            gaps = _gaps(cache, position, wanted, runner.logits(batch, targets).cpu().numpy())
             largest = max(largest, float(gaps.max()))
             beyond = np.flatnonzero(gaps > _PROBE_TOLERANCE)
             if len(beyond) and first is None:
@@ -221,8 +223,12 @@ def _compared(cache: Cache, samples: Any, runner: "Teachers", rows: int) -> tupl
     return largest, first
 
 
-def _gaps(cache: Cache, columns: dict[str, Any], exact: "NDArray[np.float32]") -> "NDArray[np.float32]":
-    """Compare stored rows with exact ones, as the encoding would have rounded them: the largest relative gap of each row."""
+def _gaps(cache: Cache, view: int, rows: "NDArray[np.int64]", exact: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """Compare stored rows of a view with exact ones, as the encoding would have rounded or drawn them: the largest gap of each row."""
+    columns, encoding = cache.rows(view, cache.teacher, rows), cache.manifest.encoding
+    random = row_uniforms(encoding, view, rows, cache.offsets(), int(cache.manifest.data["first"]))
+    if random is not None:
+        return draw_gaps(encoding, columns, random, exact, cache.labels()[rows])
     ids, stored = kept_values(cache.manifest.encoding, columns)
     kept = exact if ids is None else np.take_along_axis(exact, ids, 1)
     beyond = np.abs(stored - kept) - rounding(cache.manifest.encoding, columns, kept)

@@ -27,6 +27,7 @@ __all__ = [
     "save_network",
     "usual_batch",
     "usual_training",
+    "views_are_equal",
 ]
 
 _USUAL_BATCH = 256
@@ -202,3 +203,8 @@ def carried_together(modality: Modality, caches: Sequence[Cache]) -> Mapping[str
 def _for_text(option: str, modality: Modality) -> InputError:
     """Return the error for an option of text beside data of another kind."""
     return InputError(f"{option} is for text, and the data is {modality.name}: leave it out")
+
+
+def views_are_equal(modality: Modality) -> bool:
+    """Return whether all views show the same, because this kind of data is never augmented."""
+    return bool(getattr(modality, "views_are_equal", False))

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from logitcache.data import Ids, Rendition, RowLabels, Samples, View, excluded_of, offsets_of, whole_of
 from logitcache.data.exclusion import refuse_most, shown_beside
 from logitcache.dump.job import Job
+from logitcache.encoding import encode_rows
 from logitcache.errors import CacheIncompleteError, InputError, name_settings
 from logitcache.runtime.processes import Ranks
 from logitcache.runtime.progress import OnProgress, Progress
 from logitcache.runtime.tensors import map_tensors
 from logitcache.runtime.wording import bytes_text, chance_words, is_chance
-from logitcache.store import CacheWriter, Manifest, is_among, samples_of
+from logitcache.store import CacheWriter, Manifest, is_among, row_uniforms, samples_of
 from logitcache.teachers.forward import Teachers
 
 __all__ = ["Filler", "ask", "left_out_of", "refuse_unusable", "samples_in", "split", "without"]
@@ -143,7 +144,8 @@ class Filler:
             for slug, here, logits in ask(self._teachers, batch, targets, asked):
                 labels = targets.labels[here].to(logits.device, non_blocking=True)
                 with torch.inference_mode():
-                    computed.columns[slug].append(self._job.encoding.encode(logits, labels))
+                    random = self._uniforms(view, targets.ids[here])
+                    computed.columns[slug].append(encode_rows(self._job.encoding, logits, labels, random))
                     computed.right[slug].append(logits.argmax(1) == labels)
             computed.digests.append(batch.digests)
             computed.ids.append(targets.ids)
@@ -160,7 +162,7 @@ class Filler:
         digests = np.concatenate(computed.digests)[inside]
         rows: dict[str, NDArray[np.generic]] = {"digests": _placed(digests, at, np.zeros(len(blank), np.uint64), blank)}
         where = torch.from_numpy(inside)
-        fillers = self._fillers(first + blank) if len(blank) else {}
+        fillers = self._fillers(view, first + blank) if len(blank) else {}
         for slug, teachers in self._teachers.items():
             parts = computed.columns[slug]
             for name in fillers or parts[0]:
@@ -173,13 +175,19 @@ class Filler:
         self._report(view, len(blank))
         return rows
 
-    def _fillers(self, rows: Ids) -> dict[str, NDArray[np.generic]]:
+    def _uniforms(self, view: View, rows: Ids) -> NDArray[np.float64] | None:
+        """Return the random numbers of some rows."""
+        _, first = whole_of(self._job.samples)
+        return row_uniforms(self._writer.manifest.encoding, view.index, rows, self._offsets, first)
+
+    def _fillers(self, view: View, rows: Ids) -> dict[str, NDArray[np.generic]]:
         """Return what stands in rows of samples that are left out, each column: a row whose logits are all 0, as it is encoded."""
         classes, step = len(self._writer.manifest.classes), self._writer.manifest.batch_size
         labels, parts = torch.from_numpy(self._job.samples.labels[rows]), []
         for start in range(0, len(rows), step):
             some = labels[start : start + step]
-            parts.append(self._job.encoding.encode(torch.zeros(len(some), classes), some))
+            random = self._uniforms(view, rows[start : start + step])
+            parts.append(encode_rows(self._job.encoding, torch.zeros(len(some), classes), some, random))
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
     def _report(self, view: View, rows: int) -> None:

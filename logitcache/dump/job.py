@@ -15,11 +15,11 @@ from torch import nn
 
 from logitcache.data import Inputs, Modality, Samples, modality_of, offsets_of, whole_of
 from logitcache.data.exclusion import excluded_of, leave_out
-from logitcache.data.optional import facts_of, usual_batch
+from logitcache.data.optional import facts_of, usual_batch, views_are_equal
 from logitcache.data.protocol import Ids, Renderer
 from logitcache.dump.samples import choose_samples, recorded_exclusions
-from logitcache.dump.settings import DumpSettings
-from logitcache.encoding import Encoding, FullEncoding, TopKEncoding, widest_bytes
+from logitcache.dump.settings import DumpSettings, EncodingSettings
+from logitcache.encoding import Encoding, FullEncoding, SampledEncoding, TopKEncoding, widest_bytes
 from logitcache.errors import InputError, unknown_name
 from logitcache.models import Network, hash_weights, read_class_map
 from logitcache.runtime.device import float32_settings, pick_device
@@ -32,7 +32,7 @@ __all__ = ["Job", "prepare"]
 
 _LARGEST_BATCH = 8192  # rows
 _MANY_CLASSES = 1000  # up to here a full row of float16 is 2 kB
-_TOP_K = 64
+_TOP_K, _DRAWS = 64, 50
 _PREPROCESSING = ("mean", "std", "image_size", "crop_pct")
 _LOG = logging.getLogger(__name__)
 
@@ -95,7 +95,8 @@ def prepare(
     if settings.test_time_views not in modality.test_time_views:
         raise unknown_name("test-time views", settings.test_time_views, modality.test_time_views)
     recipes = tuple(modality.make_views(settings.augment, settings.views, settings.seed))
-    chosen = _encoding(settings.encoding, settings.top_k, settings.precision, len(shown.classes))
+    chosen = _encoding(settings, len(shown.classes))
+    _refuse_equal_views(modality, settings, chosen)
     indices = None if settings.class_map is None else read_class_map(settings.class_map, shown.classes)
     answered = settings.teacher_classes or (len(shown.classes) if indices is None else 1000)
     _refuse_other_classes(indices, answered, len(shown.classes))
@@ -275,13 +276,48 @@ def _slugs(networks: Sequence[Network]) -> list[str]:
     return found
 
 
-def _encoding(kind: str | None, top_k: int | None, precision: str, classes: int) -> Encoding:
+def _encoding(settings: DumpSettings, classes: int) -> Encoding:
     """Choose how rows are stored: every class where there are few, the largest where there are many."""
+    kind, top_k, precision = settings.encoding, settings.top_k, settings.precision
+    if kind == "sampled":
+        return _sampled(settings)
+    for name in ("draws", "proposal_temperature"):
+        if getattr(settings, name) is not None:
+            raise InputError(f"{settings.flag(name)} belongs to --encoding sampled: give both, or leave it out")
     if kind == "full" and top_k is not None:
         raise InputError("--encoding full keeps every class: leave out --top-k")
     if kind is None:
         kind = "topk" if top_k is not None or classes > _MANY_CLASSES else "full"
     return FullEncoding(precision) if kind == "full" else TopKEncoding(top_k or _TOP_K, precision)
+
+
+def _sampled(settings: DumpSettings) -> SampledEncoding:
+    """Return the encoding of draws.
+
+    Raises:
+        InputError: Settings that mean nothing beside it.
+    """
+    if settings.top_k is not None:
+        raise InputError(
+            "--encoding sampled draws classes instead of keeping the largest: leave out --top-k, or give --draws"
+        )
+    if settings.precision != EncodingSettings().precision:
+        raise InputError("--encoding sampled stores which classes were drawn, at no precision: leave out --precision")
+    tempered = 1.0 if settings.proposal_temperature is None else float(settings.proposal_temperature)
+    return SampledEncoding(settings.draws or _DRAWS, settings.seed, tempered)
+
+
+def _refuse_equal_views(modality: Modality, settings: DumpSettings, encoding: Encoding) -> None:
+    """Refuse several views that would be the same.
+
+    Raises:
+        InputError: They would.
+    """
+    if settings.views > 1 and views_are_equal(modality) and not isinstance(encoding, SampledEncoding):
+        raise InputError(
+            f"{modality.name} has one view, and {settings.views} of them would be the same: leave out --views, or store draws "
+            "(--encoding sampled), which each view makes anew"
+        )
 
 
 def _with_weights(modality: Modality, teacher: str | nn.Module, classes: int, weights: str | None) -> Network:

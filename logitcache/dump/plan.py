@@ -19,10 +19,11 @@ from logitcache.dump.dump import probe_rows
 from logitcache.dump.fill import ask, refuse_unusable, samples_in, split
 from logitcache.dump.job import Job, prepare
 from logitcache.dump.settings import DumpRequest, DumpSettings
+from logitcache.encoding import encode_rows
 from logitcache.errors import InputError
 from logitcache.runtime.progress import Callbacks, OnProgress
 from logitcache.runtime.settings import show_options
-from logitcache.store import compressed_bytes, open_place
+from logitcache.store import compressed_bytes, open_place, row_uniforms
 
 __all__ = ["DumpPlan", "plan_dump"]
 
@@ -138,8 +139,11 @@ def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
         targets = job.modality.row_labels(job.samples, view, batch.samples)
         for slug, here, logits in ask(job.teachers, batch, targets, batch.samples):
             refuse_unusable(logits.cpu().numpy(), targets.ids[here], view, job.samples, job.teachers[slug].name)
+            random = row_uniforms(
+                manifest.encoding, view.index, targets.ids[here], offsets_of(job.samples), manifest.data["first"]
+            )
             with torch.inference_mode():
-                encoded = job.encoding.encode(logits, targets.labels[here].to(logits.device))
+                encoded = encode_rows(job.encoding, logits, targets.labels[here].to(logits.device), random)
             for name, column in encoded.items():
                 parts.setdefault(f"teachers/{slug}/{name}", []).append(column.cpu())
         rows += len(targets.ids)

@@ -25,7 +25,7 @@ __all__ = [
     "ViewSettings",
 ]
 
-ENCODINGS = ("full", "topk")
+ENCODINGS = ("full", "topk", "sampled")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -87,7 +87,7 @@ class ViewSettings(Settings):
         minimum=1,
         help="Number of views of the whole data set for each recipe; epoch e trains on view e mod V. A larger number extends a cache.",
     )
-    seed: int = option(0, minimum=0, help="Seed of the augmentation and of the choice of probe rows.")
+    seed: int = option(0, minimum=0, help="Seed of the augmentation, of the choice of probe rows and of draws.")
     samples: tuple[int, int] | None = option(
         None,
         form="span",
@@ -186,12 +186,26 @@ class EncodingSettings(Settings):
 
     encoding: str | None = option(
         None,
-        metavar="full|topk",
+        metavar="full|topk|sampled",
         shown="full up to 1,000 classes, unless a number of logits is given",
-        help="Logits to store: those of every class (full), or the largest with statistics of the others (topk).",
+        help="What to store of a row: the logits of every class (full), the largest with statistics of the others (topk), or classes drawn "
+        "from the teacher's distribution (sampled), which serve KD at temperature 1.",
     )
     top_k: int | None = option(
         None, metavar="K", minimum=1, shown="64", help="Number of the largest logits that topk stores."
+    )
+    draws: int | None = option(
+        None,
+        metavar="N",
+        minimum=1,
+        shown="50",
+        help="Number of classes that sampled draws for each row and view, with replacement.",
+    )
+    proposal_temperature: float | None = option(
+        None,
+        metavar="T",
+        shown="1",
+        help="Temperature of the distribution that sampled draws from, 0.5 to 4; each draw then weighs by what it should have been.",
     )
     precision: str = option(
         "f16",

@@ -4,22 +4,29 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.encoding.columns import Column, widest_bytes
 from logitcache.encoding.full import PRECISIONS, FullEncoding
+from logitcache.encoding.sampled import DrawnRows, SampledEncoding
 from logitcache.encoding.topk import TopKEncoding, TopKRows, refuse_temperature
-from logitcache.errors import UnknownNameError
+from logitcache.errors import InputError, UnknownNameError
 
 __all__ = [
     "PRECISIONS",
+    "AnyRows",
     "Column",
+    "DrawnRows",
     "Encoding",
     "FullEncoding",
+    "SampledEncoding",
     "TopKEncoding",
     "TopKRows",
     "dense",
+    "encode_rows",
     "first_classes",
     "mean_of",
     "read_encoding",
@@ -27,7 +34,9 @@ __all__ = [
     "widest_bytes",
 ]
 
-Encoding = FullEncoding | TopKEncoding
+Encoding = FullEncoding | SampledEncoding | TopKEncoding
+AnyRows = Tensor | TopKRows | DrawnRows
+"""A teacher's rows as they come from a cache: logits [R, C], what was kept of them, or draws."""
 
 
 def read_encoding(entry: Mapping[str, Any]) -> Encoding:
@@ -40,7 +49,28 @@ def read_encoding(entry: Mapping[str, Any]) -> Encoding:
         return FullEncoding(entry["dtype"])
     if entry.get("kind") == "topk":
         return TopKEncoding(entry["k"], entry["dtype"])
-    raise UnknownNameError(f"unknown encoding {entry.get('kind')!r}; this logitcache reads: full, topk. Upgrade it.")
+    if entry.get("kind") == "sampled":
+        return SampledEncoding(entry["draws"], entry["seed"], entry["proposal_temperature"])
+    raise UnknownNameError(
+        f"unknown encoding {entry.get('kind')!r}; this logitcache reads: full, topk, sampled. Upgrade it."
+    )
+
+
+def encode_rows(
+    encoding: Encoding, logits: Tensor, labels: Tensor, uniforms: NDArray[np.float64] | None
+) -> dict[str, Tensor]:
+    """Turn logits, [B, C] float32, into columns.
+
+    Args:
+        encoding: How.
+        logits: The teacher's.
+        labels: [B] int64, on the same device.
+        uniforms: Random numbers of the rows, [B, N] (`store.row_uniforms`); None where the encoding draws none.
+    """
+    if isinstance(encoding, SampledEncoding):
+        assert uniforms is not None
+        return encoding.encode(logits, labels, torch.from_numpy(uniforms))
+    return encoding.encode(logits, labels)
 
 
 def mean_of(logits: Sequence[Tensor]) -> Tensor:
@@ -48,20 +78,24 @@ def mean_of(logits: Sequence[Tensor]) -> Tensor:
     return (functools.reduce(torch.add, [one.double() for one in logits]) / len(logits)).float()
 
 
-def dense(rows: Tensor | TopKRows, temperature: float) -> Tensor:
+def dense(rows: AnyRows, temperature: float) -> Tensor:
     """Return logits of every class, [B, C] float32; what was not kept is completed for this temperature.
 
     Raises:
-        InputError: The temperature is no number above 0.
+        InputError: The temperature is no number above 0; or the rows are draws.
     """
     refuse_temperature(temperature)
+    if isinstance(rows, DrawnRows):
+        raise InputError(f"there are no logits to complete: {rows.are_no_logits()}")
     return rows if isinstance(rows, Tensor) else rows.at(temperature)
 
 
-def top_classes(rows: Tensor | TopKRows) -> Tensor:
+def top_classes(rows: AnyRows) -> Tensor:
     """Return the class of the largest logit of each row, [B] int64; it is the same at any temperature."""
     if isinstance(rows, Tensor):
         return rows.argmax(1)
+    if isinstance(rows, DrawnRows):
+        return rows.first
     return rows.ids.gather(1, rows.values.argmax(1, keepdim=True)).squeeze(1)
 
 

@@ -17,12 +17,14 @@ class Column(NamedTuple):
         dtype: numpy's name, little-endian.
         dimensions: Names of the row's dimensions.
         compression: How hard it is compressed, 1 to 9; 0 where that does not pay.
+        by_column: Whether a compressed array of rows is laid out column after column, else row after row.
     """
 
     shape: tuple[int, ...]
     dtype: str
     dimensions: tuple[str, ...]
     compression: int = 0
+    by_column: bool = True
 
     @property
     def nbytes(self) -> int:

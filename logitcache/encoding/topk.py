@@ -9,7 +9,7 @@ The k largest are never renormalised.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from logitcache.encoding.columns import Column
 from logitcache.encoding.full import PRECISIONS
 from logitcache.encoding.quantize import dequantize, half, half_below, quantize
+from logitcache.encoding.rows import PartialRows
 from logitcache.errors import InputError, unknown_name
 
 __all__ = ["TopKEncoding", "TopKRows", "refuse_temperature"]
@@ -41,11 +42,11 @@ def refuse_temperature(temperature: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class TopKRows:
+class TopKRows(PartialRows):
     """Decoded rows: what was kept, and what is known of the rest.
 
-    Every loss of logitcache takes them where it takes logits, and completes them for its own temperature or refuses them. They are no
-    tensor, so that nothing takes them for logits by accident; `at` turns them into logits for one temperature.
+    Every loss of logitcache takes them where it takes logits, and completes them for its own temperature or refuses them; `at` turns them
+    into logits for one temperature.
 
     Attributes:
         ids: Classes that were kept, ascending, [B, K] int64; K = k + 1.
@@ -60,44 +61,6 @@ class TopKRows:
     rest: Tensor
     classes: int
     unranked: Tensor
-
-    def __len__(self) -> int:
-        """Return the number of rows, B."""
-        return len(self.ids)
-
-    def __getitem__(self, index: Any) -> "TopKRows":
-        """Return some of the rows: `index` is what a tensor's first dimension takes. A single row has no dimension for B."""
-        return self._each(lambda one: one[index])
-
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "TopKRows":
-        """Return the rows on a device: frameworks that move batches call it."""
-        return self._each(lambda one: one.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> "TopKRows":
-        """Return the rows in page-locked memory: a DataLoader with `pin_memory=True` calls it."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "TopKRows":
-        return TopKRows(change(self.ids), change(self.values), change(self.rest), self.classes, change(self.unranked))
-
-    @classmethod
-    def stack(cls, rows: "Sequence[TopKRows]") -> "TopKRows":
-        """Put single rows together, as `torch.stack`."""
-        ids, values, rest, unranked = (
-            torch.stack([getattr(one, name) for one in rows]) for name in ("ids", "values", "rest", "unranked")
-        )
-        return cls(ids, values, rest, rows[0].classes, unranked)
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"{type(self).__name__} has no {name!r}: {self.are_no_logits()}")
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, _: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        found = next((one for one in [*args, *(kwargs or {}).values()] if isinstance(one, cls)), None)
-        reason = "rows of the largest logits are none" if found is None else found.are_no_logits()
-        raise InputError(f"torch's {getattr(function, '__name__', function)} takes tensors: {reason}")
 
     def are_no_logits(self) -> str:
         """Return why they are no logits, for an error message."""

@@ -1,7 +1,7 @@
 """What the papers say: one file a paper, pure functions on tensors, one table (`table.py`)."""
 
 from logitcache.methods.balance import describe_norms, drowned_terms, gradient_norms
-from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, get_loss, parameters_of
+from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, get_loss, parameters_of, serves_draws
 from logitcache.methods.describe import Description, describe, spell
 from logitcache.methods.distillation import Distillation
 from logitcache.methods.expected import Expected, expected_of, expected_tasks, variants_of
@@ -41,6 +41,7 @@ __all__ = [
     "make_objective",
     "method_name",
     "parameters_of",
+    "serves_draws",
     "spell",
     "variants_of",
 ]

@@ -31,6 +31,7 @@ __all__ = [
     "parameters_of",
     "preset_of",
     "refuse_beside",
+    "serves_draws",
 ]
 
 REFINEMENTS: dict[str, Callable[..., Tensor]] = {"loca": loca, "swap": swap}
@@ -133,6 +134,11 @@ def parameters_of(
     return ({"temperature": pieces.temperature} if pieces.temperature is not None else {}) | found
 
 
+def serves_draws(name: str, method: Method) -> bool:
+    """Return whether a method can be computed from draws, at temperature 1 and with its own pieces."""
+    return method.divergence is not None and _Pieces.of(name, method, {"temperature": 1.0}).not_drawn() is None
+
+
 def needs_of(name: str, method: Method) -> str:
     """Return what a cache must hold for a method with its own pieces: "labels", "top-k" or "every class"."""
     if method.divergence is None:
@@ -165,9 +171,20 @@ def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillat
         every_class=pieces.every_class(),
         unranked=method.unranked,
         condensed=functools.partial(method.condensed, **bound["divergence"]) if method.condensed else None,
+        of_sequence=_of_sequence(method, pieces, bound["divergence"]),
+        drawn=functools.partial(method.drawn, **bound["divergence"]) if method.drawn else None,
+        not_drawn=pieces.not_drawn(),
         name=call_text("get_loss", [name], settings),
     )
     return replace(whole, parts={part: _only(whole, turned_off) for part, turned_off in method.parts.items()})
+
+
+def _of_sequence(method: Method, pieces: "_Pieces", bound: Mapping[str, Any]) -> Callable[..., Tensor] | None:
+    """Bind the parameters of a method's number of a row; rows of a sequence have one temperature."""
+    if method.of_sequence is None:
+        return None
+    (temperature,) = pieces.several()
+    return functools.partial(method.of_sequence, **bound, temperature=temperature)
 
 
 def _only(whole: Distillation, turned_off: Mapping[str, Any]) -> Distillation:
@@ -177,6 +194,7 @@ def _only(whole: Distillation, turned_off: Mapping[str, Any]) -> Distillation:
         divergence=functools.partial(whole.divergence, **turned_off),
         unranked={**whole.unranked, **turned_off} if whole.unranked else {},
         condensed=functools.partial(whole.condensed, **turned_off) if whole.condensed else None,
+        drawn=functools.partial(whole.drawn, **turned_off) if whole.drawn else None,
     )
 
 
@@ -283,6 +301,20 @@ class _Pieces:
             return f"a temperature by row ({', '.join(map(str, self.several()))}) is read from every class"
         return None
 
+    def not_drawn(self) -> str | None:
+        """Say why this cannot be computed from draws of the teacher's distribution, or None where it can."""
+        if self.method.drawn is None:
+            return f"{self.name} is not linear in the teacher's probabilities, so that draws would bias its gradient"
+        if self.refine:
+            return f"{self.refine} edits the teacher's probabilities, and what was drawn is from those that it had"
+        if self.standardize:
+            return "z-scores are those of every class"
+        if self.several() != (1.0,):
+            return (
+                f"classes were drawn at temperature 1, and here is temperature {format_temperature(self.temperature)}"
+            )
+        return None
+
     def refuse_nonsense(self) -> None:
         """Refuse what has no meaning, with the reason."""
         asked = {piece for piece in ("refine", "standardize") if self.said.get(piece) not in (None, False, "none")}
@@ -318,6 +350,11 @@ _SPELLED = {
     "standardize": "standardization",
     "deviation": "temperature by deviation",
 }
+
+
+def format_temperature(temperature: Any) -> str:
+    """Write a choice of temperatures as the command line reads it."""
+    return ",".join(f"{one:g}" if isinstance(one, float) else str(one) for one in _as_tuple(temperature))
 
 
 def _as_tuple(temperature: Any) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, needs_of, parameters_of
+from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, needs_of, parameters_of, serves_draws
 from logitcache.methods.expected import Expected, expected_of, variants_of
 from logitcache.methods.table import find_method
 
@@ -78,6 +78,8 @@ def describe(name: str) -> Description:
     needs = needs_of(name, method)
     if method.couples_batch:
         needs += "; couples the rows of a batch"
+    if serves_draws(name, method):
+        needs += "; draws will do (--encoding sampled), at temperature 1"
     if method.refine is not None or not (method.ignores_labels or method.divergence is None):
         needs += "; one label a row: no mixup or CutMix"
     if method.pairs_views:

@@ -4,9 +4,9 @@ loss(student, teacher, y) = Σ_T  divergence( scale(student), scale(refine(teach
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from logitcache.errors import InputError
 from logitcache.methods._ops import wide, wrong
 from logitcache.methods.condensed import CondensedStudent, CondensedTeacher, with_first_of_the_rest
 from logitcache.methods.lskd import standardize
-from logitcache.methods.method import Rows
+from logitcache.methods.method import AnyRows, DrawnRows, Rows, are_drawn
 
 __all__ = ["Distillation"]
 
@@ -37,6 +37,9 @@ class Distillation:
         every_class: Why rows of which only the largest were kept will not do, or None.
         unranked: Parameters of the divergence for rows whose label is not among the largest, where they differ.
         condensed: The divergence from condensed rows, with its own parameters bound, or None.
+        of_sequence: Number of each teacher row whose mean over a sequence the divergence takes, with its own parameters bound, or None.
+        drawn: The divergence from draws, with its own parameters bound, or None.
+        not_drawn: Why draws will not do, or None.
         assumed: Whether `needs_label` and `every_class` are assumed, because the divergence is a plain function.
         name: Description of the term, as recorded in run.json.
         parts: Terms that it is the sum of, by name; empty where it is one.
@@ -53,24 +56,30 @@ class Distillation:
     every_class: str | None = None
     unranked: Mapping[str, Any] = field(default_factory=dict, hash=False)
     condensed: Callable[..., Tensor] | None = None
+    of_sequence: Callable[..., Tensor] | None = None
+    drawn: Callable[..., Tensor] | None = None
+    not_drawn: str | None = "it was not made for them"
     assumed: bool = False
     name: str = ""
     parts: Mapping[str, "Distillation"] = field(default_factory=dict, hash=False)
 
-    def __call__(self, student: Tensor, teacher: Tensor | Rows, labels: Tensor, **switches: bool) -> Tensor:
+    def __call__(self, student: Tensor, teacher: AnyRows, labels: Tensor, **more: Any) -> Tensor:
         """Return [B], or 0-dim where the batch is coupled; its mean is what one trains with.
 
         Args:
             student: Scores of the model being trained, [B, C]; half precision is computed on in float32.
-            teacher: Scores of the teacher, [B, C], which get no gradient; or rows of which the largest were kept.
+            teacher: Scores of the teacher, [B, C], which get no gradient; or rows of which the largest were kept; or draws.
             labels: True classes, [B] int64.
-            **switches: Boolean parameters of the divergence that change over a training.
+            **more: Boolean parameters of the divergence that change over a training; and what `sequence_means` returned.
 
         Raises:
-            InputError: Shapes that do not fit, or rows of which the largest were kept where every class is needed.
+            InputError: Shapes that do not fit, rows of which the largest were kept where every class is needed, or draws where the
+                gradient would be biased.
         """
+        if are_drawn(teacher):
+            return self._of_draws(student, teacher, labels)
         if not isinstance(teacher, Tensor):
-            return self._of_rows(student, teacher, labels, switches)
+            return self._of_rows(student, cast("Rows", teacher), labels, more)
         if student.shape != teacher.shape or student.shape[:1] != labels.shape:
             raise InputError(
                 f"a loss takes student and teacher [B, C] and labels [B], found {list(student.shape)}, "
@@ -82,9 +91,41 @@ class Distillation:
         if self.standardize:
             student, teacher = standardize(student), standardize(teacher)
         if not self.temperatures:
-            return self.divergence(student, teacher, labels, **switches)
-        values = [self._at(chosen, student, teacher, labels, switches) for chosen in self.temperatures]
+            return self.divergence(student, teacher, labels, **more)
+        values = [self._at(chosen, student, teacher, labels, more) for chosen in self.temperatures]
         return functools.reduce(torch.add, values)
+
+    def sequence_means(self, rows: Iterable[tuple[AnyRows, Tensor]], sequences: Tensor | None) -> Tensor | None:
+        """Return what the divergence takes as `means`, [R], where rows of a sequence couple; else None.
+
+        Args:
+            rows: The teacher's rows and their labels, all of them, some at a time.
+            sequences: Number of the sequence of each row, [R] int64; None: all are of one.
+        """
+        if self.of_sequence is None:
+            return None
+        numbers = torch.cat([self.of_sequence(self._completed(*some)) for some in rows])
+        if sequences is None:
+            return numbers.mean().expand(len(numbers))
+        _, places = torch.unique(sequences, return_inverse=True)
+        sums = numbers.new_zeros(len(numbers)).index_add(0, places, numbers)
+        counts = numbers.new_zeros(len(numbers)).index_add(0, places, torch.ones_like(numbers))
+        return (sums / counts.clamp_min(1))[places]
+
+    def _completed(self, teacher: AnyRows, labels: Tensor) -> Tensor:
+        """Return the teacher's logits as the divergence sees them, at its temperature."""
+        if not isinstance(teacher, Tensor):
+            (temperature,) = self.temperatures
+            assert isinstance(temperature, float | int)
+            teacher = cast("Rows", teacher).at(temperature)
+        teacher = wide(teacher.detach())
+        return teacher if self.refine is None else self.refine(teacher, labels)
+
+    def _of_draws(self, student: Tensor, rows: DrawnRows, labels: Tensor) -> Tensor:
+        """Evaluate with draws."""
+        if self.not_drawn or self.drawn is None:
+            raise InputError(f"rows of draws will not do: {self.not_drawn}")
+        return self.drawn(wide(student), rows, labels)
 
     def _of_rows(self, student: Tensor, rows: Rows, labels: Tensor, switches: Mapping[str, bool]) -> Tensor:
         """Evaluate with rows completed for each temperature in turn."""
@@ -140,14 +181,13 @@ class Distillation:
             student = (student - student.mean(-1, keepdim=True)) * (of_teacher / of_student)
         return self.divergence(student, teacher, labels, temperature=of_teacher, **switches)
 
-    def refined_rows(self, teacher: Tensor | Rows, labels: Tensor) -> Tensor | None:
+    def refined_rows(self, teacher: AnyRows, labels: Tensor) -> Tensor | None:
         """Say which rows of a batch the label changed: [B] bool, or None where labels change nothing."""
         acts_on = self.acts_on if self.refine is None else wrong
-        if acts_on is None:
+        if acts_on is None or are_drawn(teacher):
             return None
-        return acts_on(
-            teacher if isinstance(teacher, Tensor) else teacher.at(1.0), labels
-        )  # any temperature has the same order
+        # any temperature has the same order
+        return acts_on(teacher if isinstance(teacher, Tensor) else cast("Rows", teacher).at(1.0), labels)
 
     def refined_of_condensed(self, rows: Rows, labels: Tensor) -> Tensor | None:
         """Return what `refined_rows` does, without completing the rows; each label must be among their classes."""

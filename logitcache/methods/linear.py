@@ -6,8 +6,8 @@ memory. (Liger Kernel computes cross-entropy so, Hsu et al. 2024, arXiv 2410.109
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from logitcache.errors import InputError
 from logitcache.methods._ops import PerSample
 from logitcache.methods.condensed import CondensedStudent, Rooms, with_first_of_the_rest
-from logitcache.methods.method import MethodLike, Rows
+from logitcache.methods.method import AnyRows, DrawnRows, MethodLike, Rows, are_drawn
 from logitcache.methods.objective import Objective, Terms, make_objective
 
 __all__ = ["Head", "LinearTerms", "TeacherLogits", "linear_loss"]
@@ -51,8 +51,9 @@ class Head(Protocol):
         """Largest size of a logit."""
 
 
-TeacherLogits = Tensor | Rows | Callable[[Tensor], Tensor | Rows]
-"""The teacher's logits [R, C]; rows of which the largest were kept; or a function that takes positions [r] int64 and returns such rows."""
+TeacherLogits = AnyRows | Callable[[Tensor], AnyRows]
+"""The teacher's logits [R, C]; rows of which the largest were kept, or draws; or a function that takes positions [r] int64 and returns
+such rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ def linear_loss(
     classes: int | None = None,
     progress: float = 1.0,
     chunk_rows: int = 256,
+    sequences: Tensor | None = None,
 ) -> LinearTerms:
     """Evaluate an objective from a student's hidden states; its value and gradients are those of all logits at once.
 
@@ -91,7 +93,7 @@ def linear_loss(
 
     With rows of which the largest were kept, most methods (those with a `condensed` form in `METHODS`) never complete a row. All others,
     full rows and functions of your own are evaluated on the completed rows of a chunk; a method that couples the rows of a batch couples
-    those of a chunk there, so that its value depends on `chunk_rows`.
+    those of a chunk there, so that its value depends on `chunk_rows`; one that couples the rows of a sequence does not.
 
     Args:
         method: An objective of `make_objective`, or a method with the weights of its paper (see `find_method`).
@@ -103,6 +105,7 @@ def linear_loss(
         classes: C: columns of the layer beyond it get no probability and no gradient. None: the teacher's, or all columns.
         progress: Share of the training that will be over, in (0, 1].
         chunk_rows: Rows that are projected at a time.
+        sequences: Number of the sequence of each row, [R] int64, for methods that couple the rows of a sequence; None: all are of one.
 
     Returns:
         The terms; only `total` has a gradient. Without rows that count they are 0.
@@ -120,8 +123,9 @@ def linear_loss(
     positions = (labels != IGNORED).nonzero().squeeze(1)
     named = None  # asked once where it can be: on a GPU every answer waits for the device
     if teacher is not None and not isinstance(teacher, Tensor) and not callable(teacher):
-        named = _are_named(labels, teacher)
+        named = not are_drawn(teacher) and _are_named(labels, teacher)
     task = _Task(objective, layer, teacher, labels, positions, classes, progress, chunk_rows, named)
+    task = replace(task, means=task.sequence_means(sequences))
     wanted = tuple(
         torch.is_grad_enabled() and one is not None and one.requires_grad for one in (hidden, layer.weight, layer.bias)
     )
@@ -205,6 +209,17 @@ class _Task:
     progress: float
     chunk_rows: int
     named: bool | None  # whether every label is among the classes that were kept; None asks each chunk
+    means: Tensor | None = None  # over the sequence of each row, [R], where its rows couple
+
+    def sequence_means(self, sequences: Tensor | None) -> Tensor | None:
+        """Return what the method takes of the sequence of each row, [R]."""
+        loss = self.objective.loss
+        if loss is None or loss.of_sequence is None or self.teacher is None:
+            return None
+        of_chunks = ((self._teacher_of(some), self.labels[some]) for some in self.chunks())
+        known = ((rows, labels) for rows, labels in of_chunks if rows is not None)
+        found = loss.sequence_means(known, None if sequences is None else sequences[self.positions])
+        return None if found is None else found.new_zeros(len(self.labels)).index_copy(0, self.positions, found)
 
     def chunks(self) -> Iterator[Tensor]:
         """Yield the positions of the rows of each chunk."""
@@ -222,13 +237,13 @@ class _Task:
         """
         teacher, labels = self._teacher_of(positions), self.labels[positions]
         if isinstance(teacher, Tensor) and self.objective.loss is not None:
-            return self._completed(logits, teacher, labels, with_gradient=with_gradient)
+            return self._completed(logits, teacher, labels, positions, with_gradient=with_gradient)
         rows = None if isinstance(teacher, Tensor) else teacher
         if self._can_be_condensed(rows, labels):
             return self._condensed(logits, teacher, labels, rooms, with_gradient=with_gradient)
-        return self._completed(logits, teacher, labels, with_gradient=with_gradient)
+        return self._completed(logits, teacher, labels, positions, with_gradient=with_gradient)
 
-    def _teacher_of(self, positions: Tensor) -> Tensor | Rows | None:
+    def _teacher_of(self, positions: Tensor) -> AnyRows | None:
         if self.teacher is None or isinstance(self.teacher, Tensor):
             return None if self.teacher is None else self.teacher[positions].detach()
         found = self.teacher(positions) if callable(self.teacher) else self.teacher[positions]
@@ -240,23 +255,28 @@ class _Task:
             )
         return found.detach() if isinstance(found, Tensor) else found
 
-    def _can_be_condensed(self, rows: Rows | None, labels: Tensor) -> bool:
+    def _can_be_condensed(self, rows: Rows | DrawnRows | None, labels: Tensor) -> bool:
         """Say whether all that is asked of the logits is known of condensed rows."""
         objective = self.objective
         if objective.class_weights is not None and objective.label_smoothing:
             return False  # needs every logit with a weight of its own
         if objective.loss is None or rows is None:
             return self.classes >= 2
-        if objective.loss.condensed is None or objective.loss.every_class or self.classes < rows.ids.shape[1] + 2:
+        if (
+            are_drawn(rows)
+            or objective.loss.condensed is None
+            or objective.loss.every_class
+            or self.classes < rows.ids.shape[1] + 2
+        ):
             return False
         return _are_named(labels, rows) if self.named is None else self.named
 
     def _condensed(
-        self, logits: Tensor, teacher: Tensor | Rows | None, labels: Tensor, rooms: Rooms, *, with_gradient: bool
+        self, logits: Tensor, teacher: AnyRows | None, labels: Tensor, rooms: Rooms, *, with_gradient: bool
     ) -> _Values:
         """Evaluate a chunk from condensed rows."""
         objective, loss = self.objective, self.objective.loss
-        rows = None if loss is None or isinstance(teacher, Tensor) else teacher
+        rows = None if loss is None or isinstance(teacher, Tensor) else cast("Rows | None", teacher)
         bucket = loss is not None and loss.bucket
         ids = labels[:, None] if rows is None else rows.ids if bucket else with_first_of_the_rest(rows.ids)
         student = CondensedStudent(
@@ -294,12 +314,19 @@ class _Task:
         return value if weights is None else value * weights.to(value.dtype)[labels]
 
     def _completed(
-        self, logits: Tensor, teacher: Tensor | Rows | None, labels: Tensor, *, with_gradient: bool
+        self,
+        logits: Tensor,
+        teacher: AnyRows | None,
+        labels: Tensor,
+        positions: Tensor,
+        *,
+        with_gradient: bool,
     ) -> _Values:
         """Evaluate a chunk as a batch of its own."""
         logits = logits.detach().requires_grad_(with_gradient)
         with torch.set_grad_enabled(with_gradient):
-            terms = self.objective(logits, teacher, labels, self.progress)
+            means = None if self.means is None else self.means[positions]
+            terms = self.objective(logits, teacher, labels, self.progress, means=means)
             total = terms.total * len(labels)
             gradient = torch.autograd.grad(total, logits)[0] if with_gradient else None
         predicted = logits.detach().argmax(1)
@@ -309,18 +336,21 @@ class _Task:
         return _Values(torch.cat([means * len(labels), counts]), gradient)
 
 
-def _are_named(labels: Tensor, rows: Rows) -> bool:
+def _are_named(labels: Tensor, rows: Rows | DrawnRows) -> bool:
     """Say whether the label of every row that counts is among the classes that were kept."""
     return bool(((rows.ids == labels[:, None]).any(1) | (labels == IGNORED)).all())
 
 
-def _agreed(predicted: Tensor, teacher: Tensor | Rows | None, like: Tensor) -> Tensor:
+def _agreed(predicted: Tensor, teacher: AnyRows | None, like: Tensor) -> Tensor:
     """Return 1 for each row whose prediction is the teacher's, [r]; NaN without a teacher."""
     if teacher is None:
         return torch.full_like(like, torch.nan)
     if isinstance(teacher, Tensor):
         return (predicted == teacher.argmax(1)).to(like.dtype)
-    top = teacher.ids.gather(1, teacher.values.argmax(1, keepdim=True)).squeeze(1)
+    if are_drawn(teacher):
+        return (predicted == teacher.first).to(like.dtype)
+    rows = cast("Rows", teacher)
+    top = rows.ids.gather(1, rows.values.argmax(1, keepdim=True)).squeeze(1)
     return (predicted == top).to(like.dtype)
 
 

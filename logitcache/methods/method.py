@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor
 
-__all__ = ["LossFunction", "Method", "MethodLike", "Rows", "TemperatureChoice"]
+__all__ = ["AnyRows", "DrawnRows", "LossFunction", "Method", "MethodLike", "Rows", "TemperatureChoice", "are_drawn"]
 
 
 class Rows(Protocol):
@@ -48,6 +48,57 @@ class Rows(Protocol):
         """Complete them: [B, C]; evenly, or as the student divides what is left."""
 
 
+class DrawnRows(Protocol):
+    """Classes that were drawn from the teacher's distribution at temperature 1, in place of logits.
+
+    Attributes:
+        ids: Classes that were drawn, [B, N] int64; one that was drawn several times stands there as often.
+        targets: What each draw adds to the target of its class, [B, N]; the expectation of all of them is softmax(z).
+        first: Class of the teacher's largest logit, [B] int64.
+        entropy: Of the teacher's distribution, in nats, [B].
+        classes: C.
+    """
+
+    @property
+    def ids(self) -> Tensor:
+        """Classes that were drawn."""
+
+    @property
+    def targets(self) -> Tensor:
+        """What each draw adds to the target of its class."""
+
+    @property
+    def first(self) -> Tensor:
+        """Class of the teacher's largest logit."""
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropy of the teacher's distribution."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+
+    @property
+    def unranked(self) -> None:
+        """Nothing: no rank is read from draws."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+
+    def __getitem__(self, index: Any, /) -> "DrawnRows":
+        """Return some of the rows."""
+
+
+AnyRows = Tensor | Rows | DrawnRows
+"""The teacher's rows as a loss takes them: logits [R, C], logits of which the largest were kept, or draws."""
+
+
+def are_drawn(rows: Any) -> TypeGuard[DrawnRows]:
+    """Return whether a teacher's rows are draws."""
+    return not isinstance(rows, Tensor) and hasattr(rows, "targets")
+
+
 LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(student [R, C], teacher [R, C], labels [R]) -> loss`, [R] or 0-dim."""
 
@@ -67,6 +118,9 @@ class Method:
             labels alone. Its keyword-only parameters are the method's.
         condensed: The same from rows of which only the largest stand alone (`CondensedStudent`, `CondensedTeacher`), with the
             same parameters; None where it is computed from completed rows.
+        drawn: The same from draws (`DrawnRows`) at temperature 1, `(student [B, C], rows, labels, *, ...) -> [B]`, with the same
+            parameters but the temperature; None where its gradient is not linear in the teacher's probabilities, so that draws
+            would give it a biased one.
         source: Released code it was checked against.
         refine: Edit of the teacher's logits by the label: None, "loca" or "swap".
         standardize: Whether both networks' logits are z-scored.
@@ -79,6 +133,8 @@ class Method:
             need every class whatever the divergence needs; `describe` reports both together.
         couples_batch: Whether rows of a batch see each other, so that the result depends on its size.
         pairs_views: Whether the paper sums the objective over a weak and a strong view of every image.
+        of_sequence: `(teacher [B, C], *, ...) -> [B]` with the divergence's parameters: a number of each teacher row whose mean over the
+            row's sequence the divergence takes as `means`; None where rows of a sequence do not couple.
         takes_bucket: Whether it is a forward KL, for which classes that were not kept may count as one (`tail="bucket"`).
         unranked: Parameters for rows of a top-k cache whose label is not among the k largest, where its rank decides.
         ignores_labels: Whether the divergence gives the same for any labels, so that rows of two labels (mixup, CutMix) will do.
@@ -93,6 +149,7 @@ class Method:
     paper: str
     divergence: Callable[..., Tensor] | None
     condensed: Callable[..., Tensor] | None = None
+    drawn: Callable[..., Tensor] | None = None
     source: str = "-"
     refine: str | None = None
     standardize: bool = False
@@ -104,6 +161,7 @@ class Method:
     needs: str = "top-k"
     couples_batch: bool = False
     pairs_views: bool = False
+    of_sequence: Callable[..., Tensor] | None = None
     takes_bucket: bool = False
     unranked: Mapping[str, Any] = field(default_factory=dict)
     ignores_labels: bool = False

@@ -15,7 +15,7 @@ from logitcache.methods._parameters import WEIGHTS
 from logitcache.methods.balance import gradient_norms
 from logitcache.methods.composition import compose, over, preset_of, refuse_beside
 from logitcache.methods.distillation import Distillation
-from logitcache.methods.method import MethodLike, Rows
+from logitcache.methods.method import AnyRows, MethodLike
 from logitcache.methods.table import find_method, given_loss, method_name
 
 __all__ = ["Objective", "SecondLabels", "Terms", "make_objective"]
@@ -84,19 +84,21 @@ class Objective:
     def __call__(
         self,
         student: Tensor,
-        teacher: Tensor | Rows | None,
+        teacher: AnyRows | None,
         labels: Tensor,
         progress: float,
         second: SecondLabels | None = None,
+        means: Tensor | None = None,
     ) -> Terms:
         """Evaluate a batch.
 
         Args:
             student: [B, C]; computed on in float32 or wider.
-            teacher: [B, C], gets no gradient, or rows of which the largest were kept; not looked at where `loss` is None.
+            teacher: [B, C], gets no gradient, or rows of which the largest were kept, or draws; not looked at where `loss` is None.
             labels: [B] int64.
             progress: Share of the epochs that will be over when this one is, in (0, 1].
             second: Where rows are mixed: cross-entropy weighs both labels (Zhang et al., ICLR 2018).
+            means: What `Distillation.sequence_means` returned for these rows.
 
         Raises:
             InputError: Rows are mixed, and the distillation term reads their label.
@@ -109,7 +111,8 @@ class Objective:
             nothing = torch.zeros_like(cross_entropy)
             unknown = nothing * torch.nan
             return Terms(self.ce_weight * cross_entropy, cross_entropy.detach(), nothing, unknown, unknown)
-        distillation = (self.translated or self.loss)(student, teacher, labels, **self.switches(progress)).mean()
+        more: dict[str, Any] = {**self.switches(progress), **({} if means is None else {"means": means})}
+        distillation = (self.translated or self.loss)(student, teacher, labels, **more).mean()
         total = self.ce_weight * cross_entropy + self.weight_of_kd(progress) * distillation
         refined = _share(self.loss.refined_rows(teacher, labels), cross_entropy)
         unranked = _share(None if isinstance(teacher, Tensor) else teacher.unranked, cross_entropy)
@@ -118,7 +121,7 @@ class Objective:
     def gradient_norms(
         self,
         student: Tensor,
-        teacher: Tensor | Rows | None,
+        teacher: AnyRows | None,
         labels: Tensor,
         progress: float,
         second: SecondLabels | None = None,

@@ -1,9 +1,10 @@
 """Response correction (RC), as the RLD authors re-ran it (zju-SWJ/RLD)."""
 
 from logitcache.methods._ops import Labels, Logits, PerSample, Temperature
-from logitcache.methods.kd import kd
+from logitcache.methods.kd import kd, kd_drawn
+from logitcache.methods.method import DrawnRows
 
-__all__ = ["rc"]
+__all__ = ["rc", "rc_drawn"]
 
 
 def rc(
@@ -31,8 +32,19 @@ def rc(
     Returns:
         [B]; not shift-invariant, because max s is added to a logit; a perfect student still pays the second term.
     """
+    return kl_weight * kd(student, teacher, labels, temperature=temperature) + rc_weight * _itself(
+        student, labels, temperature
+    )
+
+
+def rc_drawn(
+    student: Logits, rows: DrawnRows, labels: Labels, *, kl_weight: float = 1.0, rc_weight: float = 0.1
+) -> PerSample:
+    """Evaluate `rc` at temperature 1 on draws of the teacher's distribution: [B]."""
+    return kl_weight * kd_drawn(student, rows, labels) + rc_weight * _itself(student, labels, 1.0)
+
+
+def _itself(student: Logits, labels: Labels, temperature: Temperature) -> PerSample:
     own = student.detach()
     lifted = own.scatter_add(1, labels[:, None], own.amax(-1, keepdim=True))
-    return kl_weight * kd(student, teacher, labels, temperature=temperature) + rc_weight * kd(
-        student, lifted, labels, temperature=temperature
-    )
+    return kd(student, lifted, labels, temperature=temperature)

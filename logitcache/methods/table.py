@@ -24,17 +24,18 @@ from logitcache.methods.distillm import (
     skew_reverse_kl_condensed,
 )
 from logitcache.methods.dkd import dkd, dkd_condensed
-from logitcache.methods.kd import kd, kd_condensed
+from logitcache.methods.kd import kd, kd_condensed, kd_drawn
 from logitcache.methods.ldrld import ldrld
 from logitcache.methods.loca import loca
 from logitcache.methods.lskd import standardize
 from logitcache.methods.method import LossFunction, Method, MethodLike
 from logitcache.methods.mlkd import mlkd
 from logitcache.methods.normkd import by_deviation
-from logitcache.methods.rc import rc
+from logitcache.methods.rc import rc, rc_drawn
 from logitcache.methods.revision import revision
 from logitcache.methods.rld import contradicts, rld, rld_condensed
 from logitcache.methods.sld import sld, sld_condensed, swap
+from logitcache.methods.tad import tad, tail_mass
 from logitcache.methods.ttm import ttm, wttm
 from logitcache.methods.wsld import wsld
 from logitcache.runtime.plugins import resolve
@@ -128,6 +129,7 @@ METHODS: dict[str, Method] = {
         "Hinton et al., 2014, arXiv 1503.02531",
         kd,
         condensed=kd_condensed,
+        drawn=kd_drawn,
         ignores_labels=True,
         source="megvii-research/mdistiller",
         takes_bucket=True,
@@ -209,6 +211,7 @@ METHODS: dict[str, Method] = {
         "KD, and the student's own answer with the label lifted.",
         "as re-run by Sun et al., ICCV 2025",
         rc,
+        drawn=rc_drawn,
         source="zju-SWJ/RLD",
         parts={"teacher": {"rc_weight": 0.0}, "itself": {"kl_weight": 0.0}},
     ),
@@ -332,6 +335,21 @@ METHODS: dict[str, Method] = {
         about=swap,
         presets={"language": _LANGUAGE},
     ),
+    "tad": Method(
+        "Weigh the teacher's tail by its share of the sequence.",
+        "Don't Ignore the Tail, ICML 2026, arXiv 2602.20816",
+        tad,
+        ignores_labels=True,
+        source="none at hand",
+        couples_batch=True,
+        of_sequence=tail_mass,
+        refuses={
+            "standardize": "its tail is weighed by a mass of the teacher's own distribution, and z-scores have another",
+            "deviation": "its tail is weighed by a mass at one temperature",
+            "several": "its tail is weighed by a mass at one temperature",
+        },
+        presets={"language": {"temperature": 1.0}},
+    ),
     "ttm": Method(
         "Soften the teacher alone.",
         "Zheng and Yang, ICLR 2024, arXiv 2402.11148",
@@ -445,6 +463,7 @@ def given_loss(method: MethodLike) -> Distillation | None:
         acts_on=None,
         needs_label=True,
         every_class=f"{name} is a plain function, which is assumed to read every logit of a row",
+        not_drawn=f"{name} is a plain function, which is assumed not to be linear in the teacher's probabilities",
         assumed=True,
         name=name,
     )

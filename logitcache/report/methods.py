@@ -105,7 +105,7 @@ def _mass(preview: "MethodPreview") -> list[str]:
 
 def _outside(stats: "CacheStats") -> list[str]:
     encoding = stats.manifest["encoding"]
-    if encoding["kind"] == "full" or not stats.preview.mass_outside:
+    if encoding["kind"] != "topk" or not stats.preview.mass_outside:
         return []
     rows = [Bar(word, share, percent(share)) for word, share in stats.preview.mass_outside.items()]
     says = ", ".join(f"{percent(bar.value)} at {bar.name}" for bar in rows) + "."

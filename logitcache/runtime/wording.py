@@ -70,12 +70,17 @@ def decimals(values: Sequence[float]) -> list[str]:
 
 
 def encoding_words(encoding: Mapping[str, Any]) -> str:
-    """Name an encoding: "top-20 u8"."""
+    """Name an encoding: "top-20 u8", "50 draws"."""
+    if encoding["kind"] == "sampled":
+        tempered = encoding["proposal_temperature"]
+        return f"{counted(encoding['draws'], 'draw')}{f' at temperature {tempered:g}' if tempered != 1 else ''}"
     return f"{'full' if encoding['kind'] == 'full' else 'top-' + str(encoding['k'])} {encoding['dtype']}"
 
 
 def kept_words(encoding: Mapping[str, Any]) -> str:
     """Say what an encoding keeps of a row: "every class, as f16"."""
+    if encoding["kind"] == "sampled":
+        return f"{encoding_words(encoding)} from the distribution, its entropy, and the log probabilities of its first class and the label"
     kept = (
         "every class"
         if encoding["kind"] == "full"

@@ -98,6 +98,11 @@ def compare_caches(
 def _refuse_strangers(first: Cache, second: Cache) -> None:
     one, other = first.manifest, second.manifest
     for cache in (first, second):
+        if cache.manifest.encoding["kind"] == "sampled":
+            raise CacheMismatchError(
+                f"{cache.place} holds draws, of which no logits can be made to compare: compare caches dumped with --encoding full or topk."
+            )
+    for cache in (first, second):
         if not cache.manifest.of_images:
             raise CacheMismatchError(
                 f"{cache.place} is a cache of {cache.manifest.modality}: only caches of images can be compared side by side yet."

@@ -73,7 +73,7 @@ def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
         CorruptCacheError: A chunk is missing or damaged.
     """
     samples, exact = cache.probe(teacher)
-    if not len(samples):
+    if not len(samples) or cache.manifest.encoding["kind"] == "sampled":
         return NO_PROBE
     encoding, classes = cache.manifest.encoding, len(cache.manifest.classes)
     columns = cache.rows(0, teacher, samples)

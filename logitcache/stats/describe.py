@@ -17,7 +17,7 @@ from logitcache.stats.contents import NO_PROBE, array_bytes, bytes_per_row, made
 from logitcache.stats.duplicates import find_duplicates
 from logitcache.stats.methods import PREVIEW_ROWS, Preview, Previews, preview_rows
 from logitcache.stats.records import CacheStats, Duplicate, Health, OddSample, ProbeLoss
-from logitcache.stats.rows import Answers, answers, chosen, joined, pieces, read_rows
+from logitcache.stats.rows import Answers, answers_of, chosen, joined, pieces, read_rows
 from logitcache.stats.teacher import Confusions, ViewSums
 from logitcache.store import Cache, MissingChunkError, open_cache
 
@@ -109,7 +109,7 @@ class _Reading:
         self._cache, self._teacher, self._labels = cache, teacher, labels
         manifest = cache.manifest
         classes = len(manifest.classes)
-        kept = classes if manifest.encoding["kind"] == "full" else manifest.encoding["k"]
+        kept = {"full": classes, "sampled": 1}.get(manifest.encoding["kind"]) or manifest.encoding["k"]
         self.views = [ViewSums(classes, kept) for _ in manifest.views]
         self.agreement, self.label_errors = Agreement(len(manifest.views)), LabelErrors(classes)
         self.confusions = Confusions(classes)
@@ -158,11 +158,11 @@ class _Reading:
             columns = self._cache.block(view, self._teacher, block)
             for part in pieces(columns):
                 here, true = {name: column[part] for name, column in columns.items()}, self._labels[first:last][part]
-                found.append(answers(read_rows(manifest.encoding, here, true, classes)))
+                found.append(answers_of(manifest.encoding, here, true, classes))
                 number = view * manifest.view_rows + first + part.start
                 looked_at = _scattered(number + np.arange(len(true))) % every == 0
                 some = np.flatnonzero(found[-1].finite & self._kept[first:last][part] & looked_at)
-                if len(some):
+                if len(some) and manifest.encoding["kind"] != "sampled":  # which only says what was drawn
                     few = {name: column[some] for name, column in here.items()}
                     rows = read_rows(manifest.encoding, few, true[some], classes)
                     previews.append(preview_rows(rows, mixed=not self.unmixed[view]))
@@ -216,7 +216,7 @@ class _Reading:
 
 def _says_enough(encoding: Mapping[str, Any]) -> bool:
     """Whether what is kept of rows tells images apart: of a few logits a row many are alike."""
-    return encoding["kind"] == "full" or bool(encoding["k"] >= _LEAST_K)
+    return encoding["kind"] == "full" or int(encoding.get("k", 0)) >= _LEAST_K
 
 
 def _scattered(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -41,7 +41,8 @@ def find_duplicates(
     Returns:
         Pairs, nearest first, at most 100; how many samples were searched by logits.
     """
-    logits, says, rows = _first_logits(cache, teacher)
+    drawn = cache.manifest.encoding["kind"] == "sampled"  # of which no logits can be made
+    logits, says, rows = _no_logits() if drawn else _first_logits(cache, teacher)
     reach = _reach(says, logits.shape[1]) if by_logits else 0
     logits, says, rows = logits[:reach], says[:reach], rows[:reach]
     scale, near = _near(logits, says)
@@ -61,6 +62,10 @@ def find_duplicates(
         Duplicate(first + one, first + other, distance, (int(labels[one]), int(labels[other])), not differ)
         for distance, differ, one, other in order
     ], len(rows)
+
+
+def _no_logits() -> tuple[Floats, Ints, Ints]:
+    return np.zeros((0, 1), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64)
 
 
 def _first_logits(cache: Cache, teacher: str) -> tuple[Floats, Ints, Ints]:

@@ -3,6 +3,7 @@
 Everything is read relative to a row's largest logit. What a top-k row did not keep takes part through its stored statistics.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = [
     "Ints",
     "Rows",
     "answers",
+    "answers_of",
     "chosen",
     "joined",
     "label_ranks",
@@ -85,7 +87,7 @@ class Rows:
 
 def pieces(columns: Columns) -> Iterator[slice]:
     """Cut rows so that the logits of one piece stay in a processor's cache."""
-    widest = columns["logits" if "logits" in columns else "values"]
+    widest = next(columns[name] for name in ("logits", "values", "draws") if name in columns)
     step = max(_VALUES_AT_ONCE // widest.shape[1], 1)
     for start in range(0, len(widest), step):
         yield slice(start, start + step)
@@ -161,6 +163,27 @@ def answers(rows: Rows) -> Answers:
             _constant(rows, total),
             finite,
         )
+
+
+def answers_of(encoding: Mapping[str, Any], columns: Columns, labels: NDArray[np.int32], classes: int) -> Answers:
+    """Work out what stored rows say; see `read_rows`."""
+    if encoding["kind"] != "sampled":
+        return answers(read_rows(encoding, columns, labels, classes))
+    says, facts = columns["first"].astype(np.int64), columns["facts"].astype(np.float32)
+    if len(says) and says.max() >= classes:
+        raise CorruptCacheError(f"a row names classes beyond {classes - 1}")
+    confidence, of_label = np.exp(facts[:, :2]).T
+    finite: Bools = np.isfinite(facts[:, 0] + facts[:, 1] + facts[:, 2])
+    constant: Bools = facts[:, 0] <= -math.log(classes) * _NEARLY_FLAT
+    return Answers(
+        says,
+        np.where(says == labels, 0, classes),
+        confidence,
+        of_label,
+        np.maximum(facts[:, 2], 0),
+        constant,
+        finite,
+    )
 
 
 def label_ranks(rows: Rows) -> Ints:

@@ -5,6 +5,7 @@ import sys
 from logitcache.errors import InputError
 from logitcache.store.classes import NumberedClasses, classes_from_json, classes_to_json
 from logitcache.store.decode import completion, decode_rows, kept_values, rest_level, rounding
+from logitcache.store.draws import draw_gaps, drawn_targets, row_uniforms
 from logitcache.store.layout import PROBE_BYTES, Carried, block_rows_for, compressed_bytes
 from logitcache.store.ledger import history
 from logitcache.store.manifest import FORMAT, Manifest, average_of, read_manifest
@@ -37,6 +38,8 @@ __all__ = [
     "compressed_bytes",
     "count_rows",
     "decode_rows",
+    "draw_gaps",
+    "drawn_targets",
     "drop_damaged",
     "find_newest",
     "forget_damaged_records",
@@ -49,6 +52,7 @@ __all__ = [
     "read_manifest",
     "rest_level",
     "rounding",
+    "row_uniforms",
     "rows_of",
     "samples_of",
     "with_rows",

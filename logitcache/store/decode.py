@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.errors import FormatVersionError
+from logitcache.errors import FormatVersionError, InputError
 
 __all__ = ["completion", "decode_rows", "kept_values", "rest_level", "rounding"]
 
@@ -25,10 +25,17 @@ def kept_values(
 
     Raises:
         FormatVersionError: This logitcache does not know the encoding.
+        InputError: It is of draws.
     """
     kind, dtype = encoding["kind"], encoding["dtype"]
+    if kind == "sampled":
+        raise InputError(
+            "the cache holds classes drawn from the teacher's distribution, of which no logits can be made"
+        )
     if kind not in ("full", "topk"):
-        raise FormatVersionError(f"the cache has encoding {kind!r}; this logitcache reads: full, topk. Upgrade it.")
+        raise FormatVersionError(
+            f"the cache has encoding {kind!r}; this logitcache reads: full, topk, sampled. Upgrade it."
+        )
     stored = columns["logits" if kind == "full" else "values"]
     values = stored.astype(np.float32)
     if dtype == "u8":

@@ -47,7 +47,7 @@ __all__ = [
     "with_stored_names",
 ]
 
-Column = tuple[tuple[int, ...], str, tuple[str, ...], int]
+Column = tuple[tuple[int, ...], str, tuple[str, ...], int, bool]
 
 PROBE_BYTES = 64_000_000  # at most, of one teacher
 _CONFIG: Any = {"write_empty_chunks": True, "order": "C"}  # a chunk of zeros must exist: absence means corruption
@@ -67,9 +67,9 @@ class ArraySpec:
         shape, chunks: As zarr's.
         dtype: numpy's name, little-endian.
         dimensions: zarr's `dimension_names`.
-        compression: What stands before the checksum: None, "zstd", or "blosc" (zstd, column after column, on bytes shuffled by
-            significance: ids of one rank resemble each other more than those of one row).
+        compression: What stands before the checksum: None, "zstd", or "blosc" (zstd, on bytes shuffled by significance).
         level: blosc's, 1 to 9.
+        by_column: Whether blosc is given column after column (ids of one rank resemble each other more than those of one row).
     """
 
     key: str
@@ -79,6 +79,7 @@ class ArraySpec:
     dimensions: tuple[str, ...]
     compression: str | None = None
     level: int = 1
+    by_column: bool = True
 
 
 def block_rows_for(rows: int, row_bytes: int) -> int:
@@ -99,7 +100,7 @@ def row_arrays(manifest: Manifest, columns: Mapping[str, Mapping[str, Column]]) 
     Args:
         manifest: Of the cache.
         columns: For each teacher's slug, the encoding's columns: name to (shape of one row, dtype, its dimensions' names,
-            level of compression or 0).
+            level of compression or 0, whether column after column).
     """
     head, chunk, axis = (len(manifest.views), manifest.view_rows), (1, manifest.block_rows), manifest.row_axis
     specs = [ArraySpec("digests", head, chunk, "<u8", ("view", axis))]
@@ -110,8 +111,9 @@ def row_arrays(manifest: Manifest, columns: Mapping[str, Mapping[str, Column]]) 
 
 
 def _row_array(key: str, column: Column, head: tuple[int, int], chunk: tuple[int, int], axis: str) -> ArraySpec:
-    row, dtype, names, level = column
-    return ArraySpec(key, head + row, chunk + row, dtype, ("view", axis, *names), "blosc" if level else None, level)
+    row, dtype, names, level, by_column = column
+    compression = "blosc" if level else None
+    return ArraySpec(key, head + row, chunk + row, dtype, ("view", axis, *names), compression, level, by_column)
 
 
 Carried = Mapping[str, tuple[str, NDArray[Any]]]  # arrays of the data: name -> (name of their axis, values, [n])
@@ -177,7 +179,7 @@ def _create(group: zarr.Group, spec: ArraySpec, shape: tuple[int, ...] | None = 
     elif spec.compression == "blosc":
         together = _BLOSC_BLOCK if spec.level == 1 else _BLOSC_BLOCK_OF_IDS
         before = [BloscCodec(cname="zstd", clevel=spec.level, shuffle="shuffle", typesize=size, blocksize=together)]
-        if len(spec.shape) == 3:
+        if len(spec.shape) == 3 and spec.by_column:
             filters = [TransposeCodec(order=(0, 2, 1))]
     return group.create_array(
         spec.key,

@@ -1,11 +1,12 @@
 """How far a student is from its teacher on rows that it was not trained on."""
 
 import functools
+import math
 
 import torch
 from torch import Tensor
 
-from logitcache.encoding import TopKRows, first_classes
+from logitcache.encoding import AnyRows, DrawnRows, TopKRows, first_classes, top_classes
 from logitcache.methods import Distillation, get_loss
 
 __all__ = ["BESIDE", "as_metrics", "compared"]
@@ -16,31 +17,34 @@ BESIDE = ("kl_to_teacher", "test_teacher_agreement", "topk_overlap")  # what `co
 
 
 @torch.no_grad()
-def compared(student: Tensor, teacher: Tensor | TopKRows, labels: Tensor) -> Tensor:
+def compared(student: Tensor, teacher: AnyRows, labels: Tensor) -> Tensor:
     """Compare a student with its teacher; what `BESIDE` names, summed over rows, [3] float64.
 
         KL(teacher || student) = sum_c p_c (log p_c - log q_c)      at temperature 1, in nats
 
     Of rows of which the largest were kept, all other classes count as one. That joins terms of the sum, so what is found is at most the
-    divergence of whole rows. The overlap is the share of the teacher's ten largest classes, or of as many as a cache keeps, that are
-    among as many of the student's.
+    divergence of whole rows. From draws it is an unbiased estimate. The overlap is the share of the teacher's ten largest
+    classes, or of as many as a cache keeps, that are among as many of the student's; of draws it is NaN.
 
     Args:
         student: Logits, [R, C].
         teacher: Its rows.
         labels: Class of each row, [R] int64.
     """
-    loss = _divergence("uniform" if isinstance(teacher, Tensor) else "bucket")
-    theirs = first_classes(teacher, _TOP)
-    ours = first_classes(student, theirs.shape[1])
-    shared = (theirs[:, :, None] == ours[:, None, :]).any(2).double().mean(1)
-    agreed = (theirs[:, 0] == student.argmax(1)).double()
+    loss = _divergence("bucket" if isinstance(teacher, TopKRows) else "uniform")
+    agreed = (top_classes(teacher) == student.argmax(1)).double()
+    shared = agreed * torch.nan
+    if not isinstance(teacher, DrawnRows):
+        theirs = first_classes(teacher, _TOP)
+        ours = first_classes(student, theirs.shape[1])
+        shared = (theirs[:, :, None] == ours[:, None, :]).any(2).double().mean(1)
     return torch.stack([loss(student, teacher, labels).double().sum(), agreed.sum(), shared.sum()])
 
 
 def as_metrics(sums: Tensor, rows: int) -> dict[str, float]:
-    """Return what an epoch records, from sums over so many rows."""
-    return dict(zip(BESIDE, (sums / rows).tolist(), strict=True))
+    """Return what an epoch records, from sums over so many rows; without what is not known."""
+    means = zip(BESIDE, (sums / rows).tolist(), strict=True)
+    return {name: mean for name, mean in means if not math.isnan(mean)}
 
 
 @functools.cache

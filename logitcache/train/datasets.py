@@ -17,7 +17,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from logitcache.data import Ids, View, kept_of, modality_of, render
 from logitcache.data.contract import cache_views, check_inputs, recorded_data
-from logitcache.encoding import TopKRows, dense
+from logitcache.encoding import AnyRows, DrawnRows, TopKRows, dense
 from logitcache.errors import InputError
 from logitcache.store import Cache, is_among, open_cache
 from logitcache.train.loader import Loader, LoaderSettings, refuse_mixed
@@ -29,12 +29,13 @@ __all__ = ["EpochRows", "TeacherRows", "WithTeacher", "open_dataset", "wrap"]
 _MOST_CHECKED = 64  # samples of the first batch of a view that nobody announced
 
 
-def _stacked(rows: Sequence[TopKRows], *, collate_fn_map: Any = None) -> TopKRows:
+def _stacked(rows: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
     del collate_fn_map
-    return TopKRows.stack(rows)
+    return type(rows[0]).stack(rows)
 
 
-default_collate_fn_map[TopKRows] = _stacked  # of DataLoader, also in its workers
+for _kind in (TopKRows, DrawnRows):
+    default_collate_fn_map[_kind] = _stacked  # of DataLoader, also in its workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class EpochRows:
     _rows: ViewRows
     _cache: Cache
 
-    def logits(self, samples: Sequence[int] | Ids, temperature: float | None = None) -> Tensor | TopKRows:
+    def logits(self, samples: Sequence[int] | Ids, temperature: float | None = None) -> AnyRows:
         """Return the logits of some rows: see `TeacherRows.logits`."""
         cache, ids = self._cache, _row_ids(samples, self._cache.manifest.view_rows)
         if len(gone := ids[is_among(ids, self._rows.left_out)]):
@@ -126,7 +127,7 @@ class TeacherRows(Dataset[Any]):
             self._held = held
         return EpochRows(view, held[1], self.cache)
 
-    def logits(self, samples: Sequence[int], temperature: float | None = None) -> Tensor | TopKRows:
+    def logits(self, samples: Sequence[int], temperature: float | None = None) -> AnyRows:
         """Return the logits of some rows in this epoch, as any loss of logitcache takes them.
 
         Args:
@@ -134,7 +135,7 @@ class TeacherRows(Dataset[Any]):
             temperature: Softmax temperature to complete the rows of a top-k cache for. None leaves them as they are.
 
         Returns:
-            [B, C] float32, or `TopKRows` where the cache keeps the largest and no temperature is given.
+            [B, C] float32, or `TopKRows` where the cache keeps the largest and no temperature is given, or `DrawnRows`.
 
         Raises:
             IndexError: A row that is not there.
@@ -144,14 +145,14 @@ class TeacherRows(Dataset[Any]):
         """
         return self.at(self.epoch or 0).logits(samples, temperature)
 
-    def rows(self, samples: Sequence[int]) -> Tensor | TopKRows:
+    def rows(self, samples: Sequence[int]) -> AnyRows:
         """The same as `logits` without a temperature."""
         return self.logits(samples)
 
-    def __getitem__(self, sample: int) -> Tensor | TopKRows:
+    def __getitem__(self, sample: int) -> AnyRows:
         return self.logits([sample])[0]
 
-    def __getitems__(self, samples: list[int]) -> list[Tensor | TopKRows]:
+    def __getitems__(self, samples: list[int]) -> list[AnyRows]:
         """Return several at once: torch's loaders ask this way."""
         return list(self.logits(samples))
 

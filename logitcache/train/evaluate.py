@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from logitcache.data import Ids, Inputs, Samples, View, kept_of, modality_of
 from logitcache.data.optional import measured_besides, usual_batch
 from logitcache.data.protocol import Renderer
-from logitcache.encoding import TopKRows
+from logitcache.encoding import AnyRows
 from logitcache.errors import InputError, StoppedError
 from logitcache.models import evaluating
 from logitcache.runs.metrics import ACCURACY
@@ -84,7 +84,7 @@ def evaluate(
     replicas: Replicas,
     *,
     ids: Ids | None = None,
-    teacher: Callable[[Ids], Tensor | TopKRows] | None = None,
+    teacher: Callable[[Ids], AnyRows] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Run a network in evaluation mode; afterwards each of its modules has its own mode again.

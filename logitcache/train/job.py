@@ -36,7 +36,7 @@ from logitcache.data.open import refuse_orientation
 from logitcache.data.optional import counted_offsets_of, counting, for_training, held_out
 from logitcache.data.text.reading import text_reading_like
 from logitcache.errors import CacheMismatchError, InputError
-from logitcache.methods import METHODS, Objective, make_objective, method_name
+from logitcache.methods import METHODS, Objective, make_objective, method_name, serves_draws
 from logitcache.models import Network
 from logitcache.runtime.device import pick_device
 from logitcache.store import Cache, with_rows
@@ -220,6 +220,16 @@ def _window(cache: Cache, budget: int | None, views: int) -> tuple[int, int] | N
 def _refuse_too_little(cache: Cache, objective: Objective) -> None:
     """Refuse a method that needs more of a row than the cache keeps, naming the dump that would serve."""
     encoding, loss = cache.manifest.encoding, objective.loss
+    if loss is not None and encoding["kind"] == "sampled":
+        if loss.bucket:
+            raise InputError(f"{cache.place} holds draws, which leave no rest for --tail bucket. Leave it out.")
+        if loss.not_drawn:
+            fine = ", ".join(["ce", *(name for name, one in METHODS.items() if serves_draws(name, one))])
+            raise CacheMismatchError(
+                f"{cache.place} holds classes drawn from the teacher's distribution, and {loss.not_drawn}. Methods that take draws, at "
+                f"temperature 1: {fine}. Choose one of them, or dump again with --encoding full or topk."
+            )
+        return
     if loss is None or encoding["kind"] != "topk":
         if loss is not None and loss.bucket:
             raise InputError(f"{cache.place} keeps every class: nothing is left for --tail bucket. Leave it out.")

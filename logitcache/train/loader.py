@@ -14,7 +14,7 @@ from logitcache.data import Ids, kept_of, modality_of
 from logitcache.data.contract import cache_views, check_inputs, recorded_data
 from logitcache.data.optional import for_training
 from logitcache.data.protocol import Renderer
-from logitcache.encoding import TopKRows
+from logitcache.encoding import AnyRows
 from logitcache.errors import InputError
 from logitcache.runtime.device import pick_device, to_device
 from logitcache.runtime.processes import place_in_group
@@ -32,14 +32,15 @@ class Batch(NamedTuple):
     Attributes:
         inputs: The student's input: a tensor, or a mapping of tensors; for images normalized pixels, [B, 3, H, W] float32.
         labels: Class of each row, [R] int64.
-        logits: The teacher's logits as any loss of logitcache takes them: [R, C] float32, or `TopKRows` where a cache keeps the largest.
+        logits: The teacher's logits as any loss of logitcache takes them: [R, C] float32, or `TopKRows` where a cache keeps the
+            largest, or `DrawnRows` where it holds draws.
         samples: Sample ids, [B] int64, on the host.
         keep: Mask of the student's outputs that are rows, [B, ...] bool. None if all of them are.
     """
 
     inputs: Any
     labels: Tensor
-    logits: Tensor | TopKRows
+    logits: AnyRows
     samples: Tensor
     keep: Tensor | None = None
 
@@ -49,7 +50,7 @@ class Batch(NamedTuple):
         return self.inputs
 
     @property
-    def rows(self) -> Tensor | TopKRows:
+    def rows(self) -> AnyRows:
         """The same as `logits`."""
         return self.logits
 

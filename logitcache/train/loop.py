@@ -32,7 +32,7 @@ from logitcache.runs.directory import RunDirectory
 from logitcache.runs.metrics import find_metric
 from logitcache.runtime.device import explain_oom, to_device
 from logitcache.runtime.progress import Callbacks, Progress
-from logitcache.store import Cache, count_rows, rows_of, with_rows
+from logitcache.store import Cache, count_rows, rows_of, samples_of, with_rows
 from logitcache.train.evaluate import Subject, evaluate
 from logitcache.train.job import Job
 from logitcache.train.keep import best_results, keep_best
@@ -300,7 +300,10 @@ class Loop:
         mask = batch.kept(rows, 0)
         keep = None if mask is None else to_device(mask, self.device)
         inputs, logits = self.inputs.on(batch.inputs[0], self.device), self.targets.logits(position, batch, rows)
-        return MicroBatch(inputs, keep, labels, second, logits, 0 if joins_only else len(rows.ids))
+        offsets, sequences = offsets_of(self.samples), None
+        if offsets is not None and self.stepper.couples_sequences:
+            sequences = to_device(torch.from_numpy(samples_of(offsets, rows.ids)), self.device)
+        return MicroBatch(inputs, keep, labels, second, logits, 0 if joins_only else len(rows.ids), sequences)
 
     @property
     def _countable(self) -> int:

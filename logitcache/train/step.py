@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from logitcache.data import Samples, modality_of
-from logitcache.encoding import TopKRows, top_classes
+from logitcache.encoding import AnyRows, top_classes
 from logitcache.errors import InputError
 from logitcache.methods import Objective, SecondLabels, Terms, linear_loss
 from logitcache.models import explain_forward_errors, float_dtype
@@ -46,14 +46,16 @@ class MicroBatch(NamedTuple):
         second: Second labels of mixed rows.
         teacher: The teacher's logits, or None.
         weight_rows: Rows to include in the loss; 0 on ranks that only join the collective.
+        sequences: Number of the sample of each row, [R] int64, for methods that couple the rows of one; None: all rows are of one.
     """
 
     inputs: Any
     keep: Tensor | None
     labels: Tensor
     second: SecondLabels | None
-    teacher: Tensor | TopKRows | None
+    teacher: AnyRows | None
     weight_rows: int
+    sequences: Tensor | None = None
 
 
 class Stepper:
@@ -103,6 +105,11 @@ class Stepper:
             if objective.loss:
                 translated = compile_function(objective.loss.__call__, "the loss")
                 self._objective = replace(objective, translated=translated)
+
+    @property
+    def couples_sequences(self) -> bool:
+        """Whether the method couples the rows of a sequence, so that it must know them."""
+        return self._objective.loss is not None and self._objective.loss.of_sequence is not None
 
     def step(self, parts: Sequence[Sequence[MicroBatch]], rows: int, rate: float, progress: float) -> Tensor:
         """Take a step on a batch.
@@ -203,7 +210,10 @@ class Stepper:
         chunks = list(self._logits(output, batch.keep))
         logits = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
         self._measure(logits, batch, progress)
-        terms = self._objective(logits, batch.teacher, batch.labels, progress, batch.second)
+        means = None
+        if self._objective.loss is not None and batch.teacher is not None:
+            means = self._objective.loss.sequence_means([(batch.teacher, batch.labels)], batch.sequences)
+        terms = self._objective(logits, batch.teacher, batch.labels, progress, batch.second, means)
         predicted = logits.detach().argmax(1)
         right = (predicted == batch.labels).float().mean()
         agreed = torch.full_like(right, torch.nan)
@@ -223,7 +233,14 @@ class Stepper:
             self._measure(logits, batch._replace(teacher=teacher, labels=batch.labels[some]), progress)
         with self._precision():
             terms = linear_loss(
-                self._objective, hidden, head, batch.teacher, batch.labels, classes=self._classes, progress=progress
+                self._objective,
+                hidden,
+                head,
+                batch.teacher,
+                batch.labels,
+                classes=self._classes,
+                progress=progress,
+                sequences=batch.sequences,
             )
         count = max(terms.rows, 1)
         return _summed(terms, terms.right / count, terms.agreed / count)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.data import Ids, Inputs, Rendition, RowLabels, View
-from logitcache.encoding import TopKRows, read_encoding, top_classes
+from logitcache.encoding import AnyRows, read_encoding, top_classes
 from logitcache.errors import CorruptCacheError
 from logitcache.runtime.device import to_device
 from logitcache.store import Cache, ViewStream
@@ -55,7 +55,7 @@ class Targets(Protocol):
     def begin(self, stretch: Stretch, upcoming: Stretch) -> None:
         """Prepare for a stretch; `upcoming` comes next, and is the same stretch where nothing comes next."""
 
-    def logits(self, position: int, batch: Rendition, rows: RowLabels) -> Tensor | TopKRows | None:
+    def logits(self, position: int, batch: Rendition, rows: RowLabels) -> AnyRows | None:
         """Return the teacher's logits for a batch, or None when training without a teacher.
 
         Args:
@@ -80,7 +80,7 @@ class LabelsOnly:
     def begin(self, stretch: Stretch, upcoming: Stretch) -> None:
         """Do nothing."""
 
-    def logits(self, position: int, batch: Rendition, rows: RowLabels) -> Tensor | TopKRows | None:
+    def logits(self, position: int, batch: Rendition, rows: RowLabels) -> AnyRows | None:
         """Return None."""
         del position, batch, rows
         return None
@@ -111,7 +111,7 @@ class CachedTargets:
         ]
         self._stretch = stretch
 
-    def logits(self, position: int, batch: Rendition, rows: RowLabels) -> Tensor | TopKRows:
+    def logits(self, position: int, batch: Rendition, rows: RowLabels) -> AnyRows:
         """Gather and decode the batch's rows."""
         del batch
         return self._held[position].of(rows.ids)
@@ -181,7 +181,7 @@ class ViewRows:
         """Row ids of samples that the cache leaves out, ascending."""
         return self._decoder.left_out
 
-    def of(self, rows: Ids) -> Tensor | TopKRows:
+    def of(self, rows: Ids) -> AnyRows:
         """Gather and decode rows: [R, C] float32, or what was kept.
 
         Args:
@@ -214,8 +214,8 @@ class SomeRows:
         self._decoder, self._ids = RowDecoder(cache, device), rows
         self._columns = cache.rows(view.index, cache.teacher, rows)
 
-    def of(self, rows: Ids) -> Tensor | TopKRows:
-        """Decode some of them: [R, C] float32, or what was kept.
+    def of(self, rows: Ids) -> AnyRows:
+        """Decode some of them: [R, C] float32, or what was kept or drawn.
 
         Args:
             rows: Row ids, [R].
@@ -289,6 +289,6 @@ def predicted_classes(cache: Cache, view: View, rows: Ids) -> NDArray[np.int64]:
     return _largest(decoded)
 
 
-def _largest(rows: Tensor | TopKRows) -> NDArray[np.int64]:
+def _largest(rows: AnyRows) -> NDArray[np.int64]:
     """Return the class of the largest logit of each row, [R]; it is the same at any temperature."""
     return top_classes(rows).cpu().numpy()

@@ -38,6 +38,7 @@ class Text:
     software: tuple[str, ...] = ("tokenizers", "transformers")
     test_time_views: tuple[str, ...] = ("none",)
     usual_batch = 8
+    views_are_equal = True
 
     def usual_training(self, student: Any) -> dict[str, Any]:
         """Return what students of text are usually trained with: AdamW, cosine, and a smaller rate where they come with weights."""
@@ -81,18 +82,15 @@ class Text:
         return found
 
     def make_views(self, recipe: str, count: int, seed: int) -> tuple[TextView, ...]:
-        """Return the only view that text has.
+        """Return views that all show the text as it is: more than one where rows are drawn anew for each.
 
         Raises:
             UnknownNameError: Text has no augmentation.
-            InputError: More than one view, which would all be the same.
         """
         del seed
         if recipe != "none":
             raise unknown_name("augmentation of text", recipe, ["none"])
-        if count != 1:
-            raise InputError(f"text has one view, and {count} of them would be the same: leave out --views")
-        return (TextView(),)
+        return tuple(TextView(index=index, group=index) for index in range(count))
 
     def read_view(self, entry: Mapping[str, Any]) -> TextView:
         """Read the manifest entry of a view.

@@ -22,7 +22,7 @@ _PADDING = -1  # number of the context that padding belongs to
 
 @dataclass(frozen=True, slots=True)
 class TextView:
-    """Text as it is; the only view there is.
+    """Text as it is. Where there are several views, they show the same, and rows are drawn anew for each.
 
     Attributes:
         recipe: `none`.

@@ -11,7 +11,7 @@ import zarr
 
 import logitcache
 from logitcache.data.text.modality import documents_of
-from logitcache.errors import CacheMismatchError, InputError
+from logitcache.errors import CacheMismatchError
 from logitcache.store import open_cache
 
 BLOCK = 64
@@ -197,11 +197,6 @@ def test_the_command_line_takes_it(run, tmp_path):
     assert result.exit_code == 0, result.output
     result = run("compare", "runs")
     assert result.exit_code == 0, result.output
-
-
-def test_views_of_text_are_refused(dumped):
-    with pytest.raises(InputError, match="text has one view"):
-        dumped(views=2)
 
 
 def test_the_command_line_dumps_a_file_of_tokens(run, tmp_path):

@@ -124,8 +124,6 @@ def test_options_that_text_does_not_have_are_refused():
         rendered(samples, np.arange(10), [TextInputs(3, packs=True)])
     with pytest.raises(UnknownNameError, match="unknown augmentation of text 'cifar'"):
         TEXT.make_views("cifar", 1, 0)
-    with pytest.raises(InputError, match="text has one view"):
-        TEXT.make_views("none", 2, 0)
     with pytest.raises(FormatVersionError, match="cannot replay"):
         TEXT.read_view({"recipe": "sampled", "index": 0, "group": 0})
     (view,) = TEXT.make_views("none", 1, 0)
