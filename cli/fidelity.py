@@ -63,6 +63,11 @@ def _print(path: str, found: "Fidelity") -> None:
         f"{path}: {encoding_words(found.encoding)}, {found.bytes_per_row:.1f} B of payload a row; {counted(found.rows, 'row')} kept in full"
     )
     typer.echo(f"KL from exact to stored, in nats: {divergence}")
+    if found.unknown_nats is not None:
+        typer.echo(
+            "exact is what was given: the largest, and the mass of the rest. What the shape of the rest would add to this KL at "
+            f"T=1: at most {found.unknown_nats:.2g} nats"
+        )
     if found.unranked:
         typer.echo(f"label not among the largest, so without rank: {found.unranked:.1%} of rows")
     rows = [
@@ -91,7 +96,7 @@ def _print_sweep(stored: "Fidelity", others: list["Fidelity"]) -> None:
                 encoding_words(one.encoding) + (" (stored)" if one.encoding == stored.encoding else ""),
                 f"{one.bytes_per_row:.1f}",
                 f"{one.kl_nats['T=1']:.1e}",
-                f"{one.kl_nats['T=4']:.1e}",
+                f"{one.kl_nats['T=4']:.1e}" if "T=4" in one.kl_nats else "not known",
                 *("refused" if errors[name].refused else _percent(errors[name].gradient["trained"]) for name in names),
             ]
         )

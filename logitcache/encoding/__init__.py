@@ -9,8 +9,9 @@ from torch import Tensor
 
 from logitcache.encoding.columns import Column, widest_bytes
 from logitcache.encoding.full import PRECISIONS, FullEncoding
+from logitcache.encoding.given import rows_of_logprobs
 from logitcache.encoding.topk import TopKEncoding, TopKRows, refuse_temperature
-from logitcache.errors import UnknownNameError
+from logitcache.errors import InputError, UnknownNameError
 
 __all__ = [
     "PRECISIONS",
@@ -20,9 +21,12 @@ __all__ = [
     "TopKEncoding",
     "TopKRows",
     "dense",
+    "encode_rows",
     "first_classes",
+    "joined_rows",
     "mean_of",
     "read_encoding",
+    "rows_of_logprobs",
     "top_classes",
     "widest_bytes",
 ]
@@ -38,14 +42,41 @@ def read_encoding(entry: Mapping[str, Any]) -> Encoding:
     """
     if entry.get("kind") == "full":
         return FullEncoding(entry["dtype"])
-    if entry.get("kind") == "topk":
-        return TopKEncoding(entry["k"], entry["dtype"])
-    raise UnknownNameError(f"unknown encoding {entry.get('kind')!r}; this logitcache reads: full, topk. Upgrade it.")
+    if entry.get("kind") in ("topk", "topk-mass"):
+        return TopKEncoding(entry["k"], entry["dtype"], mass_only=entry["kind"] == "topk-mass")
+    raise UnknownNameError(
+        f"unknown encoding {entry.get('kind')!r}; this logitcache reads: full, topk, topk-mass. Upgrade it."
+    )
 
 
 def mean_of(logits: Sequence[Tensor]) -> Tensor:
     """Return the mean of several teachers' logits, [B, C] each, as float32; summed in order, in double precision."""
     return (functools.reduce(torch.add, [one.double() for one in logits]) / len(logits)).float()
+
+
+def encode_rows(encoding: Encoding, rows: Tensor | TopKRows, labels: Tensor) -> dict[str, Tensor]:
+    """Turn logits, [B, C], or rows of which the largest are known, into columns.
+
+    Args:
+        encoding: How they are stored.
+        rows: On any device.
+        labels: True classes, [B], on the same device.
+
+    Raises:
+        InputError: The rows hold less than is stored.
+    """
+    if isinstance(rows, Tensor):
+        return encoding.encode(rows, labels)
+    if not isinstance(encoding, TopKEncoding):
+        raise InputError(f"every class is to be stored, and {rows.are_no_logits()}")
+    return encoding.narrow(rows, labels)
+
+
+def joined_rows(parts: Sequence[Tensor | TopKRows]) -> Tensor | TopKRows:
+    """Put rows one after another: logits, or rows of which the largest are known."""
+    if isinstance(parts[0], TopKRows):
+        return TopKRows.cat([one for one in parts if isinstance(one, TopKRows)])
+    return torch.cat([one for one in parts if isinstance(one, Tensor)])
 
 
 def dense(rows: Tensor | TopKRows, temperature: float) -> Tensor:

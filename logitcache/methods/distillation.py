@@ -86,6 +86,13 @@ class Distillation:
         values = [self._at(chosen, student, teacher, labels, switches) for chosen in self.temperatures]
         return functools.reduce(torch.add, values)
 
+    @property
+    def other_temperature(self) -> float | None:
+        """A temperature other than 1 at which the teacher's probabilities are read, or None."""
+        bound = {**getattr(self.divergence, "keywords", {}), **getattr(self.refine, "keywords", {})}
+        read = [*self.temperatures, *(value for name, value in bound.items() if name.endswith("_temperature"))]
+        return next((one for one in read if isinstance(one, int | float) and one != 1), None)
+
     def _of_rows(self, student: Tensor, rows: Rows, labels: Tensor, switches: Mapping[str, bool]) -> Tensor:
         """Evaluate with rows completed for each temperature in turn."""
         if self.every_class:

@@ -71,7 +71,8 @@ def decimals(values: Sequence[float]) -> list[str]:
 
 def encoding_words(encoding: Mapping[str, Any]) -> str:
     """Name an encoding: "top-20 u8"."""
-    return f"{'full' if encoding['kind'] == 'full' else 'top-' + str(encoding['k'])} {encoding['dtype']}"
+    known = " with the mass of the rest" if encoding["kind"] == "topk-mass" else ""
+    return f"{'full' if encoding['kind'] == 'full' else 'top-' + str(encoding['k'])} {encoding['dtype']}{known}"
 
 
 def kept_words(encoding: Mapping[str, Any]) -> str:
@@ -79,6 +80,8 @@ def kept_words(encoding: Mapping[str, Any]) -> str:
     kept = (
         "every class"
         if encoding["kind"] == "full"
+        else f"the {encoding['k']} largest log-probabilities, the label's and the mass of the rest"
+        if encoding["kind"] == "topk-mass"
         else f"the {encoding['k']} largest logits, the label's and statistics of the rest"
     )
     return f"{kept}, as {encoding['dtype']}"
