@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from logitcache.data import Ids, Rendition, RowLabels, Samples, View, excluded_of, offsets_of, whole_of
 from logitcache.data.exclusion import refuse_most, shown_beside
 from logitcache.dump.job import Job
+from logitcache.encoding import TopKRows, encode_rows, top_classes
 from logitcache.errors import CacheIncompleteError, InputError, name_settings
 from logitcache.runtime.processes import Ranks
 from logitcache.runtime.progress import OnProgress, Progress
@@ -143,8 +144,8 @@ class Filler:
             for slug, here, logits in ask(self._teachers, batch, targets, asked):
                 labels = targets.labels[here].to(logits.device, non_blocking=True)
                 with torch.inference_mode():
-                    computed.columns[slug].append(self._job.encoding.encode(logits, labels))
-                    computed.right[slug].append(logits.argmax(1) == labels)
+                    computed.columns[slug].append(encode_rows(self._job.encoding, logits, labels))
+                    computed.right[slug].append(top_classes(logits) == labels)
             computed.digests.append(batch.digests)
             computed.ids.append(targets.ids)
             self._report(view, int(((targets.ids >= first) & (targets.ids < last)).sum()))
@@ -226,7 +227,7 @@ class _Computed:
 
 def ask(
     teachers: Mapping[str, Teachers], batch: Rendition, targets: RowLabels, asked: Ids
-) -> Iterator[tuple[str, slice, torch.Tensor]]:
+) -> Iterator[tuple[str, slice, torch.Tensor | TopKRows]]:
     """Run every teacher on a batch that holds the inputs of all of them, in order.
 
     The last bits of a logit may depend on its place in a batch. So a sample keeps its place, whatever others are left out.
