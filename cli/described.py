@@ -1,6 +1,7 @@
 """What `logitcache stats` found, as text in a terminal; what is wrong comes first."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -87,8 +88,9 @@ def _print_contents(found: "CacheStats") -> None:
             "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row on disk, "
             f"{found.ratio_to_float32:.2f} of the logits in raw float32",
             "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in largest[: _LINES + 1]),
-            "lost in storing": f"largest gap {probe.largest_gap:.2g}; KL {probe.kl_nats['T=1']:.1e} nats at T=1, "
-            f"{probe.kl_nats['T=4']:.1e} at T=4; top class changed in {probe.top1_changed} of {counted(probe.rows, 'row')}"
+            "lost in storing": f"largest gap {probe.largest_gap:.2g}; KL in nats "
+            + ", ".join(f"{value:.1e} at {word}" for word, value in probe.kl_nats.items())
+            + f"; top class changed in {probe.top1_changed} of {counted(probe.rows, 'row')}"
             if probe.rows
             else "`logitcache fidelity` says what draws do to a gradient"
             if manifest["encoding"]["kind"] == "sampled"
@@ -175,7 +177,7 @@ def _print_methods(found: "CacheStats") -> None:
         return
     outside = ", ".join(f"{share:.2%} at {word}" for word, share in preview.mass_outside.items())
     ranks = ", ".join(f"{share:.2%}" for share in preview.mass_by_rank[:_RANKS])
-    topk = found.manifest["encoding"]["kind"] == "topk"
+    topk = found.manifest["encoding"]["kind"] != "full"
     print_pairs(
         f"what methods will do with it (over {counted(preview.rows, 'row')})",
         {
@@ -184,8 +186,14 @@ def _print_methods(found: "CacheStats") -> None:
                 if preview.labelled
                 else {"loca, sld, rld": "refuse these rows, which have two labels"}
             ),
-            "atkd": f"temperature {_spread(preview.atkd_temperature)}",
-            "normkd": f"temperature {_spread(preview.normkd_temperature)}; a row's deviation {_spread(preview.deviation)}",
+            **(
+                {
+                    "atkd": f"temperature {_spread(preview.atkd_temperature)}",
+                    "normkd": f"temperature {_spread(preview.normkd_temperature)}; a row's deviation {_spread(preview.deviation)}",
+                }
+                if isfinite(preview.deviation.median)
+                else {"atkd, normkd": "need the shape of the rest, which is not known"}
+            ),
             "mass": f"of the largest classes, at T=1: {ranks}" + (f"; not kept, about: {outside}" if topk else ""),
         },
     )
@@ -194,7 +202,8 @@ def _print_methods(found: "CacheStats") -> None:
 def _edits(preview: "MethodPreview", *, topk: bool) -> dict[str, str]:
     least = "at least " if topk else ""
     return {
-        "loca": f"lifts the label of {preview.loca_changed:.2%} of rows, moving {preview.loca_moved:.1%} of their probability",
+        "loca": f"lifts the label of {preview.loca_changed:.2%} of rows"
+        + (f", moving {preview.loca_moved:.1%} of their probability" if isfinite(preview.loca_moved) else ""),
         "sld, swap": f"swap {preview.swap_changed:.2%} of rows, moving {preview.swap_moved:.1%}",
         "rld": f"hides more than the label in {preview.rld_masked:.2%} of rows, {least}{preview.rld_hidden:.1f} classes there",
     }

@@ -25,10 +25,18 @@ def export(
         str | None, typer.Option(metavar="V,V", show_default="all", help="Which views, with commas between them.")
     ] = None,
     teacher: TeacherOption = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            metavar="rows|documents",
+            help="What a row of the file is: a row of the cache, or for text a document with lists of ids and log-probabilities.",
+        ),
+    ] = "rows",
 ) -> None:
     """Write rows for other tools: Parquet (pandas, polars, DuckDB, Spark) or safetensors.
 
-    Columns: view, sample, label, digest, and logits; of a top-k cache ids, values and rest (the logit of each other class).
+    Columns: view, sample, label, digest, and logits; of a top-k cache ids, values and rest (the logit of each other class). With
+    --layout documents: input_ids, token_ids and top_values; list i is the distribution of token i + 1.
 
     Example: logitcache export fashion.zarr --out fashion.parquet --views 0,1
     """
@@ -36,6 +44,6 @@ def export(
 
     path, chosen = newest_unless(cache), numbers(views, int, "--views")
     with show_progress() as display:
-        files = export_cache(path, out, views=chosen, teacher=teacher, on_progress=display)
+        files = export_cache(path, out, views=chosen, teacher=teacher, layout=layout, on_progress=display)
     for file in files:
         typer.echo(f"{file}: {file.stat().st_size:,} bytes")

@@ -64,6 +64,11 @@ def _print(path: str, found: "Fidelity") -> None:
     )
     if divergence:
         typer.echo(f"KL from exact to stored, in nats: {divergence}")
+    if found.unknown_nats is not None:
+        typer.echo(
+            "exact is what was given: the largest, and the mass of the rest. What the shape of the rest would add to this KL at "
+            f"T=1: at most {found.unknown_nats:.2g} nats"
+        )
     if found.unranked:
         typer.echo(f"label not among the largest, so without rank: {found.unranked:.1%} of rows")
     rows = [
@@ -91,7 +96,10 @@ def _print_sweep(stored: "Fidelity", others: list["Fidelity"]) -> None:
             [
                 encoding_words(one.encoding) + (" (stored)" if one.encoding == stored.encoding else ""),
                 f"{one.bytes_per_row:.1f}",
-                *(f"{one.kl_nats[word]:.1e}" if one.kl_nats else "-" for word in ("T=1", "T=4")),
+                *(
+                    f"{one.kl_nats[word]:.1e}" if word in one.kl_nats else "not known" if one.kl_nats else "-"
+                    for word in ("T=1", "T=4")
+                ),
                 *("refused" if errors[name].refused else _percent(errors[name].gradient["trained"]) for name in names),
             ]
         )

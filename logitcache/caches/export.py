@@ -3,19 +3,20 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.errors import InputError
+from logitcache.errors import InputError, unknown_name
 from logitcache.runtime.files import PARTIAL, explain_write_errors, local_path
 from logitcache.runtime.progress import OnProgress, Progress, silent
-from logitcache.store import Cache, drawn_targets, kept_values, open_cache, rest_level, samples_of
+from logitcache.store import Cache, Manifest, drawn_targets, kept_values, open_cache, rest_level, samples_of
 
 __all__ = ["export_cache"]
 
-Rows = dict[str, NDArray[Any]]
+Rows = Mapping[str, Any]
+_LAYOUTS = ("rows", "documents")
 
 
 def export_cache(
@@ -24,6 +25,7 @@ def export_cache(
     *,
     views: Sequence[int] | None = None,
     teacher: str | None = None,
+    layout: str = "rows",
     on_progress: OnProgress = silent,
 ) -> list[Path]:
     """Write rows as a file that other tools read; the manifest goes into its metadata, as JSON under `logitcache`.
@@ -34,12 +36,17 @@ def export_cache(
     was drawn several times as often), `targets` (what each adds to its class, float32), and of the exact distribution `first`, the
     likeliest class, `log_prob_first`, `log_prob_label` and `entropy` in nats. Samples that the cache leaves out have no rows.
 
+    With `layout="documents"`, for text, a row is a document: `input_ids`, its L tokens; `token_ids` and `top_values`, L - 1 lists each,
+    the ids and log-probabilities at temperature 1 that are known of a position, the largest first. List i is the distribution of token
+    i + 1. A position whose next token is no target has an empty list. The names are those of DistillKit's raw form.
+
     Args:
         cache: What to export.
         out: `FILE.parquet`, one file, a row group a block; or `FILE.safetensors`, one file a view: several are numbered
             FILE-00001-of-00004.safetensors.
         views: Which views; None: all.
         teacher: Slug of one of several teachers.
+        layout: `rows`, or `documents` for text as Parquet.
         on_progress: Called after every block.
 
     Returns:
@@ -60,10 +67,32 @@ def export_cache(
     }
     if target.suffix not in writers:
         raise InputError(f"--out {out} must end in .parquet or .safetensors")
+    if layout not in _LAYOUTS:
+        raise unknown_name("layout", layout, _LAYOUTS)
+    if layout == "documents":
+        _refuse_documents(opened, target)
+        return _write_parquet(opened, target, _documents(opened, on_progress))
     return writers[target.suffix](opened, target, chosen, on_progress)
 
 
+def _refuse_documents(cache: Cache, out: Path) -> None:
+    """Raise InputError where a cache cannot be written document by document."""
+    if cache.manifest.modality != "text":
+        raise InputError(f"--layout documents is for text, and {cache.place} holds {cache.manifest.modality}")
+    if out.suffix != ".parquet":
+        raise InputError(f"--layout documents is written as Parquet: --out {out} must end in .parquet")
+    if cache.manifest.encoding["kind"] == "full":
+        raise InputError(
+            f"{cache.place} keeps every class, and --layout documents lists the largest: `logitcache slice {cache.place} --top-k 64 --out "
+            "PATH` makes a cache of them"
+        )
+
+
 def _to_parquet(cache: Cache, out: Path, views: list[int], on_progress: OnProgress) -> list[Path]:
+    return _write_parquet(cache, out, _blocks(cache, views, on_progress))
+
+
+def _write_parquet(cache: Cache, out: Path, parts: Iterable[Rows]) -> list[Path]:
     try:
         import pyarrow as pa  # noqa: PLC0415  (an extra)
         import pyarrow.parquet as pq  # noqa: PLC0415
@@ -74,7 +103,7 @@ def _to_parquet(cache: Cache, out: Path, views: list[int], on_progress: OnProgre
     try:
         with explain_write_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            for rows in _blocks(cache, views, on_progress):
+            for rows in parts:
                 table = pa.table({name: _arrow(pa, column) for name, column in rows.items()})
                 if writer is None:
                     schema = table.schema.with_metadata({"logitcache": _notes(cache)})
@@ -90,7 +119,12 @@ def _to_parquet(cache: Cache, out: Path, views: list[int], on_progress: OnProgre
     return [out]
 
 
-def _arrow(pa: Any, column: NDArray[Any]) -> Any:
+def _arrow(pa: Any, column: "NDArray[Any] | _Nested") -> Any:
+    if isinstance(column, _Nested):
+        found = pa.array(column.values)
+        for begins in reversed(column.begins):
+            found = pa.ListArray.from_arrays(pa.array(begins.astype(np.int32)), found)
+        return found
     flat = pa.array(np.ascontiguousarray(column).reshape(-1))
     return flat if column.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, column.shape[1])
 
@@ -127,18 +161,86 @@ def _refuse_existing(files: Iterable[Path]) -> None:
             raise InputError(f"{file} exists; nothing was written. Remove it, or choose another --out.")
 
 
+class _Nested(NamedTuple):
+    """Lists of lists: where each begins, and the end, level by level from the outermost, and the values of the innermost."""
+
+    begins: tuple[NDArray[np.int64], ...]
+    values: NDArray[Any]
+
+
+def _documents(cache: Cache, on_progress: OnProgress) -> Iterable[dict[str, Any]]:
+    """Yield the documents of a cache of text, some at a time, in order."""
+    manifest, slug, offsets = cache.manifest, cache.teacher, cache.offsets()
+    tokens, begins, targets = (cache.array(name) for name in ("tokens", "documents", "targets"))
+    assert offsets is not None
+    kept = np.zeros(manifest.samples, np.bool_)
+    kept[cache.kept()] = True
+    waiting: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+    document = done = 0
+    for _, last, columns in cache.blocks(0, slug):
+        waiting.append(_largest_first(manifest, columns))
+        until = int(np.searchsorted(offsets[1:], last, side="right"))  # documents that are whole
+        if until > document:
+            ids, values = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
+            whole = int(offsets[until]) - done
+            some = np.arange(document, until)[kept[document:until]]
+            rows = (
+                np.concatenate([np.arange(offsets[n], offsets[n + 1]) for n in some] or [np.empty(0, np.int64)]) - done
+            )
+            yield _lists_of(some, tokens, begins, targets, ids[rows], values[rows])
+            waiting, document, done = [(ids[whole:], values[whole:])], until, int(offsets[until])
+        on_progress(Progress("exporting", last, manifest.view_rows, "rows"))
+
+
+def _largest_first(
+    manifest: Manifest, columns: Mapping[str, NDArray[Any]]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return what is kept of rows: ids and log-probabilities at temperature 1, the largest first, [R, K] each."""
+    ids, values = kept_values(manifest.encoding, columns)
+    assert ids is not None
+    others = len(manifest.classes) - ids.shape[1]
+    level = rest_level(manifest.encoding, columns, values, len(manifest.classes)).astype(np.float64)
+    top = values.max(1).astype(np.float64)
+    total = np.exp(values - top[:, None]).sum(1) + others * np.exp(level - top)
+    logprobs = (values - (top + np.log(total))[:, None]).astype(np.float32)
+    order = np.argsort(-logprobs, 1, kind="stable")
+    return np.take_along_axis(ids, order, 1), np.take_along_axis(logprobs, order, 1)
+
+
+def _lists_of(
+    documents: NDArray[np.int64],
+    tokens: NDArray[Any],
+    begins: NDArray[Any],
+    targets: NDArray[np.bool_],
+    ids: NDArray[np.int64],
+    values: NDArray[np.float32],
+) -> dict[str, Any]:
+    """Return the columns of some documents, given the rows of their targets, [R, K]."""
+    spans = [(int(begins[n]), int(begins[n + 1])) for n in documents]
+    lengths = np.array([end - begin for begin, end in spans], np.int64)
+    filled = np.concatenate([targets[begin + 1 : end] for begin, end in spans] or [np.empty(0, np.bool_)])
+    inner = np.concatenate([[0], np.cumsum(filled * ids.shape[1])])
+    of_rows = np.concatenate([[0], np.cumsum(np.maximum(lengths - 1, 0))])
+    whole = np.concatenate([tokens[begin:end] for begin, end in spans] or [tokens[:0]])
+    return {
+        "input_ids": _Nested((np.concatenate([[0], np.cumsum(lengths)]),), whole.astype(np.int64)),
+        "token_ids": _Nested((of_rows, inner), ids.reshape(-1).astype(np.int32)),
+        "top_values": _Nested((of_rows, inner), values.reshape(-1)),
+    }
+
+
 def _notes(cache: Cache) -> str:
     return json.dumps({"fingerprint": cache.fingerprint, "manifest": cache.manifest.to_json()})
 
 
-def _blocks(cache: Cache, views: list[int], on_progress: OnProgress) -> Iterable[Rows]:
+def _blocks(cache: Cache, views: list[int], on_progress: OnProgress) -> Iterable[dict[str, Any]]:
     manifest, slug, labels, offsets = cache.manifest, cache.teacher, cache.labels(), cache.offsets()
     kept = cache.kept_rows()
     for position, view in enumerate(views):
         for block, (first, last, columns) in enumerate(cache.blocks(view, slug)):
             numbers = np.arange(first, last)
             samples = samples_of(offsets, numbers)
-            rows: Rows = {
+            rows: dict[str, Any] = {
                 "view": np.full(last - first, view, np.int32),
                 "sample": samples + manifest.data["first"],
                 **({} if offsets is None else {"row": numbers}),
@@ -156,7 +258,11 @@ def _of_encoding(encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]
     if encoding["kind"] == "sampled":
         ids, targets = drawn_targets(encoding, columns)
         facts = columns["facts"].astype(np.float32)
-        found: Rows = {"ids": ids.astype(np.int32), "targets": targets, "first": columns["first"].astype(np.int32)}
+        found: dict[str, Any] = {
+            "ids": ids.astype(np.int32),
+            "targets": targets,
+            "first": columns["first"].astype(np.int32),
+        }
         return found | dict(zip(("log_prob_first", "log_prob_label", "entropy"), facts.T.copy(), strict=True))
     of_kept, values = kept_values(encoding, columns)
     if of_kept is None:

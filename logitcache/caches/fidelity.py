@@ -5,8 +5,9 @@ two stand in: one that has learned nothing (logits near 0), and one that has (th
 deviation).
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from logitcache.encoding import (
     FullEncoding,
     SampledEncoding,
     TopKEncoding,
+    TopKRows,
     dense,
     encode_rows,
     read_encoding,
@@ -33,6 +35,7 @@ from logitcache.store import Cache, Ids, Manifest, compressed_bytes, open_cache,
 __all__ = ["Fidelity", "MethodError", "advice", "cache_fidelity", "sweep_encodings"]
 
 _TEMPERATURES = (1.0, 2.0, 4.0)
+_SERVED = (19, 63, 255)  # with the label's 20, which vLLM allows if nothing is said, 64 and 256
 _USUAL = ("kd", "dkd", "loca", "sld", "rld")
 _TEXT = "text"
 _VALUES = 1 << 20  # of exact rows that advice looks at: all of up to 4,096 classes, 22 of 49,152
@@ -71,6 +74,8 @@ class Fidelity:
         kl_nats: Mean KL(exact || stored) at temperatures 1, 2 and 4; none of draws, which leave most classes without mass.
         unranked: Share of rows whose label is not among the largest; 0 where every class is kept, and of draws.
         methods: What each method notices.
+        unknown_nats: Of rows of log-probabilities, whose rest is known by its mass alone: what the shape of the rest may add to KL(teacher
+            || stored) at temperature 1, at most, in the mean. None where the rows that are measured are the teacher's in full.
     """
 
     encoding: dict[str, Any]
@@ -79,6 +84,7 @@ class Fidelity:
     kl_nats: dict[str, float]
     unranked: float
     methods: list[MethodError]
+    unknown_nats: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain objects."""
@@ -123,6 +129,8 @@ def advice(cache: str | Path | Cache, *, teacher: str | None = None, measured: F
         LogitCacheError: The cache cannot be opened.
     """
     opened = open_cache(cache).of(teacher)
+    if _is_given(opened.manifest):
+        return []  # nobody knows what another dump would keep
     losses, exact = _losses(_USUAL, {}, opened.manifest), _exact(opened, _VALUES)
     stored = measured or _of_stored(opened, losses, exact)
     errors = {one.method: one for one in stored.methods}
@@ -161,12 +169,12 @@ def _sentence(
     numbers = [one for one in loss.temperatures if not callable(one)]
     at = f" at T={numbers[0]:g}" + (f" to {numbers[-1]:g}" if len(numbers) > 1 else "") if numbers else ""
     lost = error.gradient["trained"]
-    where = f"k={stored.encoding['k']}" if stored.encoding["kind"] == "topk" else stored.encoding["dtype"]
-    kept = f"--top-k {better.encoding['k']}" if better.encoding["kind"] == "topk" else "--encoding full"
+    where = f"k={stored.encoding['k']}" if stored.encoding["kind"] != "full" else stored.encoding["dtype"]
+    kept = f"--top-k {better.encoding['k']}" if better.encoding["kind"] != "full" else "--encoding full"
     return (
         f"{error.method}{at} loses {'all' if lost >= 1 else f'{lost:.0%}'} of its gradient at {where}: dump with {kept} --precision "
         f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} B of payload a row instead of {stored.bytes_per_row:.0f})"
-        + (or_full if better.encoding["kind"] == "topk" else "")
+        + (or_full if better.encoding["kind"] != "full" else "")
     )
 
 
@@ -180,8 +188,16 @@ def sweep_encodings(
     """Measure the encodings that could have been chosen, on the probe, in order of payload."""
     opened = open_cache(cache).of(teacher)
     losses, exact = _losses(methods, settings or {}, opened.manifest), _exact(opened)
-    draws = [SampledEncoding(count) for count in _DRAWS] if any(not one.not_drawn for one in losses.values()) else []
-    found = [*_encoded(exact), *((one, _drawn(one, opened, exact)) for one in draws)]
+    if _is_given(opened.manifest):
+        most = opened.manifest.encoding["k"]
+        given = [TopKEncoding(k, dtype, mass_only=True) for k in _powers(most + 1) for dtype in ("f16", "u8")]
+        return [_measured(one, one.encode(exact.logits, exact.labels), exact, losses) for one in given]
+    found = _encoded(exact)
+    if opened.manifest.modality == _TEXT:  # what a server would have given
+        given = [TopKEncoding(k, "f16", mass_only=True) for k in _SERVED if k + 2 <= len(opened.manifest.classes)]
+        found += [(one, encode_rows(one, exact.logits, exact.labels)) for one in given]
+    if any(not one.not_drawn for one in losses.values()):
+        found += [(one, _drawn(one, opened, exact)) for one in map(SampledEncoding, _DRAWS)]
     measured = [_measured(encoding, columns, exact, losses) for encoding, columns in found]
     return sorted(measured, key=lambda one: one.bytes_per_row)
 
@@ -223,17 +239,45 @@ def _of_stored(cache: Cache, losses: Mapping[str, Distillation], exact: _Exact) 
     """Measure what is stored."""
     stored = cache.rows(0, cache.teacher, exact.ids)
     columns = {name: torch.from_numpy(column) for name, column in stored.items()}
-    return _measured(read_encoding(cache.manifest.encoding), columns, exact, losses)
+    encoding = read_encoding(cache.manifest.encoding)
+    found = _measured(encoding, columns, exact, losses)
+    if not _is_given(cache.manifest):
+        return found
+    rows = encoding.decode(columns, exact.labels, len(cache.manifest.classes))
+    assert isinstance(rows, TopKRows)
+    return replace(found, unknown_nats=_most_unknown(rows))
+
+
+def _is_given(manifest: Manifest) -> bool:
+    """Return whether the rows that are kept in full are a teacher's largest log-probabilities, with the rest completed."""
+    return bool(manifest.encoding["kind"] == "topk-mass")
+
+
+def _most_unknown(rows: TopKRows) -> float:
+    """Return the most that KL(teacher || rows) can be at temperature 1, in the mean, where the rest has its mass m but any shape.
+
+    It is m (log n - H), n the number of classes of the rest and H the entropy of its shape. None of these classes has more than the
+    smallest of the k largest, p, so that H >= log(m / p), and the most is m log(n p / m).
+    """
+    label_is_least = rows.unranked[:, None] & (rows.values == rows.values.amin(1, keepdim=True))
+    smallest = rows.values.masked_fill(label_is_least, torch.inf).amin(1).double()
+    mass, count = rows.rest[:, 2].double(), rows.classes - rows.ids.shape[1]
+    return float((mass.exp() * (math.log(count) + smallest - mass).clamp(min=0)).mean())
 
 
 def _encoded(exact: _Exact) -> list[tuple[Encoding, dict[str, Tensor]]]:
     """Encode rows in every way that could have been chosen, in order of payload."""
     classes = exact.logits.shape[1]
-    largest = [k for k in (1 << n for n in range(1, 13)) if k + 2 <= classes]
+    largest = [k for k in _powers(4097) if k + 2 <= classes]
     candidates: list[Encoding] = [FullEncoding(dtype) for dtype in ("f32", "f16", "u8")]
     candidates += [TopKEncoding(k, dtype) for k in largest for dtype in ("f16", "u8")]
     found = [(one, encode_rows(one, exact.logits, exact.labels, None)) for one in candidates]
     return sorted(found, key=lambda one: _payload(one[0], one[1], classes))
+
+
+def _powers(end: int) -> list[int]:
+    """Return the powers of 2 from 2 on, below a number."""
+    return [1 << n for n in range(1, end.bit_length()) if 1 << n < end]
 
 
 def _payload(encoding: Encoding, columns: Mapping[str, Tensor], classes: int) -> int:
@@ -262,12 +306,20 @@ def _measured(
         encoding.to_json(),
         _payload(encoding, columns, classes) / len(exact),
         len(exact),
-        {}
-        if isinstance(rows, DrawnRows)
-        else {f"T={temperature:g}": _kl(exact, dense(rows, temperature), temperature) for temperature in _TEMPERATURES},
+        {
+            f"T={temperature:g}": _kl(exact, dense(rows, temperature), temperature)
+            for temperature in _temperatures(rows)
+        },
         0.0 if isinstance(rows, Tensor | DrawnRows) else float(rows.unranked.float().mean()),
         [_method_error(name, loss, rows, exact, labels, students) for name, loss in losses.items()],
     )
+
+
+def _temperatures(rows: AnyRows) -> tuple[float, ...]:
+    """Return the temperatures at which rows have logits of every class."""
+    if isinstance(rows, DrawnRows):
+        return ()
+    return _TEMPERATURES[:1] if isinstance(rows, TopKRows) and rows.mass_only else _TEMPERATURES
 
 
 def _kl(exact: Tensor, stored: Tensor, temperature: float) -> float:
@@ -290,6 +342,8 @@ def _method_error(
     students: Mapping[str, Tensor],
 ) -> MethodError:
     reason = loss.not_drawn if isinstance(rows, DrawnRows) else loss.every_class
+    if isinstance(rows, TopKRows) and rows.mass_only and (temperature := loss.other_temperature) is not None:
+        reason = f"of the classes outside the largest only the mass at T=1 is known, and it reads temperature {temperature:g}"
     if reason and not isinstance(rows, Tensor):
         return MethodError(name, {}, {}, {}, reason)
     found: dict[str, tuple[float, float, float]] = {}

@@ -192,7 +192,7 @@ def _target(source: Encoding, top_k: int | None, precision: str | None) -> Encod
     if isinstance(source, TopKEncoding):
         if top_k is not None and top_k > source.k:
             raise InputError(f"the cache keeps the {source.k} largest: a slice cannot keep {top_k}")
-        return TopKEncoding(source.k if top_k is None else top_k, dtype)
+        return replace(source, k=source.k if top_k is None else top_k, dtype=dtype)
     return FullEncoding(dtype) if top_k is None else TopKEncoding(top_k, dtype)
 
 

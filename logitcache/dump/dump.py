@@ -20,16 +20,27 @@ from logitcache.data import Ids, excluded_of, kept_of, offsets_of, whole_of
 from logitcache.data.exclusion import name_samples, refuse_most, refuse_unreadable
 from logitcache.data.optional import carried_arrays
 from logitcache.dump.fill import Filler, ask, left_out_of, refuse_unusable, samples_in, split, without
-from logitcache.dump.job import Job, prepare
+from logitcache.dump.given import prepare
+from logitcache.dump.job import Job
 from logitcache.dump.samples import check_data
 from logitcache.dump.settings import DumpRequest, DumpSettings
+from logitcache.encoding import dense
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.runtime.philox import integers, words
 from logitcache.runtime.processes import Ranks, join_ranks
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options, to_command_line
 from logitcache.runtime.workers import explain_lost_workers
-from logitcache.store import PROBE_BYTES, Cache, CacheWriter, Manifest, open_cache, samples_of, with_rows
+from logitcache.store import (
+    PROBE_BYTES,
+    Cache,
+    CacheWriter,
+    Manifest,
+    open_cache,
+    samples_of,
+    total_variation,
+    with_rows,
+)
 
 __all__ = ["dump_logits", "probe_rows"]
 
@@ -105,10 +116,10 @@ def _dumped(
             missing = _missing(writer, job, ranks, "missing")
             changed = _shows_excluded(job, probed)
             if ranks.leads:
-                writer.begin(probed, exact, changed, allow_mixed=settings.allow_mixed)
+                writer.begin(probed, exact, changed, allow_mixed=settings.allow_mixed, tolerance=job.tolerance)
             ranks.share("begun")
             if not ranks.leads:
-                writer.follow(exact, changed, allow_mixed=settings.allow_mixed)
+                writer.follow(exact, changed, allow_mixed=settings.allow_mixed, tolerance=job.tolerance)
             job = _filled(writer, job, ranks, missing, settings, callbacks)
             if ranks.leads:
                 writer.finish()
@@ -210,7 +221,8 @@ def _probe(job: Job, seed: int) -> tuple[Ids, dict[str, NDArray[np.float32]], di
     for slug, values in found.items():
         exact[slug][np.searchsorted(probed, ids)] = values
         refuse_unusable(values, ids, view, job.samples, job.teachers[slug].name)
-        _warn_of_probabilities(values, job.teachers[slug].name)
+        if job.given is None:
+            _warn_of_probabilities(values, job.teachers[slug].name)
     again = without(job, samples, np.union1d(excluded_of(job.samples), np.array(list(failed), np.int64)))
     _refuse_random_teachers(job, again[: manifest.batch_size], probed, exact)
     return probed, exact, failed
@@ -237,7 +249,7 @@ def _ask_for(job: Job, samples: Ids, wanted: Ids) -> tuple[Ids, dict[str, NDArra
         chosen = np.isin(targets.ids, wanted)
         found.append(targets.ids[chosen])
         for slug, here, logits in ask(job.teachers, batch, targets, every):
-            parts[slug].append(logits[torch.from_numpy(chosen[here]).to(logits.device)])
+            parts[slug].append(dense(logits[torch.from_numpy(chosen[here]).to(logits.device)], 1.0))
     empty = torch.empty(0, len(job.manifest.classes))
     exact = {slug: torch.cat(chunks or [empty]).cpu().numpy() for slug, chunks in parts.items()}
     return np.concatenate(found), exact, failed
@@ -248,6 +260,9 @@ def _refuse_random_teachers(job: Job, samples: Ids, probed: Ids, exact: dict[str
     ids, again, _ = _ask_for(job, samples[::-2], probed)
     for slug, values in again.items() if len(ids) else ():
         first = exact[slug][np.searchsorted(probed, ids)]
+        if job.tolerance:
+            _refuse_unsteady(job, slug, total_variation(first, values))
+            continue
         gaps = np.abs(first - values).max(1)
         if (worst := gaps.max(initial=0)) > _SAME * max(float(np.abs(first).max(initial=0)), 1e-30):
             raise InputError(
@@ -255,6 +270,15 @@ def _refuse_random_teachers(job: Job, samples: Ids, probed: Ids, exact: dict[str
                 f"gives different logits (row {ids[gaps.argmax()]} differs by {worst:.2g}). Dropout that evaluation mode does not end, or "
                 "batch normalization that stays in training mode, does this: fix its eval()."
             )
+
+
+def _refuse_unsteady(job: Job, slug: str, found: float) -> None:
+    """Refuse a server that does not repeat itself, to within what batches and caches change."""
+    if found > job.tolerance:
+        raise InputError(
+            f"teacher {job.teachers[slug].name} does not repeat itself: asked twice about the same documents, its probabilities differ by "
+            f"{found:.2g} of 1 on average (total variation; up to {job.tolerance:g} comes from batches and rounding)"
+        )
 
 
 def _warn_of_probabilities(values: NDArray[np.float32], name: str) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from logitcache.data import Ids, Rendition, RowLabels, Samples, View, excluded_of, offsets_of, whole_of
 from logitcache.data.exclusion import refuse_most, shown_beside
 from logitcache.dump.job import Job
-from logitcache.encoding import encode_rows
+from logitcache.encoding import TopKRows, encode_rows, top_classes
 from logitcache.errors import CacheIncompleteError, InputError, name_settings
 from logitcache.runtime.processes import Ranks
 from logitcache.runtime.progress import OnProgress, Progress
@@ -146,7 +146,7 @@ class Filler:
                 with torch.inference_mode():
                     random = self._uniforms(view, targets.ids[here])
                     computed.columns[slug].append(encode_rows(self._job.encoding, logits, labels, random))
-                    computed.right[slug].append(logits.argmax(1) == labels)
+                    computed.right[slug].append(top_classes(logits) == labels)
             computed.digests.append(batch.digests)
             computed.ids.append(targets.ids)
             self._report(view, int(((targets.ids >= first) & (targets.ids < last)).sum()))
@@ -234,7 +234,7 @@ class _Computed:
 
 def ask(
     teachers: Mapping[str, Teachers], batch: Rendition, targets: RowLabels, asked: Ids
-) -> Iterator[tuple[str, slice, torch.Tensor]]:
+) -> Iterator[tuple[str, slice, torch.Tensor | TopKRows]]:
     """Run every teacher on a batch that holds the inputs of all of them, in order.
 
     The last bits of a logit may depend on its place in a batch. So a sample keeps its place, whatever others are left out.

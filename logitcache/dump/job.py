@@ -26,13 +26,14 @@ from logitcache.runtime.device import float32_settings, pick_device
 from logitcache.runtime.wording import class_map_words, preprocessing_words
 from logitcache.store import Manifest, average_of, block_rows_for, open_place, read_manifest
 from logitcache.teachers.forward import Teachers, largest_fitting
+from logitcache.teachers.given import AskingAhead, GivenTeacher
 from logitcache.teachers.recorded import recorded_teacher
 
-__all__ = ["Job", "prepare"]
+__all__ = ["TOP_K", "Job", "make_manifest", "make_slugs", "prepare", "renderer_of"]
 
 _LARGEST_BATCH = 8192  # rows
 _MANY_CLASSES = 1000  # up to here a full row of float16 is 2 kB
-_TOP_K, _DRAWS = 64, 50
+TOP_K, _DRAWS = 64, 50
 _PREPROCESSING = ("mean", "std", "image_size", "crop_pct")
 _LOG = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ class Job:
         renderer: Renders the inputs of all teachers.
         reasons: Why samples are left out, as far as they could not be read: id in the whole data set to the reason.
         origins: For each teacher's slug where its preprocessing comes from: name of a setting to "option", "weights" or "data".
+        given: The teacher, where its log-probabilities are asked for and not computed here.
+        tolerance: By how much such a teacher may differ from itself, as the mean total variation of rows; 0: not at all.
     """
 
     manifest: Manifest
@@ -62,6 +65,8 @@ class Job:
     renderer: Renderer
     reasons: Mapping[int, str]
     origins: Mapping[str, Mapping[str, str]]
+    given: GivenTeacher | None = None
+    tolerance: float = 0.0
 
     def without(self, excluded: Ids, reasons: Mapping[int, str], settings: DumpSettings) -> "Job":
         """Return the same dump of fewer samples.
@@ -76,7 +81,9 @@ class Job:
         """
         samples = leave_out(self.samples, [*excluded_of(self.samples), *excluded])
         inputs = [one for teachers in self.teachers.values() for one in teachers.preprocessing]
-        renderer = _renderer(self.modality, samples, inputs, settings, torch.device(self.manifest.device))
+        renderer = renderer_of(self.modality, samples, inputs, settings, torch.device(self.manifest.device))
+        if self.given is not None:
+            renderer = AskingAhead(renderer, self.given, whole_of(samples)[1])
         manifest = replace(self.manifest, excluded=recorded_exclusions(samples, self.views))
         return replace(self, manifest=manifest, samples=samples, renderer=renderer, reasons={**self.reasons, **reasons})
 
@@ -106,16 +113,18 @@ def prepare(
     given = {name: getattr(settings, name) for name in _PREPROCESSING}
     inputs = [modality.choose_inputs(shown, recipes[0], given, network.preprocessing) for network in networks]
     mapped = None if indices is None else {"classes": answered, "indices": list(indices)}
-    entries = [_entry(*one, mapped) for one in zip(_slugs(networks), networks, inputs, strict=True)]
+    entries = [
+        _entry(*one, mapped) for one in zip(make_slugs([one.name for one in networks]), networks, inputs, strict=True)
+    ]
     begun, where = read_manifest(open_place(out)), pick_device(settings.device)
-    manifest = _manifest(settings, shown, data, recipes, entries, chosen, begun, where)
+    manifest = make_manifest(settings, shown, data, recipes, entries, chosen, begun, where)
     if settings.batch_size == "auto" and not begun and where.type != "cpu":
         manifest = replace(manifest, batch_size=_largest_batch(networks, entries, manifest, where))
     asked = [recorded_teacher(*one, manifest, where) for one in zip(networks, entries, strict=True)]
     slugs = [entry["slug"] for entry in manifest.teachers]
     groups = [asked] if settings.average else [[one] for one in asked]
     teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
-    renderer = _renderer(modality, shown, inputs, settings, where)
+    renderer = renderer_of(modality, shown, inputs, settings, where)
     origins = {entry["slug"]: _origins(given, network) for entry, network in zip(entries, networks, strict=True)}
     for entry in entries:
         seen = preprocessing_words(entry["preprocessing"], origins[entry["slug"]])
@@ -136,14 +145,15 @@ def _origins(given: Mapping[str, Any], network: Network) -> dict[str, str]:
     }
 
 
-def _renderer(
+def renderer_of(
     modality: Modality, samples: Samples, inputs: Sequence[Inputs], settings: DumpSettings, device: torch.device
 ) -> Renderer:
+    """Return what renders the inputs of a dump's teachers."""
     skips = {"skip_unreadable": True} if settings.skip_unreadable else {}
     return modality.renderer(samples, inputs, with_digests=True, workers=settings.workers, device=device, **skips)
 
 
-def _manifest(
+def make_manifest(
     settings: DumpSettings,
     samples: Samples,
     data: Any,
@@ -152,8 +162,21 @@ def _manifest(
     encoding: Encoding,
     begun: Manifest | None,
     device: torch.device,
+    versions: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Return the manifest of the cache: what is not asked for comes from the one that was `begun`, or from the machine."""
+    """Return the manifest of the cache: what is not asked for comes from the one that was `begun`, or from the machine.
+
+    Args:
+        settings: Settings of the dump.
+        samples: The data set, or the stretch of it that is dumped.
+        data: As it was named.
+        views: Renditions of the data set.
+        entries: The teachers'.
+        encoding: Of the rows.
+        begun: Manifest of the cache that is there, or None.
+        device: Device of the forward pass.
+        versions: Versions of software that is not on this machine.
+    """
     (whole, first), modality = whole_of(samples), modality_of(samples)
     forward = {
         "autocast": "bfloat16" if settings.amp else None,
@@ -185,7 +208,11 @@ def _manifest(
         },
         teachers=(average_of(entries),) if settings.average else tuple(entries),
         encoding=encoding.to_json(),
-        software=_versions({"logitcache", "numpy", "torch", "zarr", *modality.software}),
+        software=dict(
+            sorted(
+                (_versions({"logitcache", "numpy", "torch", "zarr", *modality.software}) | dict(versions or {})).items()
+            )
+        ),
         modality=modality.name,
         rows=None if offsets_of(samples) is None else rows,
         excluded=recorded_exclusions(samples, views),
@@ -265,11 +292,11 @@ def _networks(
     return [_with_weights(modality, one, classes, file) for one, file in zip(named, files, strict=True)]
 
 
-def _slugs(networks: Sequence[Network]) -> list[str]:
+def make_slugs(names: Sequence[str]) -> list[str]:
     """Name teachers inside a cache; two of one name are told apart by a number."""
     found: list[str] = []
-    for network in networks:
-        last = network.name.rstrip("/").rpartition("/")[2]  # of a path
+    for name in names:
+        last = name.rstrip("/").rpartition("/")[2]  # of a path
         slug = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")
         later = (f"{slug}-{number}" for number in itertools.count(2))
         found.append(slug if slug not in found else next(one for one in later if one not in found))
@@ -288,7 +315,7 @@ def _encoding(settings: DumpSettings, classes: int) -> Encoding:
         raise InputError("--encoding full keeps every class: leave out --top-k")
     if kind is None:
         kind = "topk" if top_k is not None or classes > _MANY_CLASSES else "full"
-    return FullEncoding(precision) if kind == "full" else TopKEncoding(top_k or _TOP_K, precision)
+    return FullEncoding(precision) if kind == "full" else TopKEncoding(top_k or TOP_K, precision)
 
 
 def _sampled(settings: DumpSettings) -> SampledEncoding:

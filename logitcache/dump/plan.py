@@ -17,7 +17,8 @@ from torch import nn
 from logitcache.data import kept_of, offsets_of
 from logitcache.dump.dump import probe_rows
 from logitcache.dump.fill import ask, refuse_unusable, samples_in, split
-from logitcache.dump.job import Job, prepare
+from logitcache.dump.given import prepare
+from logitcache.dump.job import Job
 from logitcache.dump.settings import DumpRequest, DumpSettings
 from logitcache.encoding import encode_rows
 from logitcache.errors import InputError
@@ -138,7 +139,8 @@ def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
             continue
         targets = job.modality.row_labels(job.samples, view, batch.samples)
         for slug, here, logits in ask(job.teachers, batch, targets, batch.samples):
-            refuse_unusable(logits.cpu().numpy(), targets.ids[here], view, job.samples, job.teachers[slug].name)
+            shown = logits if isinstance(logits, torch.Tensor) else logits.values
+            refuse_unusable(shown.cpu().numpy(), targets.ids[here], view, job.samples, job.teachers[slug].name)
             random = row_uniforms(
                 manifest.encoding, view.index, targets.ids[here], offsets_of(job.samples), manifest.data["first"]
             )
@@ -147,7 +149,7 @@ def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
             for name, column in encoded.items():
                 parts.setdefault(f"teachers/{slug}/{name}", []).append(column.cpu())
         rows += len(targets.ids)
-        if number == 0:
+        if number == 0 and job.given is None:
             began = time.perf_counter()  # the first one warms up
             continue
         timed += 1

@@ -21,6 +21,7 @@ __all__ = [
     "EncodingSettings",
     "InputSettings",
     "SampleSettings",
+    "ServerSettings",
     "TeacherSettings",
     "ViewSettings",
 ]
@@ -316,8 +317,44 @@ class DumpExecution(Settings):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class ServerSettings(Settings):
+    """How a teacher behind a server is asked."""
+
+    concurrency: int = option(
+        16,
+        metavar="N",
+        minimum=1,
+        conduct=True,
+        help="Documents that a teacher behind a server is asked about at once.",
+    )
+    request_timeout: float = option(
+        600.0, metavar="SECONDS", conduct=True, help="Seconds to wait for a server's answer before asking again."
+    )
+    server_patience: float = option(
+        1800.0,
+        metavar="SECONDS",
+        conduct=True,
+        help="Seconds for which a server that is busy, slow or restarting is asked again before the dump stops; the same command continues "
+        "it.",
+    )
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        self.check("request_timeout", lambda seconds: seconds > 0, "above 0")
+        self.check("server_patience", lambda seconds: seconds >= 0, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DumpSettings(
-    TeacherSettings, ViewSettings, SampleSettings, TextSettings, EncodingSettings, InputSettings, DumpExecution
+    TeacherSettings,
+    ViewSettings,
+    SampleSettings,
+    TextSettings,
+    EncodingSettings,
+    InputSettings,
+    DumpExecution,
+    ServerSettings,
 ):
     """All settings of a dump but the teacher, the data and the cache; reusable for any number of dumps.
 
@@ -339,8 +376,8 @@ class DumpRequest(Settings):
         metavar="NAME",
         panel="Teacher",
         help="Teacher network: a CIFAR network (resnet56, wrn-40-2, ...), torchvision:NAME, timm:NAME or package.module:factory; for "
-        "text hf:PATH, a folder or name of transformers, or hf:FILE.gguf. Several teachers run in one pass; on the command line, repeat "
-        "the option.",
+        "text hf:PATH, a folder or name of transformers, or hf:FILE.gguf; or vllm:URL or sglang:URL, a model behind a server "
+        "(docs/servers.md). Several teachers run in one pass; on the command line, repeat the option.",
     )
     data: Any = option(
         metavar="SPEC",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from logitcache.encoding.columns import Column, widest_bytes
 from logitcache.encoding.full import PRECISIONS, FullEncoding
+from logitcache.encoding.given import rows_of_logprobs
 from logitcache.encoding.sampled import DrawnRows, SampledEncoding
 from logitcache.encoding.topk import TopKEncoding, TopKRows, refuse_temperature
 from logitcache.errors import InputError, UnknownNameError
@@ -28,8 +29,10 @@ __all__ = [
     "dense",
     "encode_rows",
     "first_classes",
+    "joined_rows",
     "mean_of",
     "read_encoding",
+    "rows_of_logprobs",
     "top_classes",
     "widest_bytes",
 ]
@@ -47,30 +50,44 @@ def read_encoding(entry: Mapping[str, Any]) -> Encoding:
     """
     if entry.get("kind") == "full":
         return FullEncoding(entry["dtype"])
-    if entry.get("kind") == "topk":
-        return TopKEncoding(entry["k"], entry["dtype"])
+    if entry.get("kind") in ("topk", "topk-mass"):
+        return TopKEncoding(entry["k"], entry["dtype"], mass_only=entry["kind"] == "topk-mass")
     if entry.get("kind") == "sampled":
         return SampledEncoding(entry["draws"], entry["seed"], entry["proposal_temperature"])
     raise UnknownNameError(
-        f"unknown encoding {entry.get('kind')!r}; this logitcache reads: full, topk, sampled. Upgrade it."
+        f"unknown encoding {entry.get('kind')!r}; this logitcache reads: full, topk, topk-mass, sampled. Upgrade it."
     )
 
 
 def encode_rows(
-    encoding: Encoding, logits: Tensor, labels: Tensor, uniforms: NDArray[np.float64] | None
+    encoding: Encoding, rows: Tensor | TopKRows, labels: Tensor, uniforms: NDArray[np.float64] | None = None
 ) -> dict[str, Tensor]:
-    """Turn logits, [B, C] float32, into columns.
+    """Turn logits, [B, C], or rows of which the largest are known, into columns.
 
     Args:
-        encoding: How.
-        logits: The teacher's.
-        labels: [B] int64, on the same device.
+        encoding: How they are stored.
+        rows: On any device.
+        labels: True classes, [B] int64, on the same device.
         uniforms: Random numbers of the rows, [B, N] (`store.row_uniforms`); None where the encoding draws none.
+
+    Raises:
+        InputError: The rows hold less than is stored.
     """
+    if not isinstance(rows, Tensor):
+        if not isinstance(encoding, TopKEncoding):
+            raise InputError(f"every class is needed, and {rows.are_no_logits()}")
+        return encoding.narrow(rows, labels)
     if isinstance(encoding, SampledEncoding):
         assert uniforms is not None
-        return encoding.encode(logits, labels, torch.from_numpy(uniforms))
-    return encoding.encode(logits, labels)
+        return encoding.encode(rows, labels, torch.from_numpy(uniforms))
+    return encoding.encode(rows, labels)
+
+
+def joined_rows(parts: Sequence[Tensor | TopKRows]) -> Tensor | TopKRows:
+    """Put rows one after another: logits, or rows of which the largest are known."""
+    if isinstance(parts[0], TopKRows):
+        return TopKRows.cat([one for one in parts if isinstance(one, TopKRows)])
+    return torch.cat([one for one in parts if isinstance(one, Tensor)])
 
 
 def mean_of(logits: Sequence[Tensor]) -> Tensor:

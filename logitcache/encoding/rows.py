@@ -40,6 +40,17 @@ class PartialRows:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         return replace(self, **{name: change(getattr(self, name)) for name in _tensors(self)})  # type: ignore[type-var]
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the rows."""
+        return self.ids.device
+
+    @classmethod
+    def cat(cls, parts: Sequence[Self]) -> Self:
+        """Put batches of rows one after another, as `torch.cat`."""
+        joined = {name: torch.cat([getattr(one, name) for one in parts]) for name in _tensors(parts[0])}
+        return replace(parts[0], **joined)  # type: ignore[type-var]
+
     @classmethod
     def stack(cls, rows: Sequence[Self]) -> Self:
         """Put single rows together, as `torch.stack`."""

@@ -6,6 +6,9 @@ With n classes that were not kept, their mean m, variance v (over n) and log-sum
 
 so that every class of the rest gets the logit T (f(1/T) - log n). The mass of the rest is right; its shape is flat.
 The k largest are never renormalised.
+
+Rows of a server, or of another tool's cache, are log-probabilities at temperature 1: of the classes that were not kept their mass is
+known, and nothing of its shape. `TopKEncoding(mass_only=True)` stores that one number; such rows are completed for temperature 1 alone.
 """
 
 import math
@@ -54,6 +57,7 @@ class TopKRows(PartialRows):
         rest: Of the classes that were not kept: mean, standard deviation (over n), log-sum-exp, minimum, [B, 4] float32.
         classes: C.
         unranked: Rows whose label is not among the k largest, so that its rank among the rest is not known, [B] bool.
+        mass_only: Whether of the rest only the log-sum-exp is known; the other statistics are NaN.
     """
 
     ids: Tensor
@@ -61,6 +65,7 @@ class TopKRows(PartialRows):
     rest: Tensor
     classes: int
     unranked: Tensor
+    mass_only: bool = False
 
     def are_no_logits(self) -> str:
         """Return why they are no logits, for an error message."""
@@ -70,7 +75,16 @@ class TopKRows(PartialRows):
         )
 
     def rest_logit(self, temperature: float) -> Tensor:
-        """Return the logit that gives every class of the rest its share of their mass at a temperature, [B, 1]."""
+        """Return the logit that gives every class of the rest its share of their mass at a temperature, [B, 1].
+
+        Raises:
+            InputError: Only the mass at temperature 1 is known, and this is another temperature.
+        """
+        if self.mass_only and temperature != 1:
+            raise InputError(
+                "these rows are log-probabilities at temperature 1, as servers give them: the mass of the classes that were not kept is "
+                f"not known at temperature {temperature:g}. Use temperature 1."
+            )
         n, b = math.log(self.classes - self.ids.shape[1]), 1 / temperature
         if b == 1:
             return self.rest[:, 2:3] - n
@@ -116,10 +130,12 @@ class TopKEncoding:
     Attributes:
         k: How many of the largest are kept; one more column holds the label, or the next largest where it is among them.
         dtype: Of the values: a key of `PRECISIONS`.
+        mass_only: Whether of the rest only the log-sum-exp is stored, because nobody knows more.
     """
 
     k: int
     dtype: str
+    mass_only: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in PRECISIONS:
@@ -140,7 +156,7 @@ class TopKEncoding:
         found = {
             "ids": Column((width,), ids, ("rank",), compression=9 if classes > _VOCABULARY else 1),
             "values": Column((width,), PRECISIONS[self.dtype][1], ("rank",), compression=int(self.dtype == "u8")),
-            "rest": Column((4,), "<f2", ("statistic",), compression=1),
+            "rest": Column((1 if self.mass_only else 4,), "<f2", ("statistic",), compression=1),
         }
         if self.dtype == "u8":
             found["scale"] = Column((2,), "<f4", ("top_step",), compression=1)
@@ -159,12 +175,16 @@ class TopKEncoding:
         return self._packed(ids, logits.gather(1, ids), labels, torch.cat([mean, variance.sqrt(), total, minimum], 1))
 
     def narrow(self, rows: TopKRows, labels: Tensor) -> dict[str, Tensor]:
-        """Turn rows of a larger k into columns: what is kept no longer joins the rest.
+        """Turn rows of the same or a larger k into columns: what is not kept any more joins the rest.
 
         Raises:
-            InputError: They hold fewer than these.
+            InputError: They hold fewer than these, or less of the rest.
         """
         width = rows.ids.shape[1]
+        if rows.mass_only and not self.mass_only:
+            raise InputError(
+                "of the classes that were not kept only the mass is known: their statistics cannot be stored"
+            )
         if self.k + 1 > width:
             raise InputError(f"the rows hold the {width - 1} largest: not {self.k}")
         place = (rows.ids == labels[:, None]).int().argmax(1, keepdim=True)
@@ -221,6 +241,7 @@ class TopKEncoding:
             columns["values"] = rounded
             top = rounded.float().amax(1, keepdim=True)
         relative = torch.cat([rest[:, :1] - top, rest[:, 1:2], rest[:, 2:] - top], 1)
+        relative = relative[:, 2:3] if self.mass_only else relative
         columns["rest"] = relative.clamp(_LOWEST, -_LOWEST).half()
         return columns
 
@@ -238,9 +259,14 @@ class TopKEncoding:
             is_label = ids == labels[:, None].to(ids.device)
             own = values.masked_fill(~is_label, 0).sum(1, keepdim=True)
             far = is_label & ((values > own).sum(1, keepdim=True) == self.k)
-        mean, deviation, total, minimum = torch.unbind(columns["rest"].float()[:, :, None], 1)
-        rest = torch.cat([mean + top, deviation, total + top, minimum + top], 1)
-        return TopKRows(ids, values, rest, classes, far.any(1))
+        stored = columns["rest"].float()
+        if self.mass_only:
+            rest = torch.full_like(stored, torch.nan).repeat(1, 4)
+            rest[:, 2:3] = stored + top
+        else:
+            mean, deviation, total, minimum = torch.unbind(stored[:, :, None], 1)
+            rest = torch.cat([mean + top, deviation, total + top, minimum + top], 1)
+        return TopKRows(ids, values, rest, classes, far.any(1), self.mass_only)
 
     def check(self, columns: Mapping[str, NDArray[Any]], classes: int) -> str | None:
         """Say what cannot be in a view that was written whole: a class that does not exist, or one named twice."""
@@ -251,6 +277,8 @@ class TopKEncoding:
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the manifest."""
+        if self.mass_only:
+            return {"kind": "topk-mass", "k": self.k, "dtype": self.dtype}
         return {"kind": "topk", "k": self.k, "dtype": self.dtype, "stats_ddof": 0}
 
 

@@ -127,6 +127,13 @@ class Distillation:
             raise InputError(f"rows of draws will not do: {self.not_drawn}")
         return self.drawn(wide(student), rows, labels)
 
+    @property
+    def other_temperature(self) -> float | None:
+        """A temperature other than 1 at which the teacher's probabilities are read, or None."""
+        bound = {**getattr(self.divergence, "keywords", {}), **getattr(self.refine, "keywords", {})}
+        read = [*self.temperatures, *(value for name, value in bound.items() if name.endswith("_temperature"))]
+        return next((one for one in read if isinstance(one, int | float) and one != 1), None)
+
     def _of_rows(self, student: Tensor, rows: Rows, labels: Tensor, switches: Mapping[str, bool]) -> Tensor:
         """Evaluate with rows completed for each temperature in turn."""
         if self.every_class:

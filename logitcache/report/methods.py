@@ -1,6 +1,7 @@
 """What methods will do with the rows of a cache, and what they notice of how rows are stored."""
 
 from itertools import accumulate
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from logitcache.report.charts import Bar, bars, lines, quantile_strips
@@ -26,8 +27,9 @@ def what_a_method_will_do(stats: "CacheStats", fidelity: "Fidelity | None") -> s
     title = "What a method will do with it"
     if not preview.rows:
         return section(title, paragraph("No row can be read, so nothing can be said about methods."))
-    least = "at least " if stats.manifest["encoding"]["kind"] == "topk" else ""
-    figures = [*_edits(preview, least), _by_row(preview), *_mass(preview), *_outside(stats)]
+    least = "at least " if stats.manifest["encoding"]["kind"] != "full" else ""
+    by_row = [_by_row(preview)] if isfinite(preview.deviation.median) else []
+    figures = [*_edits(preview, least), *by_row, *_mass(preview), *_outside(stats)]
     return section(
         title,
         paragraph(f"Looked at {counted(preview.rows, 'row')}, at the papers' settings, without a student.", "quiet"),
@@ -48,12 +50,17 @@ def _edits(preview: "MethodPreview", least: str) -> list[str]:
         captioned(
             "Rows that label-aware methods change",
             bars("Rows changed by method", "; ".join(f"{bar.name} {bar.said}" for bar in rows) + ".", rows, full=1.0),
-            f"Of the rows it edits, LoCa moves {percent(preview.loca_moved)} of the probability in the mean, swap "
-            f"{percent(preview.swap_moved)}; where RLD hides more than the label, it hides {least}{number(preview.rld_hidden)} "
+            f"Of the rows it edits, {_moved('LoCa', preview.loca_moved)}swap moves {percent(preview.swap_moved)} of the probability in "
+            f"the mean; where RLD hides more than the label, it hides {least}{number(preview.rld_hidden)} "
             "classes. Near 0% there is nothing for them to mend on this cache. A large share is good where the teacher errs "
             "and bad where the labels do: see the last section.",
         )
     ]
+
+
+def _moved(name: str, share: float) -> str:
+    """Say how much a method moves, where that is known."""
+    return f"{name} moves {percent(share)} and " if isfinite(share) else ""
 
 
 def _by_row(preview: "MethodPreview") -> str:

@@ -74,7 +74,8 @@ def encoding_words(encoding: Mapping[str, Any]) -> str:
     if encoding["kind"] == "sampled":
         tempered = encoding["proposal_temperature"]
         return f"{counted(encoding['draws'], 'draw')}{f' at temperature {tempered:g}' if tempered != 1 else ''}"
-    return f"{'full' if encoding['kind'] == 'full' else 'top-' + str(encoding['k'])} {encoding['dtype']}"
+    known = " with the mass of the rest" if encoding["kind"] == "topk-mass" else ""
+    return f"{'full' if encoding['kind'] == 'full' else 'top-' + str(encoding['k'])} {encoding['dtype']}{known}"
 
 
 def kept_words(encoding: Mapping[str, Any]) -> str:
@@ -84,6 +85,8 @@ def kept_words(encoding: Mapping[str, Any]) -> str:
     kept = (
         "every class"
         if encoding["kind"] == "full"
+        else f"the {encoding['k']} largest log-probabilities, the label's and the mass of the rest"
+        if encoding["kind"] == "topk-mass"
         else f"the {encoding['k']} largest logits, the label's and statistics of the rest"
     )
     return f"{kept}, as {encoding['dtype']}"

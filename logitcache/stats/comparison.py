@@ -213,7 +213,11 @@ class _Sums:
     def divergence(self, direction: int) -> dict[str, float]:
         """Return the mean KL in nats by temperature: 0 from the first to the second, 1 back."""
         means = np.maximum(self._divergence[:, direction] / self.rows, 0).tolist()
-        return {f"T={temperature:g}": mean for temperature, mean in zip(_TEMPERATURES, means, strict=True)}
+        return {
+            f"T={temperature:g}": mean
+            for temperature, mean in zip(_TEMPERATURES, means, strict=True)
+            if np.isfinite(mean)  # of some caches the rest is known at temperature 1 alone
+        }
 
 
 def _side(cache: Cache, sums: _Sums, side: int) -> Side:

@@ -90,6 +90,7 @@ def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
                 divergences(exact.astype(np.float64), rows.astype(np.float64), temperature)[0].mean()
             )
             for temperature, rows in stored.items()
+            if np.isfinite(rows).all()  # of some caches the rest is known at temperature 1 alone
         },
         int((exact.argmax(1) != stored[1].argmax(1)).sum()),
     )

@@ -48,7 +48,7 @@ def preview_rows(rows: Rows, *, mixed: bool = False) -> Preview:
     }
     return ({} if mixed else of_label) | {
         "atkd": np.maximum(_FACTOR * largest / (deviation + _TINY), _FACTOR * _TINY),
-        "normkd": _BASE * np.where(deviation > 0, deviation, _TINY),
+        "normkd": _BASE * np.where(deviation <= 0, _TINY, deviation),
         "deviation": deviation,
         "outside": np.stack([mass[:, 1] / mass.sum(1) for mass in masses], 1),
         "by_rank": np.exp(_largest(rows)) / total[:, None],
@@ -88,7 +88,9 @@ class Previews:
             atkd_temperature=_quantiles(every["atkd"]),
             normkd_temperature=_quantiles(every["normkd"]),
             deviation=_quantiles(every["deviation"]),
-            mass_outside={f"T={one:g}": share for one, share in zip(_TEMPERATURES, outside, strict=True)},
+            mass_outside={
+                f"T={one:g}": share for one, share in zip(_TEMPERATURES, outside, strict=True) if math.isfinite(share)
+            },
             mass_by_rank=(self._by_rank / max(rows, 1)).tolist(),
         )
 
@@ -116,9 +118,9 @@ def _masses(rows: Rows, temperature: float) -> Doubles:
 def _lifted(rows: Rows, own: Doubles) -> Doubles:
     """LoCa's logit of the label of a wrong row, relative to the largest (logitcache/methods/loca.py)."""
     rest = _masses(rows, _CALIBRATION).sum(1) - np.exp(own / _CALIBRATION)  # a wrong row has its largest logit in it
-    with np.errstate(divide="ignore"):  # of a row that is right the number is not used
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a row that is right the number is not used
         rest = np.log(np.maximum(rest, 0)) + math.log1p(-_ALPHA)
-    return np.asarray(_CALIBRATION * (np.logaddexp(0, rest) - math.log(_ALPHA)))
+        return np.asarray(_CALIBRATION * (np.logaddexp(0, rest) - math.log(_ALPHA)))
 
 
 def _spread(rows: Rows) -> tuple[Doubles, Doubles]:
@@ -126,6 +128,9 @@ def _spread(rows: Rows) -> tuple[Doubles, Doubles]:
     gaps = rows.gaps.astype(np.float64)
     total, lowest = gaps.sum(1), gaps.min(1)
     mean_of_rest = deviation_of_rest = np.zeros(len(gaps))
+    if rows.rest is not None and rows.rest.shape[1] == 1:  # of the rest only the mass is known
+        unknown = np.full(len(gaps), np.nan)
+        return unknown, unknown
     if rows.rest is not None:
         mean_of_rest, deviation_of_rest, _, minimum = rows.rest.astype(np.float64).T
         total, lowest = total + rows.others * mean_of_rest, np.minimum(lowest, minimum)

@@ -203,7 +203,7 @@ def _constant(rows: Rows, total: Floats) -> Bools:
     found = total > _NEARLY_FLAT * rows.classes
     likely = np.flatnonzero(found)
     found[likely] = (rows.gaps[likely] == 0).all(1)
-    if rows.rest is not None:
+    if rows.rest is not None and rows.rest.shape[1] > 1:
         found[likely] &= (rows.rest[likely][:, [0, 1, 3]] == 0).all(1)
     return found
 

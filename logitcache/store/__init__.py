@@ -4,7 +4,7 @@ import sys
 
 from logitcache.errors import InputError
 from logitcache.store.classes import NumberedClasses, classes_from_json, classes_to_json
-from logitcache.store.decode import completion, decode_rows, kept_values, rest_level, rounding
+from logitcache.store.decode import completion, decode_rows, kept_values, rest_level, rounding, total_variation
 from logitcache.store.draws import draw_gaps, drawn_targets, row_uniforms
 from logitcache.store.layout import PROBE_BYTES, Carried, block_rows_for, compressed_bytes
 from logitcache.store.ledger import history
@@ -55,6 +55,7 @@ __all__ = [
     "row_uniforms",
     "rows_of",
     "samples_of",
+    "total_variation",
     "with_rows",
 ]
 

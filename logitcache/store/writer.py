@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from logitcache.errors import CacheIncompleteError, CacheMismatchError, LogitCacheError
 from logitcache.runtime.files import describe, tally
 from logitcache.runtime.wording import counted
+from logitcache.store.decode import total_variation
 from logitcache.store.layout import (
     ArraySpec,
     Carried,
@@ -164,6 +165,7 @@ class CacheWriter:
         changed: NDArray[np.bool_] | None = None,
         *,
         allow_mixed: bool = False,
+        tolerance: float = 0.0,
     ) -> None:
         """Write metadata, labels and probe where they are not there yet.
 
@@ -172,6 +174,7 @@ class CacheWriter:
             probe: For each teacher's slug its logits, [P, C] float32; those of samples that are left out do not matter.
             changed: Which of these rows may be others than before, because samples are left out, [P]; None: none.
             allow_mixed: Whether to go on when they are not, bit for bit, what an earlier start computed.
+            tolerance: Mean total variation up to which rows are what an earlier start was given, where they come from a server.
 
         Raises:
             CacheMismatchError: The teacher computes other bits here than where the dump was begun.
@@ -187,6 +190,7 @@ class CacheWriter:
                 self._stored_probe(specs[f"probe/logits/{slug}"]) if self.committed else None,
                 same,
                 allow_mixed=allow_mixed,
+                tolerance=tolerance,
             )
             for slug, values in probe.items()
         }
@@ -224,7 +228,12 @@ class CacheWriter:
         self._metadata, self._described = metadata_files(self.manifest, specs), self.manifest
 
     def follow(
-        self, probe: Mapping[str, NDArray[np.float32]], changed: NDArray[np.bool_], *, allow_mixed: bool = False
+        self,
+        probe: Mapping[str, NDArray[np.float32]],
+        changed: NDArray[np.bool_],
+        *,
+        allow_mixed: bool = False,
+        tolerance: float = 0.0,
     ) -> None:
         """Compare what the teachers say here with what they said to the leader, who has begun the cache (see `begin`).
 
@@ -238,7 +247,7 @@ class CacheWriter:
                 raise CacheMismatchError(
                     f"{self.place}: the probe that process 0 wrote is not seen from here. All processes must see the same path."
                 )
-            self._agreed(slug, values, stored, ~changed, allow_mixed=allow_mixed)
+            self._agreed(slug, values, stored, ~changed, allow_mixed=allow_mixed, tolerance=tolerance)
 
     def _agreed(
         self,
@@ -248,10 +257,19 @@ class CacheWriter:
         same: NDArray[np.bool_],
         *,
         allow_mixed: bool,
+        tolerance: float,
     ) -> NDArray[np.float32]:
         """Return the probe to keep: the one that is there, where there is one, of rows that should be the same."""
         if stored is None or np.array_equal(stored[same], values[same]):
             return values
+        if tolerance and not allow_mixed:
+            if (found := total_variation(stored[same], values[same])) > tolerance:
+                raise CacheMismatchError(
+                    f"{self.place}: teacher {slug} gives other probabilities than where the dump was begun: they differ by {found:.2g} of "
+                    f"1 on average over {len(values)} probe rows (total variation; up to {tolerance:g} comes from batches and rounding). "
+                    "Serve the same model, or choose another --out."
+                )
+            return np.where(same[:, None], stored, values)
         if not allow_mixed:
             raise CacheMismatchError(
                 f"{self.place}: on this machine teacher {slug} gives other logits than where the dump was begun (largest gap "

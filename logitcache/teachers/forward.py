@@ -7,13 +7,13 @@ batches are always full: the last one is padded, and padding is thrown away.
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from logitcache.data import Inputs, Modality, Rendition, RowLabels
-from logitcache.encoding import mean_of
+from logitcache.encoding import TopKRows, dense, joined_rows, mean_of
 from logitcache.errors import InputError
 from logitcache.models import Network, evaluating, explain_forward_errors, float_dtype
 from logitcache.runtime.device import compile_function, cpu_threads, explain_oom, float32_precision
@@ -141,6 +141,24 @@ class Teacher:
             yield logits.float() if self._picked is None else logits.float()[:, self._picked]
 
 
+class Member(Protocol):
+    """What `Teachers` asks: a `Teacher` that runs here, or one whose rows are given.
+
+    Attributes:
+        name: For messages.
+        preprocessing: What it is shown.
+    """
+
+    name: str
+    preprocessing: Inputs
+
+    def rows(self, rendered: Any, keep: Tensor | None = None) -> Iterator[Tensor] | Iterator[TopKRows]:
+        """Yield a batch's rows in order, a chunk at a time."""
+
+    def close(self) -> None:
+        """Release what is held."""
+
+
 class Teachers:
     """An ensemble whose mean logits are stored as one; usually a single teacher.
 
@@ -149,13 +167,13 @@ class Teachers:
         preprocessing: One for each member.
     """
 
-    def __init__(self, members: Sequence[Teacher]) -> None:
+    def __init__(self, members: Sequence[Member]) -> None:
         self._members = members
         self.name = ", ".join(member.name for member in members)
         self.preprocessing = tuple(member.preprocessing for member in members)
 
-    def rows(self, rendered: Sequence[Any], keeps: Sequence[Tensor | None]) -> Iterator[Tensor]:
-        """Yield the raw logits of a batch's rows in order, [r, C] float32, a chunk at a time.
+    def rows(self, rendered: Sequence[Any], keeps: Sequence[Tensor | None]) -> Iterator[Tensor | TopKRows]:
+        """Yield the raw logits of a batch's rows in order, [r, C] float32, a chunk at a time; or what is known of them.
 
         Args:
             rendered: One entry of `Rendition.inputs` for each member.
@@ -166,10 +184,12 @@ class Teachers:
         """
         streams = [member.rows(*one) for member, *one in zip(self._members, rendered, keeps, strict=True)]
         for answers in zip(*streams, strict=True):
-            yield answers[0] if len(answers) == 1 else mean_of(answers)
+            yield answers[0] if len(answers) == 1 else mean_of([dense(one, 1.0) for one in answers])
 
     def logits(self, batch: Rendition, rows: RowLabels, first: int = 0) -> Tensor:
         """Return the raw logits of a batch's rows, [R, C] float32, as an ordinary tensor that autograd takes as a constant.
+
+        Rows of which the largest are known are completed for temperature 1.
 
         Args:
             batch: The batch, with an input for each member.
@@ -178,7 +198,7 @@ class Teachers:
         """
         networks = range(first, first + len(self._members))
         keeps = [batch.kept(rows, network) for network in networks]
-        return torch.cat(list(self.rows([batch.inputs[network] for network in networks], keeps)))
+        return dense(joined_rows(list(self.rows([batch.inputs[network] for network in networks], keeps))), 1.0)
 
     def close(self) -> None:
         """Restore the mode of every network."""

@@ -11,8 +11,10 @@ from logitcache.errors import CacheMismatchError, InputError, UnknownNameError
 from logitcache.models import Network, hash_weights
 from logitcache.store import Cache, Manifest
 from logitcache.teachers.forward import Teacher, Teachers
+from logitcache.teachers.given import GivenTeacher
+from logitcache.teachers.servers.server import SERVERS, Asking, connect, is_server
 
-__all__ = ["live_teacher_of", "recorded_teacher"]
+__all__ = ["live_teacher_of", "recorded_teacher", "served_teacher_of"]
 
 
 def recorded_teacher(network: Network, entry: Mapping[str, Any], manifest: Manifest, device: torch.device) -> Teacher:
@@ -55,6 +57,10 @@ def live_teacher_of(
         InputError: It cannot be built.
     """
     (entry,) = cache.of(None).manifest.teachers
+    if "gives" in entry:
+        raise InputError(
+            f"the teacher of {cache.place}, {entry['name']}, does not run here: train from the cache, without the live teacher"
+        )
     members = entry["members"] or [entry]
     if len(members) > 1 and (teacher is not None or weights is not None):
         raise InputError(
@@ -62,6 +68,44 @@ def live_teacher_of(
             "files that the dump used."
         )
     return Teachers([_live(cache, member, teacher, weights, device) for member in members])
+
+
+def served_teacher_of(cache: Cache, address: str | None) -> Teachers:
+    """Connect to the server that a cache's rows came from.
+
+    Args:
+        cache: Says which model, and where it was served.
+        address: `vllm:URL` or `sglang:URL` where it is served now; None: where it was.
+
+    Raises:
+        CacheMismatchError: It serves another model.
+        InputError: The rows did not come from a server, or it refuses.
+        CacheIncompleteError: It does not answer.
+    """
+    manifest = cache.manifest
+    (entry,) = cache.of(None).manifest.teachers
+    if entry["gives"]["by"] not in SERVERS:
+        raise InputError(
+            f"the rows of {cache.place} were imported ({entry['name']}): there is no teacher that could answer again. Leave out --replay."
+        )
+    if address is not None and not is_server(address):
+        raise InputError(f"the teacher of {cache.place} is behind a server: name it as {entry['gives']['by']}:URL")
+    asking = Asking()
+    server = connect(address or f"{entry['gives']['by']}:{entry['weights']}", asking)
+    if server.name != entry["name"]:
+        server.close()
+        raise CacheMismatchError(
+            f"{server.url} serves {server.name}, and {cache.place} was dumped from {entry['name']}"
+        )
+    inputs = find_modality(manifest.modality).read_inputs(entry["preprocessing"])
+    one = GivenTeacher(
+        server,
+        inputs,
+        k=manifest.encoding["k"],
+        classes=len(manifest.classes),
+        concurrency=asking.concurrency,
+    )
+    return Teachers([one])
 
 
 def _live(

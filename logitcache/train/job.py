@@ -230,14 +230,24 @@ def _refuse_too_little(cache: Cache, objective: Objective) -> None:
                 f"temperature 1: {fine}. Choose one of them, or dump again with --encoding full or topk."
             )
         return
-    if loss is None or encoding["kind"] != "topk":
+    if loss is None or encoding["kind"] == "full":
         if loss is not None and loss.bucket:
             raise InputError(f"{cache.place} keeps every class: nothing is left for --tail bucket. Leave it out.")
         return
     if loss.every_class:
         raise CacheMismatchError(
             f"{cache.place} keeps the {encoding['k']} largest of {len(cache.manifest.classes)} logits, and {loss.every_class}. "
-            f"Dump again with --encoding full{_fuller(cache)} or choose another method."
+            + (
+                "Its teacher gave no more: choose another method."
+                if encoding["kind"] == "topk-mass"
+                else f"Dump again with --encoding full{_fuller(cache)} or choose another method."
+            )
+        )
+    if encoding["kind"] == "topk-mass" and (temperature := loss.other_temperature) is not None:
+        raise CacheMismatchError(
+            f"{cache.place} holds log-probabilities at temperature 1, and of the classes outside the {encoding['k']} largest only their "
+            f"mass: what that mass is at temperature {temperature:g} nobody can tell. Use --temperature 1 (of a method that has others, "
+            "each of them), or dump a teacher whose logits are at hand."
         )
 
 

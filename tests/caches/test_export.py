@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import texts
 import tiny
 import torch
 from safetensors import safe_open
 
+import logitcache
 from logitcache.caches.export import export_cache
 from logitcache.encoding import dense, read_encoding
 from logitcache.errors import InputError
@@ -116,3 +118,50 @@ def test_the_command_says_what_it_wrote(run, dump):
     assert done.exit_code == 0
     assert done.stdout.startswith("rows.parquet: ")
     assert run("export", "c.zarr", "--out", "rows.txt").exit_code == 1
+
+
+def test_documents_are_lists_of_ids_and_log_probabilities_by_position(tmp_path):
+    """List i is the distribution of token i + 1, of blocks that cut documents too; what is no target has an empty list."""
+    samples = texts.contexts(30, longest=12, seed=3, targets=True)
+    logitcache.dump_logits(texts.teacher(40), samples, tmp_path / "c.zarr", batch_size=4, block_rows=16, exclude=[4])
+    with pytest.raises(InputError, match="keeps every class, and `layout` documents lists the largest"):
+        export_cache(tmp_path / "c.zarr", tmp_path / "c.parquet", layout="documents")
+    cache = logitcache.dump_logits(
+        texts.teacher(40),
+        samples,
+        tmp_path / "k.zarr",
+        top_k=6,
+        precision="f32",
+        batch_size=4,
+        block_rows=16,
+        exclude=[4],
+    )
+    export_cache(cache, tmp_path / "k.parquet", layout="documents")
+    table = pq.read_table(tmp_path / "k.parquet")
+    assert b"logitcache" in table.schema.metadata
+    kept = [n for n in range(30) if n != 4]
+    assert table["input_ids"].to_pylist() == [
+        samples.tokens[samples.documents[n] : samples.documents[n + 1]].tolist() for n in kept
+    ]
+    exact = dict(zip(*cache.probe(cache.teacher), strict=True))
+    seen, row = 0, 0
+    for number, ids, values in zip(kept, table["token_ids"].to_pylist(), table["top_values"].to_pylist(), strict=True):
+        begin, end = samples.documents[number : number + 2]
+        assert len(ids) == len(values) == max(end - begin - 1, 0)
+        row = samples.offsets[number]
+        for place in range(begin + 1, end):
+            said, logprobs = ids[place - begin - 1], values[place - begin - 1]
+            assert len(said) == (7 if samples.targets[place] else 0)
+            if not said:
+                continue
+            assert samples.tokens[place] in said
+            assert logprobs == sorted(logprobs, reverse=True)
+            if row in exact:
+                logits = exact[row].astype(np.float64)
+                expected = logits[said] - np.log(np.exp(logits).sum())
+                assert np.allclose(logprobs, expected, atol=2e-3)
+                seen += 1
+            row += 1
+    assert seen > 20
+    with pytest.raises(InputError, match=r"must end in .parquet"):
+        export_cache(cache, tmp_path / "k.safetensors", layout="documents")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from logitcache.encoding import FullEncoding, TopKEncoding, dense, read_encoding
+from logitcache.encoding import FullEncoding, TopKEncoding, dense, encode_rows, read_encoding, rows_of_logprobs
 from logitcache.errors import InputError, UnknownNameError
 from logitcache.methods import get_loss
 from logitcache.store import compressed_bytes, decode_rows, kept_values, rounding
@@ -179,6 +179,52 @@ def test_methods_that_need_every_class_refuse_rows_of_the_largest(name):
     rows = decoded(encoding, stored(encoding, logits, labels), labels, 30)
     with pytest.raises(InputError, match="rows of which the largest were kept will not do"):
         get_loss(name)(logits, rows, labels)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "u8"])
+def test_rows_whose_rest_is_known_by_its_mass_are_complete_at_temperature_one_alone(dtype):
+    """From logits, and from log-probabilities that somebody gave: in any order, with more than are kept, and with none beside."""
+    logits, labels = draw(classes=40)
+    logprobs, encoding = logits.double().log_softmax(1), TopKEncoding(5, dtype, mass_only=True)
+    assert read_encoding(encoding.to_json()) == encoding
+    columns = stored(encoding, logprobs.float(), labels)
+    rows = encoding.decode({name: torch.from_numpy(one) for name, one in columns.items()}, labels, 40)
+    like = TopKEncoding(5, dtype)
+    shaped = like.decode(like.encode(logprobs.float(), labels), labels, 40)
+    assert torch.equal(rows.at(1.0), shaped.at(1.0))
+    assert np.allclose(decode_rows(encoding.to_json(), columns, 40), rows.at(1.0).numpy(), atol=1e-5)
+    assert np.isnan(decode_rows(encoding.to_json(), columns, 40, 2.0)).any()
+    with pytest.raises(InputError, match="not known at temperature 2"):
+        rows.at(2.0)
+    with pytest.raises(InputError, match="only the mass is known"):
+        like.narrow(rows, labels)
+    ids = torch.cat([logprobs.topk(7).indices, labels[:, None]], 1)
+    ids[(ids[:, :-1] == labels[:, None]).any(1), -1] = -1  # named once
+    given = torch.where(ids >= 0, logprobs.gather(1, ids.clamp(min=0)), -torch.inf)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(1))
+    found = rows_of_logprobs(ids[:, order].numpy(), given[:, order].numpy(), labels.numpy(), 5, 40)
+    assert torch.equal(found.ids, shaped.ids)
+    assert torch.equal(found.unranked, shaped.unranked)
+    again = {name: column.numpy() for name, column in encode_rows(encoding, found, labels).items()}
+    assert all(np.allclose(again[name], columns[name], rtol=1e-3, atol=1e-3) for name in columns)
+
+
+def test_log_probabilities_that_are_none_are_refused_by_row():
+    ids, labels = np.arange(6)[None].repeat(3, 0), np.array([0, 1, 2])
+    good = np.log(np.full((3, 6), 0.1))
+
+    def refuses(says, k=4, **changes):
+        given = {"ids": ids.copy(), "logprobs": good.copy(), "labels": labels} | changes
+        with pytest.raises(InputError, match=says):
+            rows_of_logprobs(k=k, classes=50, **given)
+
+    refuses(r"row 1 does not name its own token", labels=np.array([0, 40, 2]))
+    refuses(r"row 0 has fewer than 8 classes \(6\)", k=7)
+    refuses(r"row 0 has probabilities that sum to more than 1 \(1.5", logprobs=np.log(np.full((3, 6), 0.3)))
+    refuses(r"row 2 has log-probabilities above 0", logprobs=good + np.array([[0], [0], [9.0]]))
+    refuses(r"row 1 has a log-probability that is no number", logprobs=good * np.array([[1], [np.nan], [1.0]]))
+    beyond = rows_of_logprobs(ids + np.array([0, 0, 0, 0, 0, 900]), good, labels, 4, 50)
+    assert np.allclose(beyond.values.exp().numpy(), 0.1 / 0.9)
 
 
 def test_ids_that_no_dump_wrote_are_found():

@@ -72,8 +72,8 @@ def open_text(kind: str, path: str, reading: TextReading | None = None) -> Docum
         return _open_tokens(Path(path).expanduser(), chosen)
     if chosen.tokenizer is None:
         raise InputError(
-            f"{kind}:{path} is text, and no tokenizer is known that makes tokens of it. A teacher hf:PATH brings its own; else use "
-            "tokens:FILE.npz."
+            f"{kind}:{path} is text, and no tokenizer is known that makes tokens of it. A teacher hf:PATH brings its own; name one "
+            "with --tokenizer hf:PATH, or use tokens:FILE.npz."
         )
     files = _files(path, {"text": ".txt", "jsonl": ".jsonl", "parquet": ".parquet"}[kind])
     readers = {"text": _text_entries, "jsonl": _jsonl_entries, "parquet": _parquet_entries}

@@ -1,0 +1,168 @@
+"""Dumps of teachers that are not run here: their log-probabilities are asked for, over HTTP or from another tool's files."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from logitcache.data import kept_of, modality_of, whole_of
+from logitcache.dump import job as jobs
+from logitcache.dump.job import TOP_K, Job, make_manifest, make_slugs, renderer_of
+from logitcache.dump.samples import choose_samples
+from logitcache.dump.settings import DumpSettings
+from logitcache.encoding import TopKEncoding
+from logitcache.errors import InputError
+from logitcache.models.language.tokenizer import load_tokenizer
+from logitcache.store import open_place, read_manifest
+from logitcache.teachers.forward import Teachers
+from logitcache.teachers.given import AskingAhead, GivenTeacher, RowSource
+from logitcache.teachers.servers.server import Asking, Server, connect, is_server
+
+__all__ = ["given_job", "prepare"]
+
+_TOLERANCE = 0.05  # mean total variation between two answers of one server; another model is beyond 0.2
+_OF_FORWARD = {  # settings of a forward pass, which happens elsewhere
+    "teacher_weights": "--teacher-weights",
+    "average": "--average",
+    "amp": "--amp",
+    "compiled": "--compile",
+}
+_COMPARED = 256  # tokens of a text that two tokenizers are compared on
+_LOG = logging.getLogger(__name__)
+
+
+def prepare(
+    teacher: str | nn.Module | Sequence[str | nn.Module], data: Any, out: str | Path, settings: DumpSettings
+) -> Job:
+    """Open data and teacher, here or behind a server, and decide what the cache will be; writes nothing.
+
+    Raises what `dump_logits` raises.
+    """
+    named = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
+    if not any(map(is_server, named)):
+        return jobs.prepare(teacher, data, out, settings)
+    if len(named) > 1:
+        raise InputError("a teacher behind a server is dumped alone: dump the others into caches of their own")
+    _refuse_options(str(named[0]), settings)
+    samples, reasons = choose_samples(data, named[0], out, settings)
+    asking = Asking(settings.concurrency, settings.request_timeout, settings.server_patience)
+    server = connect(str(named[0]), asking)
+    try:
+        _refuse_other_data(server.name, samples)
+        _compare_tokenizers(server, settings.tokenizer, samples)
+        found = given_job(
+            server,
+            samples,
+            data,
+            out,
+            settings,
+            weights=server.url,
+            gives={"by": server.kind, "values": "log-probabilities", "temperature": 1.0, "rest": "mass"},
+            needs=server.preprocessing,
+            versions={server.kind: server.version} if server.version else {},
+        )
+    except BaseException:
+        server.close()
+        raise
+    return replace(found, reasons=reasons, tolerance=_TOLERANCE)
+
+
+def given_job(
+    source: RowSource,
+    samples: Any,
+    data: Any,
+    out: str | Path,
+    settings: DumpSettings,
+    *,
+    weights: str,
+    gives: Mapping[str, Any],
+    needs: Mapping[str, Any] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> Job:
+    """Decide what a cache of log-probabilities will be.
+
+    Args:
+        source: Where they come from.
+        samples: The documents.
+        data: As they were named.
+        out: Path of the cache.
+        settings: Settings of the dump.
+        weights: Where the source is, for people.
+        gives: What the manifest says of the rows.
+        needs: What the documents must be like: `positions`.
+        versions: Versions of the software that computed the rows.
+
+    Raises:
+        LogitCacheError: The settings do not suit it, or `out` cannot be read.
+    """
+    modality = modality_of(samples)
+    views = tuple(modality.make_views(settings.augment, settings.views, settings.seed))
+    if settings.encoding == "full":
+        raise InputError(f"{source.name} gives the largest log-probabilities alone: leave out --encoding full")
+    encoding = TopKEncoding(
+        settings.top_k or min(TOP_K, max(len(samples.classes) - 2, 1)), settings.precision, mass_only=True
+    )
+    inputs = modality.choose_inputs(samples, views[0], {}, needs or {})
+    entry = {
+        "slug": make_slugs([source.name])[0],
+        "name": source.name,
+        "weights": weights,
+        "weights_sha256": None,
+        "class_map": None,
+        "preprocessing": inputs.to_json(),
+        "members": [],
+        "gives": dict(gives),
+    }
+    begun, where = read_manifest(open_place(out)), torch.device("cpu")
+    if settings.batch_size == "auto":
+        settings = replace(settings, batch_size=None)
+    manifest = make_manifest(settings, samples, data, views, [entry], encoding, begun, where, versions)
+    teacher = GivenTeacher(source, inputs, k=encoding.k, classes=len(samples.classes), concurrency=settings.concurrency)
+    renderer = AskingAhead(renderer_of(modality, samples, [inputs], settings, where), teacher, whole_of(samples)[1])
+    teachers = {entry["slug"]: Teachers([teacher])}
+    return Job(manifest, modality, samples, views, encoding, teachers, renderer, {}, {}, given=teacher)
+
+
+def _refuse_options(spec: str, settings: DumpSettings) -> None:
+    """Raise InputError where an option is about a forward pass, which happens elsewhere."""
+    if named := [option for name, option in _OF_FORWARD.items() if getattr(settings, name)]:
+        raise InputError(f"{named[0]} is for a teacher that runs here, and {spec} runs behind its server: leave it out")
+
+
+def _refuse_other_data(name: str, samples: Any) -> None:
+    if modality_of(samples).name != "text":
+        raise InputError(f"{name} answers for text, and this data set is none")
+
+
+def _compare_tokenizers(server: Server, tokenizer: str | None, samples: Any) -> None:
+    """Compare the ids that the server's tokenizer makes of some text with those of the data's.
+
+    Raises:
+        InputError: They differ.
+    """
+    if tokenizer is None:
+        _LOG.warning(
+            "%s: the data's tokenizer is not named, so it cannot be compared with the server's. See to it that its ids are the server's, "
+            "or name it with --tokenizer hf:PATH.",
+            server.name,
+        )
+        return
+    ours, first = load_tokenizer(tokenizer), kept_of(samples)[0]
+    begin, end = samples.documents[first], samples.documents[first + 1]
+    text = ours.decode(samples.tokens[begin : min(end, begin + _COMPARED)].tolist(), skip_special_tokens=True)
+    expected = ours(text, add_special_tokens=False)["input_ids"]
+    found = server.tokenize(text)
+    if found is None:
+        _LOG.warning(
+            "%s does not say what its tokenizer makes of text: it is not compared with %s", server.name, tokenizer
+        )
+    elif found != expected and found[1:] != expected:  # behind a token that begins each text
+        place = next((n for n, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(expected))
+        raise InputError(
+            f"{server.name} has another tokenizer than {tokenizer}: of the same text it makes {len(found)} tokens, the other "
+            f"{len(expected)}, and they differ from token {place} on. Name the server's with --tokenizer hf:PATH."
+        )

@@ -1,0 +1,223 @@
+"""A teacher that is not run here: its log-probabilities are asked for, document by document.
+
+It stands where a `Teacher` stands, and yields rows of which the largest are known instead of logits of every class.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from logitcache.data import Ids, Inputs, Rendition
+from logitcache.data.protocol import Renderer
+from logitcache.encoding import TopKRows, rows_of_logprobs
+from logitcache.errors import InputError
+
+__all__ = ["AskingAhead", "GivenTeacher", "RowSource"]
+
+_SHOWN = 4  # tokens of a document in a message
+_ENDING = 2.0  # seconds to wait for threads to end
+
+
+class RowSource(Protocol):
+    """Where log-probabilities come from.
+
+    Attributes:
+        name: Of the teacher, for messages.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the teacher."""
+
+    def ask(self, tokens: Sequence[int], largest: int, subject: str, /) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Return ids and log-probabilities of each token but the first, [L - 1, M] each: of `largest` at least, and its own.
+
+        An id of -1 says that a row has fewer.
+
+        Args:
+            tokens: Ids of a document, [L].
+            largest: How many are needed.
+            subject: The document, for messages.
+
+        Raises:
+            LogitCacheError: They cannot be had.
+        """
+
+    def stop(self) -> None:
+        """Try nothing again that fails from now on."""
+
+    def close(self) -> None:
+        """Give back what is held."""
+
+
+class GivenTeacher:
+    """Rows of documents from a source, several of which are asked for at once.
+
+    Attributes:
+        name: Of the teacher.
+        preprocessing: What a document is given as; one context a sequence.
+        ahead: Documents that are asked for before they are needed.
+    """
+
+    def __init__(self, source: RowSource, preprocessing: Inputs, *, k: int, classes: int, concurrency: int) -> None:
+        """Ask for nothing yet.
+
+        Args:
+            source: Where the rows come from.
+            preprocessing: That of text.
+            k: How many of the largest to keep beside the label.
+            classes: Number of classes.
+            concurrency: Documents that are asked for at once.
+        """
+        self.name, self.preprocessing = source.name, preprocessing
+        self.ahead = 2 * concurrency
+        self._source, self._k, self._classes = source, k, classes
+        self._pool, self._pending = _Pool(concurrency), dict[bytes, "Future[_Given]"]()
+
+    def rows(self, rendered: Any, keep: Tensor | None = None) -> Iterator[TopKRows]:
+        """Yield the rows of a batch in order.
+
+        Args:
+            rendered: The teacher's entry in `Rendition.inputs`.
+            keep: Which positions are rows, [B, L]; position p is the row of token p + 1.
+
+        Raises:
+            LogitCacheError: They cannot be had, or are no log-probabilities of these documents.
+        """
+        asked = [(self._begin(tokens), tokens, kept) for _, tokens, kept in _documents(rendered, keep)]
+        if asked:
+            yield TopKRows.cat([self._rows(future.result(), tokens, kept) for future, tokens, kept in asked])
+
+    def ask_ahead(self, rendered: Any, keep: Tensor | None, numbers: Ids) -> None:
+        """Begin to ask for a batch that `rows` will be called with.
+
+        Args:
+            rendered: As in `rows`.
+            keep: As in `rows`.
+            numbers: Number of each document in the data set, for messages, [B].
+        """
+        for place, tokens, _ in _documents(rendered, keep):
+            if tokens.tobytes() not in self._pending:
+                self._pending[tokens.tobytes()] = self._pool.submit(self._ask, tokens, int(numbers[place]))
+
+    def close(self) -> None:
+        """Stop asking."""
+        self._source.stop()
+        self._pool.close()
+        self._source.close()
+
+    def _begin(self, tokens: NDArray[np.int64]) -> "Future[_Given]":
+        found = self._pending.pop(tokens.tobytes(), None)
+        return self._pool.submit(self._ask, tokens, None) if found is None else found
+
+    def _ask(self, tokens: NDArray[np.int64], number: int | None) -> "_Given":
+        """Ask about all tokens of a document but the first; in one of the threads, which leave torch alone."""
+        shown = ", ".join(map(str, tokens[:_SHOWN].tolist())) + (", ..." if len(tokens) > _SHOWN else "")
+        subject = f"document{'' if number is None else f' {number:,}'} of {len(tokens):,} tokens, {shown}"
+        ids, logprobs = self._source.ask(tokens.tolist(), self._k + 1, subject)
+        if len(ids) != len(tokens) - 1:
+            raise InputError(f"{self.name} gives {len(ids):,} rows for {subject}: expected {len(tokens) - 1:,}")
+        return _Given(subject, ids, logprobs)
+
+    def _rows(self, given: "_Given", tokens: NDArray[np.int64], kept: NDArray[np.int64]) -> TopKRows:
+        try:
+            return rows_of_logprobs(given.ids, given.logprobs, tokens[1:], self._k, self._classes)[kept]
+        except InputError as error:
+            raise InputError(f"{self.name}, {given.subject}: {error}") from error
+
+
+class _Given(NamedTuple):
+    """What a source says of a document: its name for messages, and ids and log-probabilities, [L - 1, M] each."""
+
+    subject: str
+    ids: NDArray[np.int64]
+    logprobs: NDArray[Any]
+
+
+class AskingAhead:
+    """Renders batches, and begins to ask for the next ones while the first is waited for."""
+
+    def __init__(self, renderer: Renderer, teacher: GivenTeacher, first: int) -> None:
+        """Wrap a renderer.
+
+        Args:
+            renderer: Whose batches hold the teacher's input.
+            teacher: The teacher.
+            first: Number of the first document in the whole data set.
+        """
+        self._renderer, self._teacher, self._first = renderer, teacher, first
+
+    def batches(self, view: Any, batches: Iterable[Ids]) -> Iterator[Rendition]:
+        """Yield batches of sample ids as a view shows them, in order."""
+        waiting, documents = deque[Rendition](), 0
+        for batch in self._renderer.batches(view, batches):
+            self._teacher.ask_ahead(
+                batch.inputs[0], None if batch.keep is None else batch.keep[0], batch.samples + self._first
+            )
+            waiting.append(batch)
+            documents += len(batch.samples)
+            while documents > self._teacher.ahead:
+                documents -= len(waiting[0].samples)
+                yield waiting.popleft()
+        yield from waiting
+
+
+class _Pool:
+    """Threads that do not keep a program from ending: one may wait for a server for minutes."""
+
+    def __init__(self, size: int) -> None:
+        self._work: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._size, self._threads = size, list[threading.Thread]()
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """Call a function in one of the threads."""
+        future: Future[Any] = Future()
+        self._work.put((future, function, arguments))
+        if len(self._threads) < self._size:
+            one = threading.Thread(target=self._run, name=f"logitcache-teacher-{len(self._threads)}", daemon=True)
+            self._threads.append(one)
+            one.start()
+        return future
+
+    def close(self) -> None:
+        """Begin nothing more; what waits is cancelled, and threads that do not wait for anybody have ended."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                one = self._work.get_nowait()
+                if one is not None:
+                    one[0].cancel()
+        for _ in self._threads:
+            self._work.put(None)
+        until = time.monotonic() + _ENDING
+        for thread in self._threads:
+            thread.join(max(until - time.monotonic(), 0))
+
+    def _run(self) -> None:
+        while (one := self._work.get()) is not None:
+            future, function, arguments = one
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as error:  # noqa: BLE001  (whoever asks for the result gets it)
+                future.set_exception(error)
+
+
+def _documents(rendered: Any, keep: Tensor | None) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield the documents of a batch that have rows: place in the batch, tokens, [L], and the positions that are rows."""
+    lengths = (rendered["documents"] >= 0).sum(1).tolist()
+    for place, (tokens, length) in enumerate(zip(rendered["input_ids"], lengths, strict=True)):
+        kept = np.arange(length - 1) if keep is None else np.flatnonzero(keep[place, :length].numpy())
+        if len(kept):
+            yield place, tokens[:length].numpy(), kept

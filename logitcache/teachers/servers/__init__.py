@@ -1,0 +1,1 @@
+"""Teachers that answer over HTTP: vLLM and SGLang."""

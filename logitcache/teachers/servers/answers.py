@@ -1,0 +1,113 @@
+"""What vLLM and SGLang say of the tokens of a prompt, as arrays. Their JSON is the same over HTTP and in files of JSON lines.
+
+Row i of an answer is the distribution of token i + 1 after the tokens before it: a prompt of L tokens has L - 1 rows. The alignment is
+not assumed: each row must name the token that was sent, and where the token's own log-probability is said apart, it must be the row's.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from logitcache.errors import InputError
+
+__all__ = ["Answer", "sglang_answer", "vllm_answer"]
+
+_SAME = 1e-2  # in nats; how far a token's log-probability may be from its row's, which some servers round
+
+
+class Answer(NamedTuple):
+    """What is known of the rows of a prompt.
+
+    Attributes:
+        ids: Token ids of each row, [L - 1, M]; -1 where a row has fewer.
+        logprobs: Their log-probabilities, [L - 1, M]; of what is not there -inf.
+    """
+
+    ids: NDArray[np.int64]
+    logprobs: NDArray[np.float64]
+
+
+def vllm_answer(response: Mapping[str, Any], tokens: Sequence[int]) -> Answer:
+    """Read a response of vLLM's completions with `prompt_logprobs`, or the like of one in a file.
+
+    Args:
+        response: The JSON object; `prompt_logprobs` is looked for in its first choice, and beside the choices.
+        tokens: The ids that were sent, [L].
+
+    Raises:
+        InputError: It answers for other tokens, or says nothing of them.
+    """
+    choices = response.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else {}
+    entries = first.get("prompt_logprobs") or response.get("prompt_logprobs")
+    echoed = first.get("prompt_token_ids") or response.get("prompt_token_ids")
+    if not isinstance(entries, list):
+        raise InputError("the answer has no prompt_logprobs")
+    if echoed is not None and list(echoed) != list(tokens):
+        raise InputError("the answer is for other tokens than were sent")
+    _refuse_other_length(len(entries), len(tokens), "prompt_logprobs")
+    rows = []
+    for place, entry in enumerate(entries[1:], 1):
+        if not isinstance(entry, dict) or not entry:
+            raise InputError(f"prompt_logprobs says nothing of token {place}")
+        if str(tokens[place]) not in entry:
+            raise InputError(
+                f"prompt_logprobs does not name token {place}, id {tokens[place]}: it is for other tokens, or aligned otherwise"
+            )
+        rows.append(([int(one) for one in entry], [_logprob(one["logprob"], place) for one in entry.values()]))
+    return _rectangular(rows)
+
+
+def sglang_answer(response: Mapping[str, Any], tokens: Sequence[int]) -> Answer:
+    """Read a response of SGLang's `/generate` with `return_logprob` and `top_logprobs_num`, or the like of one in a file.
+
+    Args:
+        response: The JSON object; its `meta_info` is read.
+        tokens: The ids that were sent, [L].
+
+    Raises:
+        InputError: It answers for other tokens, or says nothing of them.
+    """
+    said = response.get("meta_info")
+    own, top = (said.get(f"input_{name}_logprobs") if isinstance(said, dict) else None for name in ("token", "top"))
+    if not isinstance(own, list) or not isinstance(top, list):
+        raise InputError("the answer has no input_token_logprobs and input_top_logprobs")
+    _refuse_other_length(len(own), len(tokens), "input_token_logprobs")
+    _refuse_other_length(len(top), len(tokens), "input_top_logprobs")
+    rows = []
+    for place, (mine, entry) in enumerate(zip(own[1:], top[1:], strict=True), 1):
+        if mine[1] != tokens[place]:
+            raise InputError(f"the answer is for other tokens: token {place} is id {mine[1]}, sent was {tokens[place]}")
+        if not entry:
+            raise InputError(f"input_top_logprobs says nothing of token {place}")
+        found = {int(one[1]): _logprob(one[0], place) for one in entry}
+        value = _logprob(mine[0], place)
+        in_row = found.setdefault(int(mine[1]), value)
+        if abs(in_row - value) > _SAME:
+            raise InputError(
+                f"the log-probability of token {place} is {value:.4g}, and {in_row:.4g} in its row: rows and tokens are not aligned"
+            )
+        rows.append((list(found), list(found.values())))
+    return _rectangular(rows)
+
+
+def _refuse_other_length(found: int, sent: int, name: str) -> None:
+    if found != sent:
+        raise InputError(f"{name} has {found:,} entries for {sent:,} tokens")
+
+
+def _logprob(value: Any, place: int) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"the log-probability of token {place} is {value!r}")
+    return float(value)
+
+
+def _rectangular(rows: Sequence[tuple[list[int], list[float]]]) -> Answer:
+    width = max((len(ids) for ids, _ in rows), default=0)
+    ids = np.full((len(rows), width), -1, np.int64)
+    logprobs = np.full((len(rows), width), -np.inf)
+    for row, (some, values) in enumerate(rows):
+        ids[row, : len(some)], logprobs[row, : len(some)] = some, values
+    return Answer(ids, logprobs)
