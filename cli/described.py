@@ -177,7 +177,7 @@ def _print_methods(found: "CacheStats") -> None:
         return
     outside = ", ".join(f"{share:.2%} at {word}" for word, share in preview.mass_outside.items())
     ranks = ", ".join(f"{share:.2%}" for share in preview.mass_by_rank[:_RANKS])
-    topk = found.manifest["encoding"]["kind"] != "full"
+    topk = "k" in found.manifest["encoding"]
     print_pairs(
         f"what methods will do with it (over {counted(preview.rows, 'row')})",
         {

@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "stats": {"errors", "runtime", "store"},
     "report": {"caches", "data", "errors", "runs", "runtime", "stats", "store"},
     # the command line
-    "cli": {"caches", "dump", "errors", "methods", "report", "runs", "runtime", "stats", "store", "train"},
+    "cli": {"caches", "dump", "errors", "methods", "models", "report", "runs", "runtime", "stats", "store", "train"},
     "__main__": {"cli"},
 }
 OUTSIDE = {  # packages that only these rooms, or files, may import

@@ -30,6 +30,7 @@ from logitcache.encoding import (
 )
 from logitcache.errors import InputError
 from logitcache.methods import METHODS, Distillation, get_loss, language_settings
+from logitcache.runtime.wording import encoding_words
 from logitcache.store import Cache, Ids, Manifest, compressed_bytes, open_cache, row_uniforms
 
 __all__ = ["Fidelity", "MethodError", "advice", "cache_fidelity", "sweep_encodings"]
@@ -169,12 +170,12 @@ def _sentence(
     numbers = [one for one in loss.temperatures if not callable(one)]
     at = f" at T={numbers[0]:g}" + (f" to {numbers[-1]:g}" if len(numbers) > 1 else "") if numbers else ""
     lost = error.gradient["trained"]
-    where = f"k={stored.encoding['k']}" if stored.encoding["kind"] != "full" else stored.encoding["dtype"]
-    kept = f"--top-k {better.encoding['k']}" if better.encoding["kind"] != "full" else "--encoding full"
+    where = f"k={stored.encoding['k']}" if "k" in stored.encoding else encoding_words(stored.encoding)
+    kept = f"--top-k {better.encoding['k']}" if "k" in better.encoding else "--encoding full"
     return (
         f"{error.method}{at} loses {'all' if lost >= 1 else f'{lost:.0%}'} of its gradient at {where}: dump with {kept} --precision "
         f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} B of payload a row instead of {stored.bytes_per_row:.0f})"
-        + (or_full if better.encoding["kind"] != "full" else "")
+        + (or_full if "k" in better.encoding else "")
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from logitcache.data import kept_of, modality_of, whole_of
 from logitcache.dump import job as jobs
-from logitcache.dump.job import TOP_K, Job, make_manifest, make_slugs, renderer_of
+from logitcache.dump.job import TOP_K, Job, choose_encoding, make_manifest, make_slugs, refuse_equal_views, renderer_of
 from logitcache.dump.samples import choose_samples
 from logitcache.dump.settings import DumpSettings
 from logitcache.encoding import TopKEncoding
@@ -101,11 +101,14 @@ def given_job(
     """
     modality = modality_of(samples)
     views = tuple(modality.make_views(settings.augment, settings.views, settings.seed))
-    if settings.encoding == "full":
-        raise InputError(f"{source.name} gives the largest log-probabilities alone: leave out --encoding full")
-    encoding = TopKEncoding(
-        settings.top_k or min(TOP_K, max(len(samples.classes) - 2, 1)), settings.precision, mass_only=True
-    )
+    if settings.encoding in ("full", "sampled"):
+        raise InputError(
+            f"{source.name} gives the largest log-probabilities alone: leave out --encoding {settings.encoding}"
+        )
+    most = settings.top_k or min(TOP_K, max(len(samples.classes) - 2, 1))
+    chosen = choose_encoding(replace(settings, top_k=most), len(samples.classes))
+    refuse_equal_views(modality, settings, chosen)
+    encoding = TopKEncoding(most, settings.precision, mass_only=True)
     inputs = modality.choose_inputs(samples, views[0], {}, needs or {})
     entry = {
         "slug": make_slugs([source.name])[0],

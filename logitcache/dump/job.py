@@ -29,7 +29,16 @@ from logitcache.teachers.forward import Teachers, largest_fitting
 from logitcache.teachers.given import AskingAhead, GivenTeacher
 from logitcache.teachers.recorded import recorded_teacher
 
-__all__ = ["TOP_K", "Job", "make_manifest", "make_slugs", "prepare", "renderer_of"]
+__all__ = [
+    "TOP_K",
+    "Job",
+    "choose_encoding",
+    "make_manifest",
+    "make_slugs",
+    "prepare",
+    "refuse_equal_views",
+    "renderer_of",
+]
 
 _LARGEST_BATCH = 8192  # rows
 _MANY_CLASSES = 1000  # up to here a full row of float16 is 2 kB
@@ -102,8 +111,8 @@ def prepare(
     if settings.test_time_views not in modality.test_time_views:
         raise unknown_name("test-time views", settings.test_time_views, modality.test_time_views)
     recipes = tuple(modality.make_views(settings.augment, settings.views, settings.seed))
-    chosen = _encoding(settings, len(shown.classes))
-    _refuse_equal_views(modality, settings, chosen)
+    chosen = choose_encoding(settings, len(shown.classes))
+    refuse_equal_views(modality, settings, chosen)
     indices = None if settings.class_map is None else read_class_map(settings.class_map, shown.classes)
     answered = settings.teacher_classes or (len(shown.classes) if indices is None else 1000)
     _refuse_other_classes(indices, answered, len(shown.classes))
@@ -303,8 +312,12 @@ def make_slugs(names: Sequence[str]) -> list[str]:
     return found
 
 
-def _encoding(settings: DumpSettings, classes: int) -> Encoding:
-    """Choose how rows are stored: every class where there are few, the largest where there are many."""
+def choose_encoding(settings: DumpSettings, classes: int) -> Encoding:
+    """Choose how rows are stored: every class where there are few, the largest where there are many.
+
+    Raises:
+        InputError: Settings that mean nothing together.
+    """
     kind, top_k, precision = settings.encoding, settings.top_k, settings.precision
     if kind == "sampled":
         return _sampled(settings)
@@ -334,7 +347,7 @@ def _sampled(settings: DumpSettings) -> SampledEncoding:
     return SampledEncoding(settings.draws or _DRAWS, settings.seed, tempered)
 
 
-def _refuse_equal_views(modality: Modality, settings: DumpSettings, encoding: Encoding) -> None:
+def refuse_equal_views(modality: Modality, settings: DumpSettings, encoding: Encoding) -> None:
     """Refuse several views that would be the same.
 
     Raises:

@@ -27,7 +27,7 @@ def what_a_method_will_do(stats: "CacheStats", fidelity: "Fidelity | None") -> s
     title = "What a method will do with it"
     if not preview.rows:
         return section(title, paragraph("No row can be read, so nothing can be said about methods."))
-    least = "at least " if stats.manifest["encoding"]["kind"] != "full" else ""
+    least = "at least " if "k" in stats.manifest["encoding"] else ""
     by_row = [_by_row(preview)] if isfinite(preview.deviation.median) else []
     figures = [*_edits(preview, least), *by_row, *_mass(preview), *_outside(stats)]
     return section(

@@ -53,7 +53,7 @@ def _of_method(settings: TrainSettings, cache: Cache) -> dict[str, Any]:
     """Return how a method is used on language models."""
     if not isinstance(settings.method, str):
         return {}
-    largest_alone = cache.manifest.encoding["kind"] != "full" and not settings.live_teacher
+    largest_alone = "k" in cache.manifest.encoding and not settings.live_teacher
     return language_settings(method_name(settings.method), largest_alone=largest_alone)
 
 

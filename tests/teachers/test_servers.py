@@ -223,6 +223,8 @@ def test_what_a_server_cannot_do_is_refused_before_anything_is_written(server, t
     for changes, says in (
         ({"encoding": "full", "top_k": None}, "leave out `encoding` full"),
         ({"amp": True}, r"`amp` is for a teacher that runs here"),
+        ({"encoding": "sampled", "top_k": None}, "leave out `encoding` sampled"),
+        ({"draws": 5}, "`draws` belongs to `encoding` sampled"),
         ({"views": 2}, "text has one view"),
     ):
         with pytest.raises(InputError, match=says):
