@@ -90,6 +90,7 @@ def _print_contents(found: "CacheStats") -> None:
             "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in largest[: _LINES + 1]),
             "lost in storing": f"largest gap {probe.largest_gap:.2g}; KL in nats "
             + ", ".join(f"{value:.1e} at {word}" for word, value in probe.kl_nats.items())
+            + ", the rest as one class" * probe.merged_rest
             + f"; top class changed in {probe.top1_changed} of {counted(probe.rows, 'row')}"
             if probe.rows
             else "`logitcache fidelity` says what draws do to a gradient"

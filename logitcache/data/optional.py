@@ -13,6 +13,7 @@ from logitcache.store import Cache
 
 __all__ = [
     "arranged",
+    "batched_unit",
     "carried_arrays",
     "carried_data",
     "carried_stretch",
@@ -51,6 +52,11 @@ def arranged(
         return found
     used = len(order) - len(order) % size if drop_last else len(order)
     return [order[start : min(start + size, used)] for start in range(0, used, size)]
+
+
+def batched_unit(modality: Modality) -> str:
+    """Return the plural of what `--batch-size` counts: samples, or what the modality's `arrange` makes of them."""
+    return str(getattr(modality, "batched_unit", modality.unit))
 
 
 def divided(modality: Modality, samples: Any, inputs: Any, batch: Ids, size: int) -> list[Ids]:
@@ -130,7 +136,9 @@ def held_out(modality: Modality, samples: Any, kept: Ids, share: float) -> Ids:
     return found
 
 
-def measured_besides(modality: Modality, samples: Any, loss: float, rows: int) -> Mapping[str, float]:
+def measured_besides(
+    modality: Modality, samples: Any, loss: float, rows: int, ids: Ids, names: Sequence[str]
+) -> Mapping[str, float]:
     """Return further metrics of an evaluation.
 
     Args:
@@ -138,9 +146,11 @@ def measured_besides(modality: Modality, samples: Any, loss: float, rows: int) -
         samples: The data set.
         loss: Mean cross-entropy in nats.
         rows: Number of rows.
+        ids: Samples that were evaluated, ascending.
+        names: Names of networks that may have what belongs to the data, as a tokenizer.
     """
     found = getattr(modality, "measured_besides", None)
-    return {} if found is None else found(samples, loss, rows)
+    return {} if found is None else found(samples, loss, rows, ids, names)
 
 
 def save_network(modality: Modality, samples: Any, network: Any, folder: Path, names: Sequence[str]) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -33,20 +32,25 @@ from logitcache.data.exclusion import (
     refuse_unreadable,
 )
 from logitcache.data.open import refuse_orientation
-from logitcache.data.optional import counted_offsets_of, counting, for_training, held_out
-from logitcache.data.text.reading import text_reading_like
+from logitcache.data.optional import counting, for_training, held_out
+from logitcache.data.text.reading import refuse_image_options, text_reading_like
 from logitcache.errors import CacheMismatchError, InputError
-from logitcache.methods import METHODS, Objective, make_objective, method_name, serves_draws
+from logitcache.methods import METHODS, Objective, make_objective, method_name, needs_of, serves_draws
 from logitcache.models import Network
 from logitcache.runtime.device import pick_device
-from logitcache.store import Cache, with_rows
+from logitcache.runtime.wording import bytes_text
+from logitcache.store import Cache
 from logitcache.teachers.recorded import live_teacher_of
+from logitcache.train.counting import with_loss_on
 from logitcache.train.order import epoch_views, most_spills
 from logitcache.train.settings import TrainSettings
 from logitcache.train.targets import CachedTargets, LabelsOnly, LiveTargets, Targets
 from logitcache.train.weighting import weights_of_classes
 
 __all__ = ["Job", "prepare", "targets_of"]
+
+_MANY_CLASSES = 4096  # beyond which rows of every class are no advice
+_FOR_IMAGES = ("augment", "exif_orientation", "channels_last")  # settings that text has no use for
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,15 @@ class Job:
     spec: str | None
     window: tuple[int, int] | None
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the teacher, or of those that a mean is of, and of the student."""
+        teacher = None if self.cache is None else self.cache.manifest.teachers[0]
+        return [
+            *([] if teacher is None else [one["name"] for one in teacher["members"] or [teacher]]),
+            self.network.name,
+        ]
+
 
 def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettings) -> Job:
     """Open everything that a training needs, and refuse what does not fit; writes nothing. Raises what `train_student` raises."""
@@ -95,13 +108,15 @@ def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettin
     samples: Any
     if opened:
         samples, views = recorded_data(opened, settings.data, settings.exclude), cache_views(opened)
+        refuse_image_options(samples, {name: getattr(settings, name) for name in _FOR_IMAGES})
+        _refuse_other_views(opened, settings)
         recorded = opened.manifest.teachers[0]["preprocessing"]
     else:
         samples, recorded = _labelled(settings), {}
         views = list(modality_of(samples).make_views(settings.augment or "none", settings.epochs, settings.seed))
     log_left_out(samples)
     modality, excluded = modality_of(samples), excluded_of(samples)
-    samples = whole = _counted(samples, settings.loss_on)
+    samples = whole = with_loss_on(samples, settings.loss_on)
     held = _held_out(opened, samples, settings.holdout)
     if held is not None:
         samples = leave_out(samples, [*excluded_of(samples), *(held + whole_of(samples)[1])])
@@ -184,12 +199,15 @@ def _refuse_nonsense(cache: Cache | None, method: str, settings: TrainSettings, 
         raise InputError("a live teacher needs a cache too: it says which teacher, data and views. Name one.")
     if cache is None and settings.data is None:
         raise InputError("name a cache, or with --method ce a data set (--data)")
-    if cache is not None and settings.augment is not None:
+
+
+def _refuse_other_views(cache: Cache, settings: TrainSettings) -> None:
+    """Refuse settings that say how images are rendered, where the cache says otherwise."""
+    if settings.augment is not None:
         raise InputError(
             f"{cache.place} has its own views ({cache.manifest.views[0]['recipe']}): leave out --augment, or dump again with it."
         )
-    turned = None if cache is None else cache.manifest.data.get("exif_orientation", False)
-    if cache is not None and settings.exif_orientation and not turned:
+    if settings.exif_orientation and not cache.manifest.data.get("exif_orientation", False):
         raise InputError(
             f"{cache.place} was dumped without --exif-orientation, and its students see what its teacher saw: leave it out, or dump again "
             "with it into another path."
@@ -235,20 +253,28 @@ def _refuse_too_little(cache: Cache, objective: Objective) -> None:
             raise InputError(f"{cache.place} keeps every class: nothing is left for --tail bucket. Leave it out.")
         return
     if loss.every_class:
-        raise CacheMismatchError(
-            f"{cache.place} keeps the {encoding['k']} largest of {len(cache.manifest.classes)} logits, and {loss.every_class}. "
-            + (
-                "Its teacher gave no more: choose another method."
-                if encoding["kind"] == "topk-mass"
-                else f"Dump again with --encoding full{_fuller(cache)} or choose another method."
-            )
-        )
+        raise CacheMismatchError(_more_is_needed(cache, loss.every_class))
     if encoding["kind"] == "topk-mass" and (temperature := loss.other_temperature) is not None:
         raise CacheMismatchError(
             f"{cache.place} holds log-probabilities at temperature 1, and of the classes outside the {encoding['k']} largest only their "
             f"mass: what that mass is at temperature {temperature:g} nobody can tell. Use --temperature 1 (of a method that has others, "
             "each of them), or dump a teacher whose logits are at hand."
         )
+
+
+def _more_is_needed(cache: Cache, reason: str) -> str:
+    """Return the message for a method that needs every class of rows of which the largest were kept."""
+    encoding, classes, rows = cache.manifest.encoding, len(cache.manifest.classes), cache.manifest.view_rows
+    why = f"{cache.place} keeps the {encoding['k']} largest of {classes:,} logits, and {reason}."
+    if encoding["kind"] == "topk-mass":
+        return f"{why} Its teacher gave no more: choose another method."
+    if classes <= _MANY_CLASSES:
+        return f"{why} Dump again with --encoding full{_fuller(cache)} or choose another method."
+    serving = ", ".join(name for name, method in METHODS.items() if needs_of(name, method) != "every class")
+    return (
+        f"{why} Choose a method that takes such rows ({serving}): with --encoding full --precision f16 a row would take "
+        f"{bytes_text(2 * classes)}, and the cache {bytes_text(2 * classes * rows * len(cache.manifest.views))}."
+    )
 
 
 def _refuse_mixed(views: Sequence[View], objective: Objective, method: str, where: str) -> None:
@@ -281,22 +307,6 @@ def _fuller(cache: Cache) -> str:
     return f":\n  {shlex.join(kept)} --encoding full\n"
 
 
-def _counted(samples: Any, loss_on: str | None) -> Any:
-    """Return the training data with the rows that count; samples without such a row are left out.
-
-    Raises:
-        InputError: In this kind of data every row counts, or none does.
-    """
-    found = counting(modality_of(samples), samples, loss_on)
-    if loss_on is None:
-        return found
-    kept, offsets = kept_of(found), counted_offsets_of(found)
-    gone = np.setdiff1d(kept, with_rows(offsets, kept))
-    if len(gone) == len(kept):
-        raise InputError(f"--loss-on {loss_on} counts no row of this data: none is of a completion. Leave it out.")
-    return leave_out(found, [*excluded_of(found), *(gone + whole_of(found)[1])])
-
-
 def _held_out(cache: Cache | None, samples: Samples, share: float | None) -> Ids | None:
     """Return the samples that are evaluated instead of trained on; None where no share was asked for.
 
@@ -316,6 +326,7 @@ def _labelled(settings: TrainSettings) -> Any:
     """Open the data of a training without a cache, without the samples that are left out."""
     reading = reading_beside(None, settings.exclude, exif_orientation=settings.exif_orientation)
     opened = as_samples(settings.data, reading=reading)
+    refuse_image_options(opened, {name: getattr(settings, name) for name in _FOR_IMAGES})
     if settings.exif_orientation:
         refuse_orientation(opened)
     samples = leave_out(opened, read_exclusions(settings.exclude, opened))

@@ -47,7 +47,7 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
 }
 SCHEDULES = ("cosine", "onecycle", "step")
 EXTENSIONS = ("continue", "stretch")
-LOSSES_ON = ("all", "completion")
+LOSSES_ON = ("all", "assistant", "completion")
 _OPTIMIZERS_OWN = ("momentum", "nesterov", "betas", "eps")
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
@@ -175,10 +175,11 @@ class DataSettings(Settings):
     )
     loss_on: str | None = option(
         None,
-        metavar="all|completion",
+        metavar="all|assistant|completion",
         shown="all rows of the cache",
         panel="Text",
-        help="For text, the rows that count: all, or those of completions and of what an assistant says, where a cache has others too.",
+        help="For text, the rows that count, where a cache has others too: all; completions, and whatever the assistant says in a chat "
+        "(assistant); or completions, and of a chat the last that it says (completion).",
     )
     exclude: "str | Path | Sequence[int] | None" = option(
         None,
@@ -294,7 +295,9 @@ class Optimization(Settings):
         shown="no average",
         help="Decay of an exponential moving average of the weights, which is evaluated and saved as well.",
     )
-    batch_size: int = option(64, metavar="SAMPLES", minimum=1, help="Samples per step, over all processes.")
+    batch_size: int = option(
+        64, metavar="SAMPLES", minimum=1, help="Samples per step, over all processes; of text, sequences."
+    )
     grad_accum_steps: int = option(
         1,
         metavar="N",

@@ -15,7 +15,7 @@ from torch import Tensor
 from logitcache.data.protocol import Ids, RowLabels
 from logitcache.data.text.documents import FACTS, Documents, Stretch
 from logitcache.data.text.packing import best_fit
-from logitcache.data.text.reading import find_tokenizer, for_images
+from logitcache.data.text.reading import bytes_of, find_tokenizer, for_images
 from logitcache.data.text.rendering import TextInputs, TextRenderer, TextView
 from logitcache.errors import FormatVersionError, InputError, LogitCacheError, reason_of, unknown_name
 from logitcache.models import Network, logits_of
@@ -37,7 +37,7 @@ class Text:
     name, unit, shown, headline = "text", "documents", "tokens", "perplexity"
     software: tuple[str, ...] = ("tokenizers", "transformers")
     test_time_views: tuple[str, ...] = ("none",)
-    usual_batch = 8
+    usual_batch, batched_unit = 8, "sequences"
     views_are_equal = True
 
     def usual_training(self, student: Any) -> dict[str, Any]:
@@ -56,8 +56,15 @@ class Text:
         }
 
     def counting(self, samples: Documents, loss_on: str) -> Documents:
-        """Return the contexts with the rows that a loss counts: `all`, or those of each `completion`."""
-        return samples.with_loss_on_answers() if loss_on == "completion" else samples
+        """Return the contexts with the rows that a loss counts.
+
+        Args:
+            samples: The contexts.
+            loss_on: `all`; `assistant`: completions of prompts, and what the assistant says in a chat; `completion`: of a chat only the
+                last that it says.
+        """
+        last = samples.answers if samples.completions is None else samples.completions
+        return samples.with_loss_on({"all": None, "assistant": samples.answers, "completion": last}[loss_on])
 
     def held_out(self, samples: Documents, kept: Ids, share: float) -> Ids:
         """Return the last documents, at least one: a share of those that have targets.
@@ -73,12 +80,20 @@ class Text:
             )
         return having[len(having) - count :]
 
-    def measured_besides(self, samples: Documents, loss: float, rows: int) -> dict[str, float]:
-        """Return the perplexity, and bits per byte where the bytes of the text are known and all tokens but the first have rows."""
-        found = {"perplexity": math.exp(min(loss, 700.0))}
-        text_bytes = samples.facts.get("bytes")
-        if text_bytes and rows == len(samples.labels) == len(samples.tokens) - np.count_nonzero(samples.lengths):
-            found["bits_per_byte"] = loss * rows / math.log(2) / text_bytes
+    def measured_besides(
+        self, samples: Documents, loss: float, rows: int, ids: Ids, names: Sequence[str]
+    ) -> dict[str, float]:
+        """Return the perplexity, and bits per byte where all tokens but the first of each context have rows.
+
+        The bytes are those of the text where all of it is evaluated and they are recorded, else those that its tokens stand for; where
+        neither is known, there are no bits per byte.
+        """
+        found, lengths = {"perplexity": math.exp(min(loss, 700.0))}, samples.lengths[ids]
+        if rows == lengths.sum() - np.count_nonzero(lengths):
+            whole = lengths.sum() == len(samples.tokens)
+            text_bytes = (samples.facts.get("bytes") if whole else None) or bytes_of(samples, ids, names)
+            if text_bytes:
+                found["bits_per_byte"] = loss * rows / math.log(2) / text_bytes
         return found
 
     def make_views(self, recipe: str, count: int, seed: int) -> tuple[TextView, ...]:
@@ -277,10 +292,15 @@ class Text:
             ),
             parts[0].vocabulary,
             np.concatenate([one.targets for one in parts]),
-            answers=None
-            if any(one.answers is None for one in parts)
-            else np.concatenate([one.answers for one in parts]),
+            answers=_joined([one.answers for one in parts]),
+            completions=_joined([one.completions for one in parts]),
         )
+
+
+def _joined(parts: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+    """Put what is known of the tokens of stretches together; None where one lacks it."""
+    known = [one for one in parts if one is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None
 
 
 def _refuse_longer(samples: Documents, length: int) -> None:
@@ -328,6 +348,7 @@ def documents_of(cache: Cache) -> Documents:
         len(manifest.classes),
         targets,
         answers=cache.array("answers") if cache.carries("answers") else None,
+        completions=cache.array("completions") if cache.carries("completions") else None,
         facts=facts,
         sequence_length=limit,
     )

@@ -1,20 +1,24 @@
 """How text is read: the options that decide which contexts and targets a data set has."""
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from logitcache.data.text.documents import Documents
 from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import CacheMismatchError, InputError, unknown_name
-from logitcache.models.language.tokenizer import load_tokenizer
-from logitcache.store import Manifest
+from logitcache.models.language.tokenizer import Spelling, load_tokenizer, spelling_of
+from logitcache.store import Ids, Manifest, rows_of
 
 __all__ = [
     "TEXT_KINDS",
     "TEXT_OPTIONS",
     "TextReading",
+    "bytes_of",
     "choose_text_reading",
     "find_tokenizer",
     "for_images",
@@ -32,7 +36,7 @@ _LOG = logging.getLogger(__name__)
 _CHOICES = {
     "too_long": ("split", "cut", "drop"),
     "pack": ("none", "stream"),
-    "rows": ("completion", "all"),
+    "rows": ("assistant", "completion", "all"),
     "documents_by": ("file", "blank-line"),
 }
 
@@ -45,8 +49,8 @@ class TextReading:
         sequence_length: Most tokens of a context; None: documents stay as long as they are.
         too_long: What is done with a longer document: `split` it into contexts, `cut` it after its first tokens, or `drop` it.
         pack: `none`: each document is a context; `stream`: all documents in a row are cut into windows of `sequence_length`.
-        rows: Which tokens are targets. `completion`: the answers of prompts and of chats, and all tokens of plain text; `all`: all
-            tokens. The first token of a context never is.
+        rows: Which tokens are targets. `assistant`: completions of prompts, what the assistant says in a chat, and all tokens of plain
+            text; `completion`: of a chat only the last that it says; `all`: all tokens. The first token of a context never is.
         documents_by: Where a document of a text file ends: at the end of the `file`, or at a `blank-line`.
         tokenizer: Makes tokens of text; not needed for `tokens:FILE.npz`.
         vocabulary: Number of ids that exist; None: those of the tokenizer.
@@ -55,7 +59,7 @@ class TextReading:
     sequence_length: int | None = None
     too_long: str = "split"
     pack: str = "none"
-    rows: str = "completion"
+    rows: str = "assistant"
     documents_by: str = "file"
     tokenizer: Tokenizer | None = None
     vocabulary: int | None = None
@@ -238,15 +242,53 @@ def find_tokenizer(samples: Any, names: Sequence[str]) -> Any | None:
     """
     whole = getattr(samples, "whole", samples)
     recorded = whole.facts.get("tokenizer", {})
-    sources = [recorded.get("source"), *names]
-    for source in dict.fromkeys(one for one in sources if one is not None and one.startswith("hf:")):
+    return _tokenizer(recorded.get("digest"), recorded.get("source"), whole.vocabulary, names)
+
+
+def bytes_of(samples: Documents, ids: Ids, names: Sequence[str]) -> int | None:
+    """Return how many bytes of text the tokens of some contexts stand for; None where the tokenizer is not at hand.
+
+    A space that the tokenizer puts before each text is not counted. A context of `sequence_length` tokens may go on in the next one,
+    which then begins with a space of its own.
+
+    Args:
+        samples: The contexts.
+        ids: Context ids, ascending.
+        names: As `find_tokenizer` takes them.
+    """
+    whole = getattr(samples, "whole", samples)
+    recorded = whole.facts.get("tokenizer", {})
+    spelling = _spelling(recorded.get("digest"), recorded.get("source"), whole.vocabulary, tuple(names))
+    if spelling is None:
+        return None
+    sizes = np.zeros(max(whole.vocabulary, len(spelling.bytes)), np.int64)
+    sizes[: len(spelling.bytes)] = spelling.bytes
+    at = rows_of(samples.documents, ids)  # places of their tokens
+    found = int(sizes[samples.tokens[at]].sum())
+    if spelling.leading_space is None:
+        return found
+    goes_on = np.append(False, samples.lengths[:-1] == (samples.sequence_length or -1))
+    for context in ids[~goes_on[ids]]:
+        tokens = samples.tokens[slice(*samples.documents[context : context + 2])]
+        spelled = tokens[sizes[tokens] > 0][:1]
+        found -= int(spelling.leading_space[spelled].sum())
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _spelling(digest: str | None, source: str | None, vocabulary: int, names: tuple[str, ...]) -> Spelling | None:
+    found = _tokenizer(digest, source, vocabulary, names)
+    return None if found is None else spelling_of(found)
+
+
+def _tokenizer(digest: str | None, source: str | None, vocabulary: int, names: Sequence[str]) -> Any | None:
+    """Return the first tokenizer that has the recorded digest; where none is recorded, that has as many ids."""
+    for name in dict.fromkeys(one for one in (source, *names) if one is not None and one.startswith("hf:")):
         try:
-            found = Tokenizer(load_tokenizer(source))
+            found = Tokenizer(load_tokenizer(name))
         except InputError:
             continue
-        if found.facts.digest == recorded.get("digest") or (
-            "digest" not in recorded and len(found) == whole.vocabulary
-        ):
+        if found.facts.digest == digest or (digest is None and len(found) == vocabulary):
             return found.wrapped
     return None
 
