@@ -36,13 +36,13 @@ def what_text_is(tokens: "TokenStats", spell: "Speller") -> str:
 
 def _by_position(bins: "Sequence[PositionBin]") -> str:
     says = (
-        f"Surprise falls from {number(bins[0].surprise_nats)} nats after {_span(bins[0])} to {number(bins[-1].surprise_nats)} after "
+        f"Mean surprise is {number(bins[0].surprise_nats)} nats after {_span(bins[0])} and {number(bins[-1].surprise_nats)} after "
         f"{_span(bins[-1])}."
         if len(bins) > 1
         else f"All tokens come after {_span(bins[0])}."
     )
     series = {
-        name: [(place, getattr(one, field)) for place, one in enumerate(bins)]
+        name: [(one.first.bit_length() - 1, getattr(one, field)) for one in bins]
         for name, field in (("surprise of the token", "surprise_nats"), ("entropy of the teacher", "entropy_nats"))
     }
     return captioned(
@@ -56,8 +56,8 @@ def _by_position(bins: "Sequence[PositionBin]") -> str:
             low=0.0,
             y_spelling=decimals,
         ),
-        f"{says} Where the two lines lie on each other the teacher is calibrated: it is as often surprised as it expects to be. Short "
-        "contexts are the hardest; a longer `--sequence-length` has fewer of their tokens.",
+        f"{says} Where the two lines lie on each other the teacher is calibrated: it is as surprised as it expects to be. Where "
+        "surprise is high after few tokens alone, a longer `--sequence-length` has fewer of these.",
     )
 
 
