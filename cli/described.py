@@ -21,7 +21,7 @@ from logitcache.runtime.wording import (
 from .render import bar, print_pairs, print_table
 
 if TYPE_CHECKING:
-    from logitcache.stats import CacheStats, Comparison, MethodPreview, Quantiles, Side
+    from logitcache.stats import CacheStats, Comparison, MethodPreview, Quantiles, Side, TokenStats
 
 __all__ = ["print_advice", "print_compared", "print_described"]
 
@@ -33,6 +33,7 @@ _BINS = 3  # of the reliability diagram in one line
 _DUPLICATES = 100  # found at most
 _NUMBERS = ("accuracy", "top5_accuracy", "confidence", "entropy_nats", "calibration_error")
 _NAME = 24  # letters of a class name
+_CONTEXT = 48  # letters before a token
 
 
 def print_described(found: "CacheStats") -> None:
@@ -42,6 +43,8 @@ def print_described(found: "CacheStats") -> None:
     _print_teacher(found)
     _print_methods(found)
     _print_oddities(found)
+    if found.tokens is not None:
+        _print_tokens(found, found.tokens)
 
 
 def _print_health(found: "CacheStats") -> None:
@@ -247,6 +250,49 @@ def _print_oddities(found: "CacheStats") -> None:
                 for one in found.duplicates[:_LINES]
             ],
         )
+
+
+def _print_tokens(found: "CacheStats", tokens: "TokenStats") -> None:
+    """Print what surprises the teacher, and where."""
+    if not tokens.rows:
+        return
+    from logitcache.report.words import after, speller_of
+
+    spell = speller_of(found.manifest)
+    print_pairs(
+        f"surprise of the teacher: {tokens.surprise_nats:.3f} nats a token, perplexity {tokens.perplexity:.2f}; by tokens before",
+        {
+            (f"{one.first:,} to {one.last:,}" if one.last > one.first else f"{one.first:,}"): (
+                f"{bar(one.surprise_nats / max(two.surprise_nats for two in tokens.positions)):<24} {one.surprise_nats:.3f} nats, "
+                f"entropy {one.entropy_nats:.3f}, {one.accuracy:.1%} right, {counted(one.rows, 'token')}"
+            )
+            for one in tokens.positions
+        },
+    )
+    print_table(
+        "the most surprising tokens",
+        ["document", "text before", "the token", "the teacher says", "nats"],
+        [
+            [
+                f"{one.document:,}",
+                spell(one.before)[-_CONTEXT:],
+                after(spell, one.before, one.label),
+                after(spell, one.before, one.says),
+                f"{one.surprise_nats:.2f}",
+            ]
+            for one in tokens.surprising[:_LINES]
+        ],
+        left=4,
+    )
+    copies = ", ".join(f"{one:,} = {other:,}" for one, other in tokens.copies[:_LINES])
+    odd = ", ".join(f"{one.document:,} ({one.surprise_nats:.2f} nats)" for one in tokens.odd_documents[:_LINES])
+    print_pairs(
+        f"documents that stand out, of {tokens.documents:,}",
+        {
+            "far more surprising": f"{tokens.odd_total:,}{': ' * bool(odd)}{odd}",
+            "copies of an earlier": f"{tokens.copies_total:,}{': ' * bool(copies)}{copies}",
+        },
+    )
 
 
 def print_compared(found: "Comparison") -> None:

@@ -114,6 +114,8 @@ class Distillation:
 
     def _completed(self, teacher: AnyRows, labels: Tensor) -> Tensor:
         """Return the teacher's logits as the divergence sees them, at its temperature."""
+        if are_drawn(teacher):
+            raise InputError(f"rows of draws will not do: {self.not_drawn}")
         if not isinstance(teacher, Tensor):
             (temperature,) = self.temperatures
             assert isinstance(temperature, float | int)

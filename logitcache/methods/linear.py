@@ -214,7 +214,7 @@ class _Task:
     def sequence_means(self, sequences: Tensor | None) -> Tensor | None:
         """Return what the method takes of the sequence of each row, [R]."""
         loss = self.objective.loss
-        if loss is None or loss.of_sequence is None or self.teacher is None:
+        if loss is None or loss.of_sequence is None or self.teacher is None or not len(self.positions):
             return None
         of_chunks = ((self._teacher_of(some), self.labels[some]) for some in self.chunks())
         known = ((rows, labels) for rows, labels in of_chunks if rows is not None)

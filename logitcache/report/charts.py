@@ -247,9 +247,10 @@ def lines(
     high: float | None = None,
     logarithmic: bool = False,
     points: bool = False,
+    y_spelling: Spelling = percents,
     height: float = 200,
 ) -> str:
-    """Draw shares over whole numbers, as lines or (`points`) as single marks.
+    """Draw shares, or other numbers, over whole numbers, as lines or (`points`) as single marks.
 
     Args:
         name: As in `figure`.
@@ -261,6 +262,7 @@ def lines(
         high: The same for the largest.
         logarithmic: As in `Scale`.
         points: Whether to draw marks.
+        y_spelling: How values at y are written, where these are not `logarithmic`.
         height: Of the plot, in pixels.
     """
     named = list(series) if len(series) > 1 else []
@@ -273,7 +275,7 @@ def lines(
     edge = 0.5 if points or min(xs) == max(xs) else 0
     x = Scale(min(xs) - edge, max(xs) + edge, 50, WIDTH - 18)
     y = Scale(bottom, peak, top + height, top, logarithmic)
-    spelling = _powers if logarithmic else percents
+    spelling = _powers if logarithmic else y_spelling
     parts = axes(x, y, x_name, y_name, y_spelling=spelling, whole=True)
     for place, (one, values) in enumerate(series.items(), 1):
         if points:

@@ -25,6 +25,9 @@ def what_a_method_will_do(stats: "CacheStats", fidelity: "Fidelity | None") -> s
     """Write the section about methods."""
     preview = stats.preview
     title = "What a method will do with it"
+    if stats.manifest["encoding"]["kind"] == "sampled":
+        words = "Draws serve methods that are linear in the teacher's probabilities; what others would change is not known from them."
+        return section(title, paragraph(words), *_fidelity(fidelity))
     if not preview.rows:
         return section(title, paragraph("No row can be read, so nothing can be said about methods."))
     least = "at least " if "k" in stats.manifest["encoding"] else ""

@@ -9,6 +9,7 @@ from logitcache.report.methods import what_a_method_will_do
 from logitcache.report.odd import shown_samples, what_is_odd
 from logitcache.report.parts import ClassNames, captioned, facts, page, paragraph, section, table, tiles
 from logitcache.report.quality import class_figures, how_good
+from logitcache.report.tokens import what_text_is
 from logitcache.runtime.wording import (
     bytes_text,
     class_map_words,
@@ -24,6 +25,7 @@ from logitcache.runtime.wording import (
 
 if TYPE_CHECKING:
     from logitcache.caches.fidelity import Fidelity
+    from logitcache.report.words import Speller
     from logitcache.stats import CacheStats, Comparison, Health, Side
 
 __all__ = ["comparison_html", "report_html", "shown_samples"]
@@ -38,6 +40,7 @@ def report_html(
     images: Mapping[int, bytes],
     *,
     without_images: str = "",
+    spell: "Speller | None" = None,
 ) -> str:
     """Write the page about a cache.
 
@@ -47,6 +50,7 @@ def report_html(
         advice: Sentences; code stands between backticks.
         images: PNGs of samples by id; see `shown_samples`.
         without_images: Why there are none, in a sentence.
+        spell: What writes tokens as text; None where the data is not text.
 
     Returns:
         A file of HTML that is whole in itself: no script, nothing to fetch.
@@ -68,7 +72,9 @@ def report_html(
             _what_it_is(stats),
             how_good(stats, names),
             what_a_method_will_do(stats, fidelity),
-            what_is_odd(stats, names, images, without_images),
+            what_text_is(stats.tokens, spell)
+            if stats.tokens is not None and spell is not None
+            else what_is_odd(stats, names, images, without_images),
         ),
         _foot(f"{stats.path}, fingerprint {stats.fingerprint or 'none while unfinished'}", manifest["software"]),
     )
@@ -152,6 +158,8 @@ def _what_it_is(stats: "CacheStats") -> str:
     data, views, forward = manifest["data"], manifest["views"], manifest["forward"]
     recipes = list(dict.fromkeys(view["recipe"] for view in views))
     said = ", ".join(recipes[:8]) + (f" and {len(recipes) - 8:,} more recipes" if len(recipes) > 8 else "")
+    numbers = sorted({view["seed"] for view in views if "seed" in view})  # views of text have none
+    seeds = f"; seed {', '.join(map(str, numbers[:8]))}" if numbers else ""
     how = [
         f"batches of {manifest['batch_size']:,}",
         *(f"{key} {value}" for key, value in forward.items() if value and value != "none"),
@@ -162,7 +170,7 @@ def _what_it_is(stats: "CacheStats") -> str:
             "it sees": preprocessing_words(manifest["teachers"][0]["preprocessing"], stats.preprocessing_from),
             "class map": class_map_words(manifest["teachers"][0]["class_map"], stats.classes),
             "data": f"{data['spec'] or 'a data set given as an object'}; {samples_words(manifest)}, {counted(len(stats.classes), 'class')}",
-            "views": f"{len(views):,}: {said}; seed {', '.join(str(seed) for seed in sorted({view['seed'] for view in views})[:8])}",
+            "views": f"{len(views):,}: {said}{seeds}",
             "kept": kept_words(manifest["encoding"]),
             "made": ", ".join(words for key, words in stats.made.items() if words and key != "command"),
             "command": f"`{command}`" if (command := stats.made.get("command")) else "",

@@ -39,6 +39,17 @@ def how_good(stats: "CacheStats", names: ClassNames) -> str:
         _reliability(stats),
         _ranks(stats),
         *_by_view(views),
+        *_by_class(stats, names),
+        *_agreement(stats),
+    ]
+    return section("How good the teacher is", _table(stats), element("div", *figures, class_="grid"))
+
+
+def _by_class(stats: "CacheStats", names: ClassNames) -> list[str]:
+    """Draw classes and what is confused with what; of text, whose classes are tokens, nothing."""
+    if stats.tokens is not None:
+        return []
+    return [
         *class_figures(
             stats.class_accuracy(),
             names,
@@ -47,9 +58,7 @@ def how_good(stats: "CacheStats", names: ClassNames) -> str:
             "one that a student cannot learn from this teacher: look at its labels and its confusions.",
         ),
         *_confusions(stats, names),
-        *_agreement(stats),
     ]
-    return section("How good the teacher is", _table(stats), element("div", *figures, class_="grid"))
 
 
 def _table(stats: "CacheStats") -> str:

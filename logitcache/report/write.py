@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from logitcache.errors import InputError, LogitCacheError
 from logitcache.report.page import comparison_html, report_html, shown_samples
 from logitcache.report.pictures import sample_images
+from logitcache.report.words import speller_of
 from logitcache.runtime.files import write_bytes
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ __all__ = ["refuse_report", "write_comparison", "write_report"]
 
 
 def refuse_report(modality: str, path: str) -> None:
-    """Refuse a page about data that has no images.
+    """Refuse a page about data that is neither images nor text.
 
     Args:
         modality: Kind of the data of a cache.
@@ -27,9 +28,9 @@ def refuse_report(modality: str, path: str) -> None:
     Raises:
         InputError: The cache is of another kind of data.
     """
-    if modality != "images":
+    if modality not in ("images", "text"):
         raise InputError(
-            f"{path} is a cache of {modality}: the page with figures is of caches of images only yet. Leave out --report."
+            f"{path} is a cache of {modality}: the page with figures is of caches of images and text only. Leave out --report."
         )
 
 
@@ -60,11 +61,12 @@ def write_report(
     """
     refuse_report(stats.manifest.get("modality", "images"), stats.path)
     images, why = dict[int, bytes](), ""
+    spell = None if stats.tokens is None else speller_of(stats.manifest)
     try:
-        images = sample_images(cache, shown_samples(stats), data)
+        images = {} if spell else sample_images(cache, shown_samples(stats), data)
     except LogitCacheError as error:
         why = f"There are no images here: {error}"
-    page = report_html(stats, fidelity, advice, images, without_images=why)
+    page = report_html(stats, fidelity, advice, images, without_images=why, spell=spell)
     write_bytes(path, page.encode())
     return why
 

@@ -1,5 +1,6 @@
 """Describe a cache: every row is read once, a block at a time by each of two threads (more from a bucket), and only sums are kept."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from logitcache.stats.methods import PREVIEW_ROWS, Preview, Previews, preview_ro
 from logitcache.stats.records import CacheStats, Duplicate, Health, OddSample, ProbeLoss
 from logitcache.stats.rows import Answers, answers_of, chosen, joined, pieces, read_rows
 from logitcache.stats.teacher import Confusions, ViewSums
+from logitcache.stats.tokens import Tokens
 from logitcache.store import Cache, MissingChunkError, open_cache
 
 __all__ = ["cache_stats"]
@@ -36,7 +38,8 @@ def cache_stats(
     Every row is read once, and the first 65,536 of view 0 again for near-duplicates. Beyond the labels, memory holds two blocks, 80
     bytes for each of at most 524,288 samples, 20 for each that every view denies, and 64 MB of logits, however large the cache is.
 
-    Of text, likely wrong labels and copies are not searched for.
+    Of text, likely wrong labels are not searched for, and copies are those of whole contexts; memory also holds its tokens, 40 bytes for
+    each context, and what makes them rows.
 
     An unfinished cache, or one with damaged blocks, is described as far as it can be read; `health` says what is not.
 
@@ -81,6 +84,7 @@ def cache_stats(
         duplicates=duplicates,
         duplicates_among=among,
         probe=probe,
+        tokens=None if reading.tokens is None else reading.tokens.stats(),
     )
 
 
@@ -118,6 +122,10 @@ class _Reading:
         self._damaged: list[tuple[int, int]] = []
         self.unmixed = [not _is_mixed(view["recipe"]) for view in manifest.views]
         self._kept = cache.kept_rows()
+        self.tokens = None
+        if manifest.modality == _TEXT:
+            with contextlib.suppress(CorruptCacheError):  # which verify reports
+                self.tokens = Tokens(cache)
 
     def everything(self, on_progress: OnProgress) -> None:
         """Read it all."""
@@ -181,6 +189,8 @@ class _Reading:
             self.previews.add(preview)
         found = replace(read.found, finite=read.found.finite & kept)
         self.agreement.add(view, part, found)
+        if self.tokens is not None and view == 0:
+            self.tokens.add(first, found, labels)
         if self.unmixed[view]:  # a mixed row has two labels, and says so
             self.label_errors.add(part, found, labels)
             self.confusions.add(found.says[found.finite], labels[found.finite])

@@ -17,10 +17,14 @@ __all__ = [
     "Duplicate",
     "Health",
     "MethodPreview",
+    "OddDocument",
     "OddSample",
+    "PositionBin",
     "ProbeLoss",
     "Quantiles",
     "Side",
+    "SurprisingToken",
+    "TokenStats",
     "ViewStats",
 ]
 
@@ -227,6 +231,98 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class PositionBin:
+    """The teacher on the tokens at some positions of their contexts.
+
+    Attributes:
+        first, last: Tokens before them, at least and at most.
+        rows: How many there are.
+        surprise_nats: Mean of -log of the token's probability at temperature 1.
+        entropy_nats: Mean entropy.
+        accuracy: Share of rows whose largest logit is the token's.
+    """
+
+    first: int
+    last: int
+    rows: int
+    surprise_nats: float
+    entropy_nats: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class SurprisingToken:
+    """A token that the teacher did not expect.
+
+    Attributes:
+        document: Id of its context in the data set.
+        position: Tokens before it there.
+        label: Its id.
+        says: Id of the teacher's likeliest token.
+        surprise_nats: -log of its probability.
+        confidence: Probability of the likeliest.
+        before: Ids of the tokens before it, at most 16.
+    """
+
+    document: int
+    position: int
+    label: int
+    says: int
+    surprise_nats: float
+    confidence: float
+    before: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class OddDocument:
+    """A context that surprises the teacher far more than others: damaged text, another language, or noise.
+
+    Attributes:
+        document: Its id in the data set.
+        rows: Its rows, 8 or more.
+        surprise_nats: Their mean surprise.
+        deviations: How far that is above the median of contexts, in 1.4826 median absolute deviations; above 5.
+    """
+
+    document: int
+    rows: int
+    surprise_nats: float
+    deviations: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStats:
+    """The teacher on text, in view 0.
+
+    Attributes:
+        rows: Tokens counted.
+        surprise_nats: Mean of -log of a token's probability at temperature 1; its exponential is the teacher's perplexity.
+        positions: By the number of tokens before it, in powers of two; those that there are.
+        surprising: The most surprising tokens, at most 20.
+        documents: Contexts that are not left out.
+        copies: Contexts with the same tokens as an earlier one, (earlier, later), at most 20; of two tokens and more.
+        copies_total: How many there are.
+        odd_documents: Contexts that stand out, farthest first, at most 20.
+        odd_total: How many there are.
+    """
+
+    rows: int
+    surprise_nats: float
+    positions: list[PositionBin]
+    surprising: list[SurprisingToken]
+    documents: int
+    copies: list[tuple[int, int]]
+    copies_total: int
+    odd_documents: list[OddDocument]
+    odd_total: int
+
+    @property
+    def perplexity(self) -> float:
+        """The teacher's, per token."""
+        return math.exp(min(self.surprise_nats, 700.0))
+
+
+@dataclass(frozen=True, slots=True)
 class CacheStats:
     """Everything `logitcache stats` prints.
 
@@ -255,6 +351,7 @@ class CacheStats:
         duplicates: Likely duplicates, nearest first, at most 100.
         duplicates_among: Samples searched for them.
         probe: What storing has changed.
+        tokens: The teacher on text; None of other data.
     """
 
     path: str
@@ -277,6 +374,7 @@ class CacheStats:
     duplicates: list[Duplicate]
     duplicates_among: int
     probe: ProbeLoss
+    tokens: TokenStats | None = None
 
     @property
     def chance(self) -> str:

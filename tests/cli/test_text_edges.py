@@ -185,13 +185,10 @@ def test_a_student_with_another_tokenizer_is_warned_of(typed, cache, caplog):
     assert "hf:./other has another tokenizer than the one that made the tokens" in caplog.text
 
 
-def test_a_page_about_text_is_refused_before_anything_is_read(typed, cache):
-    code, said = typed("stats t.zarr --report page.html")
-    assert code == 1
-    assert (
-        said
-        == "error: t.zarr is a cache of text: the page with figures is of caches of images only yet. Leave out --report."
-    )
+def test_a_page_about_text_is_written(typed, cache):
+    code, _ = typed("stats t.zarr --report page.html")
+    assert code == 0
+    assert "The most surprising tokens" in Path("page.html").read_text()
 
 
 def test_stats_of_text_show_no_labels_that_look_wrong(typed, cache):

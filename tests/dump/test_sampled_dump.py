@@ -9,6 +9,7 @@ import tiny
 import zarr
 
 import logitcache
+from logitcache.caches.fidelity import advice, cache_fidelity, sweep_encodings
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.stats import cache_stats, compare_caches
 from logitcache.store import drawn_targets, open_cache
@@ -139,6 +140,20 @@ def test_train_takes_the_methods_that_draws_serve(dumped, tmp_path):
         logitcache.train_student(cache, out=tmp_path / "kd2", method="kd", temperature=2.0, **common)
     with pytest.raises(InputError, match="leave no rest for `tail` bucket"):
         logitcache.train_student(cache, out=tmp_path / "kd3", method="kd", tail="bucket", **common)
+
+
+def test_fidelity_measures_draws_and_gives_no_advice(dumped):
+    cache = dumped(draws=50)
+    found = {one.method: one for one in cache_fidelity(cache, methods=["kd", "dkd"]).methods}
+    assert found["kd"].gradient["trained"] > 0
+    assert "would bias its gradient" in (found["dkd"].refused or "")
+    assert cache_fidelity(cache, methods="kd").kl_nats == {}
+    sweep = sweep_encodings(cache, methods=["kd"])
+    errors = {one.encoding["draws"]: one.methods[0].gradient["trained"] for one in sweep if "draws" in one.encoding}
+    assert errors[50] == found["kd"].gradient["trained"]  # the same random numbers as the dump's
+    assert errors[12] > errors[50] > errors[200]
+    assert not any("draws" in one.encoding for one in sweep_encodings(cache, methods=["dkd"]))
+    assert advice(cache) == []
 
 
 def test_images_have_draws_too(tmp_path):

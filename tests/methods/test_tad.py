@@ -1,14 +1,16 @@
 """TAD against its equations in full, row by row in float64, and over sequences that are divided in any way."""
 
+import numpy as np
 import pytest
 import texts
 import torch
 
 import logitcache
-from logitcache.encoding import TopKEncoding
+from logitcache.encoding import SampledEncoding, TopKEncoding, encode_rows
 from logitcache.errors import InputError
 from logitcache.methods import get_loss, linear_loss, make_objective
 from logitcache.methods.tad import tad, tail_mass
+from logitcache.store import row_uniforms
 
 K, BETA, CLASSES = 3, 2.0, 12
 
@@ -112,6 +114,18 @@ def test_the_tail_of_rows_of_the_largest_is_known_down_to_what_was_kept():
     torch.testing.assert_close(tail_mass(completed, k=K), tail_mass(teacher, k=K), rtol=2e-3, atol=1e-5)
     with pytest.raises(InputError, match="takes no bucket"):
         get_loss("tad", k=K, tail="bucket")
+
+
+def test_no_row_that_counts_is_no_loss_and_draws_are_refused():
+    student, teacher, labels = draw()
+    head = torch.eye(CLASSES, dtype=torch.float64)
+    found = linear_loss("tad", student, head, teacher, torch.full_like(labels, -100))
+    assert float(found.total) == 0
+    encoding = SampledEncoding(4)
+    random = row_uniforms(encoding.to_json(), 0, np.arange(9), None, 0)
+    rows = encoding.decode(encode_rows(encoding, teacher.float(), labels, random), labels, CLASSES)
+    with pytest.raises(InputError, match="tad is not linear"):
+        linear_loss("tad", student, head, rows, labels)
 
 
 def test_a_training_on_text_does_not_depend_on_micro_batches(tmp_path):

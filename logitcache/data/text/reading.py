@@ -26,6 +26,7 @@ __all__ = [
     "refuse_text_options",
     "text_reading_like",
     "text_reading_of",
+    "tokenizer_named",
     "warn_of_other_tokenizer",
 ]
 
@@ -127,6 +128,15 @@ def choose_text_reading(data: Any, teacher: Any, tokenizer: str | None, given: M
             if tokenizer is not None or kind != "tokens":  # which may say itself how many ids there are
                 raise
     return TextReading(**chosen, tokenizer=found)
+
+
+def tokenizer_named(source: str) -> Any:
+    """Load a tokenizer by the name of its model (see `load_tokenizer`).
+
+    Raises:
+        InputError: There is none.
+    """
+    return load_tokenizer(source)
 
 
 def refuse_text_options(samples: Any, given: Mapping[str, Any]) -> None:
