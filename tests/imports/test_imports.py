@@ -326,7 +326,7 @@ def base_file(path, chunks, length, first_token=None):
 def test_llama_cpps_base_file_has_rows_for_the_second_half_of_each_chunk(tmp_path):
     chunks = [(DOCUMENTS[1] + DOCUMENTS[3])[at : at + 15] for at in (0, 15, 30)]
     file = base_file(tmp_path / "base.bin", chunks, 15)
-    cache = import_rows("llama.cpp", file, tmp_path / "c.zarr", bos=-1)
+    cache = import_rows("llama.cpp", file, tmp_path / "c.zarr", bos=-1, top_k=K)
     check(cache, documents=chunks, targets=lambda document, at: at > 7)
     with pytest.raises(InputError, match=r"which token the model was shown .*`bos`"):
         import_rows("llama.cpp", file, tmp_path / "d.zarr")
