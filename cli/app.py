@@ -24,6 +24,7 @@ from .demo import demo
 from .dump import dump
 from .export import export
 from .fidelity import fidelity
+from .import_ import import_
 from .merge import merge
 from .methods import methods
 from .options import stopped_words
@@ -144,6 +145,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "slice": (slice_, "Cache"),
     "merge": (merge, "Cache"),
     "export": (export, "Cache"),
+    "import": (import_, "Cache"),
     "verify": (verify, "Cache"),
     "train": (train, "Students"),
     "sweep": (sweep, "Students"),

@@ -67,6 +67,7 @@ _HOMES = {
     "export_cache": "logitcache.caches.export",
     "get_loss": "logitcache.methods",
     "gradient_norms": "logitcache.methods",
+    "import_rows": "logitcache.imports.import_rows",
     "merge_caches": "logitcache.caches.merge",
     "open_cache": "logitcache.store",
     "open_dataset": "logitcache.train.datasets",

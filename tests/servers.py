@@ -31,8 +31,11 @@ class ModelServer:
         most: Most requests that were being answered at once.
     """
 
-    def __init__(self, kind, *, port=0, faults=(), max_logprobs=1024, key=None, names=(MODEL,), noise=0.0, delay=0.0):
+    def __init__(
+        self, kind, *, port=0, faults=(), max_logprobs=1024, key=None, names=(MODEL,), noise=0.0, delay=0.0, scale=1.0
+    ):
         self.kind, self.faults, self.max_logprobs, self.key, self.names = kind, list(faults), max_logprobs, key, names
+        self.scale = scale  # of logits: another model, which repeats itself
         self.asked, self.most, self._now, self.noise, self.delay = [], 0, 0, noise, delay
         self._lock, self._random = threading.Lock(), np.random.default_rng(0)
         self.module = load_language_network("hf:stories-mini", VOCABULARY).module.eval()
@@ -131,7 +134,7 @@ class ModelServer:
         """Of each token but the first: of the whole vocabulary, [L - 1, V] float32."""
         with self._lock, torch.no_grad():
             output = self.module(torch.tensor([ids]))
-            logits = output.head(output.states[0, :-1]).float()[:, :VOCABULARY]
+            logits = self.scale * output.head(output.states[0, :-1]).float()[:, :VOCABULARY]
             if self.noise:
                 logits = logits + torch.from_numpy(self._random.normal(0, self.noise, logits.shape)).float()
         return logits.log_softmax(-1)

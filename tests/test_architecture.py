@@ -29,10 +29,24 @@ ARROWS: dict[str, set[str]] = {
     "runs": {"errors", "runtime", "store"},
     "train": {"data", "encoding", "errors", "methods", "models", "runs", "runtime", "store", "teachers"},
     "caches": {"data", "encoding", "errors", "methods", "runtime", "store", "teachers"},
+    "imports": {"caches", "data", "dump", "errors", "models", "runtime", "store", "teachers"},
     "stats": {"errors", "runtime", "store"},
     "report": {"caches", "data", "errors", "runs", "runtime", "stats", "store"},
     # the command line
-    "cli": {"caches", "dump", "errors", "methods", "models", "report", "runs", "runtime", "stats", "store", "train"},
+    "cli": {
+        "caches",
+        "dump",
+        "errors",
+        "imports",
+        "methods",
+        "models",
+        "report",
+        "runs",
+        "runtime",
+        "stats",
+        "store",
+        "train",
+    },
     "__main__": {"cli"},
 }
 OUTSIDE = {  # packages that only these rooms, or files, may import

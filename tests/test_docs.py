@@ -14,12 +14,14 @@ import torch
 import typer
 import warm
 from logitcache.cli.app import app
+from servers import ModelServer
 
 import logitcache
 from logitcache import METHODS
 from logitcache.data import NAMED_DATA
 from logitcache.data.images.views import CHANGES, CROPS, MIXES, PRESETS
 from logitcache.models import CIFAR_NETWORKS
+from logitcache.models.language.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 METHODS_PAGE = (ROOT / "docs/methods.md").read_text()
@@ -157,6 +159,24 @@ def test_the_commands_on_text_run(run, tmp_path):
     tokens = np.arange(400, dtype=np.uint16)
     np.savez(tmp_path / "tales.npz", tokens=tokens, documents=np.array([0, 300, 400]), vocabulary=512)
     type_page(run, "text.md")
+
+
+def test_the_commands_on_servers_run(run, tmp_path):
+    """Against a server of the tests: from a plan to a student, and what was kept of its answers."""
+    pytest.importorskip("httpx2")
+    load_tokenizer("hf:stories-mini").save_pretrained(tmp_path / "llama")
+    stories = ["Once upon a time there was a cat. It was a good cat.", "Lily had a red ball. She liked to play."]
+    lines = [{"prompt": story[:20], "completion": story[20:]} for story in stories]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    with ModelServer("vllm") as server:
+        ids = [server.tokenizer(one)["input_ids"] for one in stories]
+        answers = [server.vllm(one, 65) | {"prompt_token_ids": one} for one in ids]
+        (tmp_path / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers))
+        typed_lines = [line for line, _ in typed(PAGES["servers.md"])]
+        assert len(typed_lines) == 8
+        for line in typed_lines:
+            done = run(*shlex.split(line.replace("localhost:8000", f"127.0.0.1:{server.port}")))
+            assert done.exit_code == 0, f"{line}\n{done.output}"
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ from logitcache.store import (
     with_rows,
 )
 
-__all__ = ["dump_logits", "probe_rows"]
+__all__ = ["dump_logits", "probe_rows", "run_job"]
 
 _PROBE_ROWS = 256
 _PROBE_SAMPLES = 16  # where samples have several rows
@@ -85,6 +85,23 @@ def dump_logits(
     line = "" if command is None else shlex.join(["logitcache", "dump", *command])
     with explain_lost_workers(), join_ranks(told.should_stop) as ranks:
         return _dumped(prepare(teacher, data, out, chosen), ranks, out, line, chosen, told)
+
+
+def run_job(job: Job, out: str | Path, command: str, settings: DumpSettings, callbacks: Callbacks) -> Cache:
+    """Write the cache of a job that is prepared, or go on where that was stopped.
+
+    Args:
+        job: The job.
+        out: Path of the cache.
+        command: What would continue it.
+        settings: How it is written.
+        callbacks: Who is told, and may stop it.
+
+    Raises:
+        LogitCacheError: As `dump_logits`.
+    """
+    with join_ranks(callbacks.should_stop) as ranks:
+        return _dumped(job, ranks, out, command, settings, callbacks)
 
 
 def _dumped(

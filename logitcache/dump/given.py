@@ -82,6 +82,7 @@ def given_job(
     gives: Mapping[str, Any],
     needs: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
+    own: bool = True,
 ) -> Job:
     """Decide what a cache of log-probabilities will be.
 
@@ -95,6 +96,7 @@ def given_job(
         gives: What the manifest says of the rows.
         needs: What the documents must be like: `positions`.
         versions: Versions of the software that computed the rows.
+        own: Whether each row names its own token; else the token's share of the rest stands for it.
 
     Raises:
         LogitCacheError: The settings do not suit it, or `out` cannot be read.
@@ -124,7 +126,9 @@ def given_job(
     if settings.batch_size == "auto":
         settings = replace(settings, batch_size=None)
     manifest = make_manifest(settings, samples, data, views, [entry], encoding, begun, where, versions)
-    teacher = GivenTeacher(source, inputs, k=encoding.k, classes=len(samples.classes), concurrency=settings.concurrency)
+    teacher = GivenTeacher(
+        source, inputs, k=encoding.k, classes=len(samples.classes), concurrency=settings.concurrency, own=own
+    )
     renderer = AskingAhead(renderer_of(modality, samples, [inputs], settings, where), teacher, whole_of(samples)[1])
     teachers = {entry["slug"]: Teachers([teacher])}
     return Job(manifest, modality, samples, views, encoding, teachers, renderer, {}, {}, given=teacher)

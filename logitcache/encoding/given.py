@@ -3,6 +3,8 @@
 They give the largest of a row and the true token's, at temperature 1. Of the other classes only the mass is known: what is missing to 1.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,7 +19,13 @@ _LEAST = 2.0**-24  # what float32 can tell of a sum near 1
 
 
 def rows_of_logprobs(
-    ids: NDArray[np.int64], logprobs: NDArray[np.floating], labels: NDArray[np.int64], k: int, classes: int
+    ids: NDArray[np.int64],
+    logprobs: NDArray[Any],
+    labels: NDArray[np.int64],
+    k: int,
+    classes: int,
+    *,
+    own: bool = True,
 ) -> TopKRows:
     """Choose the k largest and the label's of each row, and give what is missing to probability 1 to the rest.
 
@@ -29,6 +37,8 @@ def rows_of_logprobs(
         labels: True classes, [R].
         k: How many of the largest to keep beside the label.
         classes: Number of classes, C.
+        own: Whether each row names its label. Else a label that a row does not name has the share of the unnamed classes' mass that each
+            of them has, as if they were equal.
 
     Returns:
         Rows of k + 1 classes.
@@ -45,18 +55,20 @@ def rows_of_logprobs(
         values = values - torch.log1p(-values.exp().masked_fill(~beyond, 0).sum(1, keepdim=True).clamp(max=1 - 1e-9))
         there = there & ~beyond
     values = values.masked_fill(~there, -torch.inf)
-    own = there & (where == true)
-    _refuse(own.sum(1) != 1, "does not name its own token once")
+    if not own:
+        where, values, there = _with_labels(where, values, there, true, classes)
+    named = there & (where == true)
+    _refuse(named.sum(1) != 1, "does not name its own token once")
     _refuse(there.sum(1) < k + 1, f"has fewer than {k + 1} classes", counts=there.sum(1))
     # Of equals the first ids are taken, as a dump takes them.
     where, order = torch.where(there, where, classes).sort(1)
-    values, own = values.gather(1, order), own.gather(1, order)
-    order = values.masked_fill(own, torch.inf).sort(dim=1, descending=True, stable=True).indices
+    values, named = values.gather(1, order), named.gather(1, order)
+    order = values.masked_fill(named, torch.inf).sort(dim=1, descending=True, stable=True).indices
     kept, left = order[:, : k + 1].sort(1).values, order[:, k + 1 :]
     sums = values.exp().gather(1, kept).sum(1, keepdim=True)
     _refuse((sums > 1 + _ABOVE_ONE).squeeze(1), "has probabilities that sum to more than 1", counts=sums.squeeze(1))
     known = values.exp().gather(1, left).sum(1, keepdim=True)
-    values, is_label = values.gather(1, kept), own.gather(1, kept)
+    values, is_label = values.gather(1, kept), named.gather(1, kept)
     smallest = values.masked_fill(is_label, torch.inf).amin(1, keepdim=True)  # none of the rest is larger
     most = (classes - k - 1) * smallest.exp()
     mass = (1 - sums).maximum(known).clamp(min=_LEAST).minimum(most).clamp(min=1e-30)
@@ -65,6 +77,21 @@ def rows_of_logprobs(
     label_value = values.masked_fill(~is_label, 0).sum(1, keepdim=True)
     unranked = (values > label_value).sum(1) == k
     return TopKRows(where.gather(1, kept), values.float(), rest, classes, unranked, mass_only=True)
+
+
+def _with_labels(
+    where: torch.Tensor, values: torch.Tensor, there: torch.Tensor, labels: torch.Tensor, classes: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Name the label in rows that do not: with its share of what the named classes leave to the others, [R, M + 1] each."""
+    missing = ~(there & (where == labels)).any(1, keepdim=True)
+    mass = (1 - values.exp().sum(1, keepdim=True)).clamp(min=_LEAST)
+    others = (classes - there.sum(1, keepdim=True)).clamp(min=1)
+    share = (mass / others).log().minimum(values.masked_fill(~there, torch.inf).amin(1, keepdim=True))
+    return (
+        torch.cat([where, torch.where(missing, labels, -1)], 1),
+        torch.cat([values, share.masked_fill(~missing, -torch.inf)], 1),
+        torch.cat([there, missing], 1),
+    )
 
 
 def _refuse(wrong: torch.Tensor, problem: str, counts: torch.Tensor | None = None) -> None:

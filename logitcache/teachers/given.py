@@ -68,7 +68,9 @@ class GivenTeacher:
         ahead: Documents that are asked for before they are needed.
     """
 
-    def __init__(self, source: RowSource, preprocessing: Inputs, *, k: int, classes: int, concurrency: int) -> None:
+    def __init__(
+        self, source: RowSource, preprocessing: Inputs, *, k: int, classes: int, concurrency: int, own: bool = True
+    ) -> None:
         """Ask for nothing yet.
 
         Args:
@@ -77,10 +79,11 @@ class GivenTeacher:
             k: How many of the largest to keep beside the label.
             classes: Number of classes.
             concurrency: Documents that are asked for at once.
+            own: Whether each row names its own token.
         """
         self.name, self.preprocessing = source.name, preprocessing
         self.ahead = 2 * concurrency
-        self._source, self._k, self._classes = source, k, classes
+        self._source, self._k, self._classes, self._own = source, k, classes, own
         self._pool, self._pending = _Pool(concurrency), dict[bytes, "Future[_Given]"]()
 
     def rows(self, rendered: Any, keep: Tensor | None = None) -> Iterator[TopKRows]:
@@ -130,7 +133,9 @@ class GivenTeacher:
 
     def _rows(self, given: "_Given", tokens: NDArray[np.int64], kept: NDArray[np.int64]) -> TopKRows:
         try:
-            return rows_of_logprobs(given.ids, given.logprobs, tokens[1:], self._k, self._classes)[kept]
+            return rows_of_logprobs(
+                given.ids[kept], given.logprobs[kept], tokens[1:][kept], self._k, self._classes, own=self._own
+            )
         except InputError as error:
             raise InputError(f"{self.name}, {given.subject}: {error}") from error
 

@@ -254,6 +254,12 @@ def _refuse_too_little(cache: Cache, objective: Objective) -> None:
         return
     if loss.every_class:
         raise CacheMismatchError(_more_is_needed(cache, loss.every_class))
+    if loss.needs_label and "label" in cache.manifest.teachers[0].get("gives", {}):
+        raise CacheMismatchError(
+            f"{cache.place} was imported from rows that do not say how likely a token is that is not among the {encoding['k']} largest, "
+            "and the method reads that of the label. Choose one that does not: "
+            f"{', '.join(name for name, one in METHODS.items() if one.divergence and one.ignores_labels and one.refine is None)}."
+        )
     if encoding["kind"] == "topk-mass" and (temperature := loss.other_temperature) is not None:
         raise CacheMismatchError(
             f"{cache.place} holds log-probabilities at temperature 1, and of the classes outside the {encoding['k']} largest only their "

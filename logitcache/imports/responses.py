@@ -1,0 +1,94 @@
+"""Answers of vLLM and SGLang, one JSON object a line, as a client or vLLM's own batch runner keeps them.
+
+The ids of the prompt must be in the line: text would have to be tokenized again, and nobody could tell whether to the same tokens.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logitcache.errors import InputError
+from logitcache.imports.reader import Document, Rows, files_of
+from logitcache.teachers.servers.answers import sglang_answer, vllm_answer
+
+__all__ = ["ResponseReader"]
+
+
+class ResponseReader:
+    """Reads files of JSON lines."""
+
+    own = True
+    vocabulary: int | None = None
+
+    def __init__(self, kind: str, source: str | Path) -> None:
+        """Find the files; nothing is read yet.
+
+        Raises:
+            InputError: There are none.
+        """
+        self._kind, self._files = kind, files_of(source, ".jsonl", ".json")
+        self._places: list[tuple[Path, int, int]] = []  # file, byte, line
+        self.facts: dict[str, Any] = {}
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the prompts in order."""
+        self._places = []
+        for file in self._files:
+            with file.open("rb") as lines:
+                at = 0
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        _, tokens = self._read(line, f"{file}:{number}")
+                        self._places.append((file, at, number))
+                        yield Document(tokens)
+                    at += len(line)
+
+    def rows(self, number: int, largest: int) -> Rows:
+        """Return what an answer says of a prompt."""
+        del largest
+        file, at, line_number = self._places[number]
+        with file.open("rb") as lines:
+            lines.seek(at)
+            body, tokens = self._read(lines.readline(), f"{file}:{line_number}")
+        read = vllm_answer if self._kind == "vllm" else sglang_answer
+        try:
+            return Rows(*read(body, tokens.tolist()))
+        except InputError as error:
+            raise InputError(f"{file}:{line_number}: {error}") from error
+
+    def _read(self, line: bytes, where: str) -> tuple[dict[str, Any], Any]:
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where} is no JSON: {error}") from error
+        body = entry.get("response", entry) if isinstance(entry, dict) else None
+        body = body.get("body", body) if isinstance(body, dict) else body
+        if not isinstance(body, dict):
+            raise InputError(f"{where} holds no answer of {self._kind}")
+        found = self._tokens(entry, body)
+        if not found or not all(isinstance(one, int) for one in found):
+            asked = "return_token_ids" if self._kind == "vllm" else "return_logprob and logprob_start_len 0"
+            raise InputError(
+                f"{where} does not hold the ids of its prompt, so that nobody can tell what its rows are of. Ask {self._kind} again with "
+                f"{asked}, or put the ids into `prompt_token_ids`."
+            )
+        return body, np.array(found, np.int64)
+
+    def _tokens(self, entry: dict[str, Any], body: dict[str, Any]) -> Any:
+        """Return the ids of the prompt, wherever the line has them."""
+        if self._kind == "sglang":
+            said = body.get("meta_info")
+            own = said.get("input_token_logprobs") if isinstance(said, dict) else None
+            return [one[1] for one in own] if own else entry.get("input_ids")
+        choices = body.get("choices")
+        first = choices[0] if isinstance(choices, list) and choices else {}
+        places = (first, body, entry)
+        found = next((one["prompt_token_ids"] for one in places if one.get("prompt_token_ids")), None)
+        if found is None:
+            request = entry.get("request")
+            sent = (request.get("body", request) if isinstance(request, dict) else entry).get("prompt")
+            found = sent if isinstance(sent, list) else None
+        return found
