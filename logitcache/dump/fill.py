@@ -143,8 +143,9 @@ class Filler:
             for slug, here, logits in ask(self._teachers, batch, targets, asked):
                 labels = targets.labels[here].to(logits.device, non_blocking=True)
                 with torch.inference_mode():
-                    computed.columns[slug].append(self._job.encoding.encode(logits, labels))
-                    computed.right[slug].append(logits.argmax(1) == labels)
+                    columns = self._job.encoding.encode(logits, labels)
+                    computed.columns[slug].append(columns)
+                    computed.right[slug].append(self._job.encoding.top_classes(columns) == labels)
             computed.digests.append(batch.digests)
             computed.ids.append(targets.ids)
             self._report(view, int(((targets.ids >= first) & (targets.ids < last)).sum()))

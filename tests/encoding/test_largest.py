@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from logitcache.encoding import TopKEncoding
+from logitcache.encoding import FullEncoding, TopKEncoding
 from logitcache.encoding.largest import _on_device, largest
 
 ROWS = 40
@@ -51,3 +51,12 @@ def test_columns_of_a_row_depend_on_that_row_alone(dtype):
     apart = [encoding.encode(logits[n : n + 1], labels[n : n + 1]) for n in range(ROWS)]
     for name, column in together.items():
         assert torch.equal(column, torch.cat([one[name] for one in apart]))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "u8"])
+@pytest.mark.parametrize("kind", ["distinct", "bfloat16", "equal"])
+def test_the_class_of_the_largest_logit_is_read_off_what_is_stored(kind, dtype):
+    logits = drawn(100, kind)
+    labels = torch.where(torch.arange(ROWS) % 2 == 0, logits.argmax(1), torch.arange(ROWS))
+    for encoding in (TopKEncoding(5, dtype), FullEncoding(dtype)):
+        assert torch.equal(encoding.top_classes(encoding.encode(logits, labels)), logits.argmax(1))
