@@ -8,6 +8,7 @@ import itertools
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -265,11 +266,21 @@ def _ask_for(job: Job, samples: Ids, wanted: Ids) -> tuple[Ids, dict[str, NDArra
         targets = job.modality.row_labels(job.samples, job.views[0], batch.samples)
         chosen = np.isin(targets.ids, wanted)
         found.append(targets.ids[chosen])
-        for slug, here, logits in ask(job.teachers, batch, targets, every):
-            parts[slug].append(dense(logits[torch.from_numpy(chosen[here]).to(logits.device)], 1.0))
+        mask = torch.from_numpy(chosen)
+        alone = batch.keep is not None  # then the head is not asked for the other rows
+        asked_of = replace(batch, keep=tuple(_only(keep, mask) for keep in batch.keep)) if batch.keep else batch
+        for slug, here, logits in ask(job.teachers, asked_of, targets, every):
+            parts[slug].append(dense(logits if alone else logits[mask[here].to(logits.device)], 1.0))
     empty = torch.empty(0, len(job.manifest.classes))
     exact = {slug: torch.cat(chunks or [empty]).cpu().numpy() for slug, chunks in parts.items()}
     return np.concatenate(found), exact, failed
+
+
+def _only(keep: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Return the mask of those outputs, [B, ...], that are rows and chosen among them, [R]."""
+    found = torch.zeros_like(keep)
+    found[keep] = chosen
+    return found
 
 
 def _refuse_random_teachers(job: Job, samples: Ids, probed: Ids, exact: dict[str, NDArray[np.float32]]) -> None:

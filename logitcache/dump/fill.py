@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from logitcache.data import Ids, Rendition, RowLabels, Samples, View, excluded_of, offsets_of, whole_of
 from logitcache.data.exclusion import refuse_most, shown_beside
 from logitcache.dump.job import Job
-from logitcache.encoding import TopKRows, encode_rows, top_classes
+from logitcache.encoding import TopKRows, encode_rows
 from logitcache.errors import CacheIncompleteError, InputError, name_settings
 from logitcache.runtime.processes import Ranks
 from logitcache.runtime.progress import OnProgress, Progress
@@ -145,8 +145,9 @@ class Filler:
                 labels = targets.labels[here].to(logits.device, non_blocking=True)
                 with torch.inference_mode():
                     random = self._uniforms(view, targets.ids[here])
-                    computed.columns[slug].append(encode_rows(self._job.encoding, logits, labels, random))
-                    computed.right[slug].append(top_classes(logits) == labels)
+                    columns = encode_rows(self._job.encoding, logits, labels, random)
+                    computed.columns[slug].append(columns)
+                    computed.right[slug].append(self._job.encoding.top_classes(columns) == labels)
             computed.digests.append(batch.digests)
             computed.ids.append(targets.ids)
             self._report(view, int(((targets.ids >= first) & (targets.ids < last)).sum()))

@@ -51,6 +51,10 @@ class FullEncoding:
         codes, scale = quantize(logits, labels, 255)
         return {"logits": codes, "scale": scale}
 
+    def top_classes(self, columns: Mapping[str, Tensor]) -> Tensor:
+        """Return the class of the largest logit of each row, [B] int64; rounding has kept it."""
+        return columns["logits"].argmin(1) if self.dtype == "u8" else columns["logits"].argmax(1)
+
     def decode(self, columns: Mapping[str, Tensor], labels: Tensor, classes: int) -> Tensor:
         """Turn columns into logits, [B, C] float32, on the columns' device."""
         del labels, classes

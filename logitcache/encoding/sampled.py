@@ -136,6 +136,10 @@ class SampledEncoding:
             columns["ratios"] = (drawn + log_probs[:, :1] - log_q).exp().half()
         return columns
 
+    def top_classes(self, columns: Mapping[str, Tensor]) -> Tensor:
+        """Return the class of the largest logit of each row, [B] int64."""
+        return columns["first"].long()
+
     def decode(self, columns: Mapping[str, Tensor], labels: Tensor, classes: int) -> DrawnRows:
         """Turn columns into rows, on the columns' device."""
         del labels

@@ -56,3 +56,14 @@ def test_a_change_of_one_document_changes_no_bit_of_others(tmp_path, family):
     assert (found[0][rows] != found[1][rows]).any(1).all()
     others = np.setdiff1d(np.arange(len(samples.labels)), rows)
     assert np.array_equal(found[0][others], found[1][others])
+
+
+def test_the_probe_holds_the_rows_that_are_stored(tmp_path):
+    """Of a batch the head is asked for the rows of the probe alone."""
+    model, samples = language_models.model("llama"), texts.contexts(30, longest=40)
+    cache = logitcache.dump_logits(
+        model, samples, tmp_path / "c.zarr", encoding="full", precision="f32", batch_size=4, seed=3
+    )
+    rows, stored = cache.array("probe/rows"), cache.view(0, cache.teacher)["logits"]
+    assert 16 < len(rows) < len(samples.labels)
+    assert np.array_equal(cache.array(f"probe/logits/{cache.teacher}"), stored[rows])
