@@ -18,9 +18,16 @@ from torch import Tensor
 from logitcache.methods._ops import PerSample, kl
 from logitcache.methods.method import Rows
 
-__all__ = ["CondensedStudent", "CondensedTeacher", "Rooms", "kl_of_condensed", "with_first_of_the_rest"]
+__all__ = ["CondensedStudent", "CondensedTeacher", "RestTerm", "Rooms", "kl_of_condensed", "with_first_of_the_rest"]
 
-_BLOCK = 1 << 20  # elements of a block of rows on which a function is differentiated element by element
+_BLOCK = 1 << 18  # elements of a block of rows on which a term is evaluated: several such blocks stay in a core's cache
+
+RestTerm = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""A term of a divergence and its derivative, class by class, from log probabilities of teacher and student.
+
+It takes log p, [R, 1]; log q, [R, C], which it overwrites with the term; a matrix for the derivative by log q; and another one to
+compute in. Both results are finite at finite arguments.
+"""
 
 
 class Rooms:
@@ -79,7 +86,8 @@ class CondensedStudent:
         ] = {}  # by temperature: log-sum-exp, and its sum before the logarithm
         self._held: float | None = None  # temperature whose exponentials are in the room "exponentials"
         self._mean: Tensor | None = None
-        self._slopes: list[tuple[Tensor, Tensor]] = []  # a sum over the rest, and its derivatives by the logits
+        # Sums over the rest, their derivatives by the logits divided by a temperature, and that temperature.
+        self._slopes: list[tuple[Tensor, Tensor, float]] = []
 
     def rest(self, temperature: float) -> Tensor:
         """Return the log-sum-exp of the other classes' logits, divided by a temperature, [R, 1]."""
@@ -112,11 +120,11 @@ class CondensedStudent:
         """Return log probabilities at a temperature, the other classes as one last column, [R, M + 1]."""
         return self.scores(temperature).log_softmax(1)
 
-    def over_rest(self, function: Callable[[Tensor, Tensor], Tensor], log_p: Tensor, temperature: float) -> PerSample:
-        """Sum a function of both probabilities over the other classes, each of which has the same one for the teacher.
+    def over_rest(self, term: RestTerm, log_p: Tensor, temperature: float) -> PerSample:
+        """Sum a term over the other classes, each of which has the same probability for the teacher.
 
         Args:
-            function: `(log p, log q)`, element by element; finite, with a finite derivative, at finite arguments.
+            term: What is summed, with its derivative.
             log_p: The teacher's log probability of each of these classes, [R, 1].
             temperature: Of the student's probabilities.
 
@@ -125,23 +133,27 @@ class CondensedStudent:
         """
         total = self.scores(temperature).logsumexp(1, keepdim=True)
         rows, classes = self._logits.shape
-        sums = total.new_empty(rows, requires_grad=False)
+        sums: Tensor = total.new_empty(rows)
+        of_total: Tensor = total.new_empty(rows)
         slopes = self._room(f"slopes {len(self._slopes)}")
         block = max(1, _BLOCK // classes)
-        for at in (slice(first, first + block) for first in range(0, rows, block)):
-            with torch.no_grad():
-                log_q = (self._logits[at] / temperature).sub_(total[at]).scatter_(1, self.ids[at], 0)
-            log_q.requires_grad_(self._with_gradient)
-            value = function(log_p[at].detach(), log_q).scatter(1, self.ids[at], 0).sum(1)
-            sums[at] = value.detach()
-            if self._with_gradient:
-                slopes[at] = torch.autograd.grad(value.sum(), log_q)[0]
+        spare = self._logits.new_empty(2, min(block, rows), classes)
+        with torch.no_grad():
+            for at in (slice(first, first + block) for first in range(0, rows, block)):
+                ids, slope = self.ids[at], slopes[at]
+                value, free = spare[:, : len(ids)]
+                if temperature == 1:
+                    torch.sub(self._logits[at], total[at], out=value)
+                else:
+                    torch.div(self._logits[at], temperature, out=value).sub_(total[at])
+                term(log_p[at], value.scatter_(1, ids, 0), slope, free)
+                torch.sum(value.scatter_(1, ids, 0), 1, out=sums[at])
+                torch.sum(slope.scatter_(1, ids, 0), 1, out=of_total[at])
         if not self._with_gradient:
             return sums
         sums.requires_grad_()
-        self._slopes.append((sums, slopes.div_(temperature)))
-        through_total = slopes.sum(1) * temperature  # log q = s / T - total
-        return sums - through_total * (total - total.detach()).squeeze(1)
+        self._slopes.append((sums, slopes, temperature))
+        return sums - of_total * (total - total.detach()).squeeze(1)  # log q = s / T - total
 
     def gradient(self, value: Tensor) -> Tensor:
         """Differentiate a value with respect to the logits, [R, C]; they are overwritten, and nothing can be asked after it.
@@ -156,7 +168,7 @@ class CondensedStudent:
             self._top,
             *(one for one, _ in self._sums.values()),
             *means,
-            *(one for one, _ in self._slopes),
+            *(one for one, *_ in self._slopes),
         ]
         of_kept, of_top, *others = torch.autograd.grad(value, leaves, allow_unused=True)
         of_sums = {t: one for t, one in zip(temperatures, others, strict=False) if one is not None}
@@ -177,9 +189,9 @@ class CondensedStudent:
                 out = terms.mul_(factor) if constant is None else torch.addcmul(constant, terms, factor, out=terms)
         if out is None:
             out = self._logits.copy_(torch.zeros((), dtype=self._logits.dtype) if constant is None else constant)
-        for (_, slopes), of_one in zip(self._slopes, of_slopes, strict=True):
+        for (_, slopes, temperature), of_one in zip(self._slopes, of_slopes, strict=True):
             if of_one is not None:
-                out.addcmul_(slopes, of_one[:, None])
+                out.addcmul_(slopes, of_one[:, None] / temperature)
         if of_top is not None:
             out.scatter_add_(1, self._top_ids, of_top)
         return out.scatter_(1, self.ids, torch.zeros_like(self.kept) if of_kept is None else of_kept)

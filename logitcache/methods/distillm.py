@@ -8,10 +8,11 @@ https://arxiv.org/abs/2402.03898
 import functools
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from logitcache.methods._ops import Labels, Logits, PerSample, Share, Temperature, log_probs, mix, squared
-from logitcache.methods.condensed import CondensedStudent, CondensedTeacher
+from logitcache.methods.condensed import CondensedStudent, CondensedTeacher, RestTerm
 
 __all__ = [
     "jsd",
@@ -127,38 +128,48 @@ def reverse_kl_condensed(
     student: CondensedStudent, teacher: CondensedTeacher, *, temperature: float = 1.0
 ) -> PerSample:
     """Evaluate `reverse_kl` on condensed rows: [B]."""
-    return _condensed(_reverse_kl, student, teacher, temperature)
+    return _condensed(_reverse_kl, _reverse_kl_of_rest, student, teacher, temperature)
 
 
 def jsd_condensed(
     student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.9, temperature: float = 1.0
 ) -> PerSample:
     """Evaluate `jsd` on condensed rows: [B]."""
-    return _condensed(functools.partial(_jsd, skew=skew), student, teacher, temperature)
+    term, of_rest = functools.partial(_jsd, skew=skew), functools.partial(_jsd_of_rest, skew=skew)
+    return _condensed(term, of_rest, student, teacher, temperature)
 
 
 def skew_kl_condensed(
     student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.1, temperature: float = 1.0
 ) -> PerSample:
     """Evaluate `skew_kl` on condensed rows: [B]."""
-    return _condensed(functools.partial(_skew_kl, skew=skew), student, teacher, temperature)
+    term, of_rest = functools.partial(_skew_kl, skew=skew), functools.partial(_skew_kl_of_rest, skew=skew)
+    return _condensed(term, of_rest, student, teacher, temperature)
 
 
 def skew_reverse_kl_condensed(
     student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.1, temperature: float = 1.0
 ) -> PerSample:
     """Evaluate `skew_reverse_kl` on condensed rows: [B]."""
-    return _condensed(functools.partial(_skew_reverse_kl, skew=skew), student, teacher, temperature)
+    term, of_rest = (
+        functools.partial(_skew_reverse_kl, skew=skew),
+        functools.partial(_skew_reverse_kl_of_rest, skew=skew),
+    )
+    return _condensed(term, of_rest, student, teacher, temperature)
 
 
 def _condensed(
-    term: Callable[[Tensor, Tensor], Tensor], student: CondensedStudent, teacher: CondensedTeacher, temperature: float
+    term: Callable[[Tensor, Tensor], Tensor],
+    of_rest: RestTerm,
+    student: CondensedStudent,
+    teacher: CondensedTeacher,
+    temperature: float,
 ) -> PerSample:
     """Sum a class's term over those that stand alone and, each with its own share of the student, over the rest."""
     scores = teacher.scores(temperature)
     total = scores.logsumexp(1, keepdim=True)
     alone = term((scores - total)[:, :-1], student.log_probs(temperature)[:, :-1]).sum(-1)
-    return temperature**2 * (alone + student.over_rest(term, teacher.level / temperature - total, temperature))
+    return temperature**2 * (alone + student.over_rest(of_rest, teacher.level / temperature - total, temperature))
 
 
 def _reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -176,3 +187,50 @@ def _skew_kl(log_p: Tensor, log_q: Tensor, *, skew: float) -> Tensor:
 
 def _skew_reverse_kl(log_p: Tensor, log_q: Tensor, *, skew: float) -> Tensor:
     return log_q.exp() * (log_q - mix(log_q, log_p, skew))
+
+
+# The same terms where every class has the same p, as `RestTerm`: with m the mixture, their derivatives by log q are
+#
+#     reverse KL       q (log q - log p) + q                       JSD        skew · q (log q - log m)
+#     skew KL          -p (1 - skew) q / m                         skew RKL   q (log q - log m) + q (1 - skew) p / m
+#
+# Mixtures are formed without logarithms: one exponential and one logarithm a class, of which the latter costs most.
+
+
+def _reverse_kl_of_rest(log_p: Tensor, log_q: Tensor, slope: Tensor, spare: Tensor) -> None:
+    del spare
+    torch.exp(log_q, out=slope)
+    log_q.sub_(log_p).mul_(slope)
+    slope.add_(log_q)
+
+
+def _jsd_of_rest(log_p: Tensor, log_q: Tensor, slope: Tensor, spare: Tensor, *, skew: float) -> None:
+    torch.exp(log_q, out=slope).mul_(skew)
+    p = (1 - skew) * log_p.exp()
+    log_m = torch.add(slope, _positive(p), out=spare).log_()
+    slope.mul_(log_q.sub_(log_m))
+    torch.sub(log_p, log_m, out=log_q)
+    log_q.mul_(p).add_(slope)
+
+
+def _skew_kl_of_rest(log_p: Tensor, log_q: Tensor, slope: Tensor, spare: Tensor, *, skew: float) -> None:
+    del spare
+    torch.exp(log_q, out=slope).mul_(1 - skew)
+    p = log_p.exp()
+    mixture = torch.add(slope, _positive(skew * p), out=log_q)
+    slope.div_(mixture).mul_(-p)
+    torch.sub(log_p, mixture.log_(), out=log_q)
+    log_q.mul_(p)
+
+
+def _skew_reverse_kl_of_rest(log_p: Tensor, log_q: Tensor, slope: Tensor, spare: Tensor, *, skew: float) -> None:
+    torch.exp(log_q, out=spare)  # q
+    p = (1 - skew) * log_p.exp()
+    mixture = torch.mul(spare, skew, out=slope).add_(_positive(p))
+    log_q.sub_(torch.log(mixture)).mul_(spare)
+    torch.div(spare, mixture, out=slope).mul_(p).add_(log_q)
+
+
+def _positive(p: Tensor) -> Tensor:
+    """Return probabilities that are 0 as the smallest number above, so that a mixture with them has a logarithm."""
+    return p.clamp_min(torch.finfo(p.dtype).tiny)
