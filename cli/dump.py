@@ -68,6 +68,7 @@ def _show_plan(given: dict[str, Any]) -> None:
     print_pairs(
         f"dumping into {given['out']} would take",
         {
+            **{unit: f"{count:,}" for unit, count in found.counts.items()},
             "rows": f"{found.rows:,}",
             "room": f"{bytes_text(found.bytes_total)}{room}",
             "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in found.bytes_by_array.items()),

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from logitcache.data import kept_of, offsets_of
+from logitcache.data.optional import carried_arrays
 from logitcache.dump.dump import probe_rows
 from logitcache.dump.fill import ask, refuse_unusable, samples_in, split
 from logitcache.dump.job import Job, prepare
@@ -22,7 +23,7 @@ from logitcache.dump.settings import DumpRequest, DumpSettings
 from logitcache.errors import InputError
 from logitcache.runtime.progress import Callbacks, OnProgress
 from logitcache.runtime.settings import show_options
-from logitcache.store import compressed_bytes, open_place
+from logitcache.store import carried_bytes, compressed_bytes, open_place
 
 __all__ = ["DumpPlan", "plan_dump"]
 
@@ -35,6 +36,7 @@ class DumpPlan:
     """What a dump will take.
 
     Attributes:
+        counts: What is dumped, by unit: images, or documents and tokens; of one view.
         rows: That are stored, (view, sample).
         bytes_by_array: On the disk when it is done, estimated from the rows that were measured.
         bytes_total: Their sum.
@@ -47,6 +49,7 @@ class DumpPlan:
         pays_after_epochs: Epochs after which the dump has cost less than the live teacher.
     """
 
+    counts: dict[str, int]
     rows: int
     bytes_by_array: dict[str, int]
     bytes_total: int
@@ -105,10 +108,14 @@ def plan_dump(
         **({} if manifest.rows is None else {"offsets": 8 * manifest.samples + 8}),
         "probe": 4 * probed * len(manifest.classes),
     }
+    carried = {name: values for name, (_, values) in carried_arrays(job.modality, job.samples).items()}
+    sizes |= {name: carried_bytes(values) for name, values in carried.items()}
+    counts = {job.modality.unit: len(kept_of(job.samples))} | {n: len(v) for n, v in carried.items() if n == "tokens"}
     path = getattr(place, "path", None)
     free, disk = _disk(path) if path is not None else (None, None)
     seconds = max(rows / rate, sum(sizes.values()) / disk if disk else 0)
     return DumpPlan(
+        counts=counts,
         rows=rows,
         bytes_by_array=sizes,
         bytes_total=sum(sizes.values()),

@@ -5,7 +5,7 @@ import sys
 from logitcache.errors import InputError
 from logitcache.store.classes import NumberedClasses, classes_from_json, classes_to_json
 from logitcache.store.decode import completion, decode_rows, kept_values, rest_level, rounding
-from logitcache.store.layout import PROBE_BYTES, Carried, block_rows_for, compressed_bytes
+from logitcache.store.layout import PROBE_BYTES, Carried, block_rows_for, carried_bytes, compressed_bytes
 from logitcache.store.ledger import history
 from logitcache.store.manifest import FORMAT, Manifest, average_of, read_manifest
 from logitcache.store.offsets import Ids, count_rows, is_among, kept_mask, rows_of, samples_of, with_rows
@@ -30,6 +30,7 @@ __all__ = [
     "ViewStream",
     "average_of",
     "block_rows_for",
+    "carried_bytes",
     "check_files",
     "classes_from_json",
     "classes_to_json",

@@ -35,6 +35,7 @@ __all__ = [
     "Column",
     "block_rows_for",
     "cache_arrays",
+    "carried_bytes",
     "checksum_holds",
     "chunk_key",
     "compressed_bytes",
@@ -147,6 +148,12 @@ def cache_arrays(
 def _carried(name: str, axis: str, values: NDArray[Any]) -> ArraySpec:
     count, dtype = max(len(values), 1), values.dtype.newbyteorder("<").str
     return ArraySpec(name, (len(values),), (min(count, _CARRIED_CHUNK),), dtype, (axis,), "zstd")
+
+
+def carried_bytes(values: NDArray[Any]) -> int:
+    """Estimate the size at which an array that a cache carries is stored, from its first chunk."""
+    first = np.ascontiguousarray(values[:_CARRIED_CHUNK])
+    return len(numcodecs.zstd.compress(first.tobytes())) * len(values) // max(len(first), 1)
 
 
 def with_stored_names(specs: Mapping[str, ArraySpec], root: bytes) -> dict[str, ArraySpec]:

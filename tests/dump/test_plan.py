@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import texts
 import tiny
 
 import logitcache
@@ -43,6 +44,42 @@ def test_a_slow_teacher_is_measured(images, tmp_path):
     assert 150 < plan.teacher_rows_per_second < 64 / 0.15  # 64 rows in at least 0.15 s
     assert plan.hours == pytest.approx(900 / plan.teacher_rows_per_second / 3600)
     assert plan.pays_after_epochs == 3
+
+
+def test_a_plan_of_text_counts_documents_and_tokens_and_the_room_for_both(tmp_path):
+    given = {
+        "teacher": texts.teacher(40),
+        "data": texts.contexts(400, targets=True),
+        "out": tmp_path / "c.zarr",
+        "top_k": 4,
+    }
+    plan = logitcache.plan_dump(**given)
+    samples = given["data"]
+    assert plan.counts == {"documents": 400, "tokens": len(samples.tokens)}
+    assert plan.rows == len(samples.labels)
+    cache = logitcache.dump_logits(**given)
+    sizes = cache.place.sizes()
+    for name in ("tokens", "documents", "targets"):
+        real = sum(size for file, size in sizes.items() if file.startswith(f"{name}/c/"))
+        assert plan.bytes_by_array[name] == pytest.approx(real, rel=0.1), name
+    assert plan.bytes_total == sum(plan.bytes_by_array.values()) == pytest.approx(sum(sizes.values()), rel=0.35)
+    excluded = logitcache.plan_dump(**given | {"out": tmp_path / "d.zarr", "exclude": [3, 4]})
+    assert excluded.counts["documents"] == 398
+
+
+def test_the_command_line_plans_text(run):
+    done = run("dump", "--plan", "--teacher", "texts:teacher", "--data", "texts:make", "--out", "c.zarr")
+    assert done.exit_code == 0, done.output
+    for word in (
+        r"documents +60",
+        r"tokens +\d",
+        r"rows +\d",
+        r"room +\d.*free there",
+        r"tokens \d",
+        r"time +[\d.]+ s",
+        "paid for",
+    ):
+        assert re.search(word, done.stdout), word
 
 
 @pytest.mark.parametrize("rows", [20, 64, 84])
