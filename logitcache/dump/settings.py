@@ -152,9 +152,10 @@ class TextSettings(Settings):
     )
     rows: str | None = option(
         None,
-        metavar="completion|all",
-        shown="completion, for text",
-        help="Tokens to store logits for: the answers of prompts and chats, and every token of plain text (completion), or all.",
+        metavar="assistant|completion|all",
+        shown="assistant, for text",
+        help="Tokens to store logits for: completions of prompts, whatever the assistant says in a chat, and every token of plain text "
+        "(assistant); the same, but of a chat only the last that it says (completion); or all.",
     )
     documents_by: str | None = option(
         None,

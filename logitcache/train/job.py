@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -33,14 +32,15 @@ from logitcache.data.exclusion import (
     refuse_unreadable,
 )
 from logitcache.data.open import refuse_orientation
-from logitcache.data.optional import counted_offsets_of, counting, for_training, held_out
+from logitcache.data.optional import counting, for_training, held_out
 from logitcache.data.text.reading import text_reading_like
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.methods import METHODS, Objective, make_objective, method_name
 from logitcache.models import Network
 from logitcache.runtime.device import pick_device
-from logitcache.store import Cache, with_rows
+from logitcache.store import Cache
 from logitcache.teachers.recorded import live_teacher_of
+from logitcache.train.counting import with_loss_on
 from logitcache.train.order import epoch_views, most_spills
 from logitcache.train.settings import TrainSettings
 from logitcache.train.targets import CachedTargets, LabelsOnly, LiveTargets, Targets
@@ -101,7 +101,7 @@ def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettin
         views = list(modality_of(samples).make_views(settings.augment or "none", settings.epochs, settings.seed))
     log_left_out(samples)
     modality, excluded = modality_of(samples), excluded_of(samples)
-    samples = whole = _counted(samples, settings.loss_on)
+    samples = whole = with_loss_on(samples, settings.loss_on)
     held = _held_out(opened, samples, settings.holdout)
     if held is not None:
         samples = leave_out(samples, [*excluded_of(samples), *(held + whole_of(samples)[1])])
@@ -259,22 +259,6 @@ def _fuller(cache: Cache) -> str:
             kept.append(word)
     kept[kept.index("--out") + 1] = cache.place.beside("-full")
     return f":\n  {shlex.join(kept)} --encoding full\n"
-
-
-def _counted(samples: Any, loss_on: str | None) -> Any:
-    """Return the training data with the rows that count; samples without such a row are left out.
-
-    Raises:
-        InputError: In this kind of data every row counts, or none does.
-    """
-    found = counting(modality_of(samples), samples, loss_on)
-    if loss_on is None:
-        return found
-    kept, offsets = kept_of(found), counted_offsets_of(found)
-    gone = np.setdiff1d(kept, with_rows(offsets, kept))
-    if len(gone) == len(kept):
-        raise InputError(f"--loss-on {loss_on} counts no row of this data: none is of a completion. Leave it out.")
-    return leave_out(found, [*excluded_of(found), *(gone + whole_of(found)[1])])
 
 
 def _held_out(cache: Cache | None, samples: Samples, share: float | None) -> Ids | None:

@@ -15,12 +15,14 @@ from logitcache.data.contract import cache_views, check_inputs, recorded_data
 from logitcache.data.optional import for_training
 from logitcache.data.protocol import Renderer
 from logitcache.encoding import TopKRows
-from logitcache.errors import InputError
+from logitcache.errors import InputError, unknown_name
 from logitcache.runtime.device import pick_device, to_device
 from logitcache.runtime.processes import place_in_group
 from logitcache.runtime.settings import Settings, option, show_options
 from logitcache.store import Cache, open_cache
+from logitcache.train.counting import with_loss_on
 from logitcache.train.order import epoch_number, only, sampled, shares, shuffled
+from logitcache.train.settings import LOSSES_ON
 from logitcache.train.targets import CachedTargets, Stretch
 
 __all__ = ["Batch", "Loader", "LoaderRequest", "LoaderSettings", "refuse_mixed"]
@@ -79,6 +81,13 @@ class LoaderSettings(Settings):
         shown="the teacher's",
         help="Fraction of the shorter side kept by the center crop when images are resized.",
     )
+    loss_on: str | None = option(
+        None,
+        metavar="all|assistant|completion",
+        shown="all rows of the cache",
+        help="For text, the rows of a batch, as `train_student` takes it: all; completions, and whatever the assistant says in a chat; or "
+        "completions, and of a chat the last that it says. Documents without such a row are left out.",
+    )
     device: str = option("auto", help="Device of the batches: auto, cpu, cuda, cuda:1, ...")
     workers: int | None = option(
         None, minimum=0, shown="a number that suits the data", help="Number of processes that decode images."
@@ -97,6 +106,8 @@ class LoaderSettings(Settings):
         """Check ranges, and that rank and world size belong together."""
         super().__post_init__()
         self.check("seed", lambda seed: seed < 2**63, "below 2**63")
+        if self.loss_on not in (None, *LOSSES_ON):
+            raise unknown_name("rows to count", str(self.loss_on), LOSSES_ON)
         if (self.rank is None) != (self.world_size is None):
             raise InputError("rank and world_size belong together: give both, or neither")
         self.check("rank", lambda rank: rank < (self.world_size or 1), f"below the world size, {self.world_size}")
@@ -140,7 +151,8 @@ class Loader:
         """
         self._settings = settings = LoaderSettings(**options)
         self.cache = open_cache(cache).of(settings.teacher)
-        self.data, self.device = recorded_data(self.cache, data), pick_device(settings.device)
+        self.data = with_loss_on(recorded_data(self.cache, data), settings.loss_on)
+        self.device = pick_device(settings.device)
         self.batch_size = settings.batch_size
         self._modality, self._views = modality_of(self.data), cache_views(self.cache)
         refuse_mixed(self.cache, self._views)

@@ -47,7 +47,7 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
 }
 SCHEDULES = ("cosine", "onecycle", "step")
 EXTENSIONS = ("continue", "stretch")
-LOSSES_ON = ("all", "completion")
+LOSSES_ON = ("all", "assistant", "completion")
 _OPTIMIZERS_OWN = ("momentum", "nesterov", "betas", "eps")
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
@@ -167,9 +167,10 @@ class DataSettings(Settings):
     )
     loss_on: str | None = option(
         None,
-        metavar="all|completion",
+        metavar="all|assistant|completion",
         shown="all rows of the cache",
-        help="For text, the rows that count: all, or those of completions and of what an assistant says, where a cache has others too.",
+        help="For text, the rows that count, where a cache has others too: all; completions, and whatever the assistant says in a chat "
+        "(assistant); or completions, and of a chat the last that it says (completion).",
     )
     exclude: "str | Path | Sequence[int] | None" = option(
         None,

@@ -17,11 +17,17 @@ ANSWERS = np.random.RandomState(3).rand(len(TEXT.tokens)) < 0.4
 ANSWERS[TEXT.documents[20] : TEXT.documents[24]] = False  # some contexts without an answer
 
 
+LAST = ANSWERS & (np.random.RandomState(4).rand(len(TEXT.tokens)) < 0.5)  # as if they were of the last answer of a chat
+
+
 def conversations(*, rows="all"):
-    """The same contexts with rows of all tokens, or of answers alone."""
+    """The same contexts with rows of all tokens, or of answers alone, or of the last answers."""
+    given = TEXT.tokens, TEXT.documents, TEXT.vocabulary
     if rows == "all":
-        return Documents(TEXT.tokens, TEXT.documents, TEXT.vocabulary, answers=ANSWERS)
-    return Documents(TEXT.tokens, TEXT.documents, TEXT.vocabulary, ANSWERS)
+        return Documents(*given, answers=ANSWERS, completions=LAST)
+    if rows == "assistant":
+        return Documents(*given, ANSWERS, completions=LAST)
+    return Documents(*given, LAST)
 
 
 @pytest.fixture
@@ -44,11 +50,14 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("more", [{}, {"grad_accum_steps": 2}, {"holdout": 0.2}], ids=str)
-def test_loss_on_completions_is_training_from_their_rows_alone(cached, tmp_path, more):
+@pytest.mark.parametrize(
+    ("rows", "loss_on"), [("all", "assistant"), ("all", "completion"), ("assistant", "completion")]
+)
+def test_loss_on_answers_is_training_from_their_rows_alone(cached, tmp_path, more, rows, loss_on):
     """Bit for bit, whatever else the cache has; and every metric is of these rows."""
-    every, alone = cached(conversations()), cached(conversations(rows="completion"), "answers")
+    every, alone = cached(conversations(rows=rows)), cached(conversations(rows=loss_on), "answers")
     assert every.manifest.view_rows > alone.manifest.view_rows
-    found = trained(every, tmp_path / "every", loss_on="completion", **more)
+    found = trained(every, tmp_path / "every", loss_on=loss_on, **more)
     expected = trained(alone, tmp_path / "alone", **more)
     assert same(found, expected)
     for ours, theirs in zip(found.metrics, expected.metrics, strict=True):
@@ -81,12 +90,38 @@ def test_a_cache_keeps_which_tokens_are_answers(cached, tmp_path):
     assert logitcache.verify_cache(both, replay=5, teacher=texts.teacher(40)).ok
     begin = TEXT.documents[30]
     assert np.array_equal(documents_of(parts[1]).answers, ANSWERS[begin:])
-    assert documents_of(cached(conversations(rows="completion"), "alone")).answers is None
+    for found, expected in ((both, LAST), (parts[1], LAST[begin:])):
+        assert np.array_equal(documents_of(found).completions, expected)
+    alone = documents_of(cached(conversations(rows="completion"), "alone"))
+    assert alone.answers is alone.completions is None
+
+
+@pytest.mark.parametrize(
+    ("loss_on", "some"), [("assistant", ANSWERS), ("completion", LAST), ("all", None), (None, None)]
+)
+def test_a_loader_gives_the_rows_that_count(cached, loss_on, some):
+    cache, labels = cached(conversations()), []
+    with logitcache.Loader(cache, batch_size=7, shuffle=False, loss_on=loss_on) as loader:
+        for batch in loader:
+            assert len(batch.labels) == len(batch.logits) == batch.keep.sum() > 0
+            labels.append(batch.labels)
+    samples = conversations()
+    expected = samples.tokens[samples.targets if some is None else samples.targets & some]
+    assert np.array_equal(torch.cat(labels).numpy(), expected)
+
+
+def test_a_loader_refuses_what_cannot_count(cached, dump, images, tmp_path):
+    with pytest.raises(UnknownNameError, match="did you mean 'assistant'"):
+        logitcache.Loader(cached(TEXT), loss_on="assistants")
+    with pytest.raises(InputError, match="is for text, and the data is images"):
+        logitcache.Loader(dump(out=tmp_path / "images.zarr"), images, loss_on="all")
 
 
 def test_plain_text_is_all_completion(cached, tmp_path):
     cache = cached(TEXT)
-    assert same(trained(cache, tmp_path / "all"), trained(cache, tmp_path / "completion", loss_on="completion"))
+    every = trained(cache, tmp_path / "all")
+    for loss_on in ("assistant", "completion"):
+        assert same(every, trained(cache, tmp_path / loss_on, loss_on=loss_on))
 
 
 def test_a_run_records_it_and_what_it_leaves_out_is_nobodys_exclusion(cached, tmp_path):
@@ -99,7 +134,7 @@ def test_a_run_records_it_and_what_it_leaves_out_is_nobodys_exclusion(cached, tm
 def test_what_cannot_count_is_refused(cached, dump, images, tmp_path):
     none = Documents(TEXT.tokens, TEXT.documents, TEXT.vocabulary, answers=np.zeros(len(TEXT.tokens), bool))
     with pytest.raises(InputError, match="counts no row of this data"):
-        trained(cached(none), tmp_path / "r", loss_on="completion")
+        trained(cached(none), tmp_path / "r", loss_on="assistant")
     with pytest.raises(UnknownNameError, match="did you mean 'completion'"):
         trained(cached(none), tmp_path / "r", loss_on="completions")
     cache = dump(out=tmp_path / "images.zarr")

@@ -34,6 +34,7 @@ class Documents:
         documents: Place in `tokens` at which each context begins, and T at the end, [D + 1] int64.
         targets: Which tokens are targets, [T] bool.
         answers: Which tokens are of a completion or of an assistant, [T] bool; None where all targets are, or nobody knows.
+        completions: Which tokens are of the last answer of their document, [T] bool; None where these are all answers, or nobody knows.
         counted: Which rows count in a loss, [R] bool; None: all.
         counted_targets: Which tokens are targets whose rows count, [T] bool.
         counted_offsets: Number of rows that count before each context, and of all at the end, [D + 1] int64.
@@ -56,6 +57,7 @@ class Documents:
         targets: NDArray[np.bool_] | None = None,
         *,
         answers: NDArray[np.bool_] | None = None,
+        completions: NDArray[np.bool_] | None = None,
         facts: Mapping[str, Any] | None = None,
         sequence_length: int | None = None,
         notes: tuple[str, ...] = (),
@@ -68,6 +70,7 @@ class Documents:
             vocabulary: Number of ids that exist.
             targets: Which tokens are targets, [T]; None: all. The first of a context is not one in any case.
             answers: Which tokens are of a completion or of an assistant, [T].
+            completions: Which of them are of the last answer of a document, [T].
             facts: What a manifest records besides.
             sequence_length: Most tokens of a context.
             notes: What was done when it was read.
@@ -85,7 +88,7 @@ class Documents:
                 f"token {at:,} (of context {context:,}) is id {int(tokens[at])}, and the vocabulary has {vocabulary:,}, from 0. Use the "
                 "tokenizer that made the tokens, or say how many ids there are."
             )
-        for name, one in (("targets", targets), ("answers", answers)):
+        for name, one in (("targets", targets), ("answers", answers), ("completions", completions)):
             if one is not None and (one.shape != tokens.shape or one.dtype != np.bool_):
                 raise InputError(
                     f"{name} must be bool, one a token, [{len(tokens):,}], not {one.dtype} {list(one.shape)}"
@@ -95,7 +98,7 @@ class Documents:
         self.targets = np.ones(len(tokens), np.bool_) if targets is None else targets.copy()
         self.targets[begins[:-1][np.diff(begins) > 0]] = False
         self.offsets = np.concatenate([[0], np.cumsum(self.targets, dtype=np.int64)])[begins]
-        self.answers = answers
+        self.answers, self.completions = answers, completions
         self.counted: NDArray[np.bool_] | None = None
         self.counted_targets, self.counted_offsets = self.targets, self.offsets
         self.facts, self.sequence_length, self.notes = dict(facts or {}), sequence_length, notes
@@ -105,12 +108,16 @@ class Documents:
         """Token of each row, [R]."""
         return self.tokens[self.targets].astype(np.int64)
 
-    def with_loss_on_answers(self) -> "Documents":
-        """Return the same contexts, of which only the rows of answers count in a loss; all where no token is known not to be of one."""
-        if self.answers is None:
+    def with_loss_on(self, tokens: NDArray[np.bool_] | None) -> "Documents":
+        """Return the same contexts, of which only the rows of some tokens count in a loss.
+
+        Args:
+            tokens: Which, [T]; None: all.
+        """
+        if tokens is None:
             return self
         found = copy.copy(self)
-        found.counted, found.counted_targets = self.answers[self.targets], self.targets & self.answers
+        found.counted, found.counted_targets = tokens[self.targets], self.targets & tokens
         found.counted_offsets = np.concatenate([[0], np.cumsum(found.counted, dtype=np.int64)])[self.offsets]
         return found
 
@@ -140,8 +147,9 @@ class Documents:
             digest.update(self.tokens[start : start + _HASHED].astype("<u4").tobytes())
         digest.update(self.documents.astype("<i8").tobytes())
         digest.update(np.packbits(self.targets).tobytes())
-        if self.answers is not None:
-            digest.update(np.packbits(self.answers).tobytes())
+        for one in (self.answers, self.completions):
+            if one is not None:
+                digest.update(np.packbits(one).tobytes())
         return digest.hexdigest()
 
     def arrays(self) -> dict[str, tuple[str, NDArray[Any]]]:
@@ -151,6 +159,7 @@ class Documents:
             "documents": ("boundary", self.documents),
             "targets": ("token", self.targets),
             **({} if self.answers is None else {"answers": ("token", self.answers)}),
+            **({} if self.completions is None else {"completions": ("token", self.completions)}),
         }
 
     def part(self, first: int, last: int) -> "Stretch":
@@ -186,6 +195,7 @@ class Stretch(Documents):
             whole.vocabulary,
             whole.targets[begin:end],
             answers=None if whole.answers is None else whole.answers[begin:end],
+            completions=None if whole.completions is None else whole.completions[begin:end],
             facts=whole.facts,
             sequence_length=whole.sequence_length,
             notes=whole.notes,

@@ -55,8 +55,15 @@ class Text:
         }
 
     def counting(self, samples: Documents, loss_on: str) -> Documents:
-        """Return the contexts with the rows that a loss counts: `all`, or those of each `completion`."""
-        return samples.with_loss_on_answers() if loss_on == "completion" else samples
+        """Return the contexts with the rows that a loss counts.
+
+        Args:
+            samples: The contexts.
+            loss_on: `all`; `assistant`: completions of prompts, and what the assistant says in a chat; `completion`: of a chat only the
+                last that it says.
+        """
+        last = samples.answers if samples.completions is None else samples.completions
+        return samples.with_loss_on({"all": None, "assistant": samples.answers, "completion": last}[loss_on])
 
     def held_out(self, samples: Documents, kept: Ids, share: float) -> Ids:
         """Return the last documents, at least one: a share of those that have targets.
@@ -279,10 +286,15 @@ class Text:
             ),
             parts[0].vocabulary,
             np.concatenate([one.targets for one in parts]),
-            answers=None
-            if any(one.answers is None for one in parts)
-            else np.concatenate([one.answers for one in parts]),
+            answers=_joined([one.answers for one in parts]),
+            completions=_joined([one.completions for one in parts]),
         )
+
+
+def _joined(parts: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+    """Put what is known of the tokens of stretches together; None where one lacks it."""
+    known = [one for one in parts if one is not None]
+    return np.concatenate(known) if len(known) == len(parts) else None
 
 
 def _refuse_longer(samples: Documents, length: int) -> None:
@@ -330,6 +342,7 @@ def documents_of(cache: Cache) -> Documents:
         len(manifest.classes),
         targets,
         answers=cache.array("answers") if cache.carries("answers") else None,
+        completions=cache.array("completions") if cache.carries("completions") else None,
         facts=facts,
         sequence_length=limit,
     )

@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 _CHOICES = {
     "too_long": ("split", "cut", "drop"),
     "pack": ("none", "stream"),
-    "rows": ("completion", "all"),
+    "rows": ("assistant", "completion", "all"),
     "documents_by": ("file", "blank-line"),
 }
 
@@ -45,8 +45,8 @@ class TextReading:
         sequence_length: Most tokens of a context; None: documents stay as long as they are.
         too_long: What is done with a longer document: `split` it into contexts, `cut` it after its first tokens, or `drop` it.
         pack: `none`: each document is a context; `stream`: all documents in a row are cut into windows of `sequence_length`.
-        rows: Which tokens are targets. `completion`: the answers of prompts and of chats, and all tokens of plain text; `all`: all
-            tokens. The first token of a context never is.
+        rows: Which tokens are targets. `assistant`: completions of prompts, what the assistant says in a chat, and all tokens of plain
+            text; `completion`: of a chat only the last that it says; `all`: all tokens. The first token of a context never is.
         documents_by: Where a document of a text file ends: at the end of the `file`, or at a `blank-line`.
         tokenizer: Makes tokens of text; not needed for `tokens:FILE.npz`.
         vocabulary: Number of ids that exist; None: those of the tokenizer.
@@ -55,7 +55,7 @@ class TextReading:
     sequence_length: int | None = None
     too_long: str = "split"
     pack: str = "none"
-    rows: str = "completion"
+    rows: str = "assistant"
     documents_by: str = "file"
     tokenizer: Tokenizer | None = None
     vocabulary: int | None = None

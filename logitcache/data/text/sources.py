@@ -127,7 +127,12 @@ def read_documents(entries: Iterable[Entry], reading: TextReading, name: str) ->
         whole = (np.ones(len(one.ids), np.bool_) if one.answers is None else one.answers for one in every)
         answers = np.concatenate(list(whole))
     begins = np.cumsum([0, *(len(one.ids) for one in every)])
-    return _contexts(np.concatenate([one.ids for one in every]), begins, answers, reading, vocabulary, facts, name)
+    last = None
+    if answers is not None:
+        runs = _last_runs(answers, begins)
+        last = None if np.array_equal(runs, answers) else runs
+    tokens = np.concatenate([one.ids for one in every])
+    return _contexts(tokens, begins, answers, last, reading, vocabulary, facts, name)
 
 
 def _encoded(tokenizer: Tokenizer, entries: Sequence[Entry]) -> Iterator[_Tokens]:
@@ -150,6 +155,7 @@ def _contexts(
     tokens: NDArray[Any],
     begins: NDArray[np.int64],
     answers: NDArray[np.bool_] | None,
+    last: NDArray[np.bool_] | None,
     reading: TextReading,
     vocabulary: int,
     facts: Mapping[str, Any],
@@ -161,6 +167,7 @@ def _contexts(
         tokens: Ids of all documents in a row, [T].
         begins: Where each begins, and T, [D + 1].
         answers: Which tokens are of an answer, [T]; None: all.
+        last: Which tokens are of the last answer of their document, [T]; None: as `answers`.
         reading: How it is read.
         vocabulary: Number of ids that exist.
         facts: What is known of the data besides.
@@ -181,20 +188,21 @@ def _contexts(
         if lost:
             place = np.arange(len(tokens)) - np.repeat(begins[:-1], lengths)
             kept = place < np.repeat(used, lengths)
-            tokens, answers = tokens[kept], None if answers is None else answers[kept]
+            tokens = tokens[kept]
+            answers, last = (None if one is None else one[kept] for one in (answers, last))
             begins = np.append(0, np.cumsum(used[used > 0]))
     if len(begins) < 2:
         raise InputError(f"{name} has no documents left: all are longer than --sequence-length")
     if limit is not None:
         begins = _divided(np.array([0, len(tokens)]) if reading.pack == "stream" else begins, limit)
     recorded = {"reading": reading.to_json(), **facts}
-    only = reading.rows == "completion"  # then all targets are of answers, and no array needs to say so
     found = Documents(
         tokens,
         begins,
         vocabulary,
-        answers if only else None,
-        answers=None if only else answers,
+        {"all": None, "assistant": answers, "completion": answers if last is None else last}[reading.rows],
+        answers=answers if reading.rows == "all" else None,
+        completions=last if reading.rows != "completion" else None,
         facts=recorded,
         sequence_length=limit,
         notes=tuple(notes),
@@ -202,6 +210,20 @@ def _contexts(
     if not found.offsets[-1]:
         raise InputError(f"{name} has no targets: every context is a single token, or none has an answer")
     return found
+
+
+def _last_runs(answers: NDArray[np.bool_], begins: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which tokens are of the last answer of their document, the last run of tokens that are of answers, [T].
+
+    Args:
+        answers: Which tokens are of an answer, [T].
+        begins: Where each document begins, and T, [D + 1].
+    """
+    starts = answers & ~np.append(False, answers[:-1])
+    starts[begins[:-1]] |= answers[begins[:-1]]
+    run = np.cumsum(starts)  # number of the run that a token is of, where it is of one
+    last: NDArray[np.bool_] = answers & (run == np.repeat(run[begins[1:] - 1], np.diff(begins)))
+    return last
 
 
 def _divided(begins: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
@@ -236,7 +258,7 @@ def _open_tokens(path: Path, reading: TextReading) -> Documents:
             )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return _contexts(whole.tokens, whole.documents, arrays.get("targets"), reading, vocabulary, facts, str(path))
+    return _contexts(whole.tokens, whole.documents, arrays.get("targets"), None, reading, vocabulary, facts, str(path))
 
 
 def _vocabulary(arrays: Mapping[str, NDArray[Any]], path: Path) -> int | None:

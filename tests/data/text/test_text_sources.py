@@ -139,6 +139,35 @@ def test_answers_are_targets_unless_all_are_asked_for(opened):
     assert targets(cut) == [[0, 0, 1], [0], [0, 1], [0, 1, 1], [0]]
 
 
+TURNS = [("user", "a"), ("assistant", "b c"), ("user", "d"), ("assistant", "e f")]
+
+
+@pytest.mark.parametrize("how", [{}, {"sequence_length": 3}, {"sequence_length": 4, "pack": "stream"}], ids=str)
+def test_the_last_answer_of_a_chat_is_its_completion(opened, how):
+    """Of the whole chat, also where it is split, and of each that is packed into one stream."""
+    chat = {"messages": [{"role": role, "content": content} for role, content in TURNS]}
+    lines = [{"text": "a b"}, chat, {"prompt": "a ", "completion": "b c"}, chat]
+    alone = {"text": [1, 1], "chat": [0, 0, 0, 0, 0, 1, 1, 1], "pair": [0, 1, 1]}
+    last = np.array([*alone["text"], *alone["chat"], *alone["pair"], *alone["chat"]], bool)
+    each = np.array([*alone["text"], *[0, 1, 1, 1, 0, 1, 1, 1], *alone["pair"], *[0, 1, 1, 1, 0, 1, 1, 1]], bool)
+    first = np.zeros(len(last), bool)
+    every, some, only = (opened("jsonl", lines, rows=rows, **how) for rows in ("all", "assistant", "completion"))
+    first[every.documents[:-1]] = True
+    assert np.array_equal(every.answers, each)
+    assert np.array_equal(every.completions, last)
+    assert np.array_equal(some.targets, each & ~first)
+    assert np.array_equal(some.completions, last)
+    assert np.array_equal(only.targets, last & ~first)
+    assert some.answers is only.answers is only.completions is None
+
+
+def test_a_single_answer_needs_no_second_array(opened):
+    chat = {"messages": [{"role": role, "content": content} for role, content in TURNS[:2]]}
+    found = opened("jsonl", [chat, {"prompt": "a ", "completion": "b"}, {"text": "c"}], rows="all")
+    assert found.completions is None
+    assert found.answers.sum() == 3 + 1 + 1
+
+
 def test_a_token_that_reaches_into_the_answer_is_one_of_it(opened):
     found = opened("jsonl", [{"prompt": "a ", "completion": "b"}, {"prompt": "a e", "completion": "nd a"}])
     assert listed(found)[1] == [1, 8, 1]
