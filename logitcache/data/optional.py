@@ -129,7 +129,9 @@ def held_out(modality: Modality, samples: Any, kept: Ids, share: float) -> Ids:
     return found
 
 
-def measured_besides(modality: Modality, samples: Any, loss: float, rows: int) -> Mapping[str, float]:
+def measured_besides(
+    modality: Modality, samples: Any, loss: float, rows: int, ids: Ids, names: Sequence[str]
+) -> Mapping[str, float]:
     """Return further metrics of an evaluation.
 
     Args:
@@ -137,9 +139,11 @@ def measured_besides(modality: Modality, samples: Any, loss: float, rows: int) -
         samples: The data set.
         loss: Mean cross-entropy in nats.
         rows: Number of rows.
+        ids: Samples that were evaluated, ascending.
+        names: Names of networks that may have what belongs to the data, as a tokenizer.
     """
     found = getattr(modality, "measured_besides", None)
-    return {} if found is None else found(samples, loss, rows)
+    return {} if found is None else found(samples, loss, rows, ids, names)
 
 
 def save_network(modality: Modality, samples: Any, network: Any, folder: Path, names: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """How good is a network on labelled data."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,12 +68,14 @@ class Subject:
         view: View that renders the samples.
         inputs: Preprocessing of the network.
         renderer: Renders the samples for this preprocessing.
+        names: Names of networks that may have what belongs to the data, as a tokenizer.
     """
 
     samples: Samples
     view: View
     inputs: Inputs
     renderer: Renderer
+    names: Sequence[str] = ()
 
 
 def evaluate(
@@ -149,7 +151,7 @@ def evaluate(
             "--warmup-epochs."
         )
     top5 = hits / len(found) if ranked else None
-    others = dict(measured_besides(modality, samples, loss / len(found), len(found)))
+    others = dict(measured_besides(modality, samples, loss / len(found), len(found), chosen, subject.names))
     if teacher is not None:
         others |= as_metrics(replicas.summed(differences), len(found))
     return Evaluation(accuracy, loss / len(found), ece / len(found), found, said, top5, others)

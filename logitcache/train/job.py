@@ -83,6 +83,15 @@ class Job:
     spec: str | None
     window: tuple[int, int] | None
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the teacher, or of those that a mean is of, and of the student."""
+        teacher = None if self.cache is None else self.cache.manifest.teachers[0]
+        return [
+            *([] if teacher is None else [one["name"] for one in teacher["members"] or [teacher]]),
+            self.network.name,
+        ]
+
 
 def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettings) -> Job:
     """Open everything that a training needs, and refuse what does not fit; writes nothing. Raises what `train_student` raises."""

@@ -84,8 +84,4 @@ def _save(job: Job, network: nn.Module, path: Path, more: Mapping[str, Any]) -> 
         "preprocessing": {name: value for name, value in job.inputs.to_json().items() if name != "resize"},
     }
     save_weights(network.state_dict(), path, notes | dict(more))
-    teacher = None if job.cache is None else job.cache.manifest.teachers[0]
-    names = [] if teacher is None else [one["name"] for one in teacher["members"] or [teacher]]
-    save_network(
-        modality_of(job.samples), job.samples, network, path.with_name(f"{path.stem}-hf"), [*names, job.network.name]
-    )
+    save_network(modality_of(job.samples), job.samples, network, path.with_name(f"{path.stem}-hf"), job.names)

@@ -93,7 +93,7 @@ class Loop:
         self._save_whole: Callable[[], None] = lambda: None  # saves the state at the end of the steps of an epoch
         if job.test is not None:
             seen, view = self.modality.for_evaluation(job.inputs, job.test)
-            self.test = Subject(job.test, view, seen, self._renderer(job.test, [seen]))
+            self.test = Subject(job.test, view, seen, self._renderer(job.test, [seen]), job.names)
             if job.cache is not None and job.held_out is not None:
                 self.test = replace(self.test, view=job.epoch_views[0][0])
                 held = rows_of(offsets_of(job.test), job.held_out)

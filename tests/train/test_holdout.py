@@ -8,7 +8,9 @@ import texts
 import torch
 
 import logitcache
+from logitcache.data.text.modality import documents_of
 from logitcache.errors import CacheMismatchError, InputError
+from logitcache.models.language import load_tokenizer
 from logitcache.train.beside import compared
 
 SHARE = 0.2
@@ -188,3 +190,34 @@ def test_the_command_line_says_what_it_measured(run):
     assert "like the teacher" in said
     assert run("train", "--resume", "--out", "r").exit_code == 0
     assert run("compare", "r").exit_code == 0
+
+
+@pytest.mark.parametrize("how", [{}, {"sequence_length": 8}, {"pack": "stream", "sequence_length": 16}], ids=str)
+def test_bits_per_byte_are_of_the_text_that_is_held_out(tmp_path, how):
+    """Documents that begin with a space of the tokenizer's, characters of several bytes; whole, split, in a stream."""
+    pytest.importorskip("transformers")
+    lines = [
+        f"Tom saw {thing} and ran." for thing in ("a dog", "un café", "日本", "a tree", "it", "€ 3", "a cat", "the sun")
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": one}) + "\n" for one in lines))
+    cache = logitcache.dump_logits("hf:stories-mini", f"jsonl:{tmp_path}/t.jsonl", tmp_path / "c.zarr", top_k=8, **how)
+    given = {"student": "llama:hidden=16,layers=1,heads=2", "sequence_length": 32, "epochs": 1}
+    found = trained(cache, tmp_path / "r", **given)
+    samples = documents_of(cache)
+    having = np.flatnonzero(np.diff(samples.offsets))
+    count = max(round(SHARE * len(having)), 1)
+    tokenizer = load_tokenizer("hf:stories-mini")
+    held = samples.tokens[samples.documents[having[-count]] :]
+    rows = np.diff(samples.offsets)[having[-count:]].sum()
+    counted = np.log(found.results["perplexity"]) * rows / np.log(2) / found.results["bits_per_byte"]
+    if not how:
+        assert counted == pytest.approx(sum(len(one.encode()) for one in lines[-count:]))
+    else:  # decoding drops a space at the beginning, and marks half a character with three bytes
+        assert counted == pytest.approx(len(tokenizer.decode(held, skip_special_tokens=True).encode()), abs=3)
+    assert found.metrics[-1]["bits_per_byte"] == found.results["bits_per_byte"]
+
+
+def test_without_a_tokenizer_there_are_no_bits_per_byte(tmp_path):
+    samples = texts.stories(10, 20)
+    cache = logitcache.dump_logits(texts.wide(512), samples, tmp_path / "c.zarr", top_k=8)
+    assert "bits_per_byte" not in trained(cache, tmp_path / "r", student="texts:wide", epochs=1).results

@@ -15,7 +15,7 @@ from torch import Tensor
 from logitcache.data.protocol import Ids, RowLabels
 from logitcache.data.text.documents import FACTS, Documents, Stretch
 from logitcache.data.text.packing import best_fit
-from logitcache.data.text.reading import find_tokenizer, for_images
+from logitcache.data.text.reading import bytes_of, find_tokenizer, for_images
 from logitcache.data.text.rendering import TextInputs, TextRenderer, TextView
 from logitcache.errors import FormatVersionError, InputError, LogitCacheError, reason_of, unknown_name
 from logitcache.models import Network, logits_of
@@ -79,12 +79,20 @@ class Text:
             )
         return having[len(having) - count :]
 
-    def measured_besides(self, samples: Documents, loss: float, rows: int) -> dict[str, float]:
-        """Return the perplexity, and bits per byte where the bytes of the text are known and all tokens but the first have rows."""
-        found = {"perplexity": math.exp(min(loss, 700.0))}
-        text_bytes = samples.facts.get("bytes")
-        if text_bytes and rows == len(samples.labels) == len(samples.tokens) - np.count_nonzero(samples.lengths):
-            found["bits_per_byte"] = loss * rows / math.log(2) / text_bytes
+    def measured_besides(
+        self, samples: Documents, loss: float, rows: int, ids: Ids, names: Sequence[str]
+    ) -> dict[str, float]:
+        """Return the perplexity, and bits per byte where all tokens but the first of each context have rows.
+
+        The bytes are those of the text where all of it is evaluated and they are recorded, else those that its tokens stand for; where
+        neither is known, there are no bits per byte.
+        """
+        found, lengths = {"perplexity": math.exp(min(loss, 700.0))}, samples.lengths[ids]
+        if rows == lengths.sum() - np.count_nonzero(lengths):
+            whole = lengths.sum() == len(samples.tokens)
+            text_bytes = (samples.facts.get("bytes") if whole else None) or bytes_of(samples, ids, names)
+            if text_bytes:
+                found["bits_per_byte"] = loss * rows / math.log(2) / text_bytes
         return found
 
     def make_views(self, recipe: str, count: int, seed: int) -> tuple[TextView, ...]:

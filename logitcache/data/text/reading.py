@@ -1,20 +1,24 @@
 """How text is read: the options that decide which contexts and targets a data set has."""
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from logitcache.data.text.documents import Documents
 from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import CacheMismatchError, InputError, unknown_name
-from logitcache.models.language.tokenizer import load_tokenizer
-from logitcache.store import Manifest
+from logitcache.models.language.tokenizer import Spelling, load_tokenizer, spelling_of
+from logitcache.store import Ids, Manifest, rows_of
 
 __all__ = [
     "TEXT_KINDS",
     "TEXT_OPTIONS",
     "TextReading",
+    "bytes_of",
     "choose_text_reading",
     "find_tokenizer",
     "for_images",
@@ -238,15 +242,53 @@ def find_tokenizer(samples: Any, names: Sequence[str]) -> Any | None:
     """
     whole = getattr(samples, "whole", samples)
     recorded = whole.facts.get("tokenizer", {})
-    sources = [recorded.get("source"), *names]
-    for source in dict.fromkeys(one for one in sources if one is not None and one.startswith("hf:")):
+    return _tokenizer(recorded.get("digest"), recorded.get("source"), whole.vocabulary, names)
+
+
+def bytes_of(samples: Documents, ids: Ids, names: Sequence[str]) -> int | None:
+    """Return how many bytes of text the tokens of some contexts stand for; None where the tokenizer is not at hand.
+
+    A space that the tokenizer puts before each text is not counted. A context of `sequence_length` tokens may go on in the next one,
+    which then begins with a space of its own.
+
+    Args:
+        samples: The contexts.
+        ids: Context ids, ascending.
+        names: As `find_tokenizer` takes them.
+    """
+    whole = getattr(samples, "whole", samples)
+    recorded = whole.facts.get("tokenizer", {})
+    spelling = _spelling(recorded.get("digest"), recorded.get("source"), whole.vocabulary, tuple(names))
+    if spelling is None:
+        return None
+    sizes = np.zeros(max(whole.vocabulary, len(spelling.bytes)), np.int64)
+    sizes[: len(spelling.bytes)] = spelling.bytes
+    at = rows_of(samples.documents, ids)  # places of their tokens
+    found = int(sizes[samples.tokens[at]].sum())
+    if spelling.leading_space is None:
+        return found
+    goes_on = np.append(False, samples.lengths[:-1] == (samples.sequence_length or -1))
+    for context in ids[~goes_on[ids]]:
+        tokens = samples.tokens[slice(*samples.documents[context : context + 2])]
+        spelled = tokens[sizes[tokens] > 0][:1]
+        found -= int(spelling.leading_space[spelled].sum())
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _spelling(digest: str | None, source: str | None, vocabulary: int, names: tuple[str, ...]) -> Spelling | None:
+    found = _tokenizer(digest, source, vocabulary, names)
+    return None if found is None else spelling_of(found)
+
+
+def _tokenizer(digest: str | None, source: str | None, vocabulary: int, names: Sequence[str]) -> Any | None:
+    """Return the first tokenizer that has the recorded digest; where none is recorded, that has as many ids."""
+    for name in dict.fromkeys(one for one in (source, *names) if one is not None and one.startswith("hf:")):
         try:
-            found = Tokenizer(load_tokenizer(source))
+            found = Tokenizer(load_tokenizer(name))
         except InputError:
             continue
-        if found.facts.digest == recorded.get("digest") or (
-            "digest" not in recorded and len(found) == whole.vocabulary
-        ):
+        if found.facts.digest == digest or (digest is None and len(found) == vocabulary):
             return found.wrapped
     return None
 

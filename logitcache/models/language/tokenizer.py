@@ -4,11 +4,15 @@ A tokenizer from a GGUF file is built from the file's own metadata, with its own
 """
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from logitcache.errors import InputError, first_line
 from logitcache.models.hub import without_waiting
@@ -16,7 +20,7 @@ from logitcache.models.language.gguf import entry_of, read_gguf
 from logitcache.models.language.load import location_of
 from logitcache.models.language.packages import import_extra
 
-__all__ = ["TokenizerFacts", "load_tokenizer", "tokenizer_facts"]
+__all__ = ["Spelling", "TokenizerFacts", "load_tokenizer", "spelling_of", "tokenizer_facts"]
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens in GGUF that are matched as a whole
@@ -116,6 +120,70 @@ def tokenizer_facts(tokenizer: Any) -> TokenizerFacts:
         eos=tokenizer.eos_token_id,
         chat_template_digest=None if template is None else _digest(template),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How many bytes of text tokens stand for.
+
+    Attributes:
+        bytes: Bytes of each id, [V] int64; 0 of special tokens.
+        leading_space: Ids that begin with a space, [V] bool, where the tokenizer puts one before a text that has none there; else None.
+    """
+
+    bytes: NDArray[np.int64]
+    leading_space: NDArray[np.bool_] | None
+
+
+def spelling_of(tokenizer: Any) -> Spelling | None:
+    """Return how many bytes of text each id of a tokenizer stands for, from its pieces; they are not decoded, which would lose bytes.
+
+    Args:
+        tokenizer: A `PreTrainedTokenizerFast`.
+
+    Returns:
+        None where pieces are put together in another way than byte by byte, or with marks for spaces.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    decoders, splitters = (list(_steps(content.get(name))) for name in ("decoder", "pre_tokenizer"))
+    kinds = {one["type"] for one in decoders}
+    vocabulary = content["model"].get("vocab", {})
+    pieces = (
+        list(enumerate(one for one, _ in vocabulary))
+        if isinstance(vocabulary, list)
+        else [(number, piece) for piece, number in vocabulary.items()]
+    )
+    if "ByteLevel" in kinds:  # each character of a piece is a byte
+        sizes, spaced = {number: len(piece) for number, piece in pieces}, {n for n, one in pieces if one[:1] == "Ġ"}
+    elif kinds & {"ByteFallback", "Metaspace", "Replace"}:
+        mark = "▁" if kinds & {"Metaspace", "Replace"} else " "  # what a piece has in the place of a space
+        single = re.compile(r"<0x[0-9A-F]{2}>" if "ByteFallback" in kinds else r"(?!)")
+        sizes = {n: 1 if single.fullmatch(one) else len(one.replace(mark, " ").encode()) for n, one in pieces}
+        spaced = {number for number, piece in pieces if piece[:1] == mark}
+    else:
+        return None
+    sizes |= {one["id"]: 0 if one["special"] else len(one["content"].encode()) for one in content["added_tokens"]}
+    steps = [*splitters, *_steps(content.get("normalizer"))]
+    prepends = any(
+        one["type"] == "Prepend" or one.get("add_prefix_space") or one.get("prepend_scheme") in ("always", "first")
+        for one in steps
+    )
+    found, leading = np.zeros(max(sizes) + 1, np.int64), np.zeros(max(sizes) + 1, np.bool_)
+    found[list(sizes)] = list(sizes.values())
+    leading[list(spaced)] = True
+    return Spelling(found, leading if prepends else None)
+
+
+def _steps(entry: Any) -> Iterator[dict[str, Any]]:
+    """Yield the steps that a part of a tokenizer consists of."""
+    if entry is None:
+        return
+    inner = next((entry[name] for name in ("decoders", "pretokenizers", "normalizers") if name in entry), None)
+    if inner is None:
+        yield entry
+    else:
+        for one in inner:
+            yield from _steps(one)
 
 
 def _digest(content: Any) -> str:
