@@ -88,7 +88,8 @@ def _print_contents(found: "CacheStats") -> None:
             f"{found.ratio_to_float32:.2f} of the logits in raw float32",
             "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in largest[: _LINES + 1]),
             "lost in storing": f"largest gap {probe.largest_gap:.2g}; KL {probe.kl_nats['T=1']:.1e} nats at T=1, "
-            f"{probe.kl_nats['T=4']:.1e} at T=4; top class changed in {probe.top1_changed} of {counted(probe.rows, 'row')}"
+            f"{probe.kl_nats['T=4']:.1e} at T=4{', the rest as one class' * probe.merged_rest}; "
+            f"top class changed in {probe.top1_changed} of {counted(probe.rows, 'row')}"
             if probe.rows
             else "not known: there is no probe",
             **({"made": f"{made['begun']} on {made.get('host', '?')}"} if made else {}),

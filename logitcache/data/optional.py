@@ -13,6 +13,7 @@ from logitcache.store import Cache
 
 __all__ = [
     "arranged",
+    "batched_unit",
     "carried_arrays",
     "carried_data",
     "carried_stretch",
@@ -50,6 +51,11 @@ def arranged(
         return found
     used = len(order) - len(order) % size if drop_last else len(order)
     return [order[start : min(start + size, used)] for start in range(0, used, size)]
+
+
+def batched_unit(modality: Modality) -> str:
+    """Return the plural of what `--batch-size` counts: samples, or what the modality's `arrange` makes of them."""
+    return str(getattr(modality, "batched_unit", modality.unit))
 
 
 def divided(modality: Modality, samples: Any, inputs: Any, batch: Ids, size: int) -> list[Ids]:

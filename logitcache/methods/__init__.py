@@ -1,7 +1,7 @@
 """What the papers say: one file a paper, pure functions on tensors, one table (`table.py`)."""
 
 from logitcache.methods.balance import describe_norms, drowned_terms, gradient_norms
-from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, get_loss, parameters_of
+from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, get_loss, needs_of, parameters_of
 from logitcache.methods.describe import Description, describe, spell
 from logitcache.methods.distillation import Distillation
 from logitcache.methods.expected import Expected, expected_of, expected_tasks, variants_of
@@ -40,6 +40,7 @@ __all__ = [
     "linear_loss",
     "make_objective",
     "method_name",
+    "needs_of",
     "parameters_of",
     "spell",
     "variants_of",

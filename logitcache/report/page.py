@@ -192,7 +192,8 @@ def _lost(stats: "CacheStats") -> str:
         return ""
     divergence = ", ".join(f"{value:.1e} nats at {word}" for word, value in probe.kl_nats.items())
     changed = f"top class changed in {probe.top1_changed} of {counted(probe.rows, 'row')}"
-    return f"largest gap {probe.largest_gap:.2g}; KL {divergence}; {changed}"
+    merged = ", the rest as one class" * probe.merged_rest
+    return f"largest gap {probe.largest_gap:.2g}; KL {divergence}{merged}; {changed}"
 
 
 def _sizes(stats: "CacheStats") -> str:

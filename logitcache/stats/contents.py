@@ -6,12 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.stats.records import ProbeLoss
-from logitcache.store import Cache, decode_rows, history
+from logitcache.store import Cache, decode_rows, history, kept_values
 
 __all__ = ["NO_PROBE", "array_bytes", "bytes_per_row", "divergences", "made", "preprocessing_from", "probe_loss"]
 
 Logits = NDArray[np.floating]
 
+_TEXT = "text"
 _TEMPERATURES = (1, 4)
 NO_PROBE = ProbeLoss(0, 0.0, {f"T={temperature}": 0.0 for temperature in _TEMPERATURES}, 0)
 
@@ -82,17 +83,29 @@ def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
     if not keep.any():
         return NO_PROBE
     exact, stored = exact[keep], {temperature: rows[keep] for temperature, rows in stored.items()}
-    return ProbeLoss(
-        len(exact),
-        float(np.abs(exact - stored[1]).max()),
-        {
-            f"T={temperature}": float(
-                divergences(exact.astype(np.float64), rows.astype(np.float64), temperature)[0].mean()
-            )
-            for temperature, rows in stored.items()
-        },
-        int((exact.argmax(1) != stored[1].argmax(1)).sum()),
-    )
+    changed = int((exact.argmax(1) != stored[1].argmax(1)).sum())
+    merged = encoding["kind"] == "topk" and cache.manifest.modality == _TEXT
+    ids = None
+    if merged:
+        ids, _ = kept_values(encoding, {name: column[keep] for name, column in columns.items()})
+    precise: Logits = exact.astype(np.float64)
+    compared: dict[int, tuple[Logits, Logits]] = {t: (precise, rows.astype(np.float64)) for t, rows in stored.items()}
+    if ids is not None:
+        compared = {t: (_merged(one, ids, t), _merged(other, ids, t)) for t, (one, other) in compared.items()}
+    one, other = compared[1]
+    gaps = np.abs(one - other) if ids is None else np.abs(one - other)[:, :-1]
+    nats = {f"T={t}": float(divergences(*pair, t)[0].mean()) for t, pair in compared.items()}
+    return ProbeLoss(len(exact), float(gaps.max()), nats, changed, merged)
+
+
+def _merged(logits: Logits, ids: NDArray[np.int64], temperature: float) -> Logits:
+    """Return the logits of some classes and, as a last column, one that weighs at a temperature what all others do, [B, K + 1]."""
+    kept = np.take_along_axis(logits, ids, 1)
+    rest = logits.copy()
+    np.put_along_axis(rest, ids, -np.inf, 1)
+    top = rest.max(1, keepdims=True)
+    total = top + temperature * np.log(np.exp((rest - top) / temperature).sum(1, keepdims=True))
+    return np.concatenate([kept, total], 1)
 
 
 def divergences(one: Logits, other: Logits, temperature: float) -> tuple[NDArray[np.floating], NDArray[np.floating]]:

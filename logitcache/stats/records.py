@@ -190,12 +190,15 @@ class ProbeLoss:
         largest_gap: Largest difference of a logit.
         kl_nats: Mean KL(exact || stored) at temperatures 1 and 4.
         top1_changed: Rows whose largest class is another.
+        merged_rest: Whether classes that were not kept count as one, as they do in training on text, and no logit of theirs as stored;
+            otherwise what they weigh together is shared among them evenly.
     """
 
     rows: int
     largest_gap: float
     kl_nats: dict[str, float]
     top1_changed: int
+    merged_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,11 +33,12 @@ from logitcache.data.exclusion import (
 )
 from logitcache.data.open import refuse_orientation
 from logitcache.data.optional import counting, for_training, held_out
-from logitcache.data.text.reading import text_reading_like
+from logitcache.data.text.reading import refuse_image_options, text_reading_like
 from logitcache.errors import CacheMismatchError, InputError
-from logitcache.methods import METHODS, Objective, make_objective, method_name
+from logitcache.methods import METHODS, Objective, make_objective, method_name, needs_of
 from logitcache.models import Network
 from logitcache.runtime.device import pick_device
+from logitcache.runtime.wording import bytes_text
 from logitcache.store import Cache
 from logitcache.teachers.recorded import live_teacher_of
 from logitcache.train.counting import with_loss_on
@@ -47,6 +48,9 @@ from logitcache.train.targets import CachedTargets, LabelsOnly, LiveTargets, Tar
 from logitcache.train.weighting import weights_of_classes
 
 __all__ = ["Job", "prepare", "targets_of"]
+
+_MANY_CLASSES = 4096  # beyond which rows of every class are no advice
+_FOR_IMAGES = ("augment", "exif_orientation", "channels_last")  # settings that text has no use for
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,8 @@ def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettin
     samples: Any
     if opened:
         samples, views = recorded_data(opened, settings.data, settings.exclude), cache_views(opened)
+        refuse_image_options(samples, {name: getattr(settings, name) for name in _FOR_IMAGES})
+        _refuse_other_views(opened, settings)
         recorded = opened.manifest.teachers[0]["preprocessing"]
     else:
         samples, recorded = _labelled(settings), {}
@@ -193,12 +199,15 @@ def _refuse_nonsense(cache: Cache | None, method: str, settings: TrainSettings, 
         raise InputError("a live teacher needs a cache too: it says which teacher, data and views. Name one.")
     if cache is None and settings.data is None:
         raise InputError("name a cache, or with --method ce a data set (--data)")
-    if cache is not None and settings.augment is not None:
+
+
+def _refuse_other_views(cache: Cache, settings: TrainSettings) -> None:
+    """Refuse settings that say how images are rendered, where the cache says otherwise."""
+    if settings.augment is not None:
         raise InputError(
             f"{cache.place} has its own views ({cache.manifest.views[0]['recipe']}): leave out --augment, or dump again with it."
         )
-    turned = None if cache is None else cache.manifest.data.get("exif_orientation", False)
-    if cache is not None and settings.exif_orientation and not turned:
+    if settings.exif_orientation and not cache.manifest.data.get("exif_orientation", False):
         raise InputError(
             f"{cache.place} was dumped without --exif-orientation, and its students see what its teacher saw: leave it out, or dump again "
             "with it into another path."
@@ -233,11 +242,17 @@ def _refuse_too_little(cache: Cache, objective: Objective) -> None:
         if loss is not None and loss.bucket:
             raise InputError(f"{cache.place} keeps every class: nothing is left for --tail bucket. Leave it out.")
         return
-    if loss.every_class:
-        raise CacheMismatchError(
-            f"{cache.place} keeps the {encoding['k']} largest of {len(cache.manifest.classes)} logits, and {loss.every_class}. "
-            f"Dump again with --encoding full{_fuller(cache)} or choose another method."
-        )
+    if not loss.every_class:
+        return
+    classes, rows = len(cache.manifest.classes), cache.manifest.view_rows * len(cache.manifest.views)
+    why = f"{cache.place} keeps the {encoding['k']} largest of {classes:,} logits, and {loss.every_class}."
+    if classes <= _MANY_CLASSES:
+        raise CacheMismatchError(f"{why} Dump again with --encoding full{_fuller(cache)} or choose another method.")
+    serving = ", ".join(name for name, method in METHODS.items() if needs_of(name, method) != "every class")
+    raise CacheMismatchError(
+        f"{why} Choose a method that takes such rows ({serving}): with --encoding full --precision f16 a row would take "
+        f"{bytes_text(2 * classes)}, and the cache {bytes_text(2 * classes * rows)}."
+    )
 
 
 def _refuse_mixed(views: Sequence[View], objective: Objective, method: str, where: str) -> None:
@@ -289,6 +304,7 @@ def _labelled(settings: TrainSettings) -> Any:
     """Open the data of a training without a cache, without the samples that are left out."""
     reading = reading_beside(None, settings.exclude, exif_orientation=settings.exif_orientation)
     opened = as_samples(settings.data, reading=reading)
+    refuse_image_options(opened, {name: getattr(settings, name) for name in _FOR_IMAGES})
     if settings.exif_orientation:
         refuse_orientation(opened)
     samples = leave_out(opened, read_exclusions(settings.exclude, opened))

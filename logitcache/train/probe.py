@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from logitcache.data import Ids, Inputs, Samples, View, kept_of, modality_of, offsets_of
+from logitcache.data.optional import arranged, batched_unit
 from logitcache.errors import InputError, first_line
 from logitcache.models import evaluating
 from logitcache.runtime.device import explain_oom, to_device
@@ -22,7 +23,7 @@ from logitcache.runtime.tensors import padded
 from logitcache.runtime.wording import counted
 from logitcache.store import with_rows
 from logitcache.train.job import Job
-from logitcache.train.order import Windows
+from logitcache.train.order import Windows, only, shuffled
 from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
 from logitcache.train.step import Stepper
@@ -91,18 +92,22 @@ def _shape(samples: Samples, inputs: Inputs, view: View) -> list[int] | None:
 
 
 def _part_sizes(job: Job, settings: TrainSettings, replicas: Replicas, *, drop_last: bool) -> set[int]:
-    """Return the numbers of samples that the student is given at once, over all epochs and processes.
+    """Return the numbers of samples, or sequences of several, that the student is given at once, over all epochs and processes.
+
+    Where samples are put together into sequences, those of the first epoch are counted; with windows, samples are.
 
     Raises:
         InputError: An epoch has no batch.
     """
     size, lengths, offsets = settings.batch_size, set[int](), offsets_of(job.samples)
-    kept = kept_of(job.samples)
+    modality, kept = modality_of(job.samples), kept_of(job.samples)
     windows = job.window and Windows(len(job.samples.labels), *job.window, settings.seed, offsets, kept)
     for epoch in range(settings.epochs if windows else 1):
-        these = {length for _, length in windows.lengths(epoch)} if windows else {len(with_rows(offsets, kept))}
+        these, unit = {length for _, length in windows.lengths(epoch)} if windows else set(), modality.unit
+        if not windows:
+            order = only(with_rows(offsets, shuffled(len(job.samples), settings.seed, epoch)), kept)
+            these, unit = {len(arranged(modality, job.samples, job.inputs, order, 1))}, batched_unit(modality)
         if drop_last and max(these) < size:
-            unit = modality_of(job.samples).unit
             where = " of a window of --memory-budget" if job.window else ""
             raise InputError(
                 f"--drop-last leaves nothing to train on: {max(these):,} {unit}{where} are fewer than a batch of {size:,}. "
@@ -130,6 +135,7 @@ def _refuse_size(
         return
     samples, unit = len(job.samples), modality_of(job.samples).unit
     how = f"{samples:,} {unit} in batches of {settings.batch_size:,}"
+    how += f" {batched_unit(modality_of(job.samples))}" * (batched_unit(modality_of(job.samples)) != unit)
     how += f" of {settings.grad_accum_steps} parts" * (settings.grad_accum_steps > 1)
     how += f" over {replicas.world} processes" * (replicas.world > 1)
     how += " in windows of --memory-budget" * (job.window is not None)

@@ -280,7 +280,9 @@ class Optimization(Settings):
         shown="no average",
         help="Decay of an exponential moving average of the weights, which is evaluated and saved as well.",
     )
-    batch_size: int = option(64, metavar="SAMPLES", minimum=1, help="Samples per step, over all processes.")
+    batch_size: int = option(
+        64, metavar="SAMPLES", minimum=1, help="Samples per step, over all processes; of text, sequences."
+    )
     grad_accum_steps: int = option(
         1,
         metavar="N",

@@ -166,7 +166,7 @@ def test_windows_are_as_long_as_they_are_said_to_be(least):
 
 
 def test_every_process_finds_the_smallest_share(images):
-    job = SimpleNamespace(samples=images, window=None)
+    job = SimpleNamespace(samples=images, inputs=None, window=None)
     settings = logitcache.TrainSettings(batch_size=13)  # 23 batches of 13, and one sample
     assert _part_sizes(job, settings, Replicas(1, 2), drop_last=False) == {7, 6, 1}
     assert _part_sizes(job, settings, Replicas(1, 2), drop_last=True) == {7, 6}

@@ -37,7 +37,7 @@ class Text:
     name, unit, shown, headline = "text", "documents", "tokens", "perplexity"
     software: tuple[str, ...] = ("tokenizers", "transformers")
     test_time_views: tuple[str, ...] = ("none",)
-    usual_batch = 8
+    usual_batch, batched_unit = 8, "sequences"
 
     def usual_training(self, student: Any) -> dict[str, Any]:
         """Return what students of text are usually trained with: AdamW, cosine, and a smaller rate where they come with weights."""
