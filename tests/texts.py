@@ -1,5 +1,6 @@
 """Contexts and small networks for tests of text. The networks say (token, position, tokens so far) of where they are asked."""
 
+import time
 from importlib import resources
 from types import SimpleNamespace
 
@@ -63,6 +64,14 @@ class Teller(nn.Module):
         logits = torch.cat([said, rest], -1).float() * self.weight
         logits[..., VOCABULARY:] = 1e4
         return SimpleNamespace(logits=logits)
+
+
+class Unhurried(Teller):
+    """Takes its time, so that a test can kill it in the middle."""
+
+    def forward(self, **inputs: Tensor) -> SimpleNamespace:
+        time.sleep(0.1)
+        return super().forward(**inputs)
 
 
 def told(samples: Documents) -> np.ndarray:
