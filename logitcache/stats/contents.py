@@ -88,11 +88,10 @@ def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
     ids = None
     if merged:
         ids, _ = kept_values(encoding, {name: column[keep] for name, column in columns.items()})
-    exact = exact.astype(np.float64)
-    known = {
-        t: rows for t, rows in stored.items() if np.isfinite(rows).all()
-    }  # of some caches the rest is, at temperature 1 alone
-    compared: dict[int, tuple[Logits, Logits]] = {t: (exact, rows.astype(np.float64)) for t, rows in known.items()}
+    precise: Logits = exact.astype(np.float64)
+    # Of some caches the rest is known at temperature 1 alone.
+    known = {t: rows.astype(np.float64) for t, rows in stored.items() if np.isfinite(rows).all()}
+    compared: dict[int, tuple[Logits, Logits]] = {t: (precise, rows) for t, rows in known.items()}
     if ids is not None:
         compared = {t: (_merged(one, ids, t), _merged(other, ids, t)) for t, (one, other) in compared.items()}
     one, other = compared[1]

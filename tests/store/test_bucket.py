@@ -6,6 +6,8 @@ import os
 import select
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -16,7 +18,7 @@ import pytest
 import warm
 import zarr
 from test_store import COLUMNS, LABELS, LOGITS, PROBE, VIEWS, manifest, write
-from tiny import bytes_of
+from tiny import HERE, bytes_of
 from zarr.storage import ObjectStore
 
 import logitcache
@@ -269,6 +271,33 @@ def test_a_dump_killed_while_it_uploads_is_continued_to_the_same_bytes(url, envi
         )
     assert objects(url) == bytes_of(tmp_path / "whole.zarr")
     assert time.monotonic() - begun < 60  # a dead process of this machine is recognised without waiting for its lease
+
+
+def test_a_dump_of_text_killed_in_a_bucket_goes_on_and_trains_there(url, environment, tmp_path):
+    """Tokens, boundaries and targets lie there too: students are the same as from a folder."""
+    given = {"teacher": "texts:Unhurried", "data": "texts:make", "encoding": "full", "precision": "f32"}
+    given |= {"batch_size": 4, "block_rows": 32, "threads": 1}
+    place, job = open_place(url), f"import logitcache; logitcache.dump_logits(out={url!r}, **{given!r})"
+    dumping = subprocess.Popen([sys.executable, "-c", job], env=os.environ | {"PYTHONPATH": str(HERE)})
+    while not place.sizes(".logitcache/blocks"):
+        assert dumping.poll() is None, "the dump has ended"
+        time.sleep(0.1)
+    dumping.kill()
+    dumping.wait()
+    with pytest.raises(CacheIncompleteError, match="has not finished"):
+        open_cache(url)
+    caches = [logitcache.dump_logits(out=out, **given) for out in (url, tmp_path / "whole.zarr")]
+    assert objects(url) == bytes_of(tmp_path / "whole.zarr")
+    assert {"tokens/c/0", "documents/c/0", "targets/c/0"} <= objects(url).keys()
+    runs = [
+        logitcache.train_student(
+            cache, "texts:Student", method="kd", epochs=2, batch_size=4, holdout=0.2, out=tmp_path / str(number)
+        )
+        for number, cache in enumerate((url, caches[1]))
+    ]
+    remote, local = (run.results | {"seconds_per_epoch": 0} for run in runs)
+    assert remote == local
+    assert all((a == b).all() for a, b in zip(*(run.student.state_dict().values() for run in runs), strict=True))
 
 
 def lease(machine="elsewhere", pid=1, renewed=1) -> bytes:

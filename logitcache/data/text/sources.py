@@ -127,8 +127,10 @@ def read_documents(entries: Iterable[Entry], reading: TextReading, name: str) ->
         whole = (np.ones(len(one.ids), np.bool_) if one.answers is None else one.answers for one in every)
         answers = np.concatenate(list(whole))
     begins = np.cumsum([0, *(len(one.ids) for one in every)])
-    last = None if answers is None else _last_runs(answers, begins)
-    last = None if np.array_equal(last, answers) else last
+    last = None
+    if answers is not None:
+        runs = _last_runs(answers, begins)
+        last = None if np.array_equal(runs, answers) else runs
     tokens = np.concatenate([one.ids for one in every])
     return _contexts(tokens, begins, answers, last, reading, vocabulary, facts, name)
 
@@ -220,7 +222,8 @@ def _last_runs(answers: NDArray[np.bool_], begins: NDArray[np.int64]) -> NDArray
     starts = answers & ~np.append(False, answers[:-1])
     starts[begins[:-1]] |= answers[begins[:-1]]
     run = np.cumsum(starts)  # number of the run that a token is of, where it is of one
-    return answers & (run == np.repeat(run[begins[1:] - 1], np.diff(begins)))
+    last: NDArray[np.bool_] = answers & (run == np.repeat(run[begins[1:] - 1], np.diff(begins)))
+    return last
 
 
 def _divided(begins: NDArray[np.int64], limit: int) -> NDArray[np.int64]:

