@@ -20,7 +20,7 @@ OUT = ROOT / "logitcache" / "methods" / "expected.json"
 TASKS = {  # in the order of the table
     "demo": {
         "title": "ResNet-20 to ResNet-8 on 10,000 training images of Fashion-MNIST, 10 classes",
-        "about": "Four views, 6 epochs, 2,000 test images; the demo's own settings. Commands: `recipes/expected/demo.toml`.",
+        "about": "Four views, 6 epochs, 2,000 test images; the demo's own settings, in bfloat16. Commands: `recipes/expected/demo.toml`.",
     },
     "cifar100": {
         "title": "ResNet-56 to ResNet-8 on 10,000 training images of CIFAR-100, 100 classes",

@@ -377,7 +377,8 @@ METHODS: dict[str, Method] = {
         ignores_labels=True,
         source="zkxufo/TTM",
         needs="every class",
-        kd_weight=45.0,
+        kd_weight=4.0,
+        presets={"ttm-weight": {"kd_weight": 45.0}},
     ),
 }
 

@@ -41,6 +41,11 @@ def wttm(student: Logits, teacher: Logits, labels: Labels, *, gamma: Positive = 
 
     Returns:
         [B].
+
+    Departures:
+        The weight. The release's example has 45, for TTM. U is about 3 where 10 classes and a sure teacher are, and 25 with 100, so that
+        45 U is over 1,000: at a learning rate of 0.05 the student collapsed to one class (CIFAR-100 as below, three seeds of three;
+        5.7 % with an epoch of warm-up). 4 is ours: in one run each it gave 18.5 %, and 1 gave 20.0. The preset `ttm-weight` has 45.
     """
     smoothness = (gamma * F.log_softmax(teacher, -1)).logsumexp(-1).exp()
     return smoothness * ttm(student, teacher, labels, gamma=gamma)

@@ -16,6 +16,7 @@ from tiny import bytes_of
 from typer.testing import CliRunner
 
 import logitcache
+from logitcache import DumpSettings
 from logitcache.data import ArrayImages
 from logitcache.data.images.views import View
 from logitcache.data.images.views.render import cut
@@ -390,11 +391,16 @@ def test_encodings_that_mean_nothing_are_refused(dump, changes, message):
 
 
 def test_many_classes_choose_the_largest_and_few_choose_all():
-    from logitcache.dump.job import _encoding
+    from logitcache.dump.job import choose_encoding
 
-    assert _encoding(None, None, "f16", 1000).to_json() == {"kind": "full", "dtype": "f16"}
-    assert _encoding(None, None, "f16", 1001).to_json()["k"] == 64
-    assert _encoding(None, 5, "u8", 100).to_json() == {"kind": "topk", "k": 5, "dtype": "u8", "stats_ddof": 0}
+    assert choose_encoding(DumpSettings(), 1000).to_json() == {"kind": "full", "dtype": "f16"}
+    assert choose_encoding(DumpSettings(), 1001).to_json()["k"] == 64
+    assert choose_encoding(DumpSettings(top_k=5, precision="u8"), 100).to_json() == {
+        "kind": "topk",
+        "k": 5,
+        "dtype": "u8",
+        "stats_ddof": 0,
+    }
 
 
 def test_the_callers_network_comes_back_as_it_was(dump):

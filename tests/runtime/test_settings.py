@@ -7,7 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +186,7 @@ def test_signature_and_help_show_every_option_with_its_default(function, kinds, 
 def test_fields_are_shown_group_by_group():
     names = [one.name for one in options_in(TrainSettings)]
     assert names.index("method") < names.index("data") < names.index("opt") < names.index("epochs") < names.index("amp")
-    assert len(names) == len(TrainSettings.__dataclass_fields__)
+    assert len(names) == len(fields(TrainSettings))
 
 
 @pytest.mark.parametrize(
@@ -198,11 +198,14 @@ def test_fields_are_shown_group_by_group():
 )
 def test_the_options_of_the_command_line_are_the_fields(command, kinds, others):
     params = {one.name: one for one in typer.main.get_command(app).commands[command].params}
-    fields = {one.name: one for kind in kinds for one in options_in(kind)}
-    typed = {name: one for name, one in fields.items() if option_of(one).form not in ("argument", "python")}
+    every = {one.name: one for kind in kinds for one in options_in(kind)}
+    typed = {name: one for name, one in every.items() if option_of(one).form not in ("argument", "python")}
     assert params.keys() - {"help"} == typed.keys() | others - {"help"}
+    teacher = "--cached-teacher" if command == "train" else "--teacher"
     for name, one in typed.items():
-        flag = {"compiled": "--compile", "parameters": "--set"}.get(name, f"--{name.replace('_', '-')}")
+        flag = {"compiled": "--compile", "parameters": "--set", "teacher": teacher}.get(
+            name, f"--{name.replace('_', '-')}"
+        )
         assert flag in params[name].opts
         assert params[name].help == option_of(one).help
         assert params[name].required == (name in ("teacher", "data", "out") and command == "dump")
@@ -219,7 +222,7 @@ def test_a_run_records_what_decides_the_result_and_nothing_else(dump, data, tmp_
         dump(), "tiny:still", settings=SHORT, workers=0, report_to=["csv"], out=tmp_path / "r", **data
     )
     names = """amp amp_dtype augment batch_size cache ce_weight channels_last clip_grad compiled crop_pct data decay_milestones
-        decay_rate device epochs grad_accum_steps image_size kd_warmup kd_weight label_smoothing live_teacher lr mean
+        decay_rate device epochs grad_accum_steps gradient_checkpointing image_size kd_warmup kd_weight label_smoothing live_teacher lr mean
         memory_budget method model_ema_decay momentum nesterov norm_weight_decay opt pair_views parameters preset refine sched
         seed standardize std student student_weights tail teacher teacher_weights temperature test_data warmup_epochs
         weight_decay"""

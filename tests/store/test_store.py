@@ -34,7 +34,7 @@ from logitcache.store.ledger import Ledger
 from logitcache.store.offsets import is_among
 
 CLASSES, SAMPLES, VIEWS = 4, 300, 2
-COLUMNS = {"t": {"logits": ((CLASSES,), "<f4", ("class",), False)}}
+COLUMNS = {"t": {"logits": ((CLASSES,), "<f4", ("class",), False, True)}}
 RANDOM = np.random.RandomState(0)
 LOGITS = RANDOM.randn(VIEWS + 1, SAMPLES, CLASSES).astype(np.float32)
 DIGESTS = RANDOM.randint(0, 2**62, (VIEWS + 1, SAMPLES)).astype(np.uint64)
@@ -95,7 +95,7 @@ def test_plain_zarr_reads_the_arrays(cache, recwarn):
 def test_columns_that_lie_rank_by_rank_come_back_as_rows(tmp_path):
     ids = RANDOM.randint(0, 99, (VIEWS, SAMPLES, 3)).astype(np.uint32)
     with CacheWriter(
-        tmp_path / "c.zarr", manifest(), {"t": {"ids": ((3,), "<u4", ("rank",), 9)}}, LABELS, command=""
+        tmp_path / "c.zarr", manifest(), {"t": {"ids": ((3,), "<u4", ("rank",), 9, True)}}, LABELS, command=""
     ) as writer:
         writer.begin(PROBE, {"t": LOGITS[0, PROBE]})
         for view, block in writer.missing():
