@@ -58,12 +58,13 @@ def clkd(
 
     Doubts:
         There is no released code, and the full paper was not at hand. Four third parties agree on the three terms and the weights
-        0.1 of cross-entropy, mu, nu and beta; they differ in the matrix of CC, its divisor, the power of its norm and the reduction.
-        The presets are such readings. None of them teaches: they end below cross-entropy alone (`malware-kd` at nan on the demo, three
-        seeds of three), because between unit vectors next to nothing is left to learn with but 0.1 of cross-entropy, and because the
-        gradient of CC grows with the third power of the logits. CC costs accuracy in the default reading too (nu=0 is better on both
-        tasks); it is the paper's term, so it stays. The default is the reading that does what the paper claims. It keeps the paper's terms and the ratio of its weights,
-        cross-entropy included: for 100 classes all of them are ten times as large.
+        0.1 of cross-entropy, mu, nu and beta; they differ in the matrix of CC, its divisor, the power of its norm and the
+        reduction. The presets are such readings. None of them teaches: they end below cross-entropy alone (`malware-kd` at nan on
+        the demo, three seeds of three), because between unit vectors next to nothing is left to learn with but 0.1 of
+        cross-entropy, and because the gradient of CC grows with the third power of the logits. The default is the reading that does
+        what the paper claims. It keeps the paper's terms and the ratio of its weights, cross-entropy included: for 100 classes all
+        of them are ten times as large. CC costs accuracy in this reading too (nu=0 is better on both tasks); it is the paper's
+        term, so it stays.
     """
     del labels
     batch, classes = student.shape
