@@ -23,6 +23,7 @@ from logitcache.teachers.forward import Teachers
 
 __all__ = ["Filler", "ask", "left_out_of", "refuse_unusable", "samples_in", "split", "without"]
 
+_TEXT = "text"
 _PATIENCE = 5.0  # seconds for which a dump that is asked to stop goes on, to finish a block
 _LOG = logging.getLogger(__name__)
 
@@ -101,7 +102,9 @@ class Filler:
         seen, classes = self._seen, len(self._writer.manifest.classes)
         for slug, right in self._right.items():
             if is_chance(right, seen, classes):
-                words = chance_words(self._teachers[slug].name, right / seen, seen, classes)
+                words = chance_words(
+                    self._teachers[slug].name, right / seen, seen, classes, text=self._job.modality.name == _TEXT
+                )
                 _LOG.warning("%s", name_settings(words))
 
     def _samples(self, block: int) -> Ids:

@@ -161,11 +161,12 @@ def is_chance(right: int, rows: int, classes: int) -> bool:
     return rows >= _ENOUGH and right / rows < chance + 3 * (chance * (1 - chance) / rows) ** 0.5
 
 
-def chance_words(name: str, accuracy: float, rows: int, classes: int) -> str:
-    """Return the warning for a teacher that is no better than chance, with the likely causes."""
+def chance_words(name: str, accuracy: float, rows: int, classes: int, *, text: bool = False) -> str:
+    """Return the warning for a teacher that is no better than chance, with the likely causes, of images or of text."""
+    images = "mean and std, image size and crop, the order of its classes (--class-map)"
     return (
-        f"teacher {name} is right for {accuracy:.2%} of {rows:,} rows, which is chance ({1 / classes:.2%}). Suspect, in this order: mean "
-        "and std, image size and crop, the order of its classes (--class-map), its weights."
+        f"teacher {name} is right for {accuracy:.2%} of {rows:,} rows, which is chance ({1 / classes:.2%}). Suspect, in this order: "
+        f"{'the tokenizer, whose ids must be those of the teacher' if text else images}, its weights."
     )
 
 

@@ -382,7 +382,9 @@ class CacheStats:
         rows, classes = sum(view.rows for view in self.views), len(self.classes)
         right = round(sum(view.rows * view.accuracy for view in self.views))
         return (
-            chance_words(self.manifest["teachers"][0]["name"], right / rows, rows, classes)
+            chance_words(
+                self.manifest["teachers"][0]["name"], right / rows, rows, classes, text=self.tokens is not None
+            )
             if is_chance(right, rows, classes)
             else ""
         )

@@ -54,6 +54,8 @@ def test_a_teacher_that_knows_nothing_is_said_by_both(run, tmp_path):
     done = run(*["dump", "--teacher", "tiny:net", "--data", "arrays:noise.npz", "--out", "c.zarr"])
     found = logitcache.cache_stats(tmp_path / "c.zarr")
     said = chance_words("tiny:net", found.views[0].accuracy, 1200, 10)
+    assert "crop" not in chance_words("hf:x", 0.0, 1200, 512, text=True)
+    assert "whose ids must be those of the teacher, its weights" in chance_words("hf:x", 0.0, 1200, 512, text=True)
     assert "Suspect, in this order: mean and std, image size and crop, the order of its classes" in said
     assert said in done.stderr
     assert f"c.zarr: {said}" in run("stats", "c.zarr").stdout
