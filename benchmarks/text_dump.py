@@ -42,7 +42,7 @@ def statistics_of(logits: Tensor, labels: Tensor, k: int) -> tuple[Tensor, ...]:
     tied = values[:, k - 1] == values[:, k]
     ids, values = ids[:, :k], values[:, :k]
     if tied.any():
-        ids[tied] = logits[tied].sort(1, descending=True, stable=True).indices[:, :k]
+        ids[tied] = torch.sort(logits[tied], dim=1, descending=True, stable=True).indices[:, :k]
     rest, n = logits.scatter(1, ids, 0), logits.shape[1] - k
     mean = rest.sum(1, keepdim=True) / n
     variance = rest.sub_(mean).square_().scatter_(1, ids, 0).sum(1) / n
