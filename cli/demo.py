@@ -37,14 +37,12 @@ def text_steps(cache: str, runs: str) -> list[tuple[str, str]]:
         ),
         ("Look at what it said", f"stats {cache}"),
         ("Check that the cache is whole and that the tokens are those the teacher saw", f"verify {cache}"),
-        ("Train a student from tokens alone", f"train {cache} --method ce {_TEXT_TRAINING} --out {runs}/ce"),
         (
-            "Train it from the cache: knowledge distillation",
-            f"train {cache} --method kd {_TEXT_TRAINING} --out {runs}/kd",
+            "Train students from tokens alone, from the cache, and with calibrated logits, two at a time",
+            f"sweep {cache} --method ce --method kd --method loca --seeds 0 --jobs 2 --out {runs} -- {_TEXT_TRAINING}",
         ),
-        ("With calibrated logits", f"train {cache} --method loca {_TEXT_TRAINING} --out {runs}/loca"),
-        ("And from the 16 largest", f"train {top} --method kd {_TEXT_TRAINING} --out {runs}/kd-16"),
-        ("Compare", f"compare {runs}/ce {runs}/kd {runs}/loca {runs}/kd-16"),
+        ("And one from the 16 largest", f"train {top} --method kd {_TEXT_TRAINING} --out {runs}/kd-16"),
+        ("Compare", f"compare {runs}"),
     ]
 
 
