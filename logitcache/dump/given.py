@@ -61,7 +61,7 @@ def prepare(
             out,
             settings,
             weights=server.url,
-            gives={"by": server.kind, "values": "log-probabilities", "temperature": 1.0, "rest": "mass"},
+            by=server.kind,
             needs=server.preprocessing,
             versions={server.kind: server.version} if server.version else {},
         )
@@ -79,7 +79,8 @@ def given_job(
     settings: DumpSettings,
     *,
     weights: str,
-    gives: Mapping[str, Any],
+    by: str,
+    gives: Mapping[str, Any] | None = None,
     needs: Mapping[str, Any] | None = None,
     versions: Mapping[str, str] | None = None,
     own: bool = True,
@@ -93,7 +94,8 @@ def given_job(
         out: Path of the cache.
         settings: Settings of the dump.
         weights: Where the source is, for people.
-        gives: What the manifest says of the rows.
+        by: Kind of server, or format, that they come from.
+        gives: What else the manifest says of the rows.
         needs: What the documents must be like: `positions`.
         versions: Versions of the software that computed the rows.
         own: Whether each row names its own token; else the token's share of the rest stands for it.
@@ -109,8 +111,9 @@ def given_job(
         )
     most = settings.top_k or min(TOP_K, max(len(samples.classes) - 2, 1))
     chosen = choose_encoding(replace(settings, top_k=most), len(samples.classes))
+    assert isinstance(chosen, TopKEncoding)  # a number of logits is given
     refuse_equal_views(modality, settings, chosen)
-    encoding = TopKEncoding(most, settings.precision, mass_only=True)
+    encoding = replace(chosen, mass_only=True)
     inputs = modality.choose_inputs(samples, views[0], {}, needs or {})
     entry = {
         "slug": make_slugs([source.name])[0],
@@ -120,7 +123,7 @@ def given_job(
         "class_map": None,
         "preprocessing": inputs.to_json(),
         "members": [],
-        "gives": dict(gives),
+        "gives": {"by": by, "values": "log-probabilities", "temperature": 1.0, "rest": "mass"} | dict(gives or {}),
     }
     begun, where = read_manifest(open_place(out)), torch.device("cpu")
     if settings.batch_size == "auto":

@@ -9,7 +9,6 @@ with the data. What axolotl has prepared for training (`target_logprobs`) is div
 the others is lost.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 
 from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import InputError
-from logitcache.imports.reader import Document, Rows, files_of, rectangular
+from logitcache.imports.reader import Document, Line, files_of, json_line, json_lines
+from logitcache.teachers.given import KnownRows, rectangular
 
 __all__ = ["AxolotlReader"]
 
@@ -42,12 +42,9 @@ class AxolotlReader:
                 "a data set of axolotl does not say whether the list at a token is its own distribution (--alignment token, as vLLM lists "
                 "prompt_logprobs) or that of the next token (--alignment next): say which"
             )
-        self._files, self._shift, self._tokenizer = (
-            files_of(source, ".jsonl", ".json", ".parquet"),
-            alignment,
-            tokenizer,
-        )
-        self._places: list[tuple[Path, int]] = []  # file, and byte or row
+        self._files = files_of(source, ".jsonl", ".json", ".parquet")
+        self._shift, self._tokenizer = alignment, tokenizer
+        self._places: list[Line] = []
         self._held: tuple[Path, list[dict[str, Any]]] | None = None
         self.facts: dict[str, Any] = {"alignment": alignment}
 
@@ -57,17 +54,17 @@ class AxolotlReader:
         for file in self._files:
             for place, entry in self._entries(file):
                 tokens, lists = self._tokens(entry, file), self._lists(entry, file)
-                self._places.append((file, place))
+                self._places.append(place)
                 targets = np.zeros(len(tokens), np.bool_)
                 targets[[at for at, one in self._positions(len(tokens), lists) if one[0]]] = True
                 yield Document(tokens, targets)
 
-    def rows(self, number: int, largest: int) -> Rows:
+    def rows(self, number: int, largest: int) -> KnownRows:
         """Return the rows of a document."""
         del largest
-        file, place = self._places[number]
-        entry = self._entry(file, place)
-        tokens, lists = self._tokens(entry, file), self._lists(entry, file)
+        place = self._places[number]
+        entry = self._entry(place)
+        tokens, lists = self._tokens(entry, place.file), self._lists(entry, place.file)
         found: list[tuple[Sequence[int], Sequence[float]]] = [((), ()) for _ in tokens[1:]]
         for at, one in self._positions(len(tokens), lists):
             found[at - 1] = one
@@ -121,24 +118,17 @@ class AxolotlReader:
                 f'{file} has lists that are neither of {{"logprob", "token": "token_id:N"}} nor, beside target_token_ids, of numbers'
             ) from error
 
-    def _entries(self, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield each entry of a file and where it is: the byte of its line, or its row."""
+    def _entries(self, file: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
+        """Yield each entry of a file and where it stands; of Parquet its row."""
         if file.suffix == ".parquet":
-            yield from enumerate(self._table(file))
-            return
-        with file.open("rb") as lines:
-            at = 0
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield at, _parsed(line, f"{file}:{number}")
-                at += len(line)
+            yield from ((Line(file, row, row), entry) for row, entry in enumerate(self._table(file)))
+        else:
+            yield from ((place, _an_object(found, place)) for place, found in json_lines(file))
 
-    def _entry(self, file: Path, place: int) -> dict[str, Any]:
-        if file.suffix == ".parquet":
-            return self._table(file)[place]
-        with file.open("rb") as lines:
-            lines.seek(place)
-            return _parsed(lines.readline(), str(file))
+    def _entry(self, place: Line) -> dict[str, Any]:
+        if place.file.suffix == ".parquet":
+            return self._table(place.file)[place.at]
+        return _an_object(json_line(place), place)
 
     def _table(self, file: Path) -> list[dict[str, Any]]:
         if self._held is None or self._held[0] != file:
@@ -149,11 +139,7 @@ class AxolotlReader:
         return self._held[1]
 
 
-def _parsed(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is no JSON: {error}") from error
+def _an_object(found: Any, place: Line) -> dict[str, Any]:
     if not isinstance(found, dict):
-        raise InputError(f"{where} is {type(found).__name__}, not an object")
+        raise InputError(f"{place} is {type(found).__name__}, not an object")
     return found

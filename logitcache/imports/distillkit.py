@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.errors import InputError, first_line
-from logitcache.imports.reader import Document, Rows, files_of, rectangular
+from logitcache.imports.reader import Document, files_of
+from logitcache.teachers.given import KnownRows, rectangular
 
 __all__ = ["DistillKitReader"]
 
@@ -94,7 +95,7 @@ class DistillKitReader:
                 targets[1:] = np.array([*lengths, 0], np.int64)[: len(tokens) - 1] > 0
                 yield Document(np.array(tokens, np.int64), targets)
 
-    def rows(self, number: int, largest: int) -> Rows:
+    def rows(self, number: int, largest: int) -> KnownRows:
         """Return the rows of a document; the last token's, which predicts nothing that is there, is left out."""
         del largest
         table, first = self._group(int(np.searchsorted(self._begins, number, side="right")) - 1)
@@ -108,13 +109,13 @@ class DistillKitReader:
                 raise
             raise InputError(f"document {number:,} of {self._files[0].parent} cannot be decoded: {error}") from error
 
-    def _decoded(self, *columns: Any) -> Rows:
+    def _decoded(self, *columns: Any) -> KnownRows:
         if self._form[0] == "token_ids":
             return rectangular(list(zip(*columns, strict=True)))
         filled = [bool(one) for one in columns[0]]
         some = [np.array([one for one in column if one]) for column in columns]
         k = self._codec["k"]
-        every = Rows(np.full((len(filled), k), -1, np.int64), np.full((len(filled), k), -np.inf))
+        every = KnownRows(np.full((len(filled), k), -1, np.int64), np.full((len(filled), k), -np.inf))
         if any(filled):
             found = _decode_legacy(self._codec, *some) if len(columns) == 3 else _decode(self._codec, some[0], some[1])
             ids = np.where(np.isneginf(found.logprobs), -1, found.ids)  # ranks that the capture did not have
@@ -183,7 +184,7 @@ def _read_codec(given: str | Path | None, source: Path, *, legacy: bool) -> dict
     return found
 
 
-def _decode(codec: Mapping[str, Any], packed: NDArray[Any], data: NDArray[Any]) -> Rows:
+def _decode(codec: Mapping[str, Any], packed: NDArray[Any], data: NDArray[Any]) -> KnownRows:
     """Decode rows: bytes of ids, [R, I], and of log-probabilities, [R, P].
 
     Raises:
@@ -228,12 +229,12 @@ def _decode(codec: Mapping[str, Any], packed: NDArray[Any], data: NDArray[Any]) 
     logprobs = np.concatenate([values, fit], 1)
     if codec.get("delta_encoding", True):
         logprobs = np.cumsum(logprobs, 1, dtype=np.float32)
-    return Rows(_unpacked(packed.astype(np.uint8), bits, k), logprobs)
+    return KnownRows(_unpacked(packed.astype(np.uint8), bits, k), logprobs)
 
 
 def _decode_legacy(
     codec: Mapping[str, Any], packed: NDArray[Any], exact: NDArray[Any], coefficients: NDArray[Any]
-) -> Rows:
+) -> KnownRows:
     """Decode rows: words of ids, [R, W], exact values, [R, E], and coefficients, [R, T]."""
     k, bits = codec["k"], _id_bits(codec["vocab_size"])
     each = 64 // bits
@@ -247,7 +248,7 @@ def _decode_legacy(
     terms = [places ** (sign * power) for power in range(codec["polynomial_degree"] + 1)]
     terms += [np.sqrt(places)] if codec.get("with_sqrt_term") else []
     fit = coefficients.astype(np.float64) @ np.stack(terms) if len(places) else np.zeros((len(words), 0))
-    return Rows(ids, np.concatenate([exact.astype(np.float64), fit], 1))
+    return KnownRows(ids, np.concatenate([exact.astype(np.float64), fit], 1))
 
 
 def _id_bits(ids: int) -> int:

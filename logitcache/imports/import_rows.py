@@ -22,13 +22,14 @@ from logitcache.errors import CorruptCacheError, InputError, unknown_name
 from logitcache.imports.axolotl import AxolotlReader
 from logitcache.imports.distillkit import DistillKitReader
 from logitcache.imports.llamacpp import LlamaCppReader
-from logitcache.imports.reader import Reader, Rows
+from logitcache.imports.reader import Reader
 from logitcache.imports.responses import ResponseReader
 from logitcache.imports.settings import ALIGNMENTS, KINDS, ImportRequest, ImportSettings
 from logitcache.models.language.tokenizer import load_tokenizer
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks, silent
 from logitcache.runtime.settings import show_options, to_command_line
 from logitcache.store import Cache
+from logitcache.teachers.given import KnownRows
 
 __all__ = ["import_rows"]
 
@@ -76,8 +77,6 @@ def import_rows(
     _refuse_misaligned(tried, source)
     most = min(_MOST, _largest_of(tried), len(samples.classes) - 2)
     top_k = chosen.top_k or most
-    gives = {"by": kind, "values": "log-probabilities", "temperature": 1.0, "rest": "mass"}
-    gives |= {} if reader.own else {"label": "among the largest"}
     job = given_job(
         rows,
         samples,
@@ -85,7 +84,8 @@ def import_rows(
         out,
         DumpSettings(top_k=top_k, precision=chosen.precision, block_rows=chosen.block_rows, concurrency=1),
         weights=str(source),
-        gives=gives | reader.facts,
+        by=kind,
+        gives=({} if reader.own else {"label": "among the largest"}) | reader.facts,
         own=reader.own,
     )
     words = to_command_line(ImportRequest(kind=kind, source=source, out=out), chosen)
@@ -111,7 +111,7 @@ class _ImportedRows:
         spans = zip(samples.documents[:-1].tolist(), samples.documents[1:].tolist(), strict=True)
         self._numbers = {_digest(samples.tokens[begin:end]): number for number, (begin, end) in enumerate(spans)}
 
-    def ask(self, tokens: Sequence[int], largest: int, subject: str, /) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    def ask(self, tokens: Sequence[int], largest: int, subject: str, /) -> KnownRows:
         """Return what the source has of a document."""
         del subject
         return self._reader.rows(self._numbers[_digest(np.array(tokens))], largest)
@@ -133,7 +133,7 @@ def _refuse_options(kind: str, settings: ImportSettings) -> None:
         raise unknown_name("kind of source", kind, KINDS)
     for name, kinds in _OPTIONS.items():
         if getattr(settings, name) is not None and kind not in kinds:
-            raise InputError(f"--{name.replace('_', '-')} is for {' and '.join(kinds)}: leave it out for {kind}")
+            raise InputError(f"{settings.flag(name)} is for {' and '.join(kinds)}: leave it out for {kind}")
     if settings.alignment is not None and settings.alignment not in ALIGNMENTS:
         raise unknown_name("alignment", settings.alignment, ALIGNMENTS)
     temperature = settings.rows_temperature
@@ -198,7 +198,7 @@ def _documents(reader: Reader, source: str | Path, vocabulary: int, tokenizer: T
     return found
 
 
-def _tried(reader: Reader, samples: Documents) -> list[tuple[NDArray[np.int64], NDArray[np.bool_], Rows]]:
+def _tried(reader: Reader, samples: Documents) -> list[tuple[NDArray[np.int64], NDArray[np.bool_], KnownRows]]:
     """Read the rows of the first documents: tokens, which of them but the first are targets, and rows of each."""
     found = []
     for number in np.flatnonzero(np.diff(samples.offsets))[:_TRIED].tolist():
@@ -210,13 +210,15 @@ def _tried(reader: Reader, samples: Documents) -> list[tuple[NDArray[np.int64], 
     return found
 
 
-def _largest_of(tried: Sequence[tuple[Any, NDArray[np.bool_], Rows]]) -> int:
+def _largest_of(tried: Sequence[tuple[Any, NDArray[np.bool_], KnownRows]]) -> int:
     """Return how many of the largest every row has beside its own token, which may be one of them."""
     counts = np.concatenate([(rows.ids >= 0).sum(1)[targets] for _, targets, rows in tried])
     return max(int(counts.min()) - 1, 1)
 
 
-def _refuse_misaligned(tried: Sequence[tuple[NDArray[np.int64], NDArray[np.bool_], Rows]], source: str | Path) -> None:
+def _refuse_misaligned(
+    tried: Sequence[tuple[NDArray[np.int64], NDArray[np.bool_], KnownRows]], source: str | Path
+) -> None:
     """Refuse rows that are likelier those of the tokens before or after the ones they are taken for.
 
     A row's log-probability of the token that it predicts is compared with that of its neighbors; of a token that a row does not name it is
@@ -236,7 +238,7 @@ def _refuse_misaligned(tried: Sequence[tuple[NDArray[np.int64], NDArray[np.bool_
 
 
 def _own_logprobs(
-    tried: Sequence[tuple[NDArray[np.int64], NDArray[np.bool_], Rows]], shift: int
+    tried: Sequence[tuple[NDArray[np.int64], NDArray[np.bool_], KnownRows]], shift: int
 ) -> Iterator[NDArray[np.float64]]:
     for tokens, targets, rows in tried:
         at = np.flatnonzero(targets)

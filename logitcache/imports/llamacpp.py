@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from logitcache.errors import InputError
-from logitcache.imports.reader import Document, Rows, files_of
+from logitcache.imports.reader import Document, files_of
+from logitcache.teachers.given import KnownRows
 
 __all__ = ["LlamaCppReader"]
 
@@ -74,7 +75,7 @@ class LlamaCppReader:
                 tokens[0] = self._bos
             yield Document(tokens, targets)
 
-    def rows(self, number: int, largest: int) -> Rows:
+    def rows(self, number: int, largest: int) -> KnownRows:
         """Return the largest log-probabilities of a chunk, and each token's own."""
         stored, ids = self._rows[number], int(self.vocabulary or 0)
         scale, lowest = (stored[:, at : at + 2].copy().view("<f4") for at in (0, 2))
@@ -87,4 +88,4 @@ class LlamaCppReader:
         whole = self._first + self._count
         logprobs, every = np.full((whole, count + 1), -np.inf), np.full((whole, count + 1), -1, np.int64)
         every[self._first :], logprobs[self._first :] = found, np.where(found >= 0, values, -np.inf)
-        return Rows(every, logprobs)
+        return KnownRows(every, logprobs)

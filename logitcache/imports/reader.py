@@ -1,6 +1,7 @@
 """What a reader of another tool's files gives: documents of token ids, and of each the log-probabilities that are known."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -8,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.errors import InputError
+from logitcache.teachers.given import KnownRows
 
-__all__ = ["Document", "Reader", "Rows", "files_of", "rectangular"]
+__all__ = ["Document", "Line", "Reader", "files_of", "json_line", "json_lines"]
 
 
 class Document(NamedTuple):
@@ -19,11 +21,15 @@ class Document(NamedTuple):
     targets: NDArray[np.bool_] | None = None
 
 
-class Rows(NamedTuple):
-    """Row i is the distribution of token i + 1: ids and log-probabilities, [L - 1, M] each; -1 and -inf where there is none."""
+class Line(NamedTuple):
+    """Where a line of JSON stands: the byte it begins at, and its number from 1."""
 
-    ids: NDArray[np.int64]
-    logprobs: NDArray[Any]
+    file: Path
+    at: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.number}"
 
 
 class Reader(Protocol):
@@ -46,7 +52,7 @@ class Reader(Protocol):
             InputError: A document cannot be read; says which.
         """
 
-    def rows(self, number: int, largest: int) -> Rows:
+    def rows(self, number: int, largest: int) -> KnownRows:
         """Return the rows of a document, of `largest` classes at least where it has them.
 
         Raises:
@@ -71,11 +77,34 @@ def files_of(source: str | Path, *endings: str) -> list[Path]:
     return [path]
 
 
-def rectangular(rows: Sequence[tuple[Sequence[int], Sequence[float]]]) -> Rows:
-    """Put lists of ids and log-probabilities of different lengths into arrays."""
-    width = max((len(ids) for ids, _ in rows), default=0)
-    ids = np.full((len(rows), width), -1, np.int64)
-    logprobs = np.full((len(rows), width), -np.inf)
-    for row, (some, values) in enumerate(rows):
-        ids[row, : len(some)], logprobs[row, : len(some)] = some, values
-    return Rows(ids, logprobs)
+def json_lines(file: Path) -> Iterator[tuple[Line, Any]]:
+    """Yield what each line of a file holds that is not blank, and where it stands.
+
+    Raises:
+        InputError: A line is no JSON; says which.
+    """
+    with file.open("rb") as lines:
+        at = 0
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                here = Line(file, at, number)
+                yield here, _parsed(line, here)
+            at += len(line)
+
+
+def json_line(place: Line) -> Any:
+    """Return what the line at a place holds.
+
+    Raises:
+        InputError: It is no JSON any more.
+    """
+    with place.file.open("rb") as lines:
+        lines.seek(place.at)
+        return _parsed(lines.readline(), place)
+
+
+def _parsed(line: bytes, place: Line) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{place} is no JSON: {error}") from error

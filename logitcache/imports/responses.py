@@ -3,7 +3,6 @@
 The ids of the prompt must be in the line: text would have to be tokenized again, and nobody could tell whether to the same tokens.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from logitcache.errors import InputError
-from logitcache.imports.reader import Document, Rows, files_of
+from logitcache.imports.reader import Document, Line, files_of, json_line, json_lines
+from logitcache.teachers.given import KnownRows
 from logitcache.teachers.servers.answers import sglang_answer, vllm_answer
 
 __all__ = ["ResponseReader"]
@@ -30,49 +30,39 @@ class ResponseReader:
             InputError: There are none.
         """
         self._kind, self._files = kind, files_of(source, ".jsonl", ".json")
-        self._places: list[tuple[Path, int, int]] = []  # file, byte, line
+        self._places: list[Line] = []
         self.facts: dict[str, Any] = {}
 
     def documents(self) -> Iterator[Document]:
         """Yield the prompts in order."""
         self._places = []
         for file in self._files:
-            with file.open("rb") as lines:
-                at = 0
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        _, tokens = self._read(line, f"{file}:{number}")
-                        self._places.append((file, at, number))
-                        yield Document(tokens)
-                    at += len(line)
+            for place, entry in json_lines(file):
+                _, tokens = self._read(entry, place)
+                self._places.append(place)
+                yield Document(tokens)
 
-    def rows(self, number: int, largest: int) -> Rows:
+    def rows(self, number: int, largest: int) -> KnownRows:
         """Return what an answer says of a prompt."""
         del largest
-        file, at, line_number = self._places[number]
-        with file.open("rb") as lines:
-            lines.seek(at)
-            body, tokens = self._read(lines.readline(), f"{file}:{line_number}")
+        place = self._places[number]
+        body, tokens = self._read(json_line(place), place)
         read = vllm_answer if self._kind == "vllm" else sglang_answer
         try:
-            return Rows(*read(body, tokens.tolist()))
+            return read(body, tokens.tolist())
         except InputError as error:
-            raise InputError(f"{file}:{line_number}: {error}") from error
+            raise InputError(f"{place}: {error}") from error
 
-    def _read(self, line: bytes, where: str) -> tuple[dict[str, Any], Any]:
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where} is no JSON: {error}") from error
+    def _read(self, entry: Any, place: Line) -> tuple[dict[str, Any], Any]:
         body = entry.get("response", entry) if isinstance(entry, dict) else None
         body = body.get("body", body) if isinstance(body, dict) else body
         if not isinstance(body, dict):
-            raise InputError(f"{where} holds no answer of {self._kind}")
+            raise InputError(f"{place} holds no answer of {self._kind}")
         found = self._tokens(entry, body)
         if not found or not all(isinstance(one, int) for one in found):
             asked = "return_token_ids" if self._kind == "vllm" else "return_logprob and logprob_start_len 0"
             raise InputError(
-                f"{where} does not hold the ids of its prompt, so that nobody can tell what its rows are of. Ask {self._kind} again with "
+                f"{place} does not hold the ids of its prompt, so that nobody can tell what its rows are of. Ask {self._kind} again with "
                 f"{asked}, or put the ids into `prompt_token_ids`."
             )
         return body, np.array(found, np.int64)

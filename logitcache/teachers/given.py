@@ -21,10 +21,32 @@ from logitcache.data.protocol import Renderer
 from logitcache.encoding import TopKRows, rows_of_logprobs
 from logitcache.errors import InputError
 
-__all__ = ["AskingAhead", "GivenTeacher", "RowSource"]
+__all__ = ["AskingAhead", "GivenTeacher", "KnownRows", "RowSource", "rectangular"]
 
 _SHOWN = 4  # tokens of a document in a message
 _ENDING = 2.0  # seconds to wait for threads to end
+
+
+class KnownRows(NamedTuple):
+    """What is known of the rows of a document of L tokens. Row i is the distribution of token i + 1.
+
+    Attributes:
+        ids: Token ids of each row, [L - 1, M]; -1 where a row has fewer.
+        logprobs: Their log-probabilities, [L - 1, M]; -inf where a row has fewer.
+    """
+
+    ids: NDArray[np.int64]
+    logprobs: NDArray[Any]
+
+
+def rectangular(rows: Sequence[tuple[Sequence[int], Sequence[float]]]) -> KnownRows:
+    """Put lists of ids and log-probabilities, one pair a row, into arrays that are as wide as the longest."""
+    width = max((len(ids) for ids, _ in rows), default=0)
+    ids = np.full((len(rows), width), -1, np.int64)
+    logprobs = np.full((len(rows), width), -np.inf)
+    for row, (some, values) in enumerate(rows):
+        ids[row, : len(some)], logprobs[row, : len(some)] = some, values
+    return KnownRows(ids, logprobs)
 
 
 class RowSource(Protocol):
@@ -38,10 +60,8 @@ class RowSource(Protocol):
     def name(self) -> str:
         """Name of the teacher."""
 
-    def ask(self, tokens: Sequence[int], largest: int, subject: str, /) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """Return ids and log-probabilities of each token but the first, [L - 1, M] each: of `largest` at least, and its own.
-
-        An id of -1 says that a row has fewer.
+    def ask(self, tokens: Sequence[int], largest: int, subject: str, /) -> KnownRows:
+        """Return what is known of each token but the first: `largest` log-probabilities at least, and its own.
 
         Args:
             tokens: Ids of a document, [L].

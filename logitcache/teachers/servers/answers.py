@@ -5,31 +5,17 @@ not assumed: each row must name the token that was sent, and where the token's o
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from logitcache.errors import InputError
+from logitcache.teachers.given import KnownRows, rectangular
 
-__all__ = ["Answer", "sglang_answer", "vllm_answer"]
+__all__ = ["sglang_answer", "vllm_answer"]
 
 _SAME = 1e-2  # in nats; how far a token's log-probability may be from its row's, which some servers round
 
 
-class Answer(NamedTuple):
-    """What is known of the rows of a prompt.
-
-    Attributes:
-        ids: Token ids of each row, [L - 1, M]; -1 where a row has fewer.
-        logprobs: Their log-probabilities, [L - 1, M]; of what is not there -inf.
-    """
-
-    ids: NDArray[np.int64]
-    logprobs: NDArray[np.float64]
-
-
-def vllm_answer(response: Mapping[str, Any], tokens: Sequence[int]) -> Answer:
+def vllm_answer(response: Mapping[str, Any], tokens: Sequence[int]) -> KnownRows:
     """Read a response of vLLM's completions with `prompt_logprobs`, or the like of one in a file.
 
     Args:
@@ -57,10 +43,10 @@ def vllm_answer(response: Mapping[str, Any], tokens: Sequence[int]) -> Answer:
                 f"prompt_logprobs does not name token {place}, id {tokens[place]}: it is for other tokens, or aligned otherwise"
             )
         rows.append(([int(one) for one in entry], [_logprob(one["logprob"], place) for one in entry.values()]))
-    return _rectangular(rows)
+    return rectangular(rows)
 
 
-def sglang_answer(response: Mapping[str, Any], tokens: Sequence[int]) -> Answer:
+def sglang_answer(response: Mapping[str, Any], tokens: Sequence[int]) -> KnownRows:
     """Read a response of SGLang's `/generate` with `return_logprob` and `top_logprobs_num`, or the like of one in a file.
 
     Args:
@@ -90,7 +76,7 @@ def sglang_answer(response: Mapping[str, Any], tokens: Sequence[int]) -> Answer:
                 f"the log-probability of token {place} is {value:.4g}, and {in_row:.4g} in its row: rows and tokens are not aligned"
             )
         rows.append((list(found), list(found.values())))
-    return _rectangular(rows)
+    return rectangular(rows)
 
 
 def _refuse_other_length(found: int, sent: int, name: str) -> None:
@@ -102,12 +88,3 @@ def _logprob(value: Any, place: int) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"the log-probability of token {place} is {value!r}")
     return float(value)
-
-
-def _rectangular(rows: Sequence[tuple[list[int], list[float]]]) -> Answer:
-    width = max((len(ids) for ids, _ in rows), default=0)
-    ids = np.full((len(rows), width), -1, np.int64)
-    logprobs = np.full((len(rows), width), -np.inf)
-    for row, (some, values) in enumerate(rows):
-        ids[row, : len(some)], logprobs[row, : len(some)] = some, values
-    return Answer(ids, logprobs)

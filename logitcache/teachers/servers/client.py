@@ -7,7 +7,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -97,7 +97,6 @@ class ServerClient:
         subject: str = "",
         *,
         optional: bool = False,
-        check: Callable[[Any], Any] | None = None,
     ) -> Any:
         """Return the JSON that a path answers with.
 
@@ -106,14 +105,12 @@ class ServerClient:
             body: The JSON to send.
             subject: What is asked about, for messages.
             optional: Whether to return None where the server does not know the path.
-            check: Reads the answer. What it returns is returned.
 
         Raises:
-            InputError: The server refuses the request, fails at it again and again, or answers what `check` cannot read.
+            InputError: The server refuses the request, or fails at it again and again.
             CacheIncompleteError: The server has not answered for as long as there was patience.
         """
-        found = self._send("POST", path, body, subject, missing_is_none=optional)
-        return found if check is None else check(found)
+        return self._send("POST", path, body, subject, missing_is_none=optional)
 
     def stop(self) -> None:
         """Try nothing again that fails from now on."""

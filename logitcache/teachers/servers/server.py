@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from logitcache.errors import InputError, unknown_name
-from logitcache.teachers.servers.answers import Answer, sglang_answer, vllm_answer
+from logitcache.teachers.given import KnownRows
+from logitcache.teachers.servers.answers import sglang_answer, vllm_answer
 from logitcache.teachers.servers.client import ServerClient, split_address
 
 __all__ = ["SERVERS", "Asking", "Server", "connect", "is_server"]
@@ -65,7 +66,7 @@ class Server:
         """What its documents must be like: `positions`, as far as it is known."""
         return {} if self.positions is None else {"positions": self.positions}
 
-    def ask(self, tokens: Sequence[int], largest: int, subject: str) -> Answer:
+    def ask(self, tokens: Sequence[int], largest: int, subject: str) -> KnownRows:
         """Return what the model says of each token but the first: its largest log-probabilities, and the token's own.
 
         Args:
@@ -165,30 +166,29 @@ def connect(spec: str, asking: Asking) -> Server:
         answers_by=f"{kind}:{url}",
     )
     try:
-        listed = client.get("/v1/models")
-        models = {one["id"]: one for one in listed["data"]}
-    except (KeyError, TypeError) as error:
-        client.close()
-        raise InputError(f"{kind}:{url} does not answer as {kind} does: /v1/models lists no models") from error
-    except BaseException:
-        client.close()
-        raise
-    roots = {name: one for name, one in models.items() if not one.get("parent")}  # adapters have one
-    if wanted is not None and wanted not in models:
-        client.close()
-        raise unknown_name(f"model at {kind}:{url}", wanted, models)
-    if wanted is None and len(roots) != 1:
-        client.close()
-        raise InputError(f"{kind}:{url} serves {', '.join(models) or 'no model'}: name one with {spec}?model=NAME")
-    model = wanted or next(iter(roots))
-    length = models[model].get("max_model_len")
-    try:
+        model, length = _model(client, spec, f"{kind}:{url}", wanted)
         version = _version(client, kind)
     except BaseException:
         client.close()
         raise
     # One position is for the token that is generated, and thrown away.
     return Server(kind, url, model, version, int(length) - 1 if length else None, asking, client)
+
+
+def _model(client: ServerClient, spec: str, where: str, wanted: str | None) -> tuple[str, Any]:
+    """Return the name of the model that a server serves, or of the one that is wanted, and the most tokens it takes."""
+    try:
+        models = {one["id"]: one for one in client.get("/v1/models")["data"]}
+    except (KeyError, TypeError) as error:
+        kind = where.partition(":")[0]
+        raise InputError(f"{where} does not answer as {kind} does: /v1/models lists no models") from error
+    roots = [name for name, one in models.items() if not one.get("parent")]  # adapters have one
+    if wanted is not None and wanted not in models:
+        raise unknown_name(f"model at {where}", wanted, models)
+    if wanted is None and len(roots) != 1:
+        raise InputError(f"{where} serves {', '.join(models) or 'no model'}: name one with {spec}?model=NAME")
+    model = wanted or roots[0]
+    return model, models[model].get("max_model_len")
 
 
 def _version(client: ServerClient, kind: str) -> str:
