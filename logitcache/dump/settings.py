@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logitcache.errors import unknown_name
 from logitcache.runtime.progress import Callbacks, OnProgress
 from logitcache.runtime.settings import Settings, option
 
@@ -225,8 +224,7 @@ class EncodingSettings(Settings):
     def __post_init__(self) -> None:
         """Check names."""
         super().__post_init__()
-        if self.encoding is not None and self.encoding not in ENCODINGS:
-            raise unknown_name("encoding", str(self.encoding), ENCODINGS)
+        self.check_name("encoding", "encoding", ENCODINGS)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -24,7 +24,7 @@ from logitcache.imports.distillkit import DistillKitReader
 from logitcache.imports.llamacpp import LlamaCppReader
 from logitcache.imports.reader import Reader
 from logitcache.imports.responses import ResponseReader
-from logitcache.imports.settings import ALIGNMENTS, KINDS, ImportRequest, ImportSettings
+from logitcache.imports.settings import KINDS, ImportRequest, ImportSettings
 from logitcache.models.language.tokenizer import load_tokenizer
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks, silent
 from logitcache.runtime.settings import show_options, to_command_line
@@ -134,8 +134,6 @@ def _refuse_options(kind: str, settings: ImportSettings) -> None:
     for name, kinds in _OPTIONS.items():
         if getattr(settings, name) is not None and kind not in kinds:
             raise InputError(f"{settings.flag(name)} is for {' and '.join(kinds)}: leave it out for {kind}")
-    if settings.alignment is not None and settings.alignment not in ALIGNMENTS:
-        raise unknown_name("alignment", settings.alignment, ALIGNMENTS)
     temperature = settings.rows_temperature
     if kind in _OPTIONS["rows_temperature"] and temperature is None:
         raise InputError(

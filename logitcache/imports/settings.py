@@ -71,6 +71,11 @@ class ImportSettings(Settings):
     precision: str = option("f16", metavar="f32|f16|u8", help="Precision of stored log-probabilities.")
     block_rows: int | None = option(None, form="python", minimum=1, help="Rows per block of the cache.")
 
+    def __post_init__(self) -> None:
+        """Check names."""
+        super().__post_init__()
+        self.check_name("alignment", "alignment", ALIGNMENTS)
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ImportRequest(Settings):

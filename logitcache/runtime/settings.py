@@ -10,7 +10,7 @@ import inspect
 import numbers
 import operator
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from os import PathLike
 from pathlib import Path, PurePath
@@ -218,6 +218,18 @@ class Settings:
             fine = False
         if not fine:
             raise InputError(f"{self.flag(name)} must be {wanted}, not {_shown(value)}")
+
+    def check_name(self, name: str, kind: str, known: Collection[str]) -> None:
+        """Raise UnknownNameError unless a field is one of some names; None is, where it is the default.
+
+        Args:
+            name: Name of the field.
+            kind: What it names, for the message: "schedule".
+            known: All names there are.
+        """
+        value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+        if value not in known and (value is not None or default is not None):
+            raise unknown_name(kind, str(value), known)
 
     @classmethod
     def flag(cls, name: str) -> str:

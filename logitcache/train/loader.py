@@ -15,7 +15,7 @@ from logitcache.data.contract import cache_views, check_inputs, recorded_data
 from logitcache.data.optional import for_training
 from logitcache.data.protocol import Renderer
 from logitcache.encoding import AnyRows
-from logitcache.errors import InputError, unknown_name
+from logitcache.errors import InputError
 from logitcache.runtime.device import pick_device, to_device
 from logitcache.runtime.processes import place_in_group
 from logitcache.runtime.settings import Settings, option, show_options
@@ -107,8 +107,7 @@ class LoaderSettings(Settings):
         """Check ranges, and that rank and world size belong together."""
         super().__post_init__()
         self.check("seed", lambda seed: seed < 2**63, "below 2**63")
-        if self.loss_on not in (None, *LOSSES_ON):
-            raise unknown_name("rows to count", str(self.loss_on), LOSSES_ON)
+        self.check_name("loss_on", "rows to count", LOSSES_ON)
         if (self.rank is None) != (self.world_size is None):
             raise InputError("rank and world_size belong together: give both, or neither")
         self.check("rank", lambda rank: rank < (self.world_size or 1), f"below the world size, {self.world_size}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logitcache.errors import InputError, unknown_name
+from logitcache.errors import InputError
 from logitcache.runtime.progress import Callbacks, OnProgress
 from logitcache.runtime.settings import Settings, option
 from logitcache.train.metrics import EpochMetrics
@@ -231,8 +231,7 @@ class DataSettings(Settings):
     def __post_init__(self) -> None:
         """Check that what is evaluated is said once."""
         super().__post_init__()
-        if self.loss_on not in (None, *LOSSES_ON):
-            raise unknown_name("rows to count", str(self.loss_on), LOSSES_ON)
+        self.check_name("loss_on", "rows to count", LOSSES_ON)
         self.check("holdout", lambda share: 0 < share < 1, "a share between 0 and 1")
         if self.holdout is not None and self.test_data is not None:
             raise InputError(
@@ -316,8 +315,7 @@ class Optimization(Settings):
             object.__setattr__(self, "class_weights", to_list())
         super().__post_init__()
         if isinstance(self.opt, str):
-            if self.opt not in OPTIMIZERS:
-                raise unknown_name("optimizer", self.opt, OPTIMIZERS)
+            self.check_name("opt", "optimizer", OPTIMIZERS)
         else:
             self.check("opt", callable, "the name of an optimizer, or a callable that makes one")
         self.check("lr", lambda lr: 0 < lr < math.inf, "greater than 0")
@@ -409,8 +407,7 @@ class Schedule(Settings):
     def __post_init__(self) -> None:
         """Check names and ranges."""
         super().__post_init__()
-        if self.sched not in SCHEDULES:
-            raise unknown_name("schedule", str(self.sched), SCHEDULES)
+        self.check_name("sched", "schedule", SCHEDULES)
         self.check("decay_rate", lambda rate: 0 <= rate < math.inf, "0 or more")
         self.check("warmup_epochs", lambda epochs: epochs <= self.epochs, "from 0 to the number of epochs")
         self.check("decay_milestones", lambda epochs: all(one >= 0 for one in epochs), "0 or more each")
@@ -569,5 +566,4 @@ class TrainRequest(Settings):
     def __post_init__(self) -> None:
         """Check names."""
         super().__post_init__()
-        if self.extend is not None and self.extend not in EXTENSIONS:
-            raise unknown_name("way to extend a schedule", str(self.extend), EXTENSIONS)
+        self.check_name("extend", "way to extend a schedule", EXTENSIONS)

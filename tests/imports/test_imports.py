@@ -375,6 +375,7 @@ def test_what_a_source_does_not_say_is_asked_for(tmp_path):
             import_rows(kind, source, tmp_path / "n.zarr", **(given | changes))
 
     refuses("`alignment` token, as vLLM", alignment=None)
+    refuses("unknown alignment 'tokens'; did you mean 'token'", error=UnknownNameError, alignment="tokens")
     refuses("say `rows_temperature` 1 if it was 1", rows_temperature=None)
     refuses("temperature 2 cannot be imported", rows_temperature=2.0)
     refuses("how many ids exist: name the tokenizer", vocabulary=None)
