@@ -258,12 +258,12 @@ def _print_tokens(found: "CacheStats", tokens: "TokenStats") -> None:
         return
     from logitcache.report.words import after, speller_of
 
-    spell = speller_of(found.manifest)
+    spell, most = speller_of(found.manifest), max(one.surprise_nats for one in tokens.positions)
     print_pairs(
         f"surprise of the teacher: {tokens.surprise_nats:.3f} nats a token, perplexity {tokens.perplexity:.2f}; by tokens before",
         {
             (f"{one.first:,} to {one.last:,}" if one.last > one.first else f"{one.first:,}"): (
-                f"{bar(one.surprise_nats / max(two.surprise_nats for two in tokens.positions)):<24} {one.surprise_nats:.3f} nats, "
+                f"{bar(one.surprise_nats / most):<24} {one.surprise_nats:.3f} nats, "
                 f"entropy {one.entropy_nats:.3f}, {one.accuracy:.1%} right, {counted(one.rows, 'token')}"
             )
             for one in tokens.positions

@@ -272,7 +272,7 @@ def _encoded(exact: _Exact) -> list[tuple[Encoding, dict[str, Tensor]]]:
     largest = [k for k in _powers(4097) if k + 2 <= classes]
     candidates: list[Encoding] = [FullEncoding(dtype) for dtype in ("f32", "f16", "u8")]
     candidates += [TopKEncoding(k, dtype) for k in largest for dtype in ("f16", "u8")]
-    found = [(one, encode_rows(one, exact.logits, exact.labels, None)) for one in candidates]
+    found = [(one, encode_rows(one, exact.logits, exact.labels)) for one in candidates]
     return sorted(found, key=lambda one: _payload(one[0], one[1], classes))
 
 

@@ -18,7 +18,7 @@ from logitcache.runtime.processes import Ranks
 from logitcache.runtime.progress import OnProgress, Progress
 from logitcache.runtime.tensors import map_tensors
 from logitcache.runtime.wording import bytes_text, chance_words, is_chance
-from logitcache.store import CacheWriter, Manifest, is_among, row_uniforms, samples_of
+from logitcache.store import CacheWriter, Manifest, is_among, samples_of
 from logitcache.teachers.forward import Teachers
 
 __all__ = ["Filler", "ask", "left_out_of", "refuse_unusable", "samples_in", "split", "without"]
@@ -147,7 +147,7 @@ class Filler:
             for slug, here, logits in ask(self._teachers, batch, targets, asked):
                 labels = targets.labels[here].to(logits.device, non_blocking=True)
                 with torch.inference_mode():
-                    random = self._uniforms(view, targets.ids[here])
+                    random = self._job.uniforms(view, targets.ids[here])
                     columns = encode_rows(self._job.encoding, logits, labels, random)
                     computed.columns[slug].append(columns)
                     computed.right[slug].append(self._job.encoding.top_classes(columns) == labels)
@@ -179,18 +179,13 @@ class Filler:
         self._report(view, len(blank))
         return rows
 
-    def _uniforms(self, view: View, rows: Ids) -> NDArray[np.float64] | None:
-        """Return the random numbers of some rows."""
-        _, first = whole_of(self._job.samples)
-        return row_uniforms(self._writer.manifest.encoding, view.index, rows, self._offsets, first)
-
     def _fillers(self, view: View, rows: Ids) -> dict[str, NDArray[np.generic]]:
         """Return what stands in rows of samples that are left out, each column: a row whose logits are all 0, as it is encoded."""
         classes, step = len(self._writer.manifest.classes), self._writer.manifest.batch_size
         labels, parts = torch.from_numpy(self._job.samples.labels[rows]), []
         for start in range(0, len(rows), step):
             some = labels[start : start + step]
-            random = self._uniforms(view, rows[start : start + step])
+            random = self._job.uniforms(view, rows[start : start + step])
             parts.append(encode_rows(self._job.encoding, torch.zeros(len(some), classes), some, random))
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 

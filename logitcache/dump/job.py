@@ -10,10 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from logitcache.data import Inputs, Modality, Samples, modality_of, offsets_of, whole_of
+from logitcache.data import Inputs, Modality, Samples, View, modality_of, offsets_of, whole_of
 from logitcache.data.exclusion import excluded_of, leave_out
 from logitcache.data.optional import facts_of, usual_batch, views_are_equal
 from logitcache.data.protocol import Ids, Renderer
@@ -24,7 +26,7 @@ from logitcache.errors import InputError, unknown_name
 from logitcache.models import Network, hash_weights, read_class_map
 from logitcache.runtime.device import float32_settings, pick_device
 from logitcache.runtime.wording import class_map_words, preprocessing_words
-from logitcache.store import Manifest, average_of, block_rows_for, open_place, read_manifest
+from logitcache.store import Manifest, average_of, block_rows_for, open_place, read_manifest, row_uniforms
 from logitcache.teachers.forward import Teachers, largest_fitting
 from logitcache.teachers.given import AskingAhead, GivenTeacher
 from logitcache.teachers.recorded import recorded_teacher
@@ -76,6 +78,11 @@ class Job:
     origins: Mapping[str, Mapping[str, str]]
     given: GivenTeacher | None = None
     tolerance: float = 0.0
+
+    def uniforms(self, view: View, rows: Ids) -> NDArray[np.float64] | None:
+        """Return the random numbers that rows of a view are drawn with, [R, N]; None where the encoding draws none."""
+        _, first = whole_of(self.samples)
+        return row_uniforms(self.manifest.encoding, view.index, rows, offsets_of(self.samples), first)
 
     def without(self, excluded: Ids, reasons: Mapping[int, str], settings: DumpSettings) -> "Job":
         """Return the same dump of fewer samples.
@@ -217,11 +224,7 @@ def make_manifest(
         },
         teachers=(average_of(entries),) if settings.average else tuple(entries),
         encoding=encoding.to_json(),
-        software=dict(
-            sorted(
-                (_versions({"logitcache", "numpy", "torch", "zarr", *modality.software}) | dict(versions or {})).items()
-            )
-        ),
+        software=_versions({"logitcache", "numpy", "torch", "zarr", *modality.software}, versions or {}),
         modality=modality.name,
         rows=None if offsets_of(samples) is None else rows,
         excluded=recorded_exclusions(samples, views),
@@ -230,13 +233,13 @@ def make_manifest(
     return replace(found, software=allowed.software, device=allowed.device) if allowed else found
 
 
-def _versions(packages: set[str]) -> dict[str, str]:
-    """Return the versions of packages, without those that are not installed: a teacher of one's own may not need them."""
-    found = {}
-    for name in sorted(packages):
+def _versions(packages: set[str], others: Mapping[str, str]) -> dict[str, str]:
+    """Return versions by name, of packages that are installed (a teacher of one's own may not need all) and of other software."""
+    found = dict(others)
+    for name in packages - found.keys():
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
-    return found
+    return dict(sorted(found.items()))
 
 
 def _largest_batch(

@@ -25,7 +25,7 @@ from logitcache.encoding import encode_rows
 from logitcache.errors import InputError
 from logitcache.runtime.progress import Callbacks, OnProgress
 from logitcache.runtime.settings import show_options
-from logitcache.store import carried_bytes, compressed_bytes, open_place, row_uniforms
+from logitcache.store import carried_bytes, compressed_bytes, open_place
 
 __all__ = ["DumpPlan", "plan_dump"]
 
@@ -101,14 +101,12 @@ def plan_dump(
     manifest = job.manifest
     rows = manifest.view_rows * len(manifest.views)
     sizes = {name: int(size * rows) for name, size in row_bytes.items()}
-    probed = len(probe_rows(0, manifest.view_rows, len(manifest.classes), offsets_of(job.samples))) * len(
-        manifest.teachers
-    )
+    probed = len(probe_rows(0, manifest.view_rows, len(manifest.classes), offsets_of(job.samples)))
     sizes |= {
         "digests": 8 * rows,
         "labels": 4 * manifest.view_rows,
         **({} if manifest.rows is None else {"offsets": 8 * manifest.samples + 8}),
-        "probe": 4 * probed * len(manifest.classes),
+        "probe": 4 * probed * len(manifest.teachers) * len(manifest.classes),
     }
     carried = {name: values for name, (_, values) in carried_arrays(job.modality, job.samples).items()}
     sizes |= {name: carried_bytes(values) for name, values in carried.items()}
@@ -148,11 +146,9 @@ def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
         for slug, here, logits in ask(job.teachers, batch, targets, batch.samples):
             shown = logits if isinstance(logits, torch.Tensor) else logits.values
             refuse_unusable(shown.cpu().numpy(), targets.ids[here], view, job.samples, job.teachers[slug].name)
-            random = row_uniforms(
-                manifest.encoding, view.index, targets.ids[here], offsets_of(job.samples), manifest.data["first"]
-            )
+            labels, random = targets.labels[here].to(logits.device), job.uniforms(view, targets.ids[here])
             with torch.inference_mode():
-                encoded = encode_rows(job.encoding, logits, targets.labels[here].to(logits.device), random)
+                encoded = encode_rows(job.encoding, logits, labels, random)
             for name, column in encoded.items():
                 parts.setdefault(f"teachers/{slug}/{name}", []).append(column.cpu())
         rows += len(targets.ids)

@@ -115,7 +115,7 @@ class Distillation:
     def _completed(self, teacher: AnyRows, labels: Tensor) -> Tensor:
         """Return the teacher's logits as the divergence sees them, at its temperature."""
         if are_drawn(teacher):
-            raise InputError(f"rows of draws will not do: {self.not_drawn}")
+            raise self._draws_will_not_do()
         if not isinstance(teacher, Tensor):
             (temperature,) = self.temperatures
             assert isinstance(temperature, float | int)
@@ -126,8 +126,11 @@ class Distillation:
     def _of_draws(self, student: Tensor, rows: DrawnRows, labels: Tensor) -> Tensor:
         """Evaluate with draws."""
         if self.not_drawn or self.drawn is None:
-            raise InputError(f"rows of draws will not do: {self.not_drawn}")
+            raise self._draws_will_not_do()
         return self.drawn(wide(student), rows, labels)
+
+    def _draws_will_not_do(self) -> InputError:
+        return InputError(f"rows of draws will not do: {self.not_drawn}")
 
     @property
     def other_temperature(self) -> float | None:
