@@ -1,6 +1,8 @@
 """Small networks and data for the tests; named on command lines as tiny:NAME."""
 
 import os
+import random
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from logitcache.errors import InputError
+from logitcache.errors import CacheIncompleteError, CacheNotFoundError, InputError
+from logitcache.store import check_files, open_cache
 
 SAMPLES, SIZE, CLASSES = 300, 16, 5
 HERE = Path(__file__).parent  # the folder to put on PYTHONPATH of a child that names tiny:NAME
@@ -166,6 +169,38 @@ class Poison(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.nan
+
+
+def kill_dumps(folder, dumped, child, *, processes, kills, longest):
+    """Kill dumps at random moments; between kills a cache is refused or whole, and a finished one has the bytes of an unbroken dump.
+
+    Args:
+        folder: Where the caches go.
+        dumped: Dumps into a path, to the end.
+        child: Does so in a process of its own; returns its id.
+        processes: Processes that want the same cache.
+        kills: Processes to kill.
+        longest: Most seconds before they are killed.
+    """
+    dumped(folder / "whole.zarr")
+    whole, moments, caches, killed = bytes_of(folder / "whole.zarr"), random.Random(processes), 0, 0
+    while killed < kills:
+        path = folder / f"{caches}.zarr"
+        running = [child(path) for _ in range(processes)]
+        time.sleep(moments.uniform(0, longest))
+        for process in running:
+            os.kill(process, signal.SIGKILL)
+            killed += os.waitpid(process, 0)[1] == signal.SIGKILL
+        try:
+            assert not check_files(open_cache(path))
+        except (CacheIncompleteError, CacheNotFoundError):
+            continue
+        # A kill after the mark may leave records of single blocks, which nobody reads: the next dump removes them.
+        dumped(path)
+        assert bytes_of(path) == whole
+        caches += 1
+    dumped(path)
+    assert bytes_of(path) == whole
 
 
 def in_a_child(dump):

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import logitcache
 from logitcache.data import ArrayImages
-from logitcache.errors import CacheIncompleteError, CacheNotFoundError
+from logitcache.errors import CacheIncompleteError
 from logitcache.store import check_files, open_cache
 
 STARTS = ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)]  # spawn imports torch in each worker
@@ -45,25 +44,7 @@ def child(path):
 @pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_dumps_killed_at_random_moments_end_in_the_bytes_of_an_unbroken_one(tmp_path, processes, kills):
     """SIGKILL, one process or several that want the same cache; between kills it is refused or whole."""
-    dumped(tmp_path / "whole.zarr")
-    whole, moments, caches, killed = tiny.bytes_of(tmp_path / "whole.zarr"), random.Random(processes), 0, 0
-    while killed < kills:
-        path = tmp_path / f"{caches}.zarr"
-        running = [child(path) for _ in range(processes)]
-        time.sleep(moments.uniform(0, 0.35))
-        for process in running:
-            os.kill(process, signal.SIGKILL)
-            killed += os.waitpid(process, 0)[1] == signal.SIGKILL
-        try:
-            assert not check_files(open_cache(path))
-        except (CacheIncompleteError, CacheNotFoundError):
-            continue
-        # A kill after the mark may leave records of single blocks, which nobody reads: the next dump removes them.
-        dumped(path)
-        assert tiny.bytes_of(path) == whole
-        caches += 1
-    dumped(path)
-    assert tiny.bytes_of(path) == whole
+    tiny.kill_dumps(tmp_path, dumped, child, processes=processes, kills=kills, longest=0.35)
 
 
 class Rows(Dataset):

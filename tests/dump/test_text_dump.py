@@ -2,9 +2,7 @@
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,8 +15,8 @@ import tiny
 
 import logitcache
 from logitcache.data.text.modality import documents_of
-from logitcache.errors import CacheIncompleteError, CacheMismatchError, CacheNotFoundError, InputError
-from logitcache.store import check_files, open_cache
+from logitcache.errors import CacheMismatchError, InputError
+from logitcache.store import open_cache
 
 STUDENT = "llama:hidden=16,layers=1,heads=2"
 STORIES = (
@@ -50,24 +48,7 @@ def child(path):
 @pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
 def test_dumps_killed_at_random_moments_end_in_the_bytes_of_an_unbroken_one(tmp_path, processes, kills):
     """SIGKILL; between kills a cache is refused or whole, and a row is where it says."""
-    told_to(tmp_path / "whole.zarr")
-    whole, moments, killed = tiny.bytes_of(tmp_path / "whole.zarr"), random.Random(processes), 0
-    path = tmp_path / "c.zarr"
-    while killed < kills:
-        running = [child(path) for _ in range(processes)]
-        time.sleep(moments.uniform(0, 0.25))
-        for process in running:
-            os.kill(process, signal.SIGKILL)
-            killed += os.waitpid(process, 0)[1] == signal.SIGKILL
-        try:
-            assert not check_files(open_cache(path))
-        except (CacheIncompleteError, CacheNotFoundError):
-            continue
-        told_to(path)
-        assert tiny.bytes_of(path) == whole
-        shutil.rmtree(path)
-    told_to(path)
-    assert tiny.bytes_of(path) == whole
+    tiny.kill_dumps(tmp_path, told_to, child, processes=processes, kills=kills, longest=0.25)
 
 
 @pytest.mark.slow
