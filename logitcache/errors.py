@@ -170,10 +170,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str], listed: str = "") -
     "unknown method 'rdl'; did you mean 'rld'? Known: ce, kd, rld"
 
     Args:
-        kind: What the name is one of.
+        kind: Kind of thing that is named, for the message: "method".
         name: The name.
         known: All names there are.
-        listed: Where all of them are listed, for more names than a message should hold: "`timm.list_models()`".
+        listed: Command that lists all names, if they are too many for a message: "`timm.list_models()`".
     """
     names = sorted(known)
     close = [repr(one) for one in get_close_matches(str(name), names, n=_CLOSEST if len(names) > _LISTED else 1)]

@@ -75,8 +75,8 @@ class Fidelity:
         kl_nats: Mean KL(exact || stored) at temperatures 1, 2 and 4; none of draws, which leave most classes without mass.
         unranked: Share of rows whose label is not among the largest; 0 where every class is kept, and of draws.
         methods: What each method notices.
-        unknown_nats: Of rows of log-probabilities, whose rest is known by its mass alone: what the shape of the rest may add to KL(teacher
-            || stored) at temperature 1, at most, in the mean. None where the rows that are measured are the teacher's in full.
+        unknown_nats: For rows of log-probabilities: upper bound on what the unknown shape of the rest adds to the mean of
+            KL(teacher || stored) at temperature 1. None if the teacher's full rows were measured.
     """
 
     encoding: dict[str, Any]

@@ -100,7 +100,7 @@ def counting(modality: Modality, samples: Any, loss_on: str | None) -> Any:
     Args:
         modality: Kind of the data.
         samples: The data set.
-        loss_on: Which; None: all there are.
+        loss_on: Rows that count, in the words of `--loss-on`. None counts all.
 
     Raises:
         InputError: In this kind of data every row counts.
@@ -125,7 +125,7 @@ def held_out(modality: Modality, samples: Any, kept: Ids, share: float) -> Ids:
         modality: Kind of the data.
         samples: The data set.
         kept: Samples that are not left out, ascending.
-        share: How many, as a share of them.
+        share: Fraction of these samples to hold out.
 
     Raises:
         InputError: This kind of data holds none out, or no other would be left.
@@ -160,7 +160,7 @@ def save_network(modality: Modality, samples: Any, network: Any, folder: Path, n
         modality: Kind of the data.
         samples: The data set.
         network: The network.
-        folder: Where; files in it are replaced.
+        folder: Folder to write to; files of the same names are replaced.
         names: Names of networks that may have what belongs to the data, as a tokenizer: teacher, student.
     """
     if (save := getattr(modality, "save_network", None)) is not None:

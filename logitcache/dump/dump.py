@@ -94,9 +94,9 @@ def run_job(job: Job, out: str | Path, command: str, settings: DumpSettings, cal
     Args:
         job: The job.
         out: Path of the cache.
-        command: What would continue it.
-        settings: How it is written.
-        callbacks: Who is told, and may stop it.
+        command: Command line that would continue it.
+        settings: Settings of the writer.
+        callbacks: Callbacks for progress and for stopping.
 
     Raises:
         LogitCacheError: As `dump_logits`.

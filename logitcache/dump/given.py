@@ -88,15 +88,15 @@ def given_job(
     """Decide what a cache of log-probabilities will be.
 
     Args:
-        source: Where they come from.
+        source: Source of the log-probabilities.
         samples: The documents.
-        data: As they were named.
+        data: Name or object that they were opened from.
         out: Path of the cache.
         settings: Settings of the dump.
-        weights: Where the source is, for people.
+        weights: Address or path of the source, for the manifest.
         by: Kind of server, or format, that they come from.
-        gives: What else the manifest says of the rows.
-        needs: What the documents must be like: `positions`.
+        gives: Further facts about the rows for the manifest.
+        needs: Limits of the teacher: `positions`, the most tokens of a document.
         versions: Versions of the software that computed the rows.
         own: Whether each row names its own token; else the token's share of the rest stands for it.
 

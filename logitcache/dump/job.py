@@ -64,7 +64,7 @@ class Job:
         reasons: Why samples are left out, as far as they could not be read: id in the whole data set to the reason.
         origins: For each teacher's slug where its preprocessing comes from: name of a setting to "option", "weights" or "data".
         given: The teacher, where its log-probabilities are asked for and not computed here.
-        tolerance: By how much such a teacher may differ from itself, as the mean total variation of rows; 0: not at all.
+        tolerance: Largest mean total variation between two answers of such a teacher; 0 allows none.
     """
 
     manifest: Manifest
@@ -185,10 +185,10 @@ def make_manifest(
     Args:
         settings: Settings of the dump.
         samples: The data set, or the stretch of it that is dumped.
-        data: As it was named.
+        data: Name or object that the data set was opened from.
         views: Renditions of the data set.
         entries: The teachers'.
-        encoding: Of the rows.
+        encoding: Encoding of the rows.
         begun: Manifest of the cache that is there, or None.
         device: Device of the forward pass.
         versions: Versions of software that is not on this machine.

@@ -38,7 +38,7 @@ class DumpPlan:
     """What a dump will take.
 
     Attributes:
-        counts: What is dumped, by unit: images, or documents and tokens; of one view.
+        counts: Size of one view by unit: images, or documents and tokens.
         rows: That are stored, (view, sample).
         bytes_by_array: On the disk when it is done, estimated from the rows that were measured.
         bytes_total: Their sum.

@@ -65,8 +65,8 @@ def encode_rows(
     """Turn logits, [B, C], or rows of which the largest are known, into columns.
 
     Args:
-        encoding: How they are stored.
-        rows: On any device.
+        encoding: Encoding to use.
+        rows: Rows on any device.
         labels: True classes, [B] int64, on the same device.
         uniforms: Random numbers of the rows, [B, N] (`store.row_uniforms`); None where the encoding draws none.
 
@@ -121,7 +121,7 @@ def first_classes(rows: Tensor | TopKRows, count: int) -> Tensor:
 
     Args:
         rows: Logits [R, C], or rows of which the largest were kept. Of those the label is among what was kept, whatever its rank.
-        count: How many.
+        count: Number of classes.
     """
     if isinstance(rows, Tensor):
         return rows.topk(min(count, rows.shape[1]), 1).indices

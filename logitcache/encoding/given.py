@@ -33,9 +33,9 @@ def rows_of_logprobs(
 
     Args:
         ids: Classes of each row, each once, in any order, [R, M]; -1 where a row has fewer.
-        logprobs: Their log-probabilities at temperature 1, [R, M].
+        logprobs: Log-probabilities of these classes at temperature 1, [R, M].
         labels: True classes, [R].
-        k: How many of the largest to keep beside the label.
+        k: Number of the largest to keep beside the label.
         classes: Number of classes, C.
         own: Whether each row names its label. Else a label that a row does not name has the share of the unnamed classes' mass that each
             of them has, as if they were equal.

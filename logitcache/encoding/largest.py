@@ -22,7 +22,7 @@ def largest(values: Tensor, width: int) -> Tensor:
 
     Args:
         values: [B, C] float32, contiguous; without gradient.
-        width: How many, at most C.
+        width: Number of columns to return, at most C.
     """
     if values.device.type == "cpu":
         return torch.from_numpy(_largest(values.numpy(), width))

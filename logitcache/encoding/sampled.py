@@ -36,11 +36,11 @@ class DrawnRows(PartialRows):
 
     Attributes:
         ids: Classes that were drawn, ascending, [B, N] int64; one that was drawn several times stands there as often.
-        targets: What each draw adds to the target of its class, [B, N] float32; 1 / N each, where the proposal was not tempered.
+        targets: Contribution of each draw to the target of its class, [B, N] float32; 1 / N unless the proposal was tempered.
         first: Class of the teacher's largest logit, [B] int64.
         log_prob_first: Its log probability, [B] float32.
         log_prob_label: Log probability of the label, [B] float32.
-        entropy: Of the teacher's distribution, in nats, [B] float32.
+        entropy: Entropy of the teacher's distribution in nats, [B] float32.
         classes: C.
     """
 
@@ -71,7 +71,7 @@ class SampledEncoding:
 
     Attributes:
         draws: N.
-        seed: Of the random numbers.
+        seed: Seed of the random numbers.
         proposal_temperature: t, of the distribution that is drawn from; above 1 rare classes are drawn more often, and count less.
     """
 

@@ -103,7 +103,7 @@ class _ImportedRows:
     """Rows by the tokens of their document.
 
     Attributes:
-        name: Of the teacher.
+        name: Name of the teacher.
     """
 
     def __init__(self, name: str, reader: Reader, samples: Documents) -> None:

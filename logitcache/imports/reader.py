@@ -38,7 +38,7 @@ class Reader(Protocol):
     Attributes:
         own: Whether every row names its own token, whatever its rank.
         vocabulary: Number of ids that exist, where the source says it.
-        facts: What else the manifest records of where the rows come from.
+        facts: Further facts about the source for the manifest.
     """
 
     own: bool

@@ -124,7 +124,7 @@ class CondensedStudent:
         """Sum a term over the other classes, each of which has the same probability for the teacher.
 
         Args:
-            term: What is summed, with its derivative.
+            term: Term to sum, with its derivative.
             log_p: The teacher's log probability of each of these classes, [R, 1].
             temperature: Of the student's probabilities.
 

@@ -26,9 +26,9 @@ class Description:
         parameters: (name, default, explanation).
         notes: "Returns", "Departures" and "Doubts", where there are any.
         presets: Settings by name.
-        expected: What it did on the tasks that methods are measured on: name of the task to accuracy and gaps, in words.
-        variants: The same with other settings: these to name of the task to accuracy and gaps.
-        warning: What these numbers say against it; empty if nothing.
+        expected: Measured accuracy and gaps in words, by name of the task.
+        variants: The same with other settings, by these settings and then by task.
+        warning: Warning that follows from these numbers; empty if there is none.
     """
 
     name: str

@@ -60,7 +60,7 @@ class Expected:
 
     Attributes:
         task: The task.
-        changes: What was changed about the method, as `nu=0`; empty: it has its defaults.
+        changes: Settings that differ from the method's defaults, as `nu=0`; empty for the defaults.
         seeds: Number of runs.
         accuracy: Mean test accuracy after the last epoch, in percent.
         deviation: Sample standard deviation over seeds, in percentage points; None if there is one seed.

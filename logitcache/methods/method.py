@@ -53,9 +53,9 @@ class DrawnRows(Protocol):
 
     Attributes:
         ids: Classes that were drawn, [B, N] int64; one that was drawn several times stands there as often.
-        targets: What each draw adds to the target of its class, [B, N]; the expectation of all of them is softmax(z).
+        targets: Contribution of each draw to the target of its class, [B, N]; their expectation is softmax(z).
         first: Class of the teacher's largest logit, [B] int64.
-        entropy: Of the teacher's distribution, in nats, [B].
+        entropy: Entropy of the teacher's distribution in nats, [B].
         classes: C.
     """
 

@@ -98,7 +98,7 @@ class Objective:
             labels: [B] int64.
             progress: Share of the epochs that will be over when this one is, in (0, 1].
             second: Where rows are mixed: cross-entropy weighs both labels (Zhang et al., ICLR 2018).
-            means: What `Distillation.sequence_means` returned for these rows.
+            means: Result of `Distillation.sequence_means` for these rows.
 
         Raises:
             InputError: Rows are mixed, and the distillation term reads their label.

@@ -100,7 +100,7 @@ def checkpointing_gradients(module: nn.Module, name: str) -> Iterator[None]:
     Args:
         module: A network with a method `checkpoint_gradients(enabled=True)`, as language models of transformers have here, or
             `set_grad_checkpointing(enable=True)`, as networks of timm have.
-        name: What the network is called in messages.
+        name: Name of the network for messages.
 
     Raises:
         InputError: The network has neither, or refuses.

@@ -50,7 +50,7 @@ def report_html(
         advice: Sentences; code stands between backticks.
         images: PNGs of samples by id; see `shown_samples`.
         without_images: Why there are none, in a sentence.
-        spell: What writes tokens as text; None where the data is not text.
+        spell: Function that writes tokens as text; None if the data is not text.
 
     Returns:
         A file of HTML that is whole in itself: no script, nothing to fetch.

@@ -14,7 +14,7 @@ def speller_of(manifest: Mapping[str, Any]) -> Speller:
     """Return what writes the tokens of a cache of text as text: its tokenizer, or where that cannot be loaded their ids.
 
     Args:
-        manifest: Of the cache, as JSON.
+        manifest: Manifest of the cache, as JSON.
     """
     from logitcache.data.text.reading import tokenizer_named  # noqa: PLC0415  (torch)
 

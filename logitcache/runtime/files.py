@@ -196,7 +196,7 @@ def fill_folder(folder: Path, *, last: str) -> Iterator[Path]:
     Each file is either whole or not there, also after a power failure. Files that `folder` has besides stay.
 
     Args:
-        folder: Where the files are to lie.
+        folder: Folder that the files end up in.
         last: Name of the file that is put there after all others: where it is, all are.
 
     Raises:

@@ -224,7 +224,7 @@ class Settings:
 
         Args:
             name: Name of the field.
-            kind: What it names, for the message: "schedule".
+            kind: Kind of thing that is named, for the message: "schedule".
             known: All names there are.
         """
         value, default = getattr(self, name), type(self).__dataclass_fields__[name].default

@@ -297,13 +297,13 @@ class TokenStats:
     Attributes:
         rows: Tokens counted.
         surprise_nats: Mean of -log of a token's probability at temperature 1; its exponential is the teacher's perplexity.
-        positions: By the number of tokens before it, in powers of two; those that there are.
+        positions: Means by the number of tokens before, in powers of two; empty bins are left out.
         surprising: The most surprising tokens, at most 20.
         documents: Contexts that are not left out.
         copies: Contexts with the same tokens as an earlier one, (earlier, later), at most 20; of two tokens and more.
-        copies_total: How many there are.
+        copies_total: Number of such pairs.
         odd_documents: Contexts that stand out, farthest first, at most 20.
-        odd_total: How many there are.
+        odd_total: Number of such documents.
     """
 
     rows: int
@@ -347,7 +347,7 @@ class CacheStats:
         confusions: The most confused pairs, most rows first, at most 20.
         preview: What methods will do with the rows.
         odd: Samples with likely wrong labels, surest first, at most 100.
-        odd_total: How many there are.
+        odd_total: Number of such samples.
         duplicates: Likely duplicates, nearest first, at most 100.
         duplicates_among: Samples searched for them.
         probe: What storing has changed.

@@ -49,8 +49,8 @@ class Tokens:
 
         Args:
             first: Its first row.
-            found: What they say; `finite` is false where they do not count.
-            labels: Their labels.
+            found: Answers of these rows; `finite` is false where they do not count.
+            labels: Labels of these rows.
         """
         rows = np.flatnonzero(found.finite)
         if not len(rows):

@@ -63,7 +63,7 @@ def draw_gaps(
 
     Args:
         encoding: The manifest's entry.
-        columns: What is stored, name to rows.
+        columns: Stored columns by name.
         random: The random numbers, [B, N].
         exact: Logits, [B, C].
         labels: [B].

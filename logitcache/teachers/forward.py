@@ -146,7 +146,7 @@ class Member(Protocol):
 
     Attributes:
         name: For messages.
-        preprocessing: What it is shown.
+        preprocessing: Input that it takes.
     """
 
     name: str

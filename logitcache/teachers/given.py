@@ -53,7 +53,7 @@ class RowSource(Protocol):
     """Where log-probabilities come from.
 
     Attributes:
-        name: Of the teacher, for messages.
+        name: Name of the teacher, for messages.
     """
 
     @property
@@ -65,7 +65,7 @@ class RowSource(Protocol):
 
         Args:
             tokens: Ids of a document, [L].
-            largest: How many are needed.
+            largest: Number of classes that are needed.
             subject: The document, for messages.
 
         Raises:
@@ -83,8 +83,8 @@ class GivenTeacher:
     """Rows of documents from a source, several of which are asked for at once.
 
     Attributes:
-        name: Of the teacher.
-        preprocessing: What a document is given as; one context a sequence.
+        name: Name of the teacher.
+        preprocessing: Form of its input; one context a sequence.
         ahead: Documents that are asked for before they are needed.
     """
 
@@ -94,9 +94,9 @@ class GivenTeacher:
         """Ask for nothing yet.
 
         Args:
-            source: Where the rows come from.
-            preprocessing: That of text.
-            k: How many of the largest to keep beside the label.
+            source: Source of the rows.
+            preprocessing: Form of its input.
+            k: Number of the largest to keep beside the label.
             classes: Number of classes.
             concurrency: Documents that are asked for at once.
             own: Whether each row names its own token.
@@ -111,7 +111,7 @@ class GivenTeacher:
 
         Args:
             rendered: The teacher's entry in `Rendition.inputs`.
-            keep: Which positions are rows, [B, L]; position p is the row of token p + 1.
+            keep: Mask of the positions that are rows, [B, L]; position p is the row of token p + 1.
 
         Raises:
             LogitCacheError: They cannot be had, or are no log-probabilities of these documents.
@@ -175,7 +175,7 @@ class AskingAhead:
         """Wrap a renderer.
 
         Args:
-            renderer: Whose batches hold the teacher's input.
+            renderer: Renderer whose batches hold the teacher's input.
             teacher: The teacher.
             first: Number of the first document in the whole data set.
         """

@@ -17,7 +17,7 @@ def with_loss_on(samples: Any, loss_on: str | None) -> Any:
 
     Args:
         samples: The data set.
-        loss_on: Which rows count (`LOSSES_ON`); None: all there are.
+        loss_on: Rows that count (`LOSSES_ON`). None counts all.
 
     Raises:
         InputError: In this kind of data every row counts, or none does.

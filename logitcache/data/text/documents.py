@@ -33,10 +33,10 @@ class Documents:
         tokens: Ids of all contexts in a row, [T], u2 or u4.
         documents: Place in `tokens` at which each context begins, and T at the end, [D + 1] int64.
         targets: Which tokens are targets, [T] bool.
-        answers: Which tokens are of a completion or of an assistant, [T] bool; None where all targets are, or nobody knows.
-        completions: Which tokens are of the last answer of their document, [T] bool; None where these are all answers, or nobody knows.
-        counted: Which rows count in a loss, [R] bool; None: all.
-        counted_targets: Which tokens are targets whose rows count, [T] bool.
+        answers: Mask of the tokens of completions and of assistants' turns, [T] bool; None if that is all targets, or unknown.
+        completions: Mask of the tokens of each document's last answer, [T] bool; None if that is all answers, or unknown.
+        counted: Mask of the rows that count in a loss, [R] bool; None if all do.
+        counted_targets: Mask of the target tokens whose rows count, [T] bool.
         counted_offsets: Number of rows that count before each context, and of all at the end, [D + 1] int64.
         vocabulary: Number of ids that exist.
         classes: The ids as classes.
@@ -69,8 +69,8 @@ class Documents:
             documents: Where each context begins, and T, [D + 1].
             vocabulary: Number of ids that exist.
             targets: Which tokens are targets, [T]; None: all. The first of a context is not one in any case.
-            answers: Which tokens are of a completion or of an assistant, [T].
-            completions: Which of them are of the last answer of a document, [T].
+            answers: Mask of the tokens of completions and of assistants' turns, [T].
+            completions: Mask of the tokens of each document's last answer, [T].
             facts: What a manifest records besides.
             sequence_length: Most tokens of a context.
             notes: What was done when it was read.
@@ -112,7 +112,7 @@ class Documents:
         """Return the same contexts, of which only the rows of some tokens count in a loss.
 
         Args:
-            tokens: Which, [T]; None: all.
+            tokens: Mask of the tokens whose rows count, [T]; None counts all.
         """
         if tokens is None:
             return self

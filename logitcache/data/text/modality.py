@@ -255,7 +255,7 @@ class Text:
         Args:
             samples: The contexts.
             network: A network; one that is no `CausalNetwork` is not written.
-            folder: Where; files in it are replaced.
+            folder: Folder to write to; files of the same names are replaced.
             names: Names of networks that may bring the tokenizer.
         """
         if not isinstance(network, CausalNetwork):

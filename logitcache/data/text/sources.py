@@ -166,8 +166,8 @@ def _contexts(
     Args:
         tokens: Ids of all documents in a row, [T].
         begins: Where each begins, and T, [D + 1].
-        answers: Which tokens are of an answer, [T]; None: all.
-        last: Which tokens are of the last answer of their document, [T]; None: as `answers`.
+        answers: Mask of the tokens of answers, [T]; None if all are.
+        last: Mask of the tokens of each document's last answer, [T]; None if that is `answers`.
         reading: How it is read.
         vocabulary: Number of ids that exist.
         facts: What is known of the data besides.
@@ -216,8 +216,8 @@ def _last_runs(answers: NDArray[np.bool_], begins: NDArray[np.int64]) -> NDArray
     """Return which tokens are of the last answer of their document, the last run of tokens that are of answers, [T].
 
     Args:
-        answers: Which tokens are of an answer, [T].
-        begins: Where each document begins, and T, [D + 1].
+        answers: Mask of the tokens of answers, [T].
+        begins: Index of each document's first token, and T, [D + 1].
     """
     starts = answers & ~np.append(False, answers[:-1])
     starts[begins[:-1]] |= answers[begins[:-1]]

@@ -103,7 +103,7 @@ class ServerClient:
         Args:
             path: Below the root.
             body: The JSON to send.
-            subject: What is asked about, for messages.
+            subject: Subject of the request, for messages.
             optional: Whether to return None where the server does not know the path.
 
         Raises:

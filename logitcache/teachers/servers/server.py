@@ -39,7 +39,7 @@ class Server:
         model: Name under which the server serves it.
         version: Version of the server, or "" where it does not say.
         positions: Most tokens of a document, or None where it is not known.
-        asking: How it is asked.
+        asking: Settings of the requests.
         client: Sends the requests.
     """
 
@@ -71,8 +71,8 @@ class Server:
 
         Args:
             tokens: Ids, [L].
-            largest: How many.
-            subject: What they are of, for messages.
+            largest: Number of log-probabilities.
+            subject: Subject of the request, for messages.
 
         Raises:
             InputError: The server refuses them, or answers for something else.
@@ -148,7 +148,7 @@ def connect(spec: str, asking: Asking) -> Server:
 
     Args:
         spec: `vllm:URL` or `sglang:URL`, where it serves several models with `?model=NAME`.
-        asking: How to ask.
+        asking: Settings of the requests.
 
     Raises:
         UnknownNameError: It does not serve this model.

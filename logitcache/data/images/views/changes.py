@@ -72,7 +72,7 @@ def change(
     Args:
         rows: What the boxes hold.
         steps: Keys of `CHANGES`, or `package.module:factory`, each with its parameters.
-        seed: Of the random numbers.
+        seed: Seed of the random numbers.
         view: The view's key.
         samples: Sample ids, [B].
 

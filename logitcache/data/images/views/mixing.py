@@ -71,7 +71,7 @@ def draw(
 
     Args:
         steps: Keys of `MIXES` with their parameters; of several, each row takes one, all as often.
-        seed: Of the random numbers.
+        seed: Seed of the random numbers.
         view: The view's key.
         samples: Sample ids, [B].
         total: How many samples the whole data set has.

@@ -236,7 +236,7 @@ def make_views(recipe: str, count: int, seed: int) -> tuple[View, ...]:
     Args:
         recipe: `pad-crop-flip`, or `cifar,cifar-strong`: a weak and a strong view of every image, say.
         count: Views of each recipe.
-        seed: Of the random numbers.
+        seed: Seed of the random numbers.
 
     Raises:
         UnknownNameError: No such recipe.
