@@ -1,18 +1,17 @@
-"""Draw docs/pictures/sampled-*.svg from the results of benchmarks/sampled.py: the gradient's angle, and learning, against bytes a token.
+"""Draw docs/pictures/sampled-*.svg from the results of benchmarks/sampled.py: the gradient's angle against bytes a token.
 
 python docs/figures.py
 """
 
 import json
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from logitcache.report.charts import STYLE, lines
 from logitcache.runtime.wording import decimals
 
 RESULTS, PICTURES = Path("benchmarks/results"), Path("docs/pictures")
-NAMES = {"sampled": "draws", "topk": "largest logits, u8, rest as one class", "full": "every class, f16"}
+NAMES = {"sampled": "draws", "topk": "largest logits, u8, rest as one class"}
 PAPER = "svg{background:#fff}@media (prefers-color-scheme:dark){svg{background:#171b20}}"
 
 
@@ -32,18 +31,6 @@ def angles(name: str, result: str, title: str) -> None:
     draw(name, title, series, "degrees", low=0.0)
 
 
-def learning() -> None:
-    """Draw what students learned."""
-    content = json.loads(RESULTS.joinpath("sampled-learning-cpu.json").read_text())
-    series = dict[str, list[tuple[float, float]]]()
-    for one in content["rows"]:
-        if one["encoding"] != "full":
-            series.setdefault(one["encoding"], []).append((one["bytes_per_row"], fmean(one["test_nats"])))
-    title = "What a student learns, stories-mini: nats a token of the test stories"
-    draw("sampled-learning.svg", title, series, "nats a token")
-
-
 if __name__ == "__main__":
     angles("sampled-stories.svg", "sampled-cpu.json", "Angle to the exact gradient, stories-mini, 512 ids")
     angles("sampled-smollm2.svg", "sampled-smollm2-cpu.json", "Angle to the exact gradient, SmolLM2-135M, 49,152 ids")
-    learning()
