@@ -333,7 +333,9 @@ class _Pieces:
         if self.said.get("tail") not in (None, "uniform", "bucket"):
             raise unknown_name("tail", str(self.said["tail"]), ["uniform", "bucket"])
         if self.said.get("tail") == "bucket" and not self.method.takes_bucket:
-            raise InputError(f"{self.name} takes no bucket: only a forward KL over all classes has the value of one")
+            raise InputError(
+                f"{self.name} takes no bucket: it reads the logit of each class, and those in a bucket have none of their own"
+            )
         if "adaptive" in self.several() and not self.standardize:
             raise InputError(
                 f"{self.name}: an adaptive temperature is read from z-scored logits; leave them standardized"

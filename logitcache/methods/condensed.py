@@ -216,6 +216,7 @@ class CondensedTeacher:
         rest: Function that returns the log-sum-exp of the other classes' logits divided by a temperature, [R, 1].
         count: Number of the other classes.
         bucket: Whether their mass is divided as the student divides it, so that they count as one class; else evenly.
+        named: Columns of the classes that the rows kept, among those that stand alone, [R, k + 1].
     """
 
     kept: Tensor
@@ -224,6 +225,7 @@ class CondensedTeacher:
     rest: Callable[[float], Tensor]
     count: int
     bucket: bool
+    named: Tensor
 
     @classmethod
     def beside(
@@ -255,11 +257,19 @@ class CondensedTeacher:
         def rest(at: float) -> Tensor:
             return level / at + (student.rest(at).detach() if bucket else math.log(others - 1))
 
-        return cls(kept, place, level, rest, student.count, bucket)
+        return cls(kept, place, level, rest, student.count, bucket, alone)
 
     def with_kept(self, kept: Tensor) -> "CondensedTeacher":
         """Return the same rows with other logits where a class stands alone."""
         return replace(self, kept=kept)
+
+    @property
+    def order(self) -> Tensor:
+        """Logits that rank the classes, each of the other classes as the last column, [R, M + 1]: in a bucket -inf, below all kept."""
+        logits = torch.cat([self.kept, self.level], 1)
+        if not self.bucket:
+            return logits
+        return torch.full_like(logits, -torch.inf).scatter(1, self.named, self.kept.gather(1, self.named))
 
     def scores(self, temperature: float) -> Tensor:
         """Return logits divided by a temperature, the other classes as one last column, [R, M + 1]."""

@@ -150,6 +150,9 @@ class Distillation:
             if self.refine is not None:
                 teacher = self.refine(teacher, labels)
             more: dict[str, Any] = {**switches, **({"temperature": temperature} if self.temperatures else {})}
+            if self.bucket and self.unranked:
+                below = torch.full_like(teacher, -torch.inf)  # what is in the bucket ranks below what was kept
+                more["order"] = below.scatter(1, rows.ids, rows.values.to(teacher.dtype))
             value = self.divergence(student, teacher, labels, **more)
             if self.unranked:
                 other = self.divergence(student, teacher, labels, **{**more, **self.unranked})

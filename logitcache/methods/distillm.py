@@ -165,7 +165,12 @@ def _condensed(
     teacher: CondensedTeacher,
     temperature: float,
 ) -> PerSample:
-    """Sum a class's term over those that stand alone and, each with its own share of the student, over the rest."""
+    """Sum a class's term over those that stand alone and, each with its own share of the student, over the rest.
+
+    With a bucket, the ratio of p to q is the same for each class of the rest, so that all of them have the term of one class.
+    """
+    if teacher.bucket:
+        return temperature**2 * term(teacher.log_probs(temperature), student.log_probs(temperature)).sum(-1)
     scores = teacher.scores(temperature)
     total = scores.logsumexp(1, keepdim=True)
     alone = term((scores - total)[:, :-1], student.log_probs(temperature)[:, :-1]).sum(-1)

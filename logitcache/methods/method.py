@@ -135,8 +135,10 @@ class Method:
         pairs_views: Whether the paper sums the objective over a weak and a strong view of every image.
         of_sequence: `(teacher [B, C], *, ...) -> [B]` with the divergence's parameters: a number of each teacher row whose mean over the
             row's sequence the divergence takes as `means`; None where rows of a sequence do not couple.
-        takes_bucket: Whether it is a forward KL, for which classes that were not kept may count as one (`tail="bucket"`).
-        unranked: Parameters for rows of a top-k cache whose label is not among the k largest, where its rank decides.
+        takes_bucket: Whether classes that were not kept may count as one (`tail="bucket"`). Value and gradient of a divergence that sums
+            f(p / q) q over classes are then those of one class more, because p / q is the same for each of them.
+        unranked: Parameters for rows of a top-k cache whose label is not among the k largest, where its rank decides. Such a method
+            takes `order`, logits that rank the classes, where a bucket's do not.
         ignores_labels: Whether the divergence gives the same for any labels, so that rows of two labels (mixup, CutMix) will do.
         acts_on: `(teacher, labels) -> [B] bool`, where the divergence itself treats some rows differently.
         refuses: Pieces that mean nothing here, and why.

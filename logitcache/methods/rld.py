@@ -32,6 +32,7 @@ def rld(
     student: Logits,
     teacher: Logits,
     labels: Labels,
+    order: Logits | None = None,
     *,
     alpha: float = 1.0,
     beta: float = 8.0,
@@ -48,6 +49,8 @@ def rld(
         student: Scores of the model being trained, [B, C].
         teacher: Scores of the teacher, [B, C].
         labels: True classes, [B].
+        order: Logits that rank the classes, [B, C]; None: those of `teacher`. Where classes that a cache did not keep are merged into
+            one bucket, their logits in `teacher` depend on the student and rank nothing.
         alpha: Weight of SCD.
         beta: Weight of MCD; the paper's ImageNet settings are 0.5 and 2.
         temperature: τ₂ of MCD; ImageNet 1.
@@ -67,10 +70,11 @@ def rld(
         its README's example sets 4. Beside z-scored logits τ₁ stays what it is unless given; the preset sets 2. The
         pairs' own alpha and beta are not in the release; a reader's note gives beta 4.
     """
-    p_gap, _, _ = apart(teacher / confidence_temperature, teacher.argmax(-1))
+    order = teacher if order is None else order
+    p_gap, _, _ = apart(teacher / confidence_temperature, order.argmax(-1))
     q_gap, _, _ = apart(student / confidence_temperature, labels)
     scd = confidence_temperature**2 * binary_kl(p_gap, q_gap)
-    drop = teacher >= teacher.gather(1, labels[:, None])
+    drop = order >= order.gather(1, labels[:, None])
     mcd = squared(temperature) * masked_kl(teacher / temperature, student / temperature, drop)
     return alpha * scd + beta * mcd
 
@@ -85,10 +89,11 @@ def rld_condensed(
     confidence_temperature: float = 1.0,
 ) -> PerSample:
     """Evaluate `rld` on condensed rows: [B]."""
-    p_gap, _, _ = apart(teacher.scores(confidence_temperature), teacher.kept.argmax(-1))
+    order = teacher.order
+    p_gap, _, _ = apart(teacher.scores(confidence_temperature), order[:, :-1].argmax(-1))
     q_gap, _, _ = apart(student.scores(confidence_temperature), teacher.labels)
     scd = confidence_temperature**2 * binary_kl(p_gap, q_gap)
-    drop = torch.cat([teacher.kept, teacher.level], 1) >= teacher.kept.gather(1, teacher.labels[:, None])
+    drop = order >= order.gather(1, teacher.labels[:, None])
     scores = teacher.scores(temperature)
     mcd = masked_kl(scores, student.scores(temperature), drop)
     of_rest = (scores[:, -1] - scores.masked_fill(drop, -torch.inf).logsumexp(1)).exp().masked_fill(drop[:, -1], 0)

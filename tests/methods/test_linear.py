@@ -132,14 +132,15 @@ def test_condensed_rows_give_what_completed_rows_give_for_many_rows(name, precis
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"])
-def test_terms_of_the_rest_stay_finite_at_extreme_logits(name, dtype, never_completed):
+@pytest.mark.parametrize("tail", ["uniform", "bucket"])
+def test_terms_of_the_rest_stay_finite_at_extreme_logits(tail, name, dtype, never_completed):
     """Probabilities that are 0, of one network or of both, have no part in the loss; the completed row says the same."""
     for seed, scale in itertools.product(range(3), (1e2, 1e4)):
         hidden, weight, bias, _, teacher, labels = draw(seed, dtype=dtype)
         encoding = TopKEncoding(5, "f32")
         rows = encoding.decode(encoding.encode(scale * teacher, labels), labels, CLASSES)
         hidden = (scale * hidden).detach().requires_grad_()
-        objective = make_objective(name, {"temperature": 1.0})
+        objective = make_objective(name, {"temperature": 1.0, "tail": tail})
         if dtype is torch.float64:
             check(objective, (hidden, weight, bias, rows, teacher, labels), rows, chunk_rows=3, tolerance=1e-9)
         found = linear_loss(objective, hidden, weight, rows, labels, bias=bias, classes=CLASSES)
