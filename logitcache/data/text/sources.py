@@ -1,6 +1,5 @@
 """Text by name: `tokens:FILE.npz`, `text:PATH`, `jsonl:PATH`, `parquet:PATH`."""
 
-import glob
 import itertools
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcache.data.files import matching_files
 from logitcache.data.text.documents import Documents, token_dtype
 from logitcache.data.text.reading import TextReading
 from logitcache.data.text.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def open_text(kind: str, path: str, reading: TextReading | None = None) -> Docum
             f"{kind}:{path} is text, and no tokenizer is known that makes tokens of it. A teacher hf:PATH brings its own; name one "
             "with --tokenizer hf:PATH, or use tokens:FILE.npz."
         )
-    files = _files(path, {"text": ".txt", "jsonl": ".jsonl", "parquet": ".parquet"}[kind])
+    files = matching_files(path, {"text": ".txt", "jsonl": ".jsonl", "parquet": ".parquet"}[kind])
     readers = {"text": _text_entries, "jsonl": _jsonl_entries, "parquet": _parquet_entries}
     entries = itertools.chain.from_iterable(readers[kind](file, chosen) for file in files)
     return read_documents(entries, chosen, f"{kind}:{path}")
@@ -315,26 +315,6 @@ def _mapped(path: Path, name: str) -> NDArray[Any] | None:
         if fortran or dtype.hasobject or not np.prod(shape):
             return None
         return np.memmap(path, dtype, "r", raw.tell(), shape)
-
-
-def _files(path: str, ending: str) -> list[Path]:
-    """Return the files that a path, a folder or a pattern names, in the order of their names.
-
-    Raises:
-        InputError: There are none.
-    """
-    whole = Path(path).expanduser()
-    if whole.is_dir():
-        found = sorted(one for one in whole.rglob(f"*{ending}") if one.is_file())
-        if not found:
-            raise InputError(f"{path} has no files that end in {ending}")
-        return found
-    if whole.is_file():
-        return [whole]
-    found = sorted(one for one in map(Path, glob.glob(str(whole), recursive=True)) if one.is_file())  # noqa: PTH207  (an absolute pattern)
-    if not found:
-        raise InputError(f"there is no file, folder or pattern {path}")
-    return found
 
 
 def _content(file: Path) -> str:
