@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from logitcache.data.tables import open_hub_table
 from logitcache.data.text.reading import TextReading
 from logitcache.errors import InputError
 
-__all__ = ["Entry", "jsonl_entries", "parquet_entries"]
+__all__ = ["Entry", "hub_entries", "jsonl_entries", "parquet_entries"]
 
+_KEYS = ("text", "prompt", "completion", "messages")
 _FORMS = "`text`, `prompt` and `completion`, or `messages`"
 
 
@@ -69,7 +71,7 @@ def parquet_entries(file: Path, reading: TextReading) -> Iterator[Entry]:
     try:
         opened, number = pq.ParquetFile(file), 0
         present = opened.schema_arrow.names
-        wanted = [name for name in present if name in ("text", "prompt", "completion", "messages")]
+        wanted = [name for name in present if name in _KEYS]
         if not wanted:
             raise InputError(f"{file} needs the columns {_FORMS}; it has {', '.join(present)}")
         for batch in opened.iter_batches(columns=wanted):
@@ -78,6 +80,19 @@ def parquet_entries(file: Path, reading: TextReading) -> Iterator[Entry]:
                 yield _entry(row, f"{file}, row {number}")
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{file} cannot be read as Parquet: {error}") from error
+
+
+def hub_entries(path: str) -> Iterator[Entry]:
+    """Yield the documents of a data set of Hugging Face `datasets`, one a row.
+
+    Raises:
+        InputError: The data set cannot be read, or a row has none of the forms.
+    """
+    table = open_hub_table(path)
+    if not set(table.column_names) & set(_KEYS):
+        raise InputError(f"hf:{path} needs the columns {_FORMS}; it has {', '.join(table.column_names)}")
+    for number in range(len(table)):
+        yield _entry(table[number], f"hf:{path}, row {number + 1}")
 
 
 def _entry(value: Any, where: str) -> Entry:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from logitcache.data.files import matching_files
 from logitcache.data.text.documents import Documents, token_dtype
-from logitcache.data.text.forms import Entry, jsonl_entries, parquet_entries
+from logitcache.data.text.forms import Entry, hub_entries, jsonl_entries, parquet_entries
 from logitcache.data.text.reading import TextReading
 from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import InputError
@@ -41,8 +41,8 @@ def open_text(kind: str, path: str, reading: TextReading | None = None) -> Docum
 
     Args:
         kind: `tokens`: an .npz file with `tokens` [T] and `documents` [D + 1], where each begins, perhaps with `targets` [T] bool and
-            `vocabulary`; `text`: text files, a document each or one a paragraph; `jsonl`: a JSON object a line; `parquet`: a row each. An
-            object or row has `text`, or `prompt` and `completion`, or `messages`.
+            `vocabulary`; `text`: text files, a document each or one a paragraph; `jsonl`: a JSON object a line; `parquet` and `hf`
+            (`open_hub_table`): a row each. An object or row has `text`, or `prompt` and `completion`, or `messages`.
         path: A file; for text also a folder or a pattern, in whose files of their names' order.
         reading: How it is read.
 
@@ -57,6 +57,8 @@ def open_text(kind: str, path: str, reading: TextReading | None = None) -> Docum
             f"{kind}:{path} is text, and no tokenizer is known that makes tokens of it. A teacher hf:PATH brings its own; name one "
             "with --tokenizer hf:PATH, or use tokens:FILE.npz."
         )
+    if kind == "hf":
+        return read_documents(hub_entries(path), chosen, f"hf:{path}")
     files = matching_files(path, {"text": ".txt", "jsonl": ".jsonl", "parquet": ".parquet"}[kind])
     readers = {"text": _text_entries, "jsonl": jsonl_entries, "parquet": parquet_entries}
     entries = itertools.chain.from_iterable(readers[kind](file, chosen) for file in files)
