@@ -386,8 +386,9 @@ class DumpRequest(Settings):
     data: Any = option(
         metavar="SPEC",
         panel="Data",
-        help="Data set: fashion-mnist-mini, cifar10, cifar100, fashion-mnist (each also :test), imagefolder:PATH, arrays:FILE.npz or "
-        "package.module:factory; text as tokens:FILE.npz, text:PATH, jsonl:PATH or parquet:PATH.",
+        help="Data set: fashion-mnist-mini, cifar10, cifar100, fashion-mnist (each also :test), imagefolder:PATH, webdataset:PATH, "
+        "arrays:FILE.npz, hf:PATH, parquet:PATH or package.module:factory; text as text:PATH, jsonl:PATH, tokens:FILE.npz, hf:PATH or "
+        "parquet:PATH (docs/names.md).",
     )
     out: str | Path = option(
         metavar="PATH",

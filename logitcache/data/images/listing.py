@@ -12,7 +12,7 @@ from PIL import Image
 from logitcache.errors import InputError
 from logitcache.runtime.wording import counted
 
-__all__ = ["Listing", "list_images", "readable"]
+__all__ = ["Listing", "list_images", "readable", "suffixes"]
 
 _LOG = logging.getLogger(__name__)
 _NAMED = 3  # files of other types, in the log
@@ -88,7 +88,7 @@ def _walk(
             f"{readable(folder)} cannot be opened: {error.strerror}. Make it readable, or remove it."
         ) from error
     for entry in entries:
-        named_as_image = Path(entry.name).suffix.lower() in _suffixes()
+        named_as_image = Path(entry.name).suffix.lower() in suffixes()
         if entry.name.startswith("."):
             skipped["hidden"] += 1
         elif not (named_as_image and _leads_nowhere(entry)) and _is_folder(entry):
@@ -119,7 +119,7 @@ def _leads_nowhere(entry: "os.DirEntry[str]") -> bool:
 
 
 @functools.cache
-def _suffixes() -> frozenset[str]:
+def suffixes() -> frozenset[str]:
     """Return the suffixes of the formats that Pillow reads; it registers others that it only writes, such as .pdf."""
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from logitcache.data.exclusion import Reading, refuse_unreadable, remedy_for, unreadable
 from logitcache.data.images.items import class_names, class_number, image_and_label, listed_labels
 from logitcache.data.images.listing import list_images, readable
+from logitcache.data.images.stored import StoredItems
 from logitcache.data.protocol import whole_of
 from logitcache.errors import (
     InputError,
@@ -228,7 +229,7 @@ class MappedImages:
         """
         self.dataset, reading = dataset, reading or Reading()
         self.exif_orientation, self.unreadable = reading.exif_orientation, dict[int, str]()
-        name = type(dataset).__name__
+        self._name = name = dataset.name if isinstance(dataset, StoredItems) else type(dataset).__name__
         with explain_foreign_errors(f"data set {name} does not say what is in it"):
             count, listed, named = len(dataset), listed_labels(dataset), class_names(dataset)
         if not count:
@@ -271,7 +272,6 @@ class MappedImages:
             raise self._failure(sample, error) from error
 
     def _item(self, sample: int) -> tuple[Any, int]:
-        name = type(self.dataset).__name__
         try:
             image, label = image_and_label(self.dataset[sample])
         except KeyboardInterrupt:
@@ -286,14 +286,16 @@ class MappedImages:
         listed = getattr(self, "labels", None)
         if listed is not None and listed[sample] != found:
             raise InputError(
-                f"{name} has two labels for sample {sample}: {listed[sample]} in its list (targets or labels), {found} in its item. Make "
-                "the list agree with the items (a target_transform changes the items alone), or leave it out."
+                f"{self._name} has two labels for sample {sample}: {listed[sample]} in its list (targets or labels), {found} in its item. "
+                "Make the list agree with the items (a target_transform changes the items alone), or leave it out."
             )
         return image, found
 
     def label_of(self, sample: int) -> str:
         """Return what an item is called at the beginning of a message."""
-        return f"sample {sample} of {type(self.dataset).__name__}"
+        if isinstance(self.dataset, StoredItems):
+            return self.dataset.label_of(sample)
+        return f"sample {sample} of {self._name}"
 
     def _failure(self, sample: int, error: BaseException) -> InputError:
         return _failure(self.label_of(sample), str(sample), error, reason_of(error))
