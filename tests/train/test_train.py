@@ -78,7 +78,10 @@ def test_cached_is_live(dump, train, tmp_path, method, augment, threads):
     assert json.loads((tmp_path / "live/run.json").read_text())["cache"]["logits"] == "live"
 
 
-@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.divergence])
+LEARNING = [name for name, one in METHODS.items() if one.divergence]
+
+
+@pytest.mark.parametrize("method", tiny.usual(LEARNING, ["clkd", "kd", "mlkd", "normkd", "rld", "sld", "tad"]))
 def test_cached_is_live_for_every_method_also_where_it_was_stopped(dump, train, tmp_path, method):
     """Two views, shuffled; the cached run is stopped in the middle of its second epoch, and resumed."""
     teacher = tiny.net(tiny.CLASSES)
