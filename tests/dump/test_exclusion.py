@@ -299,6 +299,7 @@ def test_names_that_cannot_be_opened_are_left_out_too(dump, folder, monkeypatch,
         path.unlink()
         path.symlink_to(folder / "nothing")
     else:
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
         monkeypatch.setattr(os, "access", lambda one, _: str(one) != str(path))
     with pytest.raises(UnreadableError, match="or leave it out"):
         dump(folder)
