@@ -10,26 +10,26 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
+    "Fraction",
     "Interval",
     "Labels",
     "Logits",
     "PerSample",
     "Positive",
+    "PositiveInt",
     "Rest",
-    "Share",
     "Temperature",
-    "Whole",
-    "apart",
     "binary_kl",
+    "center_and_std",
     "gram_distance",
     "kl",
     "log_probs",
     "masked_kl",
+    "misclassified",
     "mix",
-    "spread",
+    "split_class",
     "squared",
-    "wide",
-    "wrong",
+    "upcast",
 ]
 
 
@@ -54,13 +54,13 @@ Labels = Annotated[Tensor, "[B] int64"]  # class index, 0 <= y < C
 PerSample = Annotated[Tensor, "[B] float"]  # one loss value a sample
 Coupled = Annotated[Tensor, "0-dim float"]  # one loss value a batch: rows see each other
 Positive = Annotated[float, Interval(0)]
-Share = Annotated[float, Interval(0, 1)]
-Whole = Annotated[int, Interval(0)]
+Fraction = Annotated[float, Interval(0, 1)]
+PositiveInt = Annotated[int, Interval(0)]
 Rest = Callable[[float], Tensor] | None  # log-sum-exp of further classes' logits divided by a temperature, [B, 1]
 Temperature = Annotated[float | Tensor, Interval(0)]  # one number, or one a row, [B, 1]
 
 
-def wide(logits: Tensor) -> Tensor:
+def upcast(logits: Tensor) -> Tensor:
     """Return logits in float32 or wider: half precision is not computed on."""
     return logits if logits.dtype.itemsize >= 4 else logits.float()
 
@@ -85,7 +85,7 @@ def mix(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
     return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
 
 
-def wrong(teacher: Logits, labels: Labels) -> Tensor:
+def misclassified(teacher: Logits, labels: Labels) -> Tensor:
     """Which rows rank another class first (the papers' mis-instruction), [B] bool."""
     return teacher.argmax(-1) != labels
 
@@ -109,7 +109,7 @@ def masked_kl(teacher: Logits, student: Logits, drop: Tensor) -> PerSample:
     return (log_p.exp() * log_ratio).sum(-1).masked_fill(empty.squeeze(-1), 0)
 
 
-def apart(scores: Logits, classes: Labels) -> tuple[Tensor, Logits, Tensor]:
+def split_class(scores: Logits, classes: Labels) -> tuple[Tensor, Logits, Tensor]:
     """Part a row into one class and the rest.
 
     Returns:
@@ -127,7 +127,7 @@ def binary_kl(teacher: Tensor, student: Tensor) -> Tensor:
     return first + (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
 
 
-def spread(logits: Logits) -> tuple[Logits, Tensor]:
+def center_and_std(logits: Logits) -> tuple[Logits, Tensor]:
     """Rows less their mean, [B, C], and their unbiased standard deviation, [B, 1]; 0, with gradient 0, where a row is constant."""
     centred = logits - logits.mean(-1, keepdim=True)
     variance = centred.square().sum(-1, keepdim=True) / (logits.shape[-1] - 1)

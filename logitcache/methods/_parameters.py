@@ -11,7 +11,7 @@ from typing import Any, Literal
 from logitcache.errors import InputError
 from logitcache.methods._ops import Interval
 
-__all__ = ["PIECES", "WEIGHTS", "call_text", "checked", "keywords_of", "qualified_name"]
+__all__ = ["PIECES", "WEIGHTS", "call_text", "check_value", "keywords_of", "qualified_name"]
 
 PIECES = ("refine", "standardize", "temperature", "tail")
 WEIGHTS = ("ce_weight", "kd_weight", "warmup")
@@ -38,7 +38,7 @@ def keywords_of(function: Callable[..., Any] | None) -> dict[str, tuple[Any, Any
     return found
 
 
-def checked(name: str, word: str, annotation: Any, value: Any) -> Any:
+def check_value(name: str, word: str, annotation: Any, value: Any) -> Any:
     """Return a value that fits a parameter's annotation.
 
     Raises:

@@ -13,7 +13,7 @@ from logitcache.errors import InputError
 
 __all__ = ["describe_norms", "drowned_terms", "gradient_norms"]
 
-_LEAST = 0.01  # share of the sum of all norms below which a term hardly counts
+_NEGLIGIBLE = 0.01  # share of the sum of all norms below which a term hardly counts
 
 
 def gradient_norms(logits: Tensor, terms: Mapping[str, Tensor]) -> dict[str, float]:
@@ -60,7 +60,7 @@ def describe_norms(norms: Mapping[str, float]) -> str:
 
 def drowned_terms(norms: Mapping[str, float]) -> list[str]:
     """Return the names of terms below one percent of the sum of all norms, which hardly count beside the others."""
-    return [name for name, share in _shares(norms).items() if share < _LEAST]
+    return [name for name, share in _shares(norms).items() if share < _NEGLIGIBLE]
 
 
 def _shares(norms: Mapping[str, float]) -> dict[str, float]:

@@ -77,7 +77,7 @@ def clkd(
         return value + nu * math.sqrt(classes) * _covariance_chord(s, z)
     distance = gram_distance(s, z) if correlation == "class_cov" else gram_distance(s.T, z.T)
     distance = distance / (batch - 1 if divisor == "batch" else classes - 1) ** 2
-    return value + nu * (distance if squared else _root(distance)) / classes**2
+    return value + nu * (distance if squared else _safe_sqrt(distance)) / classes**2
 
 
 def _chord(student: Tensor, teacher: Tensor, reduction: str, classes: int | None = None) -> Tensor:
@@ -98,7 +98,7 @@ def _chord(student: Tensor, teacher: Tensor, reduction: str, classes: int | None
 
 def _covariance_chord(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the squared distance of the two covariance matrices, each divided by its norm, from centred logits [B, C]; 0-dim."""
-    s, z = (scores / _root(_gram_norm(scores)) for scores in (student, teacher))
+    s, z = (scores / _safe_sqrt(_gram_norm(scores)) for scores in (student, teacher))
     return gram_distance(s, z)
 
 
@@ -110,7 +110,7 @@ def _gram_norm(scores: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, squares, 1).sqrt(), 1)
 
 
-def _root(distance: Tensor) -> Tensor:
+def _safe_sqrt(distance: Tensor) -> Tensor:
     """Return the square root; 0 with gradient 0 at 0, where it has none."""
     positive = distance > 0
     return torch.where(positive, torch.where(positive, distance, 1).sqrt(), 0)

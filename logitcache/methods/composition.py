@@ -12,7 +12,7 @@ from torch import Tensor
 
 from logitcache.errors import InputError, UnknownNameError, unknown_name
 from logitcache.methods._ops import Positive
-from logitcache.methods._parameters import PIECES, WEIGHTS, call_text, checked, keywords_of
+from logitcache.methods._parameters import PIECES, WEIGHTS, call_text, check_value, keywords_of
 from logitcache.methods.atkd import adaptive
 from logitcache.methods.distillation import Distillation
 from logitcache.methods.loca import loca
@@ -30,7 +30,7 @@ __all__ = [
     "needs_of",
     "parameters_of",
     "preset_of",
-    "refuse_beside",
+    "refuse_extra_settings",
     "serves_draws",
 ]
 
@@ -80,13 +80,13 @@ def get_loss(
     pieces = {word: value for word, value in given.items() if value is not None}
     loss = given_loss(name)
     if loss is not None:
-        refuse_beside(name, {**pieces, **parameters}, preset)
+        refuse_extra_settings(name, {**pieces, **parameters}, preset)
         return loss
     chosen = {word: value for word, value in preset_of(name, preset).items() if word not in WEIGHTS}
-    return compose(method_name(name), find_method(name), over(chosen, {**pieces, **parameters}))
+    return compose(method_name(name), find_method(name), merge_settings(chosen, {**pieces, **parameters}))
 
 
-def refuse_beside(method: MethodLike, settings: Mapping[str, Any], preset: str | None) -> None:
+def refuse_extra_settings(method: MethodLike, settings: Mapping[str, Any], preset: str | None) -> None:
     """Refuse pieces, parameters and a preset beside a loss that is already composed.
 
     Raises:
@@ -112,7 +112,7 @@ def preset_of(method: MethodLike, preset: str | None) -> Mapping[str, Any]:
     return presets[preset]
 
 
-def over(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def merge_settings(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Put what is given over a preset; `base` replaces a preset's number where the temperature is by deviation."""
     kept = {word: value for word, value in preset.items() if not (word == "temperature" and "base" in given)}
     return {**kept, **given}
@@ -136,14 +136,14 @@ def parameters_of(
 
 def serves_draws(name: str, method: Method) -> bool:
     """Return whether a method can be computed from draws, at temperature 1 and with its own pieces."""
-    return method.divergence is not None and _Pieces.of(name, method, {"temperature": 1.0}).not_drawn() is None
+    return method.divergence is not None and _Pieces.of(name, method, {"temperature": 1.0}).why_not_drawn() is None
 
 
 def needs_of(name: str, method: Method) -> str:
     """Return what a cache must hold for a method with its own pieces: "labels", "top-k" or "every class"."""
     if method.divergence is None:
         return method.needs
-    return "every class" if _Pieces.of(name, method, {}).every_class() else method.needs
+    return "every class" if _Pieces.of(name, method, {}).why_every_class() else method.needs
 
 
 def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillation:
@@ -151,12 +151,13 @@ def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillat
     if method.divergence is None:
         raise InputError(f"{name} has no distillation term")
     pieces = _Pieces.of(name, method, settings)
-    pieces.refuse_nonsense()
+    pieces.check_combination()
     words = {word: value for word, value in settings.items() if word not in PIECES}
     bound = pieces.bind(words)
     refinement = functools.partial(REFINEMENTS[pieces.refine], **bound["refine"]) if pieces.refine else None
     temperatures = tuple(
-        functools.partial(TEMPERATURES[one], **bound[one]) if isinstance(one, str) else one for one in pieces.several()
+        functools.partial(TEMPERATURES[one], **bound[one]) if isinstance(one, str) else one
+        for one in pieces.temperatures()
     )
     divergence = functools.partial(method.divergence, **bound["divergence"])
     whole = Distillation(
@@ -168,26 +169,26 @@ def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillat
         method.acts_on,
         pieces.refine is not None or not method.ignores_labels,
         bucket=settings.get("tail") == "bucket",
-        every_class=pieces.every_class(),
+        every_class=pieces.why_every_class(),
         unranked=method.unranked,
         condensed=functools.partial(method.condensed, **bound["divergence"]) if method.condensed else None,
-        of_sequence=_of_sequence(method, pieces, bound["divergence"]),
+        of_sequence=_bind_of_sequence(method, pieces, bound["divergence"]),
         drawn=functools.partial(method.drawn, **bound["divergence"]) if method.drawn else None,
-        not_drawn=pieces.not_drawn(),
+        not_drawn=pieces.why_not_drawn(),
         name=call_text("get_loss", [name], settings),
     )
-    return replace(whole, parts={part: _only(whole, turned_off) for part, turned_off in method.parts.items()})
+    return replace(whole, parts={part: _single_term(whole, turned_off) for part, turned_off in method.parts.items()})
 
 
-def _of_sequence(method: Method, pieces: "_Pieces", bound: Mapping[str, Any]) -> Callable[..., Tensor] | None:
+def _bind_of_sequence(method: Method, pieces: "_Pieces", bound: Mapping[str, Any]) -> Callable[..., Tensor] | None:
     """Bind the parameters of a method's number of a row; rows of a sequence have one temperature."""
     if method.of_sequence is None:
         return None
-    (temperature,) = pieces.several()
+    (temperature,) = pieces.temperatures()
     return functools.partial(method.of_sequence, **bound, temperature=temperature)
 
 
-def _only(whole: Distillation, turned_off: Mapping[str, Any]) -> Distillation:
+def _single_term(whole: Distillation, turned_off: Mapping[str, Any]) -> Distillation:
     """Return one of the terms that a loss is the sum of: the loss with the others turned off."""
     return replace(
         whole,
@@ -208,7 +209,7 @@ class _Pieces:
     standardize: bool
     temperature: TemperatureChoice | None
     base: float | None  # the number that a method whose temperature is by deviation was given
-    said: Mapping[str, Any]  # what was asked for, beside the method's own
+    requested: Mapping[str, Any]  # what was asked for, beside the method's own
 
     @classmethod
     def of(cls, name: str, method: Method, settings: Mapping[str, Any]) -> "_Pieces":
@@ -239,7 +240,7 @@ class _Pieces:
             settings,
         )
 
-    def several(self) -> tuple[Any, ...]:
+    def temperatures(self) -> tuple[Any, ...]:
         return _as_tuple(self.temperature)
 
     def parameters(self) -> dict[str, Parameter]:
@@ -252,7 +253,7 @@ class _Pieces:
         plugged: list[tuple[str, str, Callable[..., Any]]] = []
         if self.refine:
             plugged.append(("refine", self.refine, REFINEMENTS[self.refine]))
-        plugged += [(one, one, TEMPERATURES[one]) for one in self.several() if isinstance(one, str)]
+        plugged += [(one, one, TEMPERATURES[one]) for one in self.temperatures() if isinstance(one, str)]
         for piece, name, function in plugged:
             for word, (default, annotation) in keywords_of(function).items():
                 key = f"{name}_{word}" if word in found else word
@@ -262,7 +263,7 @@ class _Pieces:
     def _default(self, word: str, default: Any) -> Any:
         """Return a plug-in's default, where it depends on the other pieces."""
         if word == "calibration_temperature":
-            numbers = () if self.standardize else self.several()  # z-scores have no temperature of raw logits
+            numbers = () if self.standardize else self.temperatures()  # z-scores have no temperature of raw logits
             return numbers[0] if len(numbers) == 1 and not isinstance(numbers[0], str) else None
         return self.base if word == "base" and self.base is not None else default
 
@@ -275,7 +276,7 @@ class _Pieces:
                 raise UnknownNameError(
                     f"{self.name} has no parameter {word!r}; it takes {', '.join([*tempered, *known]) or 'none'}"
                 )
-            good[word] = checked(self.name, word, known[word].annotation, value)
+            good[word] = check_value(self.name, word, known[word].annotation, value)
         if self.base is not None and "base" in words:
             raise InputError(
                 f"{self.name}: temperature {self.base:g} and base {words['base']:g} say the same; give one"
@@ -291,17 +292,17 @@ class _Pieces:
             bound[parameter.piece][parameter.name] = value
         return bound
 
-    def every_class(self) -> str | None:
+    def why_every_class(self) -> str | None:
         """Say why this cannot be computed from the largest logits of a row, or None where it can."""
         if self.method.needs == "every class":
             return f"{self.name} looks at every logit of a row"
         if self.standardize:
             return "z-scores are those of every class"
-        if any(isinstance(one, str) for one in self.several()):
-            return f"a temperature by row ({', '.join(map(str, self.several()))}) is read from every class"
+        if any(isinstance(one, str) for one in self.temperatures()):
+            return f"a temperature by row ({', '.join(map(str, self.temperatures()))}) is read from every class"
         return None
 
-    def not_drawn(self) -> str | None:
+    def why_not_drawn(self) -> str | None:
         """Say why this cannot be computed from draws of the teacher's distribution, or None where it can."""
         if self.method.drawn is None:
             return f"{self.name} is not linear in the teacher's probabilities, so that draws would bias its gradient"
@@ -309,44 +310,44 @@ class _Pieces:
             return f"{self.refine} edits the teacher's probabilities, and what was drawn is from those that it had"
         if self.standardize:
             return "z-scores are those of every class"
-        if self.several() != (1.0,):
+        if self.temperatures() != (1.0,):
             return (
                 f"classes were drawn at temperature 1, and here is temperature {format_temperature(self.temperature)}"
             )
         return None
 
-    def refuse_nonsense(self) -> None:
+    def check_combination(self) -> None:
         """Refuse what has no meaning, with the reason."""
-        asked = {piece for piece in ("refine", "standardize") if self.said.get(piece) not in (None, False, "none")}
-        asked |= {one for one in self.several() if isinstance(one, str)}
+        asked = {piece for piece in ("refine", "standardize") if self.requested.get(piece) not in (None, False, "none")}
+        asked |= {one for one in self.temperatures() if isinstance(one, str)}
         if "adaptive" in asked:
             asked.add("standardize")  # which it brings
-        if len(self.several()) > 1:
+        if len(self.temperatures()) > 1:
             asked.add("several")
         for piece, reason in self.method.refuses.items():
             if piece in asked:
-                raise InputError(f"{self.name} takes no {_SPELLED.get(piece, piece)}: {reason}")
-        if self.said.get("temperature") is not None and "temperature" not in keywords_of(self.method.divergence):
+                raise InputError(f"{self.name} takes no {_PIECE_TITLES.get(piece, piece)}: {reason}")
+        if self.requested.get("temperature") is not None and "temperature" not in keywords_of(self.method.divergence):
             raise InputError(
                 f"{self.name} has no temperature; it takes {', '.join(self.parameters()) or 'no parameters'}"
             )
-        if self.said.get("tail") not in (None, "uniform", "bucket"):
-            raise unknown_name("tail", str(self.said["tail"]), ["uniform", "bucket"])
-        if self.said.get("tail") == "bucket" and not self.method.takes_bucket:
+        if self.requested.get("tail") not in (None, "uniform", "bucket"):
+            raise unknown_name("tail", str(self.requested["tail"]), ["uniform", "bucket"])
+        if self.requested.get("tail") == "bucket" and not self.method.takes_bucket:
             raise InputError(
                 f"{self.name} takes no bucket: it reads the logit of each class, and those in a bucket have none of their own"
             )
-        if "adaptive" in self.several() and not self.standardize:
+        if "adaptive" in self.temperatures() and not self.standardize:
             raise InputError(
                 f"{self.name}: an adaptive temperature is read from z-scored logits; leave them standardized"
             )
-        if "deviation" in self.several() and self.standardize:
+        if "deviation" in self.temperatures() and self.standardize:
             raise InputError(
                 f"{self.name}: z-scored logits all have deviation 1, so a temperature by deviation says nothing"
             )
 
 
-_SPELLED = {
+_PIECE_TITLES = {
     "several": "sum over temperatures",
     "refine": "refinement",
     "standardize": "standardization",
@@ -371,7 +372,7 @@ def _checked_temperature(name: str, temperature: Any) -> TemperatureChoice:
             if one not in TEMPERATURES:
                 raise unknown_name("temperature", one, [*TEMPERATURES, "a number", "several numbers"])
         else:
-            checked(name, "temperature", Positive, one)
+            check_value(name, "temperature", Positive, one)
     if temperature in ((), []):
         raise InputError(f"{name}: temperature must be at least one number")
     several: TemperatureChoice = tuple(temperature) if isinstance(temperature, list) else temperature

@@ -18,7 +18,7 @@ from torch import Tensor
 from logitcache.methods._ops import PerSample, kl
 from logitcache.methods.method import Rows
 
-__all__ = ["CondensedStudent", "CondensedTeacher", "RestTerm", "Rooms", "kl_of_condensed", "with_first_of_the_rest"]
+__all__ = ["CondensedStudent", "CondensedTeacher", "RestTerm", "Workspace", "kl_of_condensed", "with_first_unlisted"]
 
 _BLOCK = 1 << 18  # elements of a block of rows on which a term is evaluated: several such blocks stay in a core's cache
 
@@ -30,14 +30,14 @@ compute in. Both results are finite at finite arguments.
 """
 
 
-class Rooms:
+class Workspace:
     """Memory for the matrices of a chunk, which every chunk uses again: new memory costs more than the arithmetic on it."""
 
     def __init__(self, rows: int, classes: int, device: torch.device) -> None:
         """Describe them: [rows, classes] each, allocated when they are first asked for."""
         self._shape, self._device, self._held = (rows, classes), device, dict[tuple[str, torch.dtype], Tensor]()
 
-    def take(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
+    def buffer(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
         """Return the first rows of one, with whatever was in it last."""
         if (name, dtype) not in self._held:
             self._held[name, dtype] = torch.empty(self._shape, dtype=dtype, device=self._device)
@@ -55,27 +55,27 @@ class CondensedStudent:
     """
 
     def __init__(
-        self, logits: Tensor, ids: Tensor, rooms: Rooms, *, top_stands_alone: bool, with_gradient: bool
+        self, logits: Tensor, ids: Tensor, workspace: Workspace, *, keep_top: bool, with_gradient: bool
     ) -> None:
         """Condense logits.
 
         Args:
             logits: [R, C] float32 or wider; overwritten.
             ids: Classes that stand alone, ascending, [R, M]; at most C - 1 of them, or C - 2 if one more follows.
-            rooms: Memory for matrices of this size.
-            top_stands_alone: Whether the largest of the other classes stands alone too.
+            workspace: Memory for matrices of this size.
+            keep_top: Whether the largest of the other classes stands alone too.
             with_gradient: Whether `gradient` will be asked for.
         """
         kept = logits.gather(1, ids)
         logits.scatter_(1, ids, -torch.inf)
         top, top_ids = logits.max(1, keepdim=True)
-        if top_stands_alone:
+        if keep_top:
             ids, order = torch.cat([ids, top_ids], 1).sort(1)
             kept = torch.cat([kept, top], 1).gather(1, order)
             logits.scatter_(1, top_ids, -torch.inf)
             top, top_ids = logits.max(1, keepdim=True)
         self.ids, self.kept, self.count = ids, kept.requires_grad_(with_gradient), logits.shape[1] - ids.shape[1]
-        self._logits, self._rooms, self._with_gradient = logits, rooms, with_gradient
+        self._logits, self._workspace, self._with_gradient = logits, workspace, with_gradient
         self._top, self._top_ids = top.clone().requires_grad_(with_gradient), top_ids
         best, self._place = kept.detach().max(1, keepdim=True)
         best_ids = ids.gather(1, self._place)
@@ -84,7 +84,7 @@ class CondensedStudent:
         self._sums: dict[
             float, tuple[Tensor, Tensor]
         ] = {}  # by temperature: log-sum-exp, and its sum before the logarithm
-        self._held: float | None = None  # temperature whose exponentials are in the room "exponentials"
+        self._held: float | None = None  # temperature whose exponentials are in the buffer "exponentials"
         self._mean: Tensor | None = None
         # Sums over the rest, their derivatives by the logits divided by a temperature, and that temperature.
         self._slopes: list[tuple[Tensor, Tensor, float]] = []
@@ -92,7 +92,7 @@ class CondensedStudent:
     def rest(self, temperature: float) -> Tensor:
         """Return the log-sum-exp of the other classes' logits, divided by a temperature, [R, 1]."""
         if temperature not in self._sums:
-            total = self._exponentials(temperature, self._room("exponentials")).sum(1, keepdim=True)
+            total = self._exponentials(temperature, self._buffer("exponentials")).sum(1, keepdim=True)
             self._held = temperature
             value = (total.log() + self._top.detach() / temperature).requires_grad_(self._with_gradient)
             self._sums[temperature] = value, total
@@ -120,7 +120,7 @@ class CondensedStudent:
         """Return log probabilities at a temperature, the other classes as one last column, [R, M + 1]."""
         return self.scores(temperature).log_softmax(1)
 
-    def over_rest(self, term: RestTerm, log_p: Tensor, temperature: float) -> PerSample:
+    def sum_over_rest(self, term: RestTerm, log_p: Tensor, temperature: float) -> PerSample:
         """Sum a term over the other classes, each of which has the same probability for the teacher.
 
         Args:
@@ -135,7 +135,7 @@ class CondensedStudent:
         rows, classes = self._logits.shape
         sums: Tensor = total.new_empty(rows)
         of_total: Tensor = total.new_empty(rows)
-        slopes = self._room(f"slopes {len(self._slopes)}")
+        slopes = self._buffer(f"slopes {len(self._slopes)}")
         block = max(1, _BLOCK // classes)
         spare = self._logits.new_empty(2, min(block, rows), classes)
         with torch.no_grad():
@@ -177,11 +177,11 @@ class CondensedStudent:
         constant = None if of_mean is None else of_mean / self.count
         out: Tensor | None = None
         for left, temperature in reversed(tuple(enumerate(sorted(of_sums, key=lambda one: one == self._held)))):
-            room = "exponentials" if out is None else "more exponentials"
+            name = "exponentials" if out is None else "more exponentials"
             if temperature == self._held:  # comes first
-                terms = self._room(room)
+                terms = self._buffer(name)
             else:
-                terms = self._exponentials(temperature, self._room(room) if left or out is None else self._logits)
+                terms = self._exponentials(temperature, self._buffer(name) if left or out is None else self._logits)
             factor = of_sums[temperature] / (temperature * self._sums[temperature][1])
             if out is not None:
                 out.addcmul_(terms, factor)
@@ -201,8 +201,8 @@ class CondensedStudent:
         torch.sub(self._logits, self._top.detach(), out=out)
         return (out if temperature == 1 else out.div_(temperature)).exp_()
 
-    def _room(self, name: str) -> Tensor:
-        return self._rooms.take(name, len(self._logits), self._logits.dtype)
+    def _buffer(self, name: str) -> Tensor:
+        return self._workspace.buffer(name, len(self._logits), self._logits.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,23 +212,23 @@ class CondensedTeacher:
     Attributes:
         kept: Logits of the classes that stand alone, [R, M].
         labels: Column of the label among them, [R] int64.
-        level: Logit of each of the other classes, [R, 1]; with a bucket, how far their logits are above the student's.
+        rest_logit: Logit of each of the other classes, [R, 1]; with a bucket, how far their logits are above the student's.
         rest: Function that returns the log-sum-exp of the other classes' logits divided by a temperature, [R, 1].
         count: Number of the other classes.
         bucket: Whether their mass is divided as the student divides it, so that they count as one class; else evenly.
-        named: Columns of the classes that the rows kept, among those that stand alone, [R, k + 1].
+        kept_columns: Columns of the classes that the rows kept, among those that stand alone, [R, k + 1].
     """
 
     kept: Tensor
     labels: Tensor
-    level: Tensor
+    rest_logit: Tensor
     rest: Callable[[float], Tensor]
     count: int
     bucket: bool
-    named: Tensor
+    kept_columns: Tensor
 
     @classmethod
-    def beside(
+    def matching(
         cls, student: CondensedStudent, rows: Rows, labels: Tensor, temperature: float, *, bucket: bool
     ) -> "CondensedTeacher":
         """Condense rows of the largest as a student's rows were, completed for a temperature.
@@ -242,22 +242,22 @@ class CondensedTeacher:
             bucket: Whether the mass of the rest is divided as the student divides it.
         """
         dtype, alone = student.kept.dtype, torch.searchsorted(student.ids, rows.ids)
-        level = more = rows.rest_logit(temperature).to(dtype)
+        rest_logit = more = rows.rest_logit(temperature).to(dtype)
         others = rows.classes - rows.ids.shape[1]
         if bucket:
             own = (
                 student.kept.detach().scatter(1, alone, 0).sum(1, keepdim=True)
             )  # the student's logit of the class more
             total = torch.logaddexp(own / temperature, student.rest(temperature).detach())
-            level = level + temperature * (math.log(others) - total)
-            more = level + own
+            rest_logit = rest_logit + temperature * (math.log(others) - total)
+            more = rest_logit + own
         kept = more.expand_as(student.ids).scatter(1, alone, rows.values.to(dtype))
         place = torch.searchsorted(student.ids, labels[:, None]).squeeze(1)
 
         def rest(at: float) -> Tensor:
-            return level / at + (student.rest(at).detach() if bucket else math.log(others - 1))
+            return rest_logit / at + (student.rest(at).detach() if bucket else math.log(others - 1))
 
-        return cls(kept, place, level, rest, student.count, bucket, alone)
+        return cls(kept, place, rest_logit, rest, student.count, bucket, alone)
 
     def with_kept(self, kept: Tensor) -> "CondensedTeacher":
         """Return the same rows with other logits where a class stands alone."""
@@ -266,10 +266,10 @@ class CondensedTeacher:
     @property
     def order(self) -> Tensor:
         """Logits that rank the classes, each of the other classes as the last column, [R, M + 1]: in a bucket -inf, below all kept."""
-        logits = torch.cat([self.kept, self.level], 1)
+        logits = torch.cat([self.kept, self.rest_logit], 1)
         if not self.bucket:
             return logits
-        return torch.full_like(logits, -torch.inf).scatter(1, self.named, self.kept.gather(1, self.named))
+        return torch.full_like(logits, -torch.inf).scatter(1, self.kept_columns, self.kept.gather(1, self.kept_columns))
 
     def scores(self, temperature: float) -> Tensor:
         """Return logits divided by a temperature, the other classes as one last column, [R, M + 1]."""
@@ -279,21 +279,21 @@ class CondensedTeacher:
         """Return log probabilities at a temperature, the other classes as one last column, [R, M + 1]."""
         return self.scores(temperature).log_softmax(1)
 
-    def gap(self, student: CondensedStudent, temperature: float) -> PerSample:
+    def rest_kl(self, student: CondensedStudent, temperature: float) -> PerSample:
         """Return KL(p || q) among the other classes, both renormalised there, [R]: 0 with a bucket."""
         if self.bucket:
-            return torch.zeros_like(self.level).squeeze(1)
-        each = self.rest(temperature) - self.level / temperature  # log n
+            return torch.zeros_like(self.rest_logit).squeeze(1)
+        each = self.rest(temperature) - self.rest_logit / temperature  # log n
         return (student.rest(temperature) - each - student.mean / temperature).squeeze(1)
 
 
 def kl_of_condensed(student: CondensedStudent, teacher: CondensedTeacher, temperature: float) -> PerSample:
     """KL(p || q) over all classes at a temperature, [R]: over those that stand alone and the rest as one, and within the rest."""
     log_p = teacher.log_probs(temperature)
-    return kl(log_p, student.log_probs(temperature)) + log_p[:, -1].exp() * teacher.gap(student, temperature)
+    return kl(log_p, student.log_probs(temperature)) + log_p[:, -1].exp() * teacher.rest_kl(student, temperature)
 
 
-def with_first_of_the_rest(ids: Tensor) -> Tensor:
+def with_first_unlisted(ids: Tensor) -> Tensor:
     """Add the lowest class that is not named to ascending ids, [R, M]: [R, M + 1], ascending.
 
     Where the rest is completed evenly, no other of it comes before this one in an order of logits and then of classes.

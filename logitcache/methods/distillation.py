@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import InputError
-from logitcache.methods._ops import wide, wrong
-from logitcache.methods.condensed import CondensedStudent, CondensedTeacher, with_first_of_the_rest
+from logitcache.methods._ops import misclassified, upcast
+from logitcache.methods.condensed import CondensedStudent, CondensedTeacher, with_first_unlisted
 from logitcache.methods.lskd import standardize
 from logitcache.methods.method import AnyRows, DrawnRows, Rows, are_drawn
 
@@ -85,7 +85,7 @@ class Distillation:
                 f"a loss takes student and teacher [B, C] and labels [B], found {list(student.shape)}, "
                 f"{list(teacher.shape)} and {list(labels.shape)}"
             )
-        student, teacher = wide(student), wide(teacher.detach())
+        student, teacher = upcast(student), upcast(teacher.detach())
         if self.refine is not None:
             teacher = self.refine(teacher, labels)
         if self.standardize:
@@ -115,21 +115,21 @@ class Distillation:
     def _completed(self, teacher: AnyRows, labels: Tensor) -> Tensor:
         """Return the teacher's logits as the divergence sees them, at its temperature."""
         if are_drawn(teacher):
-            raise self._draws_will_not_do()
+            raise self._draws_error()
         if not isinstance(teacher, Tensor):
             (temperature,) = self.temperatures
             assert isinstance(temperature, float | int)
             teacher = cast("Rows", teacher).at(temperature)
-        teacher = wide(teacher.detach())
+        teacher = upcast(teacher.detach())
         return teacher if self.refine is None else self.refine(teacher, labels)
 
     def _of_draws(self, student: Tensor, rows: DrawnRows, labels: Tensor) -> Tensor:
         """Evaluate with draws."""
         if self.not_drawn or self.drawn is None:
-            raise self._draws_will_not_do()
-        return self.drawn(wide(student), rows, labels)
+            raise self._draws_error()
+        return self.drawn(upcast(student), rows, labels)
 
-    def _draws_will_not_do(self) -> InputError:
+    def _draws_error(self) -> InputError:
         return InputError(f"rows of draws will not do: {self.not_drawn}")
 
     @property
@@ -143,7 +143,7 @@ class Distillation:
         """Evaluate with rows completed for each temperature in turn."""
         if self.every_class:
             raise InputError(f"rows of which the largest were kept will not do: {self.every_class}")
-        student, values = wide(student), []
+        student, values = upcast(student), []
         for temperature in self.temperatures or (1.0,):
             assert isinstance(temperature, float | int)  # see every_class
             teacher = rows.at(temperature, student if self.bucket else None).to(student.dtype)
@@ -175,7 +175,7 @@ class Distillation:
         values = []
         for temperature in self.temperatures:
             assert isinstance(temperature, float | int)  # see every_class
-            teacher = CondensedTeacher.beside(student, rows, labels, temperature, bucket=self.bucket)
+            teacher = CondensedTeacher.matching(student, rows, labels, temperature, bucket=self.bucket)
             if self.refine is not None:
                 teacher = teacher.with_kept(self.refine(teacher.kept, teacher.labels, teacher.rest))
             more: dict[str, Any] = {**switches, "temperature": temperature}
@@ -198,7 +198,7 @@ class Distillation:
 
     def refined_rows(self, teacher: AnyRows, labels: Tensor) -> Tensor | None:
         """Say which rows of a batch the label changed: [B] bool, or None where labels change nothing."""
-        acts_on = self.acts_on if self.refine is None else wrong
+        acts_on = self.acts_on if self.refine is None else misclassified
         if acts_on is None or are_drawn(teacher):
             return None
         # any temperature has the same order
@@ -206,10 +206,10 @@ class Distillation:
 
     def refined_of_condensed(self, rows: Rows, labels: Tensor) -> Tensor | None:
         """Return what `refined_rows` does, without completing the rows; each label must be among their classes."""
-        acts_on = self.acts_on if self.refine is None else wrong
+        acts_on = self.acts_on if self.refine is None else misclassified
         if acts_on is None:
             return None
-        ids = with_first_of_the_rest(rows.ids)
+        ids = with_first_unlisted(rows.ids)
         alone = torch.searchsorted(ids, rows.ids)
         teacher = rows.rest_logit(1.0).expand_as(ids).scatter(1, alone, rows.values)
         return acts_on(teacher, torch.searchsorted(ids, labels[:, None]).squeeze(1))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from logitcache.methods._ops import Labels, Logits, PerSample, Share, Temperature, log_probs, mix, squared
+from logitcache.methods._ops import Fraction, Labels, Logits, PerSample, Temperature, log_probs, mix, squared
 from logitcache.methods.condensed import CondensedStudent, CondensedTeacher, RestTerm
 
 __all__ = [
@@ -48,7 +48,7 @@ def reverse_kl(student: Logits, teacher: Logits, labels: Labels, *, temperature:
 
 
 def jsd(
-    student: Logits, teacher: Logits, labels: Labels, *, skew: Share = 0.9, temperature: Temperature = 1.0
+    student: Logits, teacher: Logits, labels: Labels, *, skew: Fraction = 0.9, temperature: Temperature = 1.0
 ) -> PerSample:
     """Compare both with their mixture.
 
@@ -74,7 +74,7 @@ def jsd(
 
 
 def skew_kl(
-    student: Logits, teacher: Logits, labels: Labels, *, skew: Share = 0.1, temperature: Temperature = 1.0
+    student: Logits, teacher: Logits, labels: Labels, *, skew: Fraction = 0.1, temperature: Temperature = 1.0
 ) -> PerSample:
     """KL whose ratio is bounded: some of the teacher is mixed into the student.
 
@@ -100,7 +100,7 @@ def skew_kl(
 
 
 def skew_reverse_kl(
-    student: Logits, teacher: Logits, labels: Labels, *, skew: Share = 0.1, temperature: Temperature = 1.0
+    student: Logits, teacher: Logits, labels: Labels, *, skew: Fraction = 0.1, temperature: Temperature = 1.0
 ) -> PerSample:
     """Reverse KL whose ratio is bounded: some of the student is mixed into the teacher.
 
@@ -132,7 +132,7 @@ def reverse_kl_condensed(
 
 
 def jsd_condensed(
-    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.9, temperature: float = 1.0
+    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Fraction = 0.9, temperature: float = 1.0
 ) -> PerSample:
     """Evaluate `jsd` on condensed rows: [B]."""
     term, of_rest = functools.partial(_jsd, skew=skew), functools.partial(_jsd_of_rest, skew=skew)
@@ -140,7 +140,7 @@ def jsd_condensed(
 
 
 def skew_kl_condensed(
-    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.1, temperature: float = 1.0
+    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Fraction = 0.1, temperature: float = 1.0
 ) -> PerSample:
     """Evaluate `skew_kl` on condensed rows: [B]."""
     term, of_rest = functools.partial(_skew_kl, skew=skew), functools.partial(_skew_kl_of_rest, skew=skew)
@@ -148,7 +148,7 @@ def skew_kl_condensed(
 
 
 def skew_reverse_kl_condensed(
-    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.1, temperature: float = 1.0
+    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Fraction = 0.1, temperature: float = 1.0
 ) -> PerSample:
     """Evaluate `skew_reverse_kl` on condensed rows: [B]."""
     term, of_rest = (
@@ -174,7 +174,9 @@ def _condensed(
     scores = teacher.scores(temperature)
     total = scores.logsumexp(1, keepdim=True)
     alone = term((scores - total)[:, :-1], student.log_probs(temperature)[:, :-1]).sum(-1)
-    return temperature**2 * (alone + student.over_rest(of_rest, teacher.level / temperature - total, temperature))
+    return temperature**2 * (
+        alone + student.sum_over_rest(of_rest, teacher.rest_logit / temperature - total, temperature)
+    )
 
 
 def _reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Zhao, Cui, Song, Qiu, Liang: Decoupled Knowledge Distillation. CVPR 2022.
 https://arxiv.org/abs/2203.08679
 """
 
-from logitcache.methods._ops import Labels, Logits, PerSample, Temperature, apart, binary_kl, squared
+from logitcache.methods._ops import Labels, Logits, PerSample, Temperature, binary_kl, split_class, squared
 from logitcache.methods.condensed import CondensedStudent, CondensedTeacher
 
 __all__ = ["dkd", "dkd_condensed"]
@@ -55,14 +55,14 @@ def dkd_condensed(
 ) -> PerSample:
     """Evaluate `dkd` on condensed rows: [B]."""
     tckd, nckd, log_p = _terms(student.scores(temperature), teacher.scores(temperature), teacher.labels)
-    nckd = nckd + log_p[:, -1].exp() * teacher.gap(student, temperature)
+    nckd = nckd + log_p[:, -1].exp() * teacher.rest_kl(student, temperature)
     return temperature**2 * (alpha * tckd + beta * nckd)
 
 
 def _terms(student: Logits, teacher: Logits, labels: Labels) -> tuple[PerSample, PerSample, Logits]:
     """Return TCKD and NCKD, [B] each, and the teacher's log probabilities over the others, [B, C]; of logits divided by T."""
-    q_gap, q_others, q_rest = apart(student, labels)
-    p_gap, p_others, p_rest = apart(teacher, labels)
+    q_gap, q_others, q_rest = split_class(student, labels)
+    p_gap, p_others, p_rest = split_class(teacher, labels)
     log_p, log_q = p_others - p_rest, q_others - q_rest  # over the others alone, [B, C]
     log_ratio = (log_p - log_q).scatter(1, labels[:, None], 0)  # at the target it is -inf - (-inf)
     return binary_kl(p_gap, q_gap), (log_p.exp() * log_ratio).sum(-1), log_p

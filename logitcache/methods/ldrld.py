@@ -10,8 +10,8 @@ from logitcache.methods._ops import (
     Labels,
     Logits,
     PerSample,
+    PositiveInt,
     Temperature,
-    Whole,
     binary_kl,
     kl,
     log_probs,
@@ -29,7 +29,7 @@ def ldrld(
     *,
     alpha: float = 10.5,
     beta: float = 7.0,
-    depth: Whole = 7,
+    depth: PositiveInt = 7,
     temperature: Temperature = 4.0,
 ) -> PerSample:
     """Match the student's own first classes pair by pair, all of them together, and the rest apart.

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from logitcache.errors import InputError
 from logitcache.methods._ops import PerSample
-from logitcache.methods.condensed import CondensedStudent, Rooms, with_first_of_the_rest
+from logitcache.methods.condensed import CondensedStudent, Workspace, with_first_unlisted
 from logitcache.methods.method import AnyRows, DrawnRows, MethodLike, Rows, are_drawn
 from logitcache.methods.objective import Objective, Terms, make_objective
 
@@ -123,7 +123,7 @@ def linear_loss(
     positions = (labels != IGNORED).nonzero().squeeze(1)
     named = None  # asked once where it can be: on a GPU every answer waits for the device
     if teacher is not None and not isinstance(teacher, Tensor) and not callable(teacher):
-        named = not are_drawn(teacher) and _are_named(labels, teacher)
+        named = not are_drawn(teacher) and _labels_are_kept(labels, teacher)
     task = _Task(objective, layer, teacher, labels, positions, classes, progress, chunk_rows, named)
     task = replace(task, means=task.sequence_means(sequences))
     wanted = tuple(
@@ -226,13 +226,13 @@ class _Task:
         for first in range(0, len(self.positions), self.chunk_rows):
             yield self.positions[first : first + self.chunk_rows]
 
-    def evaluate(self, logits: Tensor, positions: Tensor, rooms: Rooms, *, with_gradient: bool) -> _Values:
+    def evaluate(self, logits: Tensor, positions: Tensor, workspace: Workspace, *, with_gradient: bool) -> _Values:
         """Evaluate a chunk.
 
         Args:
             logits: [r, C], overwritten.
             positions: Of its rows, [r].
-            rooms: Memory for matrices of this size.
+            workspace: Memory for matrices of this size.
             with_gradient: Whether the gradient with respect to the logits is wanted.
         """
         teacher, labels = self._teacher_of(positions), self.labels[positions]
@@ -240,7 +240,7 @@ class _Task:
             return self._completed(logits, teacher, labels, positions, with_gradient=with_gradient)
         rows = None if isinstance(teacher, Tensor) else teacher
         if self._can_be_condensed(rows, labels):
-            return self._condensed(logits, teacher, labels, rooms, with_gradient=with_gradient)
+            return self._condensed(logits, teacher, labels, workspace, with_gradient=with_gradient)
         return self._completed(logits, teacher, labels, positions, with_gradient=with_gradient)
 
     def _teacher_of(self, positions: Tensor) -> AnyRows | None:
@@ -269,18 +269,18 @@ class _Task:
             or self.classes < rows.ids.shape[1] + 2
         ):
             return False
-        return _are_named(labels, rows) if self.named is None else self.named
+        return _labels_are_kept(labels, rows) if self.named is None else self.named
 
     def _condensed(
-        self, logits: Tensor, teacher: AnyRows | None, labels: Tensor, rooms: Rooms, *, with_gradient: bool
+        self, logits: Tensor, teacher: AnyRows | None, labels: Tensor, workspace: Workspace, *, with_gradient: bool
     ) -> _Values:
         """Evaluate a chunk from condensed rows."""
         objective, loss = self.objective, self.objective.loss
         rows = None if loss is None or isinstance(teacher, Tensor) else cast("Rows | None", teacher)
         bucket = loss is not None and loss.bucket
-        ids = labels[:, None] if rows is None else rows.ids if bucket else with_first_of_the_rest(rows.ids)
+        ids = labels[:, None] if rows is None else rows.ids if bucket else with_first_unlisted(rows.ids)
         student = CondensedStudent(
-            logits, ids, rooms, top_stands_alone=rows is not None and bucket, with_gradient=with_gradient
+            logits, ids, workspace, keep_top=rows is not None and bucket, with_gradient=with_gradient
         )
         with torch.set_grad_enabled(with_gradient):
             counts = bool(objective.ce_weight) or rows is None
@@ -336,7 +336,7 @@ class _Task:
         return _Values(torch.cat([means * len(labels), counts]), gradient)
 
 
-def _are_named(labels: Tensor, rows: Rows | DrawnRows) -> bool:
+def _labels_are_kept(labels: Tensor, rows: Rows | DrawnRows) -> bool:
     """Say whether the label of every row that counts is among the classes that were kept."""
     return bool(((rows.ids == labels[:, None]).any(1) | (labels == IGNORED)).all())
 
@@ -409,19 +409,19 @@ def _evaluate(
     count, classes = len(task.positions), task.classes
     weight = weight[:classes].to(dtype)
     bias = None if bias is None else bias[:classes].to(dtype)
-    rooms = Rooms(min(task.chunk_rows, count), classes, hidden.device)
+    workspace = Workspace(min(task.chunk_rows, count), classes, hidden.device)
     sums = torch.zeros(len(_SUMS), dtype=wide, device=hidden.device)
     for positions in task.chunks():
         rows = hidden[positions].to(dtype)
-        logits, slope = _project(rows, weight, bias, task.layer, rooms, wide, with_slope=any(wanted))
-        found = task.evaluate(logits, positions, rooms, with_gradient=any(wanted))
+        logits, slope = _project(rows, weight, bias, task.layer, workspace, wide, with_slope=any(wanted))
+        found = task.evaluate(logits, positions, workspace, with_gradient=any(wanted))
         sums += found.sums
         if found.gradient is None:
             continue
         gradient = found.gradient if slope is None else found.gradient.mul_(slope)
         if of_bias is not None:
             of_bias[:classes] += gradient.sum(0)
-        gradient = gradient if dtype is wide else rooms.take("projected", len(rows), dtype).copy_(gradient)
+        gradient = gradient if dtype is wide else workspace.buffer("projected", len(rows), dtype).copy_(gradient)
         if of_hidden is not None:
             of_hidden[positions] = (gradient @ weight).to(wide)
         if of_weight is not None and dtype is wide:
@@ -440,22 +440,22 @@ def _project(
     weight: Tensor,
     bias: Tensor | None,
     layer: _Layer,
-    rooms: Rooms,
+    workspace: Workspace,
     wide: torch.dtype,
     *,
     with_slope: bool,
 ) -> tuple[Tensor, Tensor | float | None]:
     """Return the logits of rows, [r, C], in a room, and what their gradient is multiplied by to be that of the projection."""
-    logits = torch.mm(rows, weight.T, out=rooms.take("projected", len(rows), rows.dtype))
+    logits = torch.mm(rows, weight.T, out=workspace.buffer("projected", len(rows), rows.dtype))
     if bias is not None:
         logits += bias
     if logits.dtype is not wide:
-        logits = rooms.take("logits", len(rows), wide).copy_(logits)
+        logits = workspace.buffer("logits", len(rows), wide).copy_(logits)
     if layer.soft_cap is None:
         return (logits, None) if layer.scale == 1 else (logits.mul_(layer.scale), layer.scale)
     logits = logits.mul_(layer.scale / layer.soft_cap).tanh_()
     slope = None
     if with_slope:  # d cap(scale x) / dx = scale (1 - tanh²)
-        slope = rooms.take("slope", len(rows), wide)
+        slope = workspace.buffer("slope", len(rows), wide)
         torch.mul(logits, logits, out=slope).sub_(1).mul_(-layer.scale)
     return logits.mul_(layer.soft_cap), slope

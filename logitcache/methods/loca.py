@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from logitcache.methods._ops import Labels, Logits, Positive, Rest, Share, wrong
+from logitcache.methods._ops import Fraction, Labels, Logits, Positive, Rest, misclassified
 
 __all__ = ["loca"]
 
@@ -17,7 +17,7 @@ def loca(
     labels: Labels,
     rest: Rest = None,
     *,
-    alpha: Share = 0.95,
+    alpha: Fraction = 0.95,
     calibration_temperature: Positive = 4.0,
 ) -> Logits:
     """Lift the label of a row that the teacher gets wrong to the top, and keep the other classes' ratios.
@@ -54,4 +54,4 @@ def loca(
         others = torch.logaddexp(others, rest(temperature))
     lifted = torch.logaddexp(top, others + math.log1p(-alpha)) - math.log(alpha)
     edited = teacher.scatter(1, labels[:, None], lifted * temperature)
-    return torch.where(wrong(teacher, labels)[:, None], edited, teacher)
+    return torch.where(misclassified(teacher, labels)[:, None], edited, teacher)

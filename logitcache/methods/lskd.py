@@ -3,7 +3,7 @@
 Sun, Ren, Li, Wang, Cao: Logit Standardization in Knowledge Distillation. CVPR 2024. https://arxiv.org/abs/2403.01427
 """
 
-from logitcache.methods._ops import Logits, spread
+from logitcache.methods._ops import Logits, center_and_std
 
 __all__ = ["standardize"]
 
@@ -26,5 +26,5 @@ def standardize(logits: Logits) -> Logits:
         The released logs hold weights from 3 to 18 and temperatures from 2 to 4, by the pair. The gradient of a student row
         that is constant to within rounding is huge, as in the release: 1 / 1e-7.
     """
-    centred, deviation = spread(logits)
+    centred, deviation = center_and_std(logits)
     return centred / (deviation + 1e-7)

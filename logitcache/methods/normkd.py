@@ -6,7 +6,7 @@ NormKD: Normalized Logits for Knowledge Distillation. 2023. https://arxiv.org/ab
 import torch
 from torch import Tensor
 
-from logitcache.methods._ops import Logits, Positive, spread
+from logitcache.methods._ops import Logits, Positive, center_and_std
 
 __all__ = ["by_deviation"]
 
@@ -27,5 +27,5 @@ def by_deviation(student: Logits, teacher: Logits, *, base: Positive = 2.0) -> t
     Returns:
         The temperatures of student and teacher, [B, 1] each; a deviation of exactly 0 counts as 1e-7.
     """
-    (_, s), (_, z) = spread(student), spread(teacher)
+    (_, s), (_, z) = center_and_std(student), center_and_std(teacher)
     return base * torch.where(s > 0, s, 1e-7), base * torch.where(z > 0, z, 1e-7)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from logitcache.errors import InputError, UnknownNameError
-from logitcache.methods._ops import wide
+from logitcache.methods._ops import upcast
 from logitcache.methods._parameters import WEIGHTS
 from logitcache.methods.balance import gradient_norms
-from logitcache.methods.composition import compose, over, preset_of, refuse_beside
+from logitcache.methods.composition import compose, merge_settings, preset_of, refuse_extra_settings
 from logitcache.methods.distillation import Distillation
 from logitcache.methods.method import AnyRows, MethodLike
 from logitcache.methods.table import find_method, given_loss, method_name
@@ -103,7 +103,7 @@ class Objective:
         Raises:
             InputError: Rows are mixed, and the distillation term reads their label.
         """
-        student = wide(student)
+        student = upcast(student)
         cross_entropy = _cross_entropy(student, labels, second, self.label_smoothing, self.class_weights)
         if second is not None and self.loss is not None and self.loss.needs_label:
             raise InputError("the distillation term reads the label of a row, and mixed rows have two")
@@ -139,7 +139,7 @@ class Objective:
             Norms of gradients with respect to the logits: of cross-entropy, `ce`, and of the distillation term, or of each term that it is
             the sum of. A term whose weight is 0 is left out.
         """
-        student = wide(student).detach().requires_grad_()
+        student = upcast(student).detach().requires_grad_()
         terms = dict[str, Tensor]()
         if self.ce_weight:
             cross_entropy = _cross_entropy(student, labels, second, self.label_smoothing, self.class_weights)
@@ -204,11 +204,11 @@ def make_objective(
     """
     name, row, loss = method_name(method), find_method(method), given_loss(method)
     if loss is not None:
-        refuse_beside(method, settings, preset)
+        refuse_extra_settings(method, settings, preset)
     given = {"ce_weight": ce_weight, "kd_weight": kd_weight, "warmup": warmup}
     if misplaced := [word for word in WEIGHTS if word in settings]:
         raise UnknownNameError(f"{name} has no parameter {misplaced[0]!r}: weights have options of their own")
-    chosen = over(preset_of(method, preset), settings)
+    chosen = merge_settings(preset_of(method, preset), settings)
     weights = {word: chosen.pop(word, getattr(row, word)) for word in WEIGHTS}
     weights |= {word: value for word, value in given.items() if value is not None}
     if row.divergence is None and (chosen or kd_weight):

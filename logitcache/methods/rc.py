@@ -32,7 +32,7 @@ def rc(
     Returns:
         [B]; not shift-invariant, because max s is added to a logit; a perfect student still pays the second term.
     """
-    return kl_weight * kd(student, teacher, labels, temperature=temperature) + rc_weight * _itself(
+    return kl_weight * kd(student, teacher, labels, temperature=temperature) + rc_weight * _self_distillation(
         student, labels, temperature
     )
 
@@ -41,10 +41,10 @@ def rc_drawn(
     student: Logits, rows: DrawnRows, labels: Labels, *, kl_weight: float = 1.0, rc_weight: float = 0.1
 ) -> PerSample:
     """Evaluate `rc` at temperature 1 on draws of the teacher's distribution: [B]."""
-    return kl_weight * kd_drawn(student, rows, labels) + rc_weight * _itself(student, labels, 1.0)
+    return kl_weight * kd_drawn(student, rows, labels) + rc_weight * _self_distillation(student, labels, 1.0)
 
 
-def _itself(student: Logits, labels: Labels, temperature: Temperature) -> PerSample:
+def _self_distillation(student: Logits, labels: Labels, temperature: Temperature) -> PerSample:
     own = student.detach()
     lifted = own.scatter_add(1, labels[:, None], own.amax(-1, keepdim=True))
     return kd(student, lifted, labels, temperature=temperature)

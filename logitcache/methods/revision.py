@@ -6,7 +6,7 @@ Lan et al.: Improve Knowledge Distillation via Label Revision and Data Selection
 import torch
 from torch.nn import functional as F
 
-from logitcache.methods._ops import Coupled, Labels, Logits, wrong
+from logitcache.methods._ops import Coupled, Labels, Logits, misclassified
 
 __all__ = ["revision"]
 
@@ -39,7 +39,7 @@ def revision(
     Returns:
         0-dim.
     """
-    bad = wrong(teacher, labels)
+    bad = misclassified(teacher, labels)
     p, q = F.softmax(teacher, -1), F.softmax(student, -1)
     true = labels[:, None]
     b = eta / (p.amax(-1, keepdim=True) - p.gather(1, true) + 1)

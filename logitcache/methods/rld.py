@@ -13,9 +13,9 @@ from logitcache.methods._ops import (
     PerSample,
     Positive,
     Temperature,
-    apart,
     binary_kl,
     masked_kl,
+    split_class,
     squared,
 )
 from logitcache.methods.condensed import CondensedStudent, CondensedTeacher
@@ -71,8 +71,8 @@ def rld(
         pairs' own alpha and beta are not in the release; a reader's note gives beta 4.
     """
     order = teacher if order is None else order
-    p_gap, _, _ = apart(teacher / confidence_temperature, order.argmax(-1))
-    q_gap, _, _ = apart(student / confidence_temperature, labels)
+    p_gap, _, _ = split_class(teacher / confidence_temperature, order.argmax(-1))
+    q_gap, _, _ = split_class(student / confidence_temperature, labels)
     scd = confidence_temperature**2 * binary_kl(p_gap, q_gap)
     drop = order >= order.gather(1, labels[:, None])
     mcd = squared(temperature) * masked_kl(teacher / temperature, student / temperature, drop)
@@ -90,11 +90,11 @@ def rld_condensed(
 ) -> PerSample:
     """Evaluate `rld` on condensed rows: [B]."""
     order = teacher.order
-    p_gap, _, _ = apart(teacher.scores(confidence_temperature), order[:, :-1].argmax(-1))
-    q_gap, _, _ = apart(student.scores(confidence_temperature), teacher.labels)
+    p_gap, _, _ = split_class(teacher.scores(confidence_temperature), order[:, :-1].argmax(-1))
+    q_gap, _, _ = split_class(student.scores(confidence_temperature), teacher.labels)
     scd = confidence_temperature**2 * binary_kl(p_gap, q_gap)
     drop = order >= order.gather(1, teacher.labels[:, None])
     scores = teacher.scores(temperature)
     mcd = masked_kl(scores, student.scores(temperature), drop)
     of_rest = (scores[:, -1] - scores.masked_fill(drop, -torch.inf).logsumexp(1)).exp().masked_fill(drop[:, -1], 0)
-    return alpha * scd + beta * temperature**2 * (mcd + of_rest * teacher.gap(student, temperature))
+    return alpha * scd + beta * temperature**2 * (mcd + of_rest * teacher.rest_kl(student, temperature))

@@ -1,6 +1,6 @@
 """Swapped logit distillation (SLD).
 
-Swapped Logit Distillation via Bi-level Teacher Alignment. Multimedia Systems 31:264, 2025. https://arxiv.org/abs/2504.20108
+Swapped Logit Distillation via Bi-rest_logit Teacher Alignment. Multimedia Systems 31:264, 2025. https://arxiv.org/abs/2504.20108
 """
 
 from logitcache.methods._ops import Labels, Logits, PerSample, Rest, Temperature

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from logitcache.errors import InputError, unknown_name
-from logitcache.methods._ops import wrong
+from logitcache.methods._ops import misclassified
 from logitcache.methods._parameters import qualified_name
 from logitcache.methods.atkd import adaptive
 from logitcache.methods.clkd import clkd
@@ -238,7 +238,7 @@ METHODS: dict[str, Method] = {
         needs="every class",
         ce_weight=0.0,
         couples_batch=True,
-        acts_on=wrong,
+        acts_on=misclassified,
         refuses={
             "refine": "it corrects wrong rows itself, and after a refinement none is wrong",
             "standardize": "its cross-entropy and squared error are those of raw logits",

@@ -13,8 +13,8 @@ from logitcache.methods._ops import (
     Logits,
     PerSample,
     Positive,
+    PositiveInt,
     Temperature,
-    Whole,
     kl,
     log_probs,
     masked_kl,
@@ -30,7 +30,7 @@ def tad(
     labels: Labels,
     means: Tensor | None = None,
     *,
-    k: Whole = 10,
+    k: PositiveInt = 10,
     beta: Positive = 2.0,
     temperature: Temperature = 1.0,
 ) -> Coupled:
@@ -65,7 +65,7 @@ def tad(
     """
     del labels
     largest = _largest(teacher, k)
-    p, q = (_joined(log_probs(one, temperature), largest) for one in (teacher, student))
+    p, q = (_merge_rest(log_probs(one, temperature), largest) for one in (teacher, student))
     mass = p[:, -1].exp()
     means = mass.mean() if means is None else means
     share = torch.where(means > 0, mass / torch.where(means > 0, means, 1), 0)
@@ -77,7 +77,7 @@ def tad(
 def tail_mass(teacher: Logits, *, k: int = 10, beta: float = 2.0, temperature: Temperature = 1.0) -> PerSample:
     """Return alpha, the teacher's mass below its K largest classes, [B]; `tad` divides by its mean over a sequence."""
     del beta
-    return _joined(log_probs(teacher, temperature), _largest(teacher, k))[:, -1].exp()
+    return _merge_rest(log_probs(teacher, temperature), _largest(teacher, k))[:, -1].exp()
 
 
 def _largest(teacher: Logits, k: int) -> Tensor:
@@ -85,7 +85,7 @@ def _largest(teacher: Logits, k: int) -> Tensor:
     return teacher.topk(min(k, max(teacher.shape[1] // 2, 1)), 1).indices
 
 
-def _joined(log_p: Tensor, largest: Tensor) -> Tensor:
+def _merge_rest(log_p: Tensor, largest: Tensor) -> Tensor:
     """Return log probabilities of the K largest classes and, last, of all others together, [B, K + 1]."""
     others = log_p.scatter(1, largest, -torch.inf).logsumexp(1, keepdim=True)
     return torch.cat([log_p.gather(1, largest), others], 1)
