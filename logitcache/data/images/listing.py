@@ -115,7 +115,7 @@ class _Walk:
         Raises:
             InputError: A folder cannot be opened, or has no end.
         """
-        here, refused, others, suffixes = _identity(folder), dict[str, str](), list[str](), suffixes()
+        here, refused, others, endings = _identity(folder), dict[str, str](), list[str](), suffixes()
         if here in above:
             raise InputError(
                 f"{readable(folder)} is a link to a folder that it lies in: it has no end. Remove the link."
@@ -125,7 +125,7 @@ class _Walk:
             if name.startswith("."):
                 self.skipped["hidden"] += 1
                 continue
-            is_file, is_image = entry.is_file(follow_symlinks=False), name[name.rfind(".") :].lower() in suffixes
+            is_file, is_image = entry.is_file(follow_symlinks=False), name[name.rfind(".") :].lower() in endings
             leads_nowhere = not is_file and is_image and _leads_nowhere(entry)
             if not is_file and not leads_nowhere and _is_folder(entry):
                 refused |= self._images(entry.path, f"{prefix}{name}/", found, above | {here})
