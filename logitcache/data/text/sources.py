@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.data.text.documents import Documents, token_dtype
-from logitcache.data.text.forms import Entry, jsonl_entries, parquet_entries
+from logitcache.data.text.forms import Entry, as_document, jsonl_objects, parquet_objects
 from logitcache.data.text.reading import TextReading
 from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import InputError
 from logitcache.runtime.wording import counted
 
-__all__ = ["NAMED_TEXT", "open_text", "read_documents"]
+__all__ = ["NAMED_TEXT", "open_text", "read_documents", "read_objects"]
 
 _STORIES_IDS = 512  # of the tokenizer that made the stories
 _NAME_LENGTH = 26  # place of that number in the header of a file in a zip archive
@@ -42,7 +42,7 @@ def open_text(kind: str, path: str, reading: TextReading | None = None) -> Docum
     Args:
         kind: `tokens`: an .npz file with `tokens` [T] and `documents` [D + 1], where each begins, perhaps with `targets` [T] bool and
             `vocabulary`; `text`: text files, a document each or one a paragraph; `jsonl`: a JSON object a line; `parquet`: a row each. An
-            object or row has `text`, or `prompt` and `completion`, or `messages`.
+            object or row has one of the forms of `forms`.
         path: A file; for text also a folder or a pattern, in whose files of their names' order.
         reading: How it is read.
 
@@ -57,10 +57,26 @@ def open_text(kind: str, path: str, reading: TextReading | None = None) -> Docum
             f"{kind}:{path} is text, and no tokenizer is known that makes tokens of it. A teacher hf:PATH brings its own; name one "
             "with --tokenizer hf:PATH, or use tokens:FILE.npz."
         )
-    files = _files(path, {"text": ".txt", "jsonl": ".jsonl", "parquet": ".parquet"}[kind])
-    readers = {"text": _text_entries, "jsonl": jsonl_entries, "parquet": parquet_entries}
-    entries = itertools.chain.from_iterable(readers[kind](file, chosen) for file in files)
+    if kind == "text":
+        entries = (entry for file in _files(path, ".txt") for entry in _text_entries(file, chosen))
+    else:
+        entries = (as_document(value, where) for where, value in read_objects(kind, path))
     return read_documents(entries, chosen, f"{kind}:{path}")
+
+
+def read_objects(kind: str, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield where each object of some files is, and the object.
+
+    Args:
+        kind: `jsonl` or `parquet`.
+        path: A file, a folder or a pattern.
+
+    Raises:
+        InputError: They cannot be read.
+    """
+    objects = {"jsonl": jsonl_objects, "parquet": parquet_objects}[kind]
+    for file in _files(path, f".{kind}"):
+        yield from objects(file)
 
 
 def open_stories(split: str, reading: TextReading | None = None) -> Documents:
@@ -130,7 +146,19 @@ def _encoded(tokenizer: Tokenizer, entries: Sequence[Entry]) -> Iterator[_Tokens
             continue
         ids, ends = next(plain)
         # A token that reaches into the completion is part of it, also where it begins in the prompt.
-        yield _Tokens(ids, None if entry.answer is None else ends > entry.answer)
+        answers = None if entry.answer is None else ends > entry.answer
+        found = _Tokens(ids, answers)
+        yield _ended(found, tokenizer.facts.eos) if entry.ends else found
+
+
+def _ended(document: _Tokens, end: int | None) -> _Tokens:
+    """Return a document whose last token is the end of its answer; as it is where the tokenizer has no such token."""
+    if end is None or document.answers is None:
+        return document
+    ids, answers = document.ids, document.answers
+    if len(ids) and ids[-1] == end:  # a tokenizer that adds it by itself
+        ids, answers = ids[:-1], answers[:-1]
+    return _Tokens(np.append(ids, end), np.append(answers, np.True_))
 
 
 def _contexts(
@@ -231,7 +259,7 @@ def _open_tokens(path: Path, reading: TextReading) -> Documents:
         raise InputError(
             f"{path} does not say how many ids there are: add a number `vocabulary` to it, or name a teacher hf:PATH"
         )
-    facts = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.to_json()}
+    facts: dict[str, Any] = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.to_json()}
     try:
         whole = Documents(arrays["tokens"], arrays["documents"], vocabulary, arrays.get("targets"))
         if len(empty := np.flatnonzero(whole.lengths == 0)):
