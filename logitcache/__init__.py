@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from logitcache.dump.plan import plan_dump as plan_dump
     from logitcache.dump.settings import DumpSettings as DumpSettings
     from logitcache.errors import LogitCacheError as LogitCacheError
+    from logitcache.generate.generate import generate_completions as generate_completions
     from logitcache.methods import METHODS as METHODS
     from logitcache.methods import Method as Method
     from logitcache.methods import get_loss as get_loss
@@ -65,6 +66,7 @@ _HOMES = {
     "compare_runs": "logitcache.runs.compare",
     "dump_logits": "logitcache.dump.dump",
     "export_cache": "logitcache.caches.export",
+    "generate_completions": "logitcache.generate.generate",
     "get_loss": "logitcache.methods",
     "gradient_norms": "logitcache.methods",
     "import_rows": "logitcache.imports.import_rows",
