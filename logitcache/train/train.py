@@ -46,7 +46,16 @@ from logitcache.train.usual import with_usual
 __all__ = ["RunResult", "train_student"]
 
 # Runs of earlier versions do not record them.
-_RECORDED_WHERE_GIVEN = ("exclude", "exif_orientation", "holdout", "loss_on", "sequence_length")
+_RECORDED_WHERE_GIVEN = (
+    "exclude",
+    "exif_orientation",
+    "generate",
+    "generate_temperature",
+    "generate_tokens",
+    "holdout",
+    "loss_on",
+    "sequence_length",
+)
 
 
 @dataclass(frozen=True, slots=True)
