@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from logitcache.data.text.documents import Documents, token_dtype
 from logitcache.data.text.forms import Entry, as_document, jsonl_objects, parquet_objects
+from logitcache.data.text.origin import read_origin
 from logitcache.data.text.reading import TextReading
 from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import InputError
@@ -260,6 +261,8 @@ def _open_tokens(path: Path, reading: TextReading) -> Documents:
             f"{path} does not say how many ids there are: add a number `vocabulary` to it, or name a teacher hf:PATH"
         )
     facts: dict[str, Any] = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.to_json()}
+    if "generated" in arrays:
+        facts["generated"] = read_origin(str(arrays["generated"]), str(path))
     try:
         whole = Documents(arrays["tokens"], arrays["documents"], vocabulary, arrays.get("targets"))
         if len(empty := np.flatnonzero(whole.lengths == 0)):
@@ -301,7 +304,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ("tokens", "documents") if name not in file.files]
             if not missing:
-                names = [name for name in ("documents", "targets", "vocabulary") if name in file.files]
+                names = [name for name in ("documents", "targets", "vocabulary", "generated") if name in file.files]
                 mapped = _mapped(path, "tokens")
                 return {name: file[name] for name in names} | {"tokens": file["tokens"] if mapped is None else mapped}
             present = ", ".join(file.files) or "none"
