@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from logitcache.train.datasets import wrap as wrap
     from logitcache.train.loader import Batch as Batch
     from logitcache.train.loader import Loader as Loader
+    from logitcache.train.packed import PackedDataset as PackedDataset
+    from logitcache.train.packed import PackedIterableDataset as PackedIterableDataset
+    from logitcache.train.packed import collate_packed as collate_packed
     from logitcache.train.settings import TrainSettings as TrainSettings
     from logitcache.train.train import RunResult as RunResult
     from logitcache.train.train import train_student as train_student
@@ -54,6 +57,8 @@ _HOMES = {
     "METHODS": "logitcache.methods",
     "Method": "logitcache.methods",
     "Metric": "logitcache.runs.metrics",
+    "PackedDataset": "logitcache.train.packed",
+    "PackedIterableDataset": "logitcache.train.packed",
     "Progress": "logitcache.runtime.progress",
     "RunResult": "logitcache.train.train",
     "Samples": "logitcache.data",
@@ -62,6 +67,7 @@ _HOMES = {
     "TrainSettings": "logitcache.train.settings",
     "cache_fidelity": "logitcache.caches.fidelity",
     "cache_stats": "logitcache.stats",
+    "collate_packed": "logitcache.train.packed",
     "compare_caches": "logitcache.stats",
     "compare_runs": "logitcache.runs.compare",
     "dump_logits": "logitcache.dump.dump",
