@@ -24,6 +24,7 @@ from .demo import demo
 from .dump import dump
 from .export import export
 from .fidelity import fidelity
+from .generate import generate
 from .import_ import import_
 from .merge import merge
 from .methods import methods
@@ -149,6 +150,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "verify": (verify, "Cache"),
     "train": (train, "Students"),
     "sweep": (sweep, "Students"),
+    "generate": (generate, "Students"),
     "compare": (compare, "Students"),
     "methods": (methods, "Students"),
     "demo": (demo, "Start here"),

@@ -19,7 +19,17 @@ ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "build/pages"
 BEGIN = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/README.md"]
 LINK = re.compile(r"\]\(([^)#\s:]+)(?:#[^)]*)?\)")
-FIRST = ("dump_logits", "plan_dump", "train_student", "Loader", "Batch", "wrap", "open_dataset", "TeacherRows", "get_loss")
+FIRST = (
+    "dump_logits",
+    "plan_dump",
+    "train_student",
+    "Loader",
+    "Batch",
+    "wrap",
+    "open_dataset",
+    "TeacherRows",
+    "get_loss",
+)
 REFERENCE = """# Python reference
 
 The functions and classes of `import logitcache`. They raise the errors of `logitcache.errors`, which are all `LogitCacheError`.

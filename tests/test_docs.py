@@ -212,6 +212,30 @@ def test_the_example_on_text_learns(tmp_path):
     assert found[-1] > 10 > found[0]
 
 
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stories") / "stories.zarr"
+    logitcache.dump_logits("hf:stories-mini", "stories-mini", path, samples=(0, 12), top_k=16, sequence_length=128)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("example", "needs"),
+    [("hf_text", "accelerate"), ("lightning_text", "lightning"), ("accelerate_text", "accelerate")],
+)
+def test_the_examples_of_frameworks_on_text_learn(stories, tmp_path, example, needs):
+    pytest.importorskip("transformers")
+    pytest.importorskip(needs)
+    file = ROOT / f"docs/examples/{example}.py"
+    assert len(file.read_text().splitlines()) < 40
+    line = [sys.executable, str(file), str(stories), "4"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = [float(one) for one in re.findall(r"(?<![\w.])\d+\.\d+", done.stdout)]
+    assert 0 < losses[-1] < 4.5, done.stdout[-500:]
+
+
 @pytest.mark.slow
 def test_the_commands_on_caches_run(run, environment, amazon):
     """What they print comes from the caches they made."""

@@ -19,6 +19,7 @@ from logitcache.data import Inputs, Modality, Samples, View, modality_of, offset
 from logitcache.data.exclusion import excluded_of, leave_out
 from logitcache.data.optional import facts_of, usual_batch, views_are_equal
 from logitcache.data.protocol import Ids, Renderer
+from logitcache.data.text.origin import warn_of_other_teacher
 from logitcache.dump.samples import choose_samples, recorded_exclusions
 from logitcache.dump.settings import DumpSettings, EncodingSettings
 from logitcache.encoding import Encoding, FullEncoding, SampledEncoding, TopKEncoding, widest_bytes
@@ -132,6 +133,7 @@ def prepare(
     entries = [
         _entry(*one, mapped) for one in zip(make_slugs([one.name for one in networks]), networks, inputs, strict=True)
     ]
+    warn_of_other_teacher(shown, entries)
     begun, where = read_manifest(open_place(out)), pick_device(settings.device)
     manifest = make_manifest(settings, shown, data, recipes, entries, chosen, begun, where)
     if settings.batch_size == "auto" and not begun and where.type != "cpu":

@@ -14,6 +14,7 @@ __all__ = [
     "map_tensors",
     "padded",
     "sample_count",
+    "shared",
     "split_samples",
     "to_inputs",
 ]
@@ -65,3 +66,8 @@ def in_dtype(inputs: Any, dtype: torch.dtype) -> Any:
 def call_network(network: nn.Module | Callable[..., Any], inputs: Any) -> Any:
     """Call a network: with one tensor, or with the tensors of a mapping as keyword arguments."""
     return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+
+
+def shared(values: Tensor) -> Tensor:
+    """Share numbers with the workers of a DataLoader, also with those that outlive an epoch."""
+    return values.share_memory_()  # type: ignore[no-untyped-call,no-any-return]

@@ -19,6 +19,7 @@ from logitcache.data import Ids, View, kept_of, modality_of, render
 from logitcache.data.contract import cache_views, check_inputs, recorded_data
 from logitcache.encoding import AnyRows, DrawnRows, TopKRows, dense
 from logitcache.errors import InputError
+from logitcache.runtime.tensors import shared
 from logitcache.store import Cache, is_among, open_cache
 from logitcache.train.loader import Loader, LoaderSettings, refuse_mixed
 from logitcache.train.order import epoch_number, sampled
@@ -80,7 +81,7 @@ class TeacherRows(Dataset[Any]):
         """
         self.cache = open_cache(cache).of(teacher)
         self.views = cache_views(self.cache)
-        self._chosen = _shared(torch.full((), -1, dtype=torch.int64))
+        self._chosen = shared(torch.full((), -1, dtype=torch.int64))
         self._decoder: RowDecoder | None = None
         self._held: tuple[int, ViewRows] | None = None
 
@@ -167,7 +168,7 @@ class TeacherRows(Dataset[Any]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Share the epoch of a copy with the workers that it will have, as the original does."""
         self.__dict__.update(state)
-        _shared(self._chosen)
+        shared(self._chosen)
 
 
 class WithTeacher(Dataset[tuple[Any, int, Any]]):
@@ -187,7 +188,7 @@ class WithTeacher(Dataset[tuple[Any, int, Any]]):
         wanted = {"image_size": image_size}
         self._inputs = modality_of(images).choose_inputs(images, rows.views[0], wanted, recorded)
         several = len(rows.views) > 1
-        self._upcoming = _shared(torch.zeros(len(rows), dtype=torch.int16)) if several else None  # view of each sample
+        self._upcoming = shared(torch.zeros(len(rows), dtype=torch.int16)) if several else None  # view of each sample
         self._checked: set[int] = set()
         self._check(rows.views[0], sampled(0, 0, len(images)))
 
@@ -223,7 +224,7 @@ class WithTeacher(Dataset[tuple[Any, int, Any]]):
         """Share the views of a copy with the workers that it will have, as the original does."""
         self.__dict__.update(state)
         if self._upcoming is not None:
-            _shared(self._upcoming)
+            shared(self._upcoming)
 
     def _epoch_of(self, ids: Ids) -> int:
         """Read once which epoch a batch shows; where nobody chose one, it is the next that its first sample has not been shown in."""
@@ -246,11 +247,6 @@ def _row_ids(samples: Sequence[int] | Ids, count: int) -> Ids:
     if len(ids) and not 0 <= ids.min() <= ids.max() < count:
         raise IndexError(f"samples are 0 to {count - 1}, not {ids.min()} to {ids.max()}")
     return ids
-
-
-def _shared(values: Tensor) -> Tensor:
-    """Share numbers with the workers of a DataLoader, also with those that outlive an epoch."""
-    return values.share_memory_()  # type: ignore[no-untyped-call,no-any-return]
 
 
 def open_dataset(cache: str | Path | Cache, teacher: str | None = None) -> TeacherRows:

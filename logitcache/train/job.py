@@ -41,6 +41,7 @@ from logitcache.runtime.device import pick_device
 from logitcache.runtime.wording import bytes_text
 from logitcache.store import Cache
 from logitcache.teachers.recorded import live_teacher_of
+from logitcache.train.completing import Completer, completer_for
 from logitcache.train.counting import with_loss_on
 from logitcache.train.order import epoch_views, most_spills
 from logitcache.train.settings import TrainSettings
@@ -71,6 +72,7 @@ class Job:
         device: Device to train on.
         spec: Name of the training data; None where it is an object.
         window: Rows of a block and blocks of a window, where memory is bounded; None holds whole views.
+        completer: Completes test prompts after each epoch, where that was asked for.
     """
 
     cache: Cache | None
@@ -86,6 +88,7 @@ class Job:
     device: torch.device
     spec: str | None
     window: tuple[int, int] | None
+    completer: Completer | None = None
 
     @property
     def names(self) -> list[str]:
@@ -133,7 +136,8 @@ def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettin
     test = whole if held is not None else _test_samples(settings.test_data, spec, samples, opened, settings.loss_on)
     window = _window(opened, settings.memory_budget, len(shown[0])) if opened else None
     objective = _weighted(objective, name, settings, samples, device)
-    return Job(opened, name, objective, samples, test, excluded, held, shown, network, inputs, device, named, window)
+    job = Job(opened, name, objective, samples, test, excluded, held, shown, network, inputs, device, named, window)
+    return replace(job, completer=completer_for(test, held, network.module, settings, job.names))
 
 
 def targets_of(job: Job, settings: TrainSettings) -> Targets:

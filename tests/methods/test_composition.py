@@ -257,7 +257,9 @@ def test_weights_that_mean_nothing_are_refused(weights):
 
 
 def test_weights_are_no_parameters_and_win_over_presets_where_they_stand():
-    with pytest.raises(UnknownNameError, match="'ce_weight' is a weight, not a parameter of kd; set it with its own option"):
+    with pytest.raises(
+        UnknownNameError, match="'ce_weight' is a weight, not a parameter of kd; set it with its own option"
+    ):
         make_objective("kd", {"ce_weight": 3.0})
     s, z, y = draw()
     same(get_loss("normkd", preset="imagenet", base=3.0)(s, z, y), get_loss("normkd", temperature=3.0)(s, z, y))

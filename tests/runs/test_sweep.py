@@ -423,7 +423,9 @@ def test_jobs_must_be_one_or_more():
 
 RECIPES = sorted((tiny.HERE.parent / "recipes").rglob("*.toml"))
 EXPECTED = [path for path in RECIPES if path.parent.name == "expected"]  # tasks of our own, without published numbers
-RECIPES = [path for path in RECIPES if path not in EXPECTED]
+RECIPES = [
+    path for path in RECIPES if path not in EXPECTED and path.parent.name != "dolly"
+]  # of text, without a student
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from logitcache.data.files import matching_files
 from logitcache.data.text.documents import Documents, token_dtype
-from logitcache.data.text.forms import Entry, hub_entries, jsonl_entries, parquet_entries
+from logitcache.data.text.forms import Entry, as_document, hub_objects, jsonl_objects, parquet_objects
+from logitcache.data.text.origin import read_origin
 from logitcache.data.text.reading import TextReading
 from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import InputError
 from logitcache.runtime.wording import counted
 
-__all__ = ["NAMED_TEXT", "open_text", "read_documents"]
+__all__ = ["NAMED_TEXT", "open_text", "read_documents", "read_objects"]
 
 _STORIES_IDS = 512  # of the tokenizer that made the stories
 _NAME_LENGTH = 26  # place of that number in the header of a file in a zip archive
@@ -42,7 +43,7 @@ def open_text(kind: str, path: str, reading: TextReading | None = None) -> Docum
     Args:
         kind: `tokens`: an .npz file with `tokens` [T] and `documents` [D + 1], where each begins, perhaps with `targets` [T] bool and
             `vocabulary`; `text`: text files, a document each or one a paragraph; `jsonl`: a JSON object a line; `parquet` and `hf`
-            (`open_hub_table`): a row each. An object or row has `text`, or `prompt` and `completion`, or `messages`.
+            (`open_hub_table`): a row each. An object or row has one of the forms of `forms`.
         path: A file; for text also a folder or a pattern, in whose files of their names' order.
         reading: How it is read.
 
@@ -57,12 +58,29 @@ def open_text(kind: str, path: str, reading: TextReading | None = None) -> Docum
             f"{kind}:{path} is text, and no tokenizer is known that makes tokens of it. A teacher hf:PATH brings its own; name one "
             "with --tokenizer hf:PATH, or use tokens:FILE.npz."
         )
-    if kind == "hf":
-        return read_documents(hub_entries(path), chosen, f"hf:{path}")
-    files = matching_files(path, {"text": ".txt", "jsonl": ".jsonl", "parquet": ".parquet"}[kind])
-    readers = {"text": _text_entries, "jsonl": jsonl_entries, "parquet": parquet_entries}
-    entries = itertools.chain.from_iterable(readers[kind](file, chosen) for file in files)
+    if kind == "text":
+        entries = (entry for file in matching_files(path, ".txt") for entry in _text_entries(file, chosen))
+    else:
+        entries = (as_document(value, where) for where, value in read_objects(kind, path))
     return read_documents(entries, chosen, f"{kind}:{path}")
+
+
+def read_objects(kind: str, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield where each object of some files is, and the object.
+
+    Args:
+        kind: `jsonl`, `parquet` or `hf`.
+        path: A file, a folder or a pattern; of `hf` as `open_hub_table` takes it.
+
+    Raises:
+        InputError: They cannot be read.
+    """
+    if kind == "hf":
+        yield from hub_objects(path)
+        return
+    objects = {"jsonl": jsonl_objects, "parquet": parquet_objects}[kind]
+    for file in matching_files(path, f".{kind}"):
+        yield from objects(file)
 
 
 def open_stories(split: str, reading: TextReading | None = None) -> Documents:
@@ -132,7 +150,19 @@ def _encoded(tokenizer: Tokenizer, entries: Sequence[Entry]) -> Iterator[_Tokens
             continue
         ids, ends = next(plain)
         # A token that reaches into the completion is part of it, also where it begins in the prompt.
-        yield _Tokens(ids, None if entry.answer is None else ends > entry.answer)
+        answers = None if entry.answer is None else ends > entry.answer
+        found = _Tokens(ids, answers)
+        yield _ended(found, tokenizer.facts.eos) if entry.ends else found
+
+
+def _ended(document: _Tokens, end: int | None) -> _Tokens:
+    """Return a document whose last token is the end of its answer; as it is where the tokenizer has no such token."""
+    if end is None or document.answers is None:
+        return document
+    ids, answers = document.ids, document.answers
+    if len(ids) and ids[-1] == end:  # a tokenizer that adds it by itself
+        ids, answers = ids[:-1], answers[:-1]
+    return _Tokens(np.append(ids, end), np.append(answers, np.True_))
 
 
 def _contexts(
@@ -233,7 +263,9 @@ def _open_tokens(path: Path, reading: TextReading) -> Documents:
         raise InputError(
             f"{path} does not say how many ids there are: add a number `vocabulary` to it, or name a teacher hf:PATH"
         )
-    facts = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.to_json()}
+    facts: dict[str, Any] = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.to_json()}
+    if "generated" in arrays:
+        facts["generated"] = read_origin(str(arrays["generated"]), str(path))
     try:
         whole = Documents(arrays["tokens"], arrays["documents"], vocabulary, arrays.get("targets"))
         if len(empty := np.flatnonzero(whole.lengths == 0)):
@@ -275,7 +307,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ("tokens", "documents") if name not in file.files]
             if not missing:
-                names = [name for name in ("documents", "targets", "vocabulary") if name in file.files]
+                names = [name for name in ("documents", "targets", "vocabulary", "generated") if name in file.files]
                 mapped = _mapped(path, "tokens")
                 return {name: file[name] for name in names} | {"tokens": file["tokens"] if mapped is None else mapped}
             present = ", ".join(file.files) or "none"
