@@ -18,6 +18,7 @@ __all__ = [
     "carried_data",
     "carried_stretch",
     "carried_together",
+    "continued",
     "counted_offsets_of",
     "counting",
     "divided",
@@ -52,6 +53,18 @@ def arranged(
         return found
     used = len(order) - len(order) % size if drop_last else len(order)
     return [order[start : min(start + size, used)] for start in range(0, used, size)]
+
+
+def continued(modality: Modality, views: Sequence[Any], begun: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
+    """Return views as a cache has them that an earlier version may have begun, as the modality's `continued` knows.
+
+    Args:
+        modality: Kind of the data.
+        views: Views as this version makes them.
+        begun: Manifest entries of the views of the cache.
+    """
+    method = getattr(modality, "continued", None)
+    return tuple(views if method is None else method(views, begun))
 
 
 def batched_unit(modality: Modality) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 
 from logitcache.data import Inputs, Modality, Samples, View, modality_of, offsets_of, whole_of
 from logitcache.data.exclusion import excluded_of, leave_out
-from logitcache.data.optional import facts_of, usual_batch, views_are_equal
+from logitcache.data.optional import continued, facts_of, usual_batch, views_are_equal
 from logitcache.data.protocol import Ids, Renderer
 from logitcache.data.text.origin import warn_of_other_teacher
 from logitcache.dump.samples import choose_samples, recorded_exclusions
@@ -135,6 +135,7 @@ def prepare(
     ]
     warn_of_other_teacher(shown, entries)
     begun, where = read_manifest(open_place(out)), pick_device(settings.device)
+    recipes = recipes if begun is None else continued(modality, recipes, begun.views)
     manifest = make_manifest(settings, shown, data, recipes, entries, chosen, begun, where)
     if settings.batch_size == "auto" and not begun and where.type != "cpu":
         manifest = replace(manifest, batch_size=_largest_batch(networks, entries, manifest, where))
