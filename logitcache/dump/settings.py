@@ -285,6 +285,11 @@ class DumpExecution(Settings):
     compiled: bool = option(
         False, flag="compile", help="Compile the teacher with torch.compile; part of the cache's identity."
     )
+    deterministic: bool = option(
+        False,
+        help="Run the teacher with torch's deterministic algorithms, so that two dumps on one GPU have the same bits; slower there, and "
+        "part of the cache's identity.",
+    )
     device: str = option("auto", metavar="NAME", help="Device to run the teacher on: auto, cpu, cuda, cuda:1, ...")
     workers: int | None = option(
         None,
