@@ -27,6 +27,7 @@ from logitcache.methods import method_name
 from logitcache.models import checkpointing_gradients, read_weights, restoring_modes
 from logitcache.runs.directory import FollowedRun, Lengthen, RunDirectory, free_name, read_metrics
 from logitcache.runs.metrics import find_metric
+from logitcache.runtime.determinism import deterministic_algorithms
 from logitcache.runtime.files import local_path
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options
@@ -130,6 +131,7 @@ def train_student(
         restoring_modes(model),
         contextlib.ExitStack() as stack,
     ):
+        stack.enter_context(deterministic_algorithms("the student", enabled=chosen.deterministic))
         if chosen.gradient_checkpointing:
             stack.enter_context(checkpointing_gradients(model, job.network.name))
         plan = plan_steps(job, chosen, replicas)
