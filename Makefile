@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-text test test-all lint types site check clean
+.PHONY: demo demo-text test test-all test-gpu lint types site check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/logitcache demo
@@ -16,6 +16,9 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+test-gpu: $(VENV)/.installed-dev
+	LOGITCACHE_GPU_TESTS=cuda $(BIN)/python -m pytest tests/gpu
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -3,9 +3,10 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault(
-    "CUDA_VISIBLE_DEVICES", ""
-)  # they compare bits, which a GPU computes otherwise; set it to test on one
+if (
+    os.environ.get("LOGITCACHE_GPU_TESTS") != "cuda"
+):  # tests compare bits, which a GPU computes otherwise: those of tests/gpu alone see one
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `import logitcache` does, for the tests with two
 
 from collections.abc import Callable, Iterator

@@ -60,6 +60,7 @@ OUTSIDE = {  # packages that only these rooms, or files, may import
         *(
             "runtime/determinism.py",
             "runtime/device.py",
+            "runtime/graphs.py",
             "runtime/processes.py",
             "runtime/tensors.py",
             "runtime/workers.py",

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from logitcache.data.protocol import Ids, Modality, offsets_of
+from logitcache.data.protocol import Ids, Modality, Resident, offsets_of
 from logitcache.errors import InputError
 from logitcache.store import Cache
 
@@ -26,6 +27,7 @@ __all__ = [
     "for_training",
     "held_out",
     "measured_besides",
+    "resident_samples",
     "save_network",
     "usual_batch",
     "usual_training",
@@ -164,6 +166,24 @@ def measured_besides(
     """
     found = getattr(modality, "measured_besides", None)
     return {} if found is None else found(samples, loss, rows, ids, names)
+
+
+def resident_samples(
+    modality: Modality, samples: Any, views: Sequence[Any], inputs: Any, device: torch.device
+) -> tuple[Resident | None, str]:
+    """Return samples that a device renders by itself, or None and the reason.
+
+    Args:
+        modality: Kind of the data.
+        samples: The data set.
+        views: All views that will be shown.
+        inputs: The student's preprocessing.
+        device: The device.
+    """
+    if (find := getattr(modality, "resident", None)) is None:
+        return None, f"{modality.name} is rendered by the host"
+    found: tuple[Resident | None, str] = find(samples, views, inputs, device)
+    return found
 
 
 def save_network(modality: Modality, samples: Any, network: Any, folder: Path, names: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "Modality",
     "Renderer",
     "Rendition",
+    "Resident",
     "RowLabels",
     "Samples",
     "View",
@@ -195,14 +196,32 @@ class Renderer(Protocol):
         ...
 
 
+class Resident(Protocol):
+    """Samples that a device renders by itself, each one row, from numbers that lie there before an epoch begins.
+
+    Attributes:
+        columns: How many numbers a sample has.
+    """
+
+    columns: int
+
+    def numbers(self, view: Any, ids: Ids) -> NDArray[np.int64]:
+        """Return the numbers of samples as a view shows them, [N, columns]; on the host."""
+        ...
+
+    def inputs(self, numbers: Tensor) -> Any:
+        """Return a network's input for a batch from its numbers, [B, columns], without asking the host."""
+        ...
+
+
 class Modality(Protocol):
     """A kind of data: everything about it that is not rows.
 
     It may also have the methods that `data.optional` calls: `arrange` and `divide` (batches of samples that are put together),
     `continued` (views of a cache that an earlier version began), `for_training` (what a student is given, where that is not what its
     teacher is), `held_out` (samples that are evaluated instead of trained on), `counting` (rows that a loss counts), `save_network` (a
-    student in the form that other libraries load), `arrays` and `recorded` (data that a cache carries); and `views_are_equal`, true where
-    all views show the same.
+    student in the form that other libraries load), `arrays` and `recorded` (data that a cache carries), `resident` (samples that a
+    device renders by itself); and `views_are_equal`, true where all views show the same.
 
     Attributes:
         name: `images`, or `package.module:name`, by which a cache finds it again.

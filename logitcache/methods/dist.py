@@ -3,7 +3,6 @@
 Huang, You, Wang, Qian, Xu: Knowledge Distillation from A Stronger Teacher. NeurIPS 2022. https://arxiv.org/abs/2205.10536
 """
 
-import torch
 from torch import Tensor
 
 from logitcache.methods._ops import Coupled, Labels, Logits, Temperature, log_probs, squared
@@ -42,7 +41,10 @@ def dist(
     """
     del labels
     p, q = log_probs(teacher, temperature).exp(), log_probs(student, temperature).exp()
-    scale = torch.as_tensor(squared(temperature), dtype=p.dtype, device=p.device)
+    square = squared(temperature)
+    scale = (
+        square if isinstance(square, Tensor) else p.new_full((), square)
+    )  # made on the device: a copy would wait for it
     value: Tensor = beta * (scale * (1 - _pearson(q, p))).mean()
     if len(student) > 1:
         value = value + gamma * scale.mean() * (1 - _pearson(q.T, p.T).mean())

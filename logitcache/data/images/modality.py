@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from logitcache.data.exclusion import excluded_of
 from logitcache.data.images.rendering import Renderer, preprocessing_for, render
+from logitcache.data.images.resident import ResidentImages, resident_images
 from logitcache.data.images.sets import ImageSet, Part
 from logitcache.data.images.views import View, make_views
 from logitcache.data.images.views.digests import digests
@@ -75,6 +76,12 @@ class Images:
             device=device,
             skip_unreadable=skip_unreadable,
         )
+
+    def resident(
+        self, samples: ImageSet, views: Sequence[View], inputs: Preprocessing, device: torch.device
+    ) -> tuple[ResidentImages | None, str]:
+        """Return images that a device renders by itself, or None and the reason."""
+        return resident_images(samples, views, inputs, device)
 
     def digests(self, samples: ImageSet, view: View, ids: Ids) -> NDArray[np.uint64]:
         """Render images and hash their pixels, [B] uint64."""
