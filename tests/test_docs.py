@@ -122,9 +122,11 @@ def test_the_page_of_commands_has_every_option_that_is_understood():
         assert listed == understood - {"--help"}, name
 
 
-def test_every_page_is_in_the_index():
-    for name in PAGES:
-        assert name == "README.md" or f"]({name})" in PAGES["README.md"], name
+def test_every_page_is_in_the_index_and_in_the_site():
+    site = (ROOT / "mkdocs.yml").read_text()
+    for name in set(PAGES) - {"README.md"}:
+        assert f"]({name})" in PAGES["README.md"], name
+        assert f": docs/{name}\n" in site, name
 
 
 def test_adding_a_method_works_as_its_page_says(run, tmp_path, monkeypatch):

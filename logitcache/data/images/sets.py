@@ -3,8 +3,9 @@
 import copy
 import errno
 import json
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
@@ -157,12 +158,10 @@ class FolderImages:
             InputError: There are no images in folders below it, or one of them cannot be opened.
         """
         found, reading = list_images(root), reading or Reading()
-        self.root, self.paths, self._folders = root, found.paths, found.classes
+        self.root, self.paths, self.labels, self._folders = root, found.paths, found.labels, found.classes
         self.classes = tuple(map(readable, found.classes))
-        index = {name: position for position, name in enumerate(found.classes)}
-        self.labels = np.array([index[path.split("/", 1)[0]] for path in self.paths], np.int64)
         self.exif_orientation = reading.exif_orientation
-        self.unreadable = {n: found.unreadable[path] for n, path in enumerate(self.paths) if path in found.unreadable}
+        self.unreadable = found.unreadable
         if not reading.tolerant:
             refuse_unreadable(self, self.unreadable)
 
@@ -177,9 +176,14 @@ class FolderImages:
         """Return what an image is called at the beginning of a message: its whole path."""
         return readable(self.root / self.paths[sample])
 
-    def numbers_by_name(self) -> dict[str, int]:
-        """Return the sample of each path, spelled as messages print it and as the file system has it."""
-        return {spell(path): n for spell in (str, readable) for n, path in enumerate(self.paths)}
+    def numbers_of(self, names: Collection[str]) -> dict[str, int]:
+        """Return the samples of paths, spelled as messages print them or as the file system has them; others are left out."""
+        places = ((name, bisect_left(self.paths, name)) for name in names)
+        found = {name: n for name, n in places if n < len(self) and self.paths[n] == name}
+        escaped = {name for name in names if "\\x" in name} - found.keys()  # as only messages print them
+        if escaped:
+            found |= {name: n for n, name in enumerate(map(readable, self.paths)) if name in escaped}
+        return found
 
     def image(self, sample: int) -> Tensor:
         """Decode one file, [3, H, W] uint8.
@@ -196,11 +200,15 @@ class FolderImages:
             raise _failure(self.label_of(sample), name, error, first_line(error) or type(error).__name__) from error
 
     def digest(self) -> str:
-        """Hash relative paths and labels."""
-        lines = [f"{path}\t{label}" for path, label in zip(self.paths, self.labels, strict=True)]
-        return blake2b(
-            "\n".join([*self._folders, "", *lines]).encode("utf-8", "surrogateescape"), digest_size=16
-        ).hexdigest()
+        """Hash relative paths and labels: a line for each class, an empty one, and `PATH<tab>LABEL` for each image."""
+        folders = "".join(f"{name}\n" for name in self._folders)
+        hasher, lines, first = blake2b(folders.encode("utf-8", "surrogateescape"), digest_size=16), [b""], 0
+        for paths in self.paths.encoded():
+            labels = self.labels[first : first + len(paths)].tolist()
+            lines += [b"%b\t%d" % one for one in zip(paths, labels, strict=True)]
+            hasher.update(b"\n".join(lines))
+            lines, first = [b""], first + len(paths)
+        return hasher.hexdigest()
 
 
 class MappedImages:

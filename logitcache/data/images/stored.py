@@ -20,6 +20,7 @@ from PIL import Image
 from logitcache.data.files import matching_files
 from logitcache.data.images.items import label_column
 from logitcache.data.images.listing import readable, suffixes
+from logitcache.data.images.strings import PackedStrings
 from logitcache.data.tables import Table, image_column
 from logitcache.errors import InputError
 from logitcache.runtime.wording import counted
@@ -121,15 +122,15 @@ class ShardItems(StoredItems):
         """
         self.name = f"webdataset:{path}"
         self._shards = matching_files(path, ".tar")
-        keys, labels, places = list[bytes](), list[int](), list[tuple[int, int, int]]()
+        keys, labels, places = list[str](), list[int](), list[tuple[int, int, int]]()
         for number, shard in enumerate(self._shards):
             for key, image, label in _samples_of(shard):
-                keys.append(key.encode("utf-8", "surrogateescape"))
+                keys.append(key)
                 labels.append(label)
                 places.append((number, image.offset, image.size))
         if not keys:
             raise InputError(f"{self.name} has no samples: its {counted(len(self._shards), 'shard')} are empty")
-        self._keys, self.targets, self._places = np.array(keys), np.array(labels), np.array(places)
+        self._keys, self.targets, self._places = PackedStrings.of([keys]), np.array(labels), np.array(places)
         self.classes = _class_names(self._shards[0].parent)
 
     def read(self, sample: int) -> bytes:
@@ -140,8 +141,7 @@ class ShardItems(StoredItems):
 
     def label_of(self, sample: int) -> str:
         """Return shard and key of a sample."""
-        key = self._keys[sample].decode("utf-8", "surrogateescape")
-        return readable(f"{self._shards[int(self._places[sample, 0])]}, sample {key}")
+        return readable(f"{self._shards[int(self._places[sample, 0])]}, sample {self._keys[sample]}")
 
 
 def _samples_of(shard: Path) -> Iterator[tuple[str, _Member, int]]:
