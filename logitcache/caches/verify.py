@@ -43,7 +43,7 @@ class VerifyReport:
         problems: Files that are not what was written; empty for a whole cache.
         probe_gap: Largest relative gap between stored rows and the probe, beyond rounding; 0.0 means none (f32: bit for bit).
         pixels_checked: Samples, over all views, rendered again and compared with the digests of what the teacher was shown; None
-            if that was not asked for.
+            if that was not asked for, or cannot be done.
         pixels_problem: What differs, or None.
         replayed: Samples, over all views, for which the teacher was run again; None if that was not asked for.
         replay_gap: Largest relative gap between what it says now and what is stored, beyond rounding.
@@ -118,7 +118,8 @@ def verify_cache(
             said = f"rows differ from the probe by {found:.2g}, relative"
             problems += [FileProblem(f"teachers/{slug}", said, 0, block) for block in unlike]
     pixels_problem = None
-    if rows and not problems:
+    shown_again = bool(rows) and not problems and _is_replayable(opened)
+    if shown_again:
         try:
             _check_data(opened, data, rows)
         except CacheMismatchError as error:
@@ -133,7 +134,7 @@ def verify_cache(
         blocks=len(manifest.views) * manifest.blocks,
         problems=problems,
         probe_gap=gap,
-        pixels_checked=len(manifest.views) * min(rows, len(opened.kept())) if rows and not problems else None,
+        pixels_checked=len(manifest.views) * min(rows, len(opened.kept())) if shown_again else None,
         pixels_problem=pixels_problem,
         replayed=min(replay, len(manifest.views) * len(opened.kept()))
         if replay and not problems and not pixels_problem
@@ -250,6 +251,12 @@ def _variations(
     stored = decode_rows(cache.manifest.encoding, columns, len(cache.manifest.classes))
     variations: NDArray[np.float32] = np.abs(np.exp(stored) - np.exp(exact)).sum(1) / 2
     return variations
+
+
+def _is_replayable(cache: Cache) -> bool:
+    from logitcache.data.contract import is_replayable  # noqa: PLC0415  (torch; not needed for the files)
+
+    return is_replayable(cache)
 
 
 def _check_data(cache: Cache, data: Any, rows: int) -> None:

@@ -194,8 +194,9 @@ class Modality(Protocol):
 
     It may also have the methods that `data.optional` calls: `arrange` and `divide` (batches of samples that are put together),
     `for_training` (what a student is given, where that is not what its teacher is), `held_out` (samples that are evaluated instead of
-    trained on), `counting` (rows that a loss counts), `save_network` (a student in the form that other libraries load), `arrays` and
-    `recorded` (data that a cache carries); and `views_are_equal`, true where all views show the same.
+    trained on), `with_recorded` (views whose inputs another tool made), `counting` (rows that a loss counts), `save_network` (a
+    student in the form that other libraries load), `arrays` and `recorded` (data that a cache carries); and `views_are_equal`, true
+    where all views show the same.
 
     Attributes:
         name: `images`, or `package.module:name`, by which a cache finds it again.

@@ -21,14 +21,15 @@ from logitcache.dump.settings import DumpSettings
 from logitcache.errors import CorruptCacheError, InputError, unknown_name
 from logitcache.imports.axolotl import AxolotlReader
 from logitcache.imports.distillkit import DistillKitReader
+from logitcache.imports.import_images import import_images
 from logitcache.imports.llamacpp import LlamaCppReader
 from logitcache.imports.reader import Reader
 from logitcache.imports.responses import ResponseReader
-from logitcache.imports.settings import KINDS, ImportRequest, ImportSettings
+from logitcache.imports.settings import IMAGE_KINDS, KINDS, TEXT_KINDS, ImportRequest, ImportSettings
 from logitcache.models.language.tokenizer import load_tokenizer
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks, silent
 from logitcache.runtime.settings import show_options, to_command_line
-from logitcache.store import Cache
+from logitcache.store import Cache, open_cache
 from logitcache.teachers.given import KnownRows
 
 __all__ = ["import_rows"]
@@ -36,7 +37,11 @@ __all__ = ["import_rows"]
 _MOST = 64  # of the largest that are stored if nothing is said
 _TRIED = 64  # documents that are looked at before anything is written
 _OPTIONS = {  # which kinds an option is for
-    "rows_temperature": ("distillkit", "axolotl"),
+    "tokenizer": TEXT_KINDS,
+    "vocabulary": TEXT_KINDS,
+    "data": IMAGE_KINDS,
+    "views": IMAGE_KINDS,
+    "rows_temperature": ("distillkit", "axolotl", "fkd"),
     "alignment": ("axolotl",),
     "bos": ("llama.cpp",),
     "codec": ("distillkit",),
@@ -67,6 +72,22 @@ def import_rows(
     """
     chosen = ImportSettings.over(settings, options)
     _refuse_options(kind, chosen)
+    words = to_command_line(ImportRequest(kind=kind, source=source, out=out), chosen)
+    line = "" if words is None else shlex.join(["logitcache", "import", *words])
+    do = import_images if kind in IMAGE_KINDS else _import_text
+    do(kind, source, out, chosen, line, on_progress)
+    report = verify_cache(out, data=chosen.data)
+    if not report.ok:
+        raise CorruptCacheError(
+            f"{out} was imported, and is not what was read: {report.problems or report.pixels_problem}. Import it again."
+        )
+    return open_cache(out)
+
+
+def _import_text(
+    kind: str, source: str | Path, out: str | Path, chosen: ImportSettings, line: str, on_progress: OnProgress
+) -> None:
+    """Write a cache of rows of text, or go on where that was stopped."""
     tokenizer = (
         None if chosen.tokenizer is None else Tokenizer(load_tokenizer(chosen.tokenizer), source=chosen.tokenizer)
     )
@@ -88,15 +109,7 @@ def import_rows(
         gives=({} if reader.own else {"label": "among the largest"}) | reader.facts,
         own=reader.own,
     )
-    words = to_command_line(ImportRequest(kind=kind, source=source, out=out), chosen)
-    line = "" if words is None else shlex.join(["logitcache", "import", *words])
-    cache = run_job(job, out, line, DumpSettings(), combine_callbacks(Callbacks(), on_progress=on_progress))
-    report = verify_cache(out)
-    if not report.ok:
-        raise CorruptCacheError(
-            f"{out} was imported, and is not what was read: {report.problems or report.pixels_problem}. Import it again."
-        )
-    return cache
+    run_job(job, out, line, DumpSettings(), combine_callbacks(Callbacks(), on_progress=on_progress))
 
 
 class _ImportedRows:

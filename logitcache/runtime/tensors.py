@@ -1,21 +1,32 @@
-"""A network's input: one tensor, or a mapping of named tensors. Samples are the first axis of each."""
+"""A network's input: one tensor, or a mapping of named tensors, samples the first axis of each; and arrays in torch's files."""
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from logitcache.errors import InputError, first_line
 
 __all__ = [
     "call_network",
     "channels_last",
     "in_dtype",
+    "load_arrays",
     "map_tensors",
     "padded",
     "sample_count",
     "split_samples",
     "to_inputs",
+]
+
+_REBUILT = np.empty(0).__reduce__()[0]  # by which numpy's arrays are pickled, under these names
+_ARRAYS: list[Any] = [  # what runs nothing when it is loaded
+    *(np.ndarray, np.dtype, *(type(np.dtype(one)) for one in ("?", "u1", "i4", "i8", "f2", "f4", "f8"))),
+    *((_REBUILT, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
 
 
@@ -65,3 +76,17 @@ def in_dtype(inputs: Any, dtype: torch.dtype) -> Any:
 def call_network(network: nn.Module | Callable[..., Any], inputs: Any) -> Any:
     """Call a network: with one tensor, or with the tensors of a mapping as keyword arguments."""
     return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+
+
+def load_arrays(path: Path) -> Any:
+    """Read a file of torch.save that holds tensors or numpy's arrays, in lists or mappings; code in it is not run.
+
+    Raises:
+        InputError: It is no such file, or holds other objects.
+    """
+    try:
+        with torch.serialization.safe_globals(_ARRAYS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever a broken or hostile pickle makes it stumble over
+        why = "holds objects besides arrays, which could run code" if "Unsupported" in str(error) else "cannot be read"
+        raise InputError(f"{path} {why} ({first_line(error) or type(error).__name__})") from error

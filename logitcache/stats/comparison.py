@@ -176,10 +176,9 @@ class _Sums:
             columns = list(executor.map(lambda c, view, mine: c.rows(view, c.teacher, mine), self._both, views, rows))
         keep = np.ones(len(samples), np.bool_)
         if pixels_count:
-            one, other = (
-                cache.digests_of(view, mine) for cache, view, mine in zip(self._both, views, rows, strict=True)
-            )
-            keep = one == other
+            one, other = (cache.shown_of(view, mine) for cache, view, mine in zip(self._both, views, rows, strict=True))
+            same = [(one[name] == other[name]).reshape(len(samples), -1).all(1) for name in one.keys() & other.keys()]
+            keep = np.logical_and.reduce(same)
         labels = self._labels[rows[0]]
         self.other_pixels += int((~keep).sum())
         step = max(_VALUES_AT_ONCE // len(self.class_rows), 1)

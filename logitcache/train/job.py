@@ -22,7 +22,7 @@ from logitcache.data import (
     modality_of,
     whole_of,
 )
-from logitcache.data.contract import cache_views, recorded_data
+from logitcache.data.contract import cache_views, recorded_data, refuse_unreplayable
 from logitcache.data.exclusion import (
     Reading,
     kept_unreadable,
@@ -107,6 +107,7 @@ def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettin
         _refuse_too_little(opened, objective)
     samples: Any
     if opened:
+        refuse_unreplayable(opened)
         samples, views = recorded_data(opened, settings.data, settings.exclude), cache_views(opened)
         refuse_image_options(samples, {name: getattr(settings, name) for name in _FOR_IMAGES})
         _refuse_other_views(opened, settings)
