@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.errors import InputError
-from logitcache.imports.image_reader import Shown, logprobs_of, refuse_classes, refuse_missing
+from logitcache.errors import InputError, explain_foreign_errors
+from logitcache.imports.image_reader import Shown, logprobs_of, refuse_classes, refuse_improper, refuse_missing
 from logitcache.runtime.tensors import load_arrays
 from logitcache.runtime.wording import counted
 from logitcache.teachers.given import KnownRows
@@ -76,11 +76,10 @@ class FkdReader:
         crops = self._held[1]
         recorded = np.array([one.boxes[view] for one in crops], np.float32)
         labels = np.stack([one.labels[view] for one in crops])
-        subject = f"crop {view} of {self._files[samples[0]]} or of one of the {len(samples) - 1:,} after it"
         if self.own:
             ids = np.tile(np.arange(self.largest), (len(labels), 1))
-            return Shown(KnownRows(ids, logprobs_of(labels, subject)), recorded)
-        return Shown(KnownRows(labels[:, 0].astype(np.int64), logprobs_of(labels[:, 1], subject)), recorded)
+            return Shown(KnownRows(ids, logprobs_of(labels)), recorded)
+        return Shown(KnownRows(labels[:, 0].astype(np.int64), logprobs_of(labels[:, 1])), recorded)
 
     def _read(self, sample: int) -> "_Crops":
         """Read the crops of an image that are taken."""
@@ -92,6 +91,7 @@ class FkdReader:
             )
         if self._kind_of(found, file) != (self.own, self.largest):
             raise InputError(f"{file} holds labels of another form than {self._files[0]}: import them apart")
+        refuse_improper(found.labels[:wanted] if self.own else found.labels[:wanted, 1], str(file))
         if not self.own:
             refuse_classes(found.labels[:wanted, 0].astype(np.int64), len(self._samples.classes), str(file))
         return _Crops(found.boxes[:wanted], found.labels[:wanted])
@@ -139,7 +139,8 @@ def _load(file: Path) -> _Crops:
         raise InputError(
             f"{file} is no file of FKD's labels: expected boxes, flips and probabilities, found {type(found).__name__}"
         )
-    boxes, flips, labels = (np.asarray(one) for one in found)
+    with explain_foreign_errors(f"{file} is no file of FKD's labels"):
+        boxes, flips, labels = (np.asarray(one) for one in found)
     crops = len(boxes) if boxes.ndim else 0
     if not crops or boxes.shape != (crops, 4) or flips.shape != (crops,) or labels.shape[:1] != (crops,):
         raise InputError(

@@ -9,7 +9,7 @@ from logitcache.errors import InputError
 from logitcache.runtime.wording import counted
 from logitcache.teachers.given import KnownRows
 
-__all__ = ["ImageReader", "Shown", "logprobs_of", "refuse_classes", "refuse_missing"]
+__all__ = ["ImageReader", "Shown", "logprobs_of", "refuse_classes", "refuse_improper", "refuse_missing"]
 
 _ABOVE_ONE = 1e-2  # by which the sum of probabilities in float16 may exceed it
 
@@ -55,24 +55,22 @@ class ImageReader(Protocol):
         """
 
 
-def logprobs_of(probabilities: NDArray[np.floating[Any]], subject: str) -> NDArray[np.float64]:
-    """Return logarithms; of a probability that was rounded to 0, of half the smallest that its type holds.
+def logprobs_of(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return logarithms; of a probability that was rounded to 0, of half the smallest that its type holds."""
+    least = float(np.finfo(probabilities.dtype).smallest_subnormal) / 2
+    found: NDArray[np.float64] = np.log(np.maximum(probabilities.astype(np.float64), least))
+    return found
 
-    Args:
-        probabilities: Of the classes that a row names, [..., M].
-        subject: The source, for messages.
 
-    Raises:
-        InputError: They are no probabilities.
-    """
+def refuse_improper(probabilities: NDArray[Any], subject: str) -> None:
+    """Raise InputError where rows, [..., M], hold numbers that are no probabilities."""
+    if probabilities.dtype.kind != "f":
+        raise InputError(f"{subject} holds {probabilities.dtype} where probabilities are expected")
     values = probabilities.astype(np.float64)
     if not np.isfinite(values).all() or values.min(initial=0.0) < 0:
         raise InputError(f"{subject} holds numbers that are no probabilities: expected 0 to 1")
     if values.size and (most := float(values.sum(-1).max())) > 1 + _ABOVE_ONE:
         raise InputError(f"{subject} holds numbers that are no probabilities: those of a row sum to {most:.4g}")
-    least = float(np.finfo(probabilities.dtype).smallest_subnormal) / 2
-    found: NDArray[np.float64] = np.log(np.maximum(values, least))
-    return found
 
 
 def refuse_classes(ids: NDArray[np.int64], classes: int, subject: str) -> None:

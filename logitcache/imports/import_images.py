@@ -112,6 +112,8 @@ class _Job:
         self.views = [View(reader.recipe, version, 0, key, index, index) for index, key in enumerate(reader.keys)]
         self._inputs = self._modality.choose_inputs(samples, self.views[0], {}, {})
         most = min(reader.largest - 1, classes - 2)
+        if reader.largest < 2:
+            raise InputError(f"{source} names one class a row: of its probability alone no distribution can be made")
         if most < 1:
             raise InputError(f"rows of the largest need 3 classes or more, and {settings.data} has {classes}")
         if settings.top_k is not None and settings.top_k > most:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.errors import InputError
-from logitcache.imports.image_reader import Shown, logprobs_of, refuse_classes, refuse_missing
+from logitcache.imports.image_reader import Shown, logprobs_of, refuse_classes, refuse_improper, refuse_missing
 from logitcache.runtime.wording import counted
 from logitcache.teachers.given import KnownRows
 
@@ -73,7 +73,8 @@ class TinyViTReader:
         ids = found["ids"].astype(np.int64)
         subject = str(self._folders[view])
         refuse_classes(ids, len(self._samples.classes), subject)
-        return Shown(KnownRows(ids, logprobs_of(found["probabilities"], subject)), found["seed"])
+        refuse_improper(found["probabilities"], subject)
+        return Shown(KnownRows(ids, logprobs_of(found["probabilities"])), found["seed"])
 
     def _read(self, folder: Path) -> NDArray[Any]:
         """Read an epoch, [N]."""

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -88,5 +89,9 @@ def load_arrays(path: Path) -> Any:
         with torch.serialization.safe_globals(_ARRAYS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever a broken or hostile pickle makes it stumble over
-        why = "holds objects besides arrays, which could run code" if "Unsupported" in str(error) else "cannot be read"
-        raise InputError(f"{path} {why} ({first_line(error) or type(error).__name__})") from error
+        if isinstance(error, UnpicklingError) and "GLOBAL" in str(error):
+            raise InputError(
+                f"{path} holds Python objects besides arrays, which could run code and are not loaded"
+            ) from error
+        why = f" ({first_line(error)})" if isinstance(error, OSError) else ""
+        raise InputError(f"{path} is no file that torch.save has written, or is damaged{why}") from error

@@ -281,3 +281,79 @@ def test_labels_without_the_mass_of_the_others_are_refused(tmp_path, folder, for
     }[form]
     with pytest.raises(InputError, match=says):
         import_rows("fkd", fkd(tmp_path / "l", folder, form), tmp_path / "c.zarr", data=spec(folder), **FKD)
+
+
+class _Code:
+    """What would run code when it is unpickled."""
+
+    def __reduce__(self):
+        return (print, ("it ran",))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda boxes, flips, labels: [boxes, flips, _Code()],
+            "holds Python objects besides arrays, which could run code",
+        ),
+        (lambda boxes, flips, labels: {"boxes": boxes}, "expected boxes, flips and probabilities, found dict"),
+        (lambda boxes, flips, labels: [[[1], [1, 2]], flips, labels], "is no file of FKD's labels: ValueError"),
+        (lambda boxes, flips, labels: [boxes, flips[:1], labels], r"have the shapes \[2, 4\], \[1\] and \[2, 2, 4\]"),
+        (lambda boxes, flips, labels: [boxes * 300, flips, labels], "boxes that are no shares of an image"),
+        (lambda boxes, flips, labels: [boxes[:1], flips[:1], labels[:1]], "has 1 crop, and 2 are taken of each image"),
+        (lambda boxes, flips, labels: [boxes, flips, labels[..., :3]], "labels of another form than"),
+        (
+            lambda boxes, flips, labels: [boxes, flips, labels * np.float32([[9], [1]])],
+            "names class .* the data set has 5",
+        ),
+        (lambda boxes, flips, labels: [boxes, flips, labels * np.float32([[1], [9]])], "those of a row sum to"),
+    ],
+)
+def test_damaged_files_of_fkd_are_named(tmp_path, folder, change, says, capsys):
+    source = fkd(tmp_path / "labels", folder, crops=2)
+    file = source / "imagenet/train/n2/n2_7.tar"
+    torch.save(change(*torch.load(file, weights_only=False)), file)
+    with pytest.raises(InputError, match=rf"n2_7\.tar.*{says}"):
+        import_rows("fkd", source, tmp_path / "c.zarr", data=spec(folder), **FKD)
+    assert "it ran" not in capsys.readouterr().out
+    assert not (tmp_path / "c.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("rank0-values.bin", b"123", "has 3 bytes, and 6 keys of 20 bytes take 120: it was cut short"),
+        ("rank0-keys.txt", b"\xff\xfe", "cannot be read, which names the images"),
+        ("rank0-keys.txt", b"a\nb\nc\nd\ne\nf\n", "names images by keys like 'a', and the data set has none of them"),
+        ("rank0-keys.txt", b"1\n2\n3\n4\n5\n60\n", "numbers images up to 60, and the data set has 12"),
+        ("rank0-values.bin", bytes(120), "names a class twice"),
+        ("rank0-values.bin", np.array([[0, 0, 77, 1, 2, 3, 0, 0, 0, 0]] * 6, "<i2").tobytes(), "names class 77"),
+        ("rank0-values.bin", np.array([[0, 0, 0, 1, 2, 3, -1, 0, 0, 0]] * 6, "<i2").tobytes(), "are no probabilities"),
+    ],
+)
+def test_damaged_files_of_tinyvit_are_named(tmp_path, folder, name, data, says):
+    source = tinyvit(tmp_path / "logits", folder)
+    (source / f"logits_top{K}_epoch0" / name).write_bytes(data)
+    with pytest.raises(InputError, match=says):
+        import_rows("tinyvit", source, tmp_path / "c.zarr", data=spec(folder))
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_rows_of_other_images_are_refused(tmp_path, folder, monkeypatch):
+    """Where the largest class is the label no more often than chance, in 1,000 rows or more; here the rule is lowered."""
+    source = tinyvit(tmp_path / "logits", folder)
+    monkeypatch.setattr("logitcache.runtime.wording._ENOUGH", 10)
+    with pytest.raises(InputError, match=r"which is chance \(20.00%\): the images of `data` stand in another order"):
+        import_rows("tinyvit", source, tmp_path / "c.zarr", data=spec(folder))
+    for changes, says in (
+        ({"data": None}, "name the images that its teacher was shown with `data`"),
+        ({"data": "stories-mini"}, "stories-mini is text"),
+        ({"views": 9}, "has 2 epochs"),
+        (
+            {"vocabulary": 5},
+            "`vocabulary` is for vllm, sglang, distillkit, axolotl, llama.cpp: leave it out for tinyvit",
+        ),
+    ):
+        with pytest.raises(InputError, match=says):
+            import_rows("tinyvit", source, tmp_path / "c.zarr", **({"data": spec(folder)} | changes))
