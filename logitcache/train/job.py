@@ -264,8 +264,8 @@ def _refuse_too_little(cache: Cache, objective: Objective) -> None:
     if encoding["kind"] == "topk-mass" and (temperature := loss.other_temperature) is not None:
         raise CacheMismatchError(
             f"{cache.place} holds log-probabilities at temperature 1, and of the classes outside the {encoding['k']} largest only their "
-            f"mass: what that mass is at temperature {temperature:g} nobody can tell. Use --temperature 1 (of a method that has others, "
-            "each of them), or dump a teacher whose logits are at hand."
+            f"mass: what that mass is at temperature {temperature:g} nobody can tell. Use --temperature 1 (and 1 where a method has "
+            "others, as calibration_temperature), or dump a teacher whose logits are at hand."
         )
 
 
