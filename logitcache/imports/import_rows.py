@@ -43,6 +43,8 @@ _OPTIONS = {  # which kinds an option is for
     "views": IMAGE_KINDS,
     "rows_temperature": ("distillkit", "axolotl", "fkd"),
     "alignment": ("axolotl",),
+    "field_messages": ("axolotl",),
+    "logprobs_field": ("axolotl",),
     "bos": ("llama.cpp",),
     "codec": ("distillkit",),
 }
@@ -146,7 +148,7 @@ def _refuse_options(kind: str, settings: ImportSettings) -> None:
         raise unknown_name("kind of source", kind, KINDS)
     for name, kinds in _OPTIONS.items():
         if getattr(settings, name) is not None and kind not in kinds:
-            raise InputError(f"{settings.flag(name)} is for {' and '.join(kinds)}: leave it out for {kind}")
+            raise InputError(f"{settings.flag(name)} is for {', '.join(kinds)}: leave it out for {kind}")
     temperature = settings.rows_temperature
     if kind in _OPTIONS["rows_temperature"] and temperature is None:
         raise InputError(
@@ -164,7 +166,8 @@ def _reader(kind: str, source: str | Path, settings: ImportSettings, tokenizer: 
     if kind == "distillkit":
         return DistillKitReader(source, settings.codec)
     if kind == "axolotl":
-        return AxolotlReader(source, settings.alignment, tokenizer)
+        fields = settings.field_messages or "messages", settings.logprobs_field or "logprobs"
+        return AxolotlReader(source, settings.alignment, tokenizer, *fields)
     if kind == "llama.cpp":
         return LlamaCppReader(source, settings.bos)
     return ResponseReader(kind, source)

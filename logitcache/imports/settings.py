@@ -45,6 +45,15 @@ class ImportSettings(Settings):
         shown="asked for",
         help="Of axolotl's lists: whether the one at a token is the distribution of the next token, or of this one.",
     )
+    field_messages: str | None = option(
+        None, metavar="NAME", shown="messages", help="Of axolotl: column of the chats, as its configuration names it."
+    )
+    logprobs_field: str | None = option(
+        None,
+        metavar="NAME",
+        shown="logprobs",
+        help="Of axolotl: column of the log-probabilities, as its configuration names it.",
+    )
     bos: int | None = option(
         None,
         metavar="ID",
