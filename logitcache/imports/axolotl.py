@@ -104,7 +104,7 @@ class AxolotlReader:
                 "others is lost. Import the data set from before axolotl prepared it."
             )
         if entry.get("input_ids") is not None:
-            return np.array(entry["input_ids"], np.int64)
+            return np.array(entry["input_ids"]) if len(entry["input_ids"]) else np.empty(0, np.int64)
         if (messages := entry.get(self._messages)) is None:
             raise InputError(
                 f"{file} has neither input_ids nor {self._messages}, but {_names(entry)}: name the column of the chats with "

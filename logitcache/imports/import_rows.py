@@ -23,7 +23,7 @@ from logitcache.imports.axolotl import AxolotlReader
 from logitcache.imports.distillkit import DistillKitReader
 from logitcache.imports.import_images import import_images
 from logitcache.imports.llamacpp import LlamaCppReader
-from logitcache.imports.reader import Reader
+from logitcache.imports.reader import Reader, documents_of, rows_of_document
 from logitcache.imports.responses import ResponseReader
 from logitcache.imports.settings import IMAGE_KINDS, KINDS, TEXT_KINDS, ImportRequest, ImportSettings
 from logitcache.models.language.tokenizer import load_tokenizer
@@ -95,8 +95,8 @@ def _import_text(
     )
     reader = _reader(kind, source, chosen, tokenizer)
     samples = _documents(reader, source, _vocabulary(reader, chosen, tokenizer), tokenizer)
-    rows = _ImportedRows(f"{kind}:{chosen.teacher_name or Path(source).stem}", reader, samples)
-    tried = _tried(reader, samples)
+    rows = _ImportedRows(f"{kind}:{chosen.teacher_name or Path(source).stem}", reader, samples, source)
+    tried = _tried(reader, samples, source)
     _refuse_misaligned(tried, source)
     most = min(_MOST, _largest_of(tried), len(samples.classes) - 2)
     top_k = chosen.top_k or most
@@ -121,15 +121,16 @@ class _ImportedRows:
         name: Name of the teacher.
     """
 
-    def __init__(self, name: str, reader: Reader, samples: Documents) -> None:
-        self.name, self._reader = name, reader
+    def __init__(self, name: str, reader: Reader, samples: Documents, source: str | Path) -> None:
+        self.name, self._reader, self._source = name, reader, source
         spans = zip(samples.documents[:-1].tolist(), samples.documents[1:].tolist(), strict=True)
         self._numbers = {_digest(samples.tokens[begin:end]): number for number, (begin, end) in enumerate(spans)}
 
     def ask(self, tokens: Sequence[int], largest: int, subject: str, /) -> KnownRows:
         """Return what the source has of a document."""
         del subject
-        return self._reader.rows(self._numbers[_digest(np.array(tokens))], largest)
+        number = self._numbers[_digest(np.array(tokens))]
+        return rows_of_document(self._reader, number, largest, str(self._source))
 
     def stop(self) -> None:
         """Do nothing."""
@@ -199,7 +200,7 @@ def _vocabulary(reader: Reader, settings: ImportSettings, tokenizer: Tokenizer |
 def _documents(reader: Reader, source: str | Path, vocabulary: int, tokenizer: Tokenizer | None) -> Documents:
     """Read the tokens of all documents."""
     tokens, targets = list[NDArray[Any]](), list[NDArray[np.bool_]]()
-    for one in reader.documents():
+    for one in documents_of(reader, str(source)):
         tokens.append(one.tokens.astype(np.uint32))
         targets.append(np.ones(len(one.tokens), np.bool_) if one.targets is None else one.targets)
     if not tokens:
@@ -212,12 +213,14 @@ def _documents(reader: Reader, source: str | Path, vocabulary: int, tokenizer: T
     return found
 
 
-def _tried(reader: Reader, samples: Documents) -> list[tuple[NDArray[np.int64], NDArray[np.bool_], KnownRows]]:
+def _tried(
+    reader: Reader, samples: Documents, source: str | Path
+) -> list[tuple[NDArray[np.int64], NDArray[np.bool_], KnownRows]]:
     """Read the rows of the first documents: tokens, which of them but the first are targets, and rows of each."""
     found = []
     for number in np.flatnonzero(np.diff(samples.offsets))[:_TRIED].tolist():
         begin, end = samples.documents[number : number + 2]
-        rows = reader.rows(number, _MOST)
+        rows = rows_of_document(reader, number, _MOST, str(source))
         if len(rows.ids) != end - begin - 1:
             raise InputError(f"document {number:,} has {end - begin:,} tokens and {len(rows.ids):,} rows")
         found.append((samples.tokens[begin:end].astype(np.int64), samples.targets[begin + 1 : end], rows))

@@ -446,6 +446,43 @@ def test_what_a_source_does_not_say_is_asked_for(tmp_path):
     assert not (tmp_path / "n.zarr" / "zarr.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("kind", "make", "change", "says"),
+    [
+        ("vllm", vllm_line, lambda e: e["choices"].__setitem__(0, "x"), "does not hold the ids of its prompt"),
+        ("vllm", vllm_line, lambda e: e["choices"][0]["prompt_token_ids"].__setitem__(0, -1), "tokens that are no ids"),
+        ("vllm", vllm_line, lambda e: e["choices"][0]["prompt_token_ids"].__setitem__(0, 2**32 + 5), "that are no ids"),
+        ("vllm", vllm_line, lambda e: e["choices"][0]["prompt_logprobs"][3].update(a={"logprob": -1}), "another form"),
+        (
+            "sglang",
+            sglang_line,
+            lambda e: e["meta_info"].update(input_token_logprobs=[1, 2]),
+            "another form than files of",
+        ),
+        (
+            "sglang",
+            sglang_line,
+            lambda e: e["meta_info"]["input_top_logprobs"][3].append(
+                [-4, *e["meta_info"]["input_top_logprobs"][3][0][1:]]
+            ),
+            "names a class twice",
+        ),
+    ],
+)
+def test_lines_of_another_form_are_one_sentence(tmp_path, kind, make, change, says):
+    entries = [json.loads(json.dumps(make(one))) for one in DOCUMENTS]
+    change(entries[1])
+    with pytest.raises(InputError, match=rf"a\.jsonl.*{says}|{says}.*a\.jsonl"):
+        import_rows(kind, lines(tmp_path / "a.jsonl", entries), tmp_path / "c.zarr", vocabulary=IDS)
+
+
+def test_axolotls_ids_are_whole_numbers(tmp_path):
+    entry = {"input_ids": [1.5, 2.5], "logprobs": [[-1.0]], "target_token_ids": [[1]]}
+    with pytest.raises(InputError, match="tokens that are no list of ids"):
+        given = {"vocabulary": IDS, "rows_temperature": 1.0, "alignment": "token"}
+        import_rows("axolotl", lines(tmp_path / "a.jsonl", [entry]), tmp_path / "c.zarr", **given)
+
+
 def test_the_command_says_what_rows_can_serve(run, tmp_path):
     file = axolotl(tmp_path / "set.jsonl", 1, "token")
     words = f"import axolotl {file} --vocabulary {IDS} --rows-temperature 1 --alignment token --teacher-name big"
