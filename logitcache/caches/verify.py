@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["VerifyReport", "verify_cache"]
 
 _PROBE_TOLERANCE = 1e-3  # relative; two devices differ by 1e-6
-_SERVED_TOLERANCE = 0.1  # of probability; a server's batches and caches change some hundredths of it in bfloat16
+# Total variation of a row that a server gives again. In bfloat16 another batch changed the worst of 384 rows by 0.076, and float32 by 0.065
+# (SmolLM2-135M, WikiText-2, batches of 4 against 1, on a CPU; 99 of 100 rows by less than 0.05).
+_SERVED_TOLERANCE = 0.2
 
 
 @dataclass(frozen=True, slots=True)

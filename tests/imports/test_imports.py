@@ -476,6 +476,19 @@ def test_lines_of_another_form_are_one_sentence(tmp_path, kind, make, change, sa
         import_rows(kind, lines(tmp_path / "a.jsonl", entries), tmp_path / "c.zarr", vocabulary=IDS)
 
 
+def test_a_row_that_names_a_class_twice_is_refused(tmp_path):
+    entries = [json.loads(line) for line in axolotl(tmp_path / "set.jsonl", 2, "token").read_text().splitlines()]
+    entries[0]["target_token_ids"][0] = [1] * K
+    given = {"vocabulary": IDS, "rows_temperature": 1.0, "alignment": "token"}
+    with pytest.raises(InputError, match="document 0 of 9 tokens, .*row 0 names a class twice"):
+        import_rows("axolotl", lines(tmp_path / "a.jsonl", entries), tmp_path / "c.zarr", **given)
+    codec = {"d": IDS, "k": "x", "exact_k": K}
+    folder = distillkit(tmp_path / "set", CODECS["exact"])
+    (folder / "compression_config.yaml").write_text(json.dumps(codec))
+    with pytest.raises(InputError, match="says k: 'x'; expected a whole number"):
+        import_rows("distillkit", folder, tmp_path / "c.zarr", vocabulary=IDS, rows_temperature=1.0)
+
+
 def test_axolotls_ids_are_whole_numbers(tmp_path):
     entry = {"input_ids": [1.5, 2.5], "logprobs": [[-1.0]], "target_token_ids": [[1]]}
     with pytest.raises(InputError, match="tokens that are no list of ids"):
