@@ -22,12 +22,15 @@ FKD = {"rows_temperature": 1.0}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
+    return images(tmp_path_factory.mktemp("images"))
+
+
+def images(root):
     """Images of several sizes in class folders."""
-    root = tmp_path_factory.mktemp("images")
     pixels, *_ = tiny.arrays()
     for number in range(COUNT):
         place = root / f"n{number % CLASSES}"
-        place.mkdir(exist_ok=True)
+        place.mkdir(exist_ok=True, parents=True)
         image = Image.fromarray(pixels[number]).resize((16 + number % 5, 16 + number % 3))
         image.save(place / f"{place.name}_{number}.png")
     return root
