@@ -178,7 +178,7 @@ def _refuse_misfits(
     if not 1 <= classes <= len(weight):
         raise InputError(f"classes must be between 1 and the {len(weight):,} columns of the head, not {classes:,}")
     if known is not None and known != classes:
-        raise InputError(f"teacher and student must have the same classes, not {known:,} and {classes:,}")
+        raise InputError(f"teacher and student must have the same number of classes, not {known:,} and {classes:,}")
     if teacher is not None and not callable(teacher) and len(teacher) != len(labels):
         raise InputError(
             f"expected a teacher row per hidden state, got {len(labels):,} hidden states and {len(teacher):,} teacher rows"

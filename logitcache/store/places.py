@@ -32,7 +32,7 @@ class Hold(Protocol):
         """
 
     def close(self) -> None:
-        """Release it."""
+        """Release the right to write."""
 
 
 class Place(Protocol):

@@ -361,7 +361,7 @@ def test_rows_and_weights_do_not_change():
         ({"labels": torch.zeros(8, dtype=torch.int32)}, "labels must be int64, not int32"),
         ({"bias": torch.zeros(3)}, r"the bias of a weight \[20, 7\] must be \[20\], not \[3\]"),
         ({"classes": 21}, "between 1 and the 20 columns of the head, not 21"),
-        ({"classes": 19}, "must have the same classes, not 20 and 19"),
+        ({"classes": 19}, "must have the same number of classes, not 20 and 19"),
         ({"chunk_rows": 0}, "chunk_rows must be 1 or more"),
         ({"hidden": torch.zeros(8, 7)}, "hidden states are float32 and the head's weight is float64"),
     ],
