@@ -65,6 +65,7 @@ class Images:
         workers: int | None = None,
         device: torch.device | None = None,
         skip_unreadable: bool = False,
+        on_device: bool = False,
     ) -> Renderer:
         """Return what renders batches of images."""
         return Renderer(
@@ -74,6 +75,7 @@ class Images:
             workers=workers,
             device=device,
             skip_unreadable=skip_unreadable,
+            on_device=on_device,
         )
 
     def digests(self, samples: ImageSet, view: View, ids: Ids) -> NDArray[np.uint64]:
