@@ -1,6 +1,7 @@
 """What a dump will do: data, views, teachers and encoding opened and decided, before anything is written."""
 
 import contextlib
+import inspect
 import itertools
 import logging
 import re
@@ -168,8 +169,11 @@ def renderer_of(
     modality: Modality, samples: Samples, inputs: Sequence[Inputs], settings: DumpSettings, device: torch.device
 ) -> Renderer:
     """Return what renders the inputs of a dump's teachers."""
-    skips = {"skip_unreadable": True} if settings.skip_unreadable else {}
-    return modality.renderer(samples, inputs, with_digests=True, workers=settings.workers, device=device, **skips)
+    asked = {"skip_unreadable": settings.skip_unreadable, "on_device": settings.render_device == "teacher"}
+    switches = {name: True for name, on in asked.items() if on}
+    if "on_device" in switches and "on_device" not in inspect.signature(modality.renderer).parameters:
+        raise InputError(f"data of kind {modality.name} is not rendered on a device: leave out --render-device")
+    return modality.renderer(samples, inputs, with_digests=True, workers=settings.workers, device=device, **switches)
 
 
 def make_manifest(
