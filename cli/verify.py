@@ -97,7 +97,9 @@ def _print(report: "VerifyReport") -> None:
     if report.pixels_problem:
         typer.echo(report.pixels_problem)
     elif report.pixels_checked is None:
-        typer.echo("pixels were not compared (--rows 0)")
+        typer.echo(
+            "pixels were not compared (--rows 0, or images that another tool augmented in a way that cannot be repeated)"
+        )
     else:
         same = "the same pixels as" if report.counted == "rows" else "the same as"
         typer.echo(f"{report.pixels_checked:,} {report.counted} rendered again: {same} the teacher was shown")

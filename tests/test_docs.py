@@ -13,6 +13,7 @@ import pytest
 import torch
 import typer
 import warm
+from imports import test_image_imports
 from logitcache.cli.app import app
 from servers import ModelServer
 
@@ -192,8 +193,11 @@ def test_the_commands_on_servers_run(run, tmp_path):
         ids = [server.tokenizer(one)["input_ids"] for one in stories]
         answers = [server.vllm(one, 65) | {"prompt_token_ids": one} for one in ids]
         (tmp_path / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers))
+        folder = test_image_imports.images(tmp_path / "train")
+        test_image_imports.fkd(tmp_path / "FKD_soft_label", folder, crops=4)
+        test_image_imports.tinyvit(tmp_path / "teacher_logits", folder)
         typed_lines = [line for line, _ in typed(PAGES["servers.md"])]
-        assert len(typed_lines) == 8
+        assert len(typed_lines) == 10
         for line in typed_lines:
             done = run(*shlex.split(line.replace("localhost:8000", f"127.0.0.1:{server.port}")))
             assert done.exit_code == 0, f"{line}\n{done.output}"

@@ -11,12 +11,12 @@ from logitcache.data import find_modality
 from logitcache.encoding import Encoding, read_encoding
 from logitcache.errors import CorruptCacheError, InputError
 from logitcache.runtime.progress import OnProgress, Progress
-from logitcache.store import Cache, CacheWriter, Carried, Manifest, check_files, open_cache, open_place
+from logitcache.store import Cache, CacheWriter, Carried, Manifest, check_files, open_cache, open_place, recorded_arrays
 
 __all__ = ["Rows", "encoding_of", "exclusions_within", "open_sources", "origin", "write_derived"]
 
 Rows = Callable[[int, NDArray[np.int64]], dict[str, NDArray[Any]]]
-# (view, ascending rows of the new cache) -> `digests` and the encoding's columns of these rows
+# (view, ascending rows of the new cache) -> what `Cache.shown_of` returns and the encoding's columns of these rows
 
 
 def open_sources(caches: list[str | Path | Cache], out: str | Path) -> list[Cache]:
@@ -104,6 +104,7 @@ def write_derived(
         )
     slug, encoding = manifest.teachers[0]["slug"], read_encoding(manifest.encoding)
     columns = {slug: encoding.columns(len(manifest.classes))}
+    shown = {"digests", *recorded_arrays(manifest)}
     with CacheWriter(out, manifest, columns, labels, offsets, command=command, carried=carried) as writer:
         if not writer.complete:
             writer.begin(probe[0], {slug: probe[1]})
@@ -113,10 +114,7 @@ def write_derived(
                 writer.write(
                     view,
                     block,
-                    {
-                        name if name == "digests" else f"teachers/{slug}/{name}": column
-                        for name, column in found.items()
-                    },
+                    {name if name in shown else f"teachers/{slug}/{name}": column for name, column in found.items()},
                 )
                 done = view * manifest.view_rows + last
                 on_progress(Progress(doing, done, len(manifest.views) * manifest.view_rows, "rows"))

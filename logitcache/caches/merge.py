@@ -166,7 +166,7 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
             here = wanted[(wanted >= bounds[position]) & (wanted < bounds[position] + counts[position])]
             if len(here):
                 own = here - bounds[position]
-                parts.append(cache.rows(view, slug, own) | {"digests": cache.digests_of(view, own)})
+                parts.append(cache.rows(view, slug, own) | cache.shown_of(view, own))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return write_derived(
@@ -210,7 +210,10 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
         for position, view in enumerate(cache.manifest.views):
             members_of.setdefault(view["group"], []).append(position)
         for members in members_of.values():
-            pixels = tuple(cache.digests(position, (0,)).tobytes() for position in members)
+            first = np.arange(cache.manifest.span(0)[1])
+            pixels = tuple(
+                one.tobytes() for position in members for one in cache.shown_of(position, first).values()
+            )  # of views that cannot be shown again the seeds
             if seen.setdefault(pixels, cache) is not cache:
                 raise InputError(
                     f"view {members[0]} of {cache.place} shows the same pixels as a view of {seen[pixels].place}. Dump the other with "
@@ -224,7 +227,7 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
 
     def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         cache, position = sources[view]
-        return cache.rows(position, slug, wanted) | {"digests": cache.digests_of(position, wanted)}
+        return cache.rows(position, slug, wanted) | cache.shown_of(position, wanted)
 
     manifest = _made(opened, "merge", views=tuple(views), block_rows=rounded)
     labels, offsets, probe = opened[0].labels(), opened[0].offsets(), opened[0].probe(slug)
@@ -263,9 +266,9 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
             )
 
     def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        digests = [cache.digests_of(view, wanted) for cache in opened]
-        for cache, other in zip(opened, digests, strict=True):
-            if not np.array_equal(other[kept_rows[wanted]], digests[0][kept_rows[wanted]]):
+        shown = [cache.shown_of(view, wanted) for cache in opened]
+        for cache, other in zip(opened, shown, strict=True):
+            if not np.array_equal(other["digests"][kept_rows[wanted]], shown[0]["digests"][kept_rows[wanted]]):
                 raise CacheMismatchError(
                     f"the teacher of {cache.place} was shown other {cache_modality(cache).shown} than that of {opened[0].place}"
                 )
@@ -277,7 +280,7 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
             logits = [torch.from_numpy(cache.rows(view, cache.teacher, here)["logits"]) for cache in opened]
             mean = mean_of(logits)
             parts.append({name: x.numpy() for name, x in encode_rows(encoding, mean, true, None).items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | {"digests": digests[0]}
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | shown[0]
 
     exact = mean_of([torch.from_numpy(probe) for _, probe in probes]).numpy()
     probe, carried = (probes[0][0], exact), opened[0].carried()

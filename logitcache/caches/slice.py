@@ -88,7 +88,7 @@ def slice_cache(
     def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         stored = opened.rows(view, slug, wanted + shift)
         found = _converted(source, target, stored, labels[wanted], classes)
-        return found | {"digests": opened.digests_of(view, wanted + shift)}
+        return found | opened.shown_of(view, wanted + shift)
 
     words = to_command_line(SliceRequest(cache=str(opened.place), out=out), chosen) or []
     return write_derived(

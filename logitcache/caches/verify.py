@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["VerifyReport", "verify_cache"]
 
 _PROBE_TOLERANCE = 1e-3  # relative; two devices differ by 1e-6
-_SERVED_TOLERANCE = 0.1  # of probability; a server's batches and caches change some hundredths of it in bfloat16
+# Total variation of a row that a server gives again. In bfloat16 another batch changed the worst of 384 rows by 0.076, and float32 by 0.065
+# (SmolLM2-135M, WikiText-2, batches of 4 against 1, on a CPU; 99 of 100 rows by less than 0.05).
+_SERVED_TOLERANCE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class VerifyReport:
         problems: Files that are not what was written; empty for a whole cache.
         probe_gap: Largest relative gap between stored rows and the probe, beyond rounding; 0.0 means none (f32: bit for bit).
         pixels_checked: Samples, over all views, rendered again and compared with the digests of what the teacher was shown; None
-            if that was not asked for.
+            if that was not asked for, or cannot be done.
         pixels_problem: What differs, or None.
         replayed: Samples, over all views, for which the teacher was run again; None if that was not asked for.
         replay_gap: Largest relative gap between what it says now and what is stored, beyond rounding.
@@ -118,7 +120,8 @@ def verify_cache(
             said = f"rows differ from the probe by {found:.2g}, relative"
             problems += [FileProblem(f"teachers/{slug}", said, 0, block) for block in unlike]
     pixels_problem = None
-    if rows and not problems:
+    shown_again = bool(rows) and not problems and _is_replayable(opened)
+    if shown_again:
         try:
             _check_data(opened, data, rows)
         except CacheMismatchError as error:
@@ -133,7 +136,7 @@ def verify_cache(
         blocks=len(manifest.views) * manifest.blocks,
         problems=problems,
         probe_gap=gap,
-        pixels_checked=len(manifest.views) * min(rows, len(opened.kept())) if rows and not problems else None,
+        pixels_checked=len(manifest.views) * min(rows, len(opened.kept())) if shown_again else None,
         pixels_problem=pixels_problem,
         replayed=min(replay, len(manifest.views) * len(opened.kept()))
         if replay and not problems and not pixels_problem
@@ -250,6 +253,12 @@ def _variations(
     stored = decode_rows(cache.manifest.encoding, columns, len(cache.manifest.classes))
     variations: NDArray[np.float32] = np.abs(np.exp(stored) - np.exp(exact)).sum(1) / 2
     return variations
+
+
+def _is_replayable(cache: Cache) -> bool:
+    from logitcache.data.contract import is_replayable  # noqa: PLC0415  (torch; not needed for the files)
+
+    return is_replayable(cache)
 
 
 def _check_data(cache: Cache, data: Any, rows: int) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "usual_batch",
     "usual_training",
     "views_are_equal",
+    "with_recorded",
 ]
 
 _USUAL_BATCH = 256
@@ -246,6 +247,12 @@ def carried_together(modality: Modality, caches: Sequence[Cache]) -> Mapping[str
 def _for_text(option: str, modality: Modality) -> InputError:
     """Return the error for an option of text beside data of another kind."""
     return InputError(f"{option} is for text, and the data is {modality.name}: leave it out")
+
+
+def with_recorded(modality: Modality, cache: Cache, views: list[Any]) -> list[Any]:
+    """Return views with what a cache records of them besides the manifest: how another tool, whose rows it holds, made each input."""
+    attach = getattr(modality, "with_recorded", None)
+    return views if attach is None else attach(cache, views)
 
 
 def views_are_equal(modality: Modality) -> bool:

@@ -62,6 +62,8 @@ def rows_of_logprobs(
     _refuse(there.sum(1) < k + 1, f"has fewer than {k + 1} classes", counts=there.sum(1))
     # Of equals the first ids are taken, as a dump takes them.
     where, order = torch.where(there, where, classes).sort(1)
+    twice = (where[:, 1:] == where[:, :-1]) & (where[:, 1:] < classes)
+    _refuse(twice.any(1), "names a class twice")
     values, named = values.gather(1, order), named.gather(1, order)
     order = values.masked_fill(named, torch.inf).sort(dim=1, descending=True, stable=True).indices
     kept, left = order[:, : k + 1].sort(1).values, order[:, k + 1 :]

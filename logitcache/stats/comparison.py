@@ -175,12 +175,14 @@ class _Sums:
         with ThreadPoolExecutor(len(self._both)) as executor:
             columns = list(executor.map(lambda c, view, mine: c.rows(view, c.teacher, mine), self._both, views, rows))
         keep = np.ones(len(samples), np.bool_)
-        hashed_by = {cache.manifest.views[view].get("digest") for cache, view in zip(self._both, views, strict=True)}
-        if pixels_count and len(hashed_by) == 1:
-            one, other = (
-                cache.digests_of(view, mine) for cache, view, mine in zip(self._both, views, rows, strict=True)
-            )
-            keep = one == other
+        if pixels_count:
+            hashed_by = {
+                cache.manifest.views[view].get("digest") for cache, view in zip(self._both, views, strict=True)
+            }
+            one, other = (cache.shown_of(view, mine) for cache, view, mine in zip(self._both, views, rows, strict=True))
+            names = (one.keys() & other.keys()) - ({"digests"} if len(hashed_by) > 1 else set())
+            same = [(one[name] == other[name]).reshape(len(samples), -1).all(1) for name in names]
+            keep = np.logical_and.reduce([keep, *same])
         labels = self._labels[rows[0]]
         self.other_pixels += int((~keep).sum())
         step = max(_VALUES_AT_ONCE // len(self.class_rows), 1)

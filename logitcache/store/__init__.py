@@ -6,7 +6,14 @@ from logitcache.errors import InputError
 from logitcache.store.classes import NumberedClasses, classes_from_json, classes_to_json
 from logitcache.store.decode import completion, decode_rows, kept_values, rest_level, rounding, total_variation
 from logitcache.store.draws import draw_gaps, drawn_targets, row_uniforms
-from logitcache.store.layout import PROBE_BYTES, Carried, block_rows_for, carried_bytes, compressed_bytes
+from logitcache.store.layout import (
+    PROBE_BYTES,
+    Carried,
+    block_rows_for,
+    carried_bytes,
+    compressed_bytes,
+    recorded_arrays,
+)
 from logitcache.store.ledger import history
 from logitcache.store.manifest import FORMAT, Manifest, average_of, read_manifest
 from logitcache.store.offsets import Ids, count_rows, is_among, kept_mask, rows_of, samples_of, with_rows
@@ -51,6 +58,7 @@ __all__ = [
     "open_cache",
     "open_place",
     "read_manifest",
+    "recorded_arrays",
     "rest_level",
     "rounding",
     "row_uniforms",

@@ -43,6 +43,7 @@ __all__ = [
     "probe_ids",
     "read_array",
     "read_whole",
+    "recorded_arrays",
     "row_arrays",
     "whole_array_files",
     "with_stored_names",
@@ -56,6 +57,10 @@ _WIDEST_CHUNK = 8 << 20  # bytes
 _BLOSC_BLOCK = 1 << 19  # bytes; of several columns of a block, so that each has a code of its own
 _BLOSC_BLOCK_OF_IDS = _WIDEST_CHUNK  # of a vocabulary: 1.094 of their bound instead of 1.08 (k = 50) to 1.101 (k = 128)
 _LABEL_CHUNK = _CARRIED_CHUNK = 1 << 20
+_RECORDED: dict[str, tuple[str, Column]] = {  # recipe of a view to the array that says what its rows showed
+    "recorded-boxes": ("boxes", ((5,), "<f4", ("box",), 1, True)),
+    "recorded-seeds": ("seeds", ((), "<i4", (), 1, True)),
+}
 _ROUND = 256  # rows; a multiple of the usual batch sizes, so that only the last batch of a view is padded
 
 
@@ -95,6 +100,12 @@ def block_rows_for(rows: int, row_bytes: int) -> int:
     return -(-rows // blocks // _ROUND) * _ROUND
 
 
+def recorded_arrays(manifest: Manifest) -> dict[str, Column]:
+    """List the arrays that say, row by row, how another tool augmented the images: name to column; none where views are drawn here."""
+    recipes = {view.get("recipe") for view in manifest.views}
+    return dict(_RECORDED[recipe] for recipe in sorted(_RECORDED.keys() & recipes))
+
+
 def row_arrays(manifest: Manifest, columns: Mapping[str, Mapping[str, Column]]) -> dict[str, ArraySpec]:
     """List the arrays that are written in blocks.
 
@@ -105,6 +116,7 @@ def row_arrays(manifest: Manifest, columns: Mapping[str, Mapping[str, Column]]) 
     """
     head, chunk, axis = (len(manifest.views), manifest.view_rows), (1, manifest.block_rows), manifest.row_axis
     specs = [ArraySpec("digests", head, chunk, "<u8", ("view", axis))]
+    specs += [_row_array(name, column, head, chunk, axis) for name, column in recorded_arrays(manifest).items()]
     for slug, encoded in columns.items():
         for name, column in encoded.items():
             specs.append(_row_array(f"teachers/{slug}/{name}", column, head, chunk, axis))

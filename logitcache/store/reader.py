@@ -23,7 +23,7 @@ from zarr.storage import MemoryStore
 
 from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, InputError, unknown_name
 from logitcache.runtime.files import FileRecord, describe, digest_bytes
-from logitcache.store.layout import ChunkDecoder, probe_ids, read_whole
+from logitcache.store.layout import ChunkDecoder, probe_ids, read_whole, recorded_arrays
 from logitcache.store.ledger import Ledger, last_command
 from logitcache.store.manifest import Manifest, SomethingElseError, read_manifest
 from logitcache.store.offsets import Ids, kept_mask, samples_of
@@ -32,7 +32,7 @@ from logitcache.store.places import Place, open_place
 __all__ = ["Cache", "MissingChunkError", "ViewStream", "find_newest", "open_cache"]
 
 
-_OF_EVERY_CACHE = {"labels", "offsets", "digests"}  # arrays; others at the top are the data's own
+_OURS = {"labels", "offsets", "digests", "boxes", "seeds"}  # arrays; others at the top are the data's own
 
 
 class MissingChunkError(CorruptCacheError):
@@ -140,7 +140,7 @@ class Cache:
 
     def carried(self) -> dict[str, tuple[str, NDArray[Any]]]:
         """Return the arrays of its data that the cache carries: name to the name of their axis and their values, [n]; of images none."""
-        names = sorted(set(self._group.array_keys()) - _OF_EVERY_CACHE)
+        names = sorted(set(self._group.array_keys()) - _OURS)
         return {name: (_axis(self._array(name)), self._whole(name)) for name in names}
 
     def kept(self) -> Ids:
@@ -215,9 +215,22 @@ class Cache:
         array, rows = self._array("digests"), self._count(blocks)
         return self._read(view, "digests", blocks, np.empty(rows, array.dtype))
 
-    def digests_of(self, view: int, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Digests of some rows of a view, ascending, [B]."""
-        return self._read_rows(view, {"digests": "digests"}, rows)["digests"]
+    def shown_of(self, view: int, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Return what says what the teacher was shown for some rows of a view, ascending: `digests`, [B], and arrays of `recorded`."""
+        return self._read_rows(view, {name: name for name in ("digests", *recorded_arrays(self.manifest))}, rows)
+
+    def recorded(self, view: int) -> dict[str, NDArray[Any]]:
+        """Return how another tool augmented each row of a view, where the cache was imported from one that records it.
+
+        Returns:
+            `boxes`, [R, 5] float32: top, left, height and width as shares of the image's height and width, and 1 where mirrored; or
+            `seeds`, [R] int32, of the other tool's random numbers. Empty where views are drawn here.
+        """
+        arrays = {name: self._array(name) for name in recorded_arrays(self.manifest)}
+        return {
+            name: self._read(view, name, None, np.empty((self.manifest.view_rows, *array.shape[2:]), array.dtype))
+            for name, array in arrays.items()
+        }
 
     def rows(self, view: int, teacher: str, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Read some rows of a view, a block in memory at a time: each column, [B, ...].
@@ -411,7 +424,7 @@ def _axis(array: "zarr.Array") -> str:  # type: ignore[type-arg]
 def _written_at_once(root: bytes) -> list[str]:
     """Return the folders of the arrays that are not written in blocks, from the consolidated metadata of the root."""
     every = json.loads(root).get("consolidated_metadata", {}).get("metadata", {})
-    return sorted({key.partition("/")[0] for key in every} - {"digests", "teachers"})
+    return sorted({key.partition("/")[0] for key in every} - {"boxes", "digests", "seeds", "teachers"})
 
 
 def _with_what_blocks_leave_out(manifest: Manifest, ledger: Ledger) -> Manifest:
@@ -425,7 +438,7 @@ def _with_what_blocks_leave_out(manifest: Manifest, ledger: Ledger) -> Manifest:
 def _unfinished(place: Place, manifest: Manifest | None, ledger: Ledger) -> str:
     command = last_command(place)
     remedy = f"Complete it with:\n  {command}" if command else "Run the command that began it once more."
-    verb = next((word for word in ("slice", "merge") if word in (command or "").split()[1:2]), "dump")
+    verb = next((word for word in ("slice", "merge", "import") if word in (command or "").split()[1:2]), "dump")
     if manifest is None:
         return f"the {verb} of {place} was stopped before its first block. {remedy}"
     done, total = len(list(ledger.committed(len(manifest.views)))), manifest.blocks * len(manifest.views)

@@ -13,15 +13,16 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.data import Ids, Inputs, Rendition
 from logitcache.data.protocol import Renderer
-from logitcache.encoding import TopKRows, rows_of_logprobs
+from logitcache.encoding import TopKEncoding, TopKRows, encode_rows, rows_of_logprobs, widest_bytes
 from logitcache.errors import InputError
 
-__all__ = ["AskingAhead", "GivenTeacher", "KnownRows", "RowSource", "rectangular"]
+__all__ = ["AskingAhead", "GivenRows", "GivenTeacher", "KnownRows", "RowSource", "rectangular"]
 
 _SHOWN = 4  # tokens of a document in a message
 _ENDING = 2.0  # seconds to wait for threads to end
@@ -166,6 +167,59 @@ class _Given(NamedTuple):
     subject: str
     ids: NDArray[np.int64]
     logprobs: NDArray[Any]
+
+
+class GivenRows:
+    """Turns known rows of images into columns.
+
+    Attributes:
+        encoding: How they are stored.
+    """
+
+    def __init__(self, k: int, precision: str, classes: int, *, own: bool) -> None:
+        """Choose what is kept.
+
+        Args:
+            k: Number of the largest to keep beside the label.
+            precision: Precision of log-probabilities.
+            classes: Number of classes.
+            own: Whether each row names its label.
+        """
+        self.encoding = TopKEncoding(k, precision, mass_only=True)
+        self._classes, self._own = classes, own
+
+    def columns(self) -> Any:
+        """Return the columns of the encoding."""
+        return self.encoding.columns(self._classes)
+
+    def widest_bytes(self) -> int:
+        """Return the bytes of a row of the widest column."""
+        return widest_bytes(self.columns())
+
+    def encode(self, known: KnownRows, labels: NDArray[np.int64], subject: str) -> dict[str, NDArray[Any]]:
+        """Return the columns of rows, [R, ...] each.
+
+        Args:
+            known: What is known of them.
+            labels: True classes, [R].
+            subject: The rows, for messages.
+
+        Raises:
+            InputError: They are no log-probabilities.
+        """
+        rows, true = self._rows(known, labels, subject), torch.from_numpy(labels)
+        return {name: column.numpy() for name, column in encode_rows(self.encoding, rows, true).items()}
+
+    def whole(self, known: KnownRows, labels: NDArray[np.int64], subject: str) -> NDArray[np.float32]:
+        """Return log-probabilities of every class, [R, C]; the mass of the rest is divided evenly."""
+        return self._rows(known, labels, subject).at(1.0).numpy()
+
+    def _rows(self, known: KnownRows, labels: NDArray[np.int64], subject: str) -> TopKRows:
+        k, classes = self.encoding.k, self._classes
+        try:
+            return rows_of_logprobs(known.ids, known.logprobs, labels, k, classes, own=self._own)
+        except InputError as error:
+            raise InputError(f"{subject}: {error}") from error
 
 
 class AskingAhead:

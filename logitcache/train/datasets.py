@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from logitcache.data import Ids, View, kept_of, modality_of, render
-from logitcache.data.contract import cache_views, check_inputs, recorded_data
+from logitcache.data.contract import cache_views, check_inputs, recorded_data, refuse_unreplayable
 from logitcache.encoding import AnyRows, DrawnRows, TopKRows, dense
 from logitcache.errors import InputError
 from logitcache.runtime.tensors import shared
@@ -50,6 +51,10 @@ class EpochRows:
     view: Any
     _rows: ViewRows
     _cache: Cache
+
+    def recorded(self) -> dict[str, NDArray[Any]]:
+        """Return how another tool augmented each image, of a cache that was imported from one: see `Cache.recorded`."""
+        return self._cache.recorded(self.view.index)
 
     def logits(self, samples: Sequence[int] | Ids, temperature: float | None = None) -> AnyRows:
         """Return the logits of some rows: see `TeacherRows.logits`."""
@@ -298,5 +303,6 @@ def wrap(
         raise InputError(
             f"{rows.cache.place} is a cache of {rows.cache.manifest.modality}: `wrap` takes images. Use `Loader`."
         )
+    refuse_unreplayable(rows.cache)
     images = recorded_data(rows.cache, dataset, listed=dataset is None)
     return WithTeacher(images, rows, transform, image_size)

@@ -22,7 +22,7 @@ from logitcache.data import (
     modality_of,
     whole_of,
 )
-from logitcache.data.contract import cache_views, recorded_data
+from logitcache.data.contract import cache_views, recorded_data, refuse_unreplayable
 from logitcache.data.exclusion import (
     Reading,
     kept_unreadable,
@@ -110,6 +110,7 @@ def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettin
         _refuse_too_little(opened, objective)
     samples: Any
     if opened:
+        refuse_unreplayable(opened)
         samples, views = recorded_data(opened, settings.data, settings.exclude), cache_views(opened)
         refuse_image_options(samples, {name: getattr(settings, name) for name in _FOR_IMAGES})
         _refuse_other_views(opened, settings)
@@ -273,8 +274,8 @@ def _refuse_too_little(cache: Cache, objective: Objective) -> None:
     if encoding["kind"] == "topk-mass" and (temperature := loss.other_temperature) is not None:
         raise CacheMismatchError(
             f"{cache.place} holds log-probabilities at temperature 1, and of the classes outside the {encoding['k']} largest only their "
-            f"mass: what that mass is at temperature {temperature:g} nobody can tell. Use --temperature 1 (of a method that has others, "
-            "each of them), or dump a teacher whose logits are at hand."
+            f"mass: what that mass is at temperature {temperature:g} nobody can tell. Use --temperature 1 (and 1 where a method has "
+            "others, as calibration_temperature), or dump a teacher whose logits are at hand."
         )
 
 

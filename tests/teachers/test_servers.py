@@ -249,6 +249,9 @@ def test_methods_that_need_the_shape_of_the_rest_refuse_it(served, tmp_path):
     ):
         with pytest.raises((CacheMismatchError, InputError), match=says):
             logitcache.train_student(path, student, out=tmp_path / "run", **changes)
+    logitcache.train_student(
+        path, student, out=tmp_path / "loca", method="loca", epochs=1
+    )  # at 1 where nothing is said
     rows, labels = decoded(open_cache(path))
     with pytest.raises(InputError, match="not known at temperature 2"):
         get_loss("kd", temperature=2.0)(torch.zeros(len(labels), 512), rows, labels)

@@ -98,7 +98,8 @@ class Renderer:
                 batch = self._source.rendered(view, samples)
                 yield batch.pin_memory() if self._pinned else batch
             return
-        self._order.batches = [[(view, samples)] for samples in batches]
+        _, first = whole_of(self._source.data)
+        self._order.batches = [[(view.only(samples + first), samples)] for samples in batches]
         yield from self._processes.items()
 
 

@@ -27,7 +27,7 @@ def batches(data, recipe, ids, workers=0, **wanted):
 
 
 RECIPES = [
-    *CROPS,
+    *[name for name, one in sorted(CROPS.items()) if one.drawn],
     "cifar-strong",
     "imagenet-strong",
     "erasing(p=1)+mixup",

@@ -8,7 +8,7 @@ device. Resizing and normalising belong to each network and come later (`preproc
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.data.images.views.changes import CHANGES, change
-from logitcache.data.images.views.crops import CROPS, Boxes, Crop
+from logitcache.data.images.views.crops import CROPS, Boxes, Crop, RecordedBoxes
 from logitcache.data.images.views.digests import BLAKE2B, MULTILINEAR
 from logitcache.data.images.views.mixing import MIXES, Mixed, draw
 from logitcache.errors import FormatVersionError, InputError, unknown_name
@@ -101,6 +101,11 @@ def read_recipe(text: str) -> Recipe:
     )
 
 
+def _drawn() -> list[str]:
+    """Return the crops that are drawn here."""
+    return [name for name, crop in CROPS.items() if crop.drawn]
+
+
 def _read_step(text: str, recipe: str) -> Step:
     found = re.fullmatch(r"([^()]+)(?:\((.*)\))?", text.strip())
     if not found:
@@ -109,7 +114,7 @@ def _read_step(text: str, recipe: str) -> Step:
     if found[2] is not None and (name in PRESETS or name in CROPS or ":" in name):
         raise InputError(f"augmentation {recipe}: {name} takes no parameters")
     if name not in CROPS and name not in CHANGES and name not in MIXES and ":" not in name:
-        raise unknown_name("augmentation", name, [*PRESETS, *CROPS, *CHANGES, *MIXES, "package.module:factory"])
+        raise unknown_name("augmentation", name, [*PRESETS, *_drawn(), *CHANGES, *MIXES, "package.module:factory"])
     known = {step: one.defaults for step, one in CHANGES.items()} | {step: one.defaults for step, one in MIXES.items()}
     defaults = known.get(name, {})
     chosen: dict[str, float | str] = {}
@@ -155,6 +160,7 @@ class View:
         index: Place of the view in its cache.
         group: Views of one group belong together for methods that pair views.
         digest: How pixels are hashed: `multilinear`, or `blake2b` as before 2026-11-28.
+        recorded: Boxes that another tool drew, of a view of an imported cache; not part of the manifest entry.
     """
 
     recipe: str
@@ -164,10 +170,22 @@ class View:
     index: int
     group: int
     digest: str = BLAKE2B
+    recorded: RecordedBoxes | None = field(default=None, compare=False, repr=False)
 
     def boxes(self, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
         """Say what to cut out of images of these sizes, [B] each."""
+        if self.recorded is not None:
+            return self.recorded.boxes(samples, heights, widths)
         return read_recipe(self.recipe).crop.boxes(self.seed, self.key, samples, heights, widths)
+
+    @property
+    def replayable(self) -> bool:
+        """Whether its images can be shown again: not where another tool made them from random numbers of its own."""
+        return self.recorded is not None or read_recipe(self.recipe).crop.drawn
+
+    def only(self, samples: Ints) -> "View":
+        """Return the same view for some samples alone, which a worker process is sent."""
+        return self if self.recorded is None else replace(self, recorded=self.recorded.only(samples))
 
     @property
     def changes_pixels(self) -> bool:
@@ -213,8 +231,8 @@ class View:
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the manifest."""
-        found = asdict(self)
-        return found if self.digest != BLAKE2B else {key: value for key, value in found.items() if key != "digest"}
+        left_out = {"recorded"} | ({"digest"} if self.digest == BLAKE2B else set())
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in left_out}
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "View":
@@ -252,6 +270,10 @@ def make_views(recipe: str, count: int, seed: int) -> tuple[View, ...]:
         InputError: Recipes whose views are of different sizes, so that a network would have to see them differently.
     """
     recipes = [read_recipe(name) for name in re.split(r",(?![^()]*\))", recipe)]
+    if foreign := next((one.name for one in recipes if not one.crop.drawn), None):
+        raise InputError(
+            f"augmentation {foreign} is of imported caches: choose one of {', '.join([*PRESETS, *_drawn()])}"
+        )
     if len({one.keeps_size for one in recipes}) > 1:
         raise InputError(
             f"augmentations {recipe} do not go together: one keeps the size of an image and another does not, so that a network "

@@ -17,7 +17,12 @@ def boxes(recipe, samples=MANY, height=32, width=32, view=0, seed=0):
     return make_views(recipe, view + 1, seed)[view].boxes(samples, *sizes)
 
 
-@given(st.sampled_from(sorted(CROPS)), st.permutations(list(range(12))), st.integers(0, 2**64 - 1), st.integers(0, 300))
+@given(
+    st.sampled_from([name for name, one in sorted(CROPS.items()) if one.drawn]),
+    st.permutations(list(range(12))),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 300),
+)
 def test_a_box_depends_on_seed_view_and_sample_alone(recipe, order, seed, view):
     order = np.array(order)
     together = boxes(recipe, order, view=view, seed=seed)
