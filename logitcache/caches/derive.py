@@ -1,4 +1,4 @@
-"""Caches made from caches, without the teacher: what `slice` and `merge` share."""
+"""Derive caches from other caches without the teacher: code shared by `slice` and `merge`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,28 +20,26 @@ Rows = Callable[[int, NDArray[np.int64]], dict[str, NDArray[Any]]]
 
 
 def open_sources(caches: list[str | Path | Cache], out: str | Path) -> list[Cache]:
-    """Open caches and compare every byte with what was written.
+    """Open the source caches and verify every byte.
 
     Raises:
-        InputError: One of them is what is to be written.
-        CorruptCacheError: A file is damaged: in a cache with checksums of its own it would look right.
+        InputError: If one of them is also the output.
+        CorruptCacheError: If a file is damaged. Copied to a new cache with new checksums, it would look intact.
     """
     opened, target = [open_cache(cache) for cache in caches], open_place(out)
     for cache in opened:
         if target == cache.place:
-            raise InputError(
-                f"--out {out} is one of the caches that are read: what is made is a cache of its own. Choose another path."
-            )
+            raise InputError(f"--out {out} is one of the source caches, but must be a new cache. Choose another path.")
         if problems := check_files(cache):
             raise CorruptCacheError(
-                f"{cache.place}: {problems[0].file} {problems[0].problem} ({len(problems)} such files). `logitcache verify --repair "
-                f"{cache.place}` and the dump's own command put it right; then try again."
+                f"{cache.place}: {problems[0].file} {problems[0].problem} (damaged files: {len(problems)}). Repair it with `logitcache "
+                f"verify --repair {cache.place}` and the dump's own command, then try again."
             )
     return opened
 
 
 def origin(cache: Cache) -> dict[str, Any]:
-    """Return what a derived cache remembers of one it was made from."""
+    """Return the manifest entry that describes a source of a derived cache."""
     manifest = cache.manifest
     return {
         "fingerprint": cache.fingerprint,
@@ -55,14 +53,14 @@ def origin(cache: Cache) -> dict[str, Any]:
 
 
 def exclusions_within(manifest: Manifest, first: int, last: int) -> tuple[int, ...]:
-    """Return what a stretch of a cache leaves out; of views that mix samples all, because others would be mixed with them."""
+    """Return the excluded samples in a range; all of them if views mix samples, because they may be mixed into others."""
     if any(cache_view.mixes for cache_view in map(find_modality(manifest.modality).read_view, manifest.views)):
         return manifest.excluded
     return tuple(sample for sample in manifest.excluded if first <= sample < last)
 
 
 def encoding_of(cache: Cache) -> Encoding:
-    """Return how its rows are stored."""
+    """Return the encoding of a cache."""
     return read_encoding(cache.manifest.encoding)
 
 
@@ -79,28 +77,28 @@ def write_derived(
     on_progress: OnProgress,
     carried: Carried | None = None,
 ) -> Cache:
-    """Write a cache of one teacher block by block, or go on where that was stopped.
+    """Write a cache of one teacher block by block, or resume one that was interrupted.
 
     Args:
-        out: Where.
-        manifest: What it is.
+        out: Path of the cache.
+        manifest: Manifest of the cache.
         labels: Class of each row, [R].
-        offsets: Row at which each sample begins, [N + 1]; None where each sample is one row.
+        offsets: First row of each sample, [N + 1], or None if each sample is one row.
         probe: Row ids of the probe, [P], and their exact logits, [P, C].
-        rows: Where its rows come from.
-        command: What would continue this.
-        doing: The word for it.
+        rows: Function that returns the rows of a view.
+        command: Command that would resume this.
+        doing: Name of the operation for progress reports, e.g. "merging".
         on_progress: Called after every block.
-        carried: Arrays of the data that it carries.
+        carried: Arrays copied from the data.
 
     Raises:
-        InputError: There is no probe: all of its rows are of samples that are left out.
-        LogitCacheError: The cache cannot be written.
+        InputError: If the probe is empty because all of its samples are excluded.
+        LogitCacheError: If the cache cannot be written.
     """
     if not len(probe[0]):
         raise InputError(
-            f"{out} would have no rows that are kept exactly, because all of them are of samples that are left out: {doing} could not be "
-            "checked afterwards. Leave out fewer samples."
+            f"{out} would have no probe, because all of its samples are excluded, so the result of {doing} could not be verified. "
+            "Exclude fewer samples."
         )
     slug, encoding = manifest.teachers[0]["slug"], read_encoding(manifest.encoding)
     columns = {slug: encoding.columns(len(manifest.classes))}

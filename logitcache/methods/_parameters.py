@@ -65,13 +65,13 @@ def check_value(name: str, word: str, annotation: Any, value: Any) -> Any:
     if value is None and types.NoneType in numeric:
         return value
     if kind is str and not isinstance(value, str):
-        raise InputError(f"{name}: {word} must be a string, got {value!r}")
+        raise InputError(f"{name}: {word} must be a string, not {value!r}")
     if not {int, float}.intersection(numeric):
         return value  # a custom type; the function itself checks it
     whole = int in numeric and float not in numeric
     good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not good or (whole and value != int(value)):
-        raise InputError(f"{name}: {word} must be {'an integer' if whole else 'a finite number'}, got {value!r}")
+        raise InputError(f"{name}: {word} must be {'an integer' if whole else 'a finite number'}, not {value!r}")
     if value not in interval:
         raise InputError(f"{name}: {word} must be {interval}, got {value!r}")
     return int(value) if whole else value

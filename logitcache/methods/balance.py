@@ -43,7 +43,7 @@ def gradient_norms(logits: Tensor, terms: Mapping[str, Tensor]) -> dict[str, flo
     for name, term in terms.items():
         if not isinstance(term, Tensor) or term.ndim != 0:
             what = f"a tensor {list(term.shape)}" if isinstance(term, Tensor) else f"a {type(term).__name__}"
-            raise InputError(f"term {name} must be 0-dim, got {what}; average a loss that has one value per row")
+            raise InputError(f"term {name} must be 0-dim, not {what}; average a loss that has one value per row")
         if not term.requires_grad:
             found[name] = 0.0
             continue

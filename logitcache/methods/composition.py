@@ -225,7 +225,7 @@ class _Pieces:
         if method.temperature == "deviation" and not any(isinstance(one, str) for one in _as_tuple(temperature)):
             if len(_as_tuple(temperature)) != 1:
                 raise InputError(
-                    f"{name}: the temperature multiplies the deviation of each row, so it must be one number, got {temperature}"
+                    f"{name}: the temperature multiplies the deviation of each row, so it must be one number, not {temperature}"
                 )
             base, temperature = _as_tuple(temperature)[0], "deviation"
         if temperature is None:

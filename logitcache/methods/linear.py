@@ -174,17 +174,17 @@ def _refuse_misfits(
             f"{list(weight.shape)} and {list(labels.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise InputError(f"the bias of a weight {list(weight.shape)} must be [{len(weight)}], got {list(bias.shape)}")
+        raise InputError(f"the bias of a weight {list(weight.shape)} must be [{len(weight)}], not {list(bias.shape)}")
     if not 1 <= classes <= len(weight):
-        raise InputError(f"classes must be between 1 and the {len(weight):,} columns of the head, got {classes:,}")
+        raise InputError(f"classes must be between 1 and the {len(weight):,} columns of the head, not {classes:,}")
     if known is not None and known != classes:
-        raise InputError(f"teacher and student must have the same classes, got {known:,} and {classes:,}")
+        raise InputError(f"teacher and student must have the same number of classes, not {known:,} and {classes:,}")
     if teacher is not None and not callable(teacher) and len(teacher) != len(labels):
         raise InputError(
             f"expected a teacher row per hidden state, got {len(labels):,} hidden states and {len(teacher):,} teacher rows"
         )
     if labels.dtype != torch.int64:
-        raise InputError(f"labels must be int64, got {str(labels.dtype).removeprefix('torch.')}")
+        raise InputError(f"labels must be int64, not {str(labels.dtype).removeprefix('torch.')}")
     if bool(((labels != IGNORED) & ((labels < 0) | (labels >= classes))).any()):
         raise InputError(f"labels must be between 0 and {classes - 1:,}, or {IGNORED} for rows to ignore")
     if chunk_rows < 1:

@@ -220,14 +220,14 @@ def make_objective(
     numbers = all(isinstance(weight, int | float) and not isinstance(weight, bool) for weight in weights.values())
     if not numbers or not all(0 <= weight < float("inf") for weight in weights.values()) or weights["warmup"] > 1:
         raise InputError(
-            f"{name}: weights must be 0 or more and the warm-up a fraction from 0 to 1, got {tuple(weights.values())}"
+            f"{name}: weights must be 0 or more and the warm-up a fraction from 0 to 1, not {tuple(weights.values())}"
         )
     begins = {word: chosen.pop(f"{word}_after", share) for word, share in row.begins.items() if word not in chosen}
     for word, share in begins.items():
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-            raise InputError(f"{name}: {word}_after must be a fraction from 0 to 1, got {share!r}")
+            raise InputError(f"{name}: {word}_after must be a fraction from 0 to 1, not {share!r}")
     if loss is None and row.divergence is not None:
         loss = compose(name, row, chosen)
     if not 0 <= label_smoothing < 1:
-        raise InputError(f"--label-smoothing must be at least 0 and below 1, got {label_smoothing:g}")
+        raise InputError(f"--label-smoothing must be at least 0 and below 1, not {label_smoothing:g}")
     return Objective(**weights, loss=loss, begins=begins, pairs_views=row.pairs_views, label_smoothing=label_smoothing)

@@ -1,4 +1,4 @@
-"""A network's input: one tensor, or a mapping of named tensors, samples the first axis of each; and arrays in torch's files."""
+"""Operations on a network's input (a tensor, or a mapping of named tensors, samples along the first axis), and arrays in torch's files."""
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +45,7 @@ def sample_count(inputs: Any) -> int:
 
 
 def split_samples(inputs: Any, size: int) -> Iterator[Any]:
-    """Yield stretches of at most `size` samples."""
+    """Yield consecutive parts of at most `size` samples."""
     for start in range(0, sample_count(inputs), size):
         yield map_tensors(operator.itemgetter(slice(start, start + size)), inputs)
 
@@ -59,12 +59,12 @@ def padded(inputs: Any, size: int) -> Any:
 
 
 def to_inputs(inputs: Any, device: torch.device) -> Any:
-    """Copy an input to a device; from page-locked memory, a GPU copies while the host goes on."""
+    """Copy an input to a device, asynchronously if it is in page-locked memory."""
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), inputs)
 
 
 def channels_last(inputs: Any) -> Any:
-    """Lay images, [B, C, H, W], out in channels-last memory format; leave other tensors alone."""
+    """Convert images, [B, C, H, W], to channels-last memory format; leave other tensors unchanged."""
     return map_tensors(
         lambda tensor: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor, inputs
     )
@@ -76,7 +76,7 @@ def in_dtype(inputs: Any, dtype: torch.dtype) -> Any:
 
 
 def call_network(network: nn.Module | Callable[..., Any], inputs: Any) -> Any:
-    """Call a network: with one tensor, or with the tensors of a mapping as keyword arguments."""
+    """Call a network with a tensor, or with the tensors of a mapping as keyword arguments."""
     return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
 
 

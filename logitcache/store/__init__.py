@@ -1,4 +1,4 @@
-"""The cache on disk or in object storage: arrays and bytes, specified in docs/format.md. Knows no torch, no dataset, no model."""
+"""The cache on disk or in object storage, as specified in docs/format.md. Independent of torch, data sets and models."""
 
 import sys
 
@@ -68,5 +68,5 @@ __all__ = [
     "with_rows",
 ]
 
-if sys.flags.optimize:  # zarr 3.1 reads nothing then: what it does inside of assert statements is left out
-    raise InputError("Python runs with -O or PYTHONOPTIMIZE, under which zarr cannot read. Run it without.")
+if sys.flags.optimize:  # zarr 3.1 has side effects in assert statements and reads nothing without them
+    raise InputError("zarr cannot read under python -O or PYTHONOPTIMIZE; run Python without it")

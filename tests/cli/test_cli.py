@@ -33,7 +33,7 @@ def test_what_is_taken_from_a_checkpoint_is_said(run, tmp_path):
         "dump", "--teacher", "tiny:net", "--teacher-weights", "a.pth", "--data", "arrays:d.npz", "--out", "c.zarr"
     )
     assert result.exit_code == 0, result.output
-    assert "a.pth: weights taken below 'net', names without 'module.'\n" in result.stderr
+    assert "a.pth: loaded weights below 'net', names without 'module.'\n" in result.stderr
 
 
 def test_the_whole_way(run, npz):
@@ -205,7 +205,7 @@ REFUSALS = [
     ("train c.zarr --student resnet8 --augment none", 1, "has its own views (pad-crop-flip): leave out --augment"),
     ("train c.zarr", 2, "which network? Name it with --student NAME"),
     ("train --resume", 2, "which run? Name its folder with --out RUN"),
-    ("train --resume --out nothing", 1, "nothing holds no run to resume. Leave out --resume to begin one"),
+    ("train --resume --out nothing", 1, "nothing holds no run to resume. Leave out --resume to start one"),
     (
         "train c.zarr --student resnet8 --data arrays:other.npz",
         1,
@@ -222,20 +222,20 @@ REFUSALS = [
     (
         "dump --teacher tiny:net --data arrays:data.npz --out c.zarr",
         1,
-        "c.zarr is another cache; nothing in it was touched",
+        "c.zarr is a different cache; nothing in it was touched",
     ),
     ("dump --teacher tiny:net --data arrays:data.npz --out folder", 1, "folder exists and is not a logit cache"),
     ("dump --teacher tiny:net --data arrays:data.npz --augment flip --out d.zarr", 1, "unknown augmentation 'flip'"),
     ("dump --teacher tiny:net --data arrays:data.npz --precision f8 --out d.zarr", 1, "unknown precision 'f8'"),
     ("dump --teacher tiny:net --data arrays:data.npz", 2, "Missing option '--out'"),
     ("dump --teacher tiny:Poisoned --data arrays:data.npz --out d.zarr", 1, "gives logits that are no numbers"),
-    ("dump --teacher tiny:seven --data arrays:data.npz --out d.zarr", 1, "answers for 7 classes, not 5"),
+    ("dump --teacher tiny:seven --data arrays:data.npz --out d.zarr", 1, "returns logits for 7 classes, not 5"),
     (
         "dump --teacher tiny:net --data arrays:bad.npz --out d.zarr",
         1,
         "labels must lie in 0 ... 4 (5 classes); sample 0 has 9",
     ),
-    ("compare folder", 1, "folder is no run and holds none"),
+    ("compare folder", 1, "folder neither is nor contains a run"),
     ("methods rdl", 1, "unknown method 'rdl'; did you mean 'rld'"),
     ("verify folder", 1, "folder is not a logit cache"),
     ("frobnicate", 2, "No such command 'frobnicate'"),

@@ -91,7 +91,7 @@ def test_views_of_other_caches_cannot_follow(tmp_path):
         logitcache.dump_logits(**images, out=tmp_path / f"{number}.zarr", augment=augment)
         for number, augment in enumerate(["none", "pad-crop-flip"])
     ]
-    with pytest.raises(InputError, match="Dump more views into it"):
+    with pytest.raises(InputError, match="Run its dump's own command"):
         logitcache.merge_caches(caches, tmp_path / "merged.zarr")
 
 

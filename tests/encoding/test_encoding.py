@@ -201,9 +201,9 @@ def test_rows_whose_rest_is_known_by_its_mass_are_complete_at_temperature_one_al
     assert torch.equal(rows.at(1.0), shaped.at(1.0))
     assert np.allclose(decode_rows(encoding.to_json(), columns, 40), rows.at(1.0).numpy(), atol=1e-5)
     assert np.isnan(decode_rows(encoding.to_json(), columns, 40, 2.0)).any()
-    with pytest.raises(InputError, match="not known at temperature 2"):
+    with pytest.raises(InputError, match="unknown at temperature 2"):
         rows.at(2.0)
-    with pytest.raises(InputError, match="only the mass is known"):
+    with pytest.raises(InputError, match="only the mass of the dropped classes"):
         like.narrow(rows, labels)
     ids = torch.cat([logprobs.topk(7).indices, labels[:, None]], 1)
     ids[(ids[:, :-1] == labels[:, None]).any(1), -1] = -1  # named once
@@ -225,11 +225,11 @@ def test_log_probabilities_that_are_none_are_refused_by_row():
         with pytest.raises(InputError, match=says):
             rows_of_logprobs(k=k, classes=50, **given)
 
-    refuses(r"row 1 does not name its own token", labels=np.array([0, 40, 2]))
+    refuses(r"row 1 does not list its label exactly once", labels=np.array([0, 40, 2]))
     refuses(r"row 0 has fewer than 8 classes \(6\)", k=7)
     refuses(r"row 0 has probabilities that sum to more than 1 \(1.5", logprobs=np.log(np.full((3, 6), 0.3)))
     refuses(r"row 2 has log-probabilities above 0", logprobs=good + np.array([[0], [0], [9.0]]))
-    refuses(r"row 1 has a log-probability that is no number", logprobs=good * np.array([[1], [np.nan], [1.0]]))
+    refuses(r"row 1 has a log-probability that is not finite", logprobs=good * np.array([[1], [np.nan], [1.0]]))
     beyond = rows_of_logprobs(ids + np.array([0, 0, 0, 0, 0, 900]), good, labels, 4, 50)
     assert np.allclose(beyond.values.exp().numpy(), 0.1 / 0.9)
 
@@ -243,7 +243,7 @@ def test_ids_that_no_dump_wrote_are_found():
     beyond["ids"][3, 5] += 30
     assert "classes beyond 29" in encoding.check(beyond, 30)
     twice["ids"][3, 2] = 0
-    assert "one twice" in encoding.check(twice, 30)
+    assert "a class twice" in encoding.check(twice, 30)
 
 
 def test_what_cannot_be_encoded_is_refused():
@@ -253,7 +253,7 @@ def test_what_cannot_be_encoded_is_refused():
         TopKEncoding(0, "f16")
     with pytest.raises(UnknownNameError, match=r"unknown precision 'f8'"):
         FullEncoding("f8")
-    with pytest.raises(UnknownNameError, match=r"unknown encoding 'sparse'; this logitcache reads: full, topk"):
+    with pytest.raises(UnknownNameError, match=r"unknown encoding 'sparse'; expected full, topk"):
         read_encoding({"kind": "sparse"})
 
 

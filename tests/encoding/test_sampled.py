@@ -198,11 +198,11 @@ def test_rows_move_and_stack_like_tensors_and_are_none():
     again = DrawnRows.stack([rows[position] for position in range(8)]).to("cpu")
     assert torch.equal(again.ids, rows.ids)
     assert torch.equal(again.entropy, rows.entropy)
-    with pytest.raises(InputError, match="5 classes drawn from a distribution over 40"):
+    with pytest.raises(InputError, match="5 classes sampled from a distribution over 40"):
         torch.softmax(rows, 1)
     with pytest.raises(AttributeError, match="cannot be completed"):
         _ = rows.shape
-    with pytest.raises(InputError, match="no logits to complete"):
+    with pytest.raises(InputError, match="sampled rows cannot be converted to logits"):
         dense(rows, 1.0)
 
 

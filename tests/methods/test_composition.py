@@ -120,7 +120,7 @@ def test_what_is_given_wins_over_a_preset_and_that_over_the_method():
         (
             "normkd",
             {"temperature": (1.0, 2.0)},
-            r"the temperature multiplies the deviation of each row, so it must be one number, got \(1.0, 2.0\)",
+            r"the temperature multiplies the deviation of each row, so it must be one number, not \(1.0, 2.0\)",
         ),
         ("kd", {"standardize": "false"}, "kd: standardize must be true or false, got 'false'"),
         ("wsld", {"temperature": "deviation"}, "wsld takes no temperature by deviation"),
@@ -138,13 +138,13 @@ def test_what_is_given_wins_over_a_preset_and_that_over_the_method():
         ("clkd", {"tail": "bucket"}, "clkd does not support tail 'bucket'"),
         ("ce", {}, "ce has no distillation term"),
         ("kd", {"temperature": ()}, "temperature must be at least one number"),
-        ("kd", {"temperature": (1.0, -1.0)}, "kd: temperature must be greater than 0, got -1.0"),
-        ("loca", {"alpha": 1.0}, "loca: alpha must be between 0 and 1, got 1.0"),
-        ("ldrld", {"depth": 2.5}, "ldrld: depth must be an integer, got 2.5"),
-        ("ldrld", {"depth": 0}, "ldrld: depth must be greater than 0, got 0"),
-        ("clkd", {"reduction": "max"}, "clkd: reduction must be root or sum or mean, got 'max'"),
-        ("clkd", {"squared": 1.0}, "clkd: squared must be true or false, got 1.0"),
-        ("atkd", {"source": "student"}, "atkd: source must be both or teacher, got 'student'"),
+        ("kd", {"temperature": (1.0, -1.0)}, "kd: temperature must be greater than 0, not -1.0"),
+        ("loca", {"alpha": 1.0}, "loca: alpha must be between 0 and 1, not 1.0"),
+        ("ldrld", {"depth": 2.5}, "ldrld: depth must be an integer, not 2.5"),
+        ("ldrld", {"depth": 0}, "ldrld: depth must be greater than 0, not 0"),
+        ("clkd", {"reduction": "max"}, "clkd: reduction must be root or sum or mean, not 'max'"),
+        ("clkd", {"squared": 1.0}, "clkd: squared must be true or false, not 1.0"),
+        ("atkd", {"source": "student"}, "atkd: source must be both or teacher, not 'student'"),
     ],
 )
 def test_what_means_nothing_is_refused_with_the_reason(name, changes, reason):
@@ -344,7 +344,7 @@ def test_a_strangers_own_method_has_the_same_pieces(monkeypatch):
     with pytest.raises(InputError, match="must take student, teacher and labels; it takes 2 arguments"):
         get_loss("test_composition:two")
     assert get_loss("test_composition:optional", cap=2.0)(s, z, y).shape == (8,)
-    with pytest.raises(InputError, match="mode must be a string, got 3.0"):
+    with pytest.raises(InputError, match="mode must be a string, not 3.0"):
         get_loss("test_composition:optional", mode=3.0)
     with pytest.raises(InputError, match="method 'no_such_module:x' cannot be imported"):
         get_loss("no_such_module:x")

@@ -566,5 +566,5 @@ def test_a_path_that_is_none_is_a_sentence(out):
 
 @pytest.mark.parametrize("paths", [3, [3], None])
 def test_runs_that_are_no_paths_are_a_sentence(paths):
-    with pytest.raises(InputError, match="a run is the path of its folder, not "):
+    with pytest.raises(InputError, match="a run must be the path of its folder, not "):
         logitcache.compare_runs(paths)

@@ -138,8 +138,8 @@ def test_advice_names_the_method_and_what_to_dump(run, tmp_path, encoding, says)
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        ("folder", "folder is a folder: name a file in it."),
-        ("no/a.html", "no is no folder"),
+        ("folder", "folder is a folder; name a file in it"),
+        ("no/a.html", "no is not a folder"),
         ("s3://b/a.html", "address"),
     ],
 )
@@ -152,7 +152,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(run, t
 
 def test_a_page_that_may_not_be_written_is_refused(run, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert "not yours to write to" in run("stats", "no-such-cache.zarr", "--report", "a.html").stderr
+    assert "is not writable" in run("stats", "no-such-cache.zarr", "--report", "a.html").stderr
 
 
 def test_the_page_says_what_the_terminal_says_and_is_measured_once(run, tmp_path, monkeypatch):

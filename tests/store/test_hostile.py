@@ -239,7 +239,9 @@ def test_a_full_disk_is_said_and_what_was_committed_is_whole(tmp_path, monkeypat
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(CacheIncompleteError, match="no space left for .* make room and run the same command again"):
+    with pytest.raises(
+        CacheIncompleteError, match="no space left for .* free some space and run the same command again"
+    ):
         write(tmp_path / "c.zarr", manifest())
     monkeypatch.setattr(os, "fsync", real)
     assert not list((tmp_path / "c.zarr").rglob("*.partial"))

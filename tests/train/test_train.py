@@ -188,7 +188,7 @@ def test_a_run_of_a_loss_in_hand_is_resumed_with_the_same(dump, train, tmp_path,
     with pytest.raises(StoppedError):
         train(method=loss, epochs=2, out=tmp_path / "r", should_stop=lambda: next(asked))
     with pytest.raises(
-        CacheMismatchError, match=r"method: there 'get_loss\(rld, beta=4\)', asked for 'get_loss\(rld, beta=5\)'"
+        CacheMismatchError, match=r"method: there 'get_loss\(rld, beta=4\)', requested 'get_loss\(rld, beta=5\)'"
     ):
         train(method=logitcache.get_loss("rld", beta=5), epochs=2, out=tmp_path / "r", resume=True)
     assert same(weights(whole), weights(train(method=loss, epochs=2, out=tmp_path / "r", resume=True)))
@@ -327,7 +327,7 @@ def test_a_run_without_a_cache_goes_on_with_its_own_data_alone(train, images, tm
     with pytest.raises(Stopped):
         train(**settings, on_epoch=stop)
     for changed in ({"data": change("labels")}, {"test_data": images}):
-        with pytest.raises(CacheMismatchError, match="was begun with other data"):
+        with pytest.raises(CacheMismatchError, match="was started with other data"):
             train(**settings, resume=True, **changed)
     train(**settings, resume=True)
 
@@ -562,9 +562,9 @@ def test_a_run_that_exists_is_refused_and_left_alone(dump, train, tmp_path):
     dump()
     train()
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
-    with pytest.raises(InputError, match="already holds a run; nothing in it was touched. Continue it with `resume`"):
+    with pytest.raises(InputError, match="already holds a run; nothing in it was touched. Resume it with `resume`"):
         train()
-    with pytest.raises(CacheMismatchError, match=r"is a run with other settings:\n  lr: there 0.05, asked for 0.1"):
+    with pytest.raises(CacheMismatchError, match=r"is a run with other settings:\n  lr: there 0.05, requested 0.1"):
         train(resume=True, lr=0.1)
     assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
     with pytest.raises(InputError, match="holds no run to resume"):
@@ -580,7 +580,7 @@ def test_a_run_resumed_with_another_cache_is_refused(dump, train, tmp_path):
     with pytest.raises(Stopped):
         train(on_epoch=stop)
     dump(seed=9, out=tmp_path / "other.zarr")
-    with pytest.raises(CacheMismatchError, match="was begun with another cache"):
+    with pytest.raises(CacheMismatchError, match="was started with another cache"):
         train(resume=True, cache=tmp_path / "other.zarr")
 
 
