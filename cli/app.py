@@ -25,6 +25,7 @@ from .dump import dump
 from .export import export
 from .fidelity import fidelity
 from .import_ import import_
+from .info import info
 from .merge import merge
 from .methods import methods
 from .options import stopped_words
@@ -140,6 +141,7 @@ def _common(
 
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "dump": (dump, "Cache"),
+    "info": (info, "Cache"),
     "stats": (stats, "Cache"),
     "fidelity": (fidelity, "Cache"),
     "slice": (slice_, "Cache"),

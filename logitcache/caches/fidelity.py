@@ -31,7 +31,7 @@ from logitcache.encoding import (
 from logitcache.errors import InputError
 from logitcache.methods import METHODS, Distillation, get_loss, language_settings
 from logitcache.runtime.wording import encoding_words
-from logitcache.store import Cache, Ids, Manifest, compressed_bytes, open_cache, row_uniforms
+from logitcache.store import Cache, Ids, Manifest, compressed_bytes, disk_use, open_cache, row_uniforms
 
 __all__ = ["Fidelity", "MethodError", "advice", "cache_fidelity", "sweep_encodings"]
 
@@ -70,7 +70,8 @@ class Fidelity:
 
     Attributes:
         encoding: How rows are stored, as in the manifest.
-        bytes_per_row: Payload of a row: the encoding's columns, compressed. `logitcache stats` reports the size on disk, of all files.
+        bytes_per_row: Bytes a row in storage, as `logitcache.store.bytes_per_row` defines it. Of an encoding that is not the stored one, an
+            estimate: its columns compressed as in the probe, and everything else as it is.
         rows: Rows measured.
         kl_nats: Mean KL(exact || stored) at temperatures 1, 2 and 4; none of draws, which leave most classes without mass.
         unranked: Share of rows whose label is not among the largest; 0 where every class is kept, and of draws.
@@ -146,7 +147,7 @@ def advice(cache: str | Path | Cache, *, teacher: str | None = None, measured: F
 
 
 def _cheapest(exact: "_Exact", losses: Mapping[str, Distillation], least: int) -> dict[str, Fidelity]:
-    """Return for each loss the encoding of least payload that costs it little; of the largest logits at least so many."""
+    """Return for each loss the smallest encoding that costs it little; of the largest logits at least so many."""
     found: dict[str, Fidelity] = {}
     for encoding, columns in _encoded(exact):
         left = {name: loss for name, loss in losses.items() if name not in found}
@@ -174,7 +175,7 @@ def _sentence(
     kept = f"--top-k {better.encoding['k']}" if "k" in better.encoding else "--encoding full"
     return (
         f"{error.method}{at} loses {'all' if lost >= 1 else f'{lost:.0%}'} of its gradient at {where}: dump with {kept} --precision "
-        f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} B of payload a row instead of {stored.bytes_per_row:.0f})"
+        f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} B a row instead of {stored.bytes_per_row:.0f})"
         + (or_full if "k" in better.encoding else "")
     )
 
@@ -186,7 +187,7 @@ def sweep_encodings(
     settings: Mapping[str, Any] | None = None,
     teacher: str | None = None,
 ) -> list[Fidelity]:
-    """Measure the encodings that could have been chosen, on the probe, in order of payload."""
+    """Measure the encodings that could have been chosen, on the probe, in order of bytes a row."""
     opened = open_cache(cache).of(teacher)
     losses, exact = _losses(methods, settings or {}, opened.manifest), _exact(opened)
     if _is_given(opened.manifest):
@@ -211,11 +212,29 @@ def _drawn(encoding: SampledEncoding, cache: Cache, exact: "_Exact") -> dict[str
 
 
 class _Exact(NamedTuple):
-    """Rows kept in full: their ids, [R], logits, [R, C], and labels, [R]."""
+    """Rows kept in full, and what the cache that keeps them takes.
+
+    Attributes:
+        ids: Their row ids, [R].
+        logits: Their logits, [R, C].
+        labels: Their labels, [R].
+        stored: Encoding of the cache, as in the manifest.
+        per_row: Bytes a row of the cache in storage.
+        payload: Part of these that the encoding's columns take.
+    """
 
     ids: Ids
     logits: Tensor
     labels: Tensor
+    stored: Mapping[str, Any]
+    per_row: float
+    payload: float
+
+    def bytes_per_row(self, encoding: Encoding, columns: Mapping[str, Tensor]) -> float:
+        """Return the bytes a row of the cache, or what they would be with other columns."""
+        if encoding.to_json() == self.stored:
+            return self.per_row
+        return self.per_row - self.payload + _payload(encoding, columns, self.logits.shape[1]) / len(self.logits)
 
 
 def _exact(cache: Cache, most: int | None = None) -> _Exact:
@@ -233,7 +252,10 @@ def _exact(cache: Cache, most: int | None = None) -> _Exact:
         raise InputError(f"{cache.place} leaves out all rows that it keeps in full: nothing can be measured on them.")
     every = 1 if most is None else max(-(-logits.size // most), 1)
     ids, logits = ids[::every], np.ascontiguousarray(logits[::every])
-    return _Exact(ids, torch.from_numpy(logits), torch.from_numpy(cache.labels()[ids]).long())
+    use, labels = disk_use(cache), torch.from_numpy(cache.labels()[ids]).long()
+    return _Exact(
+        ids, torch.from_numpy(logits), labels, cache.manifest.encoding, use.per_row, use.payload(cache.teacher)
+    )
 
 
 def _of_stored(cache: Cache, losses: Mapping[str, Distillation], exact: _Exact) -> Fidelity:
@@ -267,7 +289,7 @@ def _most_unknown(rows: TopKRows) -> float:
 
 
 def _encoded(exact: _Exact) -> list[tuple[Encoding, dict[str, Tensor]]]:
-    """Encode rows in every way that could have been chosen, in order of payload."""
+    """Encode rows in every way that could have been chosen, the smallest first."""
     classes = exact.logits.shape[1]
     largest = [k for k in _powers(4097) if k + 2 <= classes]
     candidates: list[Encoding] = [FullEncoding(dtype) for dtype in ("f32", "f16", "u8")]
@@ -300,12 +322,12 @@ def _losses(methods: Sequence[str] | None, settings: Mapping[str, Any], manifest
 def _measured(
     encoding: Encoding, columns: Mapping[str, Tensor], rows_in_full: _Exact, losses: Mapping[str, Distillation]
 ) -> Fidelity:
-    _, exact, labels = rows_in_full
+    exact, labels = rows_in_full.logits, rows_in_full.labels
     classes, students = exact.shape[1], _students(exact)
     rows = encoding.decode(columns, labels, classes)
     return Fidelity(
         encoding.to_json(),
-        _payload(encoding, columns, classes) / len(exact),
+        rows_in_full.bytes_per_row(encoding, columns),
         len(exact),
         {
             f"T={temperature:g}": _kl(exact, dense(rows, temperature), temperature)

@@ -2,8 +2,10 @@
 
 from logitcache.stats.comparison import compare_caches
 from logitcache.stats.describe import cache_stats
+from logitcache.stats.info import cache_info
 from logitcache.stats.records import (
     Bin,
+    CacheInfo,
     CacheStats,
     Comparison,
     Confusion,
@@ -23,6 +25,7 @@ from logitcache.stats.records import (
 
 __all__ = [
     "Bin",
+    "CacheInfo",
     "CacheStats",
     "Comparison",
     "Confusion",
@@ -38,6 +41,7 @@ __all__ = [
     "SurprisingToken",
     "TokenStats",
     "ViewStats",
+    "cache_info",
     "cache_stats",
     "compare_caches",
 ]

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from logitcache.errors import CacheMismatchError
 from logitcache.runtime.progress import OnProgress, Progress, silent
 from logitcache.runtime.wording import encoding_words
-from logitcache.stats.contents import array_bytes, bytes_per_row, divergences
+from logitcache.stats.contents import divergences
 from logitcache.stats.records import Comparison, Side
 from logitcache.stats.rows import Columns, Ints, answers, read_rows
 from logitcache.stats.teacher import Calibration
-from logitcache.store import Cache, decode_rows, open_cache
+from logitcache.store import Cache, decode_rows, disk_use, open_cache
 
 __all__ = ["compare_caches"]
 
@@ -227,7 +227,7 @@ def _side(cache: Cache, sums: _Sums, side: int) -> Side:
         fingerprint=cache.fingerprint,
         teacher=manifest.teachers[0]["name"],
         encoding=encoding_words(manifest.encoding),
-        bytes_per_row=bytes_per_row(cache, array_bytes(cache), manifest.view_rows * len(manifest.views)),
+        bytes_per_row=disk_use(cache).per_row,
         accuracy=int(sums.right.sum(1 - side)[1]) / sums.rows,
         entropy_nats=float(sums.entropy[side]) / sums.rows,
         calibration_error=sums.calibration[side].error(),

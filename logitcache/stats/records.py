@@ -11,6 +11,7 @@ from logitcache.store import classes_from_json
 
 __all__ = [
     "Bin",
+    "CacheInfo",
     "CacheStats",
     "Comparison",
     "Confusion",
@@ -323,22 +324,67 @@ class TokenStats:
 
 
 @dataclass(frozen=True, slots=True)
-class CacheStats:
-    """Everything `logitcache stats` prints.
+class CacheInfo:
+    """What a cache is, as `logitcache info` shows it: known from its manifest and the sizes of its files.
 
     Attributes:
         path: Of the cache.
         fingerprint: Of its content; empty while it is unfinished.
+        finished: Whether the dump has ended.
+        blocks: Blocks there should be, over all views.
+        blocks_there: Those of which every file is there.
+        rows: Rows there should be, over all views.
+        rows_there: Those of the blocks that are there.
         made: When and on what, from the history: `begun` and, where it was, `continued` (UTC), `host`, `device`, `command`; empty
             where there is none.
         preprocessing_from: Where the teacher's preprocessing came from at the dump: `mean`, `std`, `image_size` and `crop_pct` to `option`,
             `weights` or `data`; empty where the history does not say.
         manifest: Its manifest, narrowed to the teacher described.
-        bytes_by_array: On disk, by array, and for `metadata` and `.logitcache`.
-        bytes_total: On disk.
-        bytes_per_row: Size on disk of a row (one sample in one view): all files but other teachers' arrays, so digests, labels,
-            probe and metadata count too.
-        ratio_to_float32: bytes_per_row against the C logits in raw float32.
+        bytes_by_array: In storage, by array, and for `metadata` and `.logitcache`.
+        bytes_total: Their sum.
+        bytes_per_row: Bytes a row in storage, as `logitcache.store.bytes_per_row` defines it.
+        ratio_to_float32: bytes_per_row against the logits of all classes in raw float32.
+        serves: Methods that can train from these rows as their papers have them.
+        refuses: The others, each with the reason.
+    """
+
+    path: str
+    fingerprint: str
+    finished: bool
+    blocks: int
+    blocks_there: int
+    rows: int
+    rows_there: int
+    made: dict[str, str]
+    preprocessing_from: dict[str, str]
+    manifest: dict[str, Any]
+    bytes_by_array: dict[str, int]
+    bytes_total: int
+    bytes_per_row: float
+    ratio_to_float32: float
+    serves: list[str]
+    refuses: dict[str, str]
+
+    @property
+    def row_name(self) -> str:
+        """Name of a row: "sample" if each sample is one row, else "row"."""
+        return "row" if "rows" in self.manifest else "sample"
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Class names in index order; numbers where the classes have no names."""
+        return classes_from_json(self.manifest["classes"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as plain objects."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats(CacheInfo):
+    """Everything `logitcache stats` prints: what `CacheInfo` has of one teacher, and what its rows say.
+
+    Attributes:
         health: Whether it is whole.
         views: The teacher on each view.
         agreement: Share of samples whose largest class is the same in each pair of views, [V][V]; of at most 16 views; None where no sample
@@ -354,15 +400,6 @@ class CacheStats:
         tokens: The teacher on text; None of other data.
     """
 
-    path: str
-    fingerprint: str
-    made: dict[str, str]
-    preprocessing_from: dict[str, str]
-    manifest: dict[str, Any]
-    bytes_by_array: dict[str, int]
-    bytes_total: int
-    bytes_per_row: float
-    ratio_to_float32: float
     health: Health
     views: list[ViewStats]
     agreement: list[list[float | None]]
@@ -415,20 +452,6 @@ class CacheStats:
             _joined([one for bins in places[start : start + together] for one in bins])
             for start in range(0, len(places), together)
         ]
-
-    @property
-    def row_name(self) -> str:
-        """Name of a row: "sample" if each sample is one row, else "row"."""
-        return "row" if "rows" in self.manifest else "sample"
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Class names in index order; numbers where the classes have no names."""
-        return classes_from_json(self.manifest["classes"])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same as plain objects."""
-        return asdict(self)
 
 
 def _joined(bins: list[Bin]) -> Bin:

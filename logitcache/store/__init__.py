@@ -6,12 +6,20 @@ from logitcache.errors import InputError
 from logitcache.store.classes import NumberedClasses, classes_from_json, classes_to_json
 from logitcache.store.decode import completion, decode_rows, kept_values, rest_level, rounding, total_variation
 from logitcache.store.draws import draw_gaps, drawn_targets, row_uniforms
-from logitcache.store.layout import PROBE_BYTES, Carried, block_rows_for, carried_bytes, compressed_bytes
+from logitcache.store.layout import (
+    PROBE_BYTES,
+    Carried,
+    block_rows_for,
+    carried_bytes,
+    compressed_bytes,
+    metadata_bytes,
+)
 from logitcache.store.ledger import history
 from logitcache.store.manifest import FORMAT, Manifest, average_of, read_manifest
 from logitcache.store.offsets import Ids, count_rows, is_among, kept_mask, rows_of, samples_of, with_rows
 from logitcache.store.places import Place, open_place
 from logitcache.store.reader import Cache, MissingChunkError, ViewStream, find_newest, open_cache
+from logitcache.store.size import DiskUse, bytes_per_row, disk_use
 from logitcache.store.verify import FileProblem, check_files, drop_damaged, forget_damaged_records
 from logitcache.store.writer import CacheWriter, Columns
 
@@ -22,6 +30,7 @@ __all__ = [
     "CacheWriter",
     "Carried",
     "Columns",
+    "DiskUse",
     "FileProblem",
     "Ids",
     "Manifest",
@@ -31,6 +40,7 @@ __all__ = [
     "ViewStream",
     "average_of",
     "block_rows_for",
+    "bytes_per_row",
     "carried_bytes",
     "check_files",
     "classes_from_json",
@@ -39,6 +49,7 @@ __all__ = [
     "compressed_bytes",
     "count_rows",
     "decode_rows",
+    "disk_use",
     "draw_gaps",
     "drawn_targets",
     "drop_damaged",
@@ -48,6 +59,7 @@ __all__ = [
     "is_among",
     "kept_mask",
     "kept_values",
+    "metadata_bytes",
     "open_cache",
     "open_place",
     "read_manifest",

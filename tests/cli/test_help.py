@@ -71,7 +71,7 @@ def test_an_option_means_the_same_in_every_command():
                     found.setdefault(flag, {})[name] = one.metavar
     assert found == {
         "--teacher": {"dump": "NAME", "verify": "NAME"},
-        "--cached-teacher": dict.fromkeys(("stats", "fidelity", "slice", "export", "train"), "SLUG"),
+        "--cached-teacher": dict.fromkeys(("info", "stats", "fidelity", "slice", "export", "train"), "SLUG"),
     }
 
 
