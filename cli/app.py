@@ -40,6 +40,12 @@ __all__ = ["USAGE", "app", "main"]
 
 # ClickException, which has another home in each version of Typer.
 USAGE_ERRORS: type[Any] = typer.BadParameter.__mro__[2]
+_RENAMED = {  # options that meant something else in another command
+    "--report-to": "--log-to",
+    "--rows": "--check-rows",
+    "--teacher": "--cached-teacher",
+    "--views": "--view-ids",
+}
 
 
 class _Boundary(TyperGroup):
@@ -76,6 +82,13 @@ class _Command(TyperCommand):
             if getattr(one, "is_flag", False):
                 one.metavar = ""
         return found
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {word for one in self.params for word in one.opts}
+        for word in (arg.partition("=")[0] for arg in args[: args.index("--") if "--" in args else None]):
+            if word not in known and (new := _RENAMED.get(word)) in known:
+                raise typer.BadParameter(f"it is {new} now.", ctx=ctx, param_hint=word)
+        return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         needed = [f"{one.opts[0]} {one.metavar}" for one in self.params if one.opts[0].startswith("-") and one.required]

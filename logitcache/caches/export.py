@@ -23,7 +23,7 @@ def export_cache(
     cache: str | Path | Cache,
     out: str | Path,
     *,
-    views: Sequence[int] | None = None,
+    view_ids: Sequence[int] | None = None,
     teacher: str | None = None,
     layout: str = "rows",
     on_progress: OnProgress = silent,
@@ -44,7 +44,7 @@ def export_cache(
         cache: What to export.
         out: `FILE.parquet`, one file, a row group a block; or `FILE.safetensors`, one file a view: several are numbered
             FILE-00001-of-00004.safetensors.
-        views: Which views; None: all.
+        view_ids: Numbers of the views to write; None writes all.
         teacher: Slug of one of several teachers.
         layout: `rows`, or `documents` for text as Parquet.
         on_progress: Called after every block.
@@ -58,7 +58,7 @@ def export_cache(
     """
     opened, target = open_cache(cache).of(teacher), local_path(out)
     total = len(opened.manifest.views)
-    chosen = list(range(total)) if views is None else list(views)
+    chosen = list(range(total)) if view_ids is None else list(view_ids)
     if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(total)):
         raise InputError(f"{opened.place} has views 0 to {total - 1}, each once: {chosen} cannot be exported")
     writers: dict[str, Callable[[Cache, Path, list[int], OnProgress], list[Path]]] = {

@@ -78,7 +78,7 @@ def verify_cache(
     cache: str | Path,
     *,
     data: Any = None,
-    rows: int = 256,
+    check_rows: int = 256,
     replay: int = 0,
     teacher: Any = None,
     teacher_weights: str | None = None,
@@ -91,7 +91,7 @@ def verify_cache(
     Args:
         cache: Its path.
         data: The data set, if it is not where the dump found it.
-        rows: Samples of each view to render again and compare with their digests; 0 leaves the data alone.
+        check_rows: Samples of each view to render again and compare with their digests; 0 leaves the data alone.
         replay: Samples, over all views, for which to run the teacher again and compare its logits with what is stored.
         teacher: The teacher, where it has no name that says how to build it, or another name now.
         teacher_weights: Where its weights are, if not where the dump found them.
@@ -102,7 +102,7 @@ def verify_cache(
     Raises:
         LogitCacheError: It cannot be opened at all, or its data cannot.
     """
-    for name, number in (("rows", rows), ("replay", replay)):
+    for name, number in (("check_rows", check_rows), ("replay", replay)):
         if not isinstance(number, int) or number < 0:
             raise InputError(f"`{name}` must be a whole number of 0 or more, not {number!r}")
     if repair:
@@ -118,9 +118,9 @@ def verify_cache(
             said = f"rows differ from the probe by {found:.2g}, relative"
             problems += [FileProblem(f"teachers/{slug}", said, 0, block) for block in unlike]
     pixels_problem = None
-    if rows and not problems:
+    if check_rows and not problems:
         try:
-            _check_data(opened, data, rows)
+            _check_data(opened, data, check_rows)
         except CacheMismatchError as error:
             pixels_problem = str(error)
     gap_now, disagreement = 0.0, None
@@ -133,7 +133,9 @@ def verify_cache(
         blocks=len(manifest.views) * manifest.blocks,
         problems=problems,
         probe_gap=gap,
-        pixels_checked=len(manifest.views) * min(rows, len(opened.kept())) if rows and not problems else None,
+        pixels_checked=len(manifest.views) * min(check_rows, len(opened.kept()))
+        if check_rows and not problems
+        else None,
         pixels_problem=pixels_problem,
         replayed=min(replay, len(manifest.views) * len(opened.kept()))
         if replay and not problems and not pixels_problem

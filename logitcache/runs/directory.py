@@ -57,6 +57,8 @@ def read_run(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path / 'run.json'} is damaged ({error}). Restore it from a copy, or train again."
         ) from error
+    if "report_to" in content:  # until 0.1.0
+        content["log_to"] = content.pop("report_to")
     return dict(content) | {"settings": upgrade_settings(content["settings"])}
 
 
@@ -126,7 +128,7 @@ class RunDirectory:
             InputError: There is a run and `resume` is false, or there is none and it is true; or another process is at it.
             CacheMismatchError: The run has other settings, or another cache.
         """
-        self.path, self._record = path, {"settings": dict(settings), **facts, "report_to": list(logs or ())}
+        self.path, self._record = path, {"settings": dict(settings), **facts, "log_to": list(logs or ())}
         self._extension: dict[str, Any] | None = None
         if (path / "run.json").exists():
             if not resume:
@@ -142,7 +144,7 @@ class RunDirectory:
             raise InputError(f"{path} is a file. Choose another --out.")
         elif path.exists() and any(path.iterdir()):
             raise InputError(f"{path} exists, is not empty and holds no run. Choose another --out.")
-        self._logs, self._told = open_logs(self._record["report_to"] if logs is None else logs, path, settings), False
+        self._logs, self._told = open_logs(self._record["log_to"] if logs is None else logs, path, settings), False
         self._lock = FileLock(path, _LOCK)
         remove_leftovers(path)
         if self._extension is not None:
@@ -191,7 +193,7 @@ class RunDirectory:
                     f"{self.path} was begun with {word} (then {there.get(fact)}, now {self._record.get(fact)}). "
                     "Give it the same to resume it, or choose another --out."
                 )
-        self._record = {"report_to": [], **there}
+        self._record = {"log_to": [], **there}
 
     def _extended(
         self, there: dict[str, Any], settings: Mapping[str, Any], lengthen: Lengthen

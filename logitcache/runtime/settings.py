@@ -45,7 +45,7 @@ Form = Literal[
     "span",  # 0:50000
     "rows",  # 256, auto
     "samples",  # bad.txt, or 5,37
-    "repeated",  # --report-to csv --report-to wandb
+    "repeated",  # --log-to csv --log-to wandb
     "one-or-more",  # the same; a single one is not a sequence
     "assignments",  # --set beta=4 --set alpha=1
     "argument",  # positional

@@ -348,9 +348,9 @@ def test_verify_says_when_the_data_has_changed(ready, tmp_path):
     done = ready("verify", "c.zarr")
     assert done.exit_code == 1
     assert "has other samples" in done.stdout
-    done = ready("verify", "c.zarr", "--rows", "0")
+    done = ready("verify", "c.zarr", "--check-rows", "0")
     assert done.exit_code == 0
-    assert "pixels were not compared (--rows 0)" in done.stdout
+    assert "pixels were not compared (--check-rows 0)" in done.stdout
     assert json.loads(ready("verify", "c.zarr", "--json").stdout)["ok"] is False
 
 

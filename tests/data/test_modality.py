@@ -154,7 +154,7 @@ def test_slices_merges_and_exports_keep_rows(dumped, tmp_path):
     both = logitcache.merge_caches([cache, other], tmp_path / "both.zarr")
     assert len(both.manifest.views) == 2 * VIEWS
     assert np.array_equal(both.offsets(), cache.offsets())
-    (file,) = logitcache.export_cache(cache, tmp_path / "rows.parquet", views=[0])
+    (file,) = logitcache.export_cache(cache, tmp_path / "rows.parquet", view_ids=[0])
     import pyarrow.parquet as pq
 
     table = pq.read_table(file)

@@ -24,7 +24,9 @@ def test_it_says_what_stats_says_and_reads_no_row(run, tmp_path):
     stated = whole.to_json()
     assert {name: stated[name] for name in found.to_json()} == found.to_json()
     assert (found.rows, found.rows_there, found.finished, found.blocks) == (VIEWS * SAMPLES, VIEWS * SAMPLES, True, 9)
-    assert json.loads(run("info", "c.zarr", "--json").stdout) == json.loads(json.dumps(found.to_json() | {"path": "c.zarr"}))
+    assert json.loads(run("info", "c.zarr", "--json").stdout) == json.loads(
+        json.dumps(found.to_json() | {"path": "c.zarr"})
+    )
     words = " ".join(run("info", "c.zarr").stdout.split())
     for part in (
         "teacher T",
