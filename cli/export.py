@@ -33,6 +33,10 @@ def export(
             help="What a row of the file is: a row of the cache, or for text a document with lists of ids and log-probabilities.",
         ),
     ] = "rows",
+    anonymous: Annotated[
+        bool,
+        typer.Option("--anonymous", help="Leave paths and addresses out of the manifest that the file carries."),
+    ] = False,
 ) -> None:
     """Write rows for other tools: Parquet (pandas, polars, DuckDB, Spark) or safetensors.
 
@@ -45,6 +49,8 @@ def export(
 
     path, chosen = newest_unless(cache), numbers(view_ids, int, "--view-ids")
     with show_progress() as display:
-        files = export_cache(path, out, view_ids=chosen, teacher=teacher, layout=layout, on_progress=display)
+        files = export_cache(
+            path, out, view_ids=chosen, teacher=teacher, layout=layout, anonymous=anonymous, on_progress=display
+        )
     for file in files:
         typer.echo(f"{file}: {file.stat().st_size:,} bytes")

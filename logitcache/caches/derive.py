@@ -78,6 +78,7 @@ def write_derived(
     doing: str,
     on_progress: OnProgress,
     carried: Carried | None = None,
+    anonymous: bool = False,
 ) -> Cache:
     """Write a cache of one teacher block by block, or go on where that was stopped.
 
@@ -92,6 +93,7 @@ def write_derived(
         doing: The word for it.
         on_progress: Called after every block.
         carried: Arrays of the data that it carries.
+        anonymous: Whether its history leaves out host and command.
 
     Raises:
         InputError: There is no probe: all of its rows are of samples that are left out.
@@ -104,7 +106,9 @@ def write_derived(
         )
     slug, encoding = manifest.teachers[0]["slug"], read_encoding(manifest.encoding)
     columns = {slug: encoding.columns(len(manifest.classes))}
-    with CacheWriter(out, manifest, columns, labels, offsets, command=command, carried=carried) as writer:
+    with CacheWriter(
+        out, manifest, columns, labels, offsets, command=command, carried=carried, anonymous=anonymous
+    ) as writer:
         if not writer.complete:
             writer.begin(probe[0], {slug: probe[1]})
             for view, block in writer.missing():

@@ -1,5 +1,6 @@
 """`logitcache export`: rows for other tools, as Parquet or safetensors. Without torch; a block (Parquet) or a view in memory at a time."""
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ def export_cache(
     view_ids: Sequence[int] | None = None,
     teacher: str | None = None,
     layout: str = "rows",
+    anonymous: bool = False,
     on_progress: OnProgress = silent,
 ) -> list[Path]:
     """Write rows as a file that other tools read; the manifest goes into its metadata, as JSON under `logitcache`.
@@ -47,6 +49,7 @@ def export_cache(
         view_ids: Numbers of the views to write; None writes all.
         teacher: Slug of one of several teachers.
         layout: `rows`, or `documents` for text as Parquet.
+        anonymous: Whether the manifest in the file leaves out paths and addresses.
         on_progress: Called after every block.
 
     Returns:
@@ -57,6 +60,8 @@ def export_cache(
         LogitCacheError: The cache cannot be opened or read.
     """
     opened, target = open_cache(cache).of(teacher), local_path(out)
+    if anonymous:
+        opened = _without_paths(opened)
     total = len(opened.manifest.views)
     chosen = list(range(total)) if view_ids is None else list(view_ids)
     if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(total)):
@@ -73,6 +78,15 @@ def export_cache(
         _refuse_documents(opened, target)
         return _write_parquet(opened, target, _documents(opened, on_progress))
     return writers[target.suffix](opened, target, chosen, on_progress)
+
+
+def _without_paths(cache: Cache) -> Cache:
+    """Return the same cache with an anonymous manifest."""
+    from logitcache.caches.anonymous import anonymous  # noqa: PLC0415  (torch)
+
+    found = copy.copy(cache)
+    found.manifest = anonymous(cache.manifest)
+    return found
 
 
 def _refuse_documents(cache: Cache, out: Path) -> None:

@@ -293,6 +293,8 @@ class FileLock:
         """Do nothing: the operating system keeps it for us."""
 
     def close(self) -> None:
-        """Unlock, also for copies of the file in processes that were forked from this one."""
+        """Unlock, also for copies of the file in processes that were forked from this one; nobody's name stays behind."""
+        with contextlib.suppress(OSError):
+            self._file.truncate(0)
         fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()

@@ -35,7 +35,7 @@ from logitcache.store.layout import (
     whole_array_files,
     with_stored_names,
 )
-from logitcache.store.ledger import BlockRecord, Ledger
+from logitcache.store.ledger import BlockRecord, Ledger, history
 from logitcache.store.manifest import HOME, Manifest, read_manifest
 from logitcache.store.offsets import kept_mask, samples_of
 from logitcache.store.places import Hold, Place, open_place
@@ -69,6 +69,7 @@ class CacheWriter:
         leads: bool = True,
         notes: Mapping[str, Any] | None = None,
         carried: Carried | None = None,
+        anonymous: bool = False,
     ) -> None:
         """Create a cache, or continue one of the same identity.
 
@@ -82,9 +83,10 @@ class CacheWriter:
             notes: What the history says of this start besides.
             leads: Whether this process begins and finishes the cache; of several at one cache, one does, and holds it for all.
             carried: Arrays of the data that the cache carries: name to the name of their axis and their values, [n].
+            anonymous: Whether the history leaves out the host and the command.
 
         Raises:
-            CacheMismatchError: Another cache is there.
+            CacheMismatchError: Another cache is there, or an anonymous one was begun otherwise.
             InputError: Something else is there, or another dump is writing it.
         """
         self.place, self.manifest, self.command = open_place(path), manifest, command
@@ -105,10 +107,12 @@ class CacheWriter:
             _refuse_another(self.place, manifest)  # another dump may have begun or finished it meanwhile
             self._ledger.forget_damaged()
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            self.place.append(
-                f"{HOME}/history.jsonl",
-                {"event": "dump", "time": now, "host": socket.gethostname(), "command": command, **(notes or {})},
-            )
+            who = {} if anonymous else {"host": socket.gethostname(), "command": command}
+            if anonymous and any("host" in entry for entry in history(self.place)):
+                raise CacheMismatchError(
+                    f"{self.place} was begun without --anonymous, and its history names the host. Choose another --out."
+                )
+            self.place.append(f"{HOME}/history.jsonl", {"event": "dump", "time": now, **who, **(notes or {})})
             self.committed = self._trusted()
             self.complete = self._is_whole()
             if self.complete:
