@@ -9,7 +9,7 @@ from logitcache.report.methods import what_a_method_will_do
 from logitcache.report.odd import shown_samples, what_is_odd
 from logitcache.report.parts import ClassNames, captioned, facts, page, paragraph, section, table, tiles
 from logitcache.report.quality import class_figures, how_good
-from logitcache.report.tokens import what_text_is
+from logitcache.report.tokens import two_on_text, what_text_is
 from logitcache.runtime.wording import (
     bytes_text,
     class_map_words,
@@ -218,12 +218,13 @@ def _sizes(stats: "CacheStats") -> str:
     )
 
 
-def comparison_html(comparison: "Comparison", classes: Sequence[str]) -> str:
+def comparison_html(comparison: "Comparison", classes: Sequence[str], *, spell: "Speller | None" = None) -> str:
     """Write the page about two caches of one data set.
 
     Args:
         comparison: What was found.
         classes: Their names in index order.
+        spell: Function that writes tokens as text; None if the data is not text.
     """
     one, other = comparison.sides
     names = ClassNames(classes)
@@ -258,7 +259,7 @@ def comparison_html(comparison: "Comparison", classes: Sequence[str]) -> str:
             ),
             _advice(comparison.advice),
         ),
-        element("main", _sides(comparison), _agreement(comparison, names)),
+        element("main", _sides(comparison), _agreement(comparison, names, spell)),
         element(
             "footer",
             told(f"A: {one.path}, fingerprint {one.fingerprint}. B: {other.path}, fingerprint {other.fingerprint}."),
@@ -273,11 +274,13 @@ def _sides(comparison: "Comparison") -> str:
             told(side.encoding),
             f"{side.bytes_per_row:.1f} B",
             percent(side.accuracy),
+            *([f"{side.perplexity:.2f}"] if comparison.tokens is not None else []),
             f"{side.entropy_nats:.3f} nats",
             percent(side.calibration_error),
         ]
 
-    head = ["", "encoding", "a row on disk", "accuracy", "entropy", "calibration error"]
+    perplexity = ["perplexity"] if comparison.tokens is not None else []
+    head = ["", "encoding", "bytes a row", "accuracy", *perplexity, "entropy", "calibration error"]
     return section(
         "The two",
         table(head, [cells("A", comparison.sides[0]), cells("B", comparison.sides[1])], left=2),
@@ -285,7 +288,7 @@ def _sides(comparison: "Comparison") -> str:
     )
 
 
-def _agreement(comparison: "Comparison", names: ClassNames) -> str:
+def _agreement(comparison: "Comparison", names: ClassNames, spell: "Speller | None") -> str:
     shares = (comparison.both_right, comparison.first_right, comparison.second_right, comparison.both_wrong)
     words = ("both are right", "only A is right", "only B is right", "both are wrong")
     quadrants = [
@@ -324,4 +327,5 @@ def _agreement(comparison: "Comparison", names: ClassNames) -> str:
             "classes more."
         ),
         kept,
+        *(two_on_text(comparison.tokens, spell) if comparison.tokens is not None and spell is not None else []),
     )

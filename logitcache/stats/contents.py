@@ -6,12 +6,13 @@ from numpy.typing import NDArray
 from logitcache.stats.records import ProbeLoss
 from logitcache.store import Cache, decode_rows, history, kept_values
 
-__all__ = ["NO_PROBE", "divergences", "made", "preprocessing_from", "probe_loss"]
+__all__ = ["NO_PROBE", "divergences", "divergences_over", "made", "preprocessing_from", "probe_loss"]
 
 Logits = NDArray[np.floating]
 
 _TEXT = "text"
 _TEMPERATURES = (1, 4)
+_LEAST = 1e-30  # probability
 NO_PROBE = ProbeLoss(0, 0.0, {f"T={temperature}": 0.0 for temperature in _TEMPERATURES}, 0)
 
 
@@ -90,6 +91,24 @@ def divergences(one: Logits, other: Logits, temperature: float) -> tuple[NDArray
     (log_p, p), (log_q, q) = (_softmax(logits / temperature) for logits in (one, other))
     gap = log_p - log_q
     return np.einsum("ij,ij->i", p, gap), -np.einsum("ij,ij->i", q, gap)
+
+
+def divergences_over(
+    one: Logits, other: Logits, kept: NDArray[np.bool_], temperature: float
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Return the same with some classes of each row counted as one, [B] each: a lower bound, and no estimate of what was not kept.
+
+    Args:
+        one: Logits, [B, C].
+        other: Logits, [B, C].
+        kept: Classes that count one by one, [B, C].
+        temperature: Of both.
+    """
+    (log_p, p), (log_q, q) = (_softmax(logits.astype(np.float64) / temperature) for logits in (one, other))
+    gap = np.where(kept, log_p - log_q, 0.0)
+    rest = [np.where(kept, 0.0, x).sum(1) for x in (p, q)]
+    ratio = np.log(np.maximum(rest[0], _LEAST)) - np.log(np.maximum(rest[1], _LEAST))
+    return np.einsum("ij,ij->i", p, gap) + rest[0] * ratio, -np.einsum("ij,ij->i", q, gap) - rest[1] * ratio
 
 
 def _softmax(logits: Logits) -> tuple[Logits, Logits]:

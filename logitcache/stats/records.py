@@ -15,16 +15,19 @@ __all__ = [
     "CacheStats",
     "Comparison",
     "Confusion",
+    "DifferingToken",
     "Duplicate",
     "Health",
     "MethodPreview",
     "OddDocument",
     "OddSample",
+    "PairedBin",
     "PositionBin",
     "ProbeLoss",
     "Quantiles",
     "Side",
     "SurprisingToken",
+    "TokenComparison",
     "TokenStats",
     "ViewStats",
 ]
@@ -470,6 +473,7 @@ class Side:
         encoding: In words ("top-20 u8").
         bytes_per_row: Size on disk of a row (one sample in one view), all files.
         accuracy, entropy_nats, calibration_error: Over the rows compared.
+        surprise_nats: Mean of -log of the label's probability at temperature 1; of text its exponential is the perplexity.
     """
 
     path: str
@@ -480,6 +484,71 @@ class Side:
     accuracy: float
     entropy_nats: float
     calibration_error: float
+    surprise_nats: float = math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """The teacher's, per token."""
+        return math.exp(min(self.surprise_nats, 700.0))
+
+
+@dataclass(frozen=True, slots=True)
+class PairedBin:
+    """Two teachers on the tokens at some positions of their contexts.
+
+    Attributes:
+        first, last: Tokens before them, at least and at most.
+        rows: How many there are.
+        agreement: Share with the same largest class.
+        kl_nats: Mean KL(first || second) at temperature 1.
+        first_surprise_nats, second_surprise_nats: Mean of -log of the token's probability of each.
+    """
+
+    first: int
+    last: int
+    rows: int
+    agreement: float
+    kl_nats: float
+    first_surprise_nats: float
+    second_surprise_nats: float
+
+
+@dataclass(frozen=True, slots=True)
+class DifferingToken:
+    """A token of which two teachers expect something else.
+
+    Attributes:
+        document: Id of its context in the data set.
+        position: Tokens before it there.
+        label: Its id.
+        first_says, second_says: Likeliest token of each.
+        first_probability, second_probability: Of the token, by each.
+        kl_nats: KL(first || second) at temperature 1.
+        before: Ids of the tokens before it, at most 16.
+    """
+
+    document: int
+    position: int
+    label: int
+    first_says: int
+    second_says: int
+    first_probability: float
+    second_probability: float
+    kl_nats: float
+    before: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenComparison:
+    """Two teachers on the same text.
+
+    Attributes:
+        positions: Means by the number of tokens before, in powers of two; empty bins are left out.
+        differing: Tokens about which they differ most, at most 20.
+    """
+
+    positions: list[PairedBin]
+    differing: list[DifferingToken]
 
 
 @dataclass(frozen=True, slots=True)
@@ -494,7 +563,8 @@ class Comparison:
         both_right, first_right, second_right, both_wrong: Shares of rows.
         kl_nats: Mean KL(first || second) at "T=1" and "T=4".
         kl_back_nats: Mean KL(second || first).
-        class_agreement: Share of rows with the same largest class, by label; None where there is none.
+        class_agreement: Share of rows with the same largest class, by label; None where there is none. Of text empty.
+        tokens: The two on text; None of images.
         advice: Which to prefer for what, in sentences.
     """
 
@@ -510,6 +580,7 @@ class Comparison:
     kl_back_nats: dict[str, float]
     class_agreement: list[float | None]
     advice: list[str]
+    tokens: TokenComparison | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain objects."""
