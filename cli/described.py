@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PositionBin,
         Quantiles,
         Side,
+        TokenComparison,
         TokenStats,
     )
 
@@ -453,12 +454,18 @@ def _print_tokens(found: "CacheStats", tokens: "TokenStats") -> None:
     )
 
 
-def print_compared(found: "Comparison") -> None:
-    """Print what two caches have in common."""
+def print_compared(found: "Comparison", manifest: Mapping[str, Any]) -> None:
+    """Print what two caches have in common.
+
+    Args:
+        found: What was found.
+        manifest: Manifest of one of them, as JSON.
+    """
+    of_text = found.tokens is not None
     print_table(
         f"two caches, over {counted(found.rows, 'row')} that both hold (entropy in nats; ECE: calibration error)",
-        ["cache", "teacher", "encoding", "on disk, B a row", "accuracy", "entropy", "ECE"],
-        [_side(side) for side in found.sides],
+        ["cache", "teacher", "encoding", "B a row", "accuracy", "entropy", "ECE", *["perplexity"] * of_text],
+        [[*_side(side), *[f"{side.perplexity:.2f}"] * of_text] for side in found.sides],
         left=3,
     )
     kinds = {"both right": found.both_right, "first alone": found.first_right}
@@ -476,7 +483,42 @@ def print_compared(found: "Comparison") -> None:
             "KL in nats": f"first to second {forth}; back {back}",
         },
     )
+    if found.tokens is not None:
+        _print_paired(found.tokens, manifest)
     print_advice(found.advice)
+
+
+def _print_paired(tokens: "TokenComparison", manifest: Mapping[str, Any]) -> None:
+    """Print where in their contexts two teachers of text agree, and the tokens about which they differ most."""
+    from logitcache.report.words import after, speller_of
+
+    spell = speller_of(manifest)
+    print_pairs(
+        "same likeliest token, by tokens before",
+        {
+            (f"{one.first:,} to {one.last:,}" if one.last > one.first else f"{one.first:,}"): (
+                f"{_barred(one.agreement)}, KL {one.kl_nats:.2g} nats, surprise {one.first_surprise_nats:.3f} and "
+                f"{one.second_surprise_nats:.3f}, {counted(one.rows, 'token')}"
+            )
+            for one in tokens.positions
+        },
+    )
+    print_table(
+        "tokens about which they differ most",
+        ["document", "text before", "the token", "first says", "second says", "KL, nats"],
+        [
+            [
+                f"{one.document:,}",
+                spell(one.before)[-_CONTEXT:],
+                after(spell, one.before, one.label),
+                after(spell, one.before, one.first_says),
+                after(spell, one.before, one.second_says),
+                f"{one.kl_nats:.2g}",
+            ]
+            for one in tokens.differing[:_LINES]
+        ],
+        left=5,
+    )
 
 
 def _side(side: "Side") -> list[str]:

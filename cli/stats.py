@@ -125,9 +125,10 @@ def _compare(path: str, other: str, teacher: str | None, report: Path | None, js
     with show_progress(quiet=json) as display:
         opened = open_cache(other)
         compared = compare_caches(path, opened, teachers=chosen, on_progress=display)
-    print_json(compared.to_json()) if json else print_compared(compared)
+    manifest = opened.manifest.to_json()
+    print_json(compared.to_json()) if json else print_compared(compared, manifest)
     if report is not None:
         from logitcache.report import write_comparison
 
-        write_comparison(report, compared, opened.manifest.classes)
+        write_comparison(report, compared, opened.manifest.classes, manifest)
         typer.echo(f"{report} written.", err=True)

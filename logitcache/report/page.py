@@ -106,7 +106,7 @@ def _headline(stats: "CacheStats") -> str:
         [
             ("health", words, note, "good" if sound else "bad"),
             (
-                "the teacher is right",
+                "teacher accuracy",
                 percent(accuracy),
                 "no more often than chance" if stats.chance else f"top-5 {percent(stats.mean('top5_accuracy'))}",
                 "bad" if stats.chance else "",
@@ -117,14 +117,25 @@ def _headline(stats: "CacheStats") -> str:
                 f"mean confidence {percent(stats.mean('confidence'))}",
                 "",
             ),
+            _agreement_tile(stats),
             (
-                "a row on disk",
+                "bytes a row",
                 f"{stats.bytes_per_row:.1f} B",
                 f"{bytes_text(stats.bytes_total)}; {stats.ratio_to_float32:.2f} of raw float32",
                 "",
             ),
         ]
     )
+
+
+def _agreement_tile(stats: "CacheStats") -> tuple[str, str, str, str]:
+    """Return the tile about agreement: of views, or of text, which has one rendition, of the teacher with the text."""
+    if stats.tokens is not None:
+        known = bool(stats.tokens.rows)
+        return ("perplexity", number(stats.tokens.perplexity) if known else "-", "of the teacher on this text", "")
+    if len(stats.views) == 1 or stats.agreement_of_all is None:
+        return ("agreement of views", "-", "one view" if len(stats.views) == 1 else "no sample has all views", "")
+    return ("agreement of views", percent(stats.agreement_of_all), f"one class in all {len(stats.views)} views", "")
 
 
 def _is_sound(health: "Health") -> bool:
@@ -145,12 +156,16 @@ def _complaint(health: "Health") -> str:
 def _advice(advice: Sequence[str]) -> str:
     if not advice:
         return ""
-    return element(
-        "div",
-        element("h3", "Advice"),
-        element("ul", *(element("li", with_code(sentence)) for sentence in advice)),
-        class_="advice",
-    )
+    grouped: dict[str, list[str]] = {}
+    for sentence in advice:
+        problem, colon, remedy = sentence.partition(": dump with ")
+        grouped.setdefault(f"Dump with {remedy}" if colon else "", []).append(problem)
+    alone = [element("li", with_code(sentence)) for sentence in grouped.pop("", [])]
+    groups = [
+        element("li", with_code(remedy), element("ul", *(element("li", with_code(one)) for one in problems)))
+        for remedy, problems in grouped.items()
+    ]
+    return element("div", element("h3", "Advice"), element("ul", *groups, *alone), class_="advice")
 
 
 def _what_it_is(stats: "CacheStats") -> str:
@@ -191,7 +206,7 @@ def _what_it_is(stats: "CacheStats") -> str:
         if broken
         else []
     )
-    return section("What it is", element("div", described, _sizes(stats), class_="split"), *listed)
+    return section("The cache", element("div", described, _sizes(stats), class_="split"), *listed)
 
 
 def _lost(stats: "CacheStats") -> str:
@@ -206,16 +221,22 @@ def _lost(stats: "CacheStats") -> str:
 
 def _sizes(stats: "CacheStats") -> str:
     sizes = sorted(stats.bytes_by_array.items(), key=lambda item: -item[1])
-    rows = [Bar(name, size, bytes_text(size)) for name, size in sizes]
+    slug = stats.manifest["teachers"][0]["slug"]
+    rows = [Bar(_array_name(name, slug), size, bytes_text(size)) for name, size in sizes]
     if not rows:
         return ""
     says = f"{rows[0].name} takes most: {rows[0].said}."
     return captioned(
-        "Where the bytes are",
+        "Bytes by array",
         bars("Bytes by array", says, rows),
         "What each array takes on disk. The teacher's logits should take nearly all; where the digests or the "
         "ledger do, rows are short or few, or blocks small.",
     )
+
+
+def _array_name(array: str, slug: str) -> str:
+    """Name an array of the teacher that the page is about without the folders that all of them have."""
+    return array.removeprefix(f"teachers/{slug}/").replace(f"probe/logits/{slug}", "probe logits")
 
 
 def comparison_html(comparison: "Comparison", classes: Sequence[str], *, spell: "Speller | None" = None) -> str:

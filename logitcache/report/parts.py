@@ -24,6 +24,7 @@ __all__ = [
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _NAME = 60  # letters of a class's name
+_NARROW = 3  # columns that fit a phone
 _PIXELATED = 64  # pixels: smaller images are shown pixel by pixel
 
 
@@ -110,7 +111,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, 
         return element("tr", *made, **({"class_": class_} if class_ else {}))
 
     body = (row("td", cells, "sum" if place < sums else "") for place, cells in enumerate(rows))
-    return element(
+    hint = element("p", "This table scrolls sideways.", class_="hint") if len(head) > _NARROW else ""
+    return hint + element(
         "div",
         element("table", element("thead", row("th", [told(word) for word in head])), element("tbody", "", *body)),
         class_="scroll",

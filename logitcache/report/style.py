@@ -46,7 +46,12 @@ figure .scroll{border:0;margin:0}figure th,figure td{padding:4px 6px}
 @media (min-width:900px){.split{display:grid;grid-template-columns:minmax(0,1fr) 357px;gap:24px;align-items:start}
 .split.turned{grid-template-columns:357px minmax(0,1fr);gap:16px}}
 .split>figure,.split>.scroll{margin:16px 0}
-.scroll{overflow-x:auto;margin:12px 0}
+.scroll{overflow-x:auto;margin:12px 0;background:linear-gradient(90deg,var(--sheet) 30%,transparent) 0 0/40px 100% no-repeat local,
+linear-gradient(270deg,var(--sheet) 30%,transparent) 100% 0/40px 100% no-repeat local,
+linear-gradient(90deg,var(--line),transparent) 0 0/14px 100% no-repeat scroll,
+linear-gradient(270deg,var(--line),transparent) 100% 0/14px 100% no-repeat scroll,var(--sheet)}
+.hint{display:none;color:var(--quiet);font-size:13px;margin:12px 0 -8px}
+@media screen and (max-width:640px){.hint{display:block}}
 table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
 th{font-weight:600;color:var(--quiet);font-size:13px;vertical-align:bottom}
 th,td{padding:6px 12px;text-align:right;border-bottom:1px solid var(--line)}

@@ -18,7 +18,7 @@ __all__ = ["two_on_text", "what_text_is"]
 
 def what_text_is(tokens: "TokenStats", spell: "Speller") -> str:
     """Write the section about the text."""
-    heading = "What the text is to the teacher"
+    heading = "Surprise of the teacher"
     if not tokens.rows:
         return section(heading, paragraph("No row can be read, so nothing can be said about the text."))
     says = (
@@ -127,7 +127,8 @@ def two_on_text(tokens: "TokenComparison", spell: "Speller") -> list[str]:
         f"surprise of {side}": [(one.first.bit_length() - 1, getattr(one, field)) for one in bins]
         for side, field in (("A", "first_surprise_nats"), ("B", "second_surprise_nats"))
     }
-    says = f"They agree on {percent(bins[0].agreement)} of tokens after {_span(bins[0])}, on {percent(bins[-1].agreement)} after {_span(bins[-1])}."
+    first, last = bins[0], bins[-1]
+    says = f"They agree on {percent(first.agreement)} of tokens after {_span(first)}, on {percent(last.agreement)} after {_span(last)}."
     axis = "tokens before it, as a power of two"
     figures = (
         captioned(

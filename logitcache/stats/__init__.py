@@ -3,6 +3,7 @@
 from logitcache.stats.comparison import compare_caches
 from logitcache.stats.describe import cache_stats
 from logitcache.stats.info import cache_info
+from logitcache.stats.interval import wilson_interval
 from logitcache.stats.records import (
     Bin,
     CacheInfo,
@@ -50,4 +51,5 @@ __all__ = [
     "cache_info",
     "cache_stats",
     "compare_caches",
+    "wilson_interval",
 ]

@@ -83,6 +83,7 @@ class ViewStats:
         rank_of_label: Rows by the label's rank (0: the largest); the last number counts every rank from there on, and rows whose
             label is not among the k largest. At most 21 numbers.
         class_accuracy: Of each class, in the manifest's order; None where the view has no row of it.
+        class_rows: Rows of each class.
         constant_rows: Rows whose logits are all equal.
         not_finite_rows: Rows with a NaN or an infinity.
     """
@@ -99,6 +100,7 @@ class ViewStats:
     reliability: list[Bin]
     rank_of_label: list[int]
     class_accuracy: list[float | None]
+    class_rows: list[int]
     constant_rows: int
     not_finite_rows: int
 
@@ -443,6 +445,10 @@ class CacheStats(CacheInfo):
             here = [share for share in shares if share is not None]
             found.append(fmean(here) if here else None)
         return found
+
+    def class_samples(self) -> list[int]:
+        """Return the samples of each class, [C]: its rows in the view that has most of them, because views show the same samples."""
+        return [max(counts) for counts in zip(*(view.class_rows for view in self.views), strict=True)]
 
     def rank_of_label(self) -> list[int]:
         """Return the rows of all views by the label's rank, as a view has them."""

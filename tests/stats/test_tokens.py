@@ -142,7 +142,7 @@ def test_terminal_and_page_show_it(run, cache, samples):
     assert "Surprise by position in the document" in page
     assert "12 = 30" in page
     assert "&lt;" in page
-    assert "Labels that may be wrong" not in page
+    assert "Likely label errors" not in page
     assert "Accuracy by class" not in page
 
 
