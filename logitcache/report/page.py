@@ -91,6 +91,11 @@ def _sentence(stats: "CacheStats") -> str:
     manifest = stats.manifest
     views, recipes = manifest["views"], sorted({view["recipe"] for view in manifest["views"]})
     recipe = recipes[0] if len(recipes) == 1 else f"{len(recipes)} recipes"
+    if stats.tokens is not None:
+        return (
+            f"What {manifest['teachers'][0]['name']} says about {samples_words(manifest)}, one a target token, with a vocabulary of "
+            f"{len(stats.classes):,}; of each row {kept_words(manifest['encoding'])}."
+        )
     return (
         f"What {manifest['teachers'][0]['name']} says about {samples_words(manifest)} of {len(stats.classes):,} "
         f"classes, in {counted(len(views), 'view')} of {recipe}; of each row {kept_words(manifest['encoding'])}."

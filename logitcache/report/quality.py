@@ -186,9 +186,17 @@ def class_figures(
     without = f" {absent:,} of {len(shares):,} classes have no row." if absent else ""
     few = len(ranked) <= _CLASSES_DRAWN
     drawn = ranked if few else ranked[:_CLASSES_NAMED]
-    said = [(number, _counted_share(share, counts and counts[number])) for share, number in ranked[:_CLASSES_LISTED]]
+    said = [
+        (number, _counted_share(share, None if counts is None else counts[number]))
+        for share, number in ranked[:_CLASSES_LISTED]
+    ]
     rows = [
-        Bar(names[number], share, percent(share), interval=counts and wilson_interval(share, counts[number]))
+        Bar(
+            names[number],
+            share,
+            percent(share),
+            interval=None if counts is None else wilson_interval(share, counts[number]),
+        )
         for share, number in drawn
     ]
     worst = f"Worst: {names[ranked[0][1]]}, {percent(ranked[0][0])}."
@@ -262,8 +270,10 @@ def _agreement(stats: "CacheStats") -> list[str]:
     if stats.agreement_of_all is not None:
         says = f"In {percent(stats.agreement_of_all)} of samples all views have one largest class."
     if len(matrix) <= _MATRIX:
-        pairs = [(a, b) for a in range(len(matrix)) for b in range(a)]
-        said = "; ".join(f"views {b} and {a}: {percent(matrix[a][b])}" for a, b in pairs if matrix[a][b] is not None)
+        pairs = [(b, a, matrix[a][b]) for a in range(len(matrix)) for b in range(a)]
+        said = "; ".join(
+            f"views {one} and {other}: {percent(share)}" for one, other, share in pairs if share is not None
+        )
         detail = f" Pairs of views: {said}." if len(matrix) > 2 else ""
         return [captioned("Agreement of views", "", f"{says}{detail} {_LOW_AGREEMENT}")]
     shown = f" The first {len(matrix)} of {len(stats.views)} views are shown." if len(stats.views) > len(matrix) else ""

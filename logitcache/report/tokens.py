@@ -85,7 +85,7 @@ def _surprising(tokens: "TokenStats", spell: "Speller") -> list[str]:
             "A rare name surprises any model. Broken words, marks of a converter and text of another language do too, and a student learns "
             "them like everything else: look at each, and leave its document out with `--exclude` where it is damaged."
         ),
-        table(head, rows, left=5),
+        table(head, rows, left=5, text=2),
     ]
 
 
@@ -163,5 +163,5 @@ def two_on_text(tokens: "TokenComparison", spell: "Speller") -> list[str]:
         element("div", *figures, class_="grid"),
         element("h3", "Tokens about which they differ most"),
         paragraph("By A and by B: the probability that each gives the token."),
-        table(head, rows, left=6),
+        table(head, rows, left=6, text=2),
     ]

@@ -57,9 +57,14 @@ def read_run(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path / 'run.json'} is damaged ({error}). Restore it from a copy, or train again."
         ) from error
-    if "report_to" in content:  # until 0.1.0
-        content["log_to"] = content.pop("report_to")
+    _rename(content, "report_to", "log_to")  # as 0.1.0 wrote them
+    _rename(content.get("cache") or {}, "bytes_per_row", "memory_bytes_per_row")
     return dict(content) | {"settings": upgrade_settings(content["settings"])}
+
+
+def _rename(content: dict[str, Any], old: str, new: str) -> None:
+    if old in content:
+        content[new] = content.pop(old)
 
 
 def upgrade_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

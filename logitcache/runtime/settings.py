@@ -424,6 +424,8 @@ def to_command_line(*several: Settings) -> list[str] | None:
                 return None
             if isinstance(value, bool):
                 words.append(flag if value else f"--no-{flag.removeprefix('--')}")
+            elif form == "argument":
+                words += map(str, parts)
             elif form in ("repeated", "one-or-more"):
                 words += [word for part in parts for word in (flag, str(part))]
             else:

@@ -129,8 +129,8 @@ class TextRows:
             kept.append(mask[here])
         if not all(np.array_equal(*pair) for pair in (self.tokens, self.begins)):
             raise CacheMismatchError(
-                f"{first.place} and {second.place} divide the text into other contexts, so that their teachers saw other tokens before "
-                "each: compare caches dumped with the same --sequence-length, --pack, --too-long and --documents-by."
+                f"{first.place} and {second.place} hold other text, or divide it into other contexts, so that their teachers saw other "
+                "tokens: compare caches of one data set, dumped with the same --sequence-length, --pack, --too-long and --documents-by."
             )
         self._targets = targets
         both_kept = np.repeat(kept[0] & kept[1], np.diff(self.begins[0]))

@@ -218,7 +218,7 @@ def _facts(job: Job, logits: str) -> dict[str, Any]:
             "fingerprint": cache.fingerprint,
             "teacher": cache.teacher,
             "views": len(cache.manifest.views),
-            "bytes_per_row": cache.fields(cache.teacher).itemsize,
+            "memory_bytes_per_row": cache.fields(cache.teacher).itemsize,
             "logits": logits,
         }
     weights = job.objective.class_weights

@@ -107,5 +107,9 @@ def test_the_command_line_goes_on_with_the_logs_of_a_run(run, npz, tmp_path):
             out=tmp_path / "r",
             should_stop=lambda: next(asked, True),
         )
+    record = json.loads((tmp_path / "r/run.json").read_text())
+    record["report_to"] = record.pop("log_to")  # as 0.1.0 wrote it
+    record["cache"]["bytes_per_row"] = record["cache"].pop("memory_bytes_per_row")
+    (tmp_path / "r/run.json").write_text(json.dumps(record))
     assert run("train", "--resume", "--out", "r").exit_code == 0
     assert len((tmp_path / "r/metrics.csv").read_text().splitlines()) == 4
