@@ -199,6 +199,7 @@ def make_manifest(
         "channels_last": settings.channels_last,
         "compiled": settings.compiled,
         "test_time_views": settings.test_time_views,
+        **({"deterministic": True} if settings.deterministic else {}),
     }
     # Caches that an earlier version began on a GPU do not record how float32 products are rounded.
     forward |= {name: x for name, x in float32_settings(device).items() if begun is None or name in begun.forward}
