@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-text test test-all lint types check clean
+.PHONY: demo demo-text test test-all test-gpu lint types site check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/logitcache demo
@@ -17,14 +17,21 @@ test: $(VENV)/.installed-dev
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "slow or not slow"
 
+test-gpu: $(VENV)/.installed-dev
+	LOGITCACHE_GPU_TESTS=cuda $(BIN)/python -m pytest tests/gpu
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+site: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/site.py
+	@echo "Open build/site/index.html"
+
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types site test
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "logitcache needs Python 3.11 or newer; this is " + sys.version)'

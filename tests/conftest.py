@@ -3,9 +3,10 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault(
-    "CUDA_VISIBLE_DEVICES", ""
-)  # they compare bits, which a GPU computes otherwise; set it to test on one
+if (
+    os.environ.get("LOGITCACHE_GPU_TESTS") != "cuda"
+):  # tests compare bits, which a GPU computes otherwise: those of tests/gpu alone see one
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `import logitcache` does, for the tests with two
 
 from collections.abc import Callable, Iterator
@@ -41,6 +42,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fsync is for, a loss of power, does not happen here; tests that count or break its calls replace it themselves."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture

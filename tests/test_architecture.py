@@ -57,7 +57,14 @@ OUTSIDE = {  # packages that only these rooms, or files, may import
     "zarr": {"store"},
     "torch": {
         *("caches", "data", "dump", "encoding", "generate", "methods", "models", "teachers", "train"),
-        *("runtime/device.py", "runtime/processes.py", "runtime/tensors.py", "runtime/workers.py"),
+        *(
+            "runtime/determinism.py",
+            "runtime/device.py",
+            "runtime/graphs.py",
+            "runtime/processes.py",
+            "runtime/tensors.py",
+            "runtime/workers.py",
+        ),
     },
 }
 FILES = [*sorted(ROOT.rglob("*.py")), *sorted(CLI.rglob("*.py"))]

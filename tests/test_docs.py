@@ -88,6 +88,20 @@ def test_links_lead_somewhere(page):
             assert (base / target).exists(), target
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_anchors_of_links_are_headings(page):
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", page.read_text()):
+        assert anchor in anchors(page.parent / target if target else page), f"{target}#{anchor}"
+
+
 def test_the_page_of_methods_is_what_the_code_says():
     generate = runpy.run_path(str(ROOT / "docs/generate.py"))
     assert generate["page"]() == METHODS_PAGE, "run python docs/generate.py"
@@ -108,9 +122,11 @@ def test_the_page_of_commands_has_every_option_that_is_understood():
         assert listed == understood - {"--help"}, name
 
 
-def test_every_page_is_in_the_index():
-    for name in PAGES:
-        assert name == "README.md" or f"]({name})" in PAGES["README.md"], name
+def test_every_page_is_in_the_index_and_in_the_site():
+    site = (ROOT / "mkdocs.yml").read_text()
+    for name in set(PAGES) - {"README.md"}:
+        assert f"]({name})" in PAGES["README.md"], name
+        assert f": docs/{name}\n" in site, name
 
 
 def test_adding_a_method_works_as_its_page_says(run, tmp_path, monkeypatch):

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from logitcache.data.protocol import Ids, Modality, offsets_of
+from logitcache.data.protocol import Ids, Modality, Resident, offsets_of
 from logitcache.errors import InputError
 from logitcache.store import Cache
 
@@ -18,6 +19,7 @@ __all__ = [
     "carried_data",
     "carried_stretch",
     "carried_together",
+    "continued",
     "counted_offsets_of",
     "counting",
     "divided",
@@ -25,6 +27,7 @@ __all__ = [
     "for_training",
     "held_out",
     "measured_besides",
+    "resident_samples",
     "save_network",
     "usual_batch",
     "usual_training",
@@ -52,6 +55,18 @@ def arranged(
         return found
     used = len(order) - len(order) % size if drop_last else len(order)
     return [order[start : min(start + size, used)] for start in range(0, used, size)]
+
+
+def continued(modality: Modality, views: Sequence[Any], begun: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
+    """Return views as a cache has them that an earlier version may have begun, as the modality's `continued` knows.
+
+    Args:
+        modality: Kind of the data.
+        views: Views as this version makes them.
+        begun: Manifest entries of the views of the cache.
+    """
+    method = getattr(modality, "continued", None)
+    return tuple(views if method is None else method(views, begun))
 
 
 def batched_unit(modality: Modality) -> str:
@@ -151,6 +166,24 @@ def measured_besides(
     """
     found = getattr(modality, "measured_besides", None)
     return {} if found is None else found(samples, loss, rows, ids, names)
+
+
+def resident_samples(
+    modality: Modality, samples: Any, views: Sequence[Any], inputs: Any, device: torch.device
+) -> tuple[Resident | None, str]:
+    """Return samples that a device renders by itself, or None and the reason.
+
+    Args:
+        modality: Kind of the data.
+        samples: The data set.
+        views: All views that will be shown.
+        inputs: The student's preprocessing.
+        device: The device.
+    """
+    if (find := getattr(modality, "resident", None)) is None:
+        return None, f"{modality.name} is rendered by the host"
+    found: tuple[Resident | None, str] = find(samples, views, inputs, device)
+    return found
 
 
 def save_network(modality: Modality, samples: Any, network: Any, folder: Path, names: Sequence[str]) -> None:

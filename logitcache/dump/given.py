@@ -30,6 +30,7 @@ _OF_FORWARD = {  # settings of a forward pass, which happens elsewhere
     "average": "--average",
     "amp": "--amp",
     "compiled": "--compile",
+    "deterministic": "--deterministic",
 }
 _COMPARED = 256  # tokens of a text that two tokenizers are compared on
 _LOG = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from torch import nn
 
 from logitcache.data import Inputs, Modality, Samples, View, modality_of, offsets_of, whole_of
 from logitcache.data.exclusion import excluded_of, leave_out
-from logitcache.data.optional import facts_of, usual_batch, views_are_equal
+from logitcache.data.optional import continued, facts_of, usual_batch, views_are_equal
 from logitcache.data.protocol import Ids, Renderer
 from logitcache.data.text.origin import warn_of_other_teacher
 from logitcache.dump.samples import choose_samples, recorded_exclusions
@@ -134,6 +134,7 @@ def prepare(
         _entry(*one, mapped) for one in zip(make_slugs([one.name for one in networks]), networks, inputs, strict=True)
     ]
     begun, where = read_manifest(open_place(out)), pick_device(settings.device)
+    recipes = recipes if begun is None else continued(modality, recipes, begun.views)
     manifest = make_manifest(settings, shown, data, recipes, entries, chosen, begun, where)
     if settings.batch_size == "auto" and not begun and where.type != "cpu":
         manifest = replace(manifest, batch_size=_largest_batch(networks, entries, manifest, where))
@@ -201,6 +202,7 @@ def make_manifest(
         "channels_last": settings.channels_last,
         "compiled": settings.compiled,
         "test_time_views": settings.test_time_views,
+        **({"deterministic": True} if settings.deterministic else {}),
     }
     # Caches that an earlier version began on a GPU do not record how float32 products are rounded.
     forward |= {name: x for name, x in float32_settings(device).items() if begun is None or name in begun.forward}

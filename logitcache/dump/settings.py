@@ -285,6 +285,11 @@ class DumpExecution(Settings):
     compiled: bool = option(
         False, flag="compile", help="Compile the teacher with torch.compile; part of the cache's identity."
     )
+    deterministic: bool = option(
+        False,
+        help="Run the teacher with torch's deterministic algorithms, so that two dumps on one GPU have the same bits; slower there, and "
+        "part of the cache's identity.",
+    )
     device: str = option("auto", metavar="NAME", help="Device to run the teacher on: auto, cpu, cuda, cuda:1, ...")
     workers: int | None = option(
         None,
@@ -381,8 +386,9 @@ class DumpRequest(Settings):
     data: Any = option(
         metavar="SPEC",
         panel="Data",
-        help="Data set: fashion-mnist-mini, cifar10, cifar100, fashion-mnist (each also :test), imagefolder:PATH, arrays:FILE.npz or "
-        "package.module:factory; text as tokens:FILE.npz, text:PATH, jsonl:PATH or parquet:PATH.",
+        help="Data set: fashion-mnist-mini, cifar10, cifar100, fashion-mnist (each also :test), imagefolder:PATH, webdataset:PATH, "
+        "arrays:FILE.npz, hf:PATH, parquet:PATH or package.module:factory; text as text:PATH, jsonl:PATH, tokens:FILE.npz, hf:PATH or "
+        "parquet:PATH (docs/names.md).",
     )
     out: str | Path = option(
         metavar="PATH",

@@ -164,14 +164,14 @@ def _tokenizer(source: str | nn.Module, given: Any) -> Tokenizer:
 def _prompts(data: Any, tokenizer: Tokenizer, settings: GenerateSettings) -> list[Prompt]:
     """Return the prompts of a data set, those of the range that was asked for."""
     kind, _, path = data.partition(":") if isinstance(data, str) else ("", "", "")
-    if kind in ("jsonl", "parquet") and path:
+    if kind in ("jsonl", "parquet", "hf") and path:
         every = read_prompts(kind, path, tokenizer, settings.prompt_tokens)
     else:
         reading = TextReading(tokenizer=tokenizer if kind in TEXT_KINDS else None, vocabulary=len(tokenizer))
         samples = as_samples(data, reading=Reading(text=reading))
         if not isinstance(samples, Documents):
             raise InputError(
-                "prompts are text: give jsonl:FILE, parquet:FILE, text:PATH, tokens:FILE.npz or stories-mini"
+                "prompts are text: give jsonl:PATH, parquet:PATH, hf:PATH, text:PATH, tokens:FILE.npz or stories-mini"
             )
         if samples.vocabulary != len(tokenizer):
             raise InputError(

@@ -81,7 +81,8 @@ class GenerateRequest(Settings):
     data: Any = option(
         metavar="SPEC",
         form="text",
-        help="Prompts: jsonl:FILE or parquet:FILE with `prompt`, `instruction` or `messages`; or other text, with --prompt-tokens.",
+        help="Prompts: jsonl:PATH, parquet:PATH or hf:PATH with `prompt`, `instruction` or `messages`; or other text, with "
+        "--prompt-tokens.",
     )
     out: str | Path | None = option(
         None,

@@ -175,7 +175,8 @@ class _Sums:
         with ThreadPoolExecutor(len(self._both)) as executor:
             columns = list(executor.map(lambda c, view, mine: c.rows(view, c.teacher, mine), self._both, views, rows))
         keep = np.ones(len(samples), np.bool_)
-        if pixels_count:
+        hashed_by = {cache.manifest.views[view].get("digest") for cache, view in zip(self._both, views, strict=True)}
+        if pixels_count and len(hashed_by) == 1:
             one, other = (
                 cache.digests_of(view, mine) for cache, view, mine in zip(self._both, views, rows, strict=True)
             )

@@ -40,7 +40,7 @@ class Manifest:
         threads: CPU threads of the forward pass.
         device: Kind of device of the forward pass: `cpu`, `cuda`, ...
         forward: Forward pass: `autocast` (null or `bfloat16`), `channels_last`, `compiled`, `test_time_views`; on a GPU also
-            `matmul_precision` and `cudnn_tf32`.
+            `matmul_precision` and `cudnn_tf32`; `deterministic`, true where deterministic algorithms were asked for.
         views: One entry a view.
         data: `spec`, `length` and `digest` of the whole data set; `first`, the sample that row 0 is.
         teachers: One entry a teacher: `slug`, `name`, `weights`, `weights_sha256`, `class_map`, `preprocessing`, `members`.

@@ -16,6 +16,7 @@ from logitcache.data import Inputs, Modality, Rendition, RowLabels
 from logitcache.encoding import TopKRows, dense, joined_rows, mean_of
 from logitcache.errors import InputError
 from logitcache.models import Network, evaluating, explain_forward_errors, float_dtype
+from logitcache.runtime.determinism import deterministic_algorithms
 from logitcache.runtime.device import compile_function, cpu_threads, explain_oom, float32_precision
 from logitcache.runtime.tensors import call_network, channels_last, in_dtype, padded, sample_count, split_samples
 from logitcache.runtime.wording import counted
@@ -41,6 +42,7 @@ class Teacher:
         channels_last: bool = False,
         compiled: bool = False,
         test_time_views: str = "none",
+        deterministic: bool = False,
         matmul_precision: str | None = None,
         cudnn_tf32: bool | None = None,
     ) -> None:
@@ -59,6 +61,7 @@ class Teacher:
             channels_last: Whether to use channels-last memory format.
             compiled: Whether to wrap the network with torch.compile.
             test_time_views: `flip` averages the logits of an image and of its mirror image.
+            deterministic: Whether to use torch's deterministic algorithms during the forward pass.
             matmul_precision: torch's float32 matmul precision during the forward pass. Defaults to the process's own.
             cudnn_tf32: Whether cuDNN may use TF32 during the forward pass. Defaults to the process's own setting.
         """
@@ -73,7 +76,7 @@ class Teacher:
             self._module.to(memory_format=torch.channels_last)
         translated = compile_function(self._module, f"teacher {network.name}") if compiled else None
         self._run: Callable[..., Any] = translated or self._module
-        self._test_time_views = test_time_views
+        self._test_time_views, self._deterministic = test_time_views, deterministic
         self._precision = (matmul_precision, cudnn_tf32)
         self._classes, self._batch_size, self._threads, self._device = classes, batch_size, threads, device
 
@@ -103,6 +106,7 @@ class Teacher:
                 torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None),
                 cpu_threads(self._threads),
                 float32_precision(*self._precision),
+                deterministic_algorithms(f"teacher {self.name}", enabled=self._deterministic),
                 explain_oom(self._batch_size),
             ):
                 chunk = next(chunks, None)

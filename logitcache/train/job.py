@@ -140,12 +140,18 @@ def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettin
     return replace(job, completer=completer_for(test, held, network.module, settings, job.names))
 
 
-def targets_of(job: Job, settings: TrainSettings) -> Targets:
-    """Return where the teacher's logits come from: the cache, the live teacher, or nowhere."""
+def targets_of(job: Job, settings: TrainSettings, *, in_place: bool = False) -> Targets:
+    """Return where the teacher's logits come from: the cache, the live teacher, or nowhere.
+
+    Args:
+        job: The training.
+        settings: Those of `train_student`.
+        in_place: As for `CachedTargets`.
+    """
     if job.cache is None or job.objective.loss is None:
         return LabelsOnly()
     if settings.live_teacher is False:
-        return CachedTargets(job.cache, job.device)
+        return CachedTargets(job.cache, job.device, in_place=in_place)
     module = settings.live_teacher if isinstance(settings.live_teacher, nn.Module) else None
     return LiveTargets(live_teacher_of(job.cache, module, settings.teacher_weights, job.device))
 

@@ -45,6 +45,7 @@ from logitcache.train.order import (
     shuffled,
 )
 from logitcache.train.pull import record_pull
+from logitcache.train.replay import StaticSteps, StepPlan
 from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
 from logitcache.train.step import SUMS, MicroBatch, Stepper
@@ -74,6 +75,7 @@ class Loop:
         settings: TrainSettings,
         stepper: Stepper,
         targets: Targets,
+        plan: StepPlan,
         run: RunDirectory,
         replicas: Replicas,
         callbacks: Callbacks,
@@ -90,6 +92,10 @@ class Loop:
             self.bounded = Windows(rows, *job.window, settings.seed, self.offsets, self._some, least)
         self.test: Subject | None = None
         self._beside: SomeRows | None = None  # the teacher's, of what is held out
+        self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)  # of an epoch, which steps add to
+        self._static: StaticSteps | None = None
+        if plan.resident is not None:
+            self._static = StaticSteps(job, settings, stepper, targets, plan, self._sums)
         self._save_whole: Callable[[], None] = lambda: None  # saves the state at the end of the steps of an epoch
         if job.test is not None:
             seen, view = self.modality.for_evaluation(job.inputs, job.test)
@@ -180,7 +186,7 @@ class Loop:
         every = [batch for _, batches in windows for batch in batches]
         samples, steps = sum(map(len, every)), len(every)  # samples that have rows
         step, done, over = 0, 0, begun.get("step", 0)
-        sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
+        sums = self._sums.zero_()
         if begun and self.replicas.leads:
             sums += begun["sums"].to(self.device)
         before, taken, self._next_agreement = begun.get("seconds", 0.0), 0, 0
@@ -194,10 +200,8 @@ class Loop:
                 if not left:
                     continue
                 self.targets.begin(stretch, later)
-                for parts, batch in zip(self._micro_batches(views, left, renderers), left, strict=True):
-                    rate = learning_rate(self.schedule, epoch, step, steps)
-                    rows = count_rows(self.counted, batch)
-                    sums += self.stepper.step(parts, rows, rate, progress_after(epoch, self.schedule))
+                rates = [learning_rate(self.schedule, epoch, one, steps) for one in range(step, step + len(left))]
+                for batch in self._steps(epoch, views, left, rates, renderers):
                     step, done, taken = step + 1, done + len(batch), taken + 1
                     if step == 1 and epoch == 0 and self.replicas.leads:
                         record_pull(self.stepper.norms or {}, self.directory)
@@ -213,6 +217,23 @@ class Loop:
         left_out = {"left_out": self._countable - samples} if settings.drop_last else {}
         rate = learning_rate(self.schedule, epoch, steps - 1, steps)
         return {"lr": rate, **metrics, **({"windows": len(windows)} if len(windows) > 1 else {}), **left_out}
+
+    def _steps(
+        self,
+        epoch: int,
+        views: Sequence[View],
+        batches: Sequence[Ids],
+        rates: Sequence[float],
+        renderers: Sequence[Renderer],
+    ) -> Iterator[Ids]:
+        """Take a step on each batch, adding to the sums of the epoch, and yield the batch."""
+        progress = progress_after(epoch, self.schedule)
+        if self._static is not None:
+            yield from self._static.steps(views, batches, rates, progress)
+            return
+        for parts, batch, rate in zip(self._micro_batches(views, batches, renderers), batches, rates, strict=True):
+            self._sums += self.stepper.step(parts, count_rows(self.counted, batch), rate, progress)
+            yield batch
 
     def _stretches(
         self, epoch: int, views: Sequence[View], upcoming: Sequence[View], windows: Sequence[tuple[Blocks, Any]]

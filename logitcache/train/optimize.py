@@ -1,15 +1,16 @@
 """Optimizers and learning-rate schedules, by timm's names."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from logitcache.errors import InputError
 from logitcache.train.settings import OPTIMIZERS, SCHEDULES, Optimization, Training
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "learning_rate", "make_optimizer", "progress_after"]
+__all__ = ["OPTIMIZERS", "SCHEDULES", "is_capturable", "learning_rate", "make_optimizer", "progress_after", "set_rate"]
 
 _CLASSES: dict[str, Any] = {
     "adam": torch.optim.Adam,
@@ -20,13 +21,25 @@ _CLASSES: dict[str, Any] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
+# What makes each take a step without asking the host. SGD has no other form of it than the fused one.
+_CAPTURABLE: dict[str, Mapping[str, bool]] = {
+    **{name: {"capturable": True, "foreach": True} for name in ("adamax", "nadam", "radam", "rmsprop")},
+    **{name: {"capturable": True, "fused": True} for name in ("adam", "adamw")},
+    "sgd": {"fused": True},
+}
 
 
-def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module, settings: Optimization, *, capturable: bool = False) -> torch.optim.Optimizer:
     """Build the optimizer for the parameters of a model that require gradients.
 
     A callable gets a list of parameters, or parameter groups if a weight decay is given. Its learning rate does not
     matter, because every step sets the rate of the schedule.
+
+    Args:
+        model: The model, on its device.
+        settings: Optimizer and hyperparameters.
+        capturable: Whether a step must not ask the host for anything: the fused or capturable form of the optimizer, whose last bits are
+            its own. A callable decides by itself (`is_capturable`).
 
     Raises:
         InputError: The callable did not return a torch optimizer.
@@ -50,8 +63,32 @@ def make_optimizer(model: nn.Module, settings: Optimization) -> torch.optim.Opti
     if "momentum" in values:
         values["momentum"] = settings.resolved_momentum
     given = {name: value for name, value in values.items() if value is not None}
+    given |= _CAPTURABLE[settings.opt] if capturable else {}
     made: torch.optim.Optimizer = _CLASSES[settings.opt](groups, lr=settings.lr, **given)
     return made
+
+
+def is_capturable(optimizer: torch.optim.Optimizer, *, scaled: bool = False) -> bool:
+    """Return whether an optimizer takes a step without asking the host.
+
+    Args:
+        optimizer: The optimizer.
+        scaled: Whether its gradients are those of a scaled loss, so that it must skip a step by itself where they are infinite.
+    """
+    if scaled and not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return False
+    return all(group.get("capturable", group.get("fused")) for group in optimizer.param_groups)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
+    """Set the learning rate of all parameters.
+
+    Args:
+        optimizer: The optimizer.
+        rate: The rate; as a tensor, 0-dim, it is one that somebody else changes from step to step.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def _refuse_unusable(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:

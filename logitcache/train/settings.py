@@ -47,6 +47,7 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
 }
 SCHEDULES = ("cosine", "onecycle", "step")
 EXTENSIONS = ("continue", "stretch")
+CUDA_GRAPHS = ("auto", "on", "off")
 LOSSES_ON = ("all", "assistant", "completion")
 _OPTIMIZERS_OWN = ("momentum", "nesterov", "betas", "eps")
 _MOMENTUM = 0.9
@@ -465,6 +466,16 @@ class Execution(Settings):
         "gradients. For language models, networks of timm, and others with a method checkpoint_gradients(enabled=True).",
     )
     compiled: bool = option(False, flag="compile", help="Compile the student and the loss with torch.compile.")
+    cuda_graph: str = option(
+        "auto",
+        metavar="auto|on|off",
+        help="Capture a whole step as a CUDA graph and replay it, for images in memory on a GPU. It is not yet seen on a GPU, so auto is "
+        "off. Where on cannot be done, steps are called one kernel after the other, and one line says why.",
+    )
+    deterministic: bool = option(
+        False,
+        help="Train with torch's deterministic algorithms, so that two runs on one GPU have the same bits; slower there.",
+    )
     seed: int = option(
         0, minimum=0, help="Seed of the student's initial weights, of dropout and of the order of samples."
     )
@@ -506,6 +517,7 @@ class Execution(Settings):
         self.check("seed", lambda seed: seed < 2**63, "below 2**63")
         self.check("amp_dtype", lambda dtype: dtype in ("bfloat16", "float16"), "bfloat16 or float16")
         self.check("amp_dtype", lambda dtype: self.amp or dtype == "bfloat16", "left out without --amp")
+        self.check("cuda_graph", lambda way: way in CUDA_GRAPHS, "auto, on or off")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

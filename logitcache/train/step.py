@@ -6,7 +6,7 @@ that couples the rows of a batch couples those of a part.)
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from logitcache.models import explain_forward_errors, float_dtype
 from logitcache.models.language.head import Head, HiddenStates
 from logitcache.runtime.device import compile_function
 from logitcache.runtime.tensors import call_network, channels_last, in_dtype
-from logitcache.train.optimize import make_optimizer
+from logitcache.train.optimize import is_capturable, make_optimizer, set_rate
 from logitcache.train.replicas import Replicas, answer_of
 from logitcache.train.settings import TrainSettings
 
@@ -69,6 +69,8 @@ class Stepper:
         device: torch.device,
         replicas: Replicas,
         samples: Samples,
+        *,
+        capturable: bool = False,
     ) -> None:
         """Prepare a student for training.
 
@@ -79,21 +81,27 @@ class Stepper:
             device: Where it trains.
             replicas: The processes that train it together.
             samples: The training data; its modality says which of the student's outputs are rows.
+            capturable: Whether steps are to be captured as a CUDA graph, so that none may ask the host for anything.
         """
         self.model, self._objective, self._device = model, objective, device
         self._weights_dtype = float_dtype(model)
         self._modality, self._classes = modality_of(samples), len(samples.classes)
-        self._optimizer = make_optimizer(model, settings)
+        self._optimizer = make_optimizer(model, settings, capturable=capturable)
         self._optimizer.zero_grad(set_to_none=True)  # a module may come with gradients of another use
         self._clip = settings.clip_grad
         decay = settings.model_ema_decay
-        self.average = None
+        self.average, self._averages = None, False  # whether the average has begun, with the weights after a first step
         if decay:
-            self.average = AveragedModel(model, multi_avg_fn=functools.partial(_towards, 1 - decay), use_buffers=True)
+            self.average = AveragedModel(model, use_buffers=True)
+            self._share = 1 - decay
         self._dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[settings.amp_dtype]
         self._autocast = settings.amp
         scaled = self._autocast and self._dtype is torch.float16
         self._scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        # The rate of a step that is captured; others set a number, which the host reads.
+        self._rate: Tensor | None = None
+        if capturable and is_capturable(self._optimizer, scaled=scaled):
+            self._rate = torch.zeros((), dtype=torch.float32, device=device)
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)
         self._channels_last = settings.channels_last
@@ -111,14 +119,24 @@ class Stepper:
         """Whether the method couples the rows of a sequence, so that it must know them."""
         return self._objective.loss is not None and self._objective.loss.of_sequence is not None
 
-    def step(self, parts: Sequence[Sequence[MicroBatch]], rows: int, rate: float, progress: float) -> Tensor:
-        """Take a step on a batch.
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a step asks the host for nothing, so far as the optimizer is concerned."""
+        return self._rate is not None
+
+    def constants(self, progress: float) -> Hashable:
+        """Return the numbers of the objective that are the same in every step of an epoch, and perhaps others in the next."""
+        switches = self._objective.switches(progress)
+        return self._objective.weight_of_kd(progress), tuple(sorted(switches.items()))
+
+    def step(self, parts: Sequence[Sequence[MicroBatch]], rows: int, rate: float | Tensor, progress: float) -> Tensor:
+        """Take a step on a batch. From the second on it asks the host for nothing where `is_capturable`.
 
         Args:
             parts: This process's shares of the micro-batches, each in one view or in those of a pair, over which the objective is
                 summed.
             rows: Of the whole batch.
-            rate: Learning rate.
+            rate: Learning rate; a 0-dim tensor on the device where steps are captured.
             progress: Share of the epochs that will be over when this one is.
 
         Returns:
@@ -146,14 +164,34 @@ class Stepper:
         if self._clip is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        if self._rate is not None:
+            rate = self._rate.copy_(rate) if isinstance(rate, Tensor) else self._rate.fill_(rate)
+        set_rate(self._optimizer, float(rate) if self._rate is None else rate)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        self._update_average()
         return sums
+
+    def _update_average(self) -> None:
+        """Move the running mean of the weights; it begins with those after the first step."""
+        if self.average is None:
+            return
+        if not self._averages:
+            self.average.update_parameters(self.model)
+            self._averages = True
+            return
+        with torch.no_grad():
+            means, now = ([*one.parameters(), *one.buffers()] for one in (self.average.module, self.model))
+            _towards(self._share, means, now)
+
+    def forget(self) -> None:
+        """Forget a step that was begun and not taken: its gradients, and what the scaler found in them."""
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._scaler.is_enabled():
+            state = self._scaler.state_dict()
+            self._scaler = torch.amp.GradScaler(self._device.type)
+            self._scaler.load_state_dict(state)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
         """Keep gradients local: the last micro-batch of a batch averages the sum of all over the processes."""
@@ -265,6 +303,7 @@ class Stepper:
             self._scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+            self._averages = bool(self.average.n_averaged > 0)
 
 
 def _summed(terms: Terms, right: Tensor, agreed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -278,7 +317,7 @@ def _summed(terms: Terms, right: Tensor, agreed: Tensor) -> tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def _towards(share: float, averaged: Sequence[Tensor], current: Sequence[Tensor], _count: object) -> None:
+def _towards(share: float, averaged: Sequence[Tensor], current: Sequence[Tensor]) -> None:
     """Move a running mean towards the current values, in a few kernels for all tensors; integers have no mean and are copied."""
     has_mean = [mean.is_floating_point() or mean.is_complex() for mean in averaged]
     means, counts = (

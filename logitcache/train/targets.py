@@ -95,8 +95,16 @@ class CachedTargets:
     name = "cached"
     preprocessing: tuple[Inputs, ...] = ()
 
-    def __init__(self, cache: Cache, device: torch.device) -> None:
-        self._cache, self._decoder = cache, RowDecoder(cache, device)
+    def __init__(self, cache: Cache, device: torch.device, *, in_place: bool = False) -> None:
+        """Read nothing yet.
+
+        Args:
+            cache: The cache.
+            device: Device of the logits.
+            in_place: Whether the rows of each stretch are held where those of the one before were, for steps that are captured. `held`
+                changes with them, so stretches must be as long as one another.
+        """
+        self._cache, self._decoder, self._in_place = cache, RowDecoder(cache, device), in_place
         self._streams: list[ViewStream] = []
         self._stretch: Stretch | None = None
         self._held: list[ViewRows] = []
@@ -106,9 +114,14 @@ class CachedTargets:
         self._streams = self._streams or [ViewStream(self._cache, self._cache.teacher) for _ in stretch.views]
         parts = ([(view.index, one.blocks) for view in one.views] for one in (stretch, upcoming))
         taken = [stream.take(part, later) for stream, part, later in zip(self._streams, *parts, strict=True)]
-        self._held = [
-            self._decoder.hold(view, rows, stretch.blocks) for view, rows in zip(stretch.views, taken, strict=True)
-        ]
+        if self._in_place and self._held:
+            for held, view, rows in zip(self._held, stretch.views, taken, strict=True):
+                held.replace(view, rows)
+        else:
+            self._held = [
+                self._decoder.hold(view, rows, stretch.blocks, in_bytes=self._in_place)
+                for view, rows in zip(stretch.views, taken, strict=True)
+            ]
         self._stretch = stretch
 
     def logits(self, position: int, batch: Rendition, rows: RowLabels) -> AnyRows:
@@ -117,7 +130,7 @@ class CachedTargets:
         return self._held[position].of(rows.ids)
 
     def held(self, position: int) -> "ViewRows":
-        """Return the rows of a view of the stretch that was begun last; they stay when another is begun."""
+        """Return the rows of a view of the stretch that was begun last; unless `in_place` they stay when another is begun."""
         return self._held[position]
 
     def predicted(self, view: View, rows: Ids) -> NDArray[np.int64]:
@@ -148,30 +161,37 @@ class RowDecoder:
         self.labels = torch.from_numpy(cache.labels()).long().to(device)
         self.left_out = np.flatnonzero(~cache.kept_rows()) if cache.manifest.excluded else np.empty(0, np.int64)  # rows
 
-    def hold(self, view: View, rows: NDArray[np.void], blocks: tuple[int, ...] | None = None) -> "ViewRows":
+    def check(self, view: View, rows: NDArray[np.void]) -> None:
+        """Raise CorruptCacheError if rows of a view name classes that do not exist."""
+        if problem := self.encoding.check({name: rows[name] for name in rows.dtype.names or ()}, self.classes):
+            raise CorruptCacheError(f"{self.cache.place}, view {view.index}: {problem}. Dump the cache again.")
+
+    def hold(
+        self, view: View, rows: NDArray[np.void], blocks: tuple[int, ...] | None = None, *, in_bytes: bool = False
+    ) -> "ViewRows":
         """Hold what `Cache.view` read of a view in the memory of the device.
 
         Args:
             view: The view.
             rows: Its rows, [N], with a field for each column.
             blocks: Blocks that they are of, in this order; None for all.
+            in_bytes: Whether to copy them as a GPU holds them, on any device.
 
         Raises:
             CorruptCacheError: They name classes that do not exist.
         """
-        if problem := self.encoding.check({name: rows[name] for name in rows.dtype.names or ()}, self.classes):
-            raise CorruptCacheError(f"{self.cache.place}, view {view.index}: {problem}. Dump the cache again.")
+        self.check(view, rows)
         begins = None
         if blocks is not None:  # the place in memory at which the rows of each block begin
             manifest = self.cache.manifest
             begins = np.full(manifest.blocks, -1, np.int64)
             lengths = [last - first for first, last in map(manifest.span, blocks)]
             begins[list(blocks)] = np.cumsum([0, *lengths[:-1]])
-        return ViewRows(self, HeldRows(rows, self.device), begins)
+        return ViewRows(self, HeldRows(rows, self.device, in_bytes=in_bytes), begins)
 
 
 class ViewRows:
-    """Rows of one view in memory, decoded when they are asked for. They never change."""
+    """Rows of one view in memory, decoded when they are asked for. Unless they are replaced they never change."""
 
     def __init__(self, decoder: RowDecoder, held: "HeldRows", begins: Ids | None) -> None:
         self._decoder, self._held, self._begins = decoder, held, begins
@@ -192,8 +212,25 @@ class ViewRows:
             size = decoder.cache.manifest.block_rows
             at = self._begins[at // size] + at % size
         ids = to_device(torch.from_numpy(rows), decoder.device)
-        columns = self._held.take(ids if at is rows else to_device(torch.from_numpy(at), decoder.device))
+        return self._decoded(ids, ids if at is rows else to_device(torch.from_numpy(at), decoder.device))
+
+    def at(self, rows: Tensor) -> AnyRows:
+        """Gather and decode rows as `of`, without asking the host: row ids are on the device, [R] int64, and all blocks are held."""
+        assert self._begins is None
+        return self._decoded(rows, rows)
+
+    def _decoded(self, ids: Tensor, at: Tensor) -> AnyRows:
+        columns, decoder = self._held.take(at), self._decoder
         return decoder.encoding.decode(columns, decoder.labels.index_select(0, ids), decoder.classes)
+
+    def replace(self, view: View, rows: NDArray[np.void]) -> None:
+        """Hold as many rows of another view in the same memory.
+
+        Raises:
+            CorruptCacheError: They name classes that do not exist.
+        """
+        self._decoder.check(view, rows)
+        self._held.replace(rows)
 
 
 class SomeRows:
@@ -229,19 +266,26 @@ class SomeRows:
 class HeldRows:
     """Rows of a view in the memory of a device, all columns of a row beside each other."""
 
-    def __init__(self, rows: NDArray[np.void], device: torch.device) -> None:
+    def __init__(self, rows: NDArray[np.void], device: torch.device, *, in_bytes: bool = False) -> None:
         """Take them there.
 
         Args:
             rows: As `Cache.view` gives them: [N], with a field for each column.
             device: Device of the batches.
+            in_bytes: Whether to copy them as bytes on the CPU too, which can be replaced.
         """
         # On the CPU as they are: there torch's calls cost a small batch more than numpy's.
-        self._rows = rows if device.type == "cpu" else _bytes_of(rows).to(device)
+        as_they_are = device.type == "cpu" and not in_bytes
+        self._rows = rows if as_they_are else _bytes_of(rows).to(device, copy=True)
         self._columns = [
             (name, slice(offset, offset + field.itemsize), torch.from_numpy(np.empty(0, field.base)).dtype, field.shape)
             for name, (field, offset, *_) in (rows.dtype.fields or {}).items()
         ]
+
+    def replace(self, rows: NDArray[np.void]) -> None:
+        """Hold as many other rows in the same memory."""
+        assert isinstance(self._rows, Tensor)
+        self._rows.copy_(_bytes_of(rows))
 
     def take(self, samples: Tensor) -> dict[str, Tensor]:
         """Gather a batch of rows, once for all columns: each, [B, ...], a part of one copy on the device of the rows.

@@ -28,6 +28,7 @@ from logitcache.methods import method_name
 from logitcache.models import checkpointing_gradients, hash_weights, read_weights, restoring_modes
 from logitcache.runs.directory import FollowedRun, Lengthen, RunDirectory, free_name, read_metrics
 from logitcache.runs.metrics import find_metric
+from logitcache.runtime.determinism import deterministic_algorithms
 from logitcache.runtime.files import local_path
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options
@@ -39,6 +40,7 @@ from logitcache.train.keep import save_last
 from logitcache.train.loop import Loop
 from logitcache.train.metrics import EpochMetrics
 from logitcache.train.probe import refuse_unfit_student
+from logitcache.train.replay import plan_steps, with_optimizer
 from logitcache.train.replicas import Replicas, join_replicas
 from logitcache.train.settings import TrainRequest, TrainSettings
 from logitcache.train.step import Stepper
@@ -139,14 +141,18 @@ def train_student(
         restoring_modes(model),
         contextlib.ExitStack() as stack,
     ):
+        stack.enter_context(deterministic_algorithms("the student", enabled=chosen.deterministic))
         if chosen.gradient_checkpointing:
             stack.enter_context(checkpointing_gradients(model, job.network.name))
-        stepper = Stepper(model, job.objective, chosen, job.device, replicas, job.samples)
+        plan = plan_steps(job, chosen, replicas)
+        stepper = Stepper(model, job.objective, chosen, job.device, replicas, job.samples, capturable=plan.captures)
+        plan = with_optimizer(plan, chosen, stepper)
         refuse_unfit_student(job, chosen, stepper, replicas)
         if replicas.leads:
             warn_of_milestones(chosen)
             warn_of_other_tokenizer(job.samples, student)
-        targets = stack.enter_context(contextlib.closing(targets_of(job, chosen)))
+            plan.log(job.device, chosen.cuda_graph)
+        targets = stack.enter_context(contextlib.closing(targets_of(job, chosen, in_place=plan.resident is not None)))
         stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
         path = local_path(out) if out else free_name(Path("runs"), stem)
         recorded, facts = _record(cache, student, chosen, job), _facts(job, targets.name)
@@ -160,7 +166,7 @@ def train_student(
             weights = run.path / "student.safetensors"
             model.load_state_dict(replicas.from_leader(lambda: read_weights(str(weights), model.state_dict())))
             return RunResult(run.path, model.eval(), _metrics(run, replicas), results)
-        results = Loop(job, chosen, stepper, targets, run, replicas, told).run()
+        results = Loop(job, chosen, stepper, targets, plan, run, replicas, told).run()
         if replicas.leads:
             save_last(job, stepper, run.path)
         run.finish(results)
@@ -202,6 +208,8 @@ def _record(
     for name in _RECORDED_WHERE_GIVEN:
         if not found[name]:
             del found[name]
+    if found["cuda_graph"] != "on":
+        del found["cuda_graph"]
     return dict(sorted(found.items())) | {"method": method_name(settings.method)}
 
 

@@ -200,7 +200,7 @@ REFUSALS = [
         1,
         "unknown method 'rdl'; did you mean 'rld'? Known: atkd, ce, clkd",
     ),
-    ("train c.zarr --student resnet8 --set beta=2", 1, "kd has no parameter 'beta'; it takes temperature"),
+    ("train c.zarr --student resnet8 --set beta=2", 1, "unknown parameter 'beta' of kd; expected temperature"),
     ("train c.zarr --student resnet8 --set beta", 2, "expected name=value, not 'beta'"),
     ("train c.zarr --student resnet8 --augment none", 1, "has its own views (pad-crop-flip): leave out --augment"),
     ("train c.zarr", 2, "which network? Name it with --student NAME"),

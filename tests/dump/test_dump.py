@@ -1,5 +1,6 @@
 """From a teacher to a cache: the right numbers, once, whatever happens on the way."""
 
+import itertools
 import json
 import re
 import shlex
@@ -345,8 +346,10 @@ def test_values_that_mean_nothing_are_refused(dump, bad, message):
         dump(**bad)
 
 
-@pytest.mark.parametrize("precision", ["f32", "f16", "u8"])
-@pytest.mark.parametrize("top_k", [None, 2])
+@pytest.mark.parametrize(
+    ("top_k", "precision"),
+    tiny.usual(itertools.product([None, 2], ["f32", "f16", "u8"]), [(None, "f16"), (None, "f32"), (2, "u8")]),
+)
 def test_every_encoding_is_dumped_continued_verified_and_described(dump, tmp_path, images, top_k, precision):
     whole = dump(precision=precision, top_k=top_k)
     assert whole.manifest.encoding["kind"] == ("full" if top_k is None else "topk")

@@ -7,11 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from logitcache.encoding import FullEncoding, TopKEncoding, dense, encode_rows, read_encoding, rows_of_logprobs
 from logitcache.errors import InputError, UnknownNameError
-from logitcache.methods import get_loss
+from logitcache.methods import METHODS, get_loss
 from logitcache.store import compressed_bytes, decode_rows, kept_values, rounding
 
 ENCODINGS = [
@@ -116,20 +115,28 @@ def test_the_rest_keeps_its_mass_at_one_and_nearly_at_other_temperatures(dtype):
     assert max(mean, lowest) < 0.02
 
 
-def test_one_bucket_is_the_rest_divided_as_the_student_divides_it():
-    """KL over the kept classes and one bucket for the rest, in value and gradient."""
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("name", sorted(name for name, one in METHODS.items() if one.takes_bucket and not one.refine))
+def test_one_bucket_is_the_rest_divided_as_the_student_divides_it(name, temperature):
+    """A method over the kept classes and one bucket for the rest, in value and gradient."""
     logits, labels = draw(32, 20)
     encoding = TopKEncoding(4, "f32")
     rows = decoded(encoding, stored(encoding, logits, labels), labels, 20)
     student = torch.randn(32, 20, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    more = {"confidence_temperature": temperature} if name == "rld" else {}
 
     def bucket(scores):
-        kept = scores.gather(1, rows.ids)
-        return torch.cat([kept, scores.scatter(1, rows.ids, -torch.inf).logsumexp(1, keepdim=True)], 1)
+        others = scores.scatter(1, rows.ids, -torch.inf) / temperature
+        return torch.cat([scores.gather(1, rows.ids), temperature * others.logsumexp(1, keepdim=True)], 1)
 
-    log_p, log_q = F.log_softmax(bucket(rows.at(1.0)), 1), F.log_softmax(bucket(student), 1)
-    expected = (log_p.exp() * (log_p - log_q)).sum(1)
-    ours = get_loss("kd", temperature=1.0, tail="bucket")(student, rows, labels)
+    place = torch.searchsorted(rows.ids, labels[:, None]).squeeze(1)
+    few = bucket(rows.at(temperature))
+    words = {**more, **({"order": few.index_fill(1, torch.tensor([5]), -torch.inf)} if name == "rld" else {})}
+    expected = METHODS[name].divergence(bucket(student), few, place, temperature=temperature, **words)
+    if name == "rld":
+        without = METHODS[name].divergence(bucket(student), few, place, temperature=temperature, beta=0.0, **words)
+        expected = torch.where(rows.unranked, without, expected)
+    ours = get_loss(name, temperature=temperature, tail="bucket", **more)(student, rows, labels)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
     gradients = [torch.autograd.grad(value.sum(), student)[0] for value in (ours, expected)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
@@ -177,7 +184,7 @@ def test_methods_that_need_every_class_refuse_rows_of_the_largest(name):
     logits, labels = draw()
     encoding = TopKEncoding(5, "f32")
     rows = decoded(encoding, stored(encoding, logits, labels), labels, 30)
-    with pytest.raises(InputError, match="rows of which the largest were kept will not do"):
+    with pytest.raises(InputError, match="cannot be computed from top-k rows"):
         get_loss(name)(logits, rows, labels)
 
 

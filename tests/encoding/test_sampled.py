@@ -214,10 +214,10 @@ def test_methods_take_draws_or_say_why_not(name):
     if serves_draws(name, find_method(name)):
         assert name in ("kd", "rc")
         assert get_loss(name, temperature=1.0)(student, rows, labels).shape == (8,)
-        with pytest.raises(InputError, match="drawn at temperature 1, and here is temperature 2"):
+        with pytest.raises(InputError, match="sampled at temperature 1, not 2"):
             get_loss(name, temperature=2.0)(student, rows, labels)
         return
-    with pytest.raises(InputError, match="rows of draws will not do"):
+    with pytest.raises(InputError, match="cannot be computed from sampled rows"):
         get_loss(name)(student, rows, labels)
 
 
@@ -225,7 +225,7 @@ def test_methods_take_draws_or_say_why_not(name):
     ("settings", "reason"),
     [
         ({"refine": "swap"}, "swap edits the teacher's probabilities"),
-        ({"standardize": True}, "z-scores are those of every class"),
+        ({"standardize": True}, "z-scoring needs every logit of a row"),
     ],
 )
 def test_pieces_that_change_the_probabilities_are_refused(settings, reason):

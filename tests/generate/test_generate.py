@@ -206,7 +206,7 @@ def test_models_and_data_that_cannot_be_used_are_named(file, tmp_path):
         logitcache.generate_completions(tmp_path / "run", file)
     with pytest.raises(InputError, match="stories-mini has no prompts: say how many tokens"):
         generated("stories-mini")
-    with pytest.raises(InputError, match="prompts are text: give jsonl:FILE"):
+    with pytest.raises(InputError, match="prompts are text: give jsonl:PATH"):
         generated("fashion-mnist-mini")
     (tmp_path / "t.jsonl").write_text('{"text": "a"}')
     with pytest.raises(InputError, match=r"t.jsonl:1 is plain text, which has no prompt"):

@@ -273,6 +273,7 @@ def test_a_dump_killed_while_it_uploads_is_continued_to_the_same_bytes(url, envi
     assert time.monotonic() - begun < 60  # a dead process of this machine is recognised without waiting for its lease
 
 
+@pytest.mark.slow
 def test_a_dump_of_text_killed_in_a_bucket_goes_on_and_trains_there(url, environment, tmp_path):
     """Tokens, boundaries and targets lie there too: students are the same as from a folder."""
     given = {"teacher": "texts:Unhurried", "data": "texts:make", "encoding": "full", "precision": "f32"}

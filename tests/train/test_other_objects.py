@@ -193,7 +193,7 @@ def test_nothing_is_read_ahead_after_the_last_epoch(dump, images, tmp_path, monk
         ({"callbacks": 3}, "callbacks must be a logitcache.Callbacks object, not 3"),
         ({"should_stop": True}, "should_stop must be a function, not True"),
         ({"method": nn.KLDivLoss()}, "method .* cannot be called with student, teacher and labels"),
-        ({"method": nn.PReLU()}, "cannot be called with student|has parameters of its own"),
+        ({"method": nn.PReLU()}, "cannot be called with student|has trainable parameters"),
         ({"method": lambda s, t, y: y}, r"returned torch.int64 \[48\]; expected"),
         ({"opt": torch.optim.LBFGS}, "LBFGS evaluates the loss several times a step"),
         (

@@ -78,7 +78,10 @@ def test_cached_is_live(dump, train, tmp_path, method, augment, threads):
     assert json.loads((tmp_path / "live/run.json").read_text())["cache"]["logits"] == "live"
 
 
-@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.divergence])
+LEARNING = [name for name, one in METHODS.items() if one.divergence]
+
+
+@pytest.mark.parametrize("method", tiny.usual(LEARNING, ["clkd", "kd", "mlkd", "normkd", "rld", "sld", "tad"]))
 def test_cached_is_live_for_every_method_also_where_it_was_stopped(dump, train, tmp_path, method):
     """Two views, shuffled; the cached run is stopped in the middle of its second epoch, and resumed."""
     teacher = tiny.net(tiny.CLASSES)
@@ -194,13 +197,13 @@ def test_a_run_of_a_loss_in_hand_is_resumed_with_the_same(dump, train, tmp_path,
 def test_a_function_in_hand_refuses_what_it_may_not_understand(dump, train, tmp_path):
     dump(top_k=3, out=tmp_path / "top.zarr")
     with pytest.raises(
-        CacheMismatchError, match="halved is a plain function, which is assumed to read every logit of a row"
+        CacheMismatchError, match="halved is a plain function, which is assumed to need every logit of a row"
     ):
         train(cache=tmp_path / "top.zarr", method=halved)
     dump(augment="cifar+mixup", out=tmp_path / "mixed.zarr")
     with pytest.raises(CacheMismatchError, match="halved is a plain function, which is assumed to read the label"):
         train(cache=tmp_path / "mixed.zarr", method=halved)
-    with pytest.raises(InputError, match="halved is a finished loss, so temperature cannot be given beside it"):
+    with pytest.raises(InputError, match="halved is already a complete loss and takes no temperature"):
         train(cache=tmp_path / "mixed.zarr", method=halved, temperature=2.0)
     assert not (tmp_path / "run").exists()
     for cache in ("top.zarr", "mixed.zarr"):  # a composed loss brings its own needs
@@ -521,9 +524,9 @@ def test_a_top_k_cache_trains_what_it_serves_and_refuses_the_rest(dump, train, t
     bucket = weights(train(method="kd", tail="bucket", out=tmp_path / "bucket"))
     assert not same(bucket, weights(train(method="kd", out=tmp_path / "uniform")))
     for changes, reason in (
-        ({"method": "clkd"}, "clkd looks at every logit of a row"),
-        ({"method": "kd", "standardize": True}, "z-scores are those of every class"),
-        ({"method": "normkd"}, r"a temperature by row \(deviation\) is read from every class"),
+        ({"method": "clkd"}, "clkd needs every logit of a row"),
+        ({"method": "kd", "standardize": True}, "z-scoring needs every logit of a row"),
+        ({"method": "normkd"}, r"a per-row temperature \(deviation\) needs every logit of a row"),
     ):
         with pytest.raises(
             CacheMismatchError, match=rf"keeps the 2 largest of 5 logits, and {reason}. Dump again with `encoding` full"

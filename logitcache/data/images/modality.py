@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from logitcache.data.exclusion import excluded_of
 from logitcache.data.images.rendering import Renderer, preprocessing_for, render
+from logitcache.data.images.resident import ResidentImages, resident_images
 from logitcache.data.images.sets import ImageSet, Part
 from logitcache.data.images.views import View, make_views
+from logitcache.data.images.views.digests import digests
 from logitcache.data.images.views.preprocessing import TEST_TIME_VIEWS, Preprocessing
-from logitcache.data.images.views.render import digests
-from logitcache.data.protocol import Ids, RowLabels, whole_of
+from logitcache.data.protocol import Ids, RowLabels, joined_digests, whole_of
 from logitcache.errors import InputError
 from logitcache.models import Network, load_network, logits_of
 
@@ -36,6 +37,11 @@ class Images:
     def read_view(self, entry: Mapping[str, Any]) -> View:
         """Read the manifest entry of a view."""
         return View.from_json(entry)
+
+    def continued(self, views: Sequence[View], begun: Sequence[Mapping[str, Any]]) -> tuple[View, ...]:
+        """Return views with pixels hashed as in those of a cache that was begun; further views as the last of these."""
+        kinds = [View.from_json(entry).digest for entry in begun]
+        return tuple(replace(view, digest=kinds[min(number, len(kinds) - 1)]) for number, view in enumerate(views))
 
     def choose_inputs(self, samples: ImageSet, view: View, *said: Mapping[str, Any]) -> Preprocessing:
         """Choose mean, deviation, size and resizing (`preprocessing_for`)."""
@@ -71,9 +77,15 @@ class Images:
             skip_unreadable=skip_unreadable,
         )
 
+    def resident(
+        self, samples: ImageSet, views: Sequence[View], inputs: Preprocessing, device: torch.device
+    ) -> tuple[ResidentImages | None, str]:
+        """Return images that a device renders by itself, or None and the reason."""
+        return resident_images(samples, views, inputs, device)
+
     def digests(self, samples: ImageSet, view: View, ids: Ids) -> NDArray[np.uint64]:
         """Render images and hash their pixels, [B] uint64."""
-        return digests(render(samples, view, ids))
+        return joined_digests([digests(render(samples, view, ids), view.digest)])
 
     def row_labels(self, samples: ImageSet, view: View, ids: Ids) -> RowLabels:
         """Return the class of each image; where the view mixes two, that of the partner too."""

@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from logitcache.data.exclusion import excluded_of, leave_out, shown_beside
 from logitcache.data.images.sets import ArrayImages, ImageSet, resident
 from logitcache.data.images.views import View, blend, read_recipe
+from logitcache.data.images.views.digests import digests
 from logitcache.data.images.views.preprocessing import Preprocessing
-from logitcache.data.images.views.render import cut, cut_batch, digests
+from logitcache.data.images.views.render import cut, cut_batch
 from logitcache.data.protocol import Ids, Rendition, whole_of
 from logitcache.errors import InputError, UnreadableError
 from logitcache.runtime.device import decoding_workers, to_device
@@ -156,7 +157,8 @@ class _Source(Dataset[Rendition | Failure]):
         for position, network in enumerate(self._preprocessings):
             twin = next((i for i in range(position) if _same_geometry(self._preprocessings[i], network)), None)
             fitted.append(network.fit(shared) if twin is None else fitted[twin])
-        return Rendition(samples, tuple(fitted), digests(shared) if self._with_digests else None, unreadable)
+        hashed = digests(shared, view.digest) if self._with_digests else None
+        return Rendition(samples, tuple(fitted), hashed, unreadable)
 
     def __getitem__(self, item: tuple[View, Ids]) -> Rendition | Failure:
         try:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from logitcache.data.tables import open_hub_table
 from logitcache.errors import InputError
 
-__all__ = ["Entry", "PromptEntry", "as_document", "as_prompt", "jsonl_objects", "parquet_objects"]
+__all__ = ["Entry", "PromptEntry", "as_document", "as_prompt", "hub_objects", "jsonl_objects", "parquet_objects"]
 
 _FORMS = "`text`, `prompt` and `completion`, `instruction` and `response`, or `messages`"
 _KEYS = ("text", "prompt", "completion", "messages", "instruction", "context", "input", "response", "output")
@@ -111,6 +112,19 @@ def parquet_objects(file: Path) -> Iterator[tuple[str, Any]]:
                 yield f"{file}, row {number}", row
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{file} cannot be read as Parquet: {error}") from error
+
+
+def hub_objects(path: str) -> Iterator[tuple[str, Any]]:
+    """Yield path and row, and the object there, of each row of a data set of Hugging Face `datasets`.
+
+    Raises:
+        InputError: The data set cannot be read, or has none of the columns.
+    """
+    table = open_hub_table(path)
+    if not set(table.column_names) & set(_KEYS):
+        raise InputError(f"hf:{path} needs the columns {_FORMS}; it has {', '.join(table.column_names)}")
+    for number in range(len(table)):
+        yield f"hf:{path}, row {number + 1}", table[number]
 
 
 def as_document(value: Any, where: str) -> Entry:

@@ -33,10 +33,10 @@ class Prompt:
 
 
 def read_prompts(kind: str, path: str, tokenizer: Tokenizer, prompt_tokens: int | None = None) -> list[Prompt]:
-    """Read the prompts of JSONL or Parquet files.
+    """Read the prompts of JSONL or Parquet files, or of a Hugging Face data set.
 
     Args:
-        kind: `jsonl` or `parquet`.
+        kind: `jsonl`, `parquet` or `hf`.
         path: A file, a folder or a pattern.
         tokenizer: Makes tokens of them; of chats with its chat template.
         prompt_tokens: Tokens at the beginning of plain text that are its prompt.

@@ -1,6 +1,5 @@
 """Text by name: `tokens:FILE.npz`, `text:PATH`, `jsonl:PATH`, `parquet:PATH`."""
 
-import glob
 import itertools
 import os
 import re
@@ -14,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcache.data.files import matching_files
 from logitcache.data.text.documents import Documents, token_dtype
-from logitcache.data.text.forms import Entry, as_document, jsonl_objects, parquet_objects
+from logitcache.data.text.forms import Entry, as_document, hub_objects, jsonl_objects, parquet_objects
 from logitcache.data.text.origin import read_origin
 from logitcache.data.text.reading import TextReading
 from logitcache.data.text.tokenizer import Tokenizer
@@ -42,8 +42,8 @@ def open_text(kind: str, path: str, reading: TextReading | None = None) -> Docum
 
     Args:
         kind: `tokens`: an .npz file with `tokens` [T] and `documents` [D + 1], where each begins, perhaps with `targets` [T] bool and
-            `vocabulary`; `text`: text files, a document each or one a paragraph; `jsonl`: a JSON object a line; `parquet`: a row each. An
-            object or row has one of the forms of `forms`.
+            `vocabulary`; `text`: text files, a document each or one a paragraph; `jsonl`: a JSON object a line; `parquet` and `hf`
+            (`open_hub_table`): a row each. An object or row has one of the forms of `forms`.
         path: A file; for text also a folder or a pattern, in whose files of their names' order.
         reading: How it is read.
 
@@ -59,7 +59,7 @@ def open_text(kind: str, path: str, reading: TextReading | None = None) -> Docum
             "with --tokenizer hf:PATH, or use tokens:FILE.npz."
         )
     if kind == "text":
-        entries = (entry for file in _files(path, ".txt") for entry in _text_entries(file, chosen))
+        entries = (entry for file in matching_files(path, ".txt") for entry in _text_entries(file, chosen))
     else:
         entries = (as_document(value, where) for where, value in read_objects(kind, path))
     return read_documents(entries, chosen, f"{kind}:{path}")
@@ -69,14 +69,17 @@ def read_objects(kind: str, path: str) -> Iterator[tuple[str, Any]]:
     """Yield where each object of some files is, and the object.
 
     Args:
-        kind: `jsonl` or `parquet`.
-        path: A file, a folder or a pattern.
+        kind: `jsonl`, `parquet` or `hf`.
+        path: A file, a folder or a pattern; of `hf` as `open_hub_table` takes it.
 
     Raises:
         InputError: They cannot be read.
     """
+    if kind == "hf":
+        yield from hub_objects(path)
+        return
     objects = {"jsonl": jsonl_objects, "parquet": parquet_objects}[kind]
-    for file in _files(path, f".{kind}"):
+    for file in matching_files(path, f".{kind}"):
         yield from objects(file)
 
 
@@ -328,26 +331,6 @@ def _mapped(path: Path, name: str) -> NDArray[Any] | None:
         if fortran or dtype.hasobject or not np.prod(shape):
             return None
         return np.memmap(path, dtype, "r", raw.tell(), shape)
-
-
-def _files(path: str, ending: str) -> list[Path]:
-    """Return the files that a path, a folder or a pattern names, in the order of their names.
-
-    Raises:
-        InputError: There are none.
-    """
-    whole = Path(path).expanduser()
-    if whole.is_dir():
-        found = sorted(one for one in whole.rglob(f"*{ending}") if one.is_file())
-        if not found:
-            raise InputError(f"{path} has no files that end in {ending}")
-        return found
-    if whole.is_file():
-        return [whole]
-    found = sorted(one for one in map(Path, glob.glob(str(whole), recursive=True)) if one.is_file())  # noqa: PTH207  (an absolute pattern)
-    if not found:
-        raise InputError(f"there is no file, folder or pattern {path}")
-    return found
 
 
 def _content(file: Path) -> str:

@@ -8,6 +8,7 @@ import texts
 
 from logitcache.data import load_data
 from logitcache.data.exclusion import Reading
+from logitcache.data.open import named_modality
 from logitcache.data.text.reading import TextReading
 from logitcache.errors import InputError, UnknownNameError
 
@@ -264,6 +265,23 @@ def test_parquet_has_the_same_forms(tmp_path):
     (tmp_path / "d.parquet").write_text("no")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         load_data(f"parquet:{tmp_path}/d.parquet", reading)
+
+
+def test_a_hugging_face_data_set_has_the_same_forms(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    from logitcache.data.text.tokenizer import Tokenizer
+
+    reading = Reading(text=TextReading(tokenizer=Tokenizer(texts.wrapped(WORDS))))
+    made = datasets.Dataset.from_dict({"prompt": ["a b", "c"], "completion": [" d", " e"], "id": [1, 2]})
+    datasets.DatasetDict({"train": made, "validation": made.select([1])}).save_to_disk(tmp_path / "d")
+    assert named_modality(f"hf:{tmp_path}/d").name == "text"
+    assert listed(load_data(f"hf:{tmp_path}/d", reading)) == [[1, 2, 4], [3, 5]]
+    assert listed(load_data(f"hf:{tmp_path}/d:validation", reading)) == [[3, 5]]
+    made.rename_column("prompt", "question").remove_columns("completion").save_to_disk(tmp_path / "e")
+    with pytest.raises(InputError, match=r"hf:.*/e needs the columns `text`, .*; it has question, id"):
+        load_data(f"hf:{tmp_path}/e", reading)
+    with pytest.raises(InputError, match=r"hf:.*/d:train is text, and no tokenizer is known"):
+        load_data(f"hf:{tmp_path}/d:train")
 
 
 def test_options_are_checked_and_recorded():

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from logitcache.data.images.views.changes import CHANGES, change
 from logitcache.data.images.views.crops import CROPS, Boxes, Crop
+from logitcache.data.images.views.digests import BLAKE2B, MULTILINEAR
 from logitcache.data.images.views.mixing import MIXES, Mixed, draw
 from logitcache.errors import FormatVersionError, InputError, unknown_name
 
@@ -153,6 +154,7 @@ class View:
         key: Enters the random numbers, with the seed.
         index: Place of the view in its cache.
         group: Views of one group belong together for methods that pair views.
+        digest: How pixels are hashed: `multilinear`, or `blake2b` as before 2026-11-28.
     """
 
     recipe: str
@@ -161,6 +163,7 @@ class View:
     key: int
     index: int
     group: int
+    digest: str = BLAKE2B
 
     def boxes(self, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
         """Say what to cut out of images of these sizes, [B] each."""
@@ -210,7 +213,8 @@ class View:
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the manifest."""
-        return asdict(self)
+        found = asdict(self)
+        return found if self.digest != BLAKE2B else {key: value for key, value in found.items() if key != "digest"}
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "View":
@@ -218,7 +222,7 @@ class View:
 
         Raises:
             UnknownNameError: No such recipe here.
-            FormatVersionError: The recipe has another version here, so pixels would differ.
+            FormatVersionError: The recipe has another version here, so pixels would differ, or their digest is not known here.
         """
         view = cls(**entry)
         here = read_recipe(view.recipe).version
@@ -226,6 +230,11 @@ class View:
             raise FormatVersionError(
                 f"view {view.index} was rendered by version {view.recipe_version} of recipe {view.recipe!r}, this logitcache renders "
                 f"version {here}: the pixels would differ. Use the logitcache recorded in the manifest, or dump again."
+            )
+        if view.digest not in (BLAKE2B, MULTILINEAR):
+            raise FormatVersionError(
+                f"the pixels of view {view.index} are hashed by {view.digest!r}, this logitcache knows {BLAKE2B} and {MULTILINEAR}. "
+                "Upgrade logitcache to read it."
             )
         return view
 
@@ -249,6 +258,6 @@ def make_views(recipe: str, count: int, seed: int) -> tuple[View, ...]:
             "would see them at different scales"
         )
     return tuple(
-        View(one.name, one.version, seed, index, index, index // len(recipes))
+        View(one.name, one.version, seed, index, index, index // len(recipes), MULTILINEAR)
         for index, one in enumerate(recipes * count)
     )

@@ -1,0 +1,104 @@
+"""Images in memory that the device renders by itself, from numbers that lie there before an epoch begins: no batch waits for the host."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from logitcache.data.images.sets import ArrayImages, ImageSet, resident
+from logitcache.data.images.views import CROPS, View, read_recipe
+from logitcache.data.images.views.preprocessing import Preprocessing
+from logitcache.data.protocol import Ids, whole_of
+
+__all__ = ["ResidentImages", "cut_out", "resident_images"]
+
+_PADDING = 4  # pixels that a box may reach beyond its image
+
+
+class ResidentImages:
+    """Images of one size on a device, and the preprocessing of one network.
+
+    Attributes:
+        columns: How many numbers `numbers` gives for each sample.
+    """
+
+    columns = 4  # sample, top, left, flip
+
+    def __init__(self, images: ImageSet, views: Sequence[View], inputs: Preprocessing) -> None:
+        """Take what `resident_images` has looked at.
+
+        Args:
+            images: `ArrayImages` on the device, or a stretch of them.
+            views: All views that will be shown.
+            inputs: Preprocessing of the network, without resizing.
+        """
+        whole, self._first = whole_of(images)
+        self._pixels: Tensor = whole.images
+        self._inputs = inputs
+        self._crops = any(read_recipe(view.recipe).crop is not CROPS["none"] for view in views)
+
+    def numbers(self, view: View, ids: Ids) -> NDArray[np.int64]:
+        """Return what `inputs` needs to know of each sample: [N, 4].
+
+        Args:
+            view: One of the views.
+            ids: Sample ids, in the order of the epoch, [N].
+        """
+        samples, (height, width) = ids + self._first, self._pixels.shape[-2:]
+        boxes = view.boxes(samples, np.full(len(ids), height), np.full(len(ids), width))
+        return np.stack([samples, boxes.top, boxes.left, boxes.flip], 1, dtype=np.int64, casting="unsafe")
+
+    def inputs(self, numbers: Tensor) -> Tensor:
+        """Return the network's input for a batch, [B, 3, H, W] float32, without asking the host.
+
+        Args:
+            numbers: Rows of `numbers`, on the device, [B, 4].
+        """
+        samples, top, left, flip = numbers.unbind(1)
+        pixels = self._pixels.index_select(0, samples)
+        return self._inputs.normalize(cut_out(pixels, top, left, flip) if self._crops else pixels)
+
+
+def cut_out(images: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+    """Cut a box of its own size out of each image, as `cut_batch` does; black outside the image.
+
+    Args:
+        images: [B, C, H, W] uint8.
+        top: Upper edge of each box, at most 4 pixels beyond the image, [B] int64.
+        left: Left edge, likewise.
+        flip: Whether the box is mirrored left to right: 0 or 1, [B] int64.
+    """
+    batch, channels, height, width = images.shape
+    padded = F.pad(images, (_PADDING,) * 4)
+    down, across = (torch.arange(size, device=images.device) for size in (height, width))
+    across = torch.where(flip[:, None] != 0, width - 1 - across, across)
+    rows, columns = (top + _PADDING)[:, None] + down, (left + _PADDING)[:, None] + across
+    flat = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).flatten(1)  # [B, H*W]
+    index = flat[:, None, :].expand(batch, channels, -1)
+    return padded.flatten(2).gather(2, index).view(batch, channels, height, width)
+
+
+def resident_images(
+    samples: ImageSet, views: Sequence[View], inputs: Preprocessing, device: torch.device
+) -> tuple[ResidentImages | None, str]:
+    """Return images that a device renders by itself, or None and the reason.
+
+    Args:
+        samples: The data set.
+        views: All views that will be shown.
+        inputs: Preprocessing of the network.
+        device: The device.
+    """
+    if not isinstance(whole_of(samples)[0], ArrayImages):
+        return None, "images are decoded by the host"
+    if any(view.mixes for view in views):
+        return None, "views mix samples"
+    if any(view.changes_pixels or not view.keeps_size for view in views) or inputs.resize != "none":
+        return None, "views are rendered by the host"
+    there = samples if device.type == "cpu" else resident(samples, device)
+    if there is None:
+        return None, "the images take more than a quarter of the device's free memory"
+    return ResidentImages(there, views, inputs), ""
