@@ -134,7 +134,6 @@ def prepare(
     entries = [
         _entry(*one, mapped) for one in zip(make_slugs([one.name for one in networks]), networks, inputs, strict=True)
     ]
-    warn_of_other_teacher(shown, entries)
     begun, where = read_manifest(open_place(out)), pick_device(settings.device)
     recipes = recipes if begun is None else continued(modality, recipes, begun.views)
     manifest = make_manifest(settings, shown, data, recipes, entries, chosen, begun, where)
@@ -200,6 +199,7 @@ def make_manifest(
         device: Device of the forward pass.
         versions: Versions of software that is not on this machine.
     """
+    warn_of_other_teacher(samples, entries)
     (whole, first), modality = whole_of(samples), modality_of(samples)
     forward = {
         "autocast": "bfloat16" if settings.amp else None,
