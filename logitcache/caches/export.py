@@ -118,9 +118,7 @@ def _write_parquet(cache: Cache, out: Path, parts: Iterable[Rows]) -> list[Path]
         import pyarrow as pa  # noqa: PLC0415  (an extra)
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ImportError as error:
-        raise InputError(
-            "Parquet needs the package pyarrow; install it with: pip install 'logitcache[parquet]'"
-        ) from error
+        raise InputError("Parquet needs the package pyarrow: pip install 'logitcache[parquet]'") from error
     _refuse_existing([out])
     partial, writer = out.with_name(f".{out.name}{PARTIAL}"), None
     try:
