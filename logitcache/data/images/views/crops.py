@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from logitcache.errors import InputError
 from logitcache.runtime.philox import integers, uniforms, words
 
-__all__ = ["CROPS", "Boxes", "Crop", "RecordedBoxes"]
+__all__ = ["CROPS", "RECORDED", "Boxes", "Crop", "RecordedBoxes"]
 
 Ints = NDArray[np.int64]
 
@@ -145,6 +145,8 @@ CROPS: dict[str, Crop] = {
     "none": Crop(1, _whole, keeps_size=True),
     "pad-crop-flip": Crop(1, _pad_crop_flip, keeps_size=True),
     "random-resized-crop-flip": Crop(1, _random_resized_crop_flip, keeps_size=False),
+}
+RECORDED: dict[str, Crop] = {  # of imported caches
     "recorded-boxes": Crop(1, _recorded, keeps_size=False, drawn=False),
     "recorded-seeds": Crop(1, _recorded, keeps_size=False, drawn=False),
 }

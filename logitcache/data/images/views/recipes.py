@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.data.images.views.changes import CHANGES, change
-from logitcache.data.images.views.crops import CROPS, Boxes, Crop, RecordedBoxes
+from logitcache.data.images.views.crops import CROPS, RECORDED, Boxes, Crop, RecordedBoxes
 from logitcache.data.images.views.digests import BLAKE2B, MULTILINEAR
 from logitcache.data.images.views.mixing import MIXES, Mixed, draw
 from logitcache.errors import FormatVersionError, InputError, unknown_name
@@ -28,6 +28,7 @@ Step = tuple[str, Mapping[str, float | str]]
 
 _PLUS = r"\+(?![^()]*\))"  # outside of parentheses: 1e+2 is a number
 
+_EVERY_CROP = CROPS | RECORDED
 PRESETS = {
     "cifar": "pad-crop-flip",
     "cifar-strong": "pad-crop-flip+randaugment(num_ops=2,magnitude=10)",
@@ -79,9 +80,9 @@ def read_recipe(text: str) -> Recipe:
     """
     named = "+".join(PRESETS.get(step.strip(), step) for step in re.split(_PLUS, text))
     steps = [_read_step(step, text) for step in re.split(_PLUS, named)]
-    if steps[0][0] not in CROPS:
+    if steps[0][0] not in _EVERY_CROP:
         steps.insert(0, ("none", {}))
-    ranks = [0 if name in CROPS else 2 if name in MIXES else 1 for name, _ in steps]
+    ranks = [0 if name in _EVERY_CROP else 2 if name in MIXES else 1 for name, _ in steps]
     if ranks != sorted(ranks) or ranks.count(0) > 1:
         raise InputError(f"augmentation {text}: one crop comes first, then changes of pixels, then mixing")
     mixed = [name for name, _ in steps if name in MIXES]
@@ -90,7 +91,7 @@ def read_recipe(text: str) -> Recipe:
     changes, mixes = (
         tuple(step for step, rank in zip(steps, ranks, strict=True) if rank == wanted) for wanted in (1, 2)
     )
-    crop = CROPS[steps[0][0]]
+    crop = _EVERY_CROP[steps[0][0]]
     versions = [crop.version, *(CHANGES[name].version for name, _ in changes if name in CHANGES)]
     return Recipe(
         "+".join(_spelled(*step) for step in steps),
@@ -101,20 +102,15 @@ def read_recipe(text: str) -> Recipe:
     )
 
 
-def _drawn() -> list[str]:
-    """Return the crops that are drawn here."""
-    return [name for name, crop in CROPS.items() if crop.drawn]
-
-
 def _read_step(text: str, recipe: str) -> Step:
     found = re.fullmatch(r"([^()]+)(?:\((.*)\))?", text.strip())
     if not found:
         raise InputError(f"augmentation {recipe}: {text!r} is no step; expected NAME or NAME(parameter=value,...)")
     name, given = found[1].strip(), found[2]
-    if found[2] is not None and (name in PRESETS or name in CROPS or ":" in name):
+    if found[2] is not None and (name in PRESETS or name in _EVERY_CROP or ":" in name):
         raise InputError(f"augmentation {recipe}: {name} takes no parameters")
-    if name not in CROPS and name not in CHANGES and name not in MIXES and ":" not in name:
-        raise unknown_name("augmentation", name, [*PRESETS, *_drawn(), *CHANGES, *MIXES, "package.module:factory"])
+    if name not in _EVERY_CROP and name not in CHANGES and name not in MIXES and ":" not in name:
+        raise unknown_name("augmentation", name, [*PRESETS, *CROPS, *CHANGES, *MIXES, "package.module:factory"])
     known = {step: one.defaults for step, one in CHANGES.items()} | {step: one.defaults for step, one in MIXES.items()}
     defaults = known.get(name, {})
     chosen: dict[str, float | str] = {}
@@ -271,9 +267,7 @@ def make_views(recipe: str, count: int, seed: int) -> tuple[View, ...]:
     """
     recipes = [read_recipe(name) for name in re.split(r",(?![^()]*\))", recipe)]
     if foreign := next((one.name for one in recipes if not one.crop.drawn), None):
-        raise InputError(
-            f"augmentation {foreign} is of imported caches: choose one of {', '.join([*PRESETS, *_drawn()])}"
-        )
+        raise InputError(f"augmentation {foreign} is of imported caches: choose one of {', '.join([*PRESETS, *CROPS])}")
     if len({one.keeps_size for one in recipes}) > 1:
         raise InputError(
             f"augmentations {recipe} do not go together: one keeps the size of an image and another does not, so that a network "
