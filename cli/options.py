@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 _STOPPED = {  # what a command that was stopped leaves behind
+    "generate": "stopped; nothing was written, and the same command begins again",
     "train": "stopped; a run that has saved its state goes on with --resume",
     **dict.fromkeys(
         ("dump", "import", "merge", "slice", "sweep"),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from logitcache.runs.metrics import Metric as Metric
     from logitcache.runtime.progress import Callbacks as Callbacks
     from logitcache.runtime.progress import Progress as Progress
+    from logitcache.stats import cache_info as cache_info
     from logitcache.stats import cache_stats as cache_stats
     from logitcache.stats import compare_caches as compare_caches
     from logitcache.store import Cache as Cache
@@ -66,6 +67,7 @@ _HOMES = {
     "View": "logitcache.data",
     "TrainSettings": "logitcache.train.settings",
     "cache_fidelity": "logitcache.caches.fidelity",
+    "cache_info": "logitcache.stats",
     "cache_stats": "logitcache.stats",
     "collate_packed": "logitcache.train.packed",
     "compare_caches": "logitcache.stats",

@@ -243,6 +243,28 @@ def test_the_examples_of_frameworks_on_text_learn(stories, tmp_path, example, ne
 
 
 @pytest.mark.slow
+def test_the_example_of_trl_learns(tmp_path):
+    """On prompts and completions, of which only the latter count."""
+    pytest.importorskip("trl")
+    pytest.importorskip("datasets")
+    file = ROOT / "docs/examples/trl_sft.py"
+    assert len(file.read_text().splitlines()) < 40
+    words = ["cat", "dog", "ball", "sun", "hat", "car"]
+    lines = [
+        {"prompt": f"Lily had a {one}.", "completion": f" She liked the {one}. It was a good {one}."} for one in words
+    ]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    logitcache.dump_logits(
+        "hf:stories-mini", f"jsonl:{tmp_path}/answers.jsonl", tmp_path / "a.zarr", rows="all", top_k=16
+    )
+    line = [sys.executable, str(file), "a.zarr", "6"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = json.loads(re.findall(r"^\[[0-9., ]+\]$", done.stdout, re.MULTILINE)[-1])
+    assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.slow
 def test_the_commands_on_caches_run(run, environment, amazon):
     """What they print comes from the caches they made."""
     amazon.create_bucket(Bucket="my-bucket")

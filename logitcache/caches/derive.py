@@ -76,6 +76,7 @@ def write_derived(
     doing: str,
     on_progress: OnProgress,
     carried: Carried | None = None,
+    anonymous: bool = False,
 ) -> Cache:
     """Write a cache of one teacher block by block, or resume one that was interrupted.
 
@@ -90,6 +91,7 @@ def write_derived(
         doing: Name of the operation for progress reports, e.g. "merging".
         on_progress: Called after every block.
         carried: Arrays copied from the data.
+        anonymous: Whether to leave host and command out of the history.
 
     Raises:
         InputError: If the probe is empty because all of its samples are excluded.
@@ -103,7 +105,9 @@ def write_derived(
     slug, encoding = manifest.teachers[0]["slug"], read_encoding(manifest.encoding)
     columns = {slug: encoding.columns(len(manifest.classes))}
     shown = {"digests", *recorded_arrays(manifest)}
-    with CacheWriter(out, manifest, columns, labels, offsets, command=command, carried=carried) as writer:
+    with CacheWriter(
+        out, manifest, columns, labels, offsets, command=command, carried=carried, anonymous=anonymous
+    ) as writer:
         if not writer.complete:
             writer.begin(probe[0], {slug: probe[1]})
             for view, block in writer.missing():

@@ -3,6 +3,7 @@
 At most one block (Parquet) or one view (safetensors) is in memory at a time.
 """
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,9 +27,10 @@ def export_cache(
     cache: str | Path | Cache,
     out: str | Path,
     *,
-    views: Sequence[int] | None = None,
+    view_ids: Sequence[int] | None = None,
     teacher: str | None = None,
     layout: str = "rows",
+    anonymous: bool = False,
     on_progress: OnProgress = silent,
 ) -> list[Path]:
     """Export rows to files for other tools, with the manifest in their metadata, as JSON under `logitcache`.
@@ -47,9 +49,10 @@ def export_cache(
         cache: Cache to export.
         out: `FILE.parquet` for a single file with a row group per block, or `FILE.safetensors` for a file per view; several files are
             numbered FILE-00001-of-00004.safetensors.
-        views: Indices of the views to export. Defaults to all.
+        view_ids: Indices of the views to export. Defaults to all.
         teacher: Slug of the teacher, if there are several.
         layout: `rows`, or `documents` for text as Parquet.
+        anonymous: Whether the manifest in the file leaves out paths and addresses.
         on_progress: Called after every block.
 
     Returns:
@@ -60,8 +63,10 @@ def export_cache(
         LogitCacheError: If the cache cannot be opened or read.
     """
     opened, target = open_cache(cache).of(teacher), local_path(out)
+    if anonymous:
+        opened = _without_paths(opened)
     total = len(opened.manifest.views)
-    chosen = list(range(total)) if views is None else list(views)
+    chosen = list(range(total)) if view_ids is None else list(view_ids)
     if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(total)):
         raise InputError(
             f"cannot export views {chosen} of {opened.place}; expected distinct views from 0 to {total - 1}"
@@ -78,6 +83,15 @@ def export_cache(
         _refuse_documents(opened, target)
         return _write_parquet(opened, target, _documents(opened, on_progress))
     return writers[target.suffix](opened, target, chosen, on_progress)
+
+
+def _without_paths(cache: Cache) -> Cache:
+    """Return the same cache with an anonymous manifest."""
+    from logitcache.caches.anonymous import anonymous  # noqa: PLC0415  (torch)
+
+    found = copy.copy(cache)
+    found.manifest = anonymous(cache.manifest)
+    return found
 
 
 def _refuse_documents(cache: Cache, out: Path) -> None:
@@ -104,9 +118,7 @@ def _write_parquet(cache: Cache, out: Path, parts: Iterable[Rows]) -> list[Path]
         import pyarrow as pa  # noqa: PLC0415  (an extra)
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ImportError as error:
-        raise InputError(
-            "Parquet needs the package pyarrow; install it with: pip install 'logitcache[parquet]'"
-        ) from error
+        raise InputError("Parquet needs the package pyarrow: pip install 'logitcache[parquet]'") from error
     _refuse_existing([out])
     partial, writer = out.with_name(f".{out.name}{PARTIAL}"), None
     try:

@@ -30,7 +30,7 @@ from logitcache.encoding import (
 from logitcache.errors import InputError
 from logitcache.methods import METHODS, Distillation, get_loss, language_settings
 from logitcache.runtime.wording import encoding_words
-from logitcache.store import Cache, Ids, Manifest, compressed_bytes, open_cache, row_uniforms
+from logitcache.store import Cache, Ids, Manifest, compressed_bytes, disk_use, open_cache, row_uniforms
 
 __all__ = ["Fidelity", "MethodError", "advice", "cache_fidelity", "sweep_encodings"]
 
@@ -69,7 +69,8 @@ class Fidelity:
 
     Attributes:
         encoding: Entry of the encoding, as in the manifest.
-        bytes_per_row: Compressed size of the encoding's columns per row. `logitcache stats` reports the size on disk of all files.
+        bytes_per_row: Bytes per row in storage, as defined by `logitcache.store.bytes_per_row`. For an encoding other than the stored one,
+            an estimate: its columns as compressed for the probe, and everything else unchanged.
         rows: Number of rows measured.
         kl_nats: Mean KL(exact || stored) at temperatures 1, 2 and 4; empty for sampled rows, which give most classes no mass.
         unranked: Fraction of rows whose label is not among the largest; 0 if every class is kept, and for sampled rows.
@@ -173,7 +174,7 @@ def _sentence(
     kept = f"--top-k {better.encoding['k']}" if "k" in better.encoding else "--encoding full"
     return (
         f"{error.method}{at} loses {'all' if lost >= 1 else f'{lost:.0%}'} of its gradient at {where}: dump with {kept} --precision "
-        f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} B of payload a row instead of {stored.bytes_per_row:.0f})"
+        f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} B a row instead of {stored.bytes_per_row:.0f})"
         + (or_full if "k" in better.encoding else "")
     )
 
@@ -210,11 +211,29 @@ def _drawn(encoding: SampledEncoding, cache: Cache, exact: "_Exact") -> dict[str
 
 
 class _Exact(NamedTuple):
-    """Probe rows: ids, [R], exact logits, [R, C], and labels, [R]."""
+    """Rows stored in full, and the size of the cache.
+
+    Attributes:
+        ids: Row ids, [R].
+        logits: Exact logits, [R, C].
+        labels: Class of each row, [R].
+        stored: Encoding of the cache, as in the manifest.
+        per_row: Bytes per row of the cache in storage.
+        payload: Bytes per row of the encoding's columns.
+    """
 
     ids: Ids
     logits: Tensor
     labels: Tensor
+    stored: Mapping[str, Any]
+    per_row: float
+    payload: float
+
+    def bytes_per_row(self, encoding: Encoding, columns: Mapping[str, Tensor]) -> float:
+        """Return the bytes a row of the cache, or what they would be with other columns."""
+        if encoding.to_json() == self.stored:
+            return self.per_row
+        return self.per_row - self.payload + _payload(encoding, columns, self.logits.shape[1]) / len(self.logits)
 
 
 def _exact(cache: Cache, most: int | None = None) -> _Exact:
@@ -234,7 +253,10 @@ def _exact(cache: Cache, most: int | None = None) -> _Exact:
         )
     every = 1 if most is None else max(-(-logits.size // most), 1)
     ids, logits = ids[::every], np.ascontiguousarray(logits[::every])
-    return _Exact(ids, torch.from_numpy(logits), torch.from_numpy(cache.labels()[ids]).long())
+    use, labels = disk_use(cache), torch.from_numpy(cache.labels()[ids]).long()
+    return _Exact(
+        ids, torch.from_numpy(logits), labels, cache.manifest.encoding, use.per_row, use.payload(cache.teacher)
+    )
 
 
 def _of_stored(cache: Cache, losses: Mapping[str, Distillation], exact: _Exact) -> Fidelity:
@@ -301,12 +323,12 @@ def _losses(methods: Sequence[str] | None, settings: Mapping[str, Any], manifest
 def _measured(
     encoding: Encoding, columns: Mapping[str, Tensor], rows_in_full: _Exact, losses: Mapping[str, Distillation]
 ) -> Fidelity:
-    _, exact, labels = rows_in_full
+    exact, labels = rows_in_full.logits, rows_in_full.labels
     classes, students = exact.shape[1], _students(exact)
     rows = encoding.decode(columns, labels, classes)
     return Fidelity(
         encoding.to_json(),
-        _payload(encoding, columns, classes) / len(exact),
+        rows_in_full.bytes_per_row(encoding, columns),
         len(exact),
         {
             f"T={temperature:g}": _kl(exact, dense(rows, temperature), temperature)

@@ -35,6 +35,12 @@ class SliceSettings(Settings):
     precision: str | None = option(
         None, metavar="f32|f16|u8", shown="as it is", help="Precision of the logits that are kept."
     )
+    anonymous: bool = option(
+        False,
+        panel="Output",
+        help="Leave out what a cache says about the machine: paths and addresses, the host's name, command lines. A training then names "
+        "its data with --data.",
+    )
     teacher: str | None = option(
         None,
         flag="cached-teacher",

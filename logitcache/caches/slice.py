@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from logitcache.caches.anonymous import anonymous
 from logitcache.caches.derive import encoding_of, exclusions_within, open_sources, origin, write_derived
 from logitcache.caches.settings import SliceRequest, SliceSettings
 from logitcache.data.contract import cache_modality
@@ -63,9 +64,10 @@ def slice_cache(
     target = _target(source, chosen.top_k, chosen.precision)
     count, (first, last) = _kept_views(opened, chosen.views), _kept_samples(opened, chosen.samples)
     same = count == len(manifest.views) and target == source and last - first == manifest.samples
-    if same and opened.teachers == whole.teachers:
+    if same and opened.teachers == whole.teachers and not chosen.anonymous:
         raise InputError(
-            "the slice would be a full copy; reduce it with --views, --samples, --top-k, --precision or --cached-teacher"
+            "the slice would be a full copy; reduce it with --views, --samples, --top-k, --precision or --cached-teacher, or make it "
+            "--anonymous"
         )
     begin, end = (
         first - manifest.data["first"],
@@ -96,13 +98,14 @@ def slice_cache(
     words = to_command_line(SliceRequest(cache=str(opened.place), out=out), chosen) or []
     return write_derived(
         out,
-        made,
+        anonymous(made) if chosen.anonymous else made,
         labels,
         offsets,
         probe,
         rows,
         command=shlex.join(["logitcache", "slice", *words]),
         doing="slicing",
+        anonymous=chosen.anonymous,
         on_progress=on_progress,
         carried=carried_stretch(cache_modality(opened), opened, begin, end),
     )

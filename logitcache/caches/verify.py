@@ -80,7 +80,7 @@ def verify_cache(
     cache: str | Path,
     *,
     data: Any = None,
-    rows: int = 256,
+    check_rows: int = 256,
     replay: int = 0,
     teacher: Any = None,
     teacher_weights: str | None = None,
@@ -93,7 +93,7 @@ def verify_cache(
     Args:
         cache: Path of the cache.
         data: Data set, if it has moved since the dump.
-        rows: Number of samples of each view to render again and compare with their digests; 0 skips the data.
+        check_rows: Number of samples of each view to render again and compare with their digests; 0 skips the data.
         replay: Number of samples, over all views, on which to run the teacher again and compare its logits with the stored rows.
         teacher: Teacher, if it was given as an object or has another name now.
         teacher_weights: Weights of the teacher, if they have moved since the dump.
@@ -104,7 +104,7 @@ def verify_cache(
     Raises:
         LogitCacheError: If the cache or its data cannot be opened.
     """
-    for name, number in (("rows", rows), ("replay", replay)):
+    for name, number in (("check_rows", check_rows), ("replay", replay)):
         if not isinstance(number, int) or number < 0:
             raise InputError(f"`{name}` must be a whole number of 0 or more, not {number!r}")
     if repair:
@@ -120,10 +120,10 @@ def verify_cache(
             said = f"rows differ from the probe by {found:.2g}, relative"
             problems += [FileProblem(f"teachers/{slug}", said, 0, block) for block in unlike]
     pixels_problem = None
-    shown_again = bool(rows) and not problems and _is_replayable(opened)
+    shown_again = bool(check_rows) and not problems and _is_replayable(opened)
     if shown_again:
         try:
-            _check_data(opened, data, rows)
+            _check_data(opened, data, check_rows)
         except CacheMismatchError as error:
             pixels_problem = str(error)
     gap_now, disagreement = 0.0, None
@@ -136,7 +136,7 @@ def verify_cache(
         blocks=len(manifest.views) * manifest.blocks,
         problems=problems,
         probe_gap=gap,
-        pixels_checked=len(manifest.views) * min(rows, len(opened.kept())) if shown_again else None,
+        pixels_checked=len(manifest.views) * min(check_rows, len(opened.kept())) if shown_again else None,
         pixels_problem=pixels_problem,
         replayed=min(replay, len(manifest.views) * len(opened.kept()))
         if replay and not problems and not pixels_problem

@@ -81,7 +81,9 @@ def recorded_data(cache: Cache, data: Any, exclude: Exclude | None = None, *, li
         return leave_out(part, [*excluded_of(part), *read_exclusions(exclude, part)])
     spec = data if data is not None else cache.manifest.data["spec"]
     if isinstance(spec, str) and spec == "":
-        raise InputError(f"{cache.place} was dumped from a data set given as an object; give it again, as `data`.")
+        raise InputError(
+            f"{cache.place} does not say where its data is, which was given as an object or left out by --anonymous: name it with --data."
+        )
     orientation = cache.manifest.data.get("exif_orientation", False)
     text = text_reading_of(cache.manifest, spec)
     reading = reading_beside(cache, exclude, exif_orientation=orientation, text=text)

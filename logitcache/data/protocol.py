@@ -288,7 +288,8 @@ class Modality(Protocol):
     ) -> Renderer:
         """Return what renders batches of samples for networks with these preprocessings.
 
-        `skip_unreadable` is given only where it is true: what cannot be read is left out of its batch then, and named in it.
+        `skip_unreadable` is given only where it is true: what cannot be read is left out of its batch then, and named in it. A modality
+        may take `on_device` too, which lets batches be rendered and hashed on `device`, to the same bits.
         """
         ...
 

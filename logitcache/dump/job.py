@@ -1,6 +1,7 @@
 """What a dump will do: data, views, teachers and encoding opened and decided, before anything is written."""
 
 import contextlib
+import inspect
 import itertools
 import logging
 import re
@@ -133,7 +134,6 @@ def prepare(
     entries = [
         _entry(*one, mapped) for one in zip(make_slugs([one.name for one in networks]), networks, inputs, strict=True)
     ]
-    warn_of_other_teacher(shown, entries)
     begun, where = read_manifest(open_place(out)), pick_device(settings.device)
     recipes = recipes if begun is None else continued(modality, recipes, begun.views)
     manifest = make_manifest(settings, shown, data, recipes, entries, chosen, begun, where)
@@ -168,8 +168,11 @@ def renderer_of(
     modality: Modality, samples: Samples, inputs: Sequence[Inputs], settings: DumpSettings, device: torch.device
 ) -> Renderer:
     """Return what renders the inputs of a dump's teachers."""
-    skips = {"skip_unreadable": True} if settings.skip_unreadable else {}
-    return modality.renderer(samples, inputs, with_digests=True, workers=settings.workers, device=device, **skips)
+    asked = {"skip_unreadable": settings.skip_unreadable, "on_device": settings.render_device == "teacher"}
+    switches = {name: True for name, on in asked.items() if on}
+    if "on_device" in switches and "on_device" not in inspect.signature(modality.renderer).parameters:
+        raise InputError(f"data of kind {modality.name} is not rendered on a device: leave out --render-device")
+    return modality.renderer(samples, inputs, with_digests=True, workers=settings.workers, device=device, **switches)
 
 
 def make_manifest(
@@ -196,6 +199,7 @@ def make_manifest(
         device: Device of the forward pass.
         versions: Versions of software that is not on this machine.
     """
+    warn_of_other_teacher(samples, entries)
     (whole, first), modality = whole_of(samples), modality_of(samples)
     forward = {
         "autocast": "bfloat16" if settings.amp else None,

@@ -74,5 +74,5 @@ def _on_device(values: Tensor, width: int) -> Tensor:
     least = values.topk(width, 1).values[:, -1:]
     above, equal = values > least, values == least
     wanted = width - above.sum(1, keepdim=True)
-    chosen = above | (equal & (equal.cumsum(1) <= wanted))
+    chosen = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= wanted))
     return chosen.to(torch.uint8).topk(width, 1).indices.sort(1).values

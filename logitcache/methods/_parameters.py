@@ -55,11 +55,11 @@ def check_value(name: str, word: str, annotation: Any, value: Any) -> Any:
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
-            raise InputError(f"{name}: {word} must be {' or '.join(map(str, choices))}, got {value!r}")
+            raise InputError(f"{name}: {word} must be {' or '.join(map(str, choices))}, not {value!r}")
         return value
     if kind is bool:
         if not isinstance(value, bool):
-            raise InputError(f"{name}: {word} must be true or false, got {value!r}")
+            raise InputError(f"{name}: {word} must be true or false, not {value!r}")
         return value
     numeric = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
     if value is None and types.NoneType in numeric:
@@ -73,7 +73,7 @@ def check_value(name: str, word: str, annotation: Any, value: Any) -> Any:
     if not good or (whole and value != int(value)):
         raise InputError(f"{name}: {word} must be {'an integer' if whole else 'a finite number'}, not {value!r}")
     if value not in interval:
-        raise InputError(f"{name}: {word} must be {interval}, got {value!r}")
+        raise InputError(f"{name}: {word} must be {interval}, not {value!r}")
     return int(value) if whole else value
 
 

@@ -232,7 +232,7 @@ class _Pieces:
             temperature = keywords_of(method.divergence).get("temperature", (None, None))[0]
         scaled = settings.get("standardize")
         if scaled is not None and not isinstance(scaled, bool):
-            raise InputError(f"{name}: standardize must be true or false, got {scaled!r}")
+            raise InputError(f"{name}: standardize must be true or false, not {scaled!r}")
         by_row = "adaptive" in _as_tuple(temperature)
         return cls(
             name,

@@ -42,9 +42,8 @@ def dist(
     del labels
     p, q = log_probs(teacher, temperature).exp(), log_probs(student, temperature).exp()
     square = squared(temperature)
-    scale = (
-        square if isinstance(square, Tensor) else p.new_full((), square)
-    )  # made on the device: a copy would wait for it
+    # Created on the device, because a copy to it would wait for it.
+    scale = square if isinstance(square, Tensor) else p.new_full((), square)
     value: Tensor = beta * (scale * (1 - _pearson(q, p))).mean()
     if len(student) > 1:
         value = value + gamma * scale.mean() * (1 - _pearson(q.T, p.T).mean())

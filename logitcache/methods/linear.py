@@ -188,7 +188,7 @@ def _refuse_misfits(
     if bool(((labels != IGNORED) & ((labels < 0) | (labels >= classes))).any()):
         raise InputError(f"labels must be between 0 and {classes - 1:,}, or {IGNORED} for rows to ignore")
     if chunk_rows < 1:
-        raise InputError(f"chunk_rows must be 1 or more, got {chunk_rows}")
+        raise InputError(f"chunk_rows must be 1 or more, not {chunk_rows}")
 
 
 class _Values(NamedTuple):

@@ -172,7 +172,7 @@ def _timm(name: str, network: str, classes: int, weights: str | None) -> Network
     try:
         timm: Any = import_module("timm")  # an extra
     except ImportError as error:
-        raise InputError(f"{name} needs the package timm; install it with: pip install 'logitcache[timm]'") from error
+        raise InputError(f"{name} needs the package timm: pip install 'logitcache[timm]'") from error
     if not timm.is_model(network.partition(".")[0]):
         raise unknown_name("timm network", network, timm.list_models(), "`timm.list_models()`")
     own = weights == "DEFAULT"

@@ -349,7 +349,7 @@ def _summary(path: Path) -> RunSummary:
         best_test_accuracy=results.get("best_test_accuracy"),
         teacher_agreement=results.get("teacher_agreement"),
         seconds_per_epoch=results.get("seconds_per_epoch"),
-        bytes_per_sample=cache["bytes_per_row"] * cache["views"] if logits == "cached" else 0,
+        bytes_per_sample=cache["memory_bytes_per_row"] * cache["views"] if logits == "cached" else 0,
         headline=headline,
         value=results.get(headline.name),
         best=best,

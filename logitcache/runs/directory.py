@@ -57,7 +57,14 @@ def read_run(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path / 'run.json'} is damaged ({error}). Restore it from a copy, or train again."
         ) from error
+    _rename(content, "report_to", "log_to")  # as 0.1.0 wrote them
+    _rename(content.get("cache") or {}, "bytes_per_row", "memory_bytes_per_row")
     return dict(content) | {"settings": upgrade_settings(content["settings"])}
+
+
+def _rename(content: dict[str, Any], old: str, new: str) -> None:
+    if old in content:
+        content[new] = content.pop(old)
 
 
 def upgrade_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +134,7 @@ class RunDirectory:
                 writing it.
             CacheMismatchError: If the run has other settings or another cache.
         """
-        self.path, self._record = path, {"settings": dict(settings), **facts, "report_to": list(logs or ())}
+        self.path, self._record = path, {"settings": dict(settings), **facts, "log_to": list(logs or ())}
         self._extension: dict[str, Any] | None = None
         if (path / "run.json").exists():
             if not resume:
@@ -143,7 +150,7 @@ class RunDirectory:
             raise InputError(f"{path} is a file. Choose another --out.")
         elif path.exists() and any(path.iterdir()):
             raise InputError(f"{path} exists, is not empty and holds no run. Choose another --out.")
-        self._logs, self._told = open_logs(self._record["report_to"] if logs is None else logs, path, settings), False
+        self._logs, self._told = open_logs(self._record["log_to"] if logs is None else logs, path, settings), False
         self._lock = FileLock(path, _LOCK)
         remove_leftovers(path)
         if self._extension is not None:
@@ -192,7 +199,7 @@ class RunDirectory:
                     f"{self.path} was started with {word} (then {there.get(fact)}, now {self._record.get(fact)}). "
                     "Use the same to resume it, or choose another --out."
                 )
-        self._record = {"report_to": [], **there}
+        self._record = {"log_to": [], **there}
 
     def _extended(
         self, there: dict[str, Any], settings: Mapping[str, Any], lengthen: Lengthen

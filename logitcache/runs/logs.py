@@ -139,7 +139,7 @@ def _module(name: str, extra: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise InputError(
-            f"--report-to {extra} needs a package that is not installed; install it with: pip install 'logitcache[{extra}]'"
+            f"--log-to {extra} needs a package that is not installed; install it with: pip install 'logitcache[{extra}]'"
         ) from error
 
 

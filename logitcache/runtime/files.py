@@ -296,6 +296,8 @@ class FileLock:
         """Do nothing, because the operating system keeps the lock."""
 
     def close(self) -> None:
-        """Release the lock, also for copies of the file in forked processes."""
+        """Release the lock, also for copies of the file in forked processes, and remove the name of its holder."""
+        with contextlib.suppress(OSError):
+            self._file.truncate(0)
         fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()

@@ -45,7 +45,7 @@ Form = Literal[
     "span",  # 0:50000
     "rows",  # 256, auto
     "samples",  # bad.txt, or 5,37
-    "repeated",  # --report-to csv --report-to wandb
+    "repeated",  # --log-to csv --log-to wandb
     "one-or-more",  # the same; a single one is not a sequence
     "assignments",  # --set beta=4 --set alpha=1
     "argument",  # positional
@@ -424,6 +424,8 @@ def to_command_line(*several: Settings) -> list[str] | None:
                 return None
             if isinstance(value, bool):
                 words.append(flag if value else f"--no-{flag.removeprefix('--')}")
+            elif form == "argument":
+                words += map(str, parts)
             elif form in ("repeated", "one-or-more"):
                 words += [word for part in parts for word in (flag, str(part))]
             else:

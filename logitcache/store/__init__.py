@@ -12,6 +12,7 @@ from logitcache.store.layout import (
     block_rows_for,
     carried_bytes,
     compressed_bytes,
+    metadata_bytes,
     recorded_arrays,
 )
 from logitcache.store.ledger import history
@@ -19,6 +20,7 @@ from logitcache.store.manifest import FORMAT, Manifest, average_of, read_manifes
 from logitcache.store.offsets import Ids, count_rows, is_among, kept_mask, rows_of, samples_of, with_rows
 from logitcache.store.places import Place, open_place
 from logitcache.store.reader import Cache, MissingChunkError, ViewStream, find_newest, open_cache
+from logitcache.store.size import DiskUse, bytes_per_row, disk_use
 from logitcache.store.verify import FileProblem, check_files, drop_damaged, forget_damaged_records
 from logitcache.store.writer import CacheWriter, Columns
 
@@ -29,6 +31,7 @@ __all__ = [
     "CacheWriter",
     "Carried",
     "Columns",
+    "DiskUse",
     "FileProblem",
     "Ids",
     "Manifest",
@@ -38,6 +41,7 @@ __all__ = [
     "ViewStream",
     "average_of",
     "block_rows_for",
+    "bytes_per_row",
     "carried_bytes",
     "check_files",
     "classes_from_json",
@@ -46,6 +50,7 @@ __all__ = [
     "compressed_bytes",
     "count_rows",
     "decode_rows",
+    "disk_use",
     "draw_gaps",
     "drawn_targets",
     "drop_damaged",
@@ -55,6 +60,7 @@ __all__ = [
     "is_among",
     "kept_mask",
     "kept_values",
+    "metadata_bytes",
     "open_cache",
     "open_place",
     "read_manifest",

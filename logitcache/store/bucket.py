@@ -28,9 +28,7 @@ try:
     )
     from obstore.store import from_url
 except ImportError as error:
-    raise InputError(
-        "object storage needs the package obstore; install it with: pip install 'logitcache[s3]'"
-    ) from error
+    raise InputError("object storage needs the package obstore: pip install 'logitcache[s3]'") from error
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

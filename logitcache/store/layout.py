@@ -39,6 +39,7 @@ __all__ = [
     "checksum_holds",
     "chunk_key",
     "compressed_bytes",
+    "metadata_bytes",
     "metadata_files",
     "probe_ids",
     "read_array",
@@ -228,6 +229,14 @@ def metadata_files(manifest: Manifest, specs: dict[str, ArraySpec]) -> dict[str,
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(store)
     return {key: memory[key].to_bytes() for key in sorted(memory)}
+
+
+def metadata_bytes(
+    manifest: Manifest, columns: Mapping[str, Mapping[str, Column]], probe: int, carried: Carried | None = None
+) -> int:
+    """Return the size of the metadata of a cache that is not there yet; the arguments are those of `row_arrays` and `cache_arrays`."""
+    specs = cache_arrays(manifest, row_arrays(manifest, columns), probe, carried)
+    return sum(map(len, metadata_files(manifest, specs).values()))
 
 
 def whole_array_files(spec: ArraySpec, values: NDArray[np.generic]) -> dict[str, bytes]:

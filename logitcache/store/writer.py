@@ -35,7 +35,7 @@ from logitcache.store.layout import (
     whole_array_files,
     with_stored_names,
 )
-from logitcache.store.ledger import BlockRecord, Ledger
+from logitcache.store.ledger import BlockRecord, Ledger, history
 from logitcache.store.manifest import HOME, Manifest, read_manifest
 from logitcache.store.offsets import kept_mask, samples_of
 from logitcache.store.places import Hold, Place, open_place
@@ -69,6 +69,7 @@ class CacheWriter:
         leads: bool = True,
         notes: Mapping[str, Any] | None = None,
         carried: Carried | None = None,
+        anonymous: bool = False,
     ) -> None:
         """Create a cache, or resume one with the same identity.
 
@@ -83,9 +84,10 @@ class CacheWriter:
             leads: Whether this process begins and finishes the cache. If several processes write a cache, exactly one of them leads and
                 holds the lock for all.
             carried: Arrays copied from the data, name -> (axis name, values [n]).
+            anonymous: Whether to leave host and command out of the history.
 
         Raises:
-            CacheMismatchError: If the path holds a different cache.
+            CacheMismatchError: If the path holds a different cache, or one that was started without `anonymous`.
             InputError: If the path holds something else, or if another dump is writing it.
         """
         self.place, self.manifest, self.command = open_place(path), manifest, command
@@ -106,10 +108,12 @@ class CacheWriter:
             _refuse_another(self.place, manifest)  # another dump may have started or finished it meanwhile
             self._ledger.forget_damaged()
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            self.place.append(
-                f"{HOME}/history.jsonl",
-                {"event": "dump", "time": now, "host": socket.gethostname(), "command": command, **(notes or {})},
-            )
+            who = {} if anonymous else {"host": socket.gethostname(), "command": command}
+            if anonymous and any("host" in entry for entry in history(self.place)):
+                raise CacheMismatchError(
+                    f"{self.place} was begun without --anonymous, and its history names the host. Choose another --out."
+                )
+            self.place.append(f"{HOME}/history.jsonl", {"event": "dump", "time": now, **who, **(notes or {})})
             self.committed = self._trusted()
             self.complete = self._is_whole()
             if self.complete:

@@ -1,6 +1,7 @@
 """Rebuild the teacher recorded in a manifest, with the same forward pass as in the dump."""
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -92,7 +93,7 @@ def served_teacher_of(cache: Cache, address: str | None) -> Teachers:
         raise InputError(f"the teacher of {cache.place} is a server; pass its address as {entry['gives']['by']}:URL")
     asking = Asking()
     server = connect(address or f"{entry['gives']['by']}:{entry['weights']}", asking)
-    if server.name != entry["name"]:
+    if entry["name"] not in (server.name, PurePath(server.name).name):  # an anonymous cache keeps the last part
         server.close()
         raise CacheMismatchError(
             f"{server.url} serves {server.name}, but {cache.place} was dumped from {entry['name']}; serve that model"

@@ -553,7 +553,7 @@ class TrainRequest(Settings):
     settings: "TrainSettings | None" = option(
         None, form="python", conduct=True, help="Settings; keyword arguments replace fields of it."
     )
-    report_to: Sequence[str] | None = option(
+    log_to: Sequence[str] | None = option(
         None,
         form="repeated",
         metavar="NAME",

@@ -95,7 +95,7 @@ def train_student(
     student: str | nn.Module | None = None,
     *,
     settings: TrainSettings | None = None,
-    report_to: Sequence[str] | None = None,
+    log_to: Sequence[str] | None = None,
     resume: bool = False,
     extend: str | None = None,
     out: str | Path | None = None,
@@ -159,7 +159,7 @@ def train_student(
         facts |= {"usual": usual} if usual else {}
         lengthen = functools.partial(lengthened, path, chosen, job.objective, extend)
         run = stack.enter_context(
-            contextlib.closing(_begun(replicas, path, recorded, facts, report_to, resume=resume, lengthen=lengthen))
+            contextlib.closing(_begun(replicas, path, recorded, facts, log_to, resume=resume, lengthen=lengthen))
         )
         results = run.results
         if results is not None:
@@ -236,7 +236,7 @@ def _facts(job: Job, logits: str) -> dict[str, Any]:
             "fingerprint": cache.fingerprint,
             "teacher": cache.teacher,
             "views": len(cache.manifest.views),
-            "bytes_per_row": cache.fields(cache.teacher).itemsize,
+            "memory_bytes_per_row": cache.fields(cache.teacher).itemsize,
             "logits": logits,
         }
     weights = job.objective.class_weights

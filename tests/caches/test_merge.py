@@ -127,7 +127,7 @@ def test_the_mean_of_teachers_is_the_mean_of_their_logits(dump, tmp_path, images
     assert teacher["name"] == "mean of Sequential, Sequential"
     assert len({entry["teachers"][0]["weights_sha256"] for entry in mean.manifest.derived["from"]}) == 2
     assert logitcache.verify_cache(mean.place.path, data=images).ok
-    shown = run("stats", str(mean.place)).stdout
+    shown = run("info", str(mean.place)).stdout
     assert "mean of Sequential, Sequential" in shown and "by average" in shown
     with pytest.raises(InputError, match="was given as an object"):
         logitcache.train_student(

@@ -144,9 +144,16 @@ def test_slice_on_the_command_line(dump, run):
     assert (
         run("slice", "c.zarr", "--out", "d.zarr", "--views", "1").stdout == "d.zarr: 300 samples x 1 view, complete\n"
     )
-    assert "made from" in run("stats", "d.zarr").stdout
+    assert "made from" in run("info", "d.zarr").stdout
 
 
 def test_a_slice_needs_a_cache(tmp_path):
     with pytest.raises(CacheNotFoundError, match="there is no cache at"):
         slice_cache(tmp_path / "no.zarr", tmp_path / "part.zarr", views=1)
+
+
+def test_the_command_that_a_slice_records_can_be_typed(run, dump, tmp_path):
+    dump()
+    assert run("slice", "c.zarr", "--out", "d.zarr", "--views", "1").exit_code == 0
+    command = logitcache.open_cache(tmp_path / "d.zarr").command
+    assert run(*command.split()[1:]).exit_code == 0

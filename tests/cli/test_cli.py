@@ -38,14 +38,15 @@ def test_what_is_taken_from_a_checkpoint_is_said(run, tmp_path):
 
 def test_the_whole_way(run, npz):
     done = run(*DUMP.split(), "c.zarr")
-    assert (done.exit_code, done.stdout) == (0, "c.zarr: 300 samples x 2 views, 5 classes, complete\n")
+    assert done.exit_code == 0
+    assert re.fullmatch(r"c\.zarr: 300 samples x 2 views, 5 classes, complete; [\d.]+ B a row\n", done.stdout)
     assert re.search(r"dumping: 600/600 rows, view 2/2, [0-9,]+ rows/s, .*teacher [0-9.]+% right", done.stderr)
 
     done = run("stats")
     assert done.exit_code == 0
     assert "using c.zarr (the newest cache here)" in done.stderr
-    assert "tiny:net, weights sha256" in done.stdout
-    assert "arrays:data.npz, 300 samples, 5 classes" in done.stdout
+    assert "c.zarr: tiny:net on arrays:data.npz, 300 samples x 2 views" in done.stdout
+    assert "tiny:net, weights sha256" in run("info", "c.zarr").stdout
 
     done = run("verify", "c.zarr")
     assert done.exit_code == 0
@@ -347,9 +348,9 @@ def test_verify_says_when_the_data_has_changed(ready, tmp_path):
     done = ready("verify", "c.zarr")
     assert done.exit_code == 1
     assert "has other samples" in done.stdout
-    done = ready("verify", "c.zarr", "--rows", "0")
+    done = ready("verify", "c.zarr", "--check-rows", "0")
     assert done.exit_code == 0
-    assert "pixels were not compared (--rows 0)" in done.stdout
+    assert "pixels were not compared (--check-rows 0)" in done.stdout
     assert json.loads(ready("verify", "c.zarr", "--json").stdout)["ok"] is False
 
 
@@ -372,6 +373,7 @@ HELP = {
     "slice",
     "merge",
     "export",
+    "info",
     "stats",
     "verify",
     "train",

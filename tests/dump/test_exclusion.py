@@ -443,7 +443,7 @@ def test_caches_made_of_it_leave_them_out(cache, dump, damaged, tmp_path):
     both = logitcache.merge_caches([cache, other], tmp_path / "both.zarr")
     assert both.manifest.excluded == (5, 37, 40)
     assert [view.rows for view in logitcache.cache_stats(both).views] == [57] * 4
-    logitcache.export_cache(cache, tmp_path / "rows.safetensors", views=[0])
+    logitcache.export_cache(cache, tmp_path / "rows.safetensors", view_ids=[0])
     from safetensors.numpy import load_file
 
     assert load_file(tmp_path / "rows.safetensors")["sample"].tolist() == cache.kept().tolist()

@@ -103,7 +103,7 @@ def test_verify_finds_another_teacher(dumped, tmp_path):
     rows = zarr.open_group(tmp_path / "c.zarr", mode="r+")["probe/logits"]
     name = next(iter(rows))
     rows[name][:] = rows[name][:][:, ::-1]
-    assert not logitcache.verify_cache(tmp_path / "c.zarr", rows=0).ok
+    assert not logitcache.verify_cache(tmp_path / "c.zarr", check_rows=0).ok
 
 
 def test_stats_and_export_say_what_is_exact(dumped, tmp_path):
@@ -117,7 +117,7 @@ def test_stats_and_export_say_what_is_exact(dumped, tmp_path):
     assert found.health.finished
     with pytest.raises(CacheMismatchError, match="holds draws"):
         compare_caches(cache, exact)
-    (file,) = logitcache.export_cache(cache, tmp_path / "c.safetensors", views=[1])
+    (file,) = logitcache.export_cache(cache, tmp_path / "c.safetensors", view_ids=[1])
     from safetensors.numpy import load_file
 
     rows = load_file(file)

@@ -134,7 +134,7 @@ def test_numpy_reads_the_same():
     rows = decoded(encoding, columns, labels)
     assert np.array_equal(ids, rows.ids)
     np.testing.assert_allclose(targets, rows.targets, rtol=1e-6)
-    with pytest.raises(InputError, match="no logits can be made"):
+    with pytest.raises(InputError, match="cannot be converted to logits"):
         decode_rows(entry, columns, CLASSES)
 
 

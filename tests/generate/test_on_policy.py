@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import logitcache
+from logitcache.data import Documents
+from logitcache.data.text.origin import warn_of_other_teacher
 from logitcache.errors import InputError
 from logitcache.methods import get_loss
 from logitcache.store import open_cache
@@ -81,6 +83,16 @@ def test_of_a_model_that_nobody_trained_here_the_teacher_is_not_known(tmp_path, 
     facts = json.loads((tmp_path / "r/run.json").read_text())["on_policy"]
     assert facts == {"generated_by": TEACHER, "same_teacher": None, "same_student": True}
     assert not warnings(caplog)
+
+
+def test_a_teacher_behind_a_server_is_known_by_its_name(caplog):
+    """Nobody can hash its weights."""
+    origin = {"model": "m", "weights_sha256": "0", "taught_by": [{"name": "vllm:one", "weights_sha256": None}]}
+    samples = Documents(np.arange(4), np.array([0, 4]), 9, facts={"generated": origin})
+    assert warn_of_other_teacher(samples, [{"name": "vllm:one", "weights_sha256": None}])
+    assert not warnings(caplog)
+    assert warn_of_other_teacher(samples, [{"name": "vllm:two", "weights_sha256": None}]) is False
+    assert "which learned from vllm:one, and the teacher here is vllm:two:" in warnings(caplog)[0]
 
 
 def test_a_damaged_origin_is_refused(begun, tmp_path):

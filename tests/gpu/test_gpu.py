@@ -167,9 +167,10 @@ def test_a_compiled_student_and_loss_are_in_the_graph(train, replays):
 
 
 @only_on_a_gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("how", ["on", "off"])
 def test_no_step_waits_for_the_device(train, how):
-    """In the second epoch, from the first step to the last; without a graph the steps may wait in nothing but the pull that is measured."""
+    """In the second epoch, from the first step to the last; in the first one the pull of each term is read."""
 
     def watch(progress):
         inside = progress.task.startswith("epoch 2") and progress.done < progress.total

@@ -122,7 +122,7 @@ def test_what_is_given_wins_over_a_preset_and_that_over_the_method():
             {"temperature": (1.0, 2.0)},
             r"the temperature multiplies the deviation of each row, so it must be one number, not \(1.0, 2.0\)",
         ),
-        ("kd", {"standardize": "false"}, "kd: standardize must be true or false, got 'false'"),
+        ("kd", {"standardize": "false"}, "kd: standardize must be true or false, not 'false'"),
         ("wsld", {"temperature": "deviation"}, "wsld takes no temperature by deviation"),
         (
             "rld",

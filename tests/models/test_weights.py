@@ -119,7 +119,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
             "timm:resnet18.a9_in9k",
             "DEFAULT",
             InputError,
-            "timm:resnet18.a9_in9k cannot be made: .* Download its weights",
+            "timm:resnet18.a9_in9k cannot be created: .* Download its weights",
         ),
         ("tiny:nothing", None, InputError, "network 'tiny:nothing' cannot be imported"),
         ("tiny:arrays", None, InputError, "a factory must take the number of classes and return a torch module"),
@@ -191,7 +191,7 @@ def test_a_prefix_that_the_names_share_is_dropped_and_logged(tmp_path, caplog, p
     (torch.save if suffix == "pth" else save_file)(prefixed(prefix), file)
     network = load_network("tiny:net", 5, str(file))
     assert same(network.module.state_dict(), WEIGHTS)
-    assert caplog.messages == [f"{file}: weights taken, names without {prefix!r}"]
+    assert caplog.messages == [f"{file}: loaded weights, names without {prefix!r}"]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_of_weights_and_their_average_the_weights_are_taken_and_a_key_chooses(tm
     assert same(read_weights(file, WEIGHTS), WEIGHTS)
     assert caplog.messages == [f"{file}: loaded weights below 'state_dict' ({file}:state_dict_ema would match too)"]
     assert same(read_weights(f"{file}:state_dict_ema", WEIGHTS), average)
-    with pytest.raises(InputError, match="has no state dict 'ema'; it has state_dict, state_dict_ema"):
+    with pytest.raises(InputError, match="has no state dict 'ema'; expected one of state_dict, state_dict_ema"):
         read_weights(f"{file}:ema", WEIGHTS)
 
 

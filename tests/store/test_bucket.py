@@ -385,7 +385,7 @@ def test_access_denied_is_no_damage(url, whole, monkeypatch, call):
 
     monkeypatch.setattr(bucket.obstore, "get", refused)
     with pytest.raises(InputError, match="access denied"):
-        write(url, manifest()) if call == "write" else logitcache.verify_cache(url, rows=0, repair=True)
+        write(url, manifest()) if call == "write" else logitcache.verify_cache(url, check_rows=0, repair=True)
     monkeypatch.setattr(bucket.obstore, "get", real)
     assert objects(url) == whole
 

@@ -378,7 +378,7 @@ def test_rows_unlike_the_probe_are_found_and_their_blocks_dropped(tmp_path):
     probe = LOGITS[0, [0, 7, 299]].copy()
     probe[1] += 1
     write(tmp_path / "a.zarr", manifest(), probe=probe)
-    report = verify_cache(tmp_path / "a.zarr", rows=0, repair=True)
+    report = verify_cache(tmp_path / "a.zarr", check_rows=0, repair=True)
     assert [(problem.view, problem.block) for problem in report.problems] == [(0, 0)]
     with pytest.raises(CacheIncompleteError, match="5 of 6 blocks are committed"):
         open_cache(tmp_path / "a.zarr")
@@ -388,9 +388,9 @@ def test_repair_forgets_a_damaged_mark_and_says_how_to_go_on(cache):
     before = bytes_of(cache)
     damage(cache, "flipped", ".logitcache/complete.json")
     with pytest.raises(CorruptCacheError, match="Run the dump's own command again"):
-        verify_cache(cache, rows=0)
+        verify_cache(cache, check_rows=0)
     with pytest.raises(CacheIncompleteError, match="6 of 6 blocks are committed. Complete it with"):
-        verify_cache(cache, rows=0, repair=True)
+        verify_cache(cache, check_rows=0, repair=True)
     write(cache, manifest())
     assert bytes_of(cache) == before
 

@@ -239,7 +239,7 @@ def test_rows_that_do_not_fit_are_refused(compression, shape, message):
 
 def test_a_codec_that_the_format_does_not_know_is_refused():
     array = zarr.create_array(MemoryStore(), shape=(4,), dtype="<f4", compressors=[GzipCodec(), Crc32cCodec()])
-    with pytest.raises(FormatVersionError, match=r"stored with GzipCodec.*Upgrade it"):
+    with pytest.raises(FormatVersionError, match=r"stored with GzipCodec.*Upgrade logitcache"):
         ChunkDecoder(array)
 
 

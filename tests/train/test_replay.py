@@ -270,6 +270,29 @@ def test_a_step_is_captured_again_when_the_objective_changes(train, guarded):
     assert len(set(guarded["keys"])) == 3
 
 
+@pytest.mark.parametrize("changes", [{}, {"amp": True, "amp_dtype": "float16"}], ids=["float32", "float16"])
+def test_a_capture_that_fails_leaves_nothing_behind(train, monkeypatch, changes):
+    """Its second step ends in the optimizer, with gradients that must not be added to those of the step that is called instead."""
+    turns = []
+
+    def fail(_self):
+        raise RuntimeError
+
+    def run(self, _key, function):
+        turns.append(1)
+        if len(turns) == 2:
+            with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+                patch.setattr(torch.optim.SGD, "step", fail)
+                function()
+            self._recover()
+        function()
+
+    go = partial(train, student="tiny:still", cuda_graph="on", **changes)
+    usual = go()
+    monkeypatch.setattr(Replay, "run", run)
+    assert_same(go(), usual)
+
+
 def lines(caplog):
     return [record.getMessage() for record in caplog.records if record.name == replay.__name__]
 

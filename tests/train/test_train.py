@@ -590,7 +590,7 @@ def test_a_run_leaves_weights_metrics_and_settings(dump, train, tmp_path):
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["settings"]["method"] == "kd"
     assert record["cache"]["fingerprint"] == cache.fingerprint
-    assert record["cache"]["bytes_per_row"] == 20
+    assert record["cache"]["memory_bytes_per_row"] == 20
     assert record["results"] == result.results
     metrics = metrics_of(tmp_path / "run")
     assert [epoch["view"] for epoch in metrics] == [0, 1, 0]

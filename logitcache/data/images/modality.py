@@ -78,6 +78,7 @@ class Images:
         workers: int | None = None,
         device: torch.device | None = None,
         skip_unreadable: bool = False,
+        on_device: bool = False,
     ) -> Renderer:
         """Return what renders batches of images."""
         return Renderer(
@@ -87,6 +88,7 @@ class Images:
             workers=workers,
             device=device,
             skip_unreadable=skip_unreadable,
+            on_device=on_device,
         )
 
     def resident(

@@ -113,7 +113,7 @@ class ArrayImages:
         self.images = torch.from_numpy(np.ascontiguousarray(stacked))
         self.normalization = normalization or _measured(self.images)
         self.native_size: tuple[int, int] | None = (int(self.images.shape[2]), int(self.images.shape[3]))
-        self._elsewhere: ArrayImages | None = None
+        self._elsewhere: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -124,10 +124,17 @@ class ArrayImages:
 
     def on(self, device: torch.device) -> "ArrayImages":
         """Return the same with its pixels on a device, copied there once."""
-        if self._elsewhere is None or self._elsewhere.images.device != device:
-            self._elsewhere = copy.copy(self)
-            self._elsewhere.images = self.images.to(device)
-        return self._elsewhere
+        if self._elsewhere is None or self._elsewhere.device != device:
+            self._elsewhere = self.images.to(device)
+        there = copy.copy(self)  # with the samples that are left out now
+        there.images = self._elsewhere
+        return there
+
+    def __copy__(self) -> "ArrayImages":
+        """Share the pixels, on every device."""
+        found = object.__new__(type(self))
+        found.__dict__.update(self.__dict__)
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         """Travel without what lies on a device: workers of a loader have none."""
@@ -337,10 +344,12 @@ class Part:
 
 
 def resident(images: ImageSet, device: torch.device) -> ImageSet | None:
-    """Return images in memory with their pixels on a GPU, where they take at most a quarter of what is free there; else None."""
+    """Return images in memory with their pixels on a device; None for files, and where a GPU has less than four times the room free."""
     whole, first = whole_of(images)
-    if device.type != "cuda" or not isinstance(whole, ArrayImages):
+    if not isinstance(whole, ArrayImages) or device.type not in ("cpu", "cuda"):
         return None
+    if device.type == "cpu":
+        return images
     if whole.images.numel() > torch.cuda.mem_get_info(device)[0] // 4:
         return None
     there = whole.on(device)

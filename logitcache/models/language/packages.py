@@ -24,9 +24,7 @@ def import_extra(name: str, needed_by: str) -> Any:
         return import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
-        raise InputError(
-            f"{needed_by} needs the package {package}; install it with: pip install 'logitcache[lm]'"
-        ) from error
+        raise InputError(f"{needed_by} needs the package {package}: pip install 'logitcache[lm]'") from error
 
 
 @contextmanager

@@ -132,7 +132,7 @@ def test_sizes_that_mean_nothing_are_refused(said, message):
 
 
 def test_a_network_with_fewer_logits_than_ids_is_refused_and_one_with_more_is_not(folder):
-    with pytest.raises(InputError, match=r"has logits for 61 ids; the data's vocabulary has 62\."):
+    with pytest.raises(InputError, match=r"has logits for 61 ids, but the data's vocabulary has 62\."):
         load_language_network(f"hf:{folder}", small.VOCABULARY + 1)
     assert load_language_network(f"hf:{folder}", small.VOCABULARY - 3).module.columns == small.VOCABULARY
 
