@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-text test test-all test-gpu lint types check clean
+.PHONY: demo demo-text test test-all test-gpu lint types site check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/logitcache demo
@@ -24,10 +24,14 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+site: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/site.py
+	@echo "Open build/site/index.html"
+
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types site test
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "logitcache needs Python 3.11 or newer; this is " + sys.version)'

@@ -2,12 +2,16 @@
 
     python benchmarks/encoding.py --out benchmarks/results/encoding.json
     python benchmarks/encoding.py --cache cifar.zarr --top-k 10,20     # a real network's
+    python benchmarks/encoding.py --cost 512x50257,512x128256          # how long encoding takes, and its memory
 
 The default teacher is a synthetic language model: 128,256 classes whose frequency falls with their id (Zipf), noise, and a few
 dozen boosted tokens a row; median entropy and the mass of the 64 largest are printed. DistillKit's format is public (its README);
 here it is written from that description: the k largest log-probabilities by size, the first `exact` as bfloat16, a polynomial
 through the others, ids packed into ceil(log2 C) bits. Its KL is given twice: as it is used, what is missing from 1 spread evenly;
 and with the exact mass of the rest, which it does not store.
+
+With `--cost` nothing is stored: `TopKEncoding.encode` of random logits is timed beside `torch.topk` and `logsumexp`, which any encoding of
+the largest needs, and the memory of each beyond the logits is given.
 """
 
 import argparse
@@ -21,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import alternating_seconds, manifest_of, write_result
+from common import alternating_seconds, manifest_of, peak_bytes, write_result
 from torch import Tensor
 
 from logitcache.encoding import TopKEncoding, dense
@@ -217,16 +221,62 @@ def show(row: dict[str, Any]) -> None:
         )
 
 
+def extra_bytes(run: Callable[[], object], device: torch.device) -> int:
+    """Return the memory that a call takes at its peak beyond what was taken before."""
+    if device.type != "cuda":
+        return peak_bytes(run)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def cost(rows: int, classes: int, device: torch.device) -> dict[str, Any]:
+    """Time the encoding of the 64 largest beside `torch.topk` and `logsumexp`, and measure the memory of each."""
+    generator = torch.Generator(device).manual_seed(0)
+    logits = 3 * torch.randn(rows, classes, generator=generator, device=device)
+    labels = torch.randint(0, classes, (rows,), generator=generator, device=device)
+    encoding = TopKEncoding(64, "u8")
+
+    def waited(run: Callable[[], object]) -> None:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    calls: dict[str, Callable[[], object]] = {
+        "encode": partial(encoding.encode, logits, labels),
+        "topk": partial(torch.topk, logits, 64, 1),
+        "logsumexp": partial(torch.logsumexp, logits, 1),
+    }
+    taken = {name: extra_bytes(run, device) for name, run in calls.items()}
+    seconds = alternating_seconds({name: partial(waited, run) for name, run in calls.items()}, 5)
+    us = {name: value / rows * 1e6 for name, value in seconds.items()}
+    ratio = us["encode"] / (us["topk"] + us["logsumexp"])
+    share = 1 + taken["encode"] / (4 * rows * classes)
+    print(
+        f"[{rows:,}, {classes:,}] on {device}: encode {us['encode']:.1f} us a row, topk {us['topk']:.1f}, logsumexp {us['logsumexp']:.1f}: "
+        f"{ratio:.2f} of both; at its peak {share:.2f} times the logits"
+    )
+    return {"rows": rows, "classes": classes, "us": us, "ratio": ratio, "bytes": taken, "peak_of_logits": share}
+
+
 def main() -> None:
     """Measure, print, and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", help="a full f32 cache, instead of the synthetic language model")
     parser.add_argument("--top-k", default="128,50")
     parser.add_argument("--rows", type=int, default=16384)
+    parser.add_argument("--cost", metavar="ROWSxCLASSES,...", help="time and memory of encoding alone")
+    parser.add_argument("--device", default="cpu", help="of --cost")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as the command line does; for all
+    if arguments.cost:
+        shapes = [tuple(map(int, shape.split("x"))) for shape in arguments.cost.split(",")]
+        costs = [cost(rows, classes, torch.device(arguments.device)) for rows, classes in shapes]
+        write_result(arguments.out, costs, measured_on=arguments.device)
+        return
     generator = torch.Generator().manual_seed(0)
     if arguments.cache:
         cache = open_cache(arguments.cache)

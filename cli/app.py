@@ -24,7 +24,9 @@ from .demo import demo
 from .dump import dump
 from .export import export
 from .fidelity import fidelity
+from .generate import generate
 from .import_ import import_
+from .info import info
 from .merge import merge
 from .methods import methods
 from .options import stopped_words
@@ -39,6 +41,12 @@ __all__ = ["USAGE", "app", "main"]
 
 # ClickException, which has another home in each version of Typer.
 USAGE_ERRORS: type[Any] = typer.BadParameter.__mro__[2]
+_RENAMED = {  # options that meant something else in another command
+    "--report-to": "--log-to",
+    "--rows": "--check-rows",
+    "--teacher": "--cached-teacher",
+    "--views": "--view-ids",
+}
 
 
 class _Boundary(TyperGroup):
@@ -75,6 +83,13 @@ class _Command(TyperCommand):
             if getattr(one, "is_flag", False):
                 one.metavar = ""
         return found
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = {word for one in self.params for word in one.opts}
+        for word in (arg.partition("=")[0] for arg in args[: args.index("--") if "--" in args else None]):
+            if word not in known and (new := _RENAMED.get(word)) in known:
+                raise typer.BadParameter(f"it is {new} now.", ctx=ctx, param_hint=word)
+        return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         needed = [f"{one.opts[0]} {one.metavar}" for one in self.params if one.opts[0].startswith("-") and one.required]
@@ -140,6 +155,7 @@ def _common(
 
 _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "dump": (dump, "Cache"),
+    "info": (info, "Cache"),
     "stats": (stats, "Cache"),
     "fidelity": (fidelity, "Cache"),
     "slice": (slice_, "Cache"),
@@ -149,6 +165,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "verify": (verify, "Cache"),
     "train": (train, "Students"),
     "sweep": (sweep, "Students"),
+    "generate": (generate, "Students"),
     "compare": (compare, "Students"),
     "methods": (methods, "Students"),
     "demo": (demo, "Start here"),

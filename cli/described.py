@@ -1,6 +1,6 @@
-"""What `logitcache stats` found, as text in a terminal; what is wrong comes first."""
+"""What `logitcache info` and `logitcache stats` found, as text in a terminal; what is wrong comes first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,22 @@ from logitcache.runtime.wording import (
 from .render import bar, print_pairs, print_table
 
 if TYPE_CHECKING:
-    from logitcache.stats import CacheStats, Comparison, MethodPreview, Quantiles, Side, TokenStats
+    from logitcache.stats import (
+        CacheInfo,
+        CacheStats,
+        Comparison,
+        MethodPreview,
+        PositionBin,
+        Quantiles,
+        Side,
+        TokenComparison,
+        TokenStats,
+    )
 
-__all__ = ["print_advice", "print_compared", "print_described"]
+__all__ = ["print_advice", "print_compared", "print_described", "print_info"]
 
 _TEXT = "text"
+_AT_ONE = ("sampled", "topk-mass")  # encodings that are read at temperature 1 alone
 _VIEWS = 8  # more are folded: the first four, and all together
 _LINES = 5  # of each list
 _RANKS = 5
@@ -36,15 +47,117 @@ _NAME = 24  # letters of a class name
 _CONTEXT = 48  # letters before a token
 
 
-def print_described(found: "CacheStats") -> None:
-    """Print what is in a cache."""
+def print_described(found: "CacheStats", *, everything: bool = False) -> None:
+    """Print what is in a cache: what is wrong, four numbers, and a few lines about the rest, or all of it."""
     _print_health(found)
-    _print_contents(found)
+    _print_headline(found)
+    if not everything:
+        _print_short(found)
+        return
+    print_info(found)
+    print_pairs("", {"lost in storing": _lost(found)})
     _print_teacher(found)
     _print_methods(found)
     _print_oddities(found)
     if found.tokens is not None:
         _print_tokens(found, found.tokens)
+
+
+def _print_headline(found: "CacheStats") -> None:
+    """Print the four numbers that are asked for first."""
+    manifest, views = found.manifest, found.manifest["views"]
+    data = manifest["data"]["spec"] or "a data set"
+    title = f"{found.path}: {manifest['teachers'][0]['name']} on {data}, {samples_words(manifest)} x {counted(len(views), 'view')}"
+    if not any(view.rows for view in found.views):
+        print_pairs(title, {"rows": "none can be read"})
+        return
+    confidence, right = found.mean("confidence"), found.mean("accuracy")
+    trend = "too sure" if confidence > right else "less sure than it could be"
+    print_pairs(
+        title,
+        {
+            "teacher accuracy": f"{percent(right)}{' of next tokens' * (found.tokens is not None)}, "
+            f"top-5 {percent(found.mean('top5_accuracy'))}",
+            "calibration error": f"{percent(found.mean('calibration_error'))}; {trend} by {percent(abs(confidence - right))} on average",
+            **_agreement(found),
+            "size": f"{found.bytes_per_row:.1f} B a row, {bytes_text(found.bytes_total)} in all; "
+            f"{found.ratio_to_float32:.2f} of the logits in raw float32",
+        },
+    )
+
+
+def _agreement(found: "CacheStats") -> dict[str, str]:
+    """Say how far views agree; of text, which has one rendition, how far the teacher agrees with the text."""
+    tokens, views, share = found.tokens, len(found.views), found.agreement_of_all
+    if tokens is not None:
+        return (
+            {"perplexity": f"{tokens.perplexity:.2f}, {tokens.surprise_nats:.3f} nats a token"} if tokens.rows else {}
+        )
+    if views == 1:
+        return {"agreement of views": "one view, nothing to compare"}
+    if share is None:
+        return {"agreement of views": "no sample has all views"}
+    return {"agreement of views": f"{percent(share)} of samples have one largest class in all {views} views"}
+
+
+def _print_short(found: "CacheStats") -> None:
+    """Print a line about each part of what `--all` shows."""
+    accuracies = [view.accuracy for view in found.views if view.rows]
+    shares = sorted((share, label) for label, share in enumerate(found.class_accuracy()) if share is not None)
+    lines = {"logits": kept_words(found.manifest["encoding"]), "state": _state(found)}
+    if len(accuracies) > 1:
+        lines["accuracy by view"] = f"{percent(min(accuracies))} to {percent(max(accuracies))}"
+    if found.tokens is None and len(shares) > 1:
+        lines["worst classes"] = ", ".join(
+            f"{_name(found.classes, label)} {share:.1%}" for share, label in shares[:_LINES]
+        )
+    if found.preview.labelled:
+        lines["label-aware"] = (
+            f"loca lifts the label of {percent(found.preview.loca_changed)} of rows, rld hides more than it in "
+            f"{percent(found.preview.rld_masked)}"
+        )
+    print_pairs("", lines | _odd_words(found))
+    typer.echo("--all shows every number; --report FILE.html draws them")
+
+
+def _odd_words(found: "CacheStats") -> dict[str, str]:
+    """Count what is odd in the data."""
+    if (tokens := found.tokens) is not None:
+        if not tokens.rows:
+            return {}
+        first, last = tokens.positions[0], tokens.positions[-1]
+        return {
+            "surprise": f"{first.surprise_nats:.3f} nats {_after(first)}, {last.surprise_nats:.3f} {_after(last)}",
+            "documents": f"{tokens.odd_total:,} of {tokens.documents:,} stand out; {tokens.copies_total:,} copies of earlier ones",
+        }
+    surest = ", ".join(str(one.sample) for one in found.odd[:_LINES])
+    many = " or more" * (len(found.duplicates) == _DUPLICATES)
+    return {
+        "wrong labels": f"{found.odd_total:,} likely{'; the surest: ' * bool(surest)}{surest}",
+        "duplicates": f"{len(found.duplicates):,}{many} likely",
+    }
+
+
+def _after(one: "PositionBin") -> str:
+    """Name the positions of a bin: "after 1 token", "after 128 to 255 tokens"."""
+    return (
+        f"after {one.first:,} to {one.last:,} tokens"
+        if one.last > one.first
+        else f"after {counted(one.first, 'token')}"
+    )
+
+
+def _lost(found: "CacheStats") -> str:
+    """Say what storing has changed."""
+    probe = found.probe
+    if not probe.rows:
+        sampled = found.manifest["encoding"]["kind"] == "sampled"
+        return "`logitcache fidelity` says what draws do to a gradient" if sampled else "not known: there is no probe"
+    divergence = ", ".join(f"{value:.1e} at {word}" for word, value in probe.kl_nats.items())
+    return (
+        f"largest gap {probe.largest_gap:.2g}; KL in nats {divergence}{', the rest as one class' * probe.merged_rest}; "
+        f"top class changed in {probe.top1_changed} of {counted(probe.rows, 'row')}"
+    )
 
 
 def _print_health(found: "CacheStats") -> None:
@@ -72,38 +185,84 @@ def _first(words: list[str]) -> str:
     return "; ".join(words[:_LINES]) + (f" and {len(words) - _LINES} more" if len(words) > _LINES else "")
 
 
-def _print_contents(found: "CacheStats") -> None:
+def print_info(found: "CacheInfo") -> None:
+    """Print what a cache is, as far as it is known without reading its rows."""
     manifest = found.manifest
-    views, data, probe, software = manifest["views"], manifest["data"], found.probe, manifest["software"]
-    recipes = " + ".join(view["recipe"] for view in views if view["group"] == 0)
-    largest = sorted(found.bytes_by_array.items(), key=lambda item: -item[1])
-    made, teacher = found.made, manifest["teachers"][0]
     print_pairs(
         found.path,
         {
-            "teacher": teacher_words(teacher),
-            "it sees": preprocessing_words(teacher["preprocessing"], found.preprocessing_from),
-            **({"class map": mapped} if (mapped := class_map_words(teacher["class_map"], found.classes)) else {}),
-            "data": f"{data['spec'] or 'an object'}, {samples_words(manifest)}, {counted(len(found.classes), 'class')}",
-            "views": f"{len({view['group'] for view in views})} x {recipes}"
-            + (f", seed {views[0]['seed']}" if "seed" in views[0] else ""),
-            "logits": f"{kept_words(manifest['encoding'])}; made on {manifest['device']} with torch {software.get('torch', '?')}",
-            "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row on disk, "
-            f"{found.ratio_to_float32:.2f} of the logits in raw float32",
-            "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in largest[: _LINES + 1]),
-            "lost in storing": f"largest gap {probe.largest_gap:.2g}; KL in nats "
-            + ", ".join(f"{value:.1e} at {word}" for word, value in probe.kl_nats.items())
-            + ", the rest as one class" * probe.merged_rest
-            + f"; top class changed in {probe.top1_changed} of {counted(probe.rows, 'row')}"
-            if probe.rows
-            else "`logitcache fidelity` says what draws do to a gradient"
-            if manifest["encoding"]["kind"] == "sampled"
-            else "not known: there is no probe",
-            **({"made": f"{made['begun']} on {made.get('host', '?')}"} if made else {}),
-            **({"made from": origin_words(manifest["derived"])} if manifest["derived"] else {}),
+            **_teachers(found),
+            "data": f"{manifest['data']['spec'] or 'an object'}, {samples_words(manifest)}, {counted(len(found.classes), 'class')}",
+            "views": _views(manifest["views"]),
+            "logits": kept_words(manifest["encoding"]),
+            "rows": f"{found.rows:,}"
+            + ("" if found.rows == found.rows_there else f", {found.rows_there:,} of them there"),
+            "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row, {found.ratio_to_float32:.2f} of the logits in "
+            "raw float32",
+            "of this": _largest_arrays(found),
+            "state": _state(found),
             "fingerprint": found.fingerprint or "none while unfinished",
+            **_origin(found),
+            "versions": ", ".join(f"{name} {version}" for name, version in manifest["software"].items())
+            + f"; cache format {manifest['format']}",
+            "serves": ", ".join(found.serves) + ", at temperature 1" * (manifest["encoding"]["kind"] in _AT_ONE),
+            **({"does not serve": _refused(found.refuses)} if found.refuses else {}),
         },
     )
+
+
+def _teachers(found: "CacheInfo") -> dict[str, str]:
+    """Name each teacher with its slug, and say what its input is made of."""
+    teachers = found.manifest["teachers"]
+    if len(teachers) == 1:
+        mapped = class_map_words(teachers[0]["class_map"], found.classes)
+        return {
+            "teacher": teacher_words(teachers[0]),
+            "it sees": preprocessing_words(teachers[0]["preprocessing"], found.preprocessing_from),
+            **({"class map": mapped} if mapped else {}),
+        }
+    return {f"teacher {one['slug']}": teacher_words(one) for one in teachers}
+
+
+def _views(views: list[dict[str, Any]]) -> str:
+    recipes = " + ".join(view["recipe"] for view in views if view["group"] == 0)
+    seed = f", seed {views[0]['seed']}" if "seed" in views[0] else ""
+    return f"{len({view['group'] for view in views})} x {recipes}{seed}"
+
+
+def _largest_arrays(found: "CacheInfo") -> str:
+    largest = sorted(found.bytes_by_array.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {bytes_text(size)}" for name, size in largest[: _LINES + 1])
+
+
+def _state(found: "CacheInfo") -> str:
+    there = f"{found.blocks_there:,} of {counted(found.blocks, 'block')}"
+    if not found.finished:
+        return f"unfinished: {there} are there; the dump's own command goes on"
+    return (
+        "finished"
+        if found.blocks_there == found.blocks
+        else f"damaged: {there} are there; `logitcache verify` says more"
+    )
+
+
+def _origin(found: "CacheInfo") -> dict[str, str]:
+    made, manifest = found.made, found.manifest
+    begun = made.get("begun", "")
+    said = {
+        "made": f"{begun} on {made['host']}" if begun and "host" in made else begun,
+        "made on": f"{manifest['device']}, {counted(manifest['threads'], 'thread')}, batches of {manifest['batch_size']:,}",
+        "command": made.get("command", ""),
+        "made from": origin_words(manifest["derived"]),
+    }
+    return {word: value for word, value in said.items() if value}
+
+
+def _refused(refuses: Mapping[str, str]) -> str:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in refuses.items():
+        by_reason.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
 
 
 def _print_teacher(found: "CacheStats") -> None:
@@ -295,12 +454,18 @@ def _print_tokens(found: "CacheStats", tokens: "TokenStats") -> None:
     )
 
 
-def print_compared(found: "Comparison") -> None:
-    """Print what two caches have in common."""
+def print_compared(found: "Comparison", manifest: Mapping[str, Any]) -> None:
+    """Print what two caches have in common.
+
+    Args:
+        found: What was found.
+        manifest: Manifest of one of them, as JSON.
+    """
+    of_text = found.tokens is not None
     print_table(
         f"two caches, over {counted(found.rows, 'row')} that both hold (entropy in nats; ECE: calibration error)",
-        ["cache", "teacher", "encoding", "on disk, B a row", "accuracy", "entropy", "ECE"],
-        [_side(side) for side in found.sides],
+        ["cache", "teacher", "encoding", "B a row", "accuracy", "entropy", "ECE", *["perplexity"] * of_text],
+        [[*_side(side), *[f"{side.perplexity:.2f}"] * of_text] for side in found.sides],
         left=3,
     )
     kinds = {"both right": found.both_right, "first alone": found.first_right}
@@ -318,7 +483,42 @@ def print_compared(found: "Comparison") -> None:
             "KL in nats": f"first to second {forth}; back {back}",
         },
     )
+    if found.tokens is not None:
+        _print_paired(found.tokens, manifest)
     print_advice(found.advice)
+
+
+def _print_paired(tokens: "TokenComparison", manifest: Mapping[str, Any]) -> None:
+    """Print where in their contexts two teachers of text agree, and the tokens about which they differ most."""
+    from logitcache.report.words import after, speller_of
+
+    spell = speller_of(manifest)
+    print_pairs(
+        "same likeliest token, by tokens before",
+        {
+            (f"{one.first:,} to {one.last:,}" if one.last > one.first else f"{one.first:,}"): (
+                f"{_barred(one.agreement)}, KL {one.kl_nats:.2g} nats, surprise {one.first_surprise_nats:.3f} and "
+                f"{one.second_surprise_nats:.3f}, {counted(one.rows, 'token')}"
+            )
+            for one in tokens.positions
+        },
+    )
+    print_table(
+        "tokens about which they differ most",
+        ["document", "text before", "the token", "first says", "second says", "KL, nats"],
+        [
+            [
+                f"{one.document:,}",
+                spell(one.before)[-_CONTEXT:],
+                after(spell, one.before, one.label),
+                after(spell, one.before, one.first_says),
+                after(spell, one.before, one.second_says),
+                f"{one.kl_nats:.2g}",
+            ]
+            for one in tokens.differing[:_LINES]
+        ],
+        left=5,
+    )
 
 
 def _side(side: "Side") -> list[str]:

@@ -41,6 +41,7 @@ def dump(
         _show_plan(given)
         return
     from logitcache.dump.dump import dump_logits
+    from logitcache.store import disk_use
 
     leads = this_one_leads()
     with show_progress(quiet=not leads) as display, stopping() as asked:
@@ -57,7 +58,7 @@ def dump(
                     display.say(f"note: {of_whom}{sentence}")
     shape = f"{samples_words(manifest.to_json())} x {counted(len(manifest.views), 'view')}, {counted(len(manifest.classes), 'class')}"
     several = f", {len(cache.teachers)} teachers ({', '.join(cache.teachers)})" if len(cache.teachers) > 1 else ""
-    typer.echo(f"{given['out']}: {shape}{several}, complete")
+    typer.echo(f"{given['out']}: {shape}{several}, complete; {disk_use(cache).per_row:.1f} B a row")
 
 
 def _show_plan(given: dict[str, Any]) -> None:
@@ -71,7 +72,7 @@ def _show_plan(given: dict[str, Any]) -> None:
         {
             **{unit: f"{count:,}" for unit, count in found.counts.items()},
             "rows": f"{found.rows:,}",
-            "room": f"{bytes_text(found.bytes_total)}{room}",
+            "room": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row{room}",
             "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in found.bytes_by_array.items()),
             "speed": f"{found.teacher_rows_per_second:,.0f} rows/s ({found.measured_rows:,} asked just now){disk}",
             "time": f"{_duration(found.hours)} on one device like this",

@@ -21,8 +21,9 @@ def export(
             help="FILE.parquet, or FILE.safetensors (one file a view).",
         ),
     ] = ...,  # type: ignore[assignment]
-    views: Annotated[
-        str | None, typer.Option(metavar="V,V", show_default="all", help="Which views, with commas between them.")
+    view_ids: Annotated[
+        str | None,
+        typer.Option(metavar="V,V", show_default="all", help="Numbers of the views to write, separated by commas."),
     ] = None,
     teacher: TeacherOption = None,
     layout: Annotated[
@@ -32,18 +33,24 @@ def export(
             help="What a row of the file is: a row of the cache, or for text a document with lists of ids and log-probabilities.",
         ),
     ] = "rows",
+    anonymous: Annotated[
+        bool,
+        typer.Option("--anonymous", help="Leave paths and addresses out of the manifest that the file carries."),
+    ] = False,
 ) -> None:
     """Write rows for other tools: Parquet (pandas, polars, DuckDB, Spark) or safetensors.
 
     Columns: view, sample, label, digest, and logits; of a top-k cache ids, values and rest (the logit of each other class). With
     --layout documents: input_ids, token_ids and top_values; list i is the distribution of token i + 1.
 
-    Example: logitcache export fashion.zarr --out fashion.parquet --views 0,1
+    Example: logitcache export fashion.zarr --out fashion.parquet --view-ids 0,1
     """
     from logitcache.caches.export import export_cache
 
-    path, chosen = newest_unless(cache), numbers(views, int, "--views")
+    path, chosen = newest_unless(cache), numbers(view_ids, int, "--view-ids")
     with show_progress() as display:
-        files = export_cache(path, out, views=chosen, teacher=teacher, layout=layout, on_progress=display)
+        files = export_cache(
+            path, out, view_ids=chosen, teacher=teacher, layout=layout, anonymous=anonymous, on_progress=display
+        )
     for file in files:
         typer.echo(f"{file}: {file.stat().st_size:,} bytes")

@@ -60,7 +60,7 @@ def fidelity(
 def _print(path: str, found: "Fidelity") -> None:
     divergence = ", ".join(f"{value:.2g} at {word}" for word, value in found.kl_nats.items())
     typer.echo(
-        f"{path}: {encoding_words(found.encoding)}, {found.bytes_per_row:.1f} B of payload a row; {counted(found.rows, 'row')} kept in full"
+        f"{path}: {encoding_words(found.encoding)}, {found.bytes_per_row:.1f} B a row; {counted(found.rows, 'row')} kept in full"
     )
     if divergence:
         typer.echo(f"KL from exact to stored, in nats: {divergence}")
@@ -103,7 +103,7 @@ def _print_sweep(stored: "Fidelity", others: list["Fidelity"]) -> None:
                 *("refused" if errors[name].refused else _percent(errors[name].gradient["trained"]) for name in names),
             ]
         )
-    columns = ["encoding", "payload, B a row", "KL, T=1", "KL, T=4", *(f"{name}: gradient" for name in names)]
+    columns = ["encoding", "B a row", "KL, T=1", "KL, T=4", *(f"{name}: gradient" for name in names)]
     print_table("what could have been chosen (trained student)", columns, rows, left=1)
 
 

@@ -11,6 +11,12 @@ from .options import read_options, show_progress, with_options
 
 __all__ = ["import_"]
 
+_SHOWN = {  # recipe of the views to what students are shown
+    "recorded-boxes": "images: students are shown the boxes that the teacher was shown, mirrored as they were",
+    "recorded-seeds": "images: their augmentation cannot be repeated here, so that `train` refuses these rows; a loop that makes the same "
+    "images takes them from logitcache.open_dataset (docs/servers.md)",
+}
+
 
 @with_options(ImportRequest, ImportSettings)
 def import_(
@@ -33,11 +39,15 @@ def import_(
     with show_progress() as display:
         cache = import_rows(kind, source, **given, on_progress=display)
     manifest, gives = cache.manifest, cache.manifest.teachers[0]["gives"]
-    typer.echo(
-        f"{given['out']}: {samples_words(manifest.to_json())}, {counted(len(manifest.classes), 'class')}, complete and verified"
-    )
+    held = samples_words(manifest.to_json())
+    if manifest.of_images:
+        held += f" x {counted(len(manifest.views), 'view')}"
+    typer.echo(f"{given['out']}: {held}, {counted(len(manifest.classes), 'class')}, complete and verified")
     typer.echo(f"rows: {kept_words(manifest.encoding)}; temperature 1 alone")
     if "label" in gives:
+        what = "label" if manifest.of_images else "token"
         typer.echo(
-            "the source does not say how likely a token is that is not among the largest: methods that read labels refuse these rows"
+            f"the source does not say how likely a {what} is that is not among the largest: methods that read labels refuse these rows"
         )
+    if manifest.views[0].get("recipe") in _SHOWN:
+        typer.echo(_SHOWN[manifest.views[0]["recipe"]])

@@ -49,9 +49,10 @@ __all__ = [
 ]
 
 _STOPPED = {  # what a command that was stopped leaves behind
+    "generate": "stopped; nothing was written, and the same command begins again",
     "train": "stopped; a run that has saved its state goes on with --resume",
     **dict.fromkeys(
-        ("dump", "merge", "slice", "sweep"),
+        ("dump", "import", "merge", "slice", "sweep"),
         "stopped; what was committed is whole, and the same command goes on from there",
     ),
 }

@@ -36,6 +36,9 @@ def stats(
             help="Teacher in the cache to read, if it holds several; of two caches SLUG,SLUG, or one for both.",
         ),
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Print every number that is found, not the first ones alone.")
+    ] = False,
     json: JsonOption = False,
     report: Annotated[
         Path | None,
@@ -63,8 +66,9 @@ def stats(
         ),
     ] = False,
 ) -> None:
-    """Show what a cache holds, how good its teacher is, what methods will do with it and what is odd in the data.
+    """Read a cache and show how good its teacher is, how large a row is, what methods will do with it and what is odd in the data.
 
+    Teacher accuracy, calibration, agreement of views (of text, perplexity) and bytes a row come first; --all prints the rest.
     With two caches: where they agree, how far apart they are, which to prefer for what.
 
     Example: logitcache stats fashion.zarr
@@ -87,7 +91,7 @@ def stats(
     with show_progress(quiet=json) as display:
         found = cache_stats(path, teacher=teacher, on_progress=display)
     if not json:
-        print_described(found)
+        print_described(found, everything=everything)
     fidelity, sentences = _measure(found, path, teacher, report) if advise or report else (None, None)
     if json:
         print_json(found.to_json() | ({"advice": sentences} if advise else {}))
@@ -121,9 +125,10 @@ def _compare(path: str, other: str, teacher: str | None, report: Path | None, js
     with show_progress(quiet=json) as display:
         opened = open_cache(other)
         compared = compare_caches(path, opened, teachers=chosen, on_progress=display)
-    print_json(compared.to_json()) if json else print_compared(compared)
+    manifest = opened.manifest.to_json()
+    print_json(compared.to_json()) if json else print_compared(compared, manifest)
     if report is not None:
         from logitcache.report import write_comparison
 
-        write_comparison(report, compared, opened.manifest.classes)
+        write_comparison(report, compared, opened.manifest.classes, manifest)
         typer.echo(f"{report} written.", err=True)

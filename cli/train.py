@@ -97,6 +97,7 @@ def _epoch_line(metrics: Mapping[str, Any]) -> str:
     test += f"  perplexity {metrics['perplexity']:.2f}" if "perplexity" in metrics else ""
     test += f"  KL {metrics['kl_to_teacher']:.4f}" if "kl_to_teacher" in metrics else ""
     test += f"  like the teacher {metrics['test_teacher_agreement']:.2%}" if "test_teacher_agreement" in metrics else ""
+    test += f"  ROUGE-L {metrics['rouge_l']:.2%}" if "rouge_l" in metrics else ""
     refined = f"  refined {metrics['refined_rows']:.2%}" if "refined_rows" in metrics else ""
     return (
         f"epoch {metrics['epoch']:>3}  lr {metrics['lr']:.3g}  loss {metrics['loss']:.4f}{refined}  "

@@ -20,7 +20,7 @@ def verify(
     data: Annotated[
         str | None, typer.Option(metavar="SPEC", show_default="as dumped", help="The data, where it has moved.")
     ] = None,
-    rows: Annotated[
+    check_rows: Annotated[
         int,
         typer.Option(
             min=0,
@@ -62,7 +62,7 @@ def verify(
         report = verify_cache(
             path,
             data=data,
-            rows=rows,
+            check_rows=check_rows,
             replay=replay,
             teacher=teacher,
             teacher_weights=teacher_weights,
@@ -97,7 +97,9 @@ def _print(report: "VerifyReport") -> None:
     if report.pixels_problem:
         typer.echo(report.pixels_problem)
     elif report.pixels_checked is None:
-        typer.echo("pixels were not compared (--rows 0)")
+        typer.echo(
+            "pixels were not compared (--check-rows 0, or images that another tool augmented in a way that cannot be repeated)"
+        )
     else:
         same = "the same pixels as" if report.counted == "rows" else "the same as"
         typer.echo(f"{report.pixels_checked:,} {report.counted} rendered again: {same} the teacher was shown")

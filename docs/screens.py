@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Photograph sections of a page that `logitcache stats --report` wrote, for the documents (needs Chromium).
 
-python docs/screens.py fashion.html docs/report.png --header "How good the teacher is" "What a method will do with it"
+python docs/screens.py fashion.html docs/report.png --header "The teacher" "Effect of methods"
 """
 
 import argparse

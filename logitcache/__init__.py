@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from logitcache.dump.plan import plan_dump as plan_dump
     from logitcache.dump.settings import DumpSettings as DumpSettings
     from logitcache.errors import LogitCacheError as LogitCacheError
+    from logitcache.generate.generate import generate_completions as generate_completions
     from logitcache.methods import METHODS as METHODS
     from logitcache.methods import Method as Method
     from logitcache.methods import get_loss as get_loss
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from logitcache.runs.metrics import Metric as Metric
     from logitcache.runtime.progress import Callbacks as Callbacks
     from logitcache.runtime.progress import Progress as Progress
+    from logitcache.stats import cache_info as cache_info
     from logitcache.stats import cache_stats as cache_stats
     from logitcache.stats import compare_caches as compare_caches
     from logitcache.store import Cache as Cache
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from logitcache.train.datasets import wrap as wrap
     from logitcache.train.loader import Batch as Batch
     from logitcache.train.loader import Loader as Loader
+    from logitcache.train.packed import PackedDataset as PackedDataset
+    from logitcache.train.packed import PackedIterableDataset as PackedIterableDataset
+    from logitcache.train.packed import collate_packed as collate_packed
     from logitcache.train.settings import TrainSettings as TrainSettings
     from logitcache.train.train import RunResult as RunResult
     from logitcache.train.train import train_student as train_student
@@ -53,6 +58,8 @@ _HOMES = {
     "METHODS": "logitcache.methods",
     "Method": "logitcache.methods",
     "Metric": "logitcache.runs.metrics",
+    "PackedDataset": "logitcache.train.packed",
+    "PackedIterableDataset": "logitcache.train.packed",
     "Progress": "logitcache.runtime.progress",
     "RunResult": "logitcache.train.train",
     "Samples": "logitcache.data",
@@ -60,11 +67,14 @@ _HOMES = {
     "View": "logitcache.data",
     "TrainSettings": "logitcache.train.settings",
     "cache_fidelity": "logitcache.caches.fidelity",
+    "cache_info": "logitcache.stats",
     "cache_stats": "logitcache.stats",
+    "collate_packed": "logitcache.train.packed",
     "compare_caches": "logitcache.stats",
     "compare_runs": "logitcache.runs.compare",
     "dump_logits": "logitcache.dump.dump",
     "export_cache": "logitcache.caches.export",
+    "generate_completions": "logitcache.generate.generate",
     "get_loss": "logitcache.methods",
     "gradient_norms": "logitcache.methods",
     "import_rows": "logitcache.imports.import_rows",

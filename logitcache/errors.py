@@ -1,18 +1,18 @@
-"""What can go wrong, grouped by what the user does next.
+"""Exceptions, grouped by what the user does next.
 
     LogitCacheError
     ├── CacheNotFoundError      (also FileNotFoundError)   check the path
     ├── CacheIncompleteError                               run the dump again
-    ├── CacheMismatchError      (also ValueError)          cache and request disagree: change one
+    ├── CacheMismatchError      (also ValueError)          change the request, or the cache
     ├── CorruptCacheError                                  repair, and dump these blocks again
     ├── FormatVersionError                                 upgrade logitcache
     ├── InputError              (also ValueError)          the data, weights or option given cannot be used
-    │   └── UnreadableError                                fix the sample, or leave it out
-    ├── StoppedError                                       go on when you like: what was done is saved
+    │   └── UnreadableError                                fix the sample, or exclude it
+    ├── StoppedError                                       resume at any time: all work was saved
     └── UnknownNameError        (also ValueError)          pick one of the names listed
 
-Every message says what was attempted, what was expected, what was found and what to do. Settings are
-written as options (--image-size); in Python the message shows argument names instead (`image_size`).
+Each message states what was attempted, what was expected, what was found and what to do. Messages refer to settings
+as options (--image-size); in Python they show argument names instead (`image_size`).
 """
 
 import contextlib
@@ -44,7 +44,7 @@ _typed = ContextVar("typed", default=False)
 _LITERAL = re.compile(r"(`[^`]*`|^ .*$)", re.MULTILINE)  # code, and indented lines
 _OPTION = re.compile(r"(?<![\w-])--(?:no-)?([a-z]+(?:-[a-z]+)*)")
 _LISTED = 40  # names in a message
-_CLOSEST = 3  # of more names
+_CLOSEST = 3  # suggestions if there are more names
 _OTHER_NAMES = {"cached-teacher": "teacher", "compile": "compiled", "set": "parameters"}
 
 
@@ -94,7 +94,7 @@ class CacheMismatchError(LogitCacheError, ValueError):
 
 
 class CorruptCacheError(LogitCacheError):
-    """Bytes of the cache are not those that were written."""
+    """The cache is damaged."""
 
 
 class FormatVersionError(LogitCacheError):
@@ -109,7 +109,7 @@ class UnreadableError(InputError):
     """A sample of the data cannot be read.
 
     Attributes:
-        reason: Why, without the sample's name and without a remedy.
+        reason: Reason without the sample's name and without a remedy.
     """
 
     def __init__(self, message: str, reason: str = "") -> None:
@@ -118,7 +118,7 @@ class UnreadableError(InputError):
 
 
 class StoppedError(LogitCacheError):
-    """This process was asked to stop, and did."""
+    """This process was told to stop, and saved its work."""
 
 
 class UnknownNameError(LogitCacheError, ValueError):
@@ -126,15 +126,15 @@ class UnknownNameError(LogitCacheError, ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message that is not blank, for use in our own messages; empty if there is none."""
+    """Return the first non-blank line of an exception's message, or an empty string."""
     lines = list[str]()
-    with contextlib.suppress(Exception):  # somebody else's class, whose __str__ may fail as well
+    with contextlib.suppress(Exception):  # a third-party class, whose __str__ may fail too
         lines = str(error).splitlines()
     return next((line.strip() for line in lines if line.strip()), "")
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the type and the message of an exception in one line; of our own errors only the message.
+    """Return an exception's type and message in one line, without the type for our own errors.
 
     >>> reason_of(KeyError("annotation"))
     "KeyError: 'annotation'"
@@ -165,15 +165,15 @@ def explain_foreign_errors(attempt: str, remedy: str = "") -> Iterator[None]:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], listed: str = "") -> UnknownNameError:
-    """Return the error for a name that is not known, with the names that were perhaps meant.
+    """Return the error for an unknown name, with the closest known names.
 
     "unknown method 'rdl'; did you mean 'rld'? Known: ce, kd, rld"
 
     Args:
-        kind: Kind of thing that is named, for the message: "method".
-        name: The name.
-        known: All names there are.
-        listed: Command that lists all names, if they are too many for a message: "`timm.list_models()`".
+        kind: Kind of thing for the message, e.g. "method".
+        name: Unknown name.
+        known: All known names.
+        listed: Command that lists all names, if there are too many for a message, e.g. "`timm.list_models()`".
     """
     names = sorted(known)
     close = [repr(one) for one in get_close_matches(str(name), names, n=_CLOSEST if len(names) > _LISTED else 1)]

@@ -44,6 +44,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fsync is for, a loss of power, does not happen here; tests that count or break its calls replace it themselves."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 @pytest.fixture
 def images() -> ArrayImages:
     return ArrayImages(*tiny.arrays())

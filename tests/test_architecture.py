@@ -27,7 +27,8 @@ ARROWS: dict[str, set[str]] = {
     # the verbs
     "dump": {"data", "encoding", "errors", "models", "runtime", "store", "teachers"},
     "runs": {"errors", "runtime", "store"},
-    "train": {"data", "encoding", "errors", "methods", "models", "runs", "runtime", "store", "teachers"},
+    "generate": {"data", "errors", "models", "runs", "runtime"},
+    "train": {"data", "encoding", "errors", "generate", "methods", "models", "runs", "runtime", "store", "teachers"},
     "caches": {"data", "encoding", "errors", "methods", "runtime", "store", "teachers"},
     "imports": {"caches", "data", "dump", "errors", "models", "runtime", "store", "teachers"},
     "stats": {"errors", "runtime", "store"},
@@ -37,6 +38,7 @@ ARROWS: dict[str, set[str]] = {
         "caches",
         "dump",
         "errors",
+        "generate",
         "imports",
         "methods",
         "models",
@@ -54,7 +56,7 @@ OUTSIDE = {  # packages that only these rooms, or files, may import
     "rich": {"cli"},
     "zarr": {"store"},
     "torch": {
-        *("caches", "data", "dump", "encoding", "methods", "models", "teachers", "train"),
+        *("caches", "data", "dump", "encoding", "generate", "methods", "models", "teachers", "train"),
         *(
             "runtime/determinism.py",
             "runtime/device.py",

@@ -13,6 +13,7 @@ import pytest
 import torch
 import typer
 import warm
+from imports import test_image_imports
 from logitcache.cli.app import app
 from servers import ModelServer
 
@@ -88,6 +89,22 @@ def test_links_lead_somewhere(page):
             assert (base / target).exists(), target
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page: those that it names, and those of its headings, as GitHub makes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    named = re.findall(r'<a id="([^"]+)">', text)
+    return {*named, *(re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads)}
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_anchors_of_links_exist(page):
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", page.read_text()):
+        assert anchor in anchors(page.parent / target if target else page), f"{target}#{anchor}"
+
+
 def test_the_page_of_methods_is_what_the_code_says():
     generate = runpy.run_path(str(ROOT / "docs/generate.py"))
     assert generate["page"]() == METHODS_PAGE, "run python docs/generate.py"
@@ -108,9 +125,11 @@ def test_the_page_of_commands_has_every_option_that_is_understood():
         assert listed == understood - {"--help"}, name
 
 
-def test_every_page_is_in_the_index():
-    for name in PAGES:
-        assert name == "README.md" or f"]({name})" in PAGES["README.md"], name
+def test_every_page_is_in_the_index_and_in_the_site():
+    site = (ROOT / "mkdocs.yml").read_text()
+    for name in set(PAGES) - {"README.md"}:
+        assert f"]({name})" in PAGES["README.md"], name
+        assert f": docs/{name}\n" in site, name
 
 
 def test_adding_a_method_works_as_its_page_says(run, tmp_path, monkeypatch):
@@ -174,8 +193,11 @@ def test_the_commands_on_servers_run(run, tmp_path):
         ids = [server.tokenizer(one)["input_ids"] for one in stories]
         answers = [server.vllm(one, 65) | {"prompt_token_ids": one} for one in ids]
         (tmp_path / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in answers))
+        folder = test_image_imports.images(tmp_path / "train")
+        test_image_imports.fkd(tmp_path / "FKD_soft_label", folder, crops=4)
+        test_image_imports.tinyvit(tmp_path / "teacher_logits", folder)
         typed_lines = [line for line, _ in typed(PAGES["servers.md"])]
-        assert len(typed_lines) == 8
+        assert len(typed_lines) == 10
         for line in typed_lines:
             done = run(*shlex.split(line.replace("localhost:8000", f"127.0.0.1:{server.port}")))
             assert done.exit_code == 0, f"{line}\n{done.output}"
@@ -194,6 +216,52 @@ def test_the_example_on_text_learns(tmp_path):
     found = [float(share) for share in re.findall(r"epoch \d: ([0-9.]+)%", done.stdout)]
     assert len(found) == 3
     assert found[-1] > 10 > found[0]
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory):
+    path = tmp_path_factory.mktemp("stories") / "stories.zarr"
+    logitcache.dump_logits("hf:stories-mini", "stories-mini", path, samples=(0, 12), top_k=16, sequence_length=128)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("example", "needs"),
+    [("hf_text", "accelerate"), ("lightning_text", "lightning"), ("accelerate_text", "accelerate")],
+)
+def test_the_examples_of_frameworks_on_text_learn(stories, tmp_path, example, needs):
+    pytest.importorskip("transformers")
+    pytest.importorskip(needs)
+    file = ROOT / f"docs/examples/{example}.py"
+    assert len(file.read_text().splitlines()) < 40
+    line = [sys.executable, str(file), str(stories), "4"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = [float(one) for one in re.findall(r"(?<![\w.])\d+\.\d+", done.stdout)]
+    assert 0 < losses[-1] < 4.5, done.stdout[-500:]
+
+
+@pytest.mark.slow
+def test_the_example_of_trl_learns(tmp_path):
+    """On prompts and completions, of which only the latter count."""
+    pytest.importorskip("trl")
+    pytest.importorskip("datasets")
+    file = ROOT / "docs/examples/trl_sft.py"
+    assert len(file.read_text().splitlines()) < 40
+    words = ["cat", "dog", "ball", "sun", "hat", "car"]
+    lines = [
+        {"prompt": f"Lily had a {one}.", "completion": f" She liked the {one}. It was a good {one}."} for one in words
+    ]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    logitcache.dump_logits(
+        "hf:stories-mini", f"jsonl:{tmp_path}/answers.jsonl", tmp_path / "a.zarr", rows="all", top_k=16
+    )
+    line = [sys.executable, str(file), "a.zarr", "6"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = json.loads(re.findall(r"^\[[0-9., ]+\]$", done.stdout, re.MULTILINE)[-1])
+    assert losses[-1] < losses[0] - 0.5
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_an_error_that_is_raised_from_the_command_line_names_options(run):
     [
         (lambda: logitcache.DumpSettings(augment=3), "`augment` must be a string, not 3"),
         (lambda: logitcache.TrainSettings(student_weights=3), "`student_weights` must be a string, not 3"),
-        (lambda: logitcache.merge_caches("full.zarr", "out.zarr"), "a merge takes two caches or more, not full.zarr"),
+        (lambda: logitcache.merge_caches("full.zarr", "out.zarr"), "a merge needs two or more caches, not full.zarr"),
     ],
 )
 def test_a_value_of_another_type_is_one_sentence(call, said):

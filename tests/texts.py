@@ -133,7 +133,7 @@ def smollm2() -> Path | None:
     return next((Path(one.locate()) for one in files if one.suffix == ".gguf"), None)
 
 
-def wrapped(words: str, *, template: str | None = TEMPLATE):
+def wrapped(words: str, *, template: str | None = TEMPLATE, end: str | None = None):
     """A tokenizer of transformers that knows these words, at white space; ids from 1 in order, 0 is unknown."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -141,4 +141,4 @@ def wrapped(words: str, *, template: str | None = TEMPLATE):
     vocabulary = {"?": 0} | {word: number for number, word in enumerate(words.split(), 1)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="?", chat_template=template)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="?", eos_token=end, chat_template=template)

@@ -4,10 +4,13 @@ import os
 import random
 import signal
 import time
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -17,6 +20,19 @@ from logitcache.store import check_files, open_cache
 
 SAMPLES, SIZE, CLASSES = 300, 16, 5
 HERE = Path(__file__).parent  # the folder to put on PYTHONPATH of a child that names tiny:NAME
+
+
+def usual(every: Iterable[Any], some: Collection[Any]) -> list[Any]:
+    """Return cases for pytest, of which only some belong to the default run; the others are slow tests.
+
+    Args:
+        every: The cases; one of several values is a tuple.
+        some: Those of them that the default run takes, together with each value at least once.
+    """
+    return [
+        pytest.param(*(one if isinstance(one, tuple) else [one]), marks=() if one in some else pytest.mark.slow)
+        for one in every
+    ]
 
 
 def net(classes: int) -> nn.Module:

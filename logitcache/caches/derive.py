@@ -1,4 +1,4 @@
-"""Caches made from caches, without the teacher: what `slice` and `merge` share."""
+"""Derive caches from other caches without the teacher: code shared by `slice` and `merge`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,37 +11,35 @@ from logitcache.data import find_modality
 from logitcache.encoding import Encoding, read_encoding
 from logitcache.errors import CorruptCacheError, InputError
 from logitcache.runtime.progress import OnProgress, Progress
-from logitcache.store import Cache, CacheWriter, Carried, Manifest, check_files, open_cache, open_place
+from logitcache.store import Cache, CacheWriter, Carried, Manifest, check_files, open_cache, open_place, recorded_arrays
 
 __all__ = ["Rows", "encoding_of", "exclusions_within", "open_sources", "origin", "write_derived"]
 
 Rows = Callable[[int, NDArray[np.int64]], dict[str, NDArray[Any]]]
-# (view, ascending rows of the new cache) -> `digests` and the encoding's columns of these rows
+# (view, ascending rows of the new cache) -> what `Cache.shown_of` returns and the encoding's columns of these rows
 
 
 def open_sources(caches: list[str | Path | Cache], out: str | Path) -> list[Cache]:
-    """Open caches and compare every byte with what was written.
+    """Open the source caches and verify every byte.
 
     Raises:
-        InputError: One of them is what is to be written.
-        CorruptCacheError: A file is damaged: in a cache with checksums of its own it would look right.
+        InputError: If one of them is also the output.
+        CorruptCacheError: If a file is damaged. Copied to a new cache with new checksums, it would look intact.
     """
     opened, target = [open_cache(cache) for cache in caches], open_place(out)
     for cache in opened:
         if target == cache.place:
-            raise InputError(
-                f"--out {out} is one of the caches that are read: what is made is a cache of its own. Choose another path."
-            )
+            raise InputError(f"--out {out} is one of the source caches, but must be a new cache. Choose another path.")
         if problems := check_files(cache):
             raise CorruptCacheError(
-                f"{cache.place}: {problems[0].file} {problems[0].problem} ({len(problems)} such files). `logitcache verify --repair "
-                f"{cache.place}` and the dump's own command put it right; then try again."
+                f"{cache.place}: {problems[0].file} {problems[0].problem} (damaged files: {len(problems)}). Repair it with `logitcache "
+                f"verify --repair {cache.place}` and the dump's own command, then try again."
             )
     return opened
 
 
 def origin(cache: Cache) -> dict[str, Any]:
-    """Return what a derived cache remembers of one it was made from."""
+    """Return the manifest entry that describes a source of a derived cache."""
     manifest = cache.manifest
     return {
         "fingerprint": cache.fingerprint,
@@ -55,14 +53,14 @@ def origin(cache: Cache) -> dict[str, Any]:
 
 
 def exclusions_within(manifest: Manifest, first: int, last: int) -> tuple[int, ...]:
-    """Return what a stretch of a cache leaves out; of views that mix samples all, because others would be mixed with them."""
+    """Return the excluded samples in a range; all of them if views mix samples, because they may be mixed into others."""
     if any(cache_view.mixes for cache_view in map(find_modality(manifest.modality).read_view, manifest.views)):
         return manifest.excluded
     return tuple(sample for sample in manifest.excluded if first <= sample < last)
 
 
 def encoding_of(cache: Cache) -> Encoding:
-    """Return how its rows are stored."""
+    """Return the encoding of a cache."""
     return read_encoding(cache.manifest.encoding)
 
 
@@ -78,33 +76,38 @@ def write_derived(
     doing: str,
     on_progress: OnProgress,
     carried: Carried | None = None,
+    anonymous: bool = False,
 ) -> Cache:
-    """Write a cache of one teacher block by block, or go on where that was stopped.
+    """Write a cache of one teacher block by block, or resume one that was interrupted.
 
     Args:
-        out: Where.
-        manifest: What it is.
+        out: Path of the cache.
+        manifest: Manifest of the cache.
         labels: Class of each row, [R].
-        offsets: Row at which each sample begins, [N + 1]; None where each sample is one row.
+        offsets: First row of each sample, [N + 1], or None if each sample is one row.
         probe: Row ids of the probe, [P], and their exact logits, [P, C].
-        rows: Where its rows come from.
-        command: What would continue this.
-        doing: The word for it.
+        rows: Function that returns the rows of a view.
+        command: Command that would resume this.
+        doing: Name of the operation for progress reports, e.g. "merging".
         on_progress: Called after every block.
-        carried: Arrays of the data that it carries.
+        carried: Arrays copied from the data.
+        anonymous: Whether to leave host and command out of the history.
 
     Raises:
-        InputError: There is no probe: all of its rows are of samples that are left out.
-        LogitCacheError: The cache cannot be written.
+        InputError: If the probe is empty because all of its samples are excluded.
+        LogitCacheError: If the cache cannot be written.
     """
     if not len(probe[0]):
         raise InputError(
-            f"{out} would have no rows that are kept exactly, because all of them are of samples that are left out: {doing} could not be "
-            "checked afterwards. Leave out fewer samples."
+            f"{out} would have no probe, because all of its samples are excluded, so the result of {doing} could not be verified. "
+            "Exclude fewer samples."
         )
     slug, encoding = manifest.teachers[0]["slug"], read_encoding(manifest.encoding)
     columns = {slug: encoding.columns(len(manifest.classes))}
-    with CacheWriter(out, manifest, columns, labels, offsets, command=command, carried=carried) as writer:
+    shown = {"digests", *recorded_arrays(manifest)}
+    with CacheWriter(
+        out, manifest, columns, labels, offsets, command=command, carried=carried, anonymous=anonymous
+    ) as writer:
         if not writer.complete:
             writer.begin(probe[0], {slug: probe[1]})
             for view, block in writer.missing():
@@ -113,10 +116,7 @@ def write_derived(
                 writer.write(
                     view,
                     block,
-                    {
-                        name if name == "digests" else f"teachers/{slug}/{name}": column
-                        for name, column in found.items()
-                    },
+                    {name if name in shown else f"teachers/{slug}/{name}": column for name, column in found.items()},
                 )
                 done = view * manifest.view_rows + last
                 on_progress(Progress(doing, done, len(manifest.views) * manifest.view_rows, "rows"))

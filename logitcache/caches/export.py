@@ -1,5 +1,9 @@
-"""`logitcache export`: rows for other tools, as Parquet or safetensors. Without torch; a block (Parquet) or a view in memory at a time."""
+"""`logitcache export`: write rows for other tools as Parquet or safetensors, without torch.
 
+At most one block (Parquet) or one view (safetensors) is in memory at a time.
+"""
+
+import copy
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,44 +27,50 @@ def export_cache(
     cache: str | Path | Cache,
     out: str | Path,
     *,
-    views: Sequence[int] | None = None,
+    view_ids: Sequence[int] | None = None,
     teacher: str | None = None,
     layout: str = "rows",
+    anonymous: bool = False,
     on_progress: OnProgress = silent,
 ) -> list[Path]:
-    """Write rows as a file that other tools read; the manifest goes into its metadata, as JSON under `logitcache`.
+    """Export rows to files for other tools, with the manifest in their metadata, as JSON under `logitcache`.
 
-    A row has `view`, `sample` (position in the data set), `row` where samples have several, `label`, `digest` of what the teacher
-    was shown, and: `logits` (every class, float32) of a cache that keeps every class, else `ids` (ascending), `values` (their
-    raw logits, float32) and `rest` (the logit that each other class counts with at temperature 1); of draws `ids` (ascending, one that
-    was drawn several times as often), `targets` (what each adds to its class, float32), and of the exact distribution `first`, the
-    likeliest class, `log_prob_first`, `log_prob_label` and `entropy` in nats. Samples that the cache leaves out have no rows.
+    Each row has `view`, `sample` (index in the data set), `row` if samples have several, `label` and `digest` of the teacher's input.
+    A cache of every class adds `logits` (float32). A top-k cache adds `ids` (ascending), `values` (raw logits, float32) and `rest` (the
+    logit of each other class at temperature 1). A cache of sampled classes adds `ids` (ascending, with repetitions), `targets` (the
+    contribution of each to its class, float32) and, of the exact distribution, `first` (the most likely class), `log_prob_first`,
+    `log_prob_label` and `entropy` in nats. Excluded samples are not exported.
 
-    With `layout="documents"`, for text, a row is a document: `input_ids`, its L tokens; `token_ids` and `top_values`, L - 1 lists each,
-    the ids and log-probabilities at temperature 1 that are known of a position, the largest first. List i is the distribution of token
-    i + 1. A position whose next token is no target has an empty list. The names are those of DistillKit's raw form.
+    With `layout="documents"`, for text, each row is a document: `input_ids`, its L tokens; and `token_ids` and `top_values`, L - 1 lists
+    each, with the known ids and log-probabilities at temperature 1 of each position, largest first. List i is the distribution of token
+    i + 1, and is empty if that token is not a target. The names are those of DistillKit's raw format.
 
     Args:
-        cache: What to export.
-        out: `FILE.parquet`, one file, a row group a block; or `FILE.safetensors`, one file a view: several are numbered
-            FILE-00001-of-00004.safetensors.
-        views: Which views; None: all.
-        teacher: Slug of one of several teachers.
+        cache: Cache to export.
+        out: `FILE.parquet` for a single file with a row group per block, or `FILE.safetensors` for a file per view; several files are
+            numbered FILE-00001-of-00004.safetensors.
+        view_ids: Indices of the views to export. Defaults to all.
+        teacher: Slug of the teacher, if there are several.
         layout: `rows`, or `documents` for text as Parquet.
+        anonymous: Whether the manifest in the file leaves out paths and addresses.
         on_progress: Called after every block.
 
     Returns:
-        The files written.
+        Paths of the files written.
 
     Raises:
-        InputError: Another ending, a file that is there, a view that is not; or pyarrow is missing.
-        LogitCacheError: The cache cannot be opened or read.
+        InputError: If the file extension or a view is invalid, if a file exists, or if pyarrow is missing.
+        LogitCacheError: If the cache cannot be opened or read.
     """
     opened, target = open_cache(cache).of(teacher), local_path(out)
+    if anonymous:
+        opened = _without_paths(opened)
     total = len(opened.manifest.views)
-    chosen = list(range(total)) if views is None else list(views)
+    chosen = list(range(total)) if view_ids is None else list(view_ids)
     if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(range(total)):
-        raise InputError(f"{opened.place} has views 0 to {total - 1}, each once: {chosen} cannot be exported")
+        raise InputError(
+            f"cannot export views {chosen} of {opened.place}; expected distinct views from 0 to {total - 1}"
+        )
     writers: dict[str, Callable[[Cache, Path, list[int], OnProgress], list[Path]]] = {
         ".parquet": _to_parquet,
         ".safetensors": _to_safetensors,
@@ -75,16 +85,27 @@ def export_cache(
     return writers[target.suffix](opened, target, chosen, on_progress)
 
 
+def _without_paths(cache: Cache) -> Cache:
+    """Return the same cache with an anonymous manifest."""
+    from logitcache.caches.anonymous import anonymous  # noqa: PLC0415  (torch)
+
+    found = copy.copy(cache)
+    found.manifest = anonymous(cache.manifest)
+    return found
+
+
 def _refuse_documents(cache: Cache, out: Path) -> None:
-    """Raise InputError where a cache cannot be written document by document."""
+    """Raise InputError if a cache cannot be exported as documents."""
     if cache.manifest.modality != "text":
-        raise InputError(f"--layout documents is for text, and {cache.place} holds {cache.manifest.modality}")
+        raise InputError(
+            f"--layout documents is for text, but {cache.place} holds {cache.manifest.modality}; use --layout rows"
+        )
     if out.suffix != ".parquet":
-        raise InputError(f"--layout documents is written as Parquet: --out {out} must end in .parquet")
+        raise InputError(f"--layout documents is only available as Parquet; --out {out} must end in .parquet")
     if cache.manifest.encoding["kind"] == "full":
         raise InputError(
-            f"{cache.place} keeps every class, and --layout documents lists the largest: `logitcache slice {cache.place} --top-k 64 --out "
-            "PATH` makes a cache of them"
+            f"--layout documents needs a top-k cache, but {cache.place} keeps every class; make one with `logitcache slice {cache.place} "
+            "--top-k 64 --out PATH`"
         )
 
 
@@ -162,14 +183,14 @@ def _refuse_existing(files: Iterable[Path]) -> None:
 
 
 class _Nested(NamedTuple):
-    """Lists of lists: where each begins, and the end, level by level from the outermost, and the values of the innermost."""
+    """Nested lists: offsets of each level, outermost first, and the values of the innermost lists."""
 
     begins: tuple[NDArray[np.int64], ...]
     values: NDArray[Any]
 
 
 def _documents(cache: Cache, on_progress: OnProgress) -> Iterable[dict[str, Any]]:
-    """Yield the documents of a cache of text, some at a time, in order."""
+    """Yield the documents of a text cache in order, some at a time."""
     manifest, slug, offsets = cache.manifest, cache.teacher, cache.offsets()
     tokens, begins, targets = (cache.array(name) for name in ("tokens", "documents", "targets"))
     assert offsets is not None
@@ -179,7 +200,7 @@ def _documents(cache: Cache, on_progress: OnProgress) -> Iterable[dict[str, Any]
     document = done = 0
     for _, last, columns in cache.blocks(0, slug):
         waiting.append(_largest_first(manifest, columns))
-        until = int(np.searchsorted(offsets[1:], last, side="right"))  # documents that are whole
+        until = int(np.searchsorted(offsets[1:], last, side="right"))  # complete documents so far
         if until > document:
             ids, values = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
             whole = int(offsets[until]) - done
@@ -195,7 +216,7 @@ def _documents(cache: Cache, on_progress: OnProgress) -> Iterable[dict[str, Any]
 def _largest_first(
     manifest: Manifest, columns: Mapping[str, NDArray[Any]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return what is kept of rows: ids and log-probabilities at temperature 1, the largest first, [R, K] each."""
+    """Return the kept ids and their log-probabilities at temperature 1, largest first, [R, K] each."""
     ids, values = kept_values(manifest.encoding, columns)
     assert ids is not None
     others = len(manifest.classes) - ids.shape[1]
@@ -215,7 +236,7 @@ def _lists_of(
     ids: NDArray[np.int64],
     values: NDArray[np.float32],
 ) -> dict[str, Any]:
-    """Return the columns of some documents, given the rows of their targets, [R, K]."""
+    """Return the columns of some documents, given the ids and log-probabilities of their targets, [R, K] each."""
     spans = [(int(begins[n]), int(begins[n + 1])) for n in documents]
     lengths = np.array([end - begin for begin, end in spans], np.int64)
     filled = np.concatenate([targets[begin + 1 : end] for begin, end in spans] or [np.empty(0, np.bool_)])
@@ -254,7 +275,7 @@ def _blocks(cache: Cache, views: list[int], on_progress: OnProgress) -> Iterable
 
 
 def _of_encoding(encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], classes: int) -> Rows:
-    """Return what an encoding keeps of rows, in words of its own."""
+    """Return the exported columns of an encoding."""
     if encoding["kind"] == "sampled":
         ids, targets = drawn_targets(encoding, columns)
         facts = columns["facts"].astype(np.float32)

@@ -1,8 +1,7 @@
-"""`logitcache fidelity`: what the rows of a cache do to a method's loss and gradient, measured on rows kept in full.
+"""`logitcache fidelity`: measure how the encoding of a cache changes the loss and gradient of each method.
 
-The probe holds a few hundred exact rows, so every later question is answered without the teacher. A gradient needs a student;
-two stand in: one that has learned nothing (logits near 0), and one that has (the teacher's logits with noise of half their
-deviation).
+The probe holds a few hundred exact rows, so the teacher is not needed. Gradients need a student, for which there are two surrogates: an
+untrained one (logits near 0), and a trained one (the teacher's logits plus noise of half their standard deviation).
 """
 
 import math
@@ -31,30 +30,30 @@ from logitcache.encoding import (
 from logitcache.errors import InputError
 from logitcache.methods import METHODS, Distillation, get_loss, language_settings
 from logitcache.runtime.wording import encoding_words
-from logitcache.store import Cache, Ids, Manifest, compressed_bytes, open_cache, row_uniforms
+from logitcache.store import Cache, Ids, Manifest, compressed_bytes, disk_use, open_cache, row_uniforms
 
 __all__ = ["Fidelity", "MethodError", "advice", "cache_fidelity", "sweep_encodings"]
 
 _TEMPERATURES = (1.0, 2.0, 4.0)
-_SERVED = (19, 63, 255)  # with the label's 20, which vLLM allows if nothing is said, 64 and 256
+_SERVED = (19, 63, 255)  # plus the label's: 20, which vLLM allows by default, 64 and 256
 _USUAL = ("kd", "dkd", "loca", "sld", "rld")
 _TEXT = "text"
-_VALUES = 1 << 20  # of exact rows that advice looks at: all of up to 4,096 classes, 22 of 49,152
-_POOR = 0.1  # relative error of a gradient, from which on it is spoken of
+_VALUES = 1 << 20  # values of exact rows that `advice` uses: all rows for up to 4,096 classes, 22 rows for 49,152
+_POOR = 0.1  # relative gradient error above which `advice` reports a method
 _DRAWS = (12, 50, 200)
-_GOOD = 0.05  # up to which another encoding will do
+_GOOD = 0.05  # relative gradient error up to which `advice` recommends an encoding
 
 
 @dataclass(frozen=True, slots=True)
 class MethodError:
-    """What one method notices, for each stand-in of a student: `fresh` and `trained`.
+    """Errors of one method, for each surrogate student, `fresh` and `trained`.
 
     Attributes:
-        method: Its name.
+        method: Name of the method.
         loss: Relative error of the mean loss.
-        gradient: Norm of the gradient's error, relative to the gradient's.
-        angle_degrees: Between the two gradients.
-        refused: Why these rows will not do, or None; then there are no numbers.
+        gradient: Norm of the gradient's error, relative to the norm of the gradient.
+        angle_degrees: Angle between the exact gradient and that from stored rows.
+        refused: Reason why the method cannot use these rows, or None. If there is one, the errors are empty.
     """
 
     method: str
@@ -66,16 +65,17 @@ class MethodError:
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """What storing has changed.
+    """Error caused by an encoding.
 
     Attributes:
-        encoding: How rows are stored, as in the manifest.
-        bytes_per_row: Payload of a row: the encoding's columns, compressed. `logitcache stats` reports the size on disk, of all files.
-        rows: Rows measured.
-        kl_nats: Mean KL(exact || stored) at temperatures 1, 2 and 4; none of draws, which leave most classes without mass.
-        unranked: Share of rows whose label is not among the largest; 0 where every class is kept, and of draws.
-        methods: What each method notices.
-        unknown_nats: For rows of log-probabilities: upper bound on what the unknown shape of the rest adds to the mean of
+        encoding: Entry of the encoding, as in the manifest.
+        bytes_per_row: Bytes per row in storage, as defined by `logitcache.store.bytes_per_row`. For an encoding other than the stored one,
+            an estimate: its columns as compressed for the probe, and everything else unchanged.
+        rows: Number of rows measured.
+        kl_nats: Mean KL(exact || stored) at temperatures 1, 2 and 4; empty for sampled rows, which give most classes no mass.
+        unranked: Fraction of rows whose label is not among the largest; 0 if every class is kept, and for sampled rows.
+        methods: Errors of each method.
+        unknown_nats: For rows of log-probabilities, an upper bound on what the unknown shape of the rest adds to the mean
             KL(teacher || stored) at temperature 1. None if the teacher's full rows were measured.
     """
 
@@ -88,7 +88,7 @@ class Fidelity:
     unknown_nats: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as plain objects."""
+        """Return the result as plain objects."""
         return asdict(self)
 
 
@@ -99,39 +99,39 @@ def cache_fidelity(
     settings: Mapping[str, Any] | None = None,
     teacher: str | None = None,
 ) -> Fidelity:
-    """Measure what is stored against the probe.
+    """Compare the stored rows with the probe.
 
     Args:
-        cache: Its path.
-        methods: Names, or one name; None: every method.
-        settings: Pieces and parameters for all of them, in the words of `get_loss`. What is not said is as in the method's paper; of
-            text as `language_settings` has it.
-        teacher: Slug of one of several teachers.
+        cache: Path of the cache, or an open cache.
+        methods: Names of methods, or one name. Defaults to every method.
+        settings: Pieces and parameters for all of them, as keyword arguments of `get_loss`. Defaults to each paper's settings; for
+            text, to `language_settings`.
+        teacher: Slug of the teacher, if there are several.
 
     Raises:
-        LogitCacheError: The cache cannot be opened, or a method cannot be built.
+        LogitCacheError: If the cache cannot be opened or a method cannot be built.
     """
     opened = open_cache(cache).of(teacher)
     return _of_stored(opened, _losses(methods, settings or {}, opened.manifest), _exact(opened))
 
 
 def advice(cache: str | Path | Cache, *, teacher: str | None = None, measured: Fidelity | None = None) -> list[str]:
-    """Say which of the usual methods lose much of their gradient to the encoding, at their usual settings, and what to dump instead.
+    """Return advice for the common methods whose gradient suffers from the encoding, at their usual settings.
 
-    For each such method a sentence with the cheapest encoding that `sweep_encodings` knows and that loses little; none where what
-    is stored is a good stand-in for the teacher's rows, and of draws. Methods that refuse the rows say so themselves.
+    There is a sentence for each such method, with the cheapest encoding of `sweep_encodings` that has a small error. The list is empty if
+    the stored rows are accurate, and for sampled rows. Methods that cannot use the rows are skipped, because they raise an error anyway.
 
     Args:
-        cache: Its path.
-        teacher: Slug of one of several teachers.
-        measured: What `cache_fidelity` says of every method, if it was asked already.
+        cache: Path of the cache, or an open cache.
+        teacher: Slug of the teacher, if there are several.
+        measured: Result of `cache_fidelity` for every method, if it is known.
 
     Raises:
-        LogitCacheError: The cache cannot be opened.
+        LogitCacheError: If the cache cannot be opened.
     """
     opened = open_cache(cache).of(teacher)
     if _is_given(opened.manifest) or opened.manifest.encoding["kind"] == "sampled":
-        return []  # nobody knows what another dump would keep; the error of draws is large in one row, and averages out
+        return []  # another dump's content is unknown, and the error of sampled rows averages out over rows
     losses, exact = _losses(_USUAL, {}, opened.manifest), _exact(opened, _VALUES)
     stored = measured or _of_stored(opened, losses, exact)
     errors = {one.method: one for one in stored.methods}
@@ -140,13 +140,13 @@ def advice(cache: str | Path | Cache, *, teacher: str | None = None, measured: F
     if not poor:
         return []
     better = _cheapest(exact, {one.method: losses[one.method] for one in poor}, stored.encoding.get("k", 0))
-    # A row of a vocabulary in full is seldom what somebody wants who has text.
+    # Rows of a full vocabulary are rarely an option for text.
     or_full = "" if opened.manifest.modality == _TEXT else " or --encoding full"
     return [_sentence(stored, one, losses[one.method], better[one.method], or_full) for one in poor]
 
 
 def _cheapest(exact: "_Exact", losses: Mapping[str, Distillation], least: int) -> dict[str, Fidelity]:
-    """Return for each loss the encoding of least payload that costs it little; of the largest logits at least so many."""
+    """Return the smallest encoding with a small error for each loss; top-k encodings must keep at least `least` logits."""
     found: dict[str, Fidelity] = {}
     for encoding, columns in _encoded(exact):
         left = {name: loss for name, loss in losses.items() if name not in found}
@@ -174,7 +174,7 @@ def _sentence(
     kept = f"--top-k {better.encoding['k']}" if "k" in better.encoding else "--encoding full"
     return (
         f"{error.method}{at} loses {'all' if lost >= 1 else f'{lost:.0%}'} of its gradient at {where}: dump with {kept} --precision "
-        f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} B of payload a row instead of {stored.bytes_per_row:.0f})"
+        f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} B a row instead of {stored.bytes_per_row:.0f})"
         + (or_full if "k" in better.encoding else "")
     )
 
@@ -186,7 +186,7 @@ def sweep_encodings(
     settings: Mapping[str, Any] | None = None,
     teacher: str | None = None,
 ) -> list[Fidelity]:
-    """Measure the encodings that could have been chosen, on the probe, in order of payload."""
+    """Measure all encodings that could have been chosen on the probe, and return them in order of size."""
     opened = open_cache(cache).of(teacher)
     losses, exact = _losses(methods, settings or {}, opened.manifest), _exact(opened)
     if _is_given(opened.manifest):
@@ -194,7 +194,7 @@ def sweep_encodings(
         given = [TopKEncoding(k, dtype, mass_only=True) for k in _powers(most + 1) for dtype in ("f16", "u8")]
         return [_measured(one, one.encode(exact.logits, exact.labels), exact, losses) for one in given]
     found = _encoded(exact)
-    if opened.manifest.modality == _TEXT:  # what a server would have given
+    if opened.manifest.modality == _TEXT:  # what a server would return
         given = [TopKEncoding(k, "f16", mass_only=True) for k in _SERVED if k + 2 <= len(opened.manifest.classes)]
         found += [(one, encode_rows(one, exact.logits, exact.labels)) for one in given]
     if any(not one.not_drawn for one in losses.values()):
@@ -204,40 +204,63 @@ def sweep_encodings(
 
 
 def _drawn(encoding: SampledEncoding, cache: Cache, exact: "_Exact") -> dict[str, Tensor]:
-    """Encode rows as a dump would have drawn them."""
+    """Encode rows with the same samples as in a dump."""
     offsets, first = cache.offsets(), int(cache.manifest.data["first"])
     random = row_uniforms(encoding.to_json(), 0, exact.ids, offsets, first)
     return encode_rows(encoding, exact.logits, exact.labels, random)
 
 
 class _Exact(NamedTuple):
-    """Rows kept in full: their ids, [R], logits, [R, C], and labels, [R]."""
+    """Rows stored in full, and the size of the cache.
+
+    Attributes:
+        ids: Row ids, [R].
+        logits: Exact logits, [R, C].
+        labels: Class of each row, [R].
+        stored: Encoding of the cache, as in the manifest.
+        per_row: Bytes per row of the cache in storage.
+        payload: Bytes per row of the encoding's columns.
+    """
 
     ids: Ids
     logits: Tensor
     labels: Tensor
+    stored: Mapping[str, Any]
+    per_row: float
+    payload: float
+
+    def bytes_per_row(self, encoding: Encoding, columns: Mapping[str, Tensor]) -> float:
+        """Return the bytes a row of the cache, or what they would be with other columns."""
+        if encoding.to_json() == self.stored:
+            return self.per_row
+        return self.per_row - self.payload + _payload(encoding, columns, self.logits.shape[1]) / len(self.logits)
 
 
 def _exact(cache: Cache, most: int | None = None) -> _Exact:
-    """Read the rows of a cache that are kept in full.
+    """Read the probe of a cache.
 
     Args:
-        cache: The cache.
-        most: Most values to read: of fewer rows where these have many classes. None: all.
+        cache: Cache to read.
+        most: Maximum number of values to read, which limits the rows if there are many classes. None reads all.
 
     Raises:
-        InputError: There are none.
+        InputError: If the probe is empty.
     """
     ids, logits = cache.probe(cache.teacher)
     if not len(ids):
-        raise InputError(f"{cache.place} leaves out all rows that it keeps in full: nothing can be measured on them.")
+        raise InputError(
+            f"all probe rows of {cache.place} are excluded, so nothing can be measured; exclude fewer samples"
+        )
     every = 1 if most is None else max(-(-logits.size // most), 1)
     ids, logits = ids[::every], np.ascontiguousarray(logits[::every])
-    return _Exact(ids, torch.from_numpy(logits), torch.from_numpy(cache.labels()[ids]).long())
+    use, labels = disk_use(cache), torch.from_numpy(cache.labels()[ids]).long()
+    return _Exact(
+        ids, torch.from_numpy(logits), labels, cache.manifest.encoding, use.per_row, use.payload(cache.teacher)
+    )
 
 
 def _of_stored(cache: Cache, losses: Mapping[str, Distillation], exact: _Exact) -> Fidelity:
-    """Measure what is stored."""
+    """Measure the stored rows."""
     stored = cache.rows(0, cache.teacher, exact.ids)
     columns = {name: torch.from_numpy(column) for name, column in stored.items()}
     encoding = read_encoding(cache.manifest.encoding)
@@ -250,15 +273,15 @@ def _of_stored(cache: Cache, losses: Mapping[str, Distillation], exact: _Exact) 
 
 
 def _is_given(manifest: Manifest) -> bool:
-    """Return whether the rows that are kept in full are a teacher's largest log-probabilities, with the rest completed."""
+    """Return whether the probe holds a teacher's largest log-probabilities with the rest completed, instead of full rows."""
     return bool(manifest.encoding["kind"] == "topk-mass")
 
 
 def _most_unknown(rows: TopKRows) -> float:
-    """Return the most that KL(teacher || rows) can be at temperature 1, in the mean, where the rest has its mass m but any shape.
+    """Return an upper bound on the mean KL(teacher || rows) at temperature 1, if only the mass m of the rest is known.
 
-    It is m (log n - H), n the number of classes of the rest and H the entropy of its shape. None of these classes has more than the
-    smallest of the k largest, p, so that H >= log(m / p), and the most is m log(n p / m).
+    The divergence is m (log n - H), with n the number of classes in the rest and H the entropy of its normalized distribution. None of
+    these classes exceeds the smallest of the k largest, p, so H >= log(m / p) and the bound is m log(n p / m).
     """
     label_is_least = rows.unranked[:, None] & (rows.values == rows.values.amin(1, keepdim=True))
     smallest = rows.values.masked_fill(label_is_least, torch.inf).amin(1).double()
@@ -267,7 +290,7 @@ def _most_unknown(rows: TopKRows) -> float:
 
 
 def _encoded(exact: _Exact) -> list[tuple[Encoding, dict[str, Tensor]]]:
-    """Encode rows in every way that could have been chosen, in order of payload."""
+    """Encode rows with every available encoding, and return them in order of size."""
     classes = exact.logits.shape[1]
     largest = [k for k in _powers(4097) if k + 2 <= classes]
     candidates: list[Encoding] = [FullEncoding(dtype) for dtype in ("f32", "f16", "u8")]
@@ -277,18 +300,18 @@ def _encoded(exact: _Exact) -> list[tuple[Encoding, dict[str, Tensor]]]:
 
 
 def _powers(end: int) -> list[int]:
-    """Return the powers of 2 from 2 on, below a number."""
+    """Return the powers of 2 from 2 up to, but not including, `end`."""
     return [1 << n for n in range(1, end.bit_length()) if 1 << n < end]
 
 
 def _payload(encoding: Encoding, columns: Mapping[str, Tensor], classes: int) -> int:
-    """Return the bytes of encoded rows, compressed."""
+    """Return the compressed size of encoded rows in bytes."""
     specs = encoding.columns(classes)
     return sum(compressed_bytes(specs[name], column.numpy()) for name, column in columns.items())
 
 
 def _losses(methods: Sequence[str] | None, settings: Mapping[str, Any], manifest: Manifest) -> dict[str, Distillation]:
-    """Build losses by name, with settings or those that are usual for a cache."""
+    """Build losses by name, with the given settings and the defaults for the cache's kind of data."""
     if isinstance(methods, str):
         methods = [methods]
     names: Iterable[str] = methods or [name for name, method in METHODS.items() if method.divergence]
@@ -300,12 +323,12 @@ def _losses(methods: Sequence[str] | None, settings: Mapping[str, Any], manifest
 def _measured(
     encoding: Encoding, columns: Mapping[str, Tensor], rows_in_full: _Exact, losses: Mapping[str, Distillation]
 ) -> Fidelity:
-    _, exact, labels = rows_in_full
+    exact, labels = rows_in_full.logits, rows_in_full.labels
     classes, students = exact.shape[1], _students(exact)
     rows = encoding.decode(columns, labels, classes)
     return Fidelity(
         encoding.to_json(),
-        _payload(encoding, columns, classes) / len(exact),
+        rows_in_full.bytes_per_row(encoding, columns),
         len(exact),
         {
             f"T={temperature:g}": _kl(exact, dense(rows, temperature), temperature)
@@ -317,7 +340,7 @@ def _measured(
 
 
 def _temperatures(rows: AnyRows) -> tuple[float, ...]:
-    """Return the temperatures at which rows have logits of every class."""
+    """Return the temperatures at which rows can be completed to logits."""
     if isinstance(rows, DrawnRows):
         return ()
     return _TEMPERATURES[:1] if isinstance(rows, TopKRows) and rows.mass_only else _TEMPERATURES
@@ -344,7 +367,9 @@ def _method_error(
 ) -> MethodError:
     reason = loss.not_drawn if isinstance(rows, DrawnRows) else loss.every_class
     if isinstance(rows, TopKRows) and rows.mass_only and (temperature := loss.other_temperature) is not None:
-        reason = f"of the classes outside the largest only the mass at T=1 is known, and it reads temperature {temperature:g}"
+        reason = (
+            f"only the mass of the dropped classes at T=1 is known, and the method uses temperature {temperature:g}"
+        )
     if reason and not isinstance(rows, Tensor):
         return MethodError(name, {}, {}, {}, reason)
     found: dict[str, tuple[float, float, float]] = {}

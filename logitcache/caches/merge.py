@@ -1,4 +1,4 @@
-"""`logitcache merge`: one cache out of several: more samples, more views, or the mean of several teachers."""
+"""`logitcache merge`: combine several caches into one with more samples, more views, or the mean of several teachers."""
 
 import itertools
 import shlex
@@ -21,7 +21,7 @@ from logitcache.store import PROBE_BYTES, Cache, Manifest, average_of, block_row
 
 __all__ = ["merge_caches"]
 
-_OURS = {"block_rows", "derived"}  # of each cache alone; the merged one gets its own
+_OURS = {"block_rows", "derived"}  # may differ; the merged cache gets its own
 _LAST_BITS = ("batch_size", "device", "forward.", "software.", "threads")
 _VALUES_AT_ONCE = 16_000_000  # logits in memory, as float32
 
@@ -34,30 +34,30 @@ def merge_caches(
     allow_mixed: bool = False,
     on_progress: OnProgress = silent,
 ) -> Cache:
-    """Put caches together; one that was stopped continues where it stopped.
+    """Merge caches, or resume a merge that was interrupted.
 
-    What differs decides what is done: other samples of one data set are joined, other views follow one another, and with
-    `average` the logits of several teachers become their mean. Rows that are joined keep their bits.
+    The way in which the caches differ determines the result: different samples of a data set are joined, different views are
+    concatenated, and with `average` the logits of several teachers are averaged. Joined rows keep their bits.
 
     Args:
-        caches: Two or more, of the same data, preprocessing and encoding. Views keep the order given.
-        out: Path of the new one.
-        average: Whether they are several teachers' answers to the same views, every class in f32 or f16: the mean of their
-            raw logits is stored, and the mean of their probes as the probe. Cut it with `slice_cache` then.
-        allow_mixed: Whether they may have been dumped on other devices, with other batch sizes or library versions.
+        caches: Two or more caches of the same data, preprocessing and encoding. Views keep the given order.
+        out: Path of the new cache.
+        average: Whether to average the raw logits, and the probes, of several teachers on the same views. Requires every class in
+            f32 or f16; use `slice_cache` afterwards for a smaller encoding.
+        allow_mixed: Whether to accept caches dumped on other devices, with other batch sizes or other library versions.
         on_progress: Called after every block.
 
     Returns:
         The new cache.
 
     Raises:
-        InputError: Fewer than two caches; samples with gaps or overlaps; the same views twice.
-        CacheMismatchError: They differ in something else.
-        LogitCacheError: One cannot be opened, or the new one not written.
+        InputError: If there are fewer than two caches, if their samples have gaps or overlaps, or if views are repeated.
+        CacheMismatchError: If they differ in anything else.
+        LogitCacheError: If a cache cannot be opened or the new one cannot be written.
     """
     if isinstance(caches, str | Path | Cache) or len(caches) < 2:
         found = f"{caches}" if isinstance(caches, str | Path | Cache) else f"{len(caches)}"
-        raise InputError(f"a merge takes two caches or more, not {found}")
+        raise InputError(f"a merge needs two or more caches, not {found}")
     opened = [cache.of(None) for cache in open_sources(list(caches), out)]
     free = {key for key in _differing(opened) if not (allow_mixed and key.startswith(_LAST_BITS))}
     command = ["logitcache", "merge", *(str(cache.place) for cache in opened), "--out", str(out)]
@@ -74,35 +74,37 @@ def merge_caches(
 
 
 def _differing(opened: Sequence[Cache]) -> set[str]:
-    """Return the keys of the manifest in which any cache differs from the first.
+    """Return the manifest keys in which any cache differs from the first.
 
     Raises:
-        InputError: Two do not differ.
+        InputError: If two caches do not differ.
     """
     found = set[str]()
     for one, other in itertools.combinations(opened, 2):
         differences = {key for key, _, _ in one.manifest.differences(other.manifest)}
         differences = {key for key in differences if key.partition(".")[0] not in _OURS}
         if not differences:
-            raise InputError(f"{one.place} and {other.place} hold the same rows: nothing is to be merged")
+            raise InputError(
+                f"{one.place} and {other.place} hold the same rows, so there is nothing to merge; drop one of them"
+            )
         found |= differences if one is opened[0] else set()
     return found
 
 
 def _refuse(opened: Sequence[Cache], free: set[str], allowed: str) -> None:
-    """Refuse a difference in anything but the views, or the teachers."""
+    """Raise CacheMismatchError if caches differ in anything but the views or the teachers, as allowed."""
     wrong = {key for key in free if key.partition(".")[0] != allowed}
     if not wrong:
         return
     if all(key.startswith(_LAST_BITS) for key in wrong):
-        hint = "\nThese decide the last bits of a logit: --allow-mixed accepts that."
+        hint = "\nThese change the last bits of a logit; pass --allow-mixed to accept that."
     elif any(key.startswith("teachers") for key in wrong):
-        hint = "\n--average stores the mean of several teachers."
+        hint = "\nPass --average to store the mean of several teachers."
     elif len({len(cache.manifest.views) for cache in opened}) > 1:
-        hint = "\n`logitcache slice --views` leaves the same views of each."
+        hint = "\nUse `logitcache slice --views` to keep the same views of each."
     else:
         hint = ""
-    shown = free if allowed == "views" else wrong  # with other samples, the views are in the way too
+    shown = free if allowed == "views" else wrong  # if samples differ too, differing views also prevent the merge
     lines = "".join(
         f"\n  {key}: {here!r} in {opened[0].place}, {there!r} in {cache.place}"
         for cache in opened[1:]
@@ -110,24 +112,24 @@ def _refuse(opened: Sequence[Cache], free: set[str], allowed: str) -> None:
         if key in shown
     )
     raise CacheMismatchError(
-        f"only caches that differ in their samples alone, in their views alone, or with --average in their teachers alone, can be "
-        f"merged; these differ in:{lines}{hint}"
+        f"caches can only be merged if they differ only in samples, only in views or, with --average, only in teachers; these differ "
+        f"in:{lines}{hint}"
     )
 
 
 def _made(opened: Sequence[Cache], by: str, **changes: Any) -> Manifest:
-    """Return the manifest of what is made: it leaves out what any of them leaves out.
+    """Return the manifest of the merged cache, which excludes the samples that any source excludes.
 
     Raises:
-        CacheMismatchError: They mix samples, and not all of them leave out the same.
+        CacheMismatchError: If the sources mix samples and exclude different ones.
     """
     manifest = opened[0].manifest
     every = {cache.manifest.excluded for cache in opened}
     mixes = any(view.mixes for cache in opened for view in cache_views(cache))
     if len(every) > 1 and mixes:
         raise CacheMismatchError(
-            f"{', '.join(str(cache.place) for cache in opened)} mix samples and leave out different ones, which shows in the pixels of "
-            "others. Run the dump's own command of each with the same --exclude; it makes again what shows these samples, and nothing else."
+            f"{', '.join(str(cache.place) for cache in opened)} mix samples and exclude different ones, which changes the pixels of "
+            "others. Run the dump's own command of each with the same --exclude; it only rewrites what contains these samples."
         )
     excluded = tuple(sorted(set().union(*every)))
     made: dict[str, Any] = {"derived": {"by": by, "from": [origin(cache) for cache in opened]}, "excluded": excluded}
@@ -135,7 +137,7 @@ def _made(opened: Sequence[Cache], by: str, **changes: Any) -> Manifest:
 
 
 def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
-    """Join stretches of one data set."""
+    """Join adjacent ranges of samples of one data set."""
     ordered = sorted(opened, key=lambda cache: int(cache.manifest.data["first"]))
     begins = [int(cache.manifest.data["first"]) for cache in ordered]
     ends = [begin + cache.manifest.samples for begin, cache in zip(begins, ordered, strict=True)]
@@ -143,7 +145,8 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
         if end != begin:
             what = "a gap" if end < begin else "an overlap"
             raise InputError(
-                f"there is {what} between {before.place} (up to sample {end}) and {after.place} (from {begin})"
+                f"there is {what} between {before.place} (up to sample {end}) and {after.place} (from {begin}); only adjacent ranges "
+                "can be merged"
             )
     counts = [cache.manifest.view_rows for cache in ordered]
     bounds = np.cumsum([0, *counts[:-1]])  # rows of the new cache
@@ -158,7 +161,7 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
         data=ordered[0].manifest.data | {"first": begins[0]},
     )
     probes = [cache.probe(slug) for cache in ordered]
-    every = -(-sum(exact.nbytes for _, exact in probes) // PROBE_BYTES)  # of the exact rows are kept
+    every = -(-sum(exact.nbytes for _, exact in probes) // PROBE_BYTES)  # keep one in so many exact rows
 
     def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         parts = []
@@ -166,7 +169,7 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
             here = wanted[(wanted >= bounds[position]) & (wanted < bounds[position] + counts[position])]
             if len(here):
                 own = here - bounds[position]
-                parts.append(cache.rows(view, slug, own) | {"digests": cache.digests_of(view, own)})
+                parts.append(cache.rows(view, slug, own) | cache.shown_of(view, own))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return write_derived(
@@ -185,7 +188,7 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
 
 
 def _joined_offsets(ordered: Sequence[Cache]) -> NDArray[np.int64] | None:
-    """Return the row at which each sample of stretches that follow one another begins, and R, [N + 1]; None: each is one row."""
+    """Return the offsets of concatenated caches, [N + 1], or None if each sample is one row."""
     found, end = list[NDArray[np.int64]](), 0
     for offsets in (cache.offsets() for cache in ordered):
         if offsets is None:
@@ -196,11 +199,11 @@ def _joined_offsets(ordered: Sequence[Cache]) -> NDArray[np.int64] | None:
 
 
 def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> Cache:
-    """Put the views of several caches one after another."""
+    """Concatenate the views of several caches."""
     if opened[0].manifest.encoding["kind"] == "sampled":
         raise InputError(
-            f"{opened[0].place} holds draws, which depend on the number of a view, so that views of other caches cannot follow its own. "
-            "Dump more views into it: the dump's own command with a larger --views."
+            f"{opened[0].place} holds sampled classes, which depend on the index of the view, so views of other caches cannot be appended. "
+            "Run its dump's own command with a larger --views instead."
         )
     views: list[dict[str, Any]] = []
     sources: list[tuple[Cache, int]] = []
@@ -210,11 +213,14 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
         for position, view in enumerate(cache.manifest.views):
             members_of.setdefault(view["group"], []).append(position)
         for members in members_of.values():
-            pixels = tuple(cache.digests(position, (0,)).tobytes() for position in members)
+            first = np.arange(cache.manifest.span(0)[1])
+            pixels = tuple(
+                one.tobytes() for position in members for one in cache.shown_of(position, first).values()
+            )  # of views that cannot be shown again the seeds
             if seen.setdefault(pixels, cache) is not cache:
                 raise InputError(
-                    f"view {members[0]} of {cache.place} shows the same pixels as a view of {seen[pixels].place}. Dump the other with "
-                    "another --seed, and with an augmentation."
+                    f"view {members[0]} of {cache.place} shows the same pixels as a view of {seen[pixels].place}. Dump one of them with "
+                    "another --seed and an augmentation."
                 )
             for position in members:
                 views.append(cache.manifest.views[position] | {"index": len(views), "group": groups})
@@ -224,7 +230,7 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
 
     def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         cache, position = sources[view]
-        return cache.rows(position, slug, wanted) | {"digests": cache.digests_of(position, wanted)}
+        return cache.rows(position, slug, wanted) | cache.shown_of(position, wanted)
 
     manifest = _made(opened, "merge", views=tuple(views), block_rows=rounded)
     labels, offsets, probe = opened[0].labels(), opened[0].offsets(), opened[0].probe(slug)
@@ -234,7 +240,7 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
 def _without(
     probe: tuple[NDArray[np.int64], NDArray[np.float32]], excluded: Sequence[int], cache: Cache
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return a probe without the rows of some samples, named by their ids in the data set."""
+    """Return a probe without the rows of excluded samples, given by their ids in the data set."""
     rows, exact = probe
     kept = ~np.isin(samples_of(cache.offsets(), rows) + cache.manifest.data["first"], list(excluded))
     return rows[kept], exact[kept]
@@ -245,8 +251,8 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
     first, classes = opened[0].manifest, len(opened[0].manifest.classes)
     if first.encoding["kind"] != "full" or first.encoding["dtype"] == "u8":
         raise InputError(
-            f"{opened[0].place} keeps {first.encoding['kind']} rows in {first.encoding['dtype']}: their mean would not be that of the "
-            "teachers' logits. Dump with --encoding full --precision f16 or f32, average, then cut with logitcache slice."
+            f"{opened[0].place} stores {first.encoding['kind']} rows in {first.encoding['dtype']}, whose mean is not the mean of the "
+            "teachers' logits. Dump with --encoding full --precision f16 or f32, average, then use logitcache slice."
         )
     teacher = average_of([cache.manifest.teachers[0] for cache in opened])
     manifest, encoding = _made(opened, "average", teachers=(teacher,)), read_encoding(first.encoding)
@@ -259,15 +265,16 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
     for cache, (samples, _) in zip(opened, probes, strict=True):
         if not np.array_equal(samples, probes[0][0]):
             raise CacheMismatchError(
-                f"{cache.place} keeps other rows exactly than {opened[0].place}: dump it with the same --seed"
+                f"{cache.place} has a different probe than {opened[0].place}; dump it with the same --seed"
             )
 
     def rows(view: int, wanted: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        digests = [cache.digests_of(view, wanted) for cache in opened]
-        for cache, other in zip(opened, digests, strict=True):
-            if not np.array_equal(other[kept_rows[wanted]], digests[0][kept_rows[wanted]]):
+        shown = [cache.shown_of(view, wanted) for cache in opened]
+        for cache, other in zip(opened, shown, strict=True):
+            if not np.array_equal(other["digests"][kept_rows[wanted]], shown[0]["digests"][kept_rows[wanted]]):
                 raise CacheMismatchError(
-                    f"the teacher of {cache.place} was shown other {cache_modality(cache).shown} than that of {opened[0].place}"
+                    f"the teachers of {cache.place} and {opened[0].place} saw different {cache_modality(cache).shown}; dump one of them "
+                    "again with the options of the other"
                 )
         step = max(_VALUES_AT_ONCE // classes, 1)
         parts = []
@@ -277,7 +284,7 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
             logits = [torch.from_numpy(cache.rows(view, cache.teacher, here)["logits"]) for cache in opened]
             mean = mean_of(logits)
             parts.append({name: x.numpy() for name, x in encode_rows(encoding, mean, true, None).items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | {"digests": digests[0]}
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | shown[0]
 
     exact = mean_of([torch.from_numpy(probe) for _, probe in probes]).numpy()
     probe, carried = (probes[0][0], exact), opened[0].carried()

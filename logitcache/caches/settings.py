@@ -1,4 +1,4 @@
-"""The settings of the verbs that make caches out of caches (no torch, so that `--help` stays fast)."""
+"""Settings of the commands that derive caches from caches, without torch so that `--help` stays fast."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,12 @@ __all__ = ["SliceRequest", "SliceSettings"]
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SliceSettings(Settings):
-    """What a slice keeps of a cache."""
+    """The part of a cache that a slice keeps."""
 
     panel = "What to keep"
 
     views: int | None = option(
-        None, metavar="V", minimum=1, shown="all", help="Number of views to keep; the first ones are."
+        None, metavar="V", minimum=1, shown="all", help="Number of views to keep, from the first on."
     )
     samples: tuple[int, int] | None = option(
         None,
@@ -35,6 +35,12 @@ class SliceSettings(Settings):
     precision: str | None = option(
         None, metavar="f32|f16|u8", shown="as it is", help="Precision of the logits that are kept."
     )
+    anonymous: bool = option(
+        False,
+        panel="Output",
+        help="Leave out what a cache says about the machine: paths and addresses, the host's name, command lines. A training then names "
+        "its data with --data.",
+    )
     teacher: str | None = option(
         None,
         flag="cached-teacher",
@@ -46,7 +52,7 @@ class SliceSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SliceRequest(Settings):
-    """What a single call adds to the settings."""
+    """Arguments of a single call that are not settings."""
 
     panel = "Output"
 

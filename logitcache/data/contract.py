@@ -14,14 +14,22 @@ from logitcache.data.exclusion import (
     refuse_unreadable,
 )
 from logitcache.data.open import as_samples, find_modality, modality_of, part_of
-from logitcache.data.optional import carried_data
+from logitcache.data.optional import carried_data, with_recorded
 from logitcache.data.protocol import Ids, Modality, Samples, View, offsets_of, whole_of
 from logitcache.data.text.reading import text_reading_of
 from logitcache.errors import CacheMismatchError, InputError
 from logitcache.runtime.wording import counted
 from logitcache.store import Cache, is_among, rows_of
 
-__all__ = ["cache_modality", "cache_views", "check_inputs", "check_samples", "recorded_data"]
+__all__ = [
+    "cache_modality",
+    "cache_views",
+    "check_inputs",
+    "check_samples",
+    "is_replayable",
+    "recorded_data",
+    "refuse_unreplayable",
+]
 
 
 def cache_modality(cache: Cache) -> Modality:
@@ -36,7 +44,23 @@ def cache_views(cache: Cache) -> list[Any]:
         LogitCacheError: This version cannot replay them.
     """
     modality = cache_modality(cache)
-    return [modality.read_view(entry) for entry in cache.manifest.views]
+    return with_recorded(modality, cache, [modality.read_view(entry) for entry in cache.manifest.views])
+
+
+def is_replayable(cache: Cache) -> bool:
+    """Return whether what the teacher was shown can be shown again, in every view."""
+    return all(getattr(view, "replayable", True) for view in cache_views(cache))
+
+
+def refuse_unreplayable(cache: Cache) -> None:
+    """Raise CacheMismatchError where a student cannot be shown what the teacher was shown."""
+    if not is_replayable(cache):
+        by = cache.manifest.teachers[0].get("gives", {}).get("by", "another tool")
+        raise CacheMismatchError(
+            f"{cache.place} holds rows of images that {by} augmented with random numbers of its own, which logitcache cannot repeat: a "
+            "student would be shown other pixels than the teacher. A loop that makes the same images takes the rows from "
+            "`logitcache.open_dataset(cache).at(epoch)`, whose `recorded()` has each image's seed."
+        )
 
 
 def recorded_data(cache: Cache, data: Any, exclude: Exclude | None = None, *, listed: bool = True) -> Any:
@@ -57,7 +81,9 @@ def recorded_data(cache: Cache, data: Any, exclude: Exclude | None = None, *, li
         return leave_out(part, [*excluded_of(part), *read_exclusions(exclude, part)])
     spec = data if data is not None else cache.manifest.data["spec"]
     if isinstance(spec, str) and spec == "":
-        raise InputError(f"{cache.place} was dumped from a data set given as an object; give it again, as `data`.")
+        raise InputError(
+            f"{cache.place} does not say where its data is, which was given as an object or left out by --anonymous: name it with --data."
+        )
     orientation = cache.manifest.data.get("exif_orientation", False)
     text = text_reading_of(cache.manifest, spec)
     reading = reading_beside(cache, exclude, exif_orientation=orientation, text=text)

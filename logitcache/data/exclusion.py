@@ -270,12 +270,13 @@ def read_exclusions(exclude: Exclude | None, samples: Sized) -> Ids:
         if bad is not None:
             raise InputError(f"--exclude names sample {bad}; the data set has samples 0 to {len(whole) - 1:,}")
         return np.unique(np.asarray(list(exclude), np.int64))
-    path, numbers = Path(exclude).expanduser(), dict[str, int](getattr(whole, "numbers_by_name", dict)())
-    found = []
-    for place, word in _words(path):
+    path, by_name, found = Path(exclude).expanduser(), getattr(whole, "numbers_of", None), []
+    words = _words(path)
+    numbers = dict[str, int](by_name({word for _, word in words})) if by_name else {}
+    for place, word in words:
         number = numbers.get(word, _number(word))
         if not 0 <= number < len(whole):
-            named = "or paths in the folder, as messages print them" if numbers else "one a line"
+            named = "or paths in the folder, as messages print them" if by_name else "one a line"
             raise InputError(
                 f"--exclude {path}, line {place}: {word!r} is no sample of the data set; expected ids from 0 to {len(whole) - 1:,}, {named}"
             )

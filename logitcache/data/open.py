@@ -12,7 +12,9 @@ from logitcache.data.exclusion import Reading
 from logitcache.data.images.modality import IMAGES
 from logitcache.data.images.sets import ArrayImages, FolderImages, MappedImages, Part
 from logitcache.data.images.sources import NAMED_DATA, SPLITS, open_arrays
+from logitcache.data.images.stored import ShardItems, TableItems
 from logitcache.data.protocol import Modality, Samples, whole_of
+from logitcache.data.tables import image_column, open_hub_table, open_parquet_table, parquet_holds_images
 from logitcache.data.text.modality import TEXT
 from logitcache.data.text.reading import TEXT_KINDS
 from logitcache.data.text.sources import NAMED_TEXT, open_text
@@ -34,7 +36,18 @@ __all__ = [
 MODALITIES: dict[str, Modality] = {
     one.name: one for one in (IMAGES, TEXT)
 }  # kinds of data; a cache's manifest names one
-_TEXT_FORMS = ("tokens:FILE.npz", "text:PATH", "jsonl:PATH", "parquet:PATH")
+_FORMS = (
+    "imagefolder:PATH",
+    "webdataset:PATH",
+    "arrays:FILE.npz",
+    "tokens:FILE.npz",
+    "text:PATH",
+    "jsonl:PATH",
+    "parquet:PATH",
+    "hf:PATH",
+)
+_IMAGE_KINDS = ("imagefolder", "webdataset", "arrays")
+_TABLES = {"hf": open_hub_table, "parquet": open_parquet_table}  # of images, or of text
 _OURS = (ArrayImages, FolderImages, MappedImages, Part)
 
 
@@ -70,10 +83,12 @@ def named_modality(data: Any) -> Modality | None:
     """
     if not isinstance(data, str):
         return modality_of(data)
-    kind = data.partition(":")[0]
+    kind, _, rest = data.partition(":")
+    if kind in _TABLES and rest:
+        return IMAGES if _holds_images(kind, rest) else TEXT
     if kind in (*TEXT_KINDS, *NAMED_TEXT):
         return TEXT
-    return IMAGES if kind in (*NAMED_DATA, "imagefolder", "arrays") else None
+    return IMAGES if kind in (*NAMED_DATA, *_IMAGE_KINDS) else None
 
 
 def as_samples(
@@ -132,8 +147,9 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
 
     Args:
         spec: `NAME` or `NAME:test` with a name in `NAMED_DATA` or `NAMED_TEXT`; `imagefolder:PATH` with PATH/CLASS/IMAGE;
+            `webdataset:PATH` with tar shards (`ShardItems`);
             `arrays:FILE.npz` with `images` (uint8, [N, H, W] or [N, H, W, 3]), `labels` and perhaps `classes`; for text (`open_text`)
-            `tokens:FILE.npz`, `text:PATH`, `jsonl:PATH` or `parquet:PATH`;
+            `tokens:FILE.npz`, `text:PATH` or `jsonl:PATH`; of images or text `parquet:PATH` and `hf:PATH[:SPLIT]` (`open_hub_table`);
             `package.module:factory`, called with "train", or `package.module:factory:test`, which returns what `as_samples` takes.
         reading: How samples are read.
 
@@ -142,8 +158,12 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
         InputError: The data cannot be read or used.
     """
     kind, colon, rest = spec.partition(":")
-    if kind in (*TEXT_KINDS, "imagefolder", "arrays") and colon and not rest:
+    if kind in (*TEXT_KINDS, *_IMAGE_KINDS) and colon and not rest:
         raise InputError(f"{spec} names no {'folder' if kind == 'imagefolder' else 'file'}: expected {spec}PATH")
+    if kind == "webdataset" and rest:
+        return MappedImages(ShardItems(rest), reading=reading)
+    if kind in _TABLES and rest and _holds_images(kind, rest):
+        return MappedImages(TableItems(_TABLES[kind](rest), spec), reading=reading)
     if kind in TEXT_KINDS and rest:
         return open_text(kind, rest, None if reading is None else reading.text)
     if kind == "imagefolder" and rest:
@@ -167,8 +187,15 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
     raise unknown_name(
         "data set",
         spec,
-        [*NAMED_DATA, *NAMED_TEXT, "imagefolder:PATH", "arrays:FILE.npz", *_TEXT_FORMS, "package.module:factory"],
+        [*NAMED_DATA, *NAMED_TEXT, *_FORMS, "package.module:factory"],
     )
+
+
+def _holds_images(kind: str, path: str) -> bool:
+    """Return whether a table has a column of images; without one it is text."""
+    if kind == "parquet":
+        return parquet_holds_images(path)
+    return image_column(open_hub_table(path).features.arrow_schema) is not None
 
 
 def _turned(samples: Any, reading: Reading | None) -> Any:
@@ -204,7 +231,7 @@ def held_out_split(spec: str) -> str | None:
         return f"{name}:test" if split == "train" else None
     if spec in NAMED_DATA or spec in NAMED_TEXT:
         return f"{spec}:test"
-    if spec.partition(":")[0] in ("imagefolder", "arrays", *TEXT_KINDS) or ":" not in spec:
+    if spec.partition(":")[0] in (*_IMAGE_KINDS, *TEXT_KINDS) or ":" not in spec:
         return None
     return f"{spec}:test" if _takes_a_split(resolve(spec, "data set")) else None
 

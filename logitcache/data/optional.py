@@ -19,6 +19,7 @@ __all__ = [
     "carried_data",
     "carried_stretch",
     "carried_together",
+    "continued",
     "counted_offsets_of",
     "counting",
     "divided",
@@ -31,6 +32,7 @@ __all__ = [
     "usual_batch",
     "usual_training",
     "views_are_equal",
+    "with_recorded",
 ]
 
 _USUAL_BATCH = 256
@@ -54,6 +56,18 @@ def arranged(
         return found
     used = len(order) - len(order) % size if drop_last else len(order)
     return [order[start : min(start + size, used)] for start in range(0, used, size)]
+
+
+def continued(modality: Modality, views: Sequence[Any], begun: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
+    """Return views as a cache has them that an earlier version may have begun, as the modality's `continued` knows.
+
+    Args:
+        modality: Kind of the data.
+        views: Views as this version makes them.
+        begun: Manifest entries of the views of the cache.
+    """
+    method = getattr(modality, "continued", None)
+    return tuple(views if method is None else method(views, begun))
 
 
 def batched_unit(modality: Modality) -> str:
@@ -233,6 +247,12 @@ def carried_together(modality: Modality, caches: Sequence[Cache]) -> Mapping[str
 def _for_text(option: str, modality: Modality) -> InputError:
     """Return the error for an option of text beside data of another kind."""
     return InputError(f"{option} is for text, and the data is {modality.name}: leave it out")
+
+
+def with_recorded(modality: Modality, cache: Cache, views: list[Any]) -> list[Any]:
+    """Return views with what a cache records of them besides the manifest: how another tool, whose rows it holds, made each input."""
+    attach = getattr(modality, "with_recorded", None)
+    return views if attach is None else attach(cache, views)
 
 
 def views_are_equal(modality: Modality) -> bool:

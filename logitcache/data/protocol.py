@@ -94,7 +94,8 @@ class Rendition:
     Attributes:
         samples: Sample ids, [B].
         inputs: For each network one input, not yet on its device (`Inputs.on`); for images [B, C, size, size] uint8.
-        digests: Digest of the teacher's input for each row, [R] uint64, or None if the renderer computes none.
+        digests: Digest of the teacher's input for each row, [R] uint64, or on a GPU the same bits as int64; None if the renderer computes
+            none.
         unreadable: Unreadable samples, which are not among `samples`: id in the whole data set to the reason. Empty unless the renderer
             skips unreadable samples.
         keep: For each network the mask of its outputs that are rows, [B, ...] bool, where networks are given the samples in other
@@ -103,7 +104,7 @@ class Rendition:
 
     samples: Ids
     inputs: tuple[Any, ...]
-    digests: NDArray[np.uint64] | None
+    digests: NDArray[np.uint64] | Tensor | None
     unreadable: Mapping[int, str] = field(default_factory=dict)
     keep: tuple[Tensor, ...] | None = None
 
@@ -127,6 +128,11 @@ class Rendition:
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Rendition":
         inputs = tuple(map_tensors(change, one) for one in self.inputs)
         return replace(self, inputs=inputs, keep=None if self.keep is None else tuple(map(change, self.keep)))
+
+
+def joined_digests(parts: Sequence[NDArray[np.uint64] | Tensor]) -> NDArray[np.uint64]:
+    """Join the digests of several renditions, [N] uint64 on the host."""
+    return np.concatenate([one.cpu().numpy().view(np.uint64) if isinstance(one, Tensor) else one for one in parts])
 
 
 class View(Protocol):
@@ -212,10 +218,10 @@ class Modality(Protocol):
     """A kind of data: everything about it that is not rows.
 
     It may also have the methods that `data.optional` calls: `arrange` and `divide` (batches of samples that are put together),
-    `for_training` (what a student is given, where that is not what its teacher is), `held_out` (samples that are evaluated instead of
-    trained on), `counting` (rows that a loss counts), `save_network` (a student in the form that other libraries load), `arrays` and
-    `recorded` (data that a cache carries), `resident` (samples that a device renders by itself); and `views_are_equal`, true where all
-    views show the same.
+    `continued` (views of a cache that an earlier version began), `for_training` (what a student is given, where that is not what its
+    teacher is), `held_out` (samples that are evaluated instead of trained on), `counting` (rows that a loss counts), `save_network` (a
+    student in the form that other libraries load), `arrays` and `recorded` (data that a cache carries), `resident` (samples that a
+    device renders by itself); and `views_are_equal`, true where all views show the same.
 
     Attributes:
         name: `images`, or `package.module:name`, by which a cache finds it again.
@@ -282,7 +288,8 @@ class Modality(Protocol):
     ) -> Renderer:
         """Return what renders batches of samples for networks with these preprocessings.
 
-        `skip_unreadable` is given only where it is true: what cannot be read is left out of its batch then, and named in it.
+        `skip_unreadable` is given only where it is true: what cannot be read is left out of its batch then, and named in it. A modality
+        may take `on_device` too, which lets batches be rendered and hashed on `device`, to the same bits.
         """
         ...
 

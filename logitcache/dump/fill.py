@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from logitcache.data import Ids, Rendition, RowLabels, Samples, View, excluded_of, offsets_of, whole_of
 from logitcache.data.exclusion import refuse_most, shown_beside
+from logitcache.data.protocol import joined_digests
 from logitcache.dump.job import Job
 from logitcache.encoding import TopKRows, encode_rows
 from logitcache.errors import CacheIncompleteError, InputError, name_settings
@@ -163,7 +164,7 @@ class Filler:
         inside = np.flatnonzero((found >= first) & (found < last))  # a sample's other rows are those of another block
         at = found[inside] - first
         blank = np.setdiff1d(np.arange(last - first), at) if len(at) < last - first else np.empty(0, np.int64)
-        digests = np.concatenate(computed.digests)[inside]
+        digests = joined_digests(computed.digests)[inside]
         rows: dict[str, NDArray[np.generic]] = {"digests": _placed(digests, at, np.zeros(len(blank), np.uint64), blank)}
         where = torch.from_numpy(inside)
         fillers = self._fillers(view, first + blank) if len(blank) else {}
@@ -225,7 +226,10 @@ class _Computed:
     """
 
     def __init__(self, slugs: Iterable[str]) -> None:
-        self.ids, self.digests = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        self.ids, self.digests = (
+            [np.empty(0, np.int64)],
+            list[NDArray[np.uint64] | torch.Tensor]([np.empty(0, np.uint64)]),
+        )
         self.columns: dict[str, list[Mapping[str, torch.Tensor]]] = {slug: [] for slug in slugs}
         self.right: dict[str, list[torch.Tensor]] = {slug: [] for slug in self.columns}
         self.failed: dict[int, str] = {}

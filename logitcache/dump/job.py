@@ -1,6 +1,7 @@
 """What a dump will do: data, views, teachers and encoding opened and decided, before anything is written."""
 
 import contextlib
+import inspect
 import itertools
 import logging
 import re
@@ -17,8 +18,9 @@ from torch import nn
 
 from logitcache.data import Inputs, Modality, Samples, View, modality_of, offsets_of, whole_of
 from logitcache.data.exclusion import excluded_of, leave_out
-from logitcache.data.optional import facts_of, usual_batch, views_are_equal
+from logitcache.data.optional import continued, facts_of, usual_batch, views_are_equal
 from logitcache.data.protocol import Ids, Renderer
+from logitcache.data.text.origin import warn_of_other_teacher
 from logitcache.dump.samples import choose_samples, recorded_exclusions
 from logitcache.dump.settings import DumpSettings, EncodingSettings
 from logitcache.encoding import Encoding, FullEncoding, SampledEncoding, TopKEncoding, widest_bytes
@@ -133,6 +135,7 @@ def prepare(
         _entry(*one, mapped) for one in zip(make_slugs([one.name for one in networks]), networks, inputs, strict=True)
     ]
     begun, where = read_manifest(open_place(out)), pick_device(settings.device)
+    recipes = recipes if begun is None else continued(modality, recipes, begun.views)
     manifest = make_manifest(settings, shown, data, recipes, entries, chosen, begun, where)
     if settings.batch_size == "auto" and not begun and where.type != "cpu":
         manifest = replace(manifest, batch_size=_largest_batch(networks, entries, manifest, where))
@@ -165,8 +168,11 @@ def renderer_of(
     modality: Modality, samples: Samples, inputs: Sequence[Inputs], settings: DumpSettings, device: torch.device
 ) -> Renderer:
     """Return what renders the inputs of a dump's teachers."""
-    skips = {"skip_unreadable": True} if settings.skip_unreadable else {}
-    return modality.renderer(samples, inputs, with_digests=True, workers=settings.workers, device=device, **skips)
+    asked = {"skip_unreadable": settings.skip_unreadable, "on_device": settings.render_device == "teacher"}
+    switches = {name: True for name, on in asked.items() if on}
+    if "on_device" in switches and "on_device" not in inspect.signature(modality.renderer).parameters:
+        raise InputError(f"data of kind {modality.name} is not rendered on a device: leave out --render-device")
+    return modality.renderer(samples, inputs, with_digests=True, workers=settings.workers, device=device, **switches)
 
 
 def make_manifest(
@@ -193,6 +199,7 @@ def make_manifest(
         device: Device of the forward pass.
         versions: Versions of software that is not on this machine.
     """
+    warn_of_other_teacher(samples, entries)
     (whole, first), modality = whole_of(samples), modality_of(samples)
     forward = {
         "autocast": "bfloat16" if settings.amp else None,

@@ -25,7 +25,7 @@ from logitcache.encoding import encode_rows
 from logitcache.errors import InputError
 from logitcache.runtime.progress import Callbacks, OnProgress
 from logitcache.runtime.settings import show_options
-from logitcache.store import carried_bytes, compressed_bytes, open_place
+from logitcache.store import bytes_per_row, carried_bytes, compressed_bytes, metadata_bytes, open_place
 
 __all__ = ["DumpPlan", "plan_dump"]
 
@@ -42,6 +42,7 @@ class DumpPlan:
         rows: That are stored, (view, sample).
         bytes_by_array: On the disk when it is done, estimated from the rows that were measured.
         bytes_total: Their sum.
+        bytes_per_row: Bytes a row in storage, as `logitcache.store.bytes_per_row` defines it; of all teachers together.
         free_bytes: On that disk now; None in object storage.
         disk_bytes_per_second: Written and synced; None in object storage.
         measured_rows: Rows that the teacher was asked for here.
@@ -55,6 +56,7 @@ class DumpPlan:
     rows: int
     bytes_by_array: dict[str, int]
     bytes_total: int
+    bytes_per_row: float
     free_bytes: int | None
     disk_bytes_per_second: float | None
     measured_rows: int
@@ -108,8 +110,11 @@ def plan_dump(
         **({} if manifest.rows is None else {"offsets": 8 * manifest.samples + 8}),
         "probe": 4 * probed * len(manifest.teachers) * len(manifest.classes),
     }
-    carried = {name: values for name, (_, values) in carried_arrays(job.modality, job.samples).items()}
+    arrays = carried_arrays(job.modality, job.samples)
+    carried = {name: values for name, (_, values) in arrays.items()}
     sizes |= {name: carried_bytes(values) for name, values in carried.items()}
+    columns = {slug: job.encoding.columns(len(manifest.classes)) for slug in job.teachers}
+    sizes["metadata"] = metadata_bytes(manifest, columns, probed, arrays)
     counts = {job.modality.unit: len(kept_of(job.samples))} | {n: len(v) for n, v in carried.items() if n == "tokens"}
     path = getattr(place, "path", None)
     free, disk = _disk(path) if path is not None else (None, None)
@@ -119,6 +124,7 @@ def plan_dump(
         rows=rows,
         bytes_by_array=sizes,
         bytes_total=sum(sizes.values()),
+        bytes_per_row=bytes_per_row(sizes, rows, list(job.teachers)),
         free_bytes=free,
         disk_bytes_per_second=disk,
         measured_rows=measured,

@@ -291,6 +291,13 @@ class DumpExecution(Settings):
         "part of the cache's identity.",
     )
     device: str = option("auto", metavar="NAME", help="Device to run the teacher on: auto, cpu, cuda, cuda:1, ...")
+    render_device: str = option(
+        "cpu",
+        metavar="cpu|teacher",
+        conduct=True,
+        help="Where images that are in memory are cropped and hashed: on the host (cpu) or on the device of the teacher, which a GPU then "
+        "waits for less. The bytes are the same. Not tried on a GPU yet.",
+    )
     workers: int | None = option(
         None,
         metavar="N",
@@ -311,8 +318,9 @@ class DumpExecution(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Check the batch size."""
+        """Check the batch size and names."""
         super().__post_init__()
+        self.check_name("render_device", "render device", ("cpu", "teacher"))
         self.check(
             "batch_size",
             lambda rows: rows == "auto" or (isinstance(rows, int) and not isinstance(rows, bool) and rows >= 1),
@@ -386,8 +394,9 @@ class DumpRequest(Settings):
     data: Any = option(
         metavar="SPEC",
         panel="Data",
-        help="Data set: fashion-mnist-mini, cifar10, cifar100, fashion-mnist (each also :test), imagefolder:PATH, arrays:FILE.npz or "
-        "package.module:factory; text as tokens:FILE.npz, text:PATH, jsonl:PATH or parquet:PATH.",
+        help="Data set: fashion-mnist-mini, cifar10, cifar100, fashion-mnist (each also :test), imagefolder:PATH, webdataset:PATH, "
+        "arrays:FILE.npz, hf:PATH, parquet:PATH or package.module:factory; text as text:PATH, jsonl:PATH, tokens:FILE.npz, hf:PATH or "
+        "parquet:PATH (docs/names.md).",
     )
     out: str | Path = option(
         metavar="PATH",

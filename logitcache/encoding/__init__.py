@@ -1,4 +1,4 @@
-"""Logits to rows and back, on the device where they are: what is lost on the way is chosen here and nowhere else."""
+"""Encode logits as rows of a cache and decode them, on their device. All lossy steps are in this package."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -39,14 +39,14 @@ __all__ = [
 
 Encoding = FullEncoding | SampledEncoding | TopKEncoding
 AnyRows = Tensor | TopKRows | DrawnRows
-"""A teacher's rows as they come from a cache: logits [R, C], what was kept of them, or draws."""
+"""A teacher's rows as read from a cache: logits [R, C], top-k rows, or sampled rows."""
 
 
 def read_encoding(entry: Mapping[str, Any]) -> Encoding:
-    """Read the entry of the manifest.
+    """Return the encoding of a manifest entry.
 
     Raises:
-        UnknownNameError: Another encoding.
+        UnknownNameError: If the encoding is unknown.
     """
     if entry.get("kind") == "full":
         return FullEncoding(entry["dtype"])
@@ -55,27 +55,27 @@ def read_encoding(entry: Mapping[str, Any]) -> Encoding:
     if entry.get("kind") == "sampled":
         return SampledEncoding(entry["draws"], entry["seed"], entry["proposal_temperature"])
     raise UnknownNameError(
-        f"unknown encoding {entry.get('kind')!r}; this logitcache reads: full, topk, topk-mass, sampled. Upgrade it."
+        f"unknown encoding {entry.get('kind')!r}; expected full, topk, topk-mass or sampled. Upgrade logitcache to read it."
     )
 
 
 def encode_rows(
     encoding: Encoding, rows: Tensor | TopKRows, labels: Tensor, uniforms: NDArray[np.float64] | None = None
 ) -> dict[str, Tensor]:
-    """Turn logits, [B, C], or rows of which the largest are known, into columns.
+    """Encode logits or top-k rows as columns.
 
     Args:
         encoding: Encoding to use.
-        rows: Rows on any device.
-        labels: True classes, [B] int64, on the same device.
-        uniforms: Random numbers of the rows, [B, N] (`store.row_uniforms`); None where the encoding draws none.
+        rows: Logits, [B, C], or top-k rows, on any device.
+        labels: True class of each row, [B] int64, on the same device.
+        uniforms: Random numbers of each row, [B, N] (`store.row_uniforms`), or None if the encoding does not sample.
 
     Raises:
-        InputError: The rows hold less than is stored.
+        InputError: If the rows hold less than the encoding stores.
     """
     if not isinstance(rows, Tensor):
         if not isinstance(encoding, TopKEncoding):
-            raise InputError(f"every class is needed, and {rows.are_no_logits()}")
+            raise InputError(f"the encoding needs the logits of every class, but {rows.why_not_logits()}")
         return encoding.narrow(rows, labels)
     if isinstance(encoding, SampledEncoding):
         assert uniforms is not None
@@ -84,31 +84,31 @@ def encode_rows(
 
 
 def joined_rows(parts: Sequence[Tensor | TopKRows]) -> Tensor | TopKRows:
-    """Put rows one after another: logits, or rows of which the largest are known."""
+    """Concatenate batches of logits or of top-k rows."""
     if isinstance(parts[0], TopKRows):
         return TopKRows.cat([one for one in parts if isinstance(one, TopKRows)])
     return torch.cat([one for one in parts if isinstance(one, Tensor)])
 
 
 def mean_of(logits: Sequence[Tensor]) -> Tensor:
-    """Return the mean of several teachers' logits, [B, C] each, as float32; summed in order, in double precision."""
+    """Return the mean of several teachers' logits, [B, C] each, as float32. Sums in float64 and in the given order."""
     return (functools.reduce(torch.add, [one.double() for one in logits]) / len(logits)).float()
 
 
 def dense(rows: AnyRows, temperature: float) -> Tensor:
-    """Return logits of every class, [B, C] float32; what was not kept is completed for this temperature.
+    """Return the logits of every class, [B, C] float32, with top-k rows completed for a temperature.
 
     Raises:
-        InputError: The temperature is no number above 0; or the rows are draws.
+        InputError: If the temperature is not a positive number, or if the rows are sampled rows.
     """
     refuse_temperature(temperature)
     if isinstance(rows, DrawnRows):
-        raise InputError(f"there are no logits to complete: {rows.are_no_logits()}")
+        raise InputError(f"sampled rows cannot be converted to logits: {rows.why_not_logits()}")
     return rows if isinstance(rows, Tensor) else rows.at(temperature)
 
 
 def top_classes(rows: AnyRows) -> Tensor:
-    """Return the class of the largest logit of each row, [B] int64; it is the same at any temperature."""
+    """Return the class with the largest logit of each row, [B] int64; it does not depend on the temperature."""
     if isinstance(rows, Tensor):
         return rows.argmax(1)
     if isinstance(rows, DrawnRows):
@@ -117,11 +117,11 @@ def top_classes(rows: AnyRows) -> Tensor:
 
 
 def first_classes(rows: Tensor | TopKRows, count: int) -> Tensor:
-    """Return the classes of the largest logits of each row, largest first: [R, count], or as many as are known.
+    """Return the top classes of each row, largest logit first, [R, count], or fewer columns if the rows hold fewer.
 
     Args:
-        rows: Logits [R, C], or rows of which the largest were kept. Of those the label is among what was kept, whatever its rank.
-        count: Number of classes.
+        rows: Logits [R, C], or top-k rows, which always keep the label, whatever its rank.
+        count: Number of classes to return.
     """
     if isinstance(rows, Tensor):
         return rows.topk(min(count, rows.shape[1]), 1).indices

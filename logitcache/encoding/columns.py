@@ -1,4 +1,4 @@
-"""What an encoding stores of a row, in words that the store understands."""
+"""Description of the columns that an encoding stores for each row."""
 
 import math
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ class Column(NamedTuple):
     """One array of a teacher.
 
     Attributes:
-        shape: Of one row.
-        dtype: numpy's name, little-endian.
+        shape: Shape of one row.
+        dtype: Name of the numpy dtype, little-endian.
         dimensions: Names of the row's dimensions.
-        compression: How hard it is compressed, 1 to 9; 0 where that does not pay.
-        by_column: Whether a compressed array of rows is laid out column after column, else row after row.
+        compression: Compression level, 1 to 9, or 0 for no compression.
+        by_column: Whether to compress the array in column-major order; row-major if False.
     """
 
     shape: tuple[int, ...]
@@ -33,5 +33,5 @@ class Column(NamedTuple):
 
 
 def widest_bytes(columns: Mapping[str, Column]) -> int:
-    """Return the bytes of a row in the widest column: what decides how many rows make a block."""
+    """Return the bytes of one row in the widest column, which determines the number of rows in a block."""
     return max(column.nbytes for column in columns.values())

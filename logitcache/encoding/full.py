@@ -1,4 +1,4 @@
-"""Every class is kept: float32 (lossless), float16 (relative error up to 2**-11, rarely 2**-10) or 8 bits (an even grid for each row)."""
+"""Encoding of all logits: float32 (lossless), float16 (relative error up to 2**-11, rarely 2**-10) or 8 bits (uniform grid per row)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ PRECISIONS: dict[str, tuple[torch.dtype, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class FullEncoding:
-    """All C logits of a row.
+    """Encoding that stores all C logits of a row.
 
     Attributes:
-        dtype: A key of `PRECISIONS`.
+        dtype: Key of `PRECISIONS`.
     """
 
     dtype: str
@@ -36,14 +36,14 @@ class FullEncoding:
             raise unknown_name("precision", self.dtype, PRECISIONS)
 
     def columns(self, classes: int) -> dict[str, Column]:
-        """Return what is stored of a row."""
+        """Return the columns that are stored for each row."""
         found = {"logits": Column((classes,), PRECISIONS[self.dtype][1], ("class",))}
         if self.dtype == "u8":
             found["scale"] = Column((2,), "<f4", ("statistic",), compression=1)
         return found
 
     def encode(self, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Turn logits, [B, C] float32, into columns. A logit that float16 cannot hold becomes infinite; the dump refuses it."""
+        """Encode logits, [B, C] float32, as columns. Logits outside the range of float16 become infinite, which `dump` refuses."""
         if self.dtype == "f32":
             return {"logits": logits}
         if self.dtype == "f16":
@@ -52,21 +52,21 @@ class FullEncoding:
         return {"logits": codes, "scale": scale}
 
     def top_classes(self, columns: Mapping[str, Tensor]) -> Tensor:
-        """Return the class of the largest logit of each row, [B] int64; rounding has kept it."""
+        """Return the class with the largest logit of each row, [B] int64; rounding preserves it."""
         return columns["logits"].argmin(1) if self.dtype == "u8" else columns["logits"].argmax(1)
 
     def decode(self, columns: Mapping[str, Tensor], labels: Tensor, classes: int) -> Tensor:
-        """Turn columns into logits, [B, C] float32, on the columns' device."""
+        """Decode columns to logits, [B, C] float32, on the columns' device."""
         del labels, classes
         if self.dtype == "u8":
             return dequantize(columns["logits"], columns["scale"])
         return columns["logits"].float()
 
     def check(self, columns: Mapping[str, NDArray[Any]], classes: int) -> str | None:
-        """Find nothing: any bits are logits."""
+        """Return None: any content is valid."""
         del columns, classes
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entry of the manifest."""
+        """Return the manifest entry."""
         return {"kind": "full", "dtype": self.dtype}

@@ -1,9 +1,9 @@
-"""Which classes of a row are the largest: of equal ones the first, on every device.
+"""Deterministic top-k: ties are broken by the lower index on every device.
 
-On the CPU `torch.topk` makes a pair of every class: 150 to 190 us for 65 of 49,152. Here a long row is cut into blocks of 32. The blocks
-with the largest maxima, as many as classes are wanted, hold all of the largest: if a block is left out, as many others have a maximum that
-is larger, or equal and earlier. Blocks, and then classes in them, are found by the value that partitions a row: 33 us, and up to 90 where
-other processes share the cache.
+On the CPU, `torch.topk` builds a (value, index) pair for every class, which takes 150 to 190 us for 65 of 49,152. Here long rows are split
+into blocks of 32. The k blocks with the largest maxima contain the k largest classes, because k blocks with a larger maximum, or an equal
+and earlier one, come before any other block. The blocks, and then the classes in them, are found by partitioning: 33 us, or up to 90 us if
+other processes share the CPU cache.
 """
 
 import numpy as np
@@ -14,14 +14,14 @@ from torch import Tensor
 __all__ = ["largest"]
 
 _BLOCK = 32
-_PAYS = 4  # a row that is so many times as long as what would be left of it is cut into blocks
+_PAYS = 4  # rows are split into blocks if they are at least this many times as long as the selected blocks
 
 
 def largest(values: Tensor, width: int) -> Tensor:
-    """Return the columns of the largest of each row, ascending, [B, width] int64. Of equal ones the first columns are taken.
+    """Return the columns of the largest values of each row, ascending, [B, width] int64. Ties are broken by the lower column.
 
     Args:
-        values: [B, C] float32, contiguous; without gradient.
+        values: Values, [B, C] float32, contiguous and detached.
         width: Number of columns to return, at most C.
     """
     if values.device.type == "cpu":
@@ -30,7 +30,7 @@ def largest(values: Tensor, width: int) -> Tensor:
 
 
 def _largest(values: NDArray[np.float32], width: int) -> NDArray[np.int64]:
-    """Return the columns of the largest of each row, [B, width], by way of the blocks that hold them where a row is long."""
+    """Return the columns of the largest values of each row, [B, width]; long rows are searched by blocks."""
     columns = values.shape[1]
     if columns < _PAYS * width * _BLOCK:
         return _partitioned(values, width)
@@ -38,7 +38,7 @@ def _largest(values: NDArray[np.float32], width: int) -> NDArray[np.int64]:
     blocks = values[:, : count * _BLOCK].reshape(len(values), count, _BLOCK)
     chosen = _largest(torch.from_numpy(blocks).amax(2).numpy(), width)
     held = blocks[np.arange(len(values))[:, None], chosen].reshape(len(values), -1)
-    if rest:  # what is left over of a row belongs to no block
+    if rest:  # the end of a row that does not fill a block
         held = np.concatenate([held, values[:, -rest:]], 1)
         chosen = np.concatenate([chosen, np.full((len(chosen), 1), count)], 1)
     places = _partitioned(held, width)
@@ -46,7 +46,7 @@ def _largest(values: NDArray[np.float32], width: int) -> NDArray[np.int64]:
 
 
 def _partitioned(values: NDArray[np.float32], width: int) -> NDArray[np.int64]:
-    """Return the columns of the largest of each row, [B, width], by the least of them."""
+    """Return the columns of the largest values of each row, [B, width], by comparing with the smallest of these."""
     count, columns = values.shape
     least = np.partition(values, columns - width, axis=1)[:, columns - width, None]
     found = np.flatnonzero(values >= least)
@@ -56,7 +56,7 @@ def _partitioned(values: NDArray[np.float32], width: int) -> NDArray[np.int64]:
 
 
 def _first_found(values: NDArray[np.float32], width: int) -> NDArray[np.int64]:
-    """Return the places of the largest in the rows laid end to end, ascending, [B * width], where some are equal."""
+    """Return flat indices of the largest values of each row, ascending, [B * width], for rows with ties."""
     count, columns = values.shape
     least = np.partition(values, columns - width, axis=1)[:, columns - width, None]
     found = np.flatnonzero(values >= least)
@@ -64,15 +64,15 @@ def _first_found(values: NDArray[np.float32], width: int) -> NDArray[np.int64]:
     equal = values.reshape(-1)[found] == least[row, 0]
     equals = np.bincount(row[equal], minlength=count)
     wanted = width - (np.bincount(row, minlength=count) - equals)
-    number = np.cumsum(equal) - (np.cumsum(equals) - equals)[row]  # of each among the equal ones of its row, from 1
+    number = np.cumsum(equal) - (np.cumsum(equals) - equals)[row]  # rank of each tied value in its row, from 1
     first: NDArray[np.int64] = found[~equal | (number <= wanted[row])]
     return first
 
 
 def _on_device(values: Tensor, width: int) -> Tensor:
-    """Return the same as `largest` without asking whether any are equal, for which a GPU would be waited for."""
+    """Return the same as `largest` without checking for ties, which would synchronize a GPU."""
     least = values.topk(width, 1).values[:, -1:]
     above, equal = values > least, values == least
     wanted = width - above.sum(1, keepdim=True)
-    chosen = above | (equal & (equal.cumsum(1) <= wanted))
+    chosen = above | (equal & (equal.cumsum(1, dtype=torch.int32) <= wanted))
     return chosen.to(torch.uint8).topk(width, 1).indices.sort(1).values

@@ -1,10 +1,10 @@
-"""Classes drawn from the teacher's distribution, with replacement: a few dozen ids a row, and a gradient that is right on average.
+"""Classes sampled from the teacher's distribution with replacement: a few dozen ids per row, and an unbiased gradient.
 
-    ids ~ q = softmax(z / t), N times,    target of class c = (times that c was drawn) / N · p_c / q_c,    p = softmax(z)
+    ids ~ q = softmax(z / t), N times,    target of class c = (number of samples of c) / N · p_c / q_c,    p = softmax(z)
 
-The expectation of the target is p whatever t is, so what is linear in the targets is unbiased: the gradient of KL(p || softmax(s)), which
-is softmax(s) - p. At t = 1 the ratio is 1. Anshumann et al.: Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs. ACL
-2025, arXiv 2503.16870. The random numbers are an argument: a pure function of seed, view and row (`logitcache.store.row_uniforms`).
+The expectation of the target is p for any t, so everything linear in the targets is unbiased, such as the gradient of KL(p || softmax(s)),
+which is softmax(s) - p. At t = 1 the ratio is 1. Anshumann et al.: Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs. ACL
+2025, arXiv 2503.16870. The random numbers are an argument, a pure function of seed, view and row (`logitcache.store.row_uniforms`).
 """
 
 from collections.abc import Mapping
@@ -22,26 +22,26 @@ from logitcache.errors import InputError
 
 __all__ = ["DrawnRows", "SampledEncoding"]
 
-_LEAST, _MOST = 0.5, 4.0  # temperatures of the proposal, between which float16 holds the ratios
+_LEAST, _MOST = 0.5, 4.0  # range of the proposal temperature in which float16 can hold the ratios
 _LOWEST = -65504.0  # float16
 _MANY = 65_535
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnRows(PartialRows):
-    """Decoded rows of draws.
+    """Decoded sampled rows.
 
-    Losses whose gradient is linear in the teacher's probabilities take them where they take logits; all others refuse them. They cannot be
-    completed: of a class that was not drawn nothing is known.
+    Losses whose gradient is linear in the teacher's probabilities accept them in place of logits; all others refuse them. They cannot be
+    completed, because nothing is known about classes that were not sampled.
 
     Attributes:
-        ids: Classes that were drawn, ascending, [B, N] int64; one that was drawn several times stands there as often.
-        targets: Contribution of each draw to the target of its class, [B, N] float32; 1 / N unless the proposal was tempered.
-        first: Class of the teacher's largest logit, [B] int64.
-        log_prob_first: Its log probability, [B] float32.
+        ids: Sampled classes, ascending and with repetitions, [B, N] int64.
+        targets: Contribution of each sample to the target of its class, [B, N] float32; 1 / N if the proposal temperature is 1.
+        first: Class with the teacher's largest logit, [B] int64.
+        log_prob_first: Log probability of `first`, [B] float32.
         log_prob_label: Log probability of the label, [B] float32.
         entropy: Entropy of the teacher's distribution in nats, [B] float32.
-        classes: C.
+        classes: Number of classes C.
     """
 
     ids: Tensor
@@ -54,25 +54,26 @@ class DrawnRows(PartialRows):
 
     @property
     def unranked(self) -> None:
-        """None: the label's log probability is known, whatever its rank."""
+        """Always None: the label's log probability is known, whatever its rank."""
         return
 
-    def are_no_logits(self) -> str:
-        """Return why they are no logits, for an error message."""
+    def why_not_logits(self) -> str:
+        """Return why these rows are not logits, for an error message."""
         return (
-            f"these rows hold {self.ids.shape[-1]} classes drawn from a distribution over {self.classes:,}. Give them to a loss of "
-            "logitcache as they are; they cannot be completed to logits."
+            f"these rows hold {self.ids.shape[-1]} classes sampled from a distribution over {self.classes:,}. Pass them to a logitcache "
+            "loss as they are; they cannot be completed to logits."
         )
 
 
 @dataclass(frozen=True, slots=True)
 class SampledEncoding:
-    """Draws from a row's distribution, and four facts of the row that are exact up to rounding.
+    """Encoding that stores samples from a row's distribution, and four facts about the row that are exact up to rounding.
 
     Attributes:
-        draws: N.
+        draws: Number of samples N per row.
         seed: Seed of the random numbers.
-        proposal_temperature: t, of the distribution that is drawn from; above 1 rare classes are drawn more often, and count less.
+        proposal_temperature: Temperature t of the distribution to sample from. Above 1, rare classes are sampled more often and weigh
+            less.
     """
 
     draws: int
@@ -81,21 +82,21 @@ class SampledEncoding:
 
     def __post_init__(self) -> None:
         if not 1 <= self.draws <= _MANY:
-            raise InputError(f"the number of draws must be from 1 to {_MANY:,}, not {self.draws}")
+            raise InputError(f"the number of samples must be from 1 to {_MANY:,}, not {self.draws}")
         if not _LEAST <= self.proposal_temperature <= _MOST:
             raise InputError(
-                f"the proposal's temperature must be from {_LEAST:g} to {_MOST:g}, not {self.proposal_temperature:g}"
+                f"the proposal temperature must be from {_LEAST:g} to {_MOST:g}, not {self.proposal_temperature:g}"
             )
 
     @property
     def dtype(self) -> str:
-        """Precision of what is rounded: the facts, and the ratios of a tempered proposal."""
+        """Precision of the facts, and of the ratios p / q if the proposal temperature is not 1."""
         return "f16"
 
     def columns(self, classes: int) -> dict[str, Column]:
-        """Return what is stored of a row."""
+        """Return the columns that are stored for each row."""
         ids = "|u1" if classes <= 1 << 8 else "<u2" if classes <= 1 << 16 else "<u4"
-        # Row after row: the repeats of a row stand together, which takes a tenth less than column after column.
+        # Row-major, so that repeated ids of a row are adjacent: a tenth smaller than column-major.
         found = {
             "draws": Column((self.draws,), ids, ("draw",), compression=9, by_column=False),
             "first": Column((), ids, (), compression=9),
@@ -106,21 +107,21 @@ class SampledEncoding:
         return found
 
     def encode(self, logits: Tensor, labels: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
-        """Turn logits, [B, C] float32, into columns.
+        """Encode logits as columns.
 
         Args:
-            logits: The teacher's.
-            labels: [B] int64.
-            uniforms: Random numbers in (0, 1), [B, N] float64, ascending in each row.
+            logits: Teacher logits, [B, C] float32.
+            labels: True class of each row, [B] int64.
+            uniforms: Random numbers in (0, 1), ascending in each row, [B, N] float64.
         """
         total = logits.logsumexp(1, keepdim=True)
         top, first = logits.max(1, keepdim=True)
         weights = (
             logits - top if self.proposal_temperature == 1 else (logits - top) / self.proposal_temperature
         ).exp_()
-        below = weights.cumsum(1, dtype=torch.float64)  # what a class may be drawn with ends here
+        below = weights.cumsum(1, dtype=torch.float64)  # upper end of each class's interval
         ids = torch.searchsorted(below, uniforms.to(below.device) * below[:, -1:], right=True)
-        ids.clamp_(max=logits.shape[1] - 1)  # where logits are no numbers, which a dump refuses
+        ids.clamp_(max=logits.shape[1] - 1)  # if logits are NaN, which `dump` refuses
         log_probs = torch.cat([top, logits.gather(1, labels[:, None])], 1) - total
         # The entropy: Σ p (log Σ e^z - z)
         weights = torch.sub(logits, total, out=weights)
@@ -137,11 +138,11 @@ class SampledEncoding:
         return columns
 
     def top_classes(self, columns: Mapping[str, Tensor]) -> Tensor:
-        """Return the class of the largest logit of each row, [B] int64."""
+        """Return the class with the largest logit of each row, [B] int64."""
         return columns["first"].long()
 
     def decode(self, columns: Mapping[str, Tensor], labels: Tensor, classes: int) -> DrawnRows:
-        """Turn columns into rows, on the columns' device."""
+        """Decode columns to rows, on the columns' device."""
         del labels
         ids = columns["draws"].long().cumsum(1)
         ratios = columns["ratios"].float() if "ratios" in columns else torch.ones(ids.shape, device=ids.device)
@@ -150,14 +151,14 @@ class SampledEncoding:
         return DrawnRows(ids, ratios / self.draws, first, of_first, of_label, entropy, classes)
 
     def check(self, columns: Mapping[str, NDArray[Any]], classes: int) -> str | None:
-        """Say what cannot be in a view that was written whole: a class that does not exist."""
+        """Return a problem with a fully written view (a class that does not exist), or None."""
         steps, first = columns["draws"], columns["first"]
         if len(steps) and max(int(steps.sum(1, dtype=np.int64).max()), int(first.max())) >= classes:
-            return f"a row names classes beyond {classes - 1}"
+            return f"a row lists classes beyond {classes - 1}"
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entry of the manifest."""
+        """Return the manifest entry."""
         return {
             "kind": "sampled",
             "dtype": self.dtype,

@@ -1,6 +1,6 @@
 """Data sets of axolotl's distillation plugin, JSON lines or Parquet, in its two forms.
 
-* `logprobs`: of each position a list of {"logprob", "token": "token_id:N"}.
+* `logprobs` (or what its configuration calls `logprobs_field`): of each position a list of {"logprob", "token": "token_id:N"}.
 * `logprobs` and `target_token_ids`: of each position a list of log-probabilities and one of ids.
 
 The lists are of the last positions of the tokens, where they are fewer. The tokens are `input_ids`, or what the chat template makes of
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from logitcache.data.text.tokenizer import Tokenizer
-from logitcache.errors import InputError
+from logitcache.errors import InputError, explain_foreign_errors
 from logitcache.imports.reader import Document, Line, files_of, json_line, json_lines
 from logitcache.teachers.given import KnownRows, rectangular
 
@@ -31,8 +31,22 @@ class AxolotlReader:
     own = False
     vocabulary: int | None = None
 
-    def __init__(self, source: str | Path, alignment: str | None, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self,
+        source: str | Path,
+        alignment: str | None,
+        tokenizer: Tokenizer | None,
+        messages: str = "messages",
+        logprobs: str = "logprobs",
+    ) -> None:
         """Find the files; nothing is read yet.
+
+        Args:
+            source: A file, or a folder of them.
+            alignment: `next` or `token`: the token that the list at a token is the distribution of.
+            tokenizer: Tokenizer that makes ids of chats.
+            messages: Column of the chats.
+            logprobs: Column of the lists.
 
         Raises:
             InputError: There are none, or nobody said how lists and tokens are aligned.
@@ -44,6 +58,7 @@ class AxolotlReader:
             )
         self._files = files_of(source, ".jsonl", ".json", ".parquet")
         self._shift, self._tokenizer = alignment, tokenizer
+        self._messages, self._logprobs = messages, logprobs
         self._places: list[Line] = []
         self._held: tuple[Path, list[dict[str, Any]]] | None = None
         self.facts: dict[str, Any] = {"alignment": alignment}
@@ -89,20 +104,26 @@ class AxolotlReader:
                 "others is lost. Import the data set from before axolotl prepared it."
             )
         if entry.get("input_ids") is not None:
-            return np.array(entry["input_ids"], np.int64)
-        if entry.get("messages") is None:
-            raise InputError(f"{file} has neither input_ids nor messages: {', '.join(entry)}")
+            return np.array(entry["input_ids"]) if len(entry["input_ids"]) else np.empty(0, np.int64)
+        if (messages := entry.get(self._messages)) is None:
+            raise InputError(
+                f"{file} has neither input_ids nor {self._messages}, but {_names(entry)}: name the column of the chats with "
+                "--field-messages"
+            )
         if self._tokenizer is None:
             raise InputError(f"{file} has chats and no ids: name the tokenizer that was used with --tokenizer hf:PATH")
         wrapped = self._tokenizer.wrapped
-        return np.array(
-            wrapped.apply_chat_template(entry["messages"], tokenize=True, return_dict=True)["input_ids"], np.int64
-        )
+        with explain_foreign_errors(f"a chat of {file} cannot be made tokens with the template of its tokenizer"):
+            found = wrapped.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+        return np.array(found, np.int64)
 
     def _lists(self, entry: dict[str, Any], file: Path) -> list[tuple[list[int], list[float]]]:
-        logprobs, ids = entry.get("logprobs"), entry.get("target_token_ids")
+        logprobs, ids = entry.get(self._logprobs), entry.get("target_token_ids")
         if not isinstance(logprobs, list):
-            raise InputError(f"{file} has no lists `logprobs`: {', '.join(entry)}")
+            raise InputError(
+                f"{file} has no lists {self._logprobs}, but {_names(entry)}: name the column of the log-probabilities with "
+                "--logprobs-field"
+            )
         try:
             if ids is not None:
                 return [(list(some or ()), list(values or ())) for some, values in zip(ids, logprobs, strict=True)]
@@ -137,6 +158,10 @@ class AxolotlReader:
             except ImportError as error:
                 raise InputError("Parquet needs the package pyarrow: pip install 'logitcache[parquet]'") from error
         return self._held[1]
+
+
+def _names(entry: dict[str, Any]) -> str:
+    return ", ".join(map(str, entry)) or "nothing"
 
 
 def _an_object(found: Any, place: Line) -> dict[str, Any]:

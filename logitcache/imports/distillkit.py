@@ -181,6 +181,9 @@ def _read_codec(given: str | Path | None, source: Path, *, legacy: bool) -> dict
         raise InputError(
             f"{file} is no configuration of DistillKit's codec that is known here (missing or unknown: {names})"
         )
+    for name in ("k", "exact_k", "vocab_size" if legacy else "d"):
+        if type(found[name]) is not int or found[name] < (name != "exact_k"):
+            raise InputError(f"{file} says {name}: {found[name]!r}; expected a whole number")
     return found
 
 

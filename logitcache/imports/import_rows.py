@@ -21,14 +21,15 @@ from logitcache.dump.settings import DumpSettings
 from logitcache.errors import CorruptCacheError, InputError, unknown_name
 from logitcache.imports.axolotl import AxolotlReader
 from logitcache.imports.distillkit import DistillKitReader
+from logitcache.imports.import_images import import_images
 from logitcache.imports.llamacpp import LlamaCppReader
-from logitcache.imports.reader import Reader
+from logitcache.imports.reader import Reader, documents_of, rows_of_document
 from logitcache.imports.responses import ResponseReader
-from logitcache.imports.settings import KINDS, ImportRequest, ImportSettings
+from logitcache.imports.settings import IMAGE_KINDS, KINDS, TEXT_KINDS, ImportRequest, ImportSettings
 from logitcache.models.language.tokenizer import load_tokenizer
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks, silent
 from logitcache.runtime.settings import show_options, to_command_line
-from logitcache.store import Cache
+from logitcache.store import Cache, open_cache
 from logitcache.teachers.given import KnownRows
 
 __all__ = ["import_rows"]
@@ -36,8 +37,14 @@ __all__ = ["import_rows"]
 _MOST = 64  # of the largest that are stored if nothing is said
 _TRIED = 64  # documents that are looked at before anything is written
 _OPTIONS = {  # which kinds an option is for
-    "rows_temperature": ("distillkit", "axolotl"),
+    "tokenizer": TEXT_KINDS,
+    "vocabulary": TEXT_KINDS,
+    "data": IMAGE_KINDS,
+    "views": IMAGE_KINDS,
+    "rows_temperature": ("distillkit", "axolotl", "fkd"),
     "alignment": ("axolotl",),
+    "field_messages": ("axolotl",),
+    "logprobs_field": ("axolotl",),
     "bos": ("llama.cpp",),
     "codec": ("distillkit",),
 }
@@ -67,13 +74,29 @@ def import_rows(
     """
     chosen = ImportSettings.over(settings, options)
     _refuse_options(kind, chosen)
+    words = to_command_line(ImportRequest(kind=kind, source=source, out=out), chosen)
+    line = "" if words is None else shlex.join(["logitcache", "import", *words])
+    do = import_images if kind in IMAGE_KINDS else _import_text
+    do(kind, source, out, chosen, line, on_progress)
+    report = verify_cache(out, data=chosen.data)
+    if not report.ok:
+        raise CorruptCacheError(
+            f"{out} was imported, and is not what was read: {report.problems or report.pixels_problem}. Import it again."
+        )
+    return open_cache(out)
+
+
+def _import_text(
+    kind: str, source: str | Path, out: str | Path, chosen: ImportSettings, line: str, on_progress: OnProgress
+) -> None:
+    """Write a cache of rows of text, or go on where that was stopped."""
     tokenizer = (
         None if chosen.tokenizer is None else Tokenizer(load_tokenizer(chosen.tokenizer), source=chosen.tokenizer)
     )
     reader = _reader(kind, source, chosen, tokenizer)
     samples = _documents(reader, source, _vocabulary(reader, chosen, tokenizer), tokenizer)
-    rows = _ImportedRows(f"{kind}:{chosen.teacher_name or Path(source).stem}", reader, samples)
-    tried = _tried(reader, samples)
+    rows = _ImportedRows(f"{kind}:{chosen.teacher_name or Path(source).stem}", reader, samples, source)
+    tried = _tried(reader, samples, source)
     _refuse_misaligned(tried, source)
     most = min(_MOST, _largest_of(tried), len(samples.classes) - 2)
     top_k = chosen.top_k or most
@@ -88,15 +111,7 @@ def import_rows(
         gives=({} if reader.own else {"label": "among the largest"}) | reader.facts,
         own=reader.own,
     )
-    words = to_command_line(ImportRequest(kind=kind, source=source, out=out), chosen)
-    line = "" if words is None else shlex.join(["logitcache", "import", *words])
-    cache = run_job(job, out, line, DumpSettings(), combine_callbacks(Callbacks(), on_progress=on_progress))
-    report = verify_cache(out)
-    if not report.ok:
-        raise CorruptCacheError(
-            f"{out} was imported, and is not what was read: {report.problems or report.pixels_problem}. Import it again."
-        )
-    return cache
+    run_job(job, out, line, DumpSettings(), combine_callbacks(Callbacks(), on_progress=on_progress))
 
 
 class _ImportedRows:
@@ -106,15 +121,16 @@ class _ImportedRows:
         name: Name of the teacher.
     """
 
-    def __init__(self, name: str, reader: Reader, samples: Documents) -> None:
-        self.name, self._reader = name, reader
+    def __init__(self, name: str, reader: Reader, samples: Documents, source: str | Path) -> None:
+        self.name, self._reader, self._source = name, reader, source
         spans = zip(samples.documents[:-1].tolist(), samples.documents[1:].tolist(), strict=True)
         self._numbers = {_digest(samples.tokens[begin:end]): number for number, (begin, end) in enumerate(spans)}
 
     def ask(self, tokens: Sequence[int], largest: int, subject: str, /) -> KnownRows:
         """Return what the source has of a document."""
         del subject
-        return self._reader.rows(self._numbers[_digest(np.array(tokens))], largest)
+        number = self._numbers[_digest(np.array(tokens))]
+        return rows_of_document(self._reader, number, largest, str(self._source))
 
     def stop(self) -> None:
         """Do nothing."""
@@ -133,7 +149,7 @@ def _refuse_options(kind: str, settings: ImportSettings) -> None:
         raise unknown_name("kind of source", kind, KINDS)
     for name, kinds in _OPTIONS.items():
         if getattr(settings, name) is not None and kind not in kinds:
-            raise InputError(f"{settings.flag(name)} is for {' and '.join(kinds)}: leave it out for {kind}")
+            raise InputError(f"{settings.flag(name)} is for {', '.join(kinds)}: leave it out for {kind}")
     temperature = settings.rows_temperature
     if kind in _OPTIONS["rows_temperature"] and temperature is None:
         raise InputError(
@@ -151,7 +167,8 @@ def _reader(kind: str, source: str | Path, settings: ImportSettings, tokenizer: 
     if kind == "distillkit":
         return DistillKitReader(source, settings.codec)
     if kind == "axolotl":
-        return AxolotlReader(source, settings.alignment, tokenizer)
+        fields = settings.field_messages or "messages", settings.logprobs_field or "logprobs"
+        return AxolotlReader(source, settings.alignment, tokenizer, *fields)
     if kind == "llama.cpp":
         return LlamaCppReader(source, settings.bos)
     return ResponseReader(kind, source)
@@ -183,7 +200,7 @@ def _vocabulary(reader: Reader, settings: ImportSettings, tokenizer: Tokenizer |
 def _documents(reader: Reader, source: str | Path, vocabulary: int, tokenizer: Tokenizer | None) -> Documents:
     """Read the tokens of all documents."""
     tokens, targets = list[NDArray[Any]](), list[NDArray[np.bool_]]()
-    for one in reader.documents():
+    for one in documents_of(reader, str(source)):
         tokens.append(one.tokens.astype(np.uint32))
         targets.append(np.ones(len(one.tokens), np.bool_) if one.targets is None else one.targets)
     if not tokens:
@@ -196,12 +213,14 @@ def _documents(reader: Reader, source: str | Path, vocabulary: int, tokenizer: T
     return found
 
 
-def _tried(reader: Reader, samples: Documents) -> list[tuple[NDArray[np.int64], NDArray[np.bool_], KnownRows]]:
+def _tried(
+    reader: Reader, samples: Documents, source: str | Path
+) -> list[tuple[NDArray[np.int64], NDArray[np.bool_], KnownRows]]:
     """Read the rows of the first documents: tokens, which of them but the first are targets, and rows of each."""
     found = []
     for number in np.flatnonzero(np.diff(samples.offsets))[:_TRIED].tolist():
         begin, end = samples.documents[number : number + 2]
-        rows = reader.rows(number, _MOST)
+        rows = rows_of_document(reader, number, _MOST, str(source))
         if len(rows.ids) != end - begin - 1:
             raise InputError(f"document {number:,} has {end - begin:,} tokens and {len(rows.ids):,} rows")
         found.append((samples.tokens[begin:end].astype(np.int64), samples.targets[begin + 1 : end], rows))

@@ -1,5 +1,6 @@
 """What a reader of another tool's files gives: documents of token ids, and of each the log-probabilities that are known."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from logitcache.errors import InputError
+from logitcache.errors import InputError, reason_of
 from logitcache.teachers.given import KnownRows
 
-__all__ = ["Document", "Line", "Reader", "files_of", "json_line", "json_lines"]
+__all__ = ["Document", "Line", "Reader", "documents_of", "files_of", "json_line", "json_lines", "rows_of_document"]
+
+_OF_ANOTHER_FORM = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class Document(NamedTuple):
@@ -58,6 +61,55 @@ class Reader(Protocol):
         Raises:
             InputError: They cannot be read, or are not aligned with the tokens.
         """
+
+
+def documents_of(reader: Reader, subject: str) -> Iterator[Document]:
+    """Yield the documents of a source in order.
+
+    Args:
+        reader: Reader of the source.
+        subject: The source, for messages.
+
+    Raises:
+        InputError: A document cannot be read, or has another form than it should.
+    """
+    documents, number = reader.documents(), 0
+    while True:
+        with _explained(subject, number):
+            found = next(documents, None)
+            if found is None:
+                return
+            if found.tokens.ndim != 1 or found.tokens.dtype.kind not in "iu":
+                raise InputError(f"document {number:,} of {subject} has tokens that are no list of ids")
+            if len(found.tokens) and not 0 <= found.tokens.min() <= found.tokens.max() < 2**32:
+                raise InputError(
+                    f"document {number:,} of {subject} has tokens that are no ids: expected numbers from 0"
+                )
+        yield found
+        number += 1
+
+
+def rows_of_document(reader: Reader, number: int, largest: int, subject: str) -> KnownRows:
+    """Return the rows of a document, as `Reader.rows`.
+
+    Raises:
+        InputError: They cannot be read, or have another form than they should.
+    """
+    with _explained(subject, number):
+        return reader.rows(number, largest)
+
+
+@contextlib.contextmanager
+def _explained(subject: str, number: int) -> Iterator[None]:
+    """Turn what a reader stumbles over in a file of another form into an InputError."""
+    try:
+        yield
+    except _OF_ANOTHER_FORM as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"document {number:,} of {subject} has another form than files of this kind have ({reason_of(error)})"
+        ) from error
 
 
 def files_of(source: str | Path, *endings: str) -> list[Path]:

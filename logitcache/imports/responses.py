@@ -59,7 +59,7 @@ class ResponseReader:
         if not isinstance(body, dict):
             raise InputError(f"{place} holds no answer of {self._kind}")
         found = self._tokens(entry, body)
-        if not found or not all(isinstance(one, int) for one in found):
+        if not isinstance(found, list) or not found or not all(type(one) is int for one in found):
             asked = "return_token_ids" if self._kind == "vllm" else "return_logprob and logprob_start_len 0"
             raise InputError(
                 f"{place} does not hold the ids of its prompt, so that nobody can tell what its rows are of. Ask {self._kind} again with "
@@ -75,7 +75,7 @@ class ResponseReader:
             return [one[1] for one in own] if own else entry.get("input_ids")
         choices = body.get("choices")
         first = choices[0] if isinstance(choices, list) and choices else {}
-        places = (first, body, entry)
+        places = [one for one in (first, body, entry) if isinstance(one, dict)]
         found = next((one["prompt_token_ids"] for one in places if one.get("prompt_token_ids")), None)
         if found is None:
             request = entry.get("request")

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from logitcache.runtime.progress import OnProgress, silent
 from logitcache.runtime.settings import Settings, option
 
-__all__ = ["ALIGNMENTS", "KINDS", "ImportRequest", "ImportSettings"]
+__all__ = ["ALIGNMENTS", "IMAGE_KINDS", "KINDS", "TEXT_KINDS", "ImportRequest", "ImportSettings"]
 
-KINDS = ("vllm", "sglang", "distillkit", "axolotl", "llama.cpp")
+TEXT_KINDS = ("vllm", "sglang", "distillkit", "axolotl", "llama.cpp")
+IMAGE_KINDS = ("tinyvit", "fkd")
+KINDS = (*TEXT_KINDS, *IMAGE_KINDS)
 ALIGNMENTS = ("next", "token")
 
 
@@ -33,7 +36,7 @@ class ImportSettings(Settings):
         None,
         metavar="1",
         shown="asked for",
-        help="Temperature of the softmax that made the log-probabilities, which distillkit and axolotl do not record; only 1 can be "
+        help="Temperature of the softmax that made the log-probabilities, which distillkit, axolotl and fkd do not record; only 1 can be "
         "imported.",
     )
     alignment: str | None = option(
@@ -41,6 +44,15 @@ class ImportSettings(Settings):
         metavar="next|token",
         shown="asked for",
         help="Of axolotl's lists: whether the one at a token is the distribution of the next token, or of this one.",
+    )
+    field_messages: str | None = option(
+        None, metavar="NAME", shown="messages", help="Of axolotl: column of the chats, as its configuration names it."
+    )
+    logprobs_field: str | None = option(
+        None,
+        metavar="NAME",
+        shown="logprobs",
+        help="Of axolotl: column of the log-probabilities, as its configuration names it.",
     )
     bos: int | None = option(
         None,
@@ -54,6 +66,19 @@ class ImportSettings(Settings):
         metavar="FILE",
         shown="compression_config.yaml beside the data",
         help="Of distillkit: the compression configuration, YAML or JSON.",
+    )
+    data: Any = option(
+        None,
+        metavar="SPEC",
+        shown="asked for",
+        help="Of tinyvit and fkd: the images that the teacher was shown, as `dump` takes them, usually imagefolder:PATH.",
+    )
+    views: int | None = option(
+        None,
+        metavar="V",
+        minimum=1,
+        shown="all",
+        help="Of tinyvit: number of epochs to take; of fkd: number of crops to take of each image. Each is a view.",
     )
     teacher_name: str | None = option(
         None,

@@ -1,4 +1,4 @@
-"""What the papers say: one file a paper, pure functions on tensors, one table (`table.py`)."""
+"""Distillation losses: one file per paper, pure functions of tensors, listed in one table (`table.py`)."""
 
 from logitcache.methods.balance import describe_norms, drowned_terms, gradient_norms
 from logitcache.methods.composition import REFINEMENTS, TEMPERATURES, get_loss, needs_of, parameters_of, serves_draws

@@ -16,24 +16,25 @@ _FACTOR = (1 + math.sqrt(3)) / 2  # the smallest for which |x + x²/2| <= 1 for 
 
 
 def adaptive(student: Logits, teacher: Logits, *, source: Literal["both", "teacher"] = "both") -> tuple[Tensor, Tensor]:
-    """Give every row a temperature: its largest logit, times 1.366.
+    """Return a temperature for each row: 1.366 times its largest absolute logit.
 
-        T = (1 + √3)/2 · max_i max(|ŝ_i|, |ẑ_i|)                  no gradient; one T a row, for both networks
+        T = (1 + √3)/2 · max_i max(|ŝ_i|, |ẑ_i|)                  no gradient; one T per row, for both networks
         ATKD = T² KL( softmax(ẑ / T) || softmax(ŝ / T) )           ŝ, ẑ z-scored over classes
 
-    It comes with z-scored logits, as in the released code.
+    Logits are z-scored, as in the released code.
 
     Args:
-        student: Scores of the model being trained, z-scored, [B, C].
-        teacher: Scores of the teacher, z-scored, [B, C].
-        source: Whose largest absolute logit counts: `both`, as released; or `teacher`, as the abstract says.
+        student: Z-scored student logits, [B, C].
+        teacher: Z-scored teacher logits, [B, C].
+        source: Networks to take the maximum over: `both`, as in the release, or `teacher`, as in the abstract.
 
     Returns:
-        The temperatures of student and teacher, [B, 1] each.
+        Temperatures of the student and of the teacher, [B, 1] each.
 
     Doubts:
-        Abstract and summary speak of the teacher's largest logit alone, the released code takes both networks'. On
-        CIFAR-100 (ResNet-56 to ResNet-20) the student decides on 3.5 % of training rows. Result tables were not read.
+        The abstract and summary use only the teacher's largest logit; the released code uses both networks. On
+        CIFAR-100 (ResNet-56 to ResNet-20) the student's is larger on 3.5 % of training rows. We did not read the result
+        tables.
     """
     largest = teacher.detach().abs().amax(-1, keepdim=True)
     if source == "both":

@@ -1,11 +1,12 @@
-"""Rows of many classes, condensed: some classes stand alone, and of the others only what a divergence needs is known.
+"""Condensed rows: the logits of a few explicit classes, and summary statistics of all others (the rest).
 
-A chunk of a student's rows is summed up without a second matrix of its size: for each temperature the log-sum-exp of the rest, the mean
-of the rest's logits, its largest. What a method makes of these is differentiated with respect to them, and their derivatives are known:
+The statistics of a chunk of student rows (log-sum-exp of the rest at each temperature, mean and maximum of its logits) are computed
+without a second matrix of the chunk's size. Autograd differentiates a method's loss with respect to these statistics, whose derivatives
+have a closed form,
 
     ∂ logsumexp_rest(s / T) / ∂ s_i = softmax_rest(s / T)_i / T,        ∂ mean_rest(s) / ∂ s_i = 1 / n
 
-so that the gradient with respect to the logits is written over the logits. Values and gradients are those of the completed rows.
+so the gradient with respect to the logits can be written over the logits. Values and gradients equal those of the completed rows.
 """
 
 import math
@@ -18,64 +19,66 @@ from torch import Tensor
 from logitcache.methods._ops import PerSample, kl
 from logitcache.methods.method import Rows
 
-__all__ = ["CondensedStudent", "CondensedTeacher", "RestTerm", "Rooms", "kl_of_condensed", "with_first_of_the_rest"]
+__all__ = ["CondensedStudent", "CondensedTeacher", "RestTerm", "Workspace", "kl_of_condensed", "with_first_unlisted"]
 
-_BLOCK = 1 << 18  # elements of a block of rows on which a term is evaluated: several such blocks stay in a core's cache
+_BLOCK = (
+    1 << 18
+)  # elements per block of rows when summing a term over the rest; several such blocks fit into a core's cache
 
 RestTerm = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-"""A term of a divergence and its derivative, class by class, from log probabilities of teacher and student.
+"""Compute one class's term of a divergence, and its derivative with respect to log q, elementwise and in place.
 
-It takes log p, [R, 1]; log q, [R, C], which it overwrites with the term; a matrix for the derivative by log q; and another one to
-compute in. Both results are finite at finite arguments.
+Called with log p, [R, 1]; log q, [R, C], overwritten with the term; an output buffer for the derivative, [R, C]; and a scratch buffer,
+[R, C]. Both results must be finite for finite arguments.
 """
 
 
-class Rooms:
-    """Memory for the matrices of a chunk, which every chunk uses again: new memory costs more than the arithmetic on it."""
+class Workspace:
+    """Buffers for the matrices of a chunk, reused by every chunk because allocation costs more than the arithmetic."""
 
     def __init__(self, rows: int, classes: int, device: torch.device) -> None:
-        """Describe them: [rows, classes] each, allocated when they are first asked for."""
+        """Set the size of the buffers, [rows, classes] each; they are allocated on first use."""
         self._shape, self._device, self._held = (rows, classes), device, dict[tuple[str, torch.dtype], Tensor]()
 
-    def take(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
-        """Return the first rows of one, with whatever was in it last."""
+    def buffer(self, name: str, rows: int, dtype: torch.dtype) -> Tensor:
+        """Return the first `rows` rows of a named buffer, uninitialized."""
         if (name, dtype) not in self._held:
             self._held[name, dtype] = torch.empty(self._shape, dtype=dtype, device=self._device)
         return self._held[name, dtype][:rows]
 
 
 class CondensedStudent:
-    """A chunk of the student's rows, R of them, with M classes that stand alone.
+    """A chunk of R student rows with M explicit classes.
 
     Attributes:
-        ids: Classes that stand alone, ascending, [R, M] int64.
-        kept: Their logits, [R, M].
-        count: Number of the other classes, n.
-        predicted: Class of the largest logit, the first where several have it, [R] int64.
+        ids: Explicit classes, ascending, [R, M] int64.
+        kept: Logits of the explicit classes, [R, M].
+        count: Number of classes in the rest, n.
+        predicted: Class with the largest logit, the first one if there is a tie, [R] int64.
     """
 
     def __init__(
-        self, logits: Tensor, ids: Tensor, rooms: Rooms, *, top_stands_alone: bool, with_gradient: bool
+        self, logits: Tensor, ids: Tensor, workspace: Workspace, *, keep_top: bool, with_gradient: bool
     ) -> None:
         """Condense logits.
 
         Args:
-            logits: [R, C] float32 or wider; overwritten.
-            ids: Classes that stand alone, ascending, [R, M]; at most C - 1 of them, or C - 2 if one more follows.
-            rooms: Memory for matrices of this size.
-            top_stands_alone: Whether the largest of the other classes stands alone too.
-            with_gradient: Whether `gradient` will be asked for.
+            logits: Student logits, [R, C] float32 or wider; overwritten.
+            ids: Explicit classes, ascending, [R, M], with M at most C - 1, or at most C - 2 with `keep_top`.
+            workspace: Buffers of at least this size.
+            keep_top: Whether to make the largest of the remaining classes explicit too.
+            with_gradient: Whether `gradient` will be called.
         """
         kept = logits.gather(1, ids)
         logits.scatter_(1, ids, -torch.inf)
         top, top_ids = logits.max(1, keepdim=True)
-        if top_stands_alone:
+        if keep_top:
             ids, order = torch.cat([ids, top_ids], 1).sort(1)
             kept = torch.cat([kept, top], 1).gather(1, order)
             logits.scatter_(1, top_ids, -torch.inf)
             top, top_ids = logits.max(1, keepdim=True)
         self.ids, self.kept, self.count = ids, kept.requires_grad_(with_gradient), logits.shape[1] - ids.shape[1]
-        self._logits, self._rooms, self._with_gradient = logits, rooms, with_gradient
+        self._logits, self._workspace, self._with_gradient = logits, workspace, with_gradient
         self._top, self._top_ids = top.clone().requires_grad_(with_gradient), top_ids
         best, self._place = kept.detach().max(1, keepdim=True)
         best_ids = ids.gather(1, self._place)
@@ -83,16 +86,16 @@ class CondensedStudent:
         self.predicted = torch.where(self._rest_wins, top_ids, best_ids).squeeze(1)
         self._sums: dict[
             float, tuple[Tensor, Tensor]
-        ] = {}  # by temperature: log-sum-exp, and its sum before the logarithm
-        self._held: float | None = None  # temperature whose exponentials are in the room "exponentials"
+        ] = {}  # by temperature: log-sum-exp, and the sum before the logarithm
+        self._held: float | None = None  # temperature whose exponentials are in the buffer "exponentials"
         self._mean: Tensor | None = None
-        # Sums over the rest, their derivatives by the logits divided by a temperature, and that temperature.
+        # Sums over the rest, their derivatives with respect to logits / T, and T.
         self._slopes: list[tuple[Tensor, Tensor, float]] = []
 
     def rest(self, temperature: float) -> Tensor:
-        """Return the log-sum-exp of the other classes' logits, divided by a temperature, [R, 1]."""
+        """Return the log-sum-exp over the rest of logits divided by a temperature, [R, 1]."""
         if temperature not in self._sums:
-            total = self._exponentials(temperature, self._room("exponentials")).sum(1, keepdim=True)
+            total = self._exponentials(temperature, self._buffer("exponentials")).sum(1, keepdim=True)
             self._held = temperature
             value = (total.log() + self._top.detach() / temperature).requires_grad_(self._with_gradient)
             self._sums[temperature] = value, total
@@ -100,7 +103,7 @@ class CondensedStudent:
 
     @property
     def mean(self) -> Tensor:
-        """Mean logit of the other classes, [R, 1]."""
+        """Mean logit of the rest, [R, 1]."""
         if self._mean is None:
             self._logits.scatter_(1, self.ids, 0)
             self._mean = (self._logits.sum(1, keepdim=True) / self.count).requires_grad_(self._with_gradient)
@@ -109,33 +112,33 @@ class CondensedStudent:
 
     @property
     def largest(self) -> Tensor:
-        """Largest logit of the whole row, that of `predicted`, [R, 1]."""
+        """Largest logit of each row, that of class `predicted`, [R, 1]."""
         return torch.where(self._rest_wins, self._top, self.kept.gather(1, self._place))
 
     def scores(self, temperature: float) -> Tensor:
-        """Return logits divided by a temperature, the other classes as one last column, [R, M + 1]."""
+        """Return logits divided by a temperature, with the rest as one last column, [R, M + 1]."""
         return torch.cat([self.kept / temperature, self.rest(temperature)], 1)
 
     def log_probs(self, temperature: float) -> Tensor:
-        """Return log probabilities at a temperature, the other classes as one last column, [R, M + 1]."""
+        """Return log probabilities at a temperature, with the rest as one last column, [R, M + 1]."""
         return self.scores(temperature).log_softmax(1)
 
-    def over_rest(self, term: RestTerm, log_p: Tensor, temperature: float) -> PerSample:
-        """Sum a term over the other classes, each of which has the same probability for the teacher.
+    def sum_over_rest(self, term: RestTerm, log_p: Tensor, temperature: float) -> PerSample:
+        """Sum a term over the rest, whose classes all have the same teacher probability.
 
         Args:
             term: Term to sum, with its derivative.
-            log_p: The teacher's log probability of each of these classes, [R, 1].
-            temperature: Of the student's probabilities.
+            log_p: Teacher log probability of each class in the rest, [R, 1].
+            temperature: Temperature of the student's probabilities.
 
         Returns:
-            [R].
+            Sum of each row, [R].
         """
         total = self.scores(temperature).logsumexp(1, keepdim=True)
         rows, classes = self._logits.shape
         sums: Tensor = total.new_empty(rows)
         of_total: Tensor = total.new_empty(rows)
-        slopes = self._room(f"slopes {len(self._slopes)}")
+        slopes = self._buffer(f"slopes {len(self._slopes)}")
         block = max(1, _BLOCK // classes)
         spare = self._logits.new_empty(2, min(block, rows), classes)
         with torch.no_grad():
@@ -156,10 +159,12 @@ class CondensedStudent:
         return sums - of_total * (total - total.detach()).squeeze(1)  # log q = s / T - total
 
     def gradient(self, value: Tensor) -> Tensor:
-        """Differentiate a value with respect to the logits, [R, C]; they are overwritten, and nothing can be asked after it.
+        """Return the gradient of a value with respect to the logits, [R, C].
+
+        It overwrites the logits, so this object cannot be used afterwards.
 
         Args:
-            value: 0-dim, computed from what this object returned.
+            value: 0-dim tensor computed from this object's results.
         """
         temperatures = list(self._sums)
         means = [] if self._mean is None else [self._mean]
@@ -177,11 +182,11 @@ class CondensedStudent:
         constant = None if of_mean is None else of_mean / self.count
         out: Tensor | None = None
         for left, temperature in reversed(tuple(enumerate(sorted(of_sums, key=lambda one: one == self._held)))):
-            room = "exponentials" if out is None else "more exponentials"
-            if temperature == self._held:  # comes first
-                terms = self._room(room)
+            name = "exponentials" if out is None else "more exponentials"
+            if temperature == self._held:  # sorted last, so it is the first to be processed
+                terms = self._buffer(name)
             else:
-                terms = self._exponentials(temperature, self._room(room) if left or out is None else self._logits)
+                terms = self._exponentials(temperature, self._buffer(name) if left or out is None else self._logits)
             factor = of_sums[temperature] / (temperature * self._sums[temperature][1])
             if out is not None:
                 out.addcmul_(terms, factor)
@@ -197,96 +202,106 @@ class CondensedStudent:
         return out.scatter_(1, self.ids, torch.zeros_like(self.kept) if of_kept is None else of_kept)
 
     def _exponentials(self, temperature: float, out: Tensor) -> Tensor:
-        """Write e^((s - max) / T) of the other classes over a matrix, 0 where a class stands alone."""
+        """Write exp((s - max) / T) of the rest to `out`, with 0 at the explicit classes."""
         torch.sub(self._logits, self._top.detach(), out=out)
         return (out if temperature == 1 else out.div_(temperature)).exp_()
 
-    def _room(self, name: str) -> Tensor:
-        return self._rooms.take(name, len(self._logits), self._logits.dtype)
+    def _buffer(self, name: str) -> Tensor:
+        return self._workspace.buffer(name, len(self._logits), self._logits.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class CondensedTeacher:
-    """The teacher's rows beside a student's, condensed in the same way, as completed for one temperature.
+    """Teacher rows condensed to the same explicit classes as a student's, completed for one temperature.
 
     Attributes:
-        kept: Logits of the classes that stand alone, [R, M].
-        labels: Column of the label among them, [R] int64.
-        level: Logit of each of the other classes, [R, 1]; with a bucket, how far their logits are above the student's.
-        rest: Function that returns the log-sum-exp of the other classes' logits divided by a temperature, [R, 1].
-        count: Number of the other classes.
-        bucket: Whether their mass is divided as the student divides it, so that they count as one class; else evenly.
+        kept: Logits of the explicit classes, [R, M].
+        labels: Column of the label among the explicit classes, [R] int64.
+        rest_logit: Logit of each class in the rest, [R, 1]; with a bucket, the offset of these logits from the student's.
+        rest: Function of a temperature that returns the log-sum-exp over the rest of logits divided by it, [R, 1].
+        count: Number of classes in the rest.
+        bucket: Whether the mass of the rest is split in the student's proportions, so that it acts as one class; evenly if False.
+        kept_columns: Columns of the classes that the teacher's rows kept, among the explicit classes, [R, k + 1].
     """
 
     kept: Tensor
     labels: Tensor
-    level: Tensor
+    rest_logit: Tensor
     rest: Callable[[float], Tensor]
     count: int
     bucket: bool
+    kept_columns: Tensor
 
     @classmethod
-    def beside(
+    def matching(
         cls, student: CondensedStudent, rows: Rows, labels: Tensor, temperature: float, *, bucket: bool
     ) -> "CondensedTeacher":
-        """Condense rows of the largest as a student's rows were, completed for a temperature.
+        """Condense top-k rows to match a condensed student, completed for a temperature.
 
         Args:
-            student: Whose classes that stand alone are those of the rows and one more: the first of the rest, or with a bucket
-                the student's largest.
-            rows: [R].
-            labels: Classes, [R] int64; each among those that stand alone.
-            temperature: Of the softmax that will be taken.
-            bucket: Whether the mass of the rest is divided as the student divides it.
+            student: Condensed student rows. Their explicit classes are those of `rows` and one more: the lowest unlisted class, or
+                with a bucket the student's largest.
+            rows: Teacher rows, R of them.
+            labels: Class of each row, [R] int64; must be an explicit class.
+            temperature: Temperature of the softmax that will be taken.
+            bucket: Whether to split the mass of the rest in the student's proportions.
         """
         dtype, alone = student.kept.dtype, torch.searchsorted(student.ids, rows.ids)
-        level = more = rows.rest_logit(temperature).to(dtype)
+        rest_logit = more = rows.rest_logit(temperature).to(dtype)
         others = rows.classes - rows.ids.shape[1]
         if bucket:
             own = (
                 student.kept.detach().scatter(1, alone, 0).sum(1, keepdim=True)
-            )  # the student's logit of the class more
+            )  # student logit of the additional class
             total = torch.logaddexp(own / temperature, student.rest(temperature).detach())
-            level = level + temperature * (math.log(others) - total)
-            more = level + own
+            rest_logit = rest_logit + temperature * (math.log(others) - total)
+            more = rest_logit + own
         kept = more.expand_as(student.ids).scatter(1, alone, rows.values.to(dtype))
         place = torch.searchsorted(student.ids, labels[:, None]).squeeze(1)
 
         def rest(at: float) -> Tensor:
-            return level / at + (student.rest(at).detach() if bucket else math.log(others - 1))
+            return rest_logit / at + (student.rest(at).detach() if bucket else math.log(others - 1))
 
-        return cls(kept, place, level, rest, student.count, bucket)
+        return cls(kept, place, rest_logit, rest, student.count, bucket, alone)
 
     def with_kept(self, kept: Tensor) -> "CondensedTeacher":
-        """Return the same rows with other logits where a class stands alone."""
+        """Return the same rows with other logits of the explicit classes."""
         return replace(self, kept=kept)
 
+    @property
+    def order(self) -> Tensor:
+        """Logits that rank the classes, with the rest as the last column, [R, M + 1]; a bucket ranks last, at -inf."""
+        logits = torch.cat([self.kept, self.rest_logit], 1)
+        if not self.bucket:
+            return logits
+        return torch.full_like(logits, -torch.inf).scatter(1, self.kept_columns, self.kept.gather(1, self.kept_columns))
+
     def scores(self, temperature: float) -> Tensor:
-        """Return logits divided by a temperature, the other classes as one last column, [R, M + 1]."""
+        """Return logits divided by a temperature, with the rest as one last column, [R, M + 1]."""
         return torch.cat([self.kept / temperature, self.rest(temperature)], 1)
 
     def log_probs(self, temperature: float) -> Tensor:
-        """Return log probabilities at a temperature, the other classes as one last column, [R, M + 1]."""
+        """Return log probabilities at a temperature, with the rest as one last column, [R, M + 1]."""
         return self.scores(temperature).log_softmax(1)
 
-    def gap(self, student: CondensedStudent, temperature: float) -> PerSample:
-        """Return KL(p || q) among the other classes, both renormalised there, [R]: 0 with a bucket."""
+    def rest_kl(self, student: CondensedStudent, temperature: float) -> PerSample:
+        """Return KL(p || q) within the rest, with both renormalized over it, [R]; 0 with a bucket."""
         if self.bucket:
-            return torch.zeros_like(self.level).squeeze(1)
-        each = self.rest(temperature) - self.level / temperature  # log n
+            return torch.zeros_like(self.rest_logit).squeeze(1)
+        each = self.rest(temperature) - self.rest_logit / temperature  # log n
         return (student.rest(temperature) - each - student.mean / temperature).squeeze(1)
 
 
 def kl_of_condensed(student: CondensedStudent, teacher: CondensedTeacher, temperature: float) -> PerSample:
-    """KL(p || q) over all classes at a temperature, [R]: over those that stand alone and the rest as one, and within the rest."""
+    """Return KL(p || q) over all classes at a temperature, [R]: that with the rest as one class, plus that within the rest."""
     log_p = teacher.log_probs(temperature)
-    return kl(log_p, student.log_probs(temperature)) + log_p[:, -1].exp() * teacher.gap(student, temperature)
+    return kl(log_p, student.log_probs(temperature)) + log_p[:, -1].exp() * teacher.rest_kl(student, temperature)
 
 
-def with_first_of_the_rest(ids: Tensor) -> Tensor:
-    """Add the lowest class that is not named to ascending ids, [R, M]: [R, M + 1], ascending.
+def with_first_unlisted(ids: Tensor) -> Tensor:
+    """Add the lowest unlisted class to each row of ascending ids, [R, M], and return them in ascending order, [R, M + 1].
 
-    Where the rest is completed evenly, no other of it comes before this one in an order of logits and then of classes.
+    If the rest is completed evenly, this class ranks first among it when ties are broken by class index.
     """
     named = ids == torch.arange(ids.shape[1], device=ids.device)
     first = named.long().cumprod(1).sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What a method is, in words: from the table, the signatures and the docstrings, so that nothing is said twice."""
+"""Describe methods in text, from the table, their signatures and their docstrings."""
 
 import inspect
 import re
@@ -15,20 +15,20 @@ __all__ = ["Description", "describe", "spell"]
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A method, to be shown.
+    """Description of a method for display.
 
     Attributes:
-        name, summary, paper, source: As in the table.
+        name, summary, paper, source: Same as in the table.
         objective: Cross-entropy and distillation term with their weights.
-        pieces: What it is made of, where it is more than a divergence.
-        needs: What a cache must hold, and whether the batch is coupled.
-        text: What it does and its equation.
-        parameters: (name, default, explanation).
-        notes: "Returns", "Departures" and "Doubts", where there are any.
-        presets: Settings by name.
-        expected: Measured accuracy and gaps in words, by name of the task.
-        variants: The same with other settings, by these settings and then by task.
-        warning: Warning that follows from these numbers; empty if there is none.
+        pieces: Pieces of the method; empty if it is only a divergence.
+        needs: Requirements: what a cache must store, batch coupling, labels and views.
+        text: Explanation and equation.
+        parameters: Name, default and explanation of each parameter.
+        notes: Docstring sections "Returns", "Departures" and "Doubts", as far as present.
+        presets: Settings of each preset.
+        expected: Measured accuracy and gaps, formatted, by task.
+        variants: Same with non-default settings, by settings and then by task.
+        warning: Warning about these numbers; empty if there is none.
     """
 
     name: str
@@ -48,28 +48,28 @@ class Description:
 
 
 def describe(name: str) -> Description:
-    """Describe a method.
+    """Return the description of a method.
 
     Raises:
-        UnknownNameError: No such method.
-        InputError: Somebody's own that cannot be imported.
+        UnknownNameError: If there is no such method.
+        InputError: If a method given as `package.module:name` cannot be imported.
     """
     method = find_method(name)
     explained = method.about or method.divergence
     text, sections = _sections(explained)
     if method.about is not None:
-        sections.pop("Returns", None)  # of a piece, not of the method
+        sections.pop("Returns", None)  # describes the piece, not the method
     known = {**_arguments(explained), **_arguments(method.divergence)}
     if method.temperature is not None:
-        known["temperature"] = "A number, several (summed over), adaptive or deviation."
+        known["temperature"] = "A number, several numbers (the loss is summed over them), adaptive or deviation."
     for piece in (REFINEMENTS.get(method.refine or ""), *(TEMPERATURES[one] for one in _words(method.temperature))):
         known = {**_arguments(piece), **known}
     parameters = [(word, spell(default), known.get(word, "")) for word, default in parameters_of(name).items()]
     for word, share in method.begins.items():
-        parameters.append((f"{word}_after", spell(share), f"Share of the training after which {word} is true."))
+        parameters.append((f"{word}_after", spell(share), f"Fraction of the training after which {word} is true."))
     weights = "CE" if method.divergence is None else f"{method.ce_weight:g} · CE + {method.kd_weight:g} · {name}"
     if method.warmup:
-        weights += f", the second growing over the first {method.warmup:.1%} of the epochs"
+        weights += f", the second ramped up over the first {method.warmup:.1%} of the epochs"
     pieces = [f"refine {method.refine}"] if method.refine else []
     pieces += ["standardize"] if method.standardize else []
     pieces += [f"temperature {spell(method.temperature)}"] if method.temperature is not None else []
@@ -79,11 +79,11 @@ def describe(name: str) -> Description:
     if method.couples_batch:
         needs += "; couples the rows of a batch"
     if serves_draws(name, method):
-        needs += "; draws will do (--encoding sampled), at temperature 1"
+        needs += "; sampled classes suffice (--encoding sampled) at temperature 1"
     if method.refine is not None or not (method.ignores_labels or method.divergence is None):
-        needs += "; one label a row: no mixup or CutMix"
+        needs += "; one label per row: no mixup or CutMix"
     if method.pairs_views:
-        needs += "; one view, or pairs of a weak and a strong one as in its paper"
+        needs += "; one view, or pairs of a weak and a strong view as in its paper"
     measured = expected_of(name)
     return Description(
         name,
@@ -111,15 +111,15 @@ def _by_changes(variants: Sequence[Expected]) -> dict[str, dict[str, str]]:
 
 
 def _warning(name: str, below: Sequence[str], tasks: int) -> str:
-    """Say on which tasks a method is less accurate than labels alone."""
+    """Return a warning if a method is less accurate than labels alone on some task."""
     if not below:
         return ""
-    where = f"on {' and '.join(below)}" + (", so on every task that was measured" if 1 < len(below) == tasks else "")
+    where = f"on {' and '.join(below)}" + (", that is on every task measured" if 1 < len(below) == tasks else "")
     return f"with its defaults {name} is less accurate than cross-entropy alone {where}"
 
 
 def spell(value: Any) -> str:
-    """Write a value as the command line reads it."""
+    """Format a value as the command line accepts it."""
     if isinstance(value, tuple | list):
         return ",".join(map(spell, value))
     if isinstance(value, bool):
@@ -133,14 +133,14 @@ def _words(temperature: Any) -> list[str]:
 
 
 def _sections(function: Callable[..., Any] | None) -> tuple[str, dict[str, str]]:
-    """Split a docstring into what stands before its sections, and the sections."""
+    """Split a docstring into the text before its sections, and the sections by name."""
     parts = re.split(r"^(Args|Returns|Departures|Doubts|Raises):\n", inspect.getdoc(function) or "", flags=re.MULTILINE)
     bodies = {word: inspect.cleandoc(body) for word, body in zip(parts[1::2], parts[2::2], strict=True)}
     return parts[0].strip(), bodies
 
 
 def _arguments(function: Callable[..., Any] | None) -> dict[str, str]:
-    """Return what a docstring says of each argument."""
+    """Return the explanation of each argument from a docstring."""
     _, sections = _sections(function)
     found = re.findall(r"^(\w+): (.*(?:\n .*)*)", sections.get("Args", ""), flags=re.MULTILINE)
     return {word: " ".join(text.split()) for word, text in found}

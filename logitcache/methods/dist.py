@@ -19,22 +19,22 @@ def dist(
     gamma: float = 1.0,
     temperature: Temperature = 4.0,
 ) -> Coupled:
-    """Match the order of classes within a sample and of samples within a class, not the values.
+    """Match the correlation of classes within a sample and of samples within a class, not the values.
 
         DIST = T² ( beta (1 - mean corr of rows of P and Q) + gamma (1 - mean corr of columns of P and Q) )
 
-    corr is Pearson's; P and Q hold softmax(z / T) and softmax(s / T) of the batch, [B, C]. Couples the batch.
+    corr is Pearson's correlation; P and Q are softmax(z / T) and softmax(s / T) of the batch, [B, C]. Couples the batch.
 
     Args:
-        student: Scores of the model being trained, [B, C].
-        teacher: Scores of the teacher, [B, C].
+        student: Student logits, [B, C].
+        teacher: Teacher logits, [B, C].
         labels: Not used.
-        beta: Weight of relations within a sample.
-        gamma: Weight of relations within a class.
-        temperature: T.
+        beta: Weight of the correlation within a sample.
+        gamma: Weight of the correlation within a class.
+        temperature: T, which divides both sets of logits.
 
     Returns:
-        0-dim; zero where student and teacher agree up to a constant. In a batch of one sample the second term is 0.
+        Loss of the batch, 0-dim; 0 if student and teacher logits differ by a constant. The second term is 0 for a batch of one sample.
 
     Doubts:
         T is 1 in the authors' segmentation loss and 4 in two other repositories.
@@ -42,9 +42,8 @@ def dist(
     del labels
     p, q = log_probs(teacher, temperature).exp(), log_probs(student, temperature).exp()
     square = squared(temperature)
-    scale = (
-        square if isinstance(square, Tensor) else p.new_full((), square)
-    )  # made on the device: a copy would wait for it
+    # Created on the device, because a copy to it would wait for it.
+    scale = square if isinstance(square, Tensor) else p.new_full((), square)
     value: Tensor = beta * (scale * (1 - _pearson(q, p))).mean()
     if len(student) > 1:
         value = value + gamma * scale.mean() * (1 - _pearson(q.T, p.T).mean())
@@ -52,7 +51,7 @@ def dist(
 
 
 def _pearson(one: Tensor, other: Tensor) -> Tensor:
-    """Correlation of the rows of two matrices, [n]."""
+    """Return the Pearson correlation of each pair of rows of two [n, m] matrices, [n]."""
     one, other = (x - x.mean(1, keepdim=True) for x in (one, other))
     correlation: Tensor = (one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1) + 1e-8)
     return correlation

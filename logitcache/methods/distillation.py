@@ -1,4 +1,4 @@
-"""The distillation term of a method, composed.
+"""The composed distillation term of a method.
 
 loss(student, teacher, y) = Σ_T  divergence( scale(student), scale(refine(teacher, y)), y, temperature=T )
 """
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import InputError
-from logitcache.methods._ops import wide, wrong
-from logitcache.methods.condensed import CondensedStudent, CondensedTeacher, with_first_of_the_rest
+from logitcache.methods._ops import misclassified, upcast
+from logitcache.methods.condensed import CondensedStudent, CondensedTeacher, with_first_unlisted
 from logitcache.methods.lskd import standardize
 from logitcache.methods.method import AnyRows, DrawnRows, Rows, are_drawn
 
@@ -22,27 +22,28 @@ __all__ = ["Distillation"]
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """The distillation term of a method, composed: `loss(student [B, C], teacher [B, C], labels [B])`.
+    """The composed distillation term of a method, `loss(student [B, C], teacher [B, C], labels [B])`.
 
     Attributes:
-        divergence: With its own parameters bound.
-        refine: Edit of the teacher's logits by the label, or None.
+        divergence: Divergence with its parameters bound.
+        refine: Label-aware edit of the teacher's logits, or None.
         standardize: Whether both sets of logits are z-scored.
-        temperatures: Numbers, or functions that give each row its own; values are summed. Empty where the divergence
+        temperatures: Numbers, or functions that return a temperature per row; the loss is summed over them. Empty if the divergence
             has no temperature.
-        couples_batch: Whether the value is 0-dim, because rows see each other.
-        acts_on: Function that returns the rows which the divergence itself treats differently, or None.
-        needs_label: Whether the value depends on the labels, so that a row must have one.
-        bucket: Whether classes that a cache did not keep count as one, instead of being completed evenly.
-        every_class: Why rows of which only the largest were kept will not do, or None.
-        unranked: Parameters of the divergence for rows whose label is not among the largest, where they differ.
-        condensed: The divergence from condensed rows, with its own parameters bound, or None.
-        of_sequence: Number of each teacher row whose mean over a sequence the divergence takes, with its own parameters bound, or None.
-        drawn: The divergence from draws, with its own parameters bound, or None.
-        not_drawn: Why draws will not do, or None.
-        assumed: Whether `needs_label` and `every_class` are assumed, because the divergence is a plain function.
+        couples_batch: Whether the loss is 0-dim because the rows of a batch are coupled.
+        acts_on: Function that returns the rows that the divergence itself treats differently, or None.
+        needs_label: Whether the loss depends on the labels, so that each row must have exactly one.
+        bucket: Whether the classes that a cache dropped are merged into one, instead of being completed evenly.
+        every_class: Reason why top-k rows are not enough, or None if they are.
+        unranked: Parameters of the divergence that differ for rows whose label is not among the largest.
+        condensed: Divergence of condensed rows with its parameters bound, or None.
+        of_sequence: Function of the teacher's rows, [B], whose mean over a sequence the divergence needs, with its parameters bound,
+            or None.
+        drawn: Divergence of sampled rows with its parameters bound, or None.
+        not_drawn: Reason why sampled rows cannot be used, or None if they can.
+        assumed: Whether `needs_label` and `every_class` are assumptions, because the divergence is a plain function.
         name: Description of the term, as recorded in run.json.
-        parts: Terms that it is the sum of, by name; empty where it is one.
+        parts: Terms of the sum by name; empty if there is only one.
     """
 
     divergence: Callable[..., Tensor]
@@ -58,23 +59,23 @@ class Distillation:
     condensed: Callable[..., Tensor] | None = None
     of_sequence: Callable[..., Tensor] | None = None
     drawn: Callable[..., Tensor] | None = None
-    not_drawn: str | None = "it was not made for them"
+    not_drawn: str | None = "the loss does not support them"
     assumed: bool = False
     name: str = ""
     parts: Mapping[str, "Distillation"] = field(default_factory=dict, hash=False)
 
     def __call__(self, student: Tensor, teacher: AnyRows, labels: Tensor, **more: Any) -> Tensor:
-        """Return [B], or 0-dim where the batch is coupled; its mean is what one trains with.
+        """Return the loss, [B], or 0-dim if the batch is coupled.
 
         Args:
-            student: Scores of the model being trained, [B, C]; half precision is computed on in float32.
-            teacher: Scores of the teacher, [B, C], which get no gradient; or rows of which the largest were kept; or draws.
-            labels: True classes, [B] int64.
-            **more: Boolean parameters of the divergence that change over a training; and what `sequence_means` returned.
+            student: Student logits, [B, C]; half precision is converted to float32.
+            teacher: Teacher logits, [B, C], which receive no gradient; or top-k rows; or sampled rows.
+            labels: True class of each row, [B] int64.
+            **more: Boolean parameters of the divergence that change during training, and `means` from `sequence_means`.
 
         Raises:
-            InputError: Shapes that do not fit, rows of which the largest were kept where every class is needed, or draws where the
-                gradient would be biased.
+            InputError: If shapes do not match, if top-k rows are given but every class is needed, or if sampled rows are given
+                but would bias the gradient.
         """
         if are_drawn(teacher):
             return self._of_draws(student, teacher, labels)
@@ -82,10 +83,10 @@ class Distillation:
             return self._of_rows(student, cast("Rows", teacher), labels, more)
         if student.shape != teacher.shape or student.shape[:1] != labels.shape:
             raise InputError(
-                f"a loss takes student and teacher [B, C] and labels [B], found {list(student.shape)}, "
+                f"a loss takes student and teacher [B, C] and labels [B], got {list(student.shape)}, "
                 f"{list(teacher.shape)} and {list(labels.shape)}"
             )
-        student, teacher = wide(student), wide(teacher.detach())
+        student, teacher = upcast(student), upcast(teacher.detach())
         if self.refine is not None:
             teacher = self.refine(teacher, labels)
         if self.standardize:
@@ -96,11 +97,11 @@ class Distillation:
         return functools.reduce(torch.add, values)
 
     def sequence_means(self, rows: Iterable[tuple[AnyRows, Tensor]], sequences: Tensor | None) -> Tensor | None:
-        """Return what the divergence takes as `means`, [R], where rows of a sequence couple; else None.
+        """Return the divergence's argument `means`, [R], or None if it does not couple the rows of a sequence.
 
         Args:
-            rows: The teacher's rows and their labels, all of them, some at a time.
-            sequences: Number of the sequence of each row, [R] int64; None: all are of one.
+            rows: All teacher rows with their labels, in chunks.
+            sequences: Sequence index of each row, [R] int64. None treats all rows as one sequence.
         """
         if self.of_sequence is None:
             return None
@@ -113,43 +114,46 @@ class Distillation:
         return (sums / counts.clamp_min(1))[places]
 
     def _completed(self, teacher: AnyRows, labels: Tensor) -> Tensor:
-        """Return the teacher's logits as the divergence sees them, at its temperature."""
+        """Return the teacher's logits, completed and refined as for the divergence, [R, C]."""
         if are_drawn(teacher):
-            raise self._draws_will_not_do()
+            raise self._draws_error()
         if not isinstance(teacher, Tensor):
             (temperature,) = self.temperatures
             assert isinstance(temperature, float | int)
             teacher = cast("Rows", teacher).at(temperature)
-        teacher = wide(teacher.detach())
+        teacher = upcast(teacher.detach())
         return teacher if self.refine is None else self.refine(teacher, labels)
 
     def _of_draws(self, student: Tensor, rows: DrawnRows, labels: Tensor) -> Tensor:
-        """Evaluate with draws."""
+        """Compute the loss from sampled rows."""
         if self.not_drawn or self.drawn is None:
-            raise self._draws_will_not_do()
-        return self.drawn(wide(student), rows, labels)
+            raise self._draws_error()
+        return self.drawn(upcast(student), rows, labels)
 
-    def _draws_will_not_do(self) -> InputError:
-        return InputError(f"rows of draws will not do: {self.not_drawn}")
+    def _draws_error(self) -> InputError:
+        return InputError(f"the loss cannot be computed from sampled rows: {self.not_drawn}")
 
     @property
     def other_temperature(self) -> float | None:
-        """A temperature other than 1 at which the teacher's probabilities are read, or None."""
+        """A temperature other than 1 that is applied to the teacher's logits, or None."""
         bound = {**getattr(self.divergence, "keywords", {}), **getattr(self.refine, "keywords", {})}
         read = [*self.temperatures, *(value for name, value in bound.items() if name.endswith("_temperature"))]
         return next((one for one in read if isinstance(one, int | float) and one != 1), None)
 
     def _of_rows(self, student: Tensor, rows: Rows, labels: Tensor, switches: Mapping[str, bool]) -> Tensor:
-        """Evaluate with rows completed for each temperature in turn."""
+        """Compute the loss from top-k rows, completed for each temperature."""
         if self.every_class:
-            raise InputError(f"rows of which the largest were kept will not do: {self.every_class}")
-        student, values = wide(student), []
+            raise InputError(f"the loss cannot be computed from top-k rows: {self.every_class}")
+        student, values = upcast(student), []
         for temperature in self.temperatures or (1.0,):
             assert isinstance(temperature, float | int)  # see every_class
             teacher = rows.at(temperature, student if self.bucket else None).to(student.dtype)
             if self.refine is not None:
                 teacher = self.refine(teacher, labels)
             more: dict[str, Any] = {**switches, **({"temperature": temperature} if self.temperatures else {})}
+            if self.bucket and self.unranked:
+                below = torch.full_like(teacher, -torch.inf)  # the bucket ranks below the kept classes
+                more["order"] = below.scatter(1, rows.ids, rows.values.to(teacher.dtype))
             value = self.divergence(student, teacher, labels, **more)
             if self.unranked:
                 other = self.divergence(student, teacher, labels, **{**more, **self.unranked})
@@ -160,19 +164,19 @@ class Distillation:
     def of_condensed(
         self, student: CondensedStudent, rows: Rows, labels: Tensor, switches: Mapping[str, bool]
     ) -> Tensor:
-        """Return what `__call__` does, [B], from condensed rows; `condensed` and rows of the largest are needed.
+        """Return the loss from condensed rows, [B], equal to that of `__call__`. Requires `condensed` and top-k rows.
 
         Args:
-            student: Whose classes that stand alone are those of the rows and one more (see `CondensedTeacher.beside`).
-            rows: The teacher's.
-            labels: True classes, [B] int64, each among those that stand alone.
-            switches: Boolean parameters of the divergence that change over a training.
+            student: Condensed student rows, with the explicit classes of `rows` and one more (see `CondensedTeacher.matching`).
+            rows: Teacher rows.
+            labels: True class of each row, [B] int64; must be an explicit class.
+            switches: Boolean parameters of the divergence that change during training.
         """
         assert self.condensed is not None
         values = []
         for temperature in self.temperatures:
             assert isinstance(temperature, float | int)  # see every_class
-            teacher = CondensedTeacher.beside(student, rows, labels, temperature, bucket=self.bucket)
+            teacher = CondensedTeacher.matching(student, rows, labels, temperature, bucket=self.bucket)
             if self.refine is not None:
                 teacher = teacher.with_kept(self.refine(teacher.kept, teacher.labels, teacher.rest))
             more: dict[str, Any] = {**switches, "temperature": temperature}
@@ -185,7 +189,7 @@ class Distillation:
     def _at(
         self, chosen: Any, student: Tensor, teacher: Tensor, labels: Tensor, switches: Mapping[str, bool]
     ) -> Tensor:
-        """Evaluate at one temperature; where the student has its own, its logits are brought to the teacher's."""
+        """Compute the loss at one temperature; if the student's differs, rescale its logits to the teacher's temperature."""
         if not callable(chosen):
             return self.divergence(student, teacher, labels, temperature=chosen, **switches)
         of_student, of_teacher = chosen(student, teacher)
@@ -194,19 +198,19 @@ class Distillation:
         return self.divergence(student, teacher, labels, temperature=of_teacher, **switches)
 
     def refined_rows(self, teacher: AnyRows, labels: Tensor) -> Tensor | None:
-        """Say which rows of a batch the label changed: [B] bool, or None where labels change nothing."""
-        acts_on = self.acts_on if self.refine is None else wrong
+        """Return which rows of a batch were changed by the label, [B] bool, or None if the method changes none."""
+        acts_on = self.acts_on if self.refine is None else misclassified
         if acts_on is None or are_drawn(teacher):
             return None
-        # any temperature has the same order
+        # the ranking is the same at any temperature
         return acts_on(teacher if isinstance(teacher, Tensor) else cast("Rows", teacher).at(1.0), labels)
 
     def refined_of_condensed(self, rows: Rows, labels: Tensor) -> Tensor | None:
-        """Return what `refined_rows` does, without completing the rows; each label must be among their classes."""
-        acts_on = self.acts_on if self.refine is None else wrong
+        """Return the same as `refined_rows` without completing the rows; each label must be among their classes."""
+        acts_on = self.acts_on if self.refine is None else misclassified
         if acts_on is None:
             return None
-        ids = with_first_of_the_rest(rows.ids)
+        ids = with_first_unlisted(rows.ids)
         alone = torch.searchsorted(ids, rows.ids)
         teacher = rows.rest_logit(1.0).expand_as(ids).scatter(1, alone, rows.values)
         return acts_on(teacher, torch.searchsorted(ids, labels[:, None]).squeeze(1))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from logitcache.methods._ops import Labels, Logits, PerSample, Share, Temperature, log_probs, mix, squared
+from logitcache.methods._ops import Fraction, Labels, Logits, PerSample, Temperature, log_probs, mix, squared
 from logitcache.methods.condensed import CondensedStudent, CondensedTeacher, RestTerm
 
 __all__ = [
@@ -27,46 +27,46 @@ __all__ = [
 
 
 def reverse_kl(student: Logits, teacher: Logits, labels: Labels, *, temperature: Temperature = 1.0) -> PerSample:
-    """Put the student where the teacher has mass, rather than everywhere it has some.
+    """Concentrate the student on the teacher's modes (mode-seeking), instead of covering all of its mass.
 
         RKL = T² KL( q || p )                                              q = softmax(s / T),  p = softmax(z / T)
 
     Args:
-        student: Scores of the model being trained, [B, C].
-        teacher: Scores of the teacher, [B, C].
+        student: Student logits, [B, C].
+        teacher: Teacher logits, [B, C].
         labels: Not used.
-        temperature: T.
+        temperature: T, which divides both sets of logits.
 
     Returns:
-        [B]; zero where student and teacher agree up to a constant.
+        Loss of each row, [B]; 0 if student and teacher logits differ by a constant.
 
     Departures:
-        The paper distils language models, at T = 1 and without cross-entropy: preset `language`. The weights and T = 4 are KD's.
+        The paper distills language models at T = 1 and without cross-entropy (preset `language`). The weights and T = 4 are from KD.
     """
     del labels
     return squared(temperature) * _reverse_kl(log_probs(teacher, temperature), log_probs(student, temperature)).sum(-1)
 
 
 def jsd(
-    student: Logits, teacher: Logits, labels: Labels, *, skew: Share = 0.9, temperature: Temperature = 1.0
+    student: Logits, teacher: Logits, labels: Labels, *, skew: Fraction = 0.9, temperature: Temperature = 1.0
 ) -> PerSample:
-    """Compare both with their mixture.
+    """Compare student and teacher with their mixture.
 
         JSD = T² ( skew · KL(q || m) + (1 - skew) · KL(p || m) ),   m = (1 - skew) p + skew q
 
     Args:
-        student: Scores of the model being trained, [B, C].
-        teacher: Scores of the teacher, [B, C].
+        student: Student logits, [B, C].
+        teacher: Teacher logits, [B, C].
         labels: Not used.
-        skew: λ, share of the student in the mixture.
-        temperature: T.
+        skew: λ, fraction of the student in the mixture.
+        temperature: T, which divides both sets of logits.
 
     Returns:
-        [B]; zero where student and teacher agree up to a constant, and bounded by T² ln 2.
+        Loss of each row, [B]; 0 if student and teacher logits differ by a constant, and at most T² ln 2.
 
     Departures:
-        The paper distils language models, at T = 1 and without cross-entropy: preset `language`. T = 4 is KD's. The weight is
-        eleven times KD's, because close to agreement JSD is skew (1 - skew), 0.09, of KL.
+        The paper distills language models at T = 1 and without cross-entropy (preset `language`). T = 4 is from KD. The weight is
+        eleven times KD's, because near agreement JSD is skew (1 - skew) = 0.09 times KL.
     """
     del labels
     log_p, log_q = log_probs(teacher, temperature), log_probs(student, temperature)
@@ -74,25 +74,25 @@ def jsd(
 
 
 def skew_kl(
-    student: Logits, teacher: Logits, labels: Labels, *, skew: Share = 0.1, temperature: Temperature = 1.0
+    student: Logits, teacher: Logits, labels: Labels, *, skew: Fraction = 0.1, temperature: Temperature = 1.0
 ) -> PerSample:
-    """KL whose ratio is bounded: some of the teacher is mixed into the student.
+    """Compute KL with some of the teacher mixed into the student, which bounds the ratio.
 
         SKL = T² KL( p || skew · p + (1 - skew) q )
 
     Args:
-        student: Scores of the model being trained, [B, C].
-        teacher: Scores of the teacher, [B, C].
+        student: Student logits, [B, C].
+        teacher: Teacher logits, [B, C].
         labels: Not used.
-        skew: λ, share of the teacher in the mixture.
-        temperature: T.
+        skew: λ, fraction of the teacher in the mixture.
+        temperature: T, which divides both sets of logits.
 
     Returns:
-        [B]; zero where student and teacher agree up to a constant.
+        Loss of each row, [B]; 0 if student and teacher logits differ by a constant.
 
     Departures:
-        The release drops the teacher's entropy, a constant. The paper distils language models, at T = 1 and without cross-entropy:
-        preset `language`. The weights and T = 4 are KD's.
+        The release drops the teacher's entropy, a constant. The paper distills language models at T = 1 and without cross-entropy
+        (preset `language`). The weights and T = 4 are from KD.
     """
     del labels
     log_p, log_q = log_probs(teacher, temperature), log_probs(student, temperature)
@@ -100,24 +100,24 @@ def skew_kl(
 
 
 def skew_reverse_kl(
-    student: Logits, teacher: Logits, labels: Labels, *, skew: Share = 0.1, temperature: Temperature = 1.0
+    student: Logits, teacher: Logits, labels: Labels, *, skew: Fraction = 0.1, temperature: Temperature = 1.0
 ) -> PerSample:
-    """Reverse KL whose ratio is bounded: some of the student is mixed into the teacher.
+    """Compute reverse KL with some of the student mixed into the teacher, which bounds the ratio.
 
         SRKL = T² KL( q || (1 - skew) p + skew · q )
 
     Args:
-        student: Scores of the model being trained, [B, C].
-        teacher: Scores of the teacher, [B, C].
+        student: Student logits, [B, C].
+        teacher: Teacher logits, [B, C].
         labels: Not used.
-        skew: λ, share of the student in the mixture.
-        temperature: T.
+        skew: λ, fraction of the student in the mixture.
+        temperature: T, which divides both sets of logits.
 
     Returns:
-        [B]; zero where student and teacher agree up to a constant.
+        Loss of each row, [B]; 0 if student and teacher logits differ by a constant.
 
     Departures:
-        The paper distils language models, at T = 1 and without cross-entropy: preset `language`. The weights and T = 4 are KD's.
+        The paper distills language models at T = 1 and without cross-entropy (preset `language`). The weights and T = 4 are from KD.
     """
     del labels
     log_p, log_q = log_probs(teacher, temperature), log_probs(student, temperature)
@@ -127,30 +127,30 @@ def skew_reverse_kl(
 def reverse_kl_condensed(
     student: CondensedStudent, teacher: CondensedTeacher, *, temperature: float = 1.0
 ) -> PerSample:
-    """Evaluate `reverse_kl` on condensed rows: [B]."""
+    """Compute `reverse_kl` from condensed rows, [B]."""
     return _condensed(_reverse_kl, _reverse_kl_of_rest, student, teacher, temperature)
 
 
 def jsd_condensed(
-    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.9, temperature: float = 1.0
+    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Fraction = 0.9, temperature: float = 1.0
 ) -> PerSample:
-    """Evaluate `jsd` on condensed rows: [B]."""
+    """Compute `jsd` from condensed rows, [B]."""
     term, of_rest = functools.partial(_jsd, skew=skew), functools.partial(_jsd_of_rest, skew=skew)
     return _condensed(term, of_rest, student, teacher, temperature)
 
 
 def skew_kl_condensed(
-    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.1, temperature: float = 1.0
+    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Fraction = 0.1, temperature: float = 1.0
 ) -> PerSample:
-    """Evaluate `skew_kl` on condensed rows: [B]."""
+    """Compute `skew_kl` from condensed rows, [B]."""
     term, of_rest = functools.partial(_skew_kl, skew=skew), functools.partial(_skew_kl_of_rest, skew=skew)
     return _condensed(term, of_rest, student, teacher, temperature)
 
 
 def skew_reverse_kl_condensed(
-    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Share = 0.1, temperature: float = 1.0
+    student: CondensedStudent, teacher: CondensedTeacher, *, skew: Fraction = 0.1, temperature: float = 1.0
 ) -> PerSample:
-    """Evaluate `skew_reverse_kl` on condensed rows: [B]."""
+    """Compute `skew_reverse_kl` from condensed rows, [B]."""
     term, of_rest = (
         functools.partial(_skew_reverse_kl, skew=skew),
         functools.partial(_skew_reverse_kl_of_rest, skew=skew),
@@ -165,11 +165,18 @@ def _condensed(
     teacher: CondensedTeacher,
     temperature: float,
 ) -> PerSample:
-    """Sum a class's term over those that stand alone and, each with its own share of the student, over the rest."""
+    """Sum a divergence's term over the explicit classes and over the rest.
+
+    With a bucket, p / q is the same for every class in the rest, so the whole rest contributes the term of a single class.
+    """
+    if teacher.bucket:
+        return temperature**2 * term(teacher.log_probs(temperature), student.log_probs(temperature)).sum(-1)
     scores = teacher.scores(temperature)
     total = scores.logsumexp(1, keepdim=True)
     alone = term((scores - total)[:, :-1], student.log_probs(temperature)[:, :-1]).sum(-1)
-    return temperature**2 * (alone + student.over_rest(of_rest, teacher.level / temperature - total, temperature))
+    return temperature**2 * (
+        alone + student.sum_over_rest(of_rest, teacher.rest_logit / temperature - total, temperature)
+    )
 
 
 def _reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -189,12 +196,12 @@ def _skew_reverse_kl(log_p: Tensor, log_q: Tensor, *, skew: float) -> Tensor:
     return log_q.exp() * (log_q - mix(log_q, log_p, skew))
 
 
-# The same terms where every class has the same p, as `RestTerm`: with m the mixture, their derivatives by log q are
+# The same terms as `RestTerm`, for classes that all have the same p. With m the mixture, their derivatives with respect to log q are
 #
 #     reverse KL       q (log q - log p) + q                       JSD        skew · q (log q - log m)
 #     skew KL          -p (1 - skew) q / m                         skew RKL   q (log q - log m) + q (1 - skew) p / m
 #
-# Mixtures are formed without logarithms: one exponential and one logarithm a class, of which the latter costs most.
+# Mixtures are formed without logarithms, so each class takes one exponential and one logarithm, which costs the most.
 
 
 def _reverse_kl_of_rest(log_p: Tensor, log_q: Tensor, slope: Tensor, spare: Tensor) -> None:
@@ -232,5 +239,5 @@ def _skew_reverse_kl_of_rest(log_p: Tensor, log_q: Tensor, slope: Tensor, spare:
 
 
 def _positive(p: Tensor) -> Tensor:
-    """Return probabilities that are 0 as the smallest number above, so that a mixture with them has a logarithm."""
+    """Replace zero probabilities by the smallest positive number, so that the logarithm of a mixture is finite."""
     return p.clamp_min(torch.finfo(p.dtype).tiny)

@@ -1,7 +1,7 @@
-"""What to expect of a method: test accuracies that were measured on two small tasks (`expected.json`), written by benchmarks/expected.py.
+"""Test accuracy of each method on two small tasks, from `expected.json`, which benchmarks/expected.py writes.
 
-A gap between two methods is the mean over seeds of the difference; its error is the standard error of that. A gap below twice its error
-is within the noise: another set of seeds may turn it round.
+The gap between two methods is the mean difference over seeds, and its error is the standard error of that mean. A gap below twice its
+error is within the noise: other seeds may reverse it.
 """
 
 import functools
@@ -13,18 +13,18 @@ from typing import Any
 
 __all__ = ["Expected", "Gap", "Task", "expected_of", "expected_tasks", "variants_of"]
 
-_NOISE = 2  # standard errors within which a gap says nothing
+_NOISE = 2  # standard errors below which a gap is noise
 _BASES = ("ce", "kd")
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task on which methods were measured.
+    """A task on which methods are measured.
 
     Attributes:
         name: Short name.
         title: Teacher, student and data in one line.
-        about: Conditions and commands to repeat it.
+        about: Conditions, and commands to reproduce it.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """How much more accurate a method is than another one.
+    """Accuracy gap between two methods.
 
     Attributes:
-        points: Difference of the mean accuracies in percentage points.
-        error: Standard error of it; None if it is not known.
+        points: Difference of mean accuracies in percentage points.
+        error: Standard error of the difference in percentage points; None if unknown.
     """
 
     points: float
@@ -46,7 +46,7 @@ class Gap:
 
     @property
     def is_noise(self) -> bool:
-        """Whether other seeds may turn it round."""
+        """Whether the gap is within the noise, so that other seeds may reverse it."""
         return self.error is None or abs(self.points) < _NOISE * self.error
 
     def __str__(self) -> str:
@@ -56,15 +56,15 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a method did on a task.
+    """Measured accuracy of a method on a task.
 
     Attributes:
         task: The task.
-        changes: Settings that differ from the method's defaults, as `nu=0`; empty for the defaults.
-        seeds: Number of runs.
+        changes: Settings that differ from the method's defaults, e.g. `nu=0`; empty for the defaults.
+        seeds: Number of seeds.
         accuracy: Mean test accuracy after the last epoch, in percent.
-        deviation: Sample standard deviation over seeds, in percentage points; None if there is one seed.
-        over: Gaps to `ce` and to `kd`, as far as these are other methods.
+        deviation: Sample standard deviation over seeds, in percentage points; None for a single seed.
+        over: Gaps to `ce` and to `kd`, without the method itself.
     """
 
     task: Task
@@ -76,7 +76,7 @@ class Expected:
 
     @property
     def is_below_ce(self) -> bool:
-        """Whether it is less accurate than labels alone by more than the noise."""
+        """Whether the method is less accurate than labels alone by more than the noise."""
         return "ce" in self.over and self.over["ce"].points < 0 and not self.over["ce"].is_noise
 
     def __str__(self) -> str:
@@ -92,17 +92,17 @@ def _content() -> dict[str, Any]:
 
 
 def expected_tasks() -> list[Task]:
-    """Return the tasks."""
+    """Return the tasks on which methods are measured."""
     return [Task(name, task["title"], task["about"]) for name, task in _content().items()]
 
 
 def expected_of(method: str) -> list[Expected]:
-    """Return what a method did with its defaults on each task that it was measured on."""
+    """Return the results of a method with its default settings, one per task."""
     return [one for one in _measured(method) if not one.changes]
 
 
 def variants_of(method: str) -> list[Expected]:
-    """Return what a method did with other settings, task by task."""
+    """Return the results of a method with other settings, task by task."""
     return [one for one in _measured(method) if one.changes]
 
 

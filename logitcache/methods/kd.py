@@ -14,40 +14,40 @@ __all__ = ["kd", "kd_condensed", "kd_drawn"]
 def kd(student: Logits, teacher: Logits, labels: Labels, *, temperature: Temperature = 4.0) -> PerSample:
     """Match the teacher's softened distribution.
 
-        KD = T² KL( softmax(z / T) || softmax(s / T) )                     (Section 2; T² keeps the gradient's size)
+        KD = T² KL( softmax(z / T) || softmax(s / T) )                     (Section 2; T² keeps gradients independent of T)
 
     Args:
-        student: Scores of the model being trained, [B, C].
-        teacher: Scores of the teacher, [B, C].
+        student: Student logits, [B, C].
+        teacher: Teacher logits, [B, C].
         labels: Not used.
-        temperature: T, divides both sets of scores; mdistiller takes 4 for CIFAR-100 and 1 for ImageNet.
+        temperature: T, which divides both sets of logits; mdistiller uses 4 for CIFAR-100 and 1 for ImageNet.
 
     Returns:
-        [B]; zero where student and teacher agree up to a constant.
+        Loss of each row, [B]; 0 if student and teacher logits differ by a constant.
     """
     del labels
     return squared(temperature) * kl(log_probs(teacher, temperature), log_probs(student, temperature))
 
 
 def kd_condensed(student: CondensedStudent, teacher: CondensedTeacher, *, temperature: float = 4.0) -> PerSample:
-    """Evaluate `kd` on condensed rows: [B]."""
+    """Compute `kd` from condensed rows, [B]."""
     return temperature**2 * kl_of_condensed(student, teacher, temperature)
 
 
 def kd_drawn(student: Logits, rows: DrawnRows, labels: Labels) -> PerSample:
-    """Evaluate `kd` at temperature 1 on draws of the teacher's distribution.
+    """Estimate `kd` at temperature 1 from samples of the teacher's distribution.
 
-        - Σ_draws t_j log softmax(s)_{c_j} - H(p)                 t_j = p / (N q), 1 / N where draws are from p itself
+        - Σ_samples t_j log softmax(s)_{c_j} - H(p)               t_j = p / (N q), or 1 / N when sampling from p itself
 
-    Value and gradient have those of `kd` as their expectation over draws (Sparse Logit Sampling, arXiv 2503.16870).
+    Value and gradient are unbiased estimates of those of `kd` (Sparse Logit Sampling, arXiv 2503.16870).
 
     Args:
-        student: Scores of the model being trained, [B, C].
-        rows: Draws, N for each row.
+        student: Student logits, [B, C].
+        rows: Sampled teacher rows, N samples each.
         labels: Not used.
 
     Returns:
-        [B]; below zero where the draws happen to fall on classes that the student finds likely.
+        Loss of each row, [B]; negative if the samples happen to fall on classes that the student finds likely.
     """
     del labels
     log_q = log_probs(student, 1.0).gather(-1, rows.ids)

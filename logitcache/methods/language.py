@@ -1,4 +1,4 @@
-"""How methods are used on language models where nobody says it."""
+"""Default settings of methods for language models."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ _PRESET = "language"
 
 
 def language_settings(name: str, *, largest_alone: bool) -> dict[str, Any]:
-    """Return the settings with which a method is used on language models, in the words of `get_loss`.
+    """Return the default settings of a method for language models, as keyword arguments of `get_loss`.
 
-    It is used with its preset for them, or at temperature 1; and where it can, it counts the classes that rows of the largest leave
-    over as one.
+    These are the method's preset `language`, or temperature 1 if it has none, and a bucket for the classes that top-k rows drop if the
+    method supports it.
 
     Args:
-        name: Name of a method; one that is not in the table has no such settings.
-        largest_alone: Whether rows keep the largest logits alone.
+        name: Name of a method; the result is empty if it is not in the table.
+        largest_alone: Whether rows keep only the largest logits.
     """
     method = METHODS.get(name)
     if method is None or method.divergence is None:

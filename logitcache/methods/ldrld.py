@@ -10,8 +10,8 @@ from logitcache.methods._ops import (
     Labels,
     Logits,
     PerSample,
+    PositiveInt,
     Temperature,
-    Whole,
     binary_kl,
     kl,
     log_probs,
@@ -29,29 +29,29 @@ def ldrld(
     *,
     alpha: float = 10.5,
     beta: float = 7.0,
-    depth: Whole = 7,
+    depth: PositiveInt = 7,
     temperature: Temperature = 4.0,
 ) -> PerSample:
-    """Match the student's own first classes pair by pair, all of them together, and the rest apart.
+    """Match the student's top classes pairwise and together, and the remaining classes separately.
 
-        w_ij  = 2 exp(-0.05 (i + j)) / (|i - j| + 1.5)                           i, j: ranks among the student's first d, from 1
-        LOCAL = mean over the d (d - 1) / 2 pairs, weighed by w_ij, and the d together, weight 1, of KL( p_set || q_set )
-        LDRLD = T² (alpha · LOCAL + beta · KL( p_rest || q_rest ))               each set renormalised by itself
+        w_ij  = 2 exp(-0.05 (i + j)) / (|i - j| + 1.5)                           i, j: ranks among the student's top d, from 1
+        LOCAL = mean of KL( p_set || q_set ) over the d (d - 1) / 2 pairs, weighted by w_ij, and the set of all d, weight 1
+        LDRLD = T² (alpha · LOCAL + beta · KL( p_rest || q_rest ))               each set is renormalized separately
 
     Args:
-        student: Scores of the model being trained, [B, C]; it chooses the classes.
-        teacher: Scores of the teacher, [B, C].
+        student: Student logits, [B, C], which select the top classes.
+        teacher: Teacher logits, [B, C].
         labels: Not used.
         alpha: Weight of the local terms.
-        beta: Weight of the rest.
-        depth: d; at most C.
-        temperature: T.
+        beta: Weight of the remaining classes.
+        depth: Number of top classes d, at most C.
+        temperature: T, which divides both sets of logits.
 
     Returns:
-        [B]; zero where student and teacher agree up to a constant.
+        Loss of each row, [B]; 0 if student and teacher logits differ by a constant.
     """
     del labels
-    chosen = student.detach().topk(min(depth, student.shape[1]), -1).indices  # [B, d], first the largest
+    chosen = student.detach().topk(min(depth, student.shape[1]), -1).indices  # [B, d], largest first
     s, z = student / temperature, teacher / temperature
     first_s, first_z = s.gather(1, chosen), z.gather(1, chosen)
     i, j = torch.triu_indices(chosen.shape[1], chosen.shape[1], 1, device=student.device)  # [pairs], ranks from 0

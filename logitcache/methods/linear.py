@@ -1,8 +1,8 @@
-"""An objective from hidden states and the last layer, without the matrix of all logits.
+"""Fused linear objective: compute an objective from hidden states and the last layer without materializing all logits.
 
-Rows are projected a few hundred at a time. What is asked of their logits, and the gradient with respect to them, is computed at once, and
-the gradient goes on to the hidden states and the layer before the next rows are projected: one projection a row, and never [R, C] in
-memory. (Liger Kernel computes cross-entropy so, Hsu et al. 2024, arXiv 2410.10989.)
+Rows are projected in chunks of a few hundred. The loss of a chunk and its gradient with respect to the logits are computed immediately,
+and the gradient is propagated to the hidden states and the layer before the next chunk. Each row is projected once, and [R, C] is never
+in memory. (Liger Kernel does the same for cross-entropy; Hsu et al. 2024, arXiv 2410.10989.)
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from logitcache.errors import InputError
 from logitcache.methods._ops import PerSample
-from logitcache.methods.condensed import CondensedStudent, Rooms, with_first_of_the_rest
+from logitcache.methods.condensed import CondensedStudent, Workspace, with_first_unlisted
 from logitcache.methods.method import AnyRows, DrawnRows, MethodLike, Rows, are_drawn
 from logitcache.methods.objective import Objective, Terms, make_objective
 
@@ -28,10 +28,10 @@ class Head(Protocol):
     """The last layer of a language model: logits = cap(scale · (hidden · weightᵀ + bias)), cap(x) = soft_cap · tanh(x / soft_cap).
 
     Attributes:
-        weight: [V', H].
-        bias: [V'], or None.
-        scale: Number that logits are multiplied by.
-        soft_cap: Largest size of a logit, or None.
+        weight: Weights, [V', H].
+        bias: Biases, [V'], or None.
+        scale: Factor applied to the logits.
+        soft_cap: Bound on the absolute value of a logit, or None.
     """
 
     @property
@@ -40,30 +40,29 @@ class Head(Protocol):
 
     @property
     def bias(self) -> Tensor | None:
-        """Biases, [V']."""
+        """Biases, [V'], or None."""
 
     @property
     def scale(self) -> float:
-        """Number that logits are multiplied by."""
+        """Factor applied to the logits."""
 
     @property
     def soft_cap(self) -> float | None:
-        """Largest size of a logit."""
+        """Bound on the absolute value of a logit, or None."""
 
 
 TeacherLogits = AnyRows | Callable[[Tensor], AnyRows]
-"""The teacher's logits [R, C]; rows of which the largest were kept, or draws; or a function that takes positions [r] int64 and returns
-such rows."""
+"""The teacher's logits [R, C], top-k rows or sampled rows; or a function that takes row positions [r] int64 and returns any of these."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinearTerms(Terms):
-    """An objective's value, and counts of what its logits show; 0-dim each.
+    """Terms of an objective, and counts from the student's logits; 0-dim each.
 
     Attributes:
         right: Number of rows whose largest logit is the label's.
-        agreed: Number of rows whose largest logit is of the class of the teacher's largest; NaN without a teacher.
-        rows: Number of rows that counted.
+        agreed: Number of rows on which student and teacher have the same largest logit; NaN without a teacher.
+        rows: Number of rows in the loss.
     """
 
     right: Tensor
@@ -84,34 +83,36 @@ def linear_loss(
     chunk_rows: int = 256,
     sequences: Tensor | None = None,
 ) -> LinearTerms:
-    """Evaluate an objective from a student's hidden states; its value and gradients are those of all logits at once.
+    """Compute an objective from a student's hidden states, with the value and gradients of the unfused computation.
 
         logits = hidden · weightᵀ + bias,    total = Objective(logits, teacher, labels)
 
-    The gradients of hidden states, weight and bias are computed on the way, where autograd asks for them, and `backward` multiplies
-    them by what comes from above. It may be called once.
+    The gradients of hidden states, weight and bias are computed in the forward pass if autograd needs them, and `backward` scales them
+    by the incoming gradient. `backward` can be called only once.
 
-    With rows of which the largest were kept, most methods (those with a `condensed` form in `METHODS`) never complete a row. All others,
-    full rows and functions of your own are evaluated on the completed rows of a chunk; a method that couples the rows of a batch couples
-    those of a chunk there, so that its value depends on `chunk_rows`; one that couples the rows of a sequence does not.
+    For top-k rows, most methods (those with a `condensed` form in `METHODS`) never complete a row. Other methods, full rows and custom
+    functions are evaluated on the completed rows of a chunk. A method that couples the rows of a batch then couples the rows of a chunk,
+    so its value depends on `chunk_rows`; a method that couples the rows of a sequence does not depend on it.
 
     Args:
-        method: An objective of `make_objective`, or a method with the weights of its paper (see `find_method`).
-        hidden: [R, H]; half precision is projected as it is, and everything after that is computed in float32.
-        head: The last layer, or its weight alone, [V', H].
-        teacher: The teacher's rows in the order of `hidden` (see `TeacherLogits`); None where labels alone are learned.
-        labels: Class of each row, [R] int64; rows with -100 do not count, and are not projected.
-        bias: Of the last layer, [V'], where `head` is a weight.
-        classes: C: columns of the layer beyond it get no probability and no gradient. None: the teacher's, or all columns.
-        progress: Share of the training that will be over, in (0, 1].
-        chunk_rows: Rows that are projected at a time.
-        sequences: Number of the sequence of each row, [R] int64, for methods that couple the rows of a sequence; None: all are of one.
+        method: Objective from `make_objective`, or a method with the weights of its paper (see `find_method`).
+        hidden: Hidden states, [R, H]; projected in their own dtype, with everything after that in float32 or wider.
+        head: Last layer, or only its weight, [V', H].
+        teacher: Teacher rows in the order of `hidden` (see `TeacherLogits`), or None to train on labels alone.
+        labels: Class of each row, [R] int64; rows labeled -100 are ignored and not projected.
+        bias: Bias of the last layer, [V'], if `head` is a weight.
+        classes: Number of classes C; further columns of the layer get no probability and no gradient. Defaults to the teacher's number
+            of classes, or else to all columns.
+        progress: Fraction of the training done after this step, in (0, 1].
+        chunk_rows: Number of rows to project at a time.
+        sequences: Sequence index of each row, [R] int64, for methods that couple the rows of a sequence. None treats all rows as one
+            sequence.
 
     Returns:
-        The terms; only `total` has a gradient. Without rows that count they are 0.
+        The terms; only `total` has a gradient. They are 0 if every row is ignored.
 
     Raises:
-        InputError: Shapes, dtypes or labels that do not fit; or a method that these rows will not do for.
+        InputError: If shapes, dtypes or labels do not match, or if the method cannot be computed from these rows.
     """
     objective = method if isinstance(method, Objective) else make_objective(method, {})
     layer = _Layer.of(head, bias)
@@ -121,9 +122,9 @@ def linear_loss(
     classes = classes or known or len(layer.weight)
     _refuse_misfits(hidden, layer, teacher, labels, classes, known, chunk_rows)
     positions = (labels != IGNORED).nonzero().squeeze(1)
-    named = None  # asked once where it can be: on a GPU every answer waits for the device
+    named = None  # checked once if possible: each check synchronizes a GPU
     if teacher is not None and not isinstance(teacher, Tensor) and not callable(teacher):
-        named = not are_drawn(teacher) and _are_named(labels, teacher)
+        named = not are_drawn(teacher) and _labels_are_kept(labels, teacher)
     task = _Task(objective, layer, teacher, labels, positions, classes, progress, chunk_rows, named)
     task = replace(task, means=task.sequence_means(sequences))
     wanted = tuple(
@@ -134,7 +135,7 @@ def linear_loss(
 
 
 class _Layer(NamedTuple):
-    """A head as it is used here."""
+    """Parameters of the last layer."""
 
     weight: Tensor
     bias: Tensor | None
@@ -146,7 +147,9 @@ class _Layer(NamedTuple):
         if isinstance(head, Tensor):
             return cls(head, bias, 1.0, None)
         if bias is not None:
-            raise InputError("a bias was given beside a head, which has its own: give the bias with the weight alone")
+            raise InputError(
+                "bias was given together with a head, which has its own; pass bias only with a weight tensor"
+            )
         return cls(head.weight, head.bias, head.scale, head.soft_cap)
 
 
@@ -159,35 +162,37 @@ def _refuse_misfits(
     known: int | None,
     chunk_rows: int,
 ) -> None:
-    """Refuse what does not fit together.
+    """Check that shapes, dtypes and labels match.
 
     Raises:
-        InputError: Something does not.
+        InputError: If they do not.
     """
     weight, bias = layer.weight, layer.bias
     if hidden.ndim != 2 or weight.ndim != 2 or labels.shape != hidden.shape[:1] or weight.shape[1] != hidden.shape[1]:
         raise InputError(
-            f"a loss from hidden states takes them as [R, H], a weight [V, H] and labels [R], found {list(hidden.shape)}, "
+            f"linear_loss takes hidden states [R, H], a weight [V, H] and labels [R], got {list(hidden.shape)}, "
             f"{list(weight.shape)} and {list(labels.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise InputError(f"the bias of a weight {list(weight.shape)} is [{len(weight)}], found {list(bias.shape)}")
+        raise InputError(f"the bias of a weight {list(weight.shape)} must be [{len(weight)}], not {list(bias.shape)}")
     if not 1 <= classes <= len(weight):
-        raise InputError(f"the head has {len(weight):,} columns, which are no logits of {classes:,} classes")
+        raise InputError(f"classes must be between 1 and the {len(weight):,} columns of the head, not {classes:,}")
     if known is not None and known != classes:
-        raise InputError(f"the teacher's rows are of {known:,} classes, and the student's of {classes:,}")
+        raise InputError(f"teacher and student must have the same number of classes, not {known:,} and {classes:,}")
     if teacher is not None and not callable(teacher) and len(teacher) != len(labels):
-        raise InputError(f"there are {len(labels):,} rows of hidden states, and {len(teacher):,} of the teacher")
+        raise InputError(
+            f"expected a teacher row per hidden state, got {len(labels):,} hidden states and {len(teacher):,} teacher rows"
+        )
     if labels.dtype != torch.int64:
-        raise InputError(f"labels are int64, not {str(labels.dtype).removeprefix('torch.')}")
+        raise InputError(f"labels must be int64, not {str(labels.dtype).removeprefix('torch.')}")
     if bool(((labels != IGNORED) & ((labels < 0) | (labels >= classes))).any()):
-        raise InputError(f"a label is a class from 0 to {classes - 1:,}, or {IGNORED} for a row that does not count")
+        raise InputError(f"labels must be between 0 and {classes - 1:,}, or {IGNORED} for rows to ignore")
     if chunk_rows < 1:
         raise InputError(f"chunk_rows must be 1 or more, not {chunk_rows}")
 
 
 class _Values(NamedTuple):
-    """What a chunk adds up to: sums over its rows, and the gradient of the total's sum with respect to its logits."""
+    """Results of a chunk: sums over its rows, and the gradient of the summed total with respect to its logits."""
 
     sums: Tensor  # in the order of LinearTerms
     gradient: Tensor | None
@@ -198,7 +203,7 @@ _SUMS = tuple(one.name for one in fields(LinearTerms) if one.name != "rows")
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What is evaluated on the rows that count."""
+    """An objective to evaluate on all rows that are not ignored."""
 
     objective: Objective
     layer: _Layer
@@ -208,11 +213,11 @@ class _Task:
     classes: int
     progress: float
     chunk_rows: int
-    named: bool | None  # whether every label is among the classes that were kept; None asks each chunk
-    means: Tensor | None = None  # over the sequence of each row, [R], where its rows couple
+    named: bool | None  # whether every label is among the kept classes; None checks each chunk
+    means: Tensor | None = None  # means over the sequence of each row, [R], if the method couples its rows
 
     def sequence_means(self, sequences: Tensor | None) -> Tensor | None:
-        """Return what the method takes of the sequence of each row, [R]."""
+        """Return the method's means over the sequence of each row, [R], or None if it needs none."""
         loss = self.objective.loss
         if loss is None or loss.of_sequence is None or self.teacher is None or not len(self.positions):
             return None
@@ -226,21 +231,21 @@ class _Task:
         for first in range(0, len(self.positions), self.chunk_rows):
             yield self.positions[first : first + self.chunk_rows]
 
-    def evaluate(self, logits: Tensor, positions: Tensor, rooms: Rooms, *, with_gradient: bool) -> _Values:
-        """Evaluate a chunk.
+    def evaluate(self, logits: Tensor, positions: Tensor, workspace: Workspace, *, with_gradient: bool) -> _Values:
+        """Compute the objective on a chunk.
 
         Args:
-            logits: [r, C], overwritten.
-            positions: Of its rows, [r].
-            rooms: Memory for matrices of this size.
-            with_gradient: Whether the gradient with respect to the logits is wanted.
+            logits: Student logits, [r, C]; overwritten.
+            positions: Positions of the chunk's rows, [r].
+            workspace: Buffers of at least this size.
+            with_gradient: Whether to compute the gradient with respect to the logits.
         """
         teacher, labels = self._teacher_of(positions), self.labels[positions]
         if isinstance(teacher, Tensor) and self.objective.loss is not None:
             return self._completed(logits, teacher, labels, positions, with_gradient=with_gradient)
         rows = None if isinstance(teacher, Tensor) else teacher
         if self._can_be_condensed(rows, labels):
-            return self._condensed(logits, teacher, labels, rooms, with_gradient=with_gradient)
+            return self._condensed(logits, teacher, labels, workspace, with_gradient=with_gradient)
         return self._completed(logits, teacher, labels, positions, with_gradient=with_gradient)
 
     def _teacher_of(self, positions: Tensor) -> AnyRows | None:
@@ -250,16 +255,16 @@ class _Task:
         found_classes = found.shape[-1] if isinstance(found, Tensor) else found.classes
         if len(found) != len(positions) or found_classes != self.classes:
             raise InputError(
-                f"for {len(positions)} positions the teacher returned {len(found)} rows of {found_classes:,} classes; "
-                f"expected as many rows, of {self.classes:,}"
+                f"the teacher returned {len(found)} rows of {found_classes:,} classes for {len(positions)} positions; "
+                f"expected {len(positions)} rows of {self.classes:,} classes"
             )
         return found.detach() if isinstance(found, Tensor) else found
 
     def _can_be_condensed(self, rows: Rows | DrawnRows | None, labels: Tensor) -> bool:
-        """Say whether all that is asked of the logits is known of condensed rows."""
+        """Return whether the objective can be computed from condensed rows."""
         objective = self.objective
         if objective.class_weights is not None and objective.label_smoothing:
-            return False  # needs every logit with a weight of its own
+            return False  # needs every logit, each with its own weight
         if objective.loss is None or rows is None:
             return self.classes >= 2
         if (
@@ -269,18 +274,18 @@ class _Task:
             or self.classes < rows.ids.shape[1] + 2
         ):
             return False
-        return _are_named(labels, rows) if self.named is None else self.named
+        return _labels_are_kept(labels, rows) if self.named is None else self.named
 
     def _condensed(
-        self, logits: Tensor, teacher: AnyRows | None, labels: Tensor, rooms: Rooms, *, with_gradient: bool
+        self, logits: Tensor, teacher: AnyRows | None, labels: Tensor, workspace: Workspace, *, with_gradient: bool
     ) -> _Values:
-        """Evaluate a chunk from condensed rows."""
+        """Compute the objective on a chunk from condensed rows."""
         objective, loss = self.objective, self.objective.loss
         rows = None if loss is None or isinstance(teacher, Tensor) else cast("Rows | None", teacher)
         bucket = loss is not None and loss.bucket
-        ids = labels[:, None] if rows is None else rows.ids if bucket else with_first_of_the_rest(rows.ids)
+        ids = labels[:, None] if rows is None else rows.ids if bucket else with_first_unlisted(rows.ids)
         student = CondensedStudent(
-            logits, ids, rooms, top_stands_alone=rows is not None and bucket, with_gradient=with_gradient
+            logits, ids, workspace, keep_top=rows is not None and bucket, with_gradient=with_gradient
         )
         with torch.set_grad_enabled(with_gradient):
             counts = bool(objective.ce_weight) or rows is None
@@ -302,7 +307,7 @@ class _Task:
         return _Values(sums, gradient)
 
     def _cross_entropy(self, student: CondensedStudent, labels: Tensor) -> PerSample:
-        """Return the cross-entropy of each row, as `torch.nn.functional.cross_entropy` weighs and smooths it."""
+        """Return the cross-entropy of each row, [r], with the weights and smoothing of `torch.nn.functional.cross_entropy`."""
         total = student.scores(1.0).logsumexp(1)
         place = torch.searchsorted(student.ids, labels[:, None])
         value = total - student.kept.gather(1, place).squeeze(1)
@@ -322,7 +327,7 @@ class _Task:
         *,
         with_gradient: bool,
     ) -> _Values:
-        """Evaluate a chunk as a batch of its own."""
+        """Compute the objective on a chunk's completed rows, as a batch."""
         logits = logits.detach().requires_grad_(with_gradient)
         with torch.set_grad_enabled(with_gradient):
             means = None if self.means is None else self.means[positions]
@@ -336,13 +341,13 @@ class _Task:
         return _Values(torch.cat([means * len(labels), counts]), gradient)
 
 
-def _are_named(labels: Tensor, rows: Rows | DrawnRows) -> bool:
-    """Say whether the label of every row that counts is among the classes that were kept."""
+def _labels_are_kept(labels: Tensor, rows: Rows | DrawnRows) -> bool:
+    """Return whether the label of every row that is not ignored is among the kept classes."""
     return bool(((rows.ids == labels[:, None]).any(1) | (labels == IGNORED)).all())
 
 
 def _agreed(predicted: Tensor, teacher: AnyRows | None, like: Tensor) -> Tensor:
-    """Return 1 for each row whose prediction is the teacher's, [r]; NaN without a teacher."""
+    """Return 1 for each row where student and teacher predict the same class, [r]; NaN without a teacher."""
     if teacher is None:
         return torch.full_like(like, torch.nan)
     if isinstance(teacher, Tensor):
@@ -355,7 +360,7 @@ def _agreed(predicted: Tensor, teacher: AnyRows | None, like: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """Evaluates a task and its gradients in the forward pass."""
+    """Autograd function that computes a task and its gradients in the forward pass."""
 
     @staticmethod
     def forward(
@@ -374,7 +379,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, above: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise InputError(
-                "the gradients of a loss from hidden states are computed for one backward pass, and this is another"
+                "backward was called twice on a linear_loss, which keeps its gradients for one backward pass; compute the loss again"
             )
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [None if one is None else one.mul_(above).to(d) for one, d in zip(gradients, ctx.dtypes, strict=True)]
@@ -382,12 +387,14 @@ class _Linear(torch.autograd.Function):
 
 
 def _dtype_of(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    """Return the dtype of the projection."""
+    """Return the dtype in which hidden states are projected."""
     if torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64:
         return torch.get_autocast_dtype(hidden.device.type)
     if hidden.dtype != weight.dtype:
         names = [str(one.dtype).removeprefix("torch.") for one in (hidden, weight)]
-        raise InputError(f"hidden states are {names[0]} and the head's weight is {names[1]}: bring them to one dtype")
+        raise InputError(
+            f"hidden states are {names[0]} and the head's weight is {names[1]}; convert them to the same dtype"
+        )
     return hidden.dtype
 
 
@@ -399,7 +406,7 @@ def _evaluate(
     wanted: tuple[bool, bool, bool],
     dtype: torch.dtype,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Evaluate a task chunk by chunk: its terms, and gradients with respect to hidden states, weight and bias."""
+    """Compute a task chunk by chunk; return its terms and the gradients with respect to hidden states, weight and bias."""
     wide = dtype if dtype.itemsize >= 4 else torch.float32
     gradients = [
         None if one is None or not asked else torch.zeros(one.shape, dtype=wide, device=hidden.device)
@@ -409,19 +416,19 @@ def _evaluate(
     count, classes = len(task.positions), task.classes
     weight = weight[:classes].to(dtype)
     bias = None if bias is None else bias[:classes].to(dtype)
-    rooms = Rooms(min(task.chunk_rows, count), classes, hidden.device)
+    workspace = Workspace(min(task.chunk_rows, count), classes, hidden.device)
     sums = torch.zeros(len(_SUMS), dtype=wide, device=hidden.device)
     for positions in task.chunks():
         rows = hidden[positions].to(dtype)
-        logits, slope = _project(rows, weight, bias, task.layer, rooms, wide, with_slope=any(wanted))
-        found = task.evaluate(logits, positions, rooms, with_gradient=any(wanted))
+        logits, slope = _project(rows, weight, bias, task.layer, workspace, wide, with_slope=any(wanted))
+        found = task.evaluate(logits, positions, workspace, with_gradient=any(wanted))
         sums += found.sums
         if found.gradient is None:
             continue
         gradient = found.gradient if slope is None else found.gradient.mul_(slope)
         if of_bias is not None:
             of_bias[:classes] += gradient.sum(0)
-        gradient = gradient if dtype is wide else rooms.take("projected", len(rows), dtype).copy_(gradient)
+        gradient = gradient if dtype is wide else workspace.buffer("projected", len(rows), dtype).copy_(gradient)
         if of_hidden is not None:
             of_hidden[positions] = (gradient @ weight).to(wide)
         if of_weight is not None and dtype is wide:
@@ -431,7 +438,7 @@ def _evaluate(
     for one in gradients:
         if one is not None and count:
             one.div_(count)
-    means = _SUMS.index("right")  # before it; from it on they are counts
+    means = _SUMS.index("right")  # sums before this index are averaged, those from it on are counts
     return torch.cat([sums[:means] / max(count, 1), sums[means:]]), gradients
 
 
@@ -440,22 +447,22 @@ def _project(
     weight: Tensor,
     bias: Tensor | None,
     layer: _Layer,
-    rooms: Rooms,
+    workspace: Workspace,
     wide: torch.dtype,
     *,
     with_slope: bool,
 ) -> tuple[Tensor, Tensor | float | None]:
-    """Return the logits of rows, [r, C], in a room, and what their gradient is multiplied by to be that of the projection."""
-    logits = torch.mm(rows, weight.T, out=rooms.take("projected", len(rows), rows.dtype))
+    """Return the logits of rows, [r, C], in a workspace buffer, and the derivative of scale and soft cap; None if it is 1."""
+    logits = torch.mm(rows, weight.T, out=workspace.buffer("projected", len(rows), rows.dtype))
     if bias is not None:
         logits += bias
     if logits.dtype is not wide:
-        logits = rooms.take("logits", len(rows), wide).copy_(logits)
+        logits = workspace.buffer("logits", len(rows), wide).copy_(logits)
     if layer.soft_cap is None:
         return (logits, None) if layer.scale == 1 else (logits.mul_(layer.scale), layer.scale)
     logits = logits.mul_(layer.scale / layer.soft_cap).tanh_()
     slope = None
     if with_slope:  # d cap(scale x) / dx = scale (1 - tanh²)
-        slope = rooms.take("slope", len(rows), wide)
+        slope = workspace.buffer("slope", len(rows), wide)
         torch.mul(logits, logits, out=slope).sub_(1).mul_(-layer.scale)
     return logits.mul_(layer.soft_cap), slope

@@ -3,28 +3,28 @@
 Sun, Ren, Li, Wang, Cao: Logit Standardization in Knowledge Distillation. CVPR 2024. https://arxiv.org/abs/2403.01427
 """
 
-from logitcache.methods._ops import Logits, spread
+from logitcache.methods._ops import Logits, center_and_std
 
 __all__ = ["standardize"]
 
 
 def standardize(logits: Logits) -> Logits:
-    """Z-score each row, so that the student need not reach the teacher's scale.
+    """Z-score each row, so that the student need not match the scale of the teacher's logits.
 
         ẑ = (z - mean(z)) / (std(z) + 1e-7)                                    unbiased deviation over classes
         LSKD = T² KL( softmax(ẑ / T) || softmax(ŝ / T) )                       T = 2
 
-    As a plug-in (`--standardize`) it changes nothing else; the nine-fold weights of the paper are presets.
+    As a plug-in (`--standardize`) it changes nothing else; the paper's weights, nine times as large, are presets.
 
     Args:
-        logits: Scores of either network, [B, C].
+        logits: Logits of either network, [B, C].
 
     Returns:
-        [B, C]; a constant row gives zeros.
+        Z-scored logits, [B, C]; zeros for a constant row.
 
     Doubts:
-        The released logs hold weights from 3 to 18 and temperatures from 2 to 4, by the pair. The gradient of a student row
-        that is constant to within rounding is huge, as in the release: 1 / 1e-7.
+        The released logs use weights from 3 to 18 and temperatures from 2 to 4, depending on the pair of networks. As in the
+        release, a student row that is constant up to rounding has a huge gradient: 1 / 1e-7.
     """
-    centred, deviation = spread(logits)
+    centred, deviation = center_and_std(logits)
     return centred / (deviation + 1e-7)

@@ -1,4 +1,4 @@
-"""What a row of the table of methods says."""
+"""The record of a method in the table, and the types that losses take."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,22 +10,22 @@ __all__ = ["AnyRows", "DrawnRows", "LossFunction", "Method", "MethodLike", "Rows
 
 
 class Rows(Protocol):
-    """Logits of which only the largest were kept; completed for the temperature that a loss takes them at.
+    """Top-k rows: logits of which only the largest were kept, to be completed for a loss's temperature.
 
     Attributes:
-        ids: Classes that were kept, ascending, [B, K] int64.
-        values: Their logits, [B, K].
-        classes: C.
+        ids: Kept classes, ascending, [B, K] int64.
+        values: Logits of the kept classes, [B, K].
+        classes: Number of classes C.
         unranked: Rows whose label is not among the largest, [B] bool.
     """
 
     @property
     def ids(self) -> Tensor:
-        """Classes that were kept."""
+        """Kept classes, ascending, [B, K] int64."""
 
     @property
     def values(self) -> Tensor:
-        """Their logits."""
+        """Logits of the kept classes, [B, K]."""
 
     @property
     def classes(self) -> int:
@@ -33,47 +33,47 @@ class Rows(Protocol):
 
     @property
     def unranked(self) -> Tensor:
-        """Rows whose label is not among the largest."""
+        """Rows whose label is not among the largest, [B] bool."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
 
     def __getitem__(self, index: Any, /) -> "Rows":
-        """Return some of the rows."""
+        """Return the indexed rows."""
 
     def rest_logit(self, temperature: float) -> Tensor:
-        """Return the logit that each class of the rest has, where it is completed evenly for a temperature: [B, 1]."""
+        """Return the logit of each dropped class when they are completed evenly for a temperature, [B, 1]."""
 
     def at(self, temperature: float, student: Tensor | None = None) -> Tensor:
-        """Complete them: [B, C]; evenly, or as the student divides what is left."""
+        """Return completed logits, [B, C], splitting the remaining mass evenly or, with `student`, in the student's proportions."""
 
 
 class DrawnRows(Protocol):
-    """Classes that were drawn from the teacher's distribution at temperature 1, in place of logits.
+    """Sampled rows: classes sampled from the teacher's distribution at temperature 1, instead of logits.
 
     Attributes:
-        ids: Classes that were drawn, [B, N] int64; one that was drawn several times stands there as often.
-        targets: Contribution of each draw to the target of its class, [B, N]; their expectation is softmax(z).
+        ids: Sampled classes, [B, N] int64, with repetitions.
+        targets: Contribution of each sample to the target of its class, [B, N]; summed by class, their expectation is softmax(z).
         first: Class of the teacher's largest logit, [B] int64.
         entropy: Entropy of the teacher's distribution in nats, [B].
-        classes: C.
+        classes: Number of classes C.
     """
 
     @property
     def ids(self) -> Tensor:
-        """Classes that were drawn."""
+        """Sampled classes, [B, N] int64."""
 
     @property
     def targets(self) -> Tensor:
-        """What each draw adds to the target of its class."""
+        """Contribution of each sample to the target of its class, [B, N]."""
 
     @property
     def first(self) -> Tensor:
-        """Class of the teacher's largest logit."""
+        """Class of the teacher's largest logit, [B] int64."""
 
     @property
     def entropy(self) -> Tensor:
-        """Entropy of the teacher's distribution."""
+        """Entropy of the teacher's distribution in nats, [B]."""
 
     @property
     def classes(self) -> int:
@@ -81,21 +81,21 @@ class DrawnRows(Protocol):
 
     @property
     def unranked(self) -> None:
-        """Nothing: no rank is read from draws."""
+        """Always None: samples do not rank the classes."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
 
     def __getitem__(self, index: Any, /) -> "DrawnRows":
-        """Return some of the rows."""
+        """Return the indexed rows."""
 
 
 AnyRows = Tensor | Rows | DrawnRows
-"""The teacher's rows as a loss takes them: logits [R, C], logits of which the largest were kept, or draws."""
+"""The teacher's rows as a loss takes them: logits [R, C], top-k rows, or sampled rows."""
 
 
 def are_drawn(rows: Any) -> TypeGuard[DrawnRows]:
-    """Return whether a teacher's rows are draws."""
+    """Return whether a teacher's rows are sampled rows."""
     return not isinstance(rows, Tensor) and hasattr(rows, "targets")
 
 
@@ -107,42 +107,45 @@ TemperatureChoice = float | str | tuple[float | str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A method: its pieces, the paper's settings, and what it needs.
+    """A method: its pieces, its paper's settings and its requirements.
 
         objective = ce_weight · CE(student, y) + ramp · kd_weight · divergence(scale(student), scale(refine(teacher, y)), T)
 
     Attributes:
-        summary: What it does, in one line.
-        paper: Authors, venue, arXiv number.
-        divergence: `(student [B, C], teacher [B, C], labels [B], *, ...) -> [B]`, or 0-dim where `couples_batch`; None for
-            labels alone. Its keyword-only parameters are the method's.
-        condensed: The same from rows of which only the largest stand alone (`CondensedStudent`, `CondensedTeacher`), with the
-            same parameters; None where it is computed from completed rows.
-        drawn: The same from draws (`DrawnRows`) at temperature 1, `(student [B, C], rows, labels, *, ...) -> [B]`, with the same
-            parameters but the temperature; None where its gradient is not linear in the teacher's probabilities, so that draws
-            would give it a biased one.
-        source: Released code it was checked against.
-        refine: Edit of the teacher's logits by the label: None, "loca" or "swap".
+        summary: One-line description.
+        paper: Authors, venue and arXiv number.
+        divergence: `(student [B, C], teacher [B, C], labels [B], *, ...) -> [B]`, or 0-dim if `couples_batch`; None to train on
+            labels alone. Its keyword-only parameters are the method's hyperparameters.
+        condensed: Same divergence for condensed rows (`CondensedStudent`, `CondensedTeacher`), with the same parameters; None if it
+            is computed from completed rows.
+        drawn: Same divergence for sampled rows (`DrawnRows`) at temperature 1, `(student [B, C], rows, labels, *, ...) -> [B]`, with
+            the same parameters except the temperature; None if its gradient is not linear in the teacher's probabilities, in which
+            case samples would bias it.
+        source: Released code that the method was checked against.
+        refine: Label-aware edit of the teacher's logits: None, "loca" or "swap".
         standardize: Whether both networks' logits are z-scored.
-        temperature: A number, several (summed over), "adaptive" or "deviation"; None is the divergence's own default.
+        temperature: A number, several numbers (the loss is summed over them), "adaptive" or "deviation"; None for the divergence's
+            default.
         ce_weight: Weight of cross-entropy.
         kd_weight: Weight of the divergence.
-        warmup: Share of the training over which that weight grows from 0.
-        begins: Boolean parameters of the divergence that turn true after a share of the training.
-        needs: What the divergence needs from a cache: "labels", "top-k" or "every class". Z-scores and temperatures by row
-            need every class whatever the divergence needs; `describe` reports both together.
-        couples_batch: Whether rows of a batch see each other, so that the result depends on its size.
-        pairs_views: Whether the paper sums the objective over a weak and a strong view of every image.
-        of_sequence: `(teacher [B, C], *, ...) -> [B]` with the divergence's parameters: a number of each teacher row whose mean over the
-            row's sequence the divergence takes as `means`; None where rows of a sequence do not couple.
-        takes_bucket: Whether it is a forward KL, for which classes that were not kept may count as one (`tail="bucket"`).
-        unranked: Parameters for rows of a top-k cache whose label is not among the k largest, where its rank decides.
-        ignores_labels: Whether the divergence gives the same for any labels, so that rows of two labels (mixup, CutMix) will do.
-        acts_on: `(teacher, labels) -> [B] bool`, where the divergence itself treats some rows differently.
-        refuses: Pieces that mean nothing here, and why.
-        presets: Other settings of the paper, by name; the words are those of `get_loss` and the weights above.
-        about: What explains the method: the piece that is its idea; None is the divergence.
-        parts: Terms that the divergence is the sum of, by name, each with the parameters that turn the others off.
+        warmup: Fraction of the training over which `kd_weight` is ramped up from 0.
+        begins: Boolean parameters of the divergence that turn true, each after the given fraction of the training.
+        needs: What the divergence needs from a cache: "labels", "top-k" or "every class". Z-scores and per-row temperatures need
+            every class in any case; `describe` reports both together.
+        couples_batch: Whether the rows of a batch are coupled, so that the result depends on the batch size.
+        pairs_views: Whether the paper sums the objective over a weak and a strong view of each image.
+        of_sequence: `(teacher [B, C], *, ...) -> [B]` with the divergence's parameters, whose mean over a row's sequence is passed
+            to the divergence as `means`; None if the rows of a sequence are not coupled.
+        takes_bucket: Whether dropped classes may be merged into one (`tail="bucket"`). Value and gradient of a divergence that sums
+            f(p / q) q over classes are then those with one additional class, because p / q is the same for all dropped classes.
+        unranked: Parameters for rows of a top-k cache whose label is not among the k largest, for methods that need its rank. Such a
+            method takes `order`, the logits that rank the classes, because a bucket's do not.
+        ignores_labels: Whether the divergence does not depend on the labels, so that rows with two labels (mixup, CutMix) are allowed.
+        acts_on: `(teacher, labels) -> [B] bool`, the rows that the divergence itself treats differently, or None.
+        refuses: Pieces that make no sense with this method, with the reason.
+        presets: Other settings of the paper by name, as keyword arguments of `get_loss` and the weights above.
+        about: Piece whose docstring explains the method; None for the divergence.
+        parts: Terms of the divergence by name, each with the parameters that turn the other terms off.
     """
 
     summary: str
@@ -173,4 +176,4 @@ class Method:
 
 
 MethodLike = str | Method | LossFunction
-"""A method's name, its row, what `get_loss` returns, or a loss function."""
+"""A method's name, a `Method`, a loss returned by `get_loss`, or a loss function."""

@@ -1,4 +1,4 @@
-"""Label revision (LR), as the RLD authors re-ran it.
+"""Label revision (LR), as reimplemented by the authors of RLD.
 
 Lan et al.: Improve Knowledge Distillation via Label Revision and Data Selection. 2024. https://arxiv.org/abs/2404.03693
 """
@@ -6,7 +6,7 @@ Lan et al.: Improve Knowledge Distillation via Label Revision and Data Selection
 import torch
 from torch.nn import functional as F
 
-from logitcache.methods._ops import Coupled, Labels, Logits, wrong
+from logitcache.methods._ops import Coupled, Labels, Logits, misclassified
 
 __all__ = ["revision"]
 
@@ -20,26 +20,26 @@ def revision(
     lambda_wrong: float = 1.0,
     eta: float = 0.8,
 ) -> Coupled:
-    """Match logits where the teacher is right, and a distribution pulled towards the label where it is wrong.
+    """Match logits where the teacher is right, and a distribution shifted towards the label where it is wrong.
 
         right rows:  CE(s, y) + lambda_right · MSE(s, z)
         wrong rows:  lambda_wrong · MSE( softmax(s), b p + (1 - b) 1_y ),   b = eta / (p_max - p_y + 1)
         LR = mean over right rows + mean over wrong rows
 
-    Couples the batch, by the two counts. Cross-entropy is part of it, so its weight outside is 0.
+    Couples the batch through the two counts. Cross-entropy is part of the loss, so the objective's own weight for it is 0.
 
     Args:
-        student: Scores of the model being trained, [B, C].
-        teacher: Scores of the teacher, [B, C].
-        labels: True classes, [B].
+        student: Student logits, [B, C].
+        teacher: Teacher logits, [B, C].
+        labels: True class of each row, [B].
         lambda_right: Weight of the squared error on right rows.
-        lambda_wrong: Weight of that on wrong rows.
-        eta: How much of the teacher stays on wrong rows.
+        lambda_wrong: Weight of the squared error on wrong rows.
+        eta: Fraction of the teacher's distribution that is kept on wrong rows.
 
     Returns:
-        0-dim.
+        Loss of the batch, 0-dim.
     """
-    bad = wrong(teacher, labels)
+    bad = misclassified(teacher, labels)
     p, q = F.softmax(teacher, -1), F.softmax(student, -1)
     true = labels[:, None]
     b = eta / (p.amax(-1, keepdim=True) - p.gather(1, true) + 1)

@@ -1,6 +1,6 @@
 """Swapped logit distillation (SLD).
 
-Swapped Logit Distillation via Bi-level Teacher Alignment. Multimedia Systems 31:264, 2025. https://arxiv.org/abs/2504.20108
+Swapped Logit Distillation via Bi-rest_logit Teacher Alignment. Multimedia Systems 31:264, 2025. https://arxiv.org/abs/2504.20108
 """
 
 from logitcache.methods._ops import Labels, Logits, PerSample, Rest, Temperature
@@ -11,19 +11,19 @@ __all__ = ["sld", "sld_condensed", "swap"]
 
 
 def swap(logits: Logits, labels: Labels, rest: Rest = None) -> Logits:
-    """Exchange the label's logit with the largest one, where another class has it.
+    """Swap the label's logit with the largest one, if another class has it.
 
         swap(z, y): z_y ↔ max z                                  identity where the label is the (first) argmax
 
-    The set of logits stays, and with it every mean, deviation and log-sum-exp of the row.
+    The set of logits is unchanged, and so are the mean, deviation and log-sum-exp of each row.
 
     Args:
-        logits: Scores, [B, C].
-        labels: True classes, [B].
-        rest: Not used: no class of the rest is the largest.
+        logits: Logits, [B, C].
+        labels: True class of each row, [B].
+        rest: Not used, because no class in the rest is the largest.
 
     Returns:
-        [B, C]; the label has the largest logit of every row.
+        Swapped logits, [B, C]; the label has the largest logit of every row.
     """
     del rest
     top = logits.argmax(-1, keepdim=True)
@@ -40,30 +40,30 @@ def sld(
     detach: bool = False,
     temperature: Temperature = 4.0,
 ) -> PerSample:
-    """Learn from two teachers whose labels were put right: the teacher, and later the student itself.
+    """Learn from two teachers with corrected labels: the teacher and, later, the student itself.
 
         TS = Σ_T T² KL( softmax(swap(z) / T) || softmax(s / T) )            T = 1 … 6
         SS = Σ_T T² KL( softmax(swap(s) / T) || softmax(s / T) )            only after `student_swap_after`
         SLD = TS + SS
 
-    The teacher's swap is the refinement, the sum over T the temperatures of this method; what is written here is one T.
-    From a cache that pairs a weak and a strong view the objective is the sum over both, cross-entropy included.
+    The teacher's swap is this method's refinement and T its temperatures; this function computes one T of the sum. If a
+    cache pairs a weak and a strong view, the objective, including cross-entropy, is summed over both.
 
     Args:
-        student: Scores of the model being trained, [B, C].
-        teacher: Scores of the teacher, swapped already, [B, C].
-        labels: True classes, [B].
-        student_swap: Whether SS is added; over a training it is, from `student_swap_after` on.
-        detach: Whether swap(s) passes no gradient; in the released code it does, so that SS is
-            T (q_max - q_y) (s_max - s_y) a row, with its whole gradient.
-        temperature: T.
+        student: Student logits, [B, C].
+        teacher: Teacher logits, already swapped, [B, C].
+        labels: True class of each row, [B].
+        student_swap: Whether to add SS; in training it turns true after `student_swap_after`.
+        detach: Whether to detach swap(s). The released code does not, so SS is T (q_max - q_y) (s_max - s_y) for each row,
+            with its full gradient.
+        temperature: T, which divides both sets of logits.
 
     Returns:
-        [B].
+        Loss of each row, [B].
 
     Doubts:
-        The release turns SS on after epoch 150, also on ImageNet, where 100 epochs never reach it; here it is a share of
-        the training, 150/240. Whether the paper detaches swap(s) is unknown. The six temperatures are literals there.
+        The release turns SS on after epoch 150, even on ImageNet, where training stops after 100 epochs; we use a fraction
+        of the training, 150/240. We do not know whether the paper detaches swap(s). The release hard-codes the six temperatures.
     """
     value = kd(student, teacher, labels, temperature=temperature)
     if student_swap:
@@ -80,7 +80,7 @@ def sld_condensed(
     detach: bool = False,
     temperature: float = 4.0,
 ) -> PerSample:
-    """Evaluate `sld` on condensed rows, [B]: there SS is T (q_max - q_y) (s_max - s_y), where T² (1 / T) makes the T."""
+    """Compute `sld` from condensed rows, [B], with SS in closed form: T (q_max - q_y) (s_max - s_y)."""
     value = kd_condensed(student, teacher, temperature=temperature)
     if student_swap:
         total = student.scores(temperature).logsumexp(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""The methods: one row each. A new one is a file beside this one and a row here."""
+"""The table of methods. To add one, write a module in this package and add a row here."""
 
 import functools
 import inspect
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from logitcache.errors import InputError, unknown_name
-from logitcache.methods._ops import wrong
+from logitcache.methods._ops import misclassified
 from logitcache.methods._parameters import qualified_name
 from logitcache.methods.atkd import adaptive
 from logitcache.methods.clkd import clkd
@@ -42,18 +42,18 @@ from logitcache.runtime.plugins import resolve
 
 __all__ = ["METHODS", "find_method", "given_loss", "method_name"]
 
-_TWENTY_EPOCHS = 20 / 240  # the warm-up of DKD and RLD on CIFAR-100, as a share
+_TWENTY_EPOCHS = 20 / 240  # warm-up of DKD and RLD on CIFAR-100, as a fraction of the training
 
 _LANGUAGE = {
     "temperature": 1.0,
     "ce_weight": 0.0,
     "kd_weight": 1.0,
-}  # divergence alone, as language models are distilled with it
-_THIRD_PARTIES = {"reduction": "mean", "ce_weight": 0.1}  # what the readings of CLKD have in common
+}  # the divergence alone, as is usual for language models
+_THIRD_PARTIES = {"reduction": "mean", "ce_weight": 0.1}  # common to all third-party variants of CLKD
 
 METHODS: dict[str, Method] = {
     "atkd": Method(
-        "A temperature for every row, from its largest z-scored logit.",
+        "Set each row's temperature from its largest z-scored logit.",
         "Adaptive Temperature Based on Logits Correlation, 2025, arXiv 2503.09030",
         kd,
         condensed=kd_condensed,
@@ -83,7 +83,7 @@ METHODS: dict[str, Method] = {
         },
     ),
     "dist": Method(
-        "Match the order of classes and of samples, not the values.",
+        "Match correlations within samples and within classes, not the values.",
         "Huang et al., NeurIPS 2022, arXiv 2205.10536",
         dist,
         ignores_labels=True,
@@ -94,11 +94,12 @@ METHODS: dict[str, Method] = {
         presets={"t-1": {"temperature": 1.0}},
     ),
     "dkd": Method(
-        "Weigh the target and the other classes apart.",
+        "Weight the target class and the non-target classes separately.",
         "Zhao et al., CVPR 2022, arXiv 2203.08679",
         dkd,
         condensed=dkd_condensed,
         source="megvii-research/mdistiller",
+        takes_bucket=True,
         parts={"TCKD": {"beta": 0.0}, "NCKD": {"alpha": 0.0}},
         warmup=_TWENTY_EPOCHS,
         presets={
@@ -113,12 +114,13 @@ METHODS: dict[str, Method] = {
         },
     ),
     "jsd": Method(
-        "Compare both with their mixture.",
+        "Compare student and teacher with their mixture.",
         "Ko et al., ICML 2024, arXiv 2402.03898",
         jsd,
         condensed=jsd_condensed,
         ignores_labels=True,
         source="jongwooko/distillm",
+        takes_bucket=True,
         temperature=4.0,
         ce_weight=0.1,
         kd_weight=10.0,
@@ -142,7 +144,7 @@ METHODS: dict[str, Method] = {
         },
     ),
     "ldrld": Method(
-        "Match the student's first classes pair by pair.",
+        "Match the student's top classes pairwise.",
         "Local Dense Logit Relations, ICCV 2025, arXiv 2507.15911",
         ldrld,
         ignores_labels=True,
@@ -151,7 +153,7 @@ METHODS: dict[str, Method] = {
         parts={"LOCAL": {"beta": 0.0}, "rest": {"alpha": 0.0}},
     ),
     "loca": Method(
-        "Lift the label of rows that the teacher gets wrong.",
+        "Raise the label to the top of rows that the teacher gets wrong.",
         "LoCa, ECAI 2024, arXiv 2409.04778",
         kd,
         condensed=kd_condensed,
@@ -178,11 +180,11 @@ METHODS: dict[str, Method] = {
         about=standardize,
     ),
     "mlkd": Method(
-        "Match samples, likeness of samples and likeness of classes.",
+        "Match samples, similarities of samples and similarities of classes.",
         "Jin et al., CVPR 2023",
         mlkd,
         ignores_labels=True,
-        source="Jin-Ying/Multi-Level-Logit-Distillation (its slips not followed)",
+        source="Jin-Ying/Multi-Level-Logit-Distillation (without its bugs)",
         needs="every class",
         temperature=(4.0, 2.0, 3.0, 5.0, 6.0),
         ce_weight=0.1,
@@ -195,7 +197,7 @@ METHODS: dict[str, Method] = {
         },
     ),
     "normkd": Method(
-        "A temperature for every row of each network, from its deviation.",
+        "Set each row's temperature from the deviation of its logits, per network.",
         "NormKD, 2023, arXiv 2308.00520",
         kd,
         condensed=kd_condensed,
@@ -208,20 +210,21 @@ METHODS: dict[str, Method] = {
         about=by_deviation,
     ),
     "rc": Method(
-        "KD, and the student's own answer with the label lifted.",
-        "as re-run by Sun et al., ICCV 2025",
+        "KD, plus self-distillation with the label raised to the top.",
+        "as reimplemented by Sun et al., ICCV 2025",
         rc,
         drawn=rc_drawn,
         source="zju-SWJ/RLD",
         parts={"teacher": {"rc_weight": 0.0}, "itself": {"kl_weight": 0.0}},
     ),
     "reverse_kl": Method(
-        "Put the student where the teacher has mass.",
+        "Concentrate the student on the teacher's modes.",
         "Gu et al., ICLR 2024, arXiv 2306.08543",
         reverse_kl,
         condensed=reverse_kl_condensed,
         ignores_labels=True,
         source="jongwooko/distillm",
+        takes_bucket=True,
         temperature=4.0,
         ce_weight=0.1,
         kd_weight=0.9,
@@ -235,27 +238,28 @@ METHODS: dict[str, Method] = {
         needs="every class",
         ce_weight=0.0,
         couples_batch=True,
-        acts_on=wrong,
+        acts_on=misclassified,
         refuses={
-            "refine": "it corrects wrong rows itself, and after a refinement none is wrong",
-            "standardize": "its cross-entropy and squared error are those of raw logits",
+            "refine": "it corrects wrong rows itself, and a refinement leaves none",
+            "standardize": "its cross-entropy and squared error need raw logits",
         },
     ),
     "rld": Method(
-        "Put the teacher's confidence on the true class; learn class relations only below it.",
+        "Assign the teacher's confidence to the true class; learn class relations only below it.",
         "Sun et al., ICCV 2025, arXiv 2408.07703",
         rld,
         condensed=rld_condensed,
         source="zju-SWJ/RLD @d54578f",
+        takes_bucket=True,
         parts={"SCD": {"beta": 0.0}, "MCD": {"alpha": 0.0}},
         warmup=_TWENTY_EPOCHS,
         unranked={"beta": 0.0},
         acts_on=contradicts,
         refuses={
-            "refine": "it leaves out what contradicts the label, and after a refinement nothing does: it would be dkd, "
-            "so use --method dkd with the refinement",
-            "deviation": "its confidence has a temperature of its own, which is one of unscaled logits",
-            "several": "its confidence has a temperature of its own and would be counted once for each",
+            "refine": "it masks classes that contradict the label, and a refinement leaves none, which makes it dkd; "
+            "use --method dkd with the refinement",
+            "deviation": "its confidence term has its own temperature, which applies to unscaled logits",
+            "several": "its confidence term has its own temperature and would be counted once for each",
         },
         presets={
             "same-t": {"confidence_temperature": 4.0},
@@ -287,6 +291,7 @@ METHODS: dict[str, Method] = {
         condensed=skew_kl_condensed,
         ignores_labels=True,
         source="jongwooko/distillm",
+        takes_bucket=True,
         temperature=4.0,
         ce_weight=0.1,
         kd_weight=0.9,
@@ -299,13 +304,14 @@ METHODS: dict[str, Method] = {
         condensed=skew_reverse_kl_condensed,
         ignores_labels=True,
         source="jongwooko/distillm",
+        takes_bucket=True,
         temperature=4.0,
         ce_weight=0.1,
         kd_weight=0.9,
         presets={"language": _LANGUAGE},
     ),
     "sld": Method(
-        "Swap label and winner where teacher, later student, is wrong; six temperatures.",
+        "Swap label and top class where the teacher, later the student, is wrong; six temperatures.",
         "Multimedia Systems 31:264, 2025, arXiv 2504.20108",
         sld,
         condensed=sld_condensed,
@@ -324,7 +330,7 @@ METHODS: dict[str, Method] = {
     ),
     "swap": Method(
         "KD without labels, from a teacher whose wrong rows are swapped.",
-        "as re-run by Sun et al., ICCV 2025",
+        "as reimplemented by Sun et al., ICCV 2025",
         kd,
         condensed=kd_condensed,
         ignores_labels=True,
@@ -336,22 +342,22 @@ METHODS: dict[str, Method] = {
         presets={"language": _LANGUAGE},
     ),
     "tad": Method(
-        "Weigh the teacher's tail by its share of the sequence.",
+        "Weight the teacher's tail relative to its mean over the sequence.",
         "Don't Ignore the Tail, ICML 2026, arXiv 2602.20816",
         tad,
         ignores_labels=True,
-        source="none at hand",
+        source="none available",
         couples_batch=True,
         of_sequence=tail_mass,
         refuses={
-            "standardize": "its tail is weighed by a mass of the teacher's own distribution, and z-scores have another",
-            "deviation": "its tail is weighed by a mass at one temperature",
-            "several": "its tail is weighed by a mass at one temperature",
+            "standardize": "its tail is weighted by a mass of the teacher's distribution, which z-scoring changes",
+            "deviation": "its tail is weighted by a mass at one temperature",
+            "several": "its tail is weighted by a mass at one temperature",
         },
         presets={"language": {"temperature": 1.0}},
     ),
     "ttm": Method(
-        "Soften the teacher alone.",
+        "Soften only the teacher.",
         "Zheng and Yang, ICLR 2024, arXiv 2402.11148",
         ttm,
         ignores_labels=True,
@@ -360,18 +366,18 @@ METHODS: dict[str, Method] = {
         kd_weight=45.0,
     ),
     "wsld": Method(
-        "Weigh rows by how far the student is behind on the label.",
+        "Weight rows by how far the student is behind on the true class.",
         "Zhou et al., ICLR 2021, arXiv 2102.00650",
         wsld,
         source="bellymonster/Weighted-Soft-Label-Distillation",
         refuses={
-            "standardize": "its weight is a ratio of cross-entropies of raw logits",
-            "deviation": "its weight is a ratio of cross-entropies of raw logits",
+            "standardize": "its weight is a ratio of cross-entropies, which need raw logits",
+            "deviation": "its weight is a ratio of cross-entropies, which need raw logits",
         },
         presets={"ldrld-copy": {"alpha": 2.25, "temperature": 4.0}},
     ),
     "wttm": Method(
-        "TTM, heavier where the teacher is unsure.",
+        "TTM with more weight where the teacher is uncertain.",
         "Zheng and Yang, ICLR 2024, arXiv 2402.11148",
         wttm,
         ignores_labels=True,
@@ -384,19 +390,19 @@ METHODS: dict[str, Method] = {
 
 
 def find_method(method: MethodLike) -> Method:
-    """Look a method up.
+    """Look up a method.
 
     Args:
-        method: A key of `METHODS`; `package.module:name` of a `Method` or of a loss function; a `Method`; what `get_loss`
-            returns; or a function `(student [R, C], teacher [R, C], labels [R]) -> loss`, [R] or 0-dim.
+        method: Key of `METHODS`; `package.module:name` of a `Method` or of a loss function; a `Method`; a loss from `get_loss`;
+            or a function `(student [R, C], teacher [R, C], labels [R]) -> loss`, [R] or 0-dim.
 
     Returns:
-        The row of the table. A function, and what `get_loss` returns, stands beside cross-entropy with weights 1 and 1.
-        The loss of `get_loss` brings its own needs; a function given as an object is assumed to need every class and the label.
+        The method's record. A function or a loss from `get_loss` gets weight 1, and cross-entropy weight 1. A loss from
+        `get_loss` knows its requirements; a function object is assumed to need every class and the label.
 
     Raises:
-        UnknownNameError: No method has this name.
-        InputError: It cannot be imported, or it is not a method.
+        UnknownNameError: If no method has this name.
+        InputError: If the method cannot be imported, or is not a method.
     """
     if isinstance(method, Method):
         return method
@@ -422,16 +428,16 @@ def find_method(method: MethodLike) -> Method:
         )
     positional = [p for p in inspect.signature(found).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     if len(positional) < 3:
-        raise InputError(f"method {name} must take student, teacher and labels; it takes {len(positional)} of them")
+        raise InputError(f"method {name} must take student, teacher and labels; it takes {len(positional)} arguments")
     summary = (found.__doc__ or "").strip().partition("\n")[0] or name
     return Method(summary, "-", found)
 
 
 def given_loss(method: MethodLike) -> Distillation | None:
-    """Return the loss of a method that is given as an object, or None if the method is composed of pieces.
+    """Return the loss of a method given as an object, or None if the method is composed of pieces.
 
     Raises:
-        InputError: The object cannot be called with student, teacher and labels.
+        InputError: If the object cannot be called with student, teacher and labels.
     """
     if isinstance(method, str):
         found = _resolve(method) if method not in METHODS else None
@@ -441,19 +447,19 @@ def given_loss(method: MethodLike) -> Distillation | None:
     if isinstance(method, Distillation):
         return method
     if isinstance(method, type):
-        raise InputError(f"the method is the class {method.__name__}; expected one of its objects, or a function")
+        raise InputError(f"the method is the class {method.__name__}; pass an instance of it, or a function")
     if not callable(method):
         raise unknown_name("method", str(method), METHODS)
     name = method_name(method)
     if isinstance(method, nn.Module) and any(one.requires_grad for one in method.parameters()):
         raise InputError(
-            f"method {name} has parameters of its own, which nobody would train: freeze them with requires_grad_(False)"
+            f"method {name} has trainable parameters, which the optimizer does not see; freeze them with requires_grad_(False)"
         )
     try:
         inspect.signature(method.forward if isinstance(method, nn.Module) else method).bind(None, None, None)
     except TypeError as error:
         raise InputError(f"method {name} cannot be called with student, teacher and labels: {error}") from error
-    except ValueError:  # a builtin without a signature: its first call will tell
+    except ValueError:  # a builtin without a signature; checked by its first call
         pass
     return Distillation(
         functools.partial(_evaluate, method, name),
@@ -463,7 +469,7 @@ def given_loss(method: MethodLike) -> Distillation | None:
         couples_batch=False,
         acts_on=None,
         needs_label=True,
-        every_class=f"{name} is a plain function, which is assumed to read every logit of a row",
+        every_class=f"{name} is a plain function, which is assumed to need every logit of a row",
         not_drawn=f"{name} is a plain function, which is assumed not to be linear in the teacher's probabilities",
         assumed=True,
         name=name,
@@ -471,11 +477,11 @@ def given_loss(method: MethodLike) -> Distillation | None:
 
 
 def method_name(method: MethodLike) -> str:
-    """Return the text by which run.json, messages and folders name a method.
+    """Return the name of a method, as used in run.json, messages and directory names.
 
     Returns:
-        A name as it is; for a function `package.module:name`, for another callable that of its type, for the loss of `get_loss`
-        the call, as `get_loss(rld, beta=4)`, and for a `Method` outside the table `Method(package.module:divergence)`.
+        A string as it is; `package.module:name` for a function, and that of its class for any other callable; the call, e.g.
+        `get_loss(rld, beta=4)`, for a loss from `get_loss`; `Method(package.module:divergence)` for a `Method` outside the table.
     """
     if isinstance(method, str):
         return method
@@ -490,7 +496,7 @@ def method_name(method: MethodLike) -> str:
 def _resolve(name: Any) -> Any:
     """Import a method by its name."""
     if "(" in name:
-        raise InputError(f"method {name} was given as an object, from Python; give the same object to continue its run")
+        raise InputError(f"method {name} was given as a Python object; pass the same object to resume its run")
     if ":" not in name:
         raise unknown_name("method", name, METHODS)
     return resolve(name, "method")
@@ -502,6 +508,6 @@ def _evaluate(function: LossFunction, name: str, student: Tensor, teacher: Tenso
     if not isinstance(value, Tensor) or value.shape not in ((), labels.shape) or not value.is_floating_point():
         found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise InputError(
-            f"method {name} returned {found}; expected [{len(labels)}], one value a row, or a 0-dim tensor"
+            f"method {name} returned {found}; expected [{len(labels)}], one value per row, or a 0-dim tensor"
         )
     return value

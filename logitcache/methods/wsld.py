@@ -15,20 +15,20 @@ __all__ = ["wsld"]
 def wsld(
     student: Logits, teacher: Logits, labels: Labels, *, alpha: float = 2.5, temperature: Temperature = 2.0
 ) -> PerSample:
-    """Weigh each row's soft label by how far the student still is behind the teacher on the true class.
+    """Weight each row's soft label by how far the student is behind the teacher on the true class.
 
         w = 1 - exp( -CE(s, y) / CE(z, y) )                            at T = 1, no gradient
-        WSLD = alpha · T² · w · H(p, q)                                H is cross-entropy: its minimum is the entropy of p
+        WSLD = alpha · T² · w · H(p, q)                                H is cross-entropy, with the entropy of p as its minimum
 
     Args:
-        student: Scores of the model being trained, [B, C].
-        teacher: Scores of the teacher, [B, C].
-        labels: True classes, [B].
-        alpha: Weight of the term.
+        student: Student logits, [B, C].
+        teacher: Teacher logits, [B, C].
+        labels: True class of each row, [B].
+        alpha: Weight of the loss.
         temperature: T of p and q.
 
     Returns:
-        [B].
+        Loss of each row, [B].
     """
     ours = F.cross_entropy(student.detach(), labels, reduction="none")
     theirs = F.cross_entropy(teacher, labels, reduction="none")

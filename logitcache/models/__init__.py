@@ -1,4 +1,4 @@
-"""Teachers and students by name: CIFAR networks of the literature, torchvision's, or anybody's factory."""
+"""Teachers and students by name: CIFAR networks, torchvision, timm, or a user's factory."""
 
 import json
 from collections.abc import Sequence
@@ -47,15 +47,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network and what is known about it.
+    """A network with its name, weights and preprocessing.
 
     Attributes:
-        module: Takes [B, 3, H, W] float32 and returns logits, [B, C]; a network of another modality takes and returns what that
-            modality says.
-        name: As it was asked for.
-        weights: As they were asked for; empty for a fresh network.
-        preprocessing: Preprocessing that the weights were trained with, as far as it is known: `mean`, `std`, `image_size`,
-            `crop_pct`; and `in_channels` of a network for grayscale images.
+        module: Module that maps images, [B, 3, H, W] float32, to logits, [B, C]. Inputs and outputs of other modalities are defined by
+            the modality.
+        name: Name as given by the user.
+        weights: Weights as given by the user; empty for an untrained network.
+        preprocessing: Preprocessing with which the weights were trained, as far as it is known: `mean`, `std`, `image_size`, `crop_pct`,
+            and `in_channels` for a network of grayscale images.
     """
 
     module: nn.Module
@@ -68,20 +68,20 @@ def load_network(name: str | nn.Module, classes: int, weights: str | None = None
     """Build a network and load its weights.
 
     Args:
-        name: One of `CIFAR_NETWORKS`, `torchvision:NAME`, `timm:NAME`, `package.module:factory` (called with the number of
-            classes), or a module that is ready.
+        name: Key of `CIFAR_NETWORKS`, `torchvision:NAME`, `timm:NAME`, `package.module:factory` (called with the number of
+            classes), or a module.
         classes: Number of classes of the data.
-        weights: A file (`read_weights`), `demo`, for torchvision the name of its weights (`IMAGENET1K_V1`, `DEFAULT`), for
-            timm `DEFAULT` (those of the name, as in `resnet50.a1_in1k`).
+        weights: A file (see `read_weights`), `demo`, for torchvision the name of its weights (`IMAGENET1K_V1`, `DEFAULT`), or for
+            timm `DEFAULT` (the pretrained tag in the name, as in `resnet50.a1_in1k`).
 
     Raises:
-        UnknownNameError: No such network.
-        InputError: Weights that are missing or do not fit.
+        UnknownNameError: If there is no such network.
+        InputError: If weights are missing or do not match the network.
     """
     found = _loaded(name, classes, weights)
     if any(isinstance(one, nn.UninitializedParameter) for one in found.module.parameters()):
         raise InputError(
-            f"{found.name} has parameters without a shape (lazy modules): run it once on an example in its factory"
+            f"{found.name} has uninitialized parameters (lazy modules); run it once on an example in its factory"
         )
     grey = {"in_channels": 1} if input_channels(found.module) == 1 else {}
     return replace(found, preprocessing=found.preprocessing | grey)
@@ -97,17 +97,17 @@ def _loaded(name: str | nn.Module, classes: int, weights: str | None) -> Network
         return _timm(name, network, classes, weights)
     if library in ("hf", "llama"):
         raise InputError(
-            f"{name} is a language model, which reads text, and the data is of another kind: name text with --data"
+            f"{name} is a language model, but the data is not text; pass text with --data, or choose another network"
         )
     if name in CIFAR_NETWORKS:
         module = CIFAR_NETWORKS[name](classes)
     elif ":" in name:
         factory = resolve(name, "network")
-        with explain_foreign_errors(f"network {name} cannot be made for {classes} classes"):
+        with explain_foreign_errors(f"network {name} cannot be created for {classes} classes"):
             module = factory(classes)
         if not isinstance(module, nn.Module):
             raise InputError(
-                f"{name} returned {type(module).__name__}; a factory takes the number of classes and returns a torch module"
+                f"{name} returned {type(module).__name__}; a factory must take the number of classes and return a torch module"
             )
     else:
         raise unknown_name(
@@ -117,16 +117,16 @@ def _loaded(name: str | nn.Module, classes: int, weights: str | None) -> Network
 
 
 def fill_network(module: nn.Module, name: str, classes: int, weights: str | None) -> Network:
-    """Load a file of weights into a module, where there is one.
+    """Load a weights file, if given, into a module.
 
     Args:
-        module: The network.
-        name: As it was asked for.
+        module: Module to fill.
+        name: Name of the network as given by the user.
         classes: Number of classes of the data.
-        weights: A file (`read_weights`), or None.
+        weights: A file (see `read_weights`), or None.
 
     Raises:
-        InputError: Weights that are missing or do not fit.
+        InputError: If weights are missing or do not match the network.
     """
     if not weights:
         return Network(module, name, "", {})
@@ -135,7 +135,7 @@ def fill_network(module: nn.Module, name: str, classes: int, weights: str | None
 
 
 def _torchvision(name: str, network: str, classes: int, weights: str | None) -> Network:
-    from torchvision import models  # noqa: PLC0415  (a second of import that most commands do not need)
+    from torchvision import models  # noqa: PLC0415  (takes a second to import, and most commands do not need it)
 
     if network not in models.list_models(module=models):
         raise unknown_name(
@@ -151,7 +151,7 @@ def _torchvision(name: str, network: str, classes: int, weights: str | None) -> 
         module = models.get_model(network, weights=entry)
     except OSError as error:
         raise InputError(
-            f"weights {weights} of {name} cannot be downloaded: {error}. Download them elsewhere and name the file."
+            f"weights {weights} of {name} cannot be downloaded: {error}. Download them on another machine and pass the file."
         ) from error
     recipe = entry.transforms()
     side = recipe.crop_size[0]
@@ -181,7 +181,7 @@ def _timm(name: str, network: str, classes: int, weights: str | None) -> Network
             module = timm.create_model(network, pretrained=own, **({} if own else {"num_classes": classes}))
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"{name} cannot be made: {first_line(error)}. Download its weights elsewhere and name the file."
+            f"{name} cannot be created: {first_line(error)}. Download its weights on another machine and pass the file."
         ) from error
     config = timm.data.resolve_model_data_config(module)
     known = {
@@ -197,15 +197,15 @@ def _timm(name: str, network: str, classes: int, weights: str | None) -> Network
 
 
 def read_class_map(given: str | Sequence[int], classes: Sequence[str]) -> tuple[int, ...]:
-    """Read which of a network's classes the data's are.
+    """Return the network's class for each class of the data.
 
     Args:
-        given: The network's class of each of the data's, in order; or a JSON file with that list, or with an object: name of
-            the data's class to the network's class.
+        given: Network's class of each data class, in order; or a JSON file with that list, or with an object that maps names of data
+            classes to network classes.
         classes: Names of the data's classes.
 
     Raises:
-        InputError: It cannot be read, or leaves a class out.
+        InputError: If the class map cannot be read, is incomplete, or maps two classes to the same one.
     """
     found: Any = given
     if isinstance(given, str):
@@ -216,27 +216,27 @@ def read_class_map(given: str | Sequence[int], classes: Sequence[str]) -> tuple[
     if isinstance(found, dict):
         if missing := [name for name in classes if name not in found]:
             raise InputError(
-                f"--class-map {given} says nothing of {', '.join(missing[:5])} ({len(missing)} of the data's classes)"
+                f"--class-map {given} lacks {', '.join(missing[:5])} (missing: {len(missing)} of the data's classes); add them"
             )
         found = [found[name] for name in classes]
     numbers = list(found) if isinstance(found, list | tuple) else []
     if len(numbers) != len(classes) or not all(type(n) is int and n >= 0 for n in numbers):
         raise InputError(
-            f"--class-map must give each of the data's {len(classes)} classes a class of its own of the teacher, 0 or more; "
-            f"found {str(found)[:80]}"
+            f"--class-map must map each of the data's {len(classes)} classes to a different class of the teacher, 0 or more, "
+            f"not {str(found)[:80]}"
         )
     if len({*numbers}) < len(numbers):
         twice = next(number for number in numbers if numbers.count(number) > 1)
         first, second = [name for name, number in zip(classes, numbers, strict=True) if number == twice][:2]
         raise InputError(
-            f"--class-map gives {first!r} and {second!r} the same class of the teacher, {twice}: each needs one of its own"
+            f"--class-map maps {first!r} and {second!r} to the same class of the teacher, {twice}; map them to different ones"
         )
     return tuple(numbers)
 
 
 def _fill(module: nn.Module, weights: dict[str, Tensor], name: str, file: str, classes: int) -> None:
     expected = module.state_dict()
-    tied: Any = getattr(module, "tied_names", ())  # further names of weights that are there once
+    tied: Any = getattr(module, "tied_names", ())  # further names of tied weights, which are stored once
     weights = {key: value for key, value in weights.items() if key not in tied}
     wrong = {
         key: (list(expected[key].shape), list(value.shape))
@@ -248,16 +248,16 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], name: str, file: str, c
     if not missing and not unknown and wrong and all(_only_classes_differ(*pair, classes) for pair in wrong.values()):
         found = next(iter(wrong.values()))[1][0]
         raise InputError(
-            f"{file} is a {name} for {counted(found, 'class')}; the data has {classes}. Use weights trained on these classes."
+            f"{file} is a {name} for {counted(found, 'class')}, but the data has {classes}. Use weights trained on these classes."
         )
     if missing or unknown or wrong:
         parts = [f"lacks {', '.join(missing[:3])}{' ...' * (len(missing) > 3)}"] * bool(missing)
-        parts += [f"has {', '.join(unknown[:3])}{' ...' * (len(unknown) > 3)}, which it does not know"] * bool(unknown)
+        parts += [f"has {', '.join(unknown[:3])}{' ...' * (len(unknown) > 3)}, which are unknown"] * bool(unknown)
         parts += [f"{key} is {found} instead of {want}" for key, (want, found) in list(wrong.items())[:2]]
         raise InputError(
-            f"{file} does not fit {name}: it {'; '.join(parts)}. Name the network the weights were saved from."
+            f"{file} does not match {name}: it {'; '.join(parts)}. Choose the network that the weights were saved from."
         )
-    module.load_state_dict(weights, strict=False)  # old checkpoints lack the counters of batch normalisation
+    module.load_state_dict(weights, strict=False)  # old checkpoints lack the counters of batch normalization
 
 
 def _only_classes_differ(want: list[int], found: list[int], classes: int) -> bool:

@@ -1,4 +1,4 @@
-"""Hugging Face's servers: used where they can be reached, and not waited for where they cannot."""
+"""Offline mode for Hugging Face's hub if its servers cannot be reached."""
 
 import socket
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _PATIENCE_S = 3.0
 
 @contextmanager
 def without_waiting() -> Iterator[None]:
-    """Let Hugging Face's client use what it has downloaded, where its server is out of reach: it would try again for 50 s."""
+    """Make Hugging Face's client use its local cache if the server is unreachable, instead of retrying for 50 s."""
     try:
         constants: Any = import_module("huggingface_hub.constants")
     except ImportError:
@@ -30,7 +30,7 @@ def without_waiting() -> Iterator[None]:
 
 
 def _in_reach(address: str) -> bool:
-    """Return whether a server answers within a few seconds; one behind a proxy is taken to."""
+    """Return whether a server responds within a few seconds; assumed to be true behind a proxy."""
     parts = urlsplit(address)
     if getproxies().get(parts.scheme):
         return True

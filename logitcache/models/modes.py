@@ -1,4 +1,4 @@
-"""Training and evaluation mode, dtype and channels of a network; and what to say when it fails."""
+"""Training and evaluation mode, dtype and channels of a network, and error messages if its forward pass fails."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,18 +22,18 @@ __all__ = [
 
 @contextmanager
 def explain_forward_errors(label: str, inputs: Any) -> Iterator[None]:
-    """Raise InputError with the shape of the input when a network fails on it; memory and lost processes have words of their own.
+    """Raise InputError with the input's shape if a network fails on it; out-of-memory and lost processes are reported elsewhere.
 
     Args:
         label: Subject of the error message, e.g. "the student".
-        inputs: The network's input.
+        inputs: Input of the network.
     """
     try:
         yield
     except (LogitCacheError, torch.OutOfMemoryError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # whatever a user's network stumbles over, sys.exit too
-        if is_lost_worker(error):  # of somebody's own loader: no fault of the network
+    except BaseException as error:  # a user's network may raise anything, even SystemExit
+        if is_lost_worker(error):  # a worker of a user's loader, not the network
             raise
         if isinstance(error, RuntimeError) and any(word in str(error) for word in ("allocate memory", "gloo", "NCCL")):
             raise
@@ -48,30 +48,30 @@ def explain_forward_errors(label: str, inputs: Any) -> Iterator[None]:
 
 
 def _remedy(error: BaseException, inputs: Any) -> str:
-    """Return what may help a network that failed."""
+    """Return a remedy for a failed forward pass."""
     if "Expected more than 1 value per channel" in str(error):
-        return "Batch normalization wants two values or more a channel, so this batch is too small (--batch-size, --drop-last)."
+        return "Batch normalization needs more than one value per channel; use a larger --batch-size, or --drop-last."
     if isinstance(inputs, Tensor) and inputs.ndim == 4:
         if "channels" in str(error):
-            return f"The data has {inputs.shape[1]} channels: choose a network that takes as many."
-        return "Another size may suit it (--image-size)."
-    return "Give it an input that it takes, or choose another network."
+            return f"The data has {inputs.shape[1]} channels; choose a network that takes as many."
+        return "Try another --image-size."
+    return "Give it a valid input, or choose another network."
 
 
 def float_dtype(module: nn.Module) -> torch.dtype:
-    """Return the dtype of a network's weights; float32 where it has none."""
+    """Return the dtype of a network's weights, or float32 if it has none."""
     found = (one.dtype for one in module.parameters() if one.is_floating_point())
     return next(found, torch.float32)
 
 
 def input_channels(module: nn.Module) -> int | None:
-    """Return how many channels a network's first convolution takes; None where it has no convolution of images."""
+    """Return the number of input channels of a network's first 2d convolution, or None if it has none."""
     return next((one.in_channels for one in module.modules() if isinstance(one, nn.Conv2d)), None)
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode; afterwards each of its modules has its own mode again, a frozen one too."""
+    """Put a network into evaluation mode in this block, and restore the mode of each of its modules afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -83,7 +83,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def restoring_modes(module: nn.Module) -> Iterator[None]:
-    """Give each module of a network its own mode again, training or evaluation, if what is done with it fails."""
+    """Restore the mode, training or evaluation, of each module of a network if this block fails."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         yield
@@ -95,23 +95,23 @@ def restoring_modes(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def checkpointing_gradients(module: nn.Module, name: str) -> Iterator[None]:
-    """Recompute activations in the backward pass while this runs, which takes less memory and more time.
+    """Recompute activations in the backward pass in this block, which takes less memory and more time.
 
     Args:
-        module: A network with a method `checkpoint_gradients(enabled=True)`, as language models of transformers have here, or
-            `set_grad_checkpointing(enable=True)`, as networks of timm have.
-        name: Name of the network for messages.
+        module: Network with a method `checkpoint_gradients(enabled=True)`, like language models of transformers here, or
+            `set_grad_checkpointing(enable=True)`, like networks of timm.
+        name: Name of the network, for messages.
 
     Raises:
-        InputError: The network has neither, or refuses.
+        InputError: If the network has neither method, or if it fails.
     """
     switch = _checkpointing_switch(module)
     if switch is None:
         raise InputError(
-            f"--gradient-checkpointing: {name} cannot recompute its activations. Language models of transformers and most networks of timm "
-            "can, and networks with a method checkpoint_gradients(enabled=True): leave it out."
+            f"--gradient-checkpointing is not supported by {name}; leave it out. Language models of transformers, most networks of timm, "
+            "and networks with a method checkpoint_gradients(enabled=True) support it."
         )
-    with explain_foreign_errors(f"--gradient-checkpointing: {name} cannot recompute its activations", "Leave it out."):
+    with explain_foreign_errors(f"--gradient-checkpointing fails for {name}", "Leave it out."):
         switch(True)
     try:
         yield

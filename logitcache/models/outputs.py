@@ -1,4 +1,4 @@
-"""What networks return."""
+"""Outputs of networks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ __all__ = ["logits_of"]
 
 
 def logits_of(output: Any) -> Any:
-    """Return the logits in what a network returns: a tensor, `.logits` (Hugging Face, Inception), `["logits"]`, or the first of a tuple."""
+    """Return the logits in a network's output: a tensor, `.logits` (Hugging Face, Inception), `["logits"]`, or a tuple's first item."""
     if isinstance(output, Tensor):
         return output
     if isinstance(getattr(output, "logits", None), Tensor):

@@ -1,4 +1,4 @@
-"""Weights: read from safetensors or torch files (never unpickled freely), written as safetensors with a note on what they belong to."""
+"""Read weights from safetensors or torch files (without unrestricted unpickling), and save them as safetensors with metadata."""
 
 import argparse
 import json
@@ -21,13 +21,13 @@ from logitcache.runtime.files import write_bytes
 
 __all__ = ["DEMO_TEACHER", "hash_weights", "read_notes", "read_weights", "save_weights"]
 
-DEMO_TEACHER = "demo"  # the teacher that ships with logitcache, by a name that works wherever it is installed
-_NOTES = "logitcache"  # key of our note in a safetensors file's metadata
+DEMO_TEACHER = "demo"  # name of the teacher that ships with logitcache, wherever that is installed
+_NOTES = "logitcache"  # key of our metadata in a safetensors file
 _USUAL_KEYS = ("state_dict", "model", "model_state_dict", "net")
 _WRAPPERS = ("module.", "_orig_mod.")  # DataParallel, torch.compile
-_COUNTERS = "num_batches_tracked"  # which old checkpoints lack
-_SCALAR = np.float64(0).__reduce__()[0]  # by which numpy's numbers are pickled, under these names
-_HARMLESS: list[Any] = [  # what training scripts save beside weights, and what runs nothing when it is loaded
+_COUNTERS = "num_batches_tracked"  # missing in old checkpoints
+_SCALAR = np.float64(0).__reduce__()[0]  # function that unpickles numpy's scalars, under these names
+_HARMLESS: list[Any] = [  # types that training scripts save with weights and that run no code when loaded
     *(argparse.Namespace, PosixPath, np.dtype, type(np.dtype("f8")), type(np.dtype("f4")), type(np.dtype("i8"))),
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
@@ -35,7 +35,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def _path_and_key(file: str) -> tuple[Path, str]:
-    """Divide `FILE:KEY`; a file whose name has a colon is taken whole."""
+    """Split `FILE:KEY`, unless a file with the whole name exists."""
     if file == DEMO_TEACHER:
         return Path(str(resources.files("logitcache.demo_data") / "teacher.safetensors")), ""
     name, _, key = file.rpartition(":")
@@ -44,25 +44,25 @@ def _path_and_key(file: str) -> tuple[Path, str]:
 
 
 def read_weights(file: str, expected: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
-    """Read a state dict out of a file of weights, as people have them.
+    """Read a state dict from a weights file.
 
-    A checkpoint may hold the state dict under any key (`state_dict`, `model`, `net`, `model_ema`, ...) and its names may share any
-    prefix (`module.`, `_orig_mod.`, `model.`, `student.`, or several). What was taken is logged.
+    A checkpoint may hold the state dict under any key (`state_dict`, `model`, `net`, `model_ema`, ...), and its names may share any
+    prefix (`module.`, `_orig_mod.`, `model.`, `student.`, or several). The choice is logged.
 
     Args:
-        file: A `.safetensors` file, or a checkpoint written by torch.save; `FILE:KEY` chooses where several state dicts fit, as
+        file: A `.safetensors` file, or a checkpoint written by torch.save. `FILE:KEY` selects one of several matching state dicts, e.g.
             `checkpoint.pth:state_dict_ema`, or `checkpoint.ckpt:state_dict.student` for a prefix.
-        expected: State dict of the network that they are for. Without it only the prefixes that torch itself writes are dropped.
+        expected: State dict of the network to match. If None, only the prefixes written by torch itself are dropped.
 
     Raises:
-        InputError: The file is missing or holds no state dict, or several that fit.
+        InputError: If the file is missing, holds no state dict, or several that match.
     """
     path, key = _path_and_key(file)
     if not path.is_file():
         raise InputError(f"there is no weights file {path}")
     found = list(_state_dicts(_content(path), ""))
     if not found:
-        raise InputError(f"{path} holds no state dict: no names with tensors, at its top or below a key of it")
+        raise InputError(f"{path} holds no state dict: there are no named tensors at its top level or under any key")
     if expected is None:
         choices = [(where, "", _without_wrappers(weights)) for where, weights in found if not key or where == key]
         choices = choices[:1]
@@ -86,12 +86,12 @@ def _content(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever a broken or hostile pickle makes it stumble over
+    except Exception as error:  # a broken or hostile pickle can make torch raise anything
         raise InputError(f"{path} {_why_unread(path, error)}") from error
 
 
 def _state_dicts(content: Any, where: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield the state dicts in a checkpoint and their keys: weights first, then averages of them."""
+    """Yield the keys and state dicts in a checkpoint: weights first, then their moving averages."""
     if not isinstance(content, Mapping):
         return
     tensors = {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
@@ -107,7 +107,7 @@ def _state_dicts(content: Any, where: str) -> Iterator[tuple[str, dict[str, Tens
 
 
 def _without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the prefixes that DataParallel and torch.compile write."""
+    """Drop the prefixes added by DataParallel and torch.compile."""
     found = dict(weights)
     while any(all(name.startswith(prefix) for name in found) for prefix in _WRAPPERS):
         found = {name.partition(".")[2]: value for name, value in found.items()}
@@ -115,9 +115,9 @@ def _without_wrappers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fitting(stored: Mapping[str, Tensor], expected: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield each prefix below which a state dict has every name that is expected, and all that is stored there.
+    """Yield each prefix under which a state dict has all expected names, with everything stored under it.
 
-    What else is there belongs to the network that was saved: a deeper one has every name of a shallower one.
+    Additional names are included, because a deeper network has all names of a shallower one.
     """
     needed = {name for name in expected if not name.endswith(_COUNTERS)}
     if needed <= stored.keys():
@@ -131,7 +131,7 @@ def _fitting(stored: Mapping[str, Tensor], expected: Mapping[str, Any]) -> Itera
 
 
 def _same_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Any]) -> bool:
-    """Whether weights have no other names than are expected, and the expected shapes."""
+    """Return whether weights have only expected names, with the expected shapes."""
     return all(name in expected and value.shape == expected[name].shape for name, value in weights.items())
 
 
@@ -143,19 +143,19 @@ def _chosen(
 ) -> dict[str, Tensor]:
     keys = ", ".join(where or "the top" for where, _ in found)
     if key and not choices and key not in [where for where, _ in found]:
-        raise InputError(f"{path} has no state dict {key!r}; it has {keys}")
-    if not choices:  # of another network: whoever asked says in what they differ
+        raise InputError(f"{path} has no state dict {key!r}; expected one of {keys}")
+    if not choices:  # weights of another network: the caller reports the differences
         return _without_wrappers(next((weights for where, weights in found if where == key), found[0][1]))
     where, prefix, weights = choices[0]
     if rivals := [other for place, other, _ in choices[1:] if place == where]:
         spelled = " or ".join(f"{path}:{'.'.join(filter(None, (where, one.rstrip('.'))))}" for one in (prefix, *rivals))
-        raise InputError(f"{path} holds weights of this network several times: name those to take, {spelled}")
+        raise InputError(f"{path} holds several sets of weights for this network; choose {spelled}")
     others = [f"{path}:{'.'.join(filter(None, (place, one.rstrip('.'))))}" for place, one, _ in choices[1:]]
     if where or prefix or others:
         below = f" below {where!r}" if where else ""
         without = f", names without {prefix!r}" if prefix else ""
-        also = f" ({', '.join(others)} would fit too)" if others else ""
-        _LOG.info("%s: weights taken%s%s%s", path, below, without, also)
+        also = f" ({', '.join(others)} would match too)" if others else ""
+        _LOG.info("%s: loaded weights%s%s%s", path, below, without, also)
     return weights
 
 
@@ -166,14 +166,14 @@ def _why_unread(path: Path, error: Exception) -> str:
         return "is empty. Copy it again."
     if isinstance(error, pickle.UnpicklingError) and head in (b"PK", b"\x80\x02"):  # a torch file, new or old
         return (
-            "holds Python objects besides tensors, which could run code and are not loaded. If you trust it, load it yourself and "
-            "save its state dict as safetensors."
+            "holds Python objects besides tensors, which could run code and are therefore not loaded. If you trust it, load it yourself "
+            "and save its state dict as safetensors."
         )
-    return f"is no file of weights that torch can read ({first_line(error) or type(error).__name__}). Copy it again."
+    return f"is not a weights file that torch can read ({first_line(error) or type(error).__name__}). Copy it again."
 
 
 def read_notes(file: str) -> dict[str, Any]:
-    """Return what `save_weights` noted beside the weights; empty for other people's files."""
+    """Return the metadata written by `save_weights`; empty for other files."""
     path, _ = _path_and_key(file)
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
@@ -186,13 +186,13 @@ def read_notes(file: str) -> dict[str, Any]:
 
 
 def save_weights(weights: Mapping[str, Tensor], path: Path, notes: Mapping[str, Any]) -> None:
-    """Write a state dict as safetensors, whole or not at all, with notes: network, classes, preprocessing."""
+    """Write a state dict atomically as safetensors, with metadata: network, classes, preprocessing."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     write_bytes(path, save(tensors, {_NOTES: json.dumps(notes, sort_keys=True)}))
 
 
 def hash_weights(weights: Mapping[str, Tensor]) -> str:
-    """Identify weights by their content: SHA-256 over name, type, shape and bytes of every tensor, whatever file they came in."""
+    """Return the SHA-256 of names, dtypes, shapes and bytes of all tensors, which does not depend on the file format."""
     hasher = sha256()
     for name, value in sorted(weights.items()):
         tensor = value.detach().cpu().contiguous()

@@ -101,12 +101,14 @@ class Bar:
         value: Its length.
         said: Its value in words.
         series: Number of its colour, from 1.
+        interval: Ends of an interval that is drawn across its end; None draws none.
     """
 
     name: str
     value: float
     said: str
     series: int = 1
+    interval: tuple[float, float] | None = None
 
 
 def figure(name: str, says: str, width: float, height: float, *parts: str) -> str:
@@ -309,6 +311,7 @@ def bars(name: str, says: str, rows: Sequence[Bar], *, full: float | None = None
                 text(left - 8, y + 13, shortened(bar.name, (left - 11) / _LETTER), "end"),
                 element("rect", x=left, y=y, width=x.end - left, height=16, rx=2, fill_opacity=0.5, class_="band"),
                 element("rect", x=left, y=y, width=max(long, 1.5), height=16, rx=2, class_=f"f{_colour(bar.series)}"),
+                *_whisker(x, bar.interval, y + 8),
                 text(WIDTH - 2, y + 13, bar.said, "end"),
             )
         )
@@ -320,6 +323,15 @@ def bars(name: str, says: str, rows: Sequence[Bar], *, full: float | None = None
             )
         )
     return figure(name, says, WIDTH, foot, *parts)
+
+
+def _whisker(x: Scale, interval: tuple[float, float] | None, y: float) -> list[str]:
+    """Draw an interval across the end of a bar."""
+    if interval is None:
+        return []
+    low, high = map(x, interval)
+    ends = ((low, low, y - 4, y + 4), (high, high, y - 4, y + 4), (low, high, y, y))
+    return [element("line", x1=x1, x2=x2, y1=y1, y2=y2, stroke_width=1.5, class_="ink") for x1, x2, y1, y2 in ends]
 
 
 def columns(name: str, says: str, values: Sequence[tuple[str, float]], x_name: str, y_name: str) -> str:

@@ -44,17 +44,24 @@ def plain(words: object) -> str:
 
 
 def shortened(words: str, width: float) -> str:
-    """Cut words to a width, in letters as wide as an average one."""
+    """Cut words to a width, in letters as wide as an average one: at the end, and a path at its beginning."""
     words = " ".join(plain(words).split())
     if width_of(words) <= width:
         return words
+    if "/" in words:
+        return "…" + _kept(words[::-1], width)[::-1].lstrip()
+    return _kept(words, width).rstrip() + "…"
+
+
+def _kept(words: str, width: float) -> str:
+    """Return the first letters that fit beside an ellipsis."""
     room, kept = width - _width("…"), ""
     for letter in words:
         room -= _width(letter)
         if room < 0:
             break
         kept += letter
-    return kept.rstrip() + "…"
+    return kept
 
 
 def width_of(words: str) -> float:

@@ -24,7 +24,7 @@ _STUDENTS = ("fresh", "trained")
 def what_a_method_will_do(stats: "CacheStats", fidelity: "Fidelity | None") -> str:
     """Write the section about methods."""
     preview = stats.preview
-    title = "What a method will do with it"
+    title = "Effect of methods"
     if stats.manifest["encoding"]["kind"] == "sampled":
         words = "Draws serve methods that are linear in the teacher's probabilities; what others would change is not known from them."
         return section(title, paragraph(words), *_fidelity(fidelity))
@@ -87,7 +87,7 @@ def _mass(preview: "MethodPreview") -> list[str]:
         return []
     beyond = [max(1 - total, 0.0) for total in accumulate(ranked)]
     series = {
-        "of the class at this place": [(place + 1.0, share) for place, share in enumerate(ranked)],
+        "of the class at this rank": [(place + 1.0, share) for place, share in enumerate(ranked)],
         "of all classes after it": [(place + 1.0, share) for place, share in enumerate(beyond) if share > _FLOOR],
     }
     drawn = {name: points for name, points in series.items() if points}
@@ -95,12 +95,12 @@ def _mass(preview: "MethodPreview") -> list[str]:
     low = max(min(share for points in drawn.values() for _, share in points), _FLOOR)
     return [
         captioned(
-            "Where the probability is",
+            "Probability by rank",
             lines(
-                "Mean probability by place",
+                "Mean probability by rank",
                 says,
                 drawn,
-                "place of the class in its row",
+                "rank of the class in its row",
                 "",
                 low=low,
                 high=1.0,
@@ -147,7 +147,7 @@ def _fidelity(fidelity: "Fidelity | None") -> list[str]:
             else ""
         )
         parts = [
-            element("h3", "What each method notices of how rows are stored"),
+            element("h3", "Effect of the encoding on each method"),
             paragraph(
                 f"Relative errors of loss and gradient against {counted(fidelity.rows, 'row')} kept in full, for a "
                 "student that is fresh and one that is nearly trained; angles between the two gradients. Above "

@@ -24,11 +24,13 @@ def shown_samples(stats: "CacheStats") -> list[int]:
 def what_is_odd(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes], without_images: str) -> str:
     """Write the section about the data."""
     why = [paragraph(without_images, "quiet")] if without_images and (stats.odd or stats.duplicates) else []
-    return section("What is odd in the data", *why, *_labels(stats, names, images), *_duplicates(stats, names, images))
+    return section(
+        "Likely label errors and duplicates", *why, *_labels(stats, names, images), *_duplicates(stats, names, images)
+    )
 
 
 def _labels(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes]) -> list[str]:
-    heading = element("h3", "Labels that may be wrong")
+    heading = element("h3", "Likely label errors")
     samples = stats.manifest["samples"]
     if not stats.odd:
         if not stats.preview.labelled:
@@ -91,7 +93,7 @@ def _card(one: "OddSample", names: ClassNames, images: Mapping[int, bytes]) -> s
 
 
 def _duplicates(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes]) -> list[str]:
-    heading = element("h3", "Images that may be there twice")
+    heading = element("h3", "Likely duplicates")
     if not stats.duplicates:
         if not stats.duplicates_among:
             return [

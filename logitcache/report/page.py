@@ -9,7 +9,7 @@ from logitcache.report.methods import what_a_method_will_do
 from logitcache.report.odd import shown_samples, what_is_odd
 from logitcache.report.parts import ClassNames, captioned, facts, page, paragraph, section, table, tiles
 from logitcache.report.quality import class_figures, how_good
-from logitcache.report.tokens import what_text_is
+from logitcache.report.tokens import two_on_text, what_text_is
 from logitcache.runtime.wording import (
     bytes_text,
     class_map_words,
@@ -91,6 +91,11 @@ def _sentence(stats: "CacheStats") -> str:
     manifest = stats.manifest
     views, recipes = manifest["views"], sorted({view["recipe"] for view in manifest["views"]})
     recipe = recipes[0] if len(recipes) == 1 else f"{len(recipes)} recipes"
+    if stats.tokens is not None:
+        return (
+            f"What {manifest['teachers'][0]['name']} says about {samples_words(manifest)}, one a target token, with a vocabulary of "
+            f"{len(stats.classes):,}; of each row {kept_words(manifest['encoding'])}."
+        )
     return (
         f"What {manifest['teachers'][0]['name']} says about {samples_words(manifest)} of {len(stats.classes):,} "
         f"classes, in {counted(len(views), 'view')} of {recipe}; of each row {kept_words(manifest['encoding'])}."
@@ -106,7 +111,7 @@ def _headline(stats: "CacheStats") -> str:
         [
             ("health", words, note, "good" if sound else "bad"),
             (
-                "the teacher is right",
+                "teacher accuracy",
                 percent(accuracy),
                 "no more often than chance" if stats.chance else f"top-5 {percent(stats.mean('top5_accuracy'))}",
                 "bad" if stats.chance else "",
@@ -117,14 +122,25 @@ def _headline(stats: "CacheStats") -> str:
                 f"mean confidence {percent(stats.mean('confidence'))}",
                 "",
             ),
+            _agreement_tile(stats),
             (
-                "a row on disk",
+                "bytes a row",
                 f"{stats.bytes_per_row:.1f} B",
                 f"{bytes_text(stats.bytes_total)}; {stats.ratio_to_float32:.2f} of raw float32",
                 "",
             ),
         ]
     )
+
+
+def _agreement_tile(stats: "CacheStats") -> tuple[str, str, str, str]:
+    """Return the tile about agreement: of views, or of text, which has one rendition, of the teacher with the text."""
+    if stats.tokens is not None:
+        known = bool(stats.tokens.rows)
+        return ("perplexity", number(stats.tokens.perplexity) if known else "-", "of the teacher on this text", "")
+    if len(stats.views) == 1 or stats.agreement_of_all is None:
+        return ("agreement of views", "-", "one view" if len(stats.views) == 1 else "no sample has all views", "")
+    return ("agreement of views", percent(stats.agreement_of_all), f"one class in all {len(stats.views)} views", "")
 
 
 def _is_sound(health: "Health") -> bool:
@@ -145,12 +161,16 @@ def _complaint(health: "Health") -> str:
 def _advice(advice: Sequence[str]) -> str:
     if not advice:
         return ""
-    return element(
-        "div",
-        element("h3", "Advice"),
-        element("ul", *(element("li", with_code(sentence)) for sentence in advice)),
-        class_="advice",
-    )
+    grouped: dict[str, list[str]] = {}
+    for sentence in advice:
+        problem, colon, remedy = sentence.partition(": dump with ")
+        grouped.setdefault(f"Dump with {remedy}" if colon else "", []).append(problem)
+    alone = [element("li", with_code(sentence)) for sentence in grouped.pop("", [])]
+    groups = [
+        element("li", with_code(remedy), element("ul", *(element("li", with_code(one)) for one in problems)))
+        for remedy, problems in grouped.items()
+    ]
+    return element("div", element("h3", "Advice"), element("ul", *groups, *alone), class_="advice")
 
 
 def _what_it_is(stats: "CacheStats") -> str:
@@ -191,7 +211,7 @@ def _what_it_is(stats: "CacheStats") -> str:
         if broken
         else []
     )
-    return section("What it is", element("div", described, _sizes(stats), class_="split"), *listed)
+    return section("The cache", element("div", described, _sizes(stats), class_="split"), *listed)
 
 
 def _lost(stats: "CacheStats") -> str:
@@ -206,24 +226,31 @@ def _lost(stats: "CacheStats") -> str:
 
 def _sizes(stats: "CacheStats") -> str:
     sizes = sorted(stats.bytes_by_array.items(), key=lambda item: -item[1])
-    rows = [Bar(name, size, bytes_text(size)) for name, size in sizes]
+    slug = stats.manifest["teachers"][0]["slug"]
+    rows = [Bar(_array_name(name, slug), size, bytes_text(size)) for name, size in sizes]
     if not rows:
         return ""
     says = f"{rows[0].name} takes most: {rows[0].said}."
     return captioned(
-        "Where the bytes are",
+        "Bytes by array",
         bars("Bytes by array", says, rows),
         "What each array takes on disk. The teacher's logits should take nearly all; where the digests or the "
         "ledger do, rows are short or few, or blocks small.",
     )
 
 
-def comparison_html(comparison: "Comparison", classes: Sequence[str]) -> str:
+def _array_name(array: str, slug: str) -> str:
+    """Name an array of the teacher that the page is about without the folders that all of them have."""
+    return array.removeprefix(f"teachers/{slug}/").replace(f"probe/logits/{slug}", "probe logits")
+
+
+def comparison_html(comparison: "Comparison", classes: Sequence[str], *, spell: "Speller | None" = None) -> str:
     """Write the page about two caches of one data set.
 
     Args:
         comparison: What was found.
         classes: Their names in index order.
+        spell: Function that writes tokens as text; None if the data is not text.
     """
     one, other = comparison.sides
     names = ClassNames(classes)
@@ -258,7 +285,7 @@ def comparison_html(comparison: "Comparison", classes: Sequence[str]) -> str:
             ),
             _advice(comparison.advice),
         ),
-        element("main", _sides(comparison), _agreement(comparison, names)),
+        element("main", _sides(comparison), _agreement(comparison, names, spell)),
         element(
             "footer",
             told(f"A: {one.path}, fingerprint {one.fingerprint}. B: {other.path}, fingerprint {other.fingerprint}."),
@@ -273,11 +300,13 @@ def _sides(comparison: "Comparison") -> str:
             told(side.encoding),
             f"{side.bytes_per_row:.1f} B",
             percent(side.accuracy),
+            *([f"{side.perplexity:.2f}"] if comparison.tokens is not None else []),
             f"{side.entropy_nats:.3f} nats",
             percent(side.calibration_error),
         ]
 
-    head = ["", "encoding", "a row on disk", "accuracy", "entropy", "calibration error"]
+    perplexity = ["perplexity"] if comparison.tokens is not None else []
+    head = ["", "encoding", "bytes a row", "accuracy", *perplexity, "entropy", "calibration error"]
     return section(
         "The two",
         table(head, [cells("A", comparison.sides[0]), cells("B", comparison.sides[1])], left=2),
@@ -285,7 +314,7 @@ def _sides(comparison: "Comparison") -> str:
     )
 
 
-def _agreement(comparison: "Comparison", names: ClassNames) -> str:
+def _agreement(comparison: "Comparison", names: ClassNames, spell: "Speller | None") -> str:
     shares = (comparison.both_right, comparison.first_right, comparison.second_right, comparison.both_wrong)
     words = ("both are right", "only A is right", "only B is right", "both are wrong")
     quadrants = [
@@ -324,4 +353,5 @@ def _agreement(comparison: "Comparison", names: ClassNames) -> str:
             "classes more."
         ),
         kept,
+        *(two_on_text(comparison.tokens, spell) if comparison.tokens is not None and spell is not None else []),
     )

@@ -24,6 +24,7 @@ __all__ = [
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _NAME = 60  # letters of a class's name
+_NARROW = 3  # columns that fit a phone
 _PIXELATED = 64  # pixels: smaller images are shown pixel by pixel
 
 
@@ -95,7 +96,9 @@ def facts(pairs: Mapping[str, str]) -> str:
     return element("dl", *made)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, sums: int = 0) -> str:
+def table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, sums: int = 0, text: int | None = None
+) -> str:
     """Write a table that scrolls inside itself where it is too wide.
 
     Args:
@@ -103,14 +106,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, 
         rows: Cells as markup.
         left: How many columns hold words; the others hold numbers.
         sums: How many of the first rows sum up the others.
+        text: Which column holds sentences, and gets room on a phone too.
     """
 
     def row(kind: str, cells: Sequence[str], class_: str = "") -> str:
-        made = (element(kind, cell, **({"class_": "word"} if place < left else {})) for place, cell in enumerate(cells))
+        names = ("word text" if place == text else "word" if place < left else "" for place in range(len(cells)))
+        made = (
+            element(kind, cell, **({"class_": name} if name else {})) for name, cell in zip(names, cells, strict=True)
+        )
         return element("tr", *made, **({"class_": class_} if class_ else {}))
 
     body = (row("td", cells, "sum" if place < sums else "") for place, cells in enumerate(rows))
-    return element(
+    hint = element("p", "This table scrolls sideways.", class_="hint") if len(head) > _NARROW else ""
+    return hint + element(
         "div",
         element("table", element("thead", row("th", [told(word) for word in head])), element("tbody", "", *body)),
         class_="scroll",

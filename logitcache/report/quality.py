@@ -15,6 +15,7 @@ from logitcache.report.charts import (
 from logitcache.report.markup import element, told
 from logitcache.report.parts import ClassNames, captioned, fold, paragraph, section, table, yields
 from logitcache.runtime.wording import counted, percent
+from logitcache.stats import wilson_interval
 
 if TYPE_CHECKING:
     from logitcache.stats import CacheStats, ViewStats
@@ -25,6 +26,10 @@ _VIEWS_SHOWN, _VIEWS_FOLDED = 16, 240
 _CLASSES_DRAWN, _CLASSES_NAMED, _CLASSES_LISTED = 24, 16, 1000
 _PLACES = 12  # of the label, that are told apart
 _PAIRS = 12
+_MATRIX = 3  # views, of which a sentence says as much as a figure
+_LOW_AGREEMENT = (
+    "Low agreement is bad where the teacher is meant to be steady: the augmentation hides what it looks at."
+)
 _MARKED = 40  # views; more are drawn as a line
 
 
@@ -32,9 +37,7 @@ def how_good(stats: "CacheStats", names: ClassNames) -> str:
     """Write the section about the teacher."""
     views = stats.views
     if not any(view.rows for view in views):
-        return section(
-            "How good the teacher is", paragraph("No row can be read, so nothing can be said about the teacher.")
-        )
+        return section("The teacher", paragraph("No row can be read, so nothing can be said about the teacher."))
     figures = [
         _reliability(stats),
         _ranks(stats),
@@ -42,7 +45,7 @@ def how_good(stats: "CacheStats", names: ClassNames) -> str:
         *_by_class(stats, names),
         *_agreement(stats),
     ]
-    return section("How good the teacher is", _table(stats), element("div", *figures, class_="grid"))
+    return section("The teacher", _table(stats), element("div", *figures, class_="grid"))
 
 
 def _by_class(stats: "CacheStats", names: ClassNames) -> list[str]:
@@ -55,7 +58,9 @@ def _by_class(stats: "CacheStats", names: ClassNames) -> list[str]:
             names,
             "Accuracy by class",
             "Share of each class's rows that the teacher has right, over all views. A class far below the others is "
-            "one that a student cannot learn from this teacher: look at its labels and its confusions.",
+            "one that a student cannot learn from this teacher: look at its labels and its confusions. The strokes are 95% intervals "
+            "(Wilson) for the class's number of samples.",
+            stats.class_samples(),
         ),
         *_confusions(stats, names),
     ]
@@ -100,7 +105,7 @@ def _reliability(stats: "CacheStats") -> str:
     trend = "too sure" if surer > 0 else "less sure than it could be"
     says = f"In the mean the teacher is {trend}, by {percent(abs(surer))}."
     return captioned(
-        "Can its confidence be believed?",
+        "Calibration",
         reliability_diagram("Reliability diagram", says, stats.reliability()),
         f"{says} A bar's height is how often the teacher is right when it is that sure; on the dashed line "
         "confidence is accuracy. Bars far below it are bad: probabilities promise more than they keep. Pale bars "
@@ -112,7 +117,7 @@ def _ranks(stats: "CacheStats") -> str:
     """Draw at which place the label stands where the teacher is wrong."""
     counts = stats.rank_of_label()
     wrong = sum(counts[1:])
-    title = "Place of the label when it is wrong"
+    title = "Rank of the true class in wrong rows"
     if not wrong:
         return captioned(
             title, "", "The teacher is right in every row: no method that mends its mistakes will change anything."
@@ -130,10 +135,10 @@ def _ranks(stats: "CacheStats") -> str:
     return captioned(
         title,
         columns(
-            "Place of the label in wrong rows",
+            "Rank of the true class",
             says,
             values,
-            "place of the label among the classes",
+            "rank of the true class",
             "share of wrong rows",
         ),
         f"{says} Near misses are good: methods that lift the label (LoCa, swap) then only change places. A tall last bar "
@@ -154,7 +159,7 @@ def _by_view(views: "Sequence[ViewStats]") -> list[str]:
     says = f"View {worst.view} has the lowest accuracy, {percent(worst.accuracy)}; view {best.view} the highest, {percent(best.accuracy)}."
     return [
         captioned(
-            "From view to view",
+            "Accuracy by view",
             lines("Accuracy and confidence by view", says, series, "view", "", points=len(counted_views) <= _MARKED),
             f"{says} Views of one recipe should differ by little; one far below the others was changed too much for "
             "this teacher.",
@@ -162,7 +167,9 @@ def _by_view(views: "Sequence[ViewStats]") -> list[str]:
     ]
 
 
-def class_figures(shares: Sequence[float | None], names: ClassNames, title: str, caption: str) -> list[str]:
+def class_figures(
+    shares: Sequence[float | None], names: ClassNames, title: str, caption: str, counts: Sequence[int] | None = None
+) -> list[str]:
     """Draw a share by class, worst first: all of few classes; of many the worst by name, all as a curve, a list folded away.
 
     Args:
@@ -170,6 +177,7 @@ def class_figures(shares: Sequence[float | None], names: ClassNames, title: str,
         names: Of the classes.
         title: What is shared.
         caption: How to read it.
+        counts: Samples of each class, for intervals; None draws none.
     """
     ranked = sorted((share, number) for number, share in enumerate(shares) if share is not None)
     if not ranked:
@@ -178,12 +186,25 @@ def class_figures(shares: Sequence[float | None], names: ClassNames, title: str,
     without = f" {absent:,} of {len(shares):,} classes have no row." if absent else ""
     few = len(ranked) <= _CLASSES_DRAWN
     drawn = ranked if few else ranked[:_CLASSES_NAMED]
-    rows = [Bar(names[number], share, percent(share)) for share, number in drawn]
+    said = [
+        (number, _counted_share(share, None if counts is None else counts[number]))
+        for share, number in ranked[:_CLASSES_LISTED]
+    ]
+    rows = [
+        Bar(
+            names[number],
+            share,
+            percent(share),
+            interval=None if counts is None else wilson_interval(share, counts[number]),
+        )
+        for share, number in drawn
+    ]
     worst = f"Worst: {names[ranked[0][1]]}, {percent(ranked[0][0])}."
     first = captioned(
         title if few else f"{title}: the worst {len(drawn)}",
         bars(title, worst, rows, full=1.0),
         f"{caption}{without}",
+        *([fold(f"all {len(said):,} with samples and intervals", yields(names, said))] if few and counts else []),
     )
     if few:
         return [first]
@@ -202,7 +223,7 @@ def class_figures(shares: Sequence[float | None], names: ClassNames, title: str,
     rest = f", {len(ranked) - len(listed):,} better ones left out" if len(ranked) > len(listed) else ""
     every = fold(
         f"the worst {len(listed):,} by name{rest}" if rest else f"all {len(listed):,} by name",
-        yields(names, [(number, percent(share)) for share, number in listed]),
+        yields(names, said),
     )
     return [
         first,
@@ -215,6 +236,14 @@ def class_figures(shares: Sequence[float | None], names: ClassNames, title: str,
     ]
 
 
+def _counted_share(share: float, count: int | None) -> str:
+    """Write a share, with its interval and the number of samples it was measured on, if that is known."""
+    if count is None:
+        return percent(share)
+    low, high = wilson_interval(share, count)
+    return f"{percent(share)} ({low:.1%} to {high:.1%}, n {count:,})"
+
+
 def _confusions(stats: "CacheStats", names: ClassNames) -> list[str]:
     pairs = stats.confusions[:_PAIRS]
     if not pairs:
@@ -224,7 +253,7 @@ def _confusions(stats: "CacheStats", names: ClassNames) -> list[str]:
     ]
     return [
         captioned(
-            "Most confused",
+            "Confusions",
             table(["label", "teacher says", "rows"], rows, left=2),
             "Rows of all views with this label and this answer, and their share of the label's. Pairs that look "
             "alike are to be expected; a pair that goes both ways may be one class with two names, and one that "
@@ -240,13 +269,19 @@ def _agreement(stats: "CacheStats") -> list[str]:
     says = "No sample has all views."
     if stats.agreement_of_all is not None:
         says = f"In {percent(stats.agreement_of_all)} of samples all views have one largest class."
+    if len(matrix) <= _MATRIX:
+        pairs = [(b, a, matrix[a][b]) for a in range(len(matrix)) for b in range(a)]
+        said = "; ".join(
+            f"views {one} and {other}: {percent(share)}" for one, other, share in pairs if share is not None
+        )
+        detail = f" Pairs of views: {said}." if len(matrix) > 2 else ""
+        return [captioned("Agreement of views", "", f"{says}{detail} {_LOW_AGREEMENT}")]
     shown = f" The first {len(matrix)} of {len(stats.views)} views are shown." if len(stats.views) > len(matrix) else ""
     return [
         captioned(
-            "Do views agree?",
+            "Agreement of views",
             heat_map("Agreement between views", says, matrix, "views"),
             f"{says} Each field: share of samples about which two views say the same class, in %; the stronger the "
-            f"colour, the more.{shown} Low agreement is bad where the teacher is meant to be steady: the "
-            "augmentation hides what it looks at.",
+            f"colour, the more.{shown} {_LOW_AGREEMENT}",
         )
     ]

@@ -46,7 +46,11 @@ figure .scroll{border:0;margin:0}figure th,figure td{padding:4px 6px}
 @media (min-width:900px){.split{display:grid;grid-template-columns:minmax(0,1fr) 357px;gap:24px;align-items:start}
 .split.turned{grid-template-columns:357px minmax(0,1fr);gap:16px}}
 .split>figure,.split>.scroll{margin:16px 0}
-.scroll{overflow-x:auto;margin:12px 0}
+.scroll{overflow-x:auto;margin:12px 0;background:linear-gradient(90deg,var(--sheet) 30%,transparent) 0 0/40px 100% no-repeat local,
+linear-gradient(270deg,var(--sheet) 30%,transparent) 100% 0/40px 100% no-repeat local,
+linear-gradient(90deg,var(--line),transparent) 0 0/14px 100% no-repeat scroll,
+linear-gradient(270deg,var(--line),transparent) 100% 0/14px 100% no-repeat scroll,var(--sheet)}
+.hint{display:none;color:var(--quiet);font-size:13px;margin:12px 0 -8px}
 table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
 th{font-weight:600;color:var(--quiet);font-size:13px;vertical-align:bottom}
 th,td{padding:6px 12px;text-align:right;border-bottom:1px solid var(--line)}
@@ -68,6 +72,9 @@ img.small{image-rendering:pixelated}
 .columns{columns:16em;column-gap:32px;margin:8px 0;padding:0;list-style:none;font-size:13px;font-variant-numeric:tabular-nums}
 .columns li{display:flex;justify-content:space-between;gap:12px;break-inside:avoid;overflow-wrap:anywhere}
 footer{margin-top:48px;padding-bottom:32px;padding-top:12px;font-size:13px;overflow-wrap:anywhere}
+@media screen and (max-width:640px){.hint{display:block}th,td{padding:6px 8px}
+td.word+td.word{min-width:4em}td.word+td.text{min-width:15em}}
+@media (max-width:500px){.tile:last-child:nth-child(odd){grid-column:1/-1}}
 @page{margin:12mm}
 @media print{body{background:none;font-size:10pt}h2,h3{break-after:avoid}h2{margin-top:24px}header{padding-top:0}
 main,header,footer{padding:0}figure{padding:10px}

@@ -11,14 +11,14 @@ from logitcache.runtime.wording import counted, decimals, number, percent
 
 if TYPE_CHECKING:
     from logitcache.report.words import Speller
-    from logitcache.stats import PositionBin, TokenStats
+    from logitcache.stats import PairedBin, PositionBin, TokenComparison, TokenStats
 
-__all__ = ["what_text_is"]
+__all__ = ["two_on_text", "what_text_is"]
 
 
 def what_text_is(tokens: "TokenStats", spell: "Speller") -> str:
     """Write the section about the text."""
-    heading = "What the text is to the teacher"
+    heading = "Surprise of the teacher"
     if not tokens.rows:
         return section(heading, paragraph("No row can be read, so nothing can be said about the text."))
     says = (
@@ -61,7 +61,7 @@ def _by_position(bins: "Sequence[PositionBin]") -> str:
     )
 
 
-def _span(one: "PositionBin") -> str:
+def _span(one: "PositionBin | PairedBin") -> str:
     return f"{one.first:,} to {one.last:,} tokens" if one.last > one.first else counted(one.first, "token")
 
 
@@ -85,7 +85,7 @@ def _surprising(tokens: "TokenStats", spell: "Speller") -> list[str]:
             "A rare name surprises any model. Broken words, marks of a converter and text of another language do too, and a student learns "
             "them like everything else: look at each, and leave its document out with `--exclude` where it is damaged."
         ),
-        table(head, rows, left=5),
+        table(head, rows, left=5, text=2),
     ]
 
 
@@ -117,3 +117,51 @@ def _documents(tokens: "TokenStats") -> list[str]:
         else f"{tokens.copies_total:,} documents have the tokens of an earlier one, and count again"
     )
     return [*parts, paragraph(f"Of {tokens.documents:,}, {copies} in training: {pairs}{more}.")]
+
+
+def two_on_text(tokens: "TokenComparison", spell: "Speller") -> list[str]:
+    """Write how two teachers of the same text differ: by position, and token by token."""
+    bins = tokens.positions
+    agreement = [(one.first.bit_length() - 1, one.agreement) for one in bins]
+    surprises = {
+        f"surprise of {side}": [(one.first.bit_length() - 1, getattr(one, field)) for one in bins]
+        for side, field in (("A", "first_surprise_nats"), ("B", "second_surprise_nats"))
+    }
+    first, last = bins[0], bins[-1]
+    says = f"They agree on {percent(first.agreement)} of tokens after {_span(first)}, on {percent(last.agreement)} after {_span(last)}."
+    axis = "tokens before it, as a power of two"
+    figures = (
+        captioned(
+            "Agreement by position",
+            lines("Agreement by position", says, {"": agreement}, axis, "", low=0.0, high=1.0),
+            f"{says} Share of tokens for which both teachers have the same likeliest token.",
+        ),
+        captioned(
+            "Surprise by position in the document",
+            lines(
+                "Surprise by position", "Mean surprise of both.", surprises, axis, "nats", low=0.0, y_spelling=decimals
+            ),
+            "Mean of -log of the token's probability. The lower teacher predicts this text better.",
+        ),
+    )
+    head = ["document", "after", "text before it", "the token", "A says", "B says", "by A", "by B", "KL, nats"]
+    rows = [
+        [
+            f"{one.document:,}",
+            f"{one.position:,}",
+            told(spell(one.before)),
+            element("b", told(after(spell, one.before, one.label))),
+            told(after(spell, one.before, one.first_says)),
+            told(after(spell, one.before, one.second_says)),
+            percent(one.first_probability),
+            percent(one.second_probability),
+            number(one.kl_nats),
+        ]
+        for one in tokens.differing
+    ]
+    return [
+        element("div", *figures, class_="grid"),
+        element("h3", "Tokens about which they differ most"),
+        paragraph("By A and by B: the probability that each gives the token."),
+        table(head, rows, left=6, text=2),
+    ]

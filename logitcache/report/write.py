@@ -1,6 +1,6 @@
 """The page as a file, with the images of what is odd."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,16 @@ def write_report(
     return why
 
 
-def write_comparison(path: Path, comparison: "Comparison", classes: Sequence[str]) -> None:
-    """Write the page about two caches, whose classes have these names."""
-    write_bytes(path, comparison_html(comparison, classes).encode())
+def write_comparison(
+    path: Path, comparison: "Comparison", classes: Sequence[str], manifest: Mapping[str, Any] | None = None
+) -> None:
+    """Write the page about two caches.
+
+    Args:
+        path: Path of the page.
+        comparison: What was found.
+        classes: Names of the classes.
+        manifest: Manifest of one of them, as JSON; needed for text.
+    """
+    spell = None if comparison.tokens is None or manifest is None else speller_of(manifest)
+    write_bytes(path, comparison_html(comparison, classes, spell=spell).encode())

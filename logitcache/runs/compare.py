@@ -1,4 +1,4 @@
-"""`logitcache compare`: runs side by side, and over seeds. Without torch."""
+"""`logitcache compare`: compare runs, individually and over seeds, without torch."""
 
 import json
 import math
@@ -38,7 +38,7 @@ _PIECES = (
     "kd_warmup",
     "pair_views",
 )
-# Settings that are the method's, or a run's alone; and paths, in whose place stands what they lead to.
+# Settings of the method or of a single run, and paths, which are replaced by a digest of their content.
 _METHOD = {
     *(*_PIECES, "method", "parameters", "seed", "live_teacher"),
     *("cache", "data", "test_data", "augment"),
@@ -47,30 +47,30 @@ _METHOD = {
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One run.
+    """Summary of one run.
 
     Attributes:
-        run: Its directory.
-        method, student, epochs, seed: What was asked for.
-        extended: How the run was trained on, as "2 + 4, stretch"; empty if it was not.
-        changes: What was changed about the method: `preset same-t, beta=4`.
-        settings: Everything else that decides the result, but the seed: runs that agree in it differ in method and seed alone. `cache` is
-            the cache's fingerprint, also where only its views are used, `images` the digests of what was trained and tested on.
-        logits: Where the teacher's logits came from: `cached`, `live`, or `unused`.
-        finished: Whether the run is over.
-        test_accuracy: After the last epoch; None where there were no test images.
-        best_test_accuracy: The best of all epochs: an optimistic number, chosen on the test images.
-        headline: The metric that the run is judged by.
-        value: The headline after the last epoch, or None if nothing was tested.
-        best: The best headline of all epochs, optimistic as above; None while the run is unfinished.
-        test_top5_accuracy: Share of test samples whose class is among the student's five largest logits, after the last epoch.
-        data: Name of the training data; None where it was an object, or an older version did not record it.
+        run: Directory of the run.
+        method, student, epochs, seed: Settings of the run.
+        extended: How the run was extended, e.g. "2 + 4, stretch"; empty if it was not.
+        changes: Changes to the method's defaults, e.g. `preset=same-t, beta=4`.
+        settings: All other settings that affect the result except the seed. Runs with equal `settings` differ only in method and seed.
+            `cache` is the cache's fingerprint, even if only its views are used, and `images` the digests of training and test data.
+        logits: Source of the teacher's logits: `cached`, `live`, or `unused`.
+        finished: Whether the run has finished.
+        test_accuracy: Test accuracy after the last epoch; None without test data.
+        best_test_accuracy: Best test accuracy of all epochs, which is optimistic because it is selected on the test data.
+        headline: Headline metric of the run.
+        value: Headline metric after the last epoch, or None if nothing was tested.
+        best: Best headline metric of all epochs, optimistic as above; None while the run is unfinished.
+        test_top5_accuracy: Top-5 accuracy on the test data after the last epoch.
+        data: Name of the training data; None if it was an object, or if an older version did not record it.
         kl_to_teacher: Divergence from the teacher on held-out rows after the last epoch, in nats; None if none were held out.
-        teacher_agreement: Share of cached training rows on which the final student, in evaluation mode, says the same
-            class as the teacher.
-        seconds_per_epoch: Training alone, without evaluation.
-        bytes_per_sample: Memory that a sample's decoded rows take, over all views (bytes of a row in memory times views); 0 if
-            the run reads no logits.
+        teacher_agreement: Fraction of cached training rows on which the final student, in evaluation mode, predicts the same class as
+            the teacher.
+        seconds_per_epoch: Training time per epoch, without evaluation.
+        bytes_per_sample: Memory of a sample's decoded rows over all views (bytes of a row in memory times views); 0 if the run reads no
+            logits.
     """
 
     run: str
@@ -96,29 +96,29 @@ class RunSummary:
     kl_to_teacher: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as a plain object; `headline` holds the metric with its `value` and `best`."""
+        """Return the summary as a plain object; `headline` holds the metric with its `value` and `best`."""
         found = asdict(self) | {"settings": json.loads(self.settings)}
         return found | {"headline": found["headline"] | {word: found.pop(word) for word in ("value", "best")}}
 
 
 @dataclass(frozen=True, slots=True)
 class GroupSummary:
-    """Runs that differ in their seed alone.
+    """Summary of runs that differ only in their seed.
 
     Attributes:
-        method, changes, student, epochs: What they have in common.
-        differs: Other settings in which groups differ, as `lr=0.1`.
-        seeds: How many runs are over.
-        test_accuracy: Mean over seeds, after the last epoch; None if the headline is another metric.
-        deviation: Sample standard deviation of the headline over seeds; None of one seed.
-        over: For `ce` and `kd` of the same settings: how much better the mean headline is (positive is better, also of a metric
-            that should be low) and the standard error of that; paired by seed where the seeds are the same, else of independent
-            means; the error is None where there is one seed.
-        seconds_per_epoch: Mean.
-        repeats: Directories of runs that are left out, because another has their seed.
-        headline: The metric that the runs are judged by.
-        mean: Mean headline over seeds, after the last epoch.
-        test_top5_accuracy: Mean over seeds; None if a run has none.
+        method, changes, student, epochs: Settings that they share.
+        differs: Other settings in which groups differ, e.g. `lr=0.1`.
+        seeds: Number of finished runs.
+        test_accuracy: Mean test accuracy over seeds after the last epoch; None if the headline is another metric.
+        deviation: Sample standard deviation of the headline over seeds; None for a single seed.
+        over: Gain in the mean headline over `ce` and `kd` with the same settings (positive is better, also for metrics where lower is
+            better), and its standard error. Paired by seed if the seeds are the same, otherwise of independent means; the error is None
+            for a single seed.
+        seconds_per_epoch: Mean training time per epoch.
+        repeats: Directories of runs that are ignored because another run has the same seed.
+        headline: Headline metric of the runs.
+        mean: Mean headline over seeds after the last epoch.
+        test_top5_accuracy: Mean top-5 accuracy over seeds; None if a run has none.
     """
 
     method: str
@@ -137,20 +137,20 @@ class GroupSummary:
     test_top5_accuracy: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as a plain object; `headline` holds the metric with its `mean`."""
+        """Return the summary as a plain object; `headline` holds the metric with its `mean`."""
         found = asdict(self)
         return found | {"headline": found["headline"] | {"mean": found.pop("mean")}}
 
 
 def headlines(runs: Iterable[RunSummary | GroupSummary]) -> list[Metric]:
-    """Return the different headline metrics of runs or groups, in the order of the first of each."""
+    """Return the distinct headline metrics of runs or groups, in order of first appearance."""
     return list(dict.fromkeys(run.headline for run in runs))
 
 
 def group_runs(runs: Sequence[RunSummary]) -> list[GroupSummary]:
-    """Put runs together that differ in their seed alone, in the order of the first of each.
+    """Group runs that differ only in their seed, in order of first appearance.
 
-    Runs that were not tested are left out; runs of different headline metrics are never put together or compared.
+    Runs without test results are ignored. Runs with different headline metrics are never grouped or compared.
     """
     groups: dict[tuple[str, str, str, str, Metric], dict[int, RunSummary]] = {}
     repeats: dict[tuple[str, str, str, str, Metric], list[str]] = {}
@@ -208,7 +208,7 @@ def _values(members: Mapping[int, RunSummary]) -> list[float]:
 def _gain(
     headline: Metric, ours: Mapping[int, RunSummary], theirs: Mapping[int, RunSummary]
 ) -> tuple[float, float | None]:
-    """Return how much better one mean is than the other, and the standard error of that."""
+    """Return the gain of one mean over the other, and its standard error."""
     one, other = _values(ours), _values(theirs)
     gap = headline.gain(statistics.fmean(one), statistics.fmean(other))
     if ours.keys() == theirs.keys() and len(ours) > 1:
@@ -220,10 +220,10 @@ def _gain(
 
 
 def curves(runs: Sequence[RunSummary]) -> dict[str, list[list[float]]]:
-    """Return for each method (with its changes) the headline after each epoch, one list a run.
+    """Return the headline after each epoch by method (with its changes), one list per run.
 
     Raises:
-        InputError: The runs have different headline metrics, which share no axis.
+        InputError: If the runs have different headline metrics.
     """
     found: dict[str, list[list[float]]] = {}
     drawn: list[RunSummary] = []
@@ -235,8 +235,8 @@ def curves(runs: Sequence[RunSummary]) -> dict[str, list[list[float]]]:
             found.setdefault(f"{run.method} {run.changes}".strip(), []).append(values)
     if len(different := headlines(drawn)) > 1:
         raise InputError(
-            f"these runs are judged by different metrics ({', '.join(one.heading for one in different)}), which share no axis: draw them "
-            "one metric at a time"
+            f"the runs have different headline metrics ({', '.join(one.heading for one in different)}) and cannot share an axis; plot "
+            "them one metric at a time"
         )
     return found
 
@@ -246,10 +246,10 @@ class Published:
     """Published numbers of a recipe.
 
     Attributes:
-        accuracies: Test accuracies in percent, the best of all epochs, by method.
-        epochs: Number of epochs they were trained for; None if the recipe does not say.
-        student: Network; None likewise.
-        data: Name of the data; None likewise.
+        accuracies: Best test accuracy of all epochs in percent, by method.
+        epochs: Number of epochs; None if the recipe does not specify it.
+        student: Name of the student; None if the recipe does not specify it.
+        data: Name of the data; None if the recipe does not specify it.
     """
 
     accuracies: Mapping[str, float]
@@ -258,7 +258,7 @@ class Published:
     data: str | None = None
 
     def differences(self, runs: Sequence[RunSummary]) -> list[str]:
-        """Return how the conditions of these runs differ from the published ones: "240 epochs, here 2"."""
+        """Return the differences between the published conditions and those of these runs, e.g. "240 epochs, here 2"."""
         ours: dict[str, list[Any]] = {
             "epochs": [run.epochs for run in runs],
             "student": [run.student for run in runs],
@@ -277,7 +277,7 @@ def read_published(recipe: str | Path) -> Published:
     """Return the published numbers of a recipe.
 
     Raises:
-        InputError: The file is no recipe.
+        InputError: If the file is not a recipe.
     """
     try:
         content = tomllib.loads(Path(recipe).expanduser().read_text())
@@ -290,23 +290,23 @@ def read_published(recipe: str | Path) -> Published:
 
 
 def compare_runs(paths: str | Path | Iterable[str | Path]) -> list[RunSummary]:
-    """Summarise runs, in the order given.
+    """Summarize runs, in the given order.
 
     Args:
-        paths: Directories of runs, or directories that hold runs; or one of them.
+        paths: Directory of a run, directory that contains runs, or several of these.
 
     Raises:
-        InputError: A path is neither.
+        InputError: If a path is neither.
     """
     found: list[Path] = []
     several = [paths] if isinstance(paths, str | Path) or not isinstance(paths, Iterable) else list(paths)
     for one in several:
         if not isinstance(one, str | Path):
-            raise InputError(f"a run is the path of its folder, not {one!r}")
+            raise InputError(f"a run must be the path of its folder, not {one!r}")
         path = Path(one).expanduser()
         below = [path] if (path / "run.json").exists() else sorted(file.parent for file in path.glob("*/run.json"))
         if not below:
-            raise InputError(f"{path} is no run and holds none; a run is a folder that `logitcache train` wrote")
+            raise InputError(f"{path} neither is nor contains a run; pass a folder written by `logitcache train`")
         found += below
     return [_summary(path) for path in found]
 
@@ -335,7 +335,7 @@ def _summary(path: Path) -> RunSummary:
         method=settings["method"],
         changes=_changes(settings, run.get("usual") or {}),
         settings=json.dumps(
-            # None and a switch that is off are not told apart from a setting that an older run does not have.
+            # None and False are treated like a setting that an older run does not have.
             {w: value for w, value in settings.items() if w not in _METHOD and value is not None and value is not False}
             | _shown(run),
             sort_keys=True,
@@ -349,7 +349,7 @@ def _summary(path: Path) -> RunSummary:
         best_test_accuracy=results.get("best_test_accuracy"),
         teacher_agreement=results.get("teacher_agreement"),
         seconds_per_epoch=results.get("seconds_per_epoch"),
-        bytes_per_sample=cache["bytes_per_row"] * cache["views"] if logits == "cached" else 0,
+        bytes_per_sample=cache["memory_bytes_per_row"] * cache["views"] if logits == "cached" else 0,
         headline=headline,
         value=results.get(headline.name),
         best=best,
@@ -361,19 +361,19 @@ def _summary(path: Path) -> RunSummary:
 
 
 def _extended(run: Mapping[str, Any]) -> str:
-    """Describe how a run was extended: the epochs of each part, and the choice of schedule."""
+    """Describe how a run was extended: the epochs of each segment, and how its schedule continues."""
     segments = run.get("segments") or []
     lengths = [str(part["epochs"] - before) for part, before in zip(segments, _ends(segments), strict=True)]
     return ", ".join([" + ".join(lengths), *(part["extend"] for part in segments if "extend" in part)])
 
 
 def _ends(segments: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return the number of epochs before each part of a run."""
+    """Return the number of epochs before each segment of a run."""
     return [0, *(part["epochs"] for part in segments[:-1])] if segments else []
 
 
 def _shown(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Say which images a run was shown, and how."""
+    """Return the settings that identify a run's inputs: cache, data digests, augmentation, extension and class weights."""
     cache, images = run.get("cache"), run.get("data") or {}
     augment = {} if cache else {"augment": run["settings"].get("augment")}
     extended = {"extended": _extended(run)} if any("extend" in part for part in run.get("segments") or []) else {}
@@ -388,7 +388,7 @@ def _shown(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weighted(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Identify the class weights of a run by name and digest, because a file may have changed between runs."""
+    """Identify the class weights of a run by name and digest, because their file may have changed between runs."""
     if not (weights := run.get("class_weights")):
         return {}
     named = run["settings"].get("class_weights")
@@ -397,7 +397,7 @@ def _weighted(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changes(settings: dict[str, Any], usual: Mapping[str, Any]) -> str:
-    """Say what was changed about a method, in the words of `get_loss`, without what is usual for the data."""
+    """Describe the changes to a method's defaults for this data, as keyword arguments of `get_loss`."""
     words = {word: settings.get(word) for word in _PIECES if settings.get(word) != usual.get(word)}
     found = {word: value for word, value in words.items() if value is not None} | (settings["parameters"] or {})
     return ", ".join(f"{word}={_spelled(value)}" for word, value in found.items())

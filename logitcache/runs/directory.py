@@ -1,14 +1,14 @@
-"""The directory of a run: what was asked, what came out, and all that is needed to go on.
+"""The directory of a run: settings, results, and everything needed to resume it.
 
-    run.json              settings (also a --config file), cache, versions, and at the end the results
-    metrics.jsonl         one object an epoch, full precision
-    checkpoint.pt         state after the last whole epoch, or where a run was asked to stop: what it is resumed or trained on from
-    student.safetensors   the final weights, with a note on what they are; student-ema.safetensors, their running mean
-    student-best.safetensors    the weights of the best epoch; student-ema-best.safetensors, the running mean's
-    student-hf/           the same weights as student.safetensors, for transformers, of a language model; student-best-hf/ and so on
-    metrics.csv, tensorboard/   where asked for
+    run.json              settings (also usable as a --config file), cache, versions and, at the end, results
+    metrics.jsonl         one object per epoch, full precision
+    checkpoint.pt         state after the last completed epoch or where the run was stopped, used to resume or extend it
+    student.safetensors   final weights, with metadata; student-ema.safetensors, their exponential moving average
+    student-best.safetensors    weights of the best epoch; student-ema-best.safetensors, of the moving average
+    student-hf/           weights of student.safetensors in the format of transformers, for language models; also student-best-hf/ etc.
+    metrics.csv, tensorboard/   optional logs
 
-Every file is written whole or not at all, and by one process at a time.
+Every file is written atomically, by one process at a time.
 """
 
 import contextlib
@@ -35,39 +35,46 @@ __all__ = [
 
 _LOCK = ".lock"
 _WITHOUT_MOMENTUM = ("adam", "adamax", "adamw", "nadam", "radam")
-_EXTENDED = ("epochs", "decay_milestones")  # what may change when a run is trained on
+_EXTENDED = ("epochs", "decay_milestones")  # settings that may change when a run is extended
 
-# Settings that the run has, epochs of its schedule, epochs done -> how it was extended, epochs of the schedule from here on.
+# (settings of the run, epochs of its schedule, epochs done) -> (kind of extension, epochs of the new schedule)
 Lengthen = Callable[[Mapping[str, Any], int, int], tuple[str | None, int]]
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Read the `run.json` of a run.
+    """Return the content of a run's `run.json`.
 
     Raises:
-        InputError: The directory holds no run.
+        InputError: If the directory is not a run, or its `run.json` is damaged.
     """
     try:
         content = json.loads((path / "run.json").read_text())
         if not isinstance(content["settings"], dict):
-            raise TypeError("its settings are no object")
+            raise TypeError("its settings are not an object")
     except FileNotFoundError as error:
-        raise InputError(f"{path} holds no run; a run is a folder that `logitcache train --out` wrote") from error
+        raise InputError(f"{path} is not a run; pass a folder written by `logitcache train --out`") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path / 'run.json'} is damaged ({error}). Restore it from a copy, or train again."
         ) from error
+    _rename(content, "report_to", "log_to")  # as 0.1.0 wrote them
+    _rename(content.get("cache") or {}, "bytes_per_row", "memory_bytes_per_row")
     return dict(content) | {"settings": upgrade_settings(content["settings"])}
 
 
+def _rename(content: dict[str, Any], old: str, new: str) -> None:
+    if old in content:
+        content[new] = content.pop(old)
+
+
 def upgrade_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return recorded settings as they would be recorded now: a momentum that the optimizer ignored is none."""
+    """Return recorded settings as they would be recorded now: without a momentum that the optimizer ignores."""
     ignored = settings.get("opt") in _WITHOUT_MOMENTUM and "momentum" in settings
     return dict(settings) | ({"momentum": None} if ignored else {})
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the metrics of every epoch of a run, without a last line that was being written when the run was killed."""
+    """Return the metrics of every epoch of a run, ignoring a last line cut short by a kill."""
     file, found = path / "metrics.jsonl", []
     for line in file.read_text().splitlines() if file.exists() else []:
         with contextlib.suppress(ValueError):
@@ -76,7 +83,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def is_held(path: Path) -> bool:
-    """Say whether another process is at a run."""
+    """Return whether another process is writing a run."""
     if not (path / _LOCK).exists():
         return False
     try:
@@ -87,7 +94,7 @@ def is_held(path: Path) -> bool:
 
 
 def _segment(epochs: int, schedule_epochs: int) -> dict[str, Any]:
-    """Describe a part of a run that was trained on: its last epoch, and the number of epochs that its schedule is made for."""
+    """Return the record of a segment of an extended run: its last epoch, and the number of epochs of its schedule."""
     return {"epochs": epochs, "schedule_epochs": schedule_epochs}
 
 
@@ -100,7 +107,7 @@ def free_name(folder: Path, stem: str) -> Path:
 
 
 class RunDirectory:
-    """A run that is being made."""
+    """Directory of a run in progress."""
 
     def __init__(
         self,
@@ -112,37 +119,38 @@ class RunDirectory:
         logs: Sequence[str] | None = None,
         lengthen: Lengthen | None = None,
     ) -> None:
-        """Begin a run, or take one up.
+        """Start a run, or resume one.
 
         Args:
-            path: Where.
-            settings: What decides the result.
-            facts: What else to record (cache, versions).
-            resume: Whether a run of the same settings is to be continued.
-            logs: Where else its metrics go, by name (`logs.LOGS`); None: where they went before.
-            lengthen: Decides on the schedule of a run that is resumed with more epochs than it had.
+            path: Directory of the run.
+            settings: Settings that affect the result.
+            facts: Further facts to record (cache, versions).
+            resume: Whether to resume a run with the same settings.
+            logs: Names of additional logs for its metrics (`logs.LOGS`). Defaults to those of the run before.
+            lengthen: Function that determines the schedule of a run that is resumed with more epochs.
 
         Raises:
-            InputError: There is a run and `resume` is false, or there is none and it is true; or another process is at it.
-            CacheMismatchError: The run has other settings, or another cache.
+            InputError: If the run exists and `resume` is false, if it does not exist and `resume` is true, or if another process is
+                writing it.
+            CacheMismatchError: If the run has other settings or another cache.
         """
-        self.path, self._record = path, {"settings": dict(settings), **facts, "report_to": list(logs or ())}
+        self.path, self._record = path, {"settings": dict(settings), **facts, "log_to": list(logs or ())}
         self._extension: dict[str, Any] | None = None
         if (path / "run.json").exists():
             if not resume:
                 raise InputError(
-                    f"{path} already holds a run; nothing in it was touched. Continue it with --resume, or choose another --out."
+                    f"{path} already holds a run; nothing in it was touched. Resume it with --resume, or choose another --out."
                 )
             there = read_run(path)
             self._refuse_other(there)
             self._extension = None if lengthen is None else self._extended(there, settings, lengthen)
         elif resume:
-            raise InputError(f"{path} holds no run to resume. Leave out --resume to begin one.")
+            raise InputError(f"{path} holds no run to resume. Leave out --resume to start one.")
         elif path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file. Choose another --out.")
         elif path.exists() and any(path.iterdir()):
             raise InputError(f"{path} exists, is not empty and holds no run. Choose another --out.")
-        self._logs, self._told = open_logs(self._record["report_to"] if logs is None else logs, path, settings), False
+        self._logs, self._told = open_logs(self._record["log_to"] if logs is None else logs, path, settings), False
         self._lock = FileLock(path, _LOCK)
         remove_leftovers(path)
         if self._extension is not None:
@@ -151,7 +159,7 @@ class RunDirectory:
             self._write_record()
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Close the logs and release the lock."""
         for log in self._logs if self._told else ():
             log.close()
         self._lock.close()
@@ -160,11 +168,11 @@ class RunDirectory:
         ours, theirs = self._record["settings"], there["settings"]
         names = sorted(
             (ours.keys() | theirs.keys()) - {"cache", "data", "test_data"}
-        )  # paths; what they lead to is checked itself
+        )  # paths; their content is checked separately
         if ours.get("epochs", 0) < theirs.get("epochs", 0):
             raise InputError(
-                f"{self.path} has {counted(theirs['epochs'], 'epoch')}, and {ours['epochs']:,} were asked for: none can be taken back. "
-                "Give more --epochs to train it on, leave them out to resume it, or choose another --out."
+                f"{self.path} has {counted(theirs['epochs'], 'epoch')}, which cannot be reduced to {ours['epochs']:,}. "
+                "Pass more --epochs to extend it, leave them out to resume it, or choose another --out."
             )
         if ours.get("epochs", 0) > theirs.get("epochs", 0):
             names = [name for name in names if name not in _EXTENDED]
@@ -176,10 +184,10 @@ class RunDirectory:
         ]
         if different:
             lines = "".join(
-                f"\n  {name}: there {theirs.get(name)!r}, asked for {ours.get(name)!r}" for name in different
+                f"\n  {name}: there {theirs.get(name)!r}, requested {ours.get(name)!r}" for name in different
             )
             raise CacheMismatchError(
-                f"{self.path} is a run with other settings:{lines}\nRepeat them to resume it, or choose another --out."
+                f"{self.path} is a run with other settings:{lines}\nRepeat its settings to resume it, or choose another --out."
             )
         for fact, word in (
             ("cache", "another cache"),
@@ -188,22 +196,22 @@ class RunDirectory:
         ):
             if there.get(fact) != self._record.get(fact):
                 raise CacheMismatchError(
-                    f"{self.path} was begun with {word} (then {there.get(fact)}, now {self._record.get(fact)}). "
-                    "Give it the same to resume it, or choose another --out."
+                    f"{self.path} was started with {word} (then {there.get(fact)}, now {self._record.get(fact)}). "
+                    "Use the same to resume it, or choose another --out."
                 )
-        self._record = {"report_to": [], **there}
+        self._record = {"log_to": [], **there}
 
     def _extended(
         self, there: dict[str, Any], settings: Mapping[str, Any], lengthen: Lengthen
     ) -> dict[str, Any] | None:
-        """Return the record of the run with more epochs, or None if it is to have as many as it has."""
+        """Return the record of the run extended to more epochs, or None if the number is unchanged."""
         then = there["settings"]
         if settings["epochs"] == then["epochs"]:
             return None
         if "results" in there and not (self.path / "checkpoint.pt").exists():
             raise InputError(
-                f"{self.path} keeps no checkpoint.pt to train on from: somebody or an older version removed it. Begin a run from its "
-                f"weights instead: --student-weights {self.path / 'student.safetensors'}"
+                f"{self.path} cannot be extended without its checkpoint.pt, which was removed by a user or an older version. Start a new "
+                f"run from its weights instead: --student-weights {self.path / 'student.safetensors'}"
             )
         segments = [dict(one) for one in there.get("segments") or [_segment(then["epochs"], then["epochs"])]]
         done = then["epochs"] if "results" in there else len(read_metrics(self.path))
@@ -216,23 +224,23 @@ class RunDirectory:
 
     @property
     def schedule_epochs(self) -> int | None:
-        """Number of epochs that the schedule is made for, if it is not that of the run."""
+        """Number of epochs of the schedule, if it differs from that of the run."""
         segments = self._record.get("segments")
         return int(segments[-1]["schedule_epochs"]) if segments else None
 
     @property
     def results(self) -> dict[str, Any] | None:
-        """What came out, where the run is over."""
+        """Results of the run, or None if it has not finished."""
         results = self._record.get("results")
         return dict(results) if results else None
 
     def checkpoint(self) -> bytes | None:
-        """Return the state that was saved last, or None."""
+        """Return the last saved state, or None."""
         file = self.path / "checkpoint.pt"
         return file.read_bytes() if file.exists() else None
 
     def keep_metrics(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Write the metrics of the epochs whose state was saved, and no others."""
+        """Truncate the metrics to the epochs whose state was saved."""
         lines = "".join(json.dumps(metrics) + "\n" for metrics in history)
         write_bytes(self.path / "metrics.jsonl", lines.encode())
         self._told = True
@@ -240,11 +248,11 @@ class RunDirectory:
             log.begin(history)
 
     def epoch_done(self, metrics: Mapping[str, Any], state: Callable[[], bytes] | None) -> None:
-        """Record an epoch: its metrics, then the state to resume from, where there is one to save.
+        """Record an epoch: its metrics, then the state to resume from, if given.
 
         Args:
             metrics: Metrics of the epoch.
-            state: Serialises the state; only the process that writes the run calls it. None keeps the last one that was saved.
+            state: Function that serializes the state, called only in the process that writes the run. None keeps the last saved state.
         """
         append_line(self.path / "metrics.jsonl", metrics)
         if state is not None:
@@ -257,7 +265,7 @@ class RunDirectory:
         write_bytes(self.path / "checkpoint.pt", state())
 
     def note(self, facts: Mapping[str, Any]) -> None:
-        """Record facts that are known only once the run has begun."""
+        """Record facts that become known after the start."""
         self._record |= facts
         self._write_record()
 
@@ -271,7 +279,7 @@ class RunDirectory:
 
 
 class FollowedRun(RunDirectory):
-    """The run of a process that does not lead: another one writes it."""
+    """Directory of a run for a process that does not lead; another process writes it."""
 
     def __init__(self, path: Path, results: dict[str, Any] | None, schedule_epochs: int | None) -> None:
         """Take up what the leader found.

@@ -1,4 +1,4 @@
-"""Where else the metrics of a run go: a table, TensorBoard, Weights & Biases."""
+"""Additional logs of a run's metrics: a CSV file, TensorBoard, Weights & Biases."""
 
 import csv
 import io
@@ -18,20 +18,20 @@ Metrics = Mapping[str, Any]
 
 
 class Log(Protocol):
-    """Told what a run's metrics are; `begin` first, also of a run that is taken up."""
+    """Receives the metrics of a run. `begin` is called first, also if the run is resumed."""
 
     def begin(self, history: Sequence[Metrics]) -> None:
-        """Take over the epochs that were saved, and no others."""
+        """Start the log with the saved epochs, and drop any others."""
 
     def epoch(self, metrics: Metrics) -> None:
-        """Take an epoch."""
+        """Log an epoch."""
 
     def close(self) -> None:
-        """Let go."""
+        """Close the log."""
 
 
 class CsvLog:
-    """`metrics.csv`: a line an epoch."""
+    """Log to `metrics.csv`, one line per epoch."""
 
     def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
         del settings
@@ -43,7 +43,7 @@ class CsvLog:
         self._write()
 
     def epoch(self, metrics: Metrics) -> None:
-        """Write it once more with this epoch: a column that is new has a place in the head."""
+        """Rewrite the file with this epoch, because it may add columns to the header."""
         self._history.append(metrics)
         self._write()
 
@@ -59,14 +59,14 @@ class CsvLog:
 
 
 class TensorBoardLog:
-    """Event files in `tensorboard/`."""
+    """Log to event files in `tensorboard/`."""
 
     def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
         writer = _module("torch.utils.tensorboard", "tensorboard").SummaryWriter
         self._folder, self._open, self._settings = run / "tensorboard", writer, settings
 
     def begin(self, history: Sequence[Metrics]) -> None:
-        """Write all anew: events cannot be taken back."""
+        """Rewrite all epochs, because events cannot be removed."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._writer = self._open(str(self._folder))
         self._writer.add_text("settings", "\n".join(f"    {name}: {value}" for name, value in self._settings.items()))
@@ -85,20 +85,20 @@ class TensorBoardLog:
 
 
 class WandbLog:
-    """A run of Weights & Biases, in the project and mode that its own environment variables name; `--resume` goes on with it."""
+    """Log to Weights & Biases, with the project and mode of its environment variables. `--resume` continues the same W&B run."""
 
     def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
         self._wandb, self._path, self._settings = _module("wandb", "wandb"), run, settings
 
     def begin(self, history: Sequence[Metrics]) -> None:
-        """Begin it, or go on with it."""
+        """Start the W&B run, or continue it."""
         name = self._path / "wandb-id"
         if not name.exists():
             write_bytes(name, uuid.uuid4().hex.encode())
         self._run = self._wandb.init(
             name=self._path.name, id=name.read_text(), resume="allow", dir=str(self._path), config=dict(self._settings)
         )
-        for metrics in history:  # what it has already it leaves as it is
+        for metrics in history:  # W&B ignores steps that it already has
             self.epoch(metrics)
 
     def epoch(self, metrics: Metrics) -> None:
@@ -106,7 +106,7 @@ class WandbLog:
         self._run.log(_numbers(metrics), step=metrics["epoch"])
 
     def close(self) -> None:
-        """Send the rest."""
+        """Finish the W&B run."""
         self._run.finish()
 
 
@@ -122,12 +122,12 @@ def open_logs(names: Sequence[str], run: Path, settings: Mapping[str, Any]) -> l
 
     Args:
         names: Keys of `LOGS`.
-        run: The run's directory.
-        settings: What decides its result.
+        run: Directory of the run.
+        settings: Settings of the run.
 
     Raises:
-        UnknownNameError: No such log.
-        InputError: What it needs is not installed.
+        UnknownNameError: If there is no such log.
+        InputError: If its package is not installed.
     """
     if unknown := next((name for name in names if name not in LOGS), None):
         raise unknown_name("log", unknown, LOGS)
@@ -139,7 +139,7 @@ def _module(name: str, extra: str) -> Any:
         return import_module(name)
     except ImportError as error:
         raise InputError(
-            f"--report-to {extra} needs a package that is not here: pip install 'logitcache[{extra}]'"
+            f"--log-to {extra} needs a package that is not installed; install it with: pip install 'logitcache[{extra}]'"
         ) from error
 
 

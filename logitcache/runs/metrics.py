@@ -1,4 +1,4 @@
-"""The number that a run is judged by: its name, its unit, and which way is better. Without torch."""
+"""The headline metric of a run: its name, unit and direction, without torch."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,8 +16,8 @@ class Metric:
     """A metric of a run.
 
     Attributes:
-        name: Key of its value in the results and in every line of `metrics.jsonl`.
-        unit: "share" for values in [0, 1], which are written as percent; else the unit's name, as "nats".
+        name: Key of the metric in the results and in every line of `metrics.jsonl`.
+        unit: "share" for values in [0, 1], which are shown in percent; otherwise the name of the unit, e.g. "nats".
         better: "higher" or "lower".
     """
 
@@ -29,11 +29,11 @@ class Metric:
         """Check the fields.
 
         Raises:
-            InputError: `better` is neither, or a field is not text.
+            InputError: If `better` is neither, or if a field is not a non-empty string.
         """
         if self.better not in _BETTER or not all(isinstance(text, str) and text for text in (self.name, self.unit)):
             raise InputError(
-                f"a metric has a name, a unit, and better 'higher' or 'lower', not {self.name!r}, {self.unit!r} and {self.better!r}"
+                f"a metric needs a name, a unit, and better 'higher' or 'lower', not {self.name!r}, {self.unit!r} and {self.better!r}"
             )
 
     @property
@@ -43,37 +43,37 @@ class Metric:
 
     @property
     def heading(self) -> str:
-        """Head of a column or an axis: "test accuracy", whose values are percent, or "test loss (nats)"."""
+        """Heading of a column or axis, e.g. "test accuracy" (in percent) or "test loss (nats)"."""
         return self.label if self.unit == "share" else f"{self.label} ({self.unit})"
 
     def best(self, values: Iterable[float]) -> float:
-        """Return the best of some values: the largest, or the smallest."""
+        """Return the best value: the largest or the smallest."""
         return max(values) if self.better == "higher" else min(values)
 
     def gain(self, value: float, baseline: float) -> float:
-        """Return how much better a value is than a baseline: positive is better, whichever the direction."""
+        """Return the gain of a value over a baseline; positive is better in either direction."""
         return value - baseline if self.better == "higher" else baseline - value
 
     def cell(self, value: float | None) -> str:
-        """Write a value below its heading: "71.00%", "1.2345"; "-" if there is none."""
+        """Format a value for a column with this heading, e.g. "71.00%" or "1.2345"; "-" for None."""
         if value is None:
             return "-"
         return f"{value:.2%}" if self.unit == "share" else f"{value:.4f}"
 
     def text(self, value: float) -> str:
-        """Write a value with its unit: "71.00%", "1.2345 nats"."""
+        """Format a value with its unit, e.g. "71.00%" or "1.2345 nats"."""
         return self.cell(value) if self.unit == "share" else f"{self.cell(value)} {self.unit}"
 
     def spread(self, value: float) -> str:
-        """Write a deviation or an error: percentage points of a share, "1.41"; else in the unit, "0.0123"."""
+        """Format a deviation or error: in percentage points for a share, e.g. "1.41", otherwise in the unit, e.g. "0.0123"."""
         return f"{100 * value:.2f}" if self.unit == "share" else f"{value:.4f}"
 
     def difference(self, value: float) -> str:
-        """Write a difference with its sign: percentage points of a share, "+6.00"; else in the unit, "+0.0312"."""
+        """Format a signed difference: in percentage points for a share, e.g. "+6.00", otherwise in the unit, e.g. "+0.0312"."""
         return f"{100 * value:+.2f}" if self.unit == "share" else f"{value:+.4f}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the metric as run.json has it."""
+        """Return the metric as recorded in run.json."""
         return asdict(self)
 
 
@@ -84,10 +84,10 @@ _METRICS = {metric.name: metric for metric in (ACCURACY, LOSS, PERPLEXITY)}
 
 
 def find_metric(name: str) -> Metric:
-    """Return the metric of this name, as a modality's `headline` gives it.
+    """Return a metric by the name that a modality's `headline` gives.
 
     Raises:
-        UnknownNameError: No such metric.
+        UnknownNameError: If there is no such metric.
     """
     if name not in _METRICS:
         raise unknown_name("metric", name, _METRICS)
@@ -98,15 +98,15 @@ def read_headline(run: Mapping[str, Any], metrics: Mapping[str, Any]) -> Metric:
     """Return the headline metric of a run.
 
     Args:
-        run: Content of its run.json: `headline` in `results`, or beside them for a run that is not finished.
-        metrics: Its last epoch. An unfinished run that names no headline and has no `test_accuracy` there is judged by
-            `test_loss`, if it has that.
+        run: Content of run.json, with `headline` in `results`, or at the top level for an unfinished run.
+        metrics: Metrics of the last epoch. An unfinished run without a headline and without `test_accuracy` falls back to `test_loss`
+            if it has that.
 
     Returns:
-        The metric; `ACCURACY` for a run that names none.
+        The headline metric; `ACCURACY` if the run records none.
 
     Raises:
-        InputError: The headline is damaged.
+        InputError: If the recorded headline is damaged.
     """
     found = (run.get("results") or {}).get("headline") or run.get("headline")
     if found is None:

@@ -1,4 +1,4 @@
-"""`logitcache sweep`: every method with every setting and seed over one cache, a process each; what is finished is not run again."""
+"""`logitcache sweep`: train every method with every setting and seed on one cache, one process per run, skipping finished runs."""
 
 import contextlib
 import ctypes
@@ -34,9 +34,9 @@ class Planned:
     """One run of a sweep.
 
     Attributes:
-        out: Its directory; `OUT.json` beside it says what it was begun with, `OUT.log` what it said.
-        words: What stands after `logitcache train`, but for the directory.
-        cache: Fingerprint of the cache; None without one.
+        out: Directory of the run, next to `OUT.json`, its arguments, and `OUT.log`, its output.
+        words: Arguments of `logitcache train`, without the directory.
+        cache: Fingerprint of the cache, or None without a cache.
     """
 
     out: Path
@@ -45,22 +45,22 @@ class Planned:
 
     @property
     def begun(self) -> bool:
-        """Whether its directory is there."""
+        """Whether the run has been started."""
         return (self.out / "run.json").exists()
 
     @property
     def finished(self) -> bool:
-        """Whether it is over, with as many epochs as it is to have."""
+        """Whether the run has finished with the requested number of epochs."""
         if not self.begun:
             return False
         run, asked = read_run(self.out), _epochs_in(self.words)
         return "results" in run and (asked is None or run["settings"].get("epochs", 0) >= asked)
 
     def begin(self) -> None:
-        """Remember what it is begun with, or with how many epochs it is trained on.
+        """Record the arguments of the run, or its new number of epochs.
 
         Raises:
-            InputError: It was begun with something else, or has more epochs than it is to have.
+            InputError: If it was started with other arguments, or has more epochs than requested.
         """
         file = self.out.with_name(f"{self.out.name}.json")
         now: dict[str, Any] = {"words": list(self.words), "cache": self.cache}
@@ -70,15 +70,15 @@ class Planned:
             asked = _epochs_in(self.words)
             if asked is not None and then and asked < (has := read_run(self.out)["settings"].get("epochs", 0)):
                 raise InputError(
-                    f"{self.out} was trained on to {counted(has, 'epoch')}, and the sweep asks for {asked:,}. Ask for as many, or give the "
-                    "sweep another --out."
+                    f"{self.out} was extended to {counted(has, 'epoch')}, but the sweep requests {asked:,}. Request as many, or choose "
+                    "another --out."
                 )
             if then and then != now and _goes_on(then, now):
                 write_bytes(file, (json.dumps(now) + "\n").encode())
             elif then != now:
                 raise InputError(
-                    f"{self.out} was trained otherwise than it would be now:\n  then {lines[0]}\n  now  {lines[1]}\nGive the sweep another "
-                    "--out, or remove that run."
+                    f"{self.out} was trained with other arguments:\n  then {lines[0]}\n  now  {lines[1]}\nChoose another --out, or remove "
+                    "that run."
                 )
         else:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,11 +87,11 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """What came of a sweep.
+    """Result of a sweep.
 
     Attributes:
-        runs: Directories of runs that are over, in the order planned.
-        failed: The reason of each run that failed, in one line; its `.log` holds the whole output.
+        runs: Directories of finished runs, in the planned order.
+        failed: Reason of each failed run, in one line; its `.log` has the full output.
     """
 
     runs: list[Path]
@@ -107,28 +107,30 @@ def plan_sweep(
     vary: Mapping[str, Sequence[str]] | None = None,
     options: Sequence[str] = (),
 ) -> list[Planned]:
-    """List the runs: every method with every combination of settings and every seed.
+    """Return the runs of a sweep: every method with every combination of settings and every seed.
 
     Args:
-        cache: Path of the cache; None leaves it to `options`, for labels alone.
-        out: Directory that holds the runs.
-        methods: Names.
-        seeds: Of students and orders.
-        vary: Options of `train` to their values: `{"lr": ["0.05", "0.1"]}`; a parameter of a method as `set.beta`.
-        options: Other words for every `train`; the student is among them, in `vary` or in a `--config` file.
+        cache: Path of the cache, or None to train on labels alone with the data given in `options`.
+        out: Directory of the runs.
+        methods: Names of the methods.
+        seeds: Seeds of student initialization and sampling order.
+        vary: Values to try for options of `train`, e.g. `{"lr": ["0.05", "0.1"]}`; a method's parameter is `set.beta`.
+        options: Further arguments of every `train`. The student must be given here, in `vary` or in a `--config` file.
 
     Raises:
-        InputError: Nothing to run, no student, the same run twice, or an option given twice.
+        InputError: If there is nothing to run or no student, or if a run or an option is given twice.
     """
     vary, folder = dict(vary or {}), local_path(out)
     if not methods or not seeds or not all(vary.values()):
-        raise InputError("a sweep needs a method and a seed at least, and values for what it varies")
+        raise InputError("a sweep needs at least one method, one seed, and one value for each option that it varies")
     ours = {"--method", "--seed", "--out", "--resume", *(_flag(name) for name in vary if not name.startswith("set."))}
     if twice := [word for word in options if word.partition("=")[0] in ours]:
-        raise InputError(f"`{twice[0].partition('=')[0]}` is the sweep's own: leave it out of the options of train")
+        raise InputError(f"`{twice[0].partition('=')[0]}` is set by the sweep; remove it from the options of train")
     named = {word.partition("=")[0] for word in options} | {_flag(name) for name in vary}
     if not named & {"--student", "--config"}:
-        raise InputError("which network? Name it after `--`, as in `logitcache sweep CACHE -- --student resnet8`")
+        raise InputError(
+            "a sweep needs a student; add it after `--`, as in `logitcache sweep CACHE -- --student resnet8`"
+        )
     planned, fingerprint = [], None if cache is None else open_cache(cache).fingerprint
     for method, values in itertools.product(methods, itertools.product(*vary.values())):
         chosen = dict(zip(vary, values, strict=True))
@@ -143,7 +145,7 @@ def plan_sweep(
             where = folder / f"{name}-seed{seed}"
             planned.append(Planned(where, (*words, "--seed", str(seed)), fingerprint))
     if len({run.out for run in planned}) < len(planned):
-        raise InputError("a sweep names the same run twice: methods, seeds and values must differ")
+        raise InputError("the sweep contains the same run twice; methods, seeds and values must be distinct")
     return planned
 
 
@@ -154,17 +156,17 @@ def run_sweep(
     should_stop: Callable[[], bool] = lambda: False,
     on_change: Callable[[str], None] = lambda _: None,
 ) -> SweepResult:
-    """Run what is not finished, some at a time; one that fails stops no other.
+    """Run the unfinished runs of a sweep, several at a time. A failed run does not stop the others.
 
     Args:
-        planned: The runs.
-        jobs: How many at a time.
-        should_stop: Asked all the time; where it says yes, the runs in hand are asked to save and stop.
-        on_change: Called with a sentence when a run begins or ends.
+        planned: Runs of the sweep.
+        jobs: Number of runs at a time.
+        should_stop: Function polled all the time; when it returns true, running runs are told to save and stop.
+        on_change: Function called with a message when a run starts or ends.
 
     Raises:
-        InputError: A run is there that was trained otherwise.
-        StoppedError: It was asked to stop; the same call goes on.
+        InputError: If a run exists that was trained with other arguments.
+        StoppedError: If `should_stop` returned true; call again to resume.
     """
     if jobs < 1:
         raise InputError(f"--jobs must be 1 or more, not {jobs}")
@@ -181,12 +183,12 @@ def run_sweep(
             held = [run for run in waiting if is_held(run.out)]
             for run in held:
                 if run not in elsewhere:
-                    on_change(f"{run.out.name}: another process trains it; waiting for it")
+                    on_change(f"{run.out.name}: waiting for another process that trains it")
             elsewhere.update(held)
             for run in [run for run in waiting if run not in held][: jobs - len(running)]:
                 waiting.remove(run)
                 running[run] = _start(run)
-                on_change(f"{run.out.name}: begun")
+                on_change(f"{run.out.name}: started")
             for run, (process, place) in list(running.items()):
                 if process.poll() is None:
                     continue
@@ -195,7 +197,7 @@ def run_sweep(
                     failed[run.out] = _reason(run, place, process.returncode)
                 on_change(f"{run.out.name}: {'failed: ' + failed[run.out] if process.returncode else 'finished'}")
             if should_stop():
-                raise StoppedError("stopped as asked; the runs in hand were saved. The same command goes on.")
+                raise StoppedError("stopped on request; running runs were saved. Run the same command again to resume.")
             time.sleep(_PAUSE)
     finally:
         for process, _ in running.values():
@@ -206,7 +208,7 @@ def run_sweep(
 
 
 def _start(run: Planned) -> "tuple[subprocess.Popen[bytes], int]":
-    """Start a run; return its process, and where what it says begins in its log."""
+    """Start a run; return its process and the position in its log where its output begins."""
     log = _log(run)
     log.parent.mkdir(parents=True, exist_ok=True)
     asked = run.words if run.begun else _without(run.words, ["--extend"])
@@ -216,7 +218,7 @@ def _start(run: Planned) -> "tuple[subprocess.Popen[bytes], int]":
         file.write(f"$ logitcache train {shlex.join(run.words)}\n".encode())
         file.flush()
         plain = {word: value for word, value in os.environ.items() if word != "FORCE_COLOR"} | {"NO_COLOR": "1"}
-        # A group of its own: Ctrl-C reaches it once, from here.
+        # A separate process group, so that Ctrl-C reaches it only once, from here.
         process = subprocess.Popen(  # noqa: S603
             words,
             stdout=file,
@@ -229,14 +231,14 @@ def _start(run: Planned) -> "tuple[subprocess.Popen[bytes], int]":
 
 
 def _epochs_in(words: Sequence[str]) -> int | None:
-    """Return the number of epochs that words of `train` ask for; None if they leave it to a file or a default."""
+    """Return the number of epochs in the arguments of `train`, or None if it comes from a file or a default."""
     found = [word.partition("=")[2] for word in words if word.startswith("--epochs=")]
     found += [value for word, value in itertools.pairwise(words) if word == "--epochs"]
     return int(found[-1]) if found and found[-1].isdecimal() else None
 
 
 def _goes_on(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether a run is now asked for as it was, but perhaps with another number of epochs, which it does not have yet."""
+    """Return whether a run's arguments are unchanged, except perhaps for a new number of epochs."""
     before, after = (_epochs_in(one["words"]) or 0 for one in (then, now))
     more = _LENGTH if 0 < before != after > 0 else ("--extend", *["--epochs"] * (after == before > 0))
     same = _without(then["words"], more) == _without(now["words"], more)
@@ -244,7 +246,7 @@ def _goes_on(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _without(words: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return words of `train` without some options and their values."""
+    """Return arguments of `train` without some options and their values."""
     kept, skipped = list[str](), False
     for word in words:
         name, equals, _ = word.partition("=")
@@ -256,7 +258,7 @@ def _without(words: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _end_with_us() -> None:
-    """Have Linux ask this child to save and stop when the sweep is killed; elsewhere it trains on, and the sweep waits for it."""
+    """On Linux, tell this child to save and stop when the sweep is killed. Elsewhere it trains on, and the next sweep waits for it."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
@@ -266,18 +268,18 @@ def _log(run: Planned) -> Path:
 
 
 def _reason(run: Planned, place: int, status: int) -> str:
-    """Return why a run failed, in one line: the signal that killed it, or what its output says."""
+    """Return why a run failed, in one line: the signal that killed it, or the error in its output."""
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
     return read_reason(_log(run).read_bytes()[place:].decode(errors="replace"))
 
 
 def read_reason(output: str) -> str:
-    """Find the reason in the output of a command that failed.
+    """Return the error message in the output of a failed command.
 
     Args:
-        output: What the command wrote to stdout and stderr. Our own errors are a line `error: ...`; errors of usage are a panel
-            of rich, or a line `Error: ...` where Typer does without it; a bug is a traceback, whose last line says what happened.
+        output: Output of the command on stdout and stderr. Our own errors are a line `error: ...`; usage errors are a rich panel, or a
+            line `Error: ...` without rich; a bug is a traceback, whose last line is the error.
     """
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     for number in range(len(lines) - 1, -1, -1):

@@ -1,6 +1,6 @@
-"""Deterministic algorithms: on a GPU too, the same inputs give the same bits in every run.
+"""Deterministic algorithms, so that the same inputs give the same bits in every run on a GPU too.
 
-Without them cuDNN and some kernels of torch add numbers up in an order that changes from run to run.
+Otherwise cuDNN and some torch kernels sum in an order that changes from run to run.
 """
 
 import os
@@ -19,17 +19,17 @@ _NO_IMPLEMENTATION = "does not have a deterministic implementation"  # as torch 
 
 @contextmanager
 def deterministic_algorithms(label: str, *, enabled: bool = True) -> Iterator[None]:
-    """Compute with torch's deterministic algorithms and without cuDNN's search for the fastest ones; restore both at the end.
+    """Use torch's deterministic algorithms without cuDNN benchmarking in this block, and restore both settings afterwards.
 
-    The environment variable CUBLAS_WORKSPACE_CONFIG, which cuBLAS needs for this, is set to `:4096:8` unless it is set. torch reads it at
-    the first matrix product on a GPU, so a process that has computed one before should set it itself.
+    Sets the environment variable CUBLAS_WORKSPACE_CONFIG, which cuBLAS needs for this, to `:4096:8` if it is unset. torch reads it at the
+    first matrix product on a GPU, so set it yourself if the process computes one earlier.
 
     Args:
         label: Subject of the error message, e.g. "the student".
-        enabled: Whether to do anything.
+        enabled: If False, do nothing.
 
     Raises:
-        InputError: An operation has no deterministic implementation, or CUBLAS_WORKSPACE_CONFIG came too late.
+        InputError: If an operation has no deterministic implementation, or if CUBLAS_WORKSPACE_CONFIG was set too late.
     """
     if not enabled:
         yield
@@ -46,12 +46,12 @@ def deterministic_algorithms(label: str, *, enabled: bool = True) -> Iterator[No
         if _NO_IMPLEMENTATION in text:
             operation = text.partition(_NO_IMPLEMENTATION)[0].split()[-1]
             raise InputError(
-                f"{label} computes {operation}, which has no deterministic implementation on this device: leave out --deterministic"
+                f"{label} uses {operation}, which has no deterministic implementation on this device; leave out --deterministic"
             ) from error
         if _CUBLAS in text:
             raise InputError(
                 f"{label} cannot be computed deterministically, because {_CUBLAS} is {os.environ[_CUBLAS]!r} or was set after the first "
-                f"matrix product on the GPU: start Python with {_CUBLAS}=:4096:8"
+                f"matrix product on the GPU; start Python with {_CUBLAS}=:4096:8"
             ) from error
         raise
     finally:

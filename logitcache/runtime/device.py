@@ -1,4 +1,4 @@
-"""Devices: which one to use, how many threads and workers, and what to say when memory runs out."""
+"""Device selection, numbers of threads and workers, and error messages for out-of-memory conditions."""
 
 import os
 import warnings
@@ -26,10 +26,10 @@ _MOST_WORKERS = 8
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of this name; `auto` is a GPU, or else the CPU. Under torchrun each process gets its own GPU.
+    """Return a device by name; `auto` is a GPU if there is one, else the CPU. Under torchrun each process gets its own GPU.
 
     Raises:
-        InputError: There is no such device, or it cannot compute what is needed.
+        InputError: If there is no such device, or if it is not supported.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,7 +41,7 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"unknown device {name!r}; expected auto, cpu, cuda, cuda:1, ...") from error
     if device.type == "mps":
         raise InputError(
-            "device 'mps' cannot be used: metrics are summed in float64, which it does not have. Use --device cpu."
+            "device 'mps' is not supported, because it has no float64, in which metrics are summed. Use --device cpu."
         )
     try:
         torch.empty(0, device=device)
@@ -51,16 +51,16 @@ def pick_device(name: str) -> torch.device:
 
 
 def decoding_workers() -> int:
-    """Return how many worker processes decode images by default: one a CPU that this process may use, at most 8.
+    """Return the default number of worker processes for decoding: one per CPU available to this process, at most 8.
 
-    Processes that torchrun started on one machine share its CPUs. torch's number of threads says nothing: torchrun sets it to 1.
+    Processes started by torchrun on one machine share its CPUs. torch's number of threads is no guide, because torchrun sets it to 1.
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(min(usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), _MOST_WORKERS), 1)
 
 
 def float32_settings(device: torch.device) -> dict[str, Any]:
-    """Return what decides whether float32 products are rounded to TF32 or bfloat16 on a GPU; nothing elsewhere."""
+    """Return the settings that control rounding of float32 products to TF32 or bfloat16 on a GPU; empty on other devices."""
     if device.type != "cuda":
         return {}
     return {
@@ -71,7 +71,7 @@ def float32_settings(device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def float32_precision(matmul: str | None, cudnn_tf32: bool | None) -> Iterator[None]:
-    """Compute with these settings, as `float32_settings` returned them; None leaves the process's own."""
+    """Use the given settings of `float32_settings` in this block; None keeps the current setting."""
     with ExitStack() as stack:
         if matmul is not None and matmul != (before := torch.get_float32_matmul_precision()):
             stack.callback(torch.set_float32_matmul_precision, before)
@@ -84,7 +84,7 @@ def float32_precision(matmul: str | None, cudnn_tf32: bool | None) -> Iterator[N
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Compute with this many threads of the CPU."""
+    """Use this number of CPU threads in this block."""
     before = torch.get_num_threads()
     if before == count:
         yield
@@ -97,7 +97,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device; a GPU copies from page-locked memory while the host goes on."""
+    """Copy a tensor to a device, asynchronously from page-locked memory if it is a GPU."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -107,10 +107,13 @@ def compile_function(function: Callable[..., Any], label: str) -> Callable[..., 
     """Wrap with `torch.compile`. Compilation happens on the first call, which raises InputError if it fails.
 
     Args:
-        function: A network or a function.
+        function: Network or function to compile.
         label: Subject of the error message, e.g. "the student".
     """
-    for message in ("The .grad attribute of a Tensor that is not a leaf", "TensorFloat32 tensor cores"):  # torch's own
+    for message in (
+        "The .grad attribute of a Tensor that is not a leaf",
+        "TensorFloat32 tensor cores",
+    ):  # from torch itself
         warnings.filterwarnings("ignore", message=message)
     run = torch.compile(function)
 
@@ -127,10 +130,10 @@ def compile_function(function: Callable[..., Any], label: str) -> Callable[..., 
 
 @contextmanager
 def explain_oom(batch_size: int) -> Iterator[None]:
-    """Raise InputError with a remedy when memory runs out.
+    """Raise InputError with a remedy if memory runs out in this block.
 
     Args:
-        batch_size: Samples of a batch.
+        batch_size: Number of samples per batch, for the message.
     """
     try:
         yield
@@ -138,5 +141,5 @@ def explain_oom(batch_size: int) -> Iterator[None]:
         if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
             raise
         raise InputError(
-            f"memory ran out with batches of {batch_size:,}: lower --batch-size ({first_line(error).partition(' GPU ')[0]})"
+            f"out of memory with batches of {batch_size:,}; lower --batch-size ({first_line(error).partition(' GPU ')[0]})"
         ) from error

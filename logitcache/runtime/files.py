@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temporary file, fsync, rename; and logs of one JSON object a line."""
+"""Atomic files (temporary file, fsync, rename), locks, and logs of one JSON object per line."""
 
 import contextlib
 import errno
@@ -37,61 +37,61 @@ __all__ = [
     "write_files",
 ]
 
-_OPEN_AT_ONCE = 8  # files of a block; a process may have 256 on some systems, and several blocks are written at once
-PARTIAL = ".partial"  # of the names of files that are being written
+_OPEN_AT_ONCE = 8  # files per block; some systems limit a process to 256, and several blocks are written concurrently
+PARTIAL = ".partial"  # suffix of files that are being written
 FileRecord = dict[str, Any]  # {"bytes": length} and "blake2b", 256 bits, or "crc32", 32 bits, in hexadecimal
-Pieces = Sequence[bytes | memoryview]  # of a file, one after another
+Pieces = Sequence[bytes | memoryview]  # content of a file, to be concatenated
 
 
 def is_address(path: str | Path) -> bool:
-    """Say whether this is `scheme://...` and not a path on a disk."""
+    """Return whether this is an address (`scheme://...`) instead of a local path."""
     return re.match(r"[A-Za-z][A-Za-z0-9]*:/", str(path)) is not None
 
 
 def local_path(path: str | Path) -> Path:
-    """Return a path on a disk; a leading `~` is the home folder.
+    """Return a local path, with a leading `~` expanded to the home folder.
 
     Raises:
-        InputError: It is an address.
+        InputError: If it is an address.
     """
     if is_address(path):
-        raise InputError(f"{path} is an address: only caches can lie in object storage. Name a path on a disk.")
+        raise InputError(f"{path} is an address, but only caches can be in object storage; use a local path")
     return Path(path).expanduser()
 
 
 def check_target(path: str | Path) -> None:
-    """Say at once that a file cannot be written, before there is anything to write.
+    """Check in advance that a file can be written.
 
     Raises:
-        InputError: It is an address or a folder, lies inside a zarr store, or its folder is not there or may not be written to.
+        InputError: If it is an address, a folder or inside a zarr store, or if its folder does not exist or is not writable.
     """
     file = local_path(path)
     if str(path) == "-":
-        raise InputError("- is no file: name one.")
+        raise InputError("standard output (-) is not supported; name a file")
     if file.is_dir():
-        raise InputError(f"{file} is a folder: name a file in it.")
+        raise InputError(f"{file} is a folder; name a file in it")
     if store := next((one for one in file.absolute().parents if (one / "zarr.json").exists()), None):
-        raise InputError(f"{file} lies inside of {store}, which is a cache: name a file elsewhere.")
+        raise InputError(f"{file} is inside {store}, which is a cache; name a file elsewhere")
     if not file.parent.is_dir():
-        raise InputError(f"{file} cannot be written, {file.parent} is no folder: make it, or name another.")
+        raise InputError(f"{file} cannot be written because {file.parent} is not a folder; create it, or name another")
     if not os.access(file.parent, os.W_OK):
-        raise InputError(f"{file} cannot be written, {file.parent} is not yours to write to: name another folder.")
+        raise InputError(f"{file} cannot be written because {file.parent} is not writable; name another folder")
 
 
 def digest_bytes(data: bytes | memoryview) -> str:
-    """Hash bytes: BLAKE2b-256 in hexadecimal."""
+    """Return the BLAKE2b-256 digest of bytes in hexadecimal."""
     return blake2b(data, digest_size=32).hexdigest()
 
 
 def describe(data: bytes) -> FileRecord:
-    """Return what the completion mark keeps of a file: length and digest."""
+    """Return the record of a file for the completion mark: size and digest."""
     return {"bytes": len(data), "blake2b": digest_bytes(data)}
 
 
 def tally(pieces: Pieces) -> FileRecord:
-    """Return what the ledger keeps of a chunk file: length and CRC-32, which finds every damage of up to 32 bits in a row.
+    """Return the record of a chunk file for the ledger: size and CRC-32, which detects every error burst of up to 32 bits.
 
-    Not a digest: BLAKE2b takes longer than a disk does. And a chunk carries a CRC-32C besides, so that both must fail at once.
+    It is not a digest, because BLAKE2b is slower than a disk. Chunks also contain a CRC-32C, so damage must defeat both.
     """
     crc = 0
     for piece in pieces:
@@ -100,31 +100,32 @@ def tally(pieces: Pieces) -> FileRecord:
 
 
 def matches(record: FileRecord, data: bytes) -> bool:
-    """Say whether a file is what a record was made of."""
+    """Return whether the content of a file matches its record."""
     return record == (describe(data) if "blake2b" in record else tally([data]))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file that is either whole or not there, also after a power failure.
+    """Write a file atomically and durably, also in case of a power failure.
 
     Raises:
-        CacheIncompleteError: The disk is full.
+        CacheIncompleteError: If the disk is full.
     """
     write_files({path: [data]}, lasting=True)
 
 
 def write_files(contents: Mapping[Path, Pieces], *, lasting: bool, synced: bool = True) -> None:
-    """Write files of which each is either whole or not there, where they are `synced` also after a power failure.
+    """Write files atomically, also in case of a power failure if `synced`.
 
-    Several are written before the first is synced, and the largest is synced first: what the others wait for is mostly done by then.
+    Several files are written before the first one is synced, and the largest is synced first, so that the others hardly wait.
 
     Args:
-        contents: Name to content.
-        lasting: Whether they are there after a power failure when this returns; else only after `sync_folders`, in one go with others.
-        synced: Whether to wait for their content; else a power failure may leave a part of it, or nothing.
+        contents: Content by path.
+        lasting: Whether the files survive a power failure once this returns. If False, they do so after `sync_folders`, which covers
+            many files at once.
+        synced: Whether to wait until the content is on disk. If False, a power failure may leave a partial or empty file.
 
     Raises:
-        CacheIncompleteError: The disk is full.
+        CacheIncompleteError: If the disk is full.
     """
     by_size = sorted(contents, key=lambda path: sum(map(len, contents[path])))
     for first in range(0, len(by_size), _OPEN_AT_ONCE):
@@ -157,27 +158,29 @@ def _write_together(paths: Sequence[Path], contents: Mapping[Path, Pieces], *, l
 
 @contextlib.contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, or one that may not be written, met while writing a file, into a sentence.
+    """Translate errors while writing a file to our own.
+
+    Args:
+        path: File that is written, for the message.
 
     Raises:
-        CacheIncompleteError: The disk is full.
-        InputError: Nothing can be written there.
+        CacheIncompleteError: If the disk is full.
+        InputError: If the path is not writable.
     """
     try:
         yield
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
-            raise InputError(f"{path} cannot be written ({error.strerror}). Choose another place for it.") from error
+            raise InputError(f"{path} cannot be written ({error.strerror}). Choose another path.") from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise CacheIncompleteError(
-            f"no space left for {path}. What was committed before is whole; make room and run the same command again to "
-            "go on from there."
+            f"no space left for {path}. Committed blocks are safe; free some space and run the same command again to resume."
         ) from error
 
 
 def _make_folder(folder: Path, *, lasting: bool) -> None:
-    """Make a folder and those above it; each is on disk before a file in it can be, where that is to last."""
+    """Create a folder and its parents; if `lasting`, each is synced before anything is created in it."""
     if folder.is_dir():
         return
     _make_folder(folder.parent, lasting=lasting)
@@ -191,16 +194,16 @@ def _make_folder(folder: Path, *, lasting: bool) -> None:
 
 @contextlib.contextmanager
 def fill_folder(folder: Path, *, last: str) -> Iterator[Path]:
-    """Yield an empty folder for another library to write files into; they replace those of `folder` at the end.
+    """Yield an empty folder for another library to write to, and move its files to `folder` afterwards.
 
-    Each file is either whole or not there, also after a power failure. Files that `folder` has besides stay.
+    Each file is replaced atomically, also in case of a power failure. Other files in `folder` are kept.
 
     Args:
-        folder: Folder that the files end up in.
-        last: Name of the file that is put there after all others: where it is, all are.
+        folder: Target folder of the files.
+        last: Name of the file that is moved last; if it exists, so do all others.
 
     Raises:
-        CacheIncompleteError: The disk is full.
+        CacheIncompleteError: If the disk is full.
     """
     made = folder.with_name(f".{folder.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -221,7 +224,7 @@ def fill_folder(folder: Path, *, last: str) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files and folders of processes that were killed while they wrote; nobody else may be writing here."""
+    """Remove temporary files and folders of killed processes. No other process may be writing here."""
     for leftover in [*folder.rglob(f".*{PARTIAL}")]:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -230,10 +233,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def sync_folders(folder: Path) -> None:
-    """Wait until the names in a folder and in those below it are on disk.
+    """Sync a folder and all folders below it, so that creations, renames and removals are on disk.
 
     Raises:
-        CacheIncompleteError: The disk is full.
+        CacheIncompleteError: If the disk is full.
     """
     with explain_write_errors(folder):
         for below, _, _ in os.walk(folder):
@@ -241,41 +244,41 @@ def sync_folders(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk, where the file system and its rights let us."""
+    """Sync a folder if the file system supports it and permissions allow it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # names may be made in it, and not read
+    except PermissionError:  # a folder may be writable but not readable
         return
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems sync no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync folders
             raise
     finally:
         os.close(descriptor)
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
-    """Append one JSON object to a log.
+    """Append a JSON object to a log.
 
     Raises:
-        CacheIncompleteError: The disk is full.
+        CacheIncompleteError: If the disk is full.
     """
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:
             file.seek(max(file.tell() - 1, 0))
-            torn = file.read(1) not in (b"", b"\n")  # a line whose writer was killed in the middle
+            torn = file.read(1) not in (b"", b"\n")  # the last line was cut short by a kill
             file.write(b"\n" * torn + json.dumps(content).encode() + b"\n")
 
 
 class FileLock:
-    """An advisory lock of the operating system: it goes away with the process."""
+    """Advisory file lock, which the operating system releases when the process ends."""
 
     def __init__(self, path: Path, name: str) -> None:
         file = path / name
         with explain_write_errors(file):
-            _make_folder(file.parent, lasting=True)  # a cache that was begun is known by it
+            _make_folder(file.parent, lasting=True)  # its existence marks a cache as started
             self._file = file.open("a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -283,16 +286,18 @@ class FileLock:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
-            raise InputError(f"{path} is being written by {holder}. Wait until it is done, or stop it.") from error
-        with contextlib.suppress(OSError):  # who holds it is a courtesy
+            raise InputError(f"{path} is being written by {holder}. Wait for it to finish, or stop it.") from error
+        with contextlib.suppress(OSError):  # the holder is only recorded for the message
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
             self._file.flush()
 
     def check(self) -> None:
-        """Do nothing: the operating system keeps it for us."""
+        """Do nothing, because the operating system keeps the lock."""
 
     def close(self) -> None:
-        """Unlock, also for copies of the file in processes that were forked from this one."""
+        """Release the lock, also for copies of the file in forked processes, and remove the name of its holder."""
+        with contextlib.suppress(OSError):
+            self._file.truncate(0)
         fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()

@@ -1,8 +1,8 @@
 """Philox4x32-10: random numbers as a pure function of (seed, view, sample, draw).
 
-Counter-based: nothing is carried from one sample to the next, so batch, order, worker, rank and epoch cannot matter,
-and no global generator is touched. Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3. SC 2011.
-The tests hold it to the authors' published vectors.
+The generator is counter-based and has no state, so results do not depend on batch, order, worker, rank or epoch, and no
+global generator is touched. Salmon, Moraes, Dror, Shaw: Parallel Random Numbers: As Easy as 1, 2, 3. SC 2011.
+Tests check it against the authors' published vectors.
 """
 
 import numpy as np
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 __all__ = ["integers", "philox4x32", "uniforms", "words"]
 
 _MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
-_WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key before each round but the first
+_WEYL = (0x9E3779B9, 0xBB67AE85)  # added to the key before each round except the first
 _MASK = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
 
 def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.uint32]:
-    """Encrypt counters, [..., 4], under a key of two 32-bit words; ten rounds.
+    """Return random words for counters, [..., 4], under a key of two 32-bit words, with ten rounds.
 
     Returns:
-        Random words of the shape of `counter`.
+        Random words with the shape of `counter`.
     """
     c0, c1, c2, c3 = (counter[..., i].astype(np.uint64) for i in range(4))
     for turn in range(10):
@@ -32,13 +32,13 @@ def philox4x32(counter: NDArray[np.uint32], key: tuple[int, int]) -> NDArray[np.
 
 
 def words(seed: int, view: int, samples: NDArray[np.int64], draw: int) -> NDArray[np.uint32]:
-    """Draw four random words for each sample, [B, 4]; `draw` numbers the calls within one sample.
+    """Return four random words for each sample, [B, 4].
 
     Args:
-        seed: 0 <= seed < 2**64; the key.
+        seed: Seed, used as the key, 0 <= seed < 2**64.
         view: Index of the view, 0 <= view < 2**32.
         samples: Sample ids, [B].
-        draw: 0, 1, ... for as many words as a recipe needs.
+        draw: Index of the call for a sample: 0, 1, ... for as many words as a recipe needs.
     """
     ids = np.asarray(samples, np.uint64)
     counter = np.empty((len(ids), 4), np.uint32)
@@ -56,5 +56,5 @@ def integers(random: NDArray[np.uint32], bound: NDArray[np.int64] | int) -> NDAr
 
 
 def uniforms(random: NDArray[np.uint32]) -> NDArray[np.float64]:
-    """Map words to doubles in (0, 1): the middle of 2**32 equal intervals."""
+    """Map words to doubles in (0, 1), the midpoints of 2**32 equal intervals."""
     return (random.astype(np.float64) + 0.5) / 2.0**32

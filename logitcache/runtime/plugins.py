@@ -1,4 +1,4 @@
-"""Other people's code by name: `package.module:attribute`."""
+"""Import of user code by name: `package.module:attribute`."""
 
 import importlib
 import pkgutil
@@ -14,14 +14,14 @@ __all__ = ["resolve", "working_directory_importable"]
 
 
 def resolve(spec: str, what: str) -> Any:
-    """Import `package.module:attribute`, from the working directory too.
+    """Import `package.module:attribute`, also from the working directory.
 
     Args:
-        spec: What to import.
-        what: What it is for, for the message: "teacher", "data set".
+        spec: Name of the attribute, as `package.module:attribute`.
+        what: Kind of object for the error message, e.g. "teacher" or "data set".
 
     Raises:
-        InputError: It cannot be imported.
+        InputError: If it cannot be imported.
     """
     importlib.invalidate_caches()
     attempt = f"{what} {spec!r} cannot be imported"
@@ -30,18 +30,16 @@ def resolve(spec: str, what: str) -> Any:
             found = pkgutil.resolve_name(spec)
     except InputError as error:
         if isinstance(error.__cause__, ImportError | AttributeError | ValueError):
-            raise InputError(f"{attempt}: {first_line(error.__cause__)}. It is read as package.module:name.") from error
+            raise InputError(f"{attempt}: {first_line(error.__cause__)}. Expected package.module:name.") from error
         raise
     if (here := str(Path.cwd())) not in sys.path and "" not in sys.path:
-        sys.path.append(
-            here
-        )  # at the end, where it hides no package: what was imported may import more when it is called
+        sys.path.append(here)  # at the end, where it hides no package, for imports when the object is called
     return found
 
 
 @contextmanager
 def working_directory_importable() -> Iterator[None]:
-    """Find modules in the working directory too."""
+    """Make modules in the working directory importable in this block."""
     added = "" not in sys.path
     if added:
         sys.path.insert(0, "")

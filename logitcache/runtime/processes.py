@@ -1,4 +1,4 @@
-"""Several processes at one job, as torchrun starts them: who leads, what the leader says, and waiting for each other."""
+"""Coordination of the processes of a job started by torchrun: leadership, exchange of values, and barriers."""
 
 import json
 import os
@@ -23,7 +23,7 @@ __all__ = [
 
 
 class _Store(Protocol):
-    """What is used of torch.distributed's key-value store."""
+    """The part of torch.distributed's key-value store that is used here."""
 
     def set(self, key: str, value: str) -> None: ...
     def get(self, key: str) -> bytes: ...
@@ -34,11 +34,11 @@ class _Store(Protocol):
 class Ranks:
     """The processes of a job.
 
-    Nothing here times out: one process may be hours ahead of another. Whoever started them ends them all when one dies.
+    Nothing times out, because one process may be hours ahead of another. The launcher ends all processes when one dies.
 
     Attributes:
-        rank: Number of this process, from 0.
-        world: How many there are.
+        rank: Rank of this process, from 0.
+        world: Number of processes.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Ranks:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.rank, self.world, self._store, self._met, self._should_stop = rank, world, store, 0, should_stop
-        self._totals: dict[str, int] = {}  # of a process alone
+        self._totals: dict[str, int] = {}  # used if there is only one process
 
     @property
     def leads(self) -> bool:
-        """Whether this process does what is done once."""
+        """Whether this is the leader, which does everything that is done only once."""
         return self.rank == 0
 
     def __enter__(self) -> Self:
@@ -66,7 +66,7 @@ class Ranks:
             self._store.set("failed", json.dumps([self.rank, str(error)]))
 
     def share(self, name: str, value: Any = None) -> Any:
-        """Return what the leader says under this name: JSON."""
+        """Return the leader's value for this name; it must be JSON-serializable."""
         if self._store is None:
             return value
         if self.leads:
@@ -77,7 +77,7 @@ class Ranks:
         return json.loads(self._store.get(name))
 
     def gather(self, name: str, value: Any) -> list[Any]:
-        """Return what each process says under this name, in order of rank: JSON."""
+        """Return the values of all processes for this name, in order of rank; they must be JSON-serializable."""
         if self._store is None:
             return [value]
         self._store.set(f"{name}-{self.rank}", json.dumps(value))
@@ -89,14 +89,14 @@ class Ranks:
         return found
 
     def add(self, name: str, amount: int) -> int:
-        """Add to a number that all have in common; return what it is now."""
+        """Add to a counter shared by all processes and return its new value."""
         if self._store is not None:
             return self._store.add(name, amount)
         self._totals[name] = self._totals.get(name, 0) + amount
         return self._totals[name]
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         if self._store is None:
             return
         self._met += 1
@@ -108,32 +108,35 @@ class Ranks:
     def _pause(self) -> None:
         if self._store is not None and self._store.check(["failed"]):
             rank, message = json.loads(self._store.get("failed"))
-            raise CacheIncompleteError(f"process {rank} has failed, and this one, {self.rank}, stops: {message}")
+            raise CacheIncompleteError(f"process {self.rank} stops because process {rank} has failed: {message}")
         if self._should_stop():
             raise CacheIncompleteError(
-                f"process {self.rank} stopped as asked while it waited for the others. What was committed is whole; run the same "
-                "command again to go on."
+                f"process {self.rank} stopped on request while it waited for the others. Committed blocks are safe; run the same "
+                "command again to resume."
             )
         time.sleep(0.05)
 
 
 def under_torchrun() -> bool:
-    """Say whether torchrun started this process, perhaps alone."""
+    """Return whether torchrun started this process, possibly as the only one."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def started_by_torchrun() -> bool:
-    """Only torchrun's own mark counts: RANK and WORLD_SIZE are set by many, for processes that do not all call us."""
+    """Return whether torchrun started this process together with others.
+
+    RANK and WORLD_SIZE alone are no evidence: other launchers set them for processes that do not all call this package.
+    """
     return under_torchrun() and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def this_one_leads() -> bool:
-    """Say whether this process is the one that speaks."""
+    """Return whether this is rank 0, or a process not started by torchrun."""
     return not started_by_torchrun() or os.environ["RANK"] == "0"
 
 
 def place_in_group() -> tuple[int, int]:
-    """Return rank and number of the processes that train together: those of torch.distributed, or that torchrun started."""
+    """Return the rank of this process and the number of processes, from torch.distributed if it is initialized, else from torchrun."""
     import torch.distributed as group  # noqa: PLC0415
 
     if group.is_available() and group.is_initialized():
@@ -145,14 +148,14 @@ _joined: tuple[Any, int, "count[int]"] | None = None
 
 
 def join_store() -> tuple[Any, int]:
-    """Return torchrun's key-value store and this process's rank; every process must call this as often as the others.
+    """Return torchrun's key-value store and this process's rank. All processes must call this equally often.
 
-    The store outlives torchrun's restarts, with what was said before: every start, and every job of it, has keys of its own.
+    The store keeps its content when torchrun restarts, so each start, and each job within it, uses separate keys.
     """
     from torch.distributed.distributed_c10d import PrefixStore  # noqa: PLC0415
     from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
 
-    global _joined  # noqa: PLW0603  (the rendezvous is one for the whole process)
+    global _joined  # noqa: PLW0603  (there is one rendezvous per process)
     if _joined is None:
         store, rank, _ = next(rendezvous("env://"))
         _joined = (store, rank, count())
@@ -162,12 +165,12 @@ def join_store() -> tuple[Any, int]:
 
 
 def lasting_store() -> Any:
-    """Return the store itself, which remembers what was said before a restart; None before anybody joined."""
+    """Return the underlying store, which keeps its content across restarts, or None before `join_store`."""
     return None if _joined is None else _joined[0]
 
 
 def join_ranks(should_stop: Callable[[], bool]) -> Ranks:
-    """Return the processes that torchrun started this one with, or this one alone; every one of them must call this."""
+    """Return the processes started together by torchrun, or this one alone. All of them must call this."""
     if not started_by_torchrun():
         return Ranks(should_stop=should_stop)
     store, rank = join_store()

@@ -1,4 +1,4 @@
-"""How long operations report: a frozen record, handed to a callback, rendered by whoever called."""
+"""Progress of long operations: a frozen record passed to a callback, which the caller renders."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class Progress:
 
     Attributes:
         task: Name of the operation, in a few words; a new task starts a new line.
-        done: Units done so far, of `total`.
-        total: Units in all.
+        done: Number of units done so far, out of `total`.
+        total: Total number of units.
         unit: Unit of `done` and `total`: "rows", "images", "files".
         note: Further information, already formatted ("accuracy 91.2 %").
     """
@@ -32,7 +32,7 @@ OnProgress = Callable[[Progress], None]
 
 
 def silent(_: Progress) -> None:
-    """Report nothing: the default."""
+    """Ignore progress; the default callback."""
 
 
 class Callbacks:
@@ -72,7 +72,7 @@ class _Combined(Callbacks):
             one(metrics)
 
     def should_stop(self) -> bool:
-        answers = [one() for one in self._stops]  # each is asked, whatever another says
+        answers = [one() for one in self._stops]  # call all of them, whatever the others return
         return any(answers)
 
 
@@ -83,13 +83,13 @@ def combine_callbacks(
     on_epoch: Callable[[Any], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Callbacks:
-    """Return one object for callbacks that were given as an object, as functions, or as both.
+    """Combine callbacks given as an object and as functions into one object.
 
     Args:
-        callbacks: The object, if any.
-        on_progress: Called as `Callbacks.on_step`.
-        on_epoch: Called as `Callbacks.on_epoch`.
-        should_stop: Called as `Callbacks.should_stop`.
+        callbacks: Callbacks as an object, or None.
+        on_progress: Function to call with `Callbacks.on_step`.
+        on_epoch: Function to call with `Callbacks.on_epoch`.
+        should_stop: Function to call with `Callbacks.should_stop`.
     """
     given = Callbacks() if callbacks is None else callbacks
     if not isinstance(given, Callbacks):

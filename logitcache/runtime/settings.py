@@ -45,11 +45,11 @@ Form = Literal[
     "span",  # 0:50000
     "rows",  # 256, auto
     "samples",  # bad.txt, or 5,37
-    "repeated",  # --report-to csv --report-to wandb
+    "repeated",  # --log-to csv --log-to wandb
     "one-or-more",  # the same; a single one is not a sequence
     "assignments",  # --set beta=4 --set alpha=1
     "argument",  # positional
-    "python",  # nothing: only Python has it
+    "python",  # not available on the command line
 ]
 _FORMS: dict[frozenset[type], Form] = {
     frozenset({bool}): "flag",
@@ -60,7 +60,7 @@ _FORMS: dict[frozenset[type], Form] = {
     frozenset({float, NoneType}): "number",
 }
 _PATHS = ((str, Path), (str, Path, NoneType))  # types of a path, which may be None
-_OBJECTS = ("text", "argument", "python")  # forms of options that also take objects, which stay as they are
+_OBJECTS = ("text", "argument", "python")  # forms of options that also take objects, which are stored unchanged
 _KEY = "option"
 _LINE = 112  # characters of a docstring line
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -71,11 +71,11 @@ class Option:
     """The metadata of a field.
 
     Attributes:
-        help: Full sentences with units, for the command line and Python alike.
+        help: Description in full sentences with units, for the command line and Python.
         metavar: Placeholder for the value in help.
-        shown: What help shows as the default if the default is None.
+        shown: Default shown in help if the default is None.
         flag: Name on the command line. Defaults to the name of the field.
-        form: How the value is written on the command line. Defaults to what the annotation suggests.
+        form: Syntax of the value on the command line. Derived from the annotation by default.
         minimum: Smallest value allowed.
         conduct: Whether the setting cannot change the result; such settings are not recorded.
         panel: Title of the panel of `--help` that lists it. Defaults to that of its class.
@@ -107,11 +107,11 @@ def option(
 
     Args:
         default: Default value. A field without one is required.
-        help: See `Option`, as for the other arguments.
+        help: Description in full sentences with units.
         metavar: Placeholder for the value in help.
-        shown: What help shows as the default if the default is None.
+        shown: Default shown in help if the default is None.
         flag: Name on the command line.
-        form: How the value is written on the command line.
+        form: Syntax of the value on the command line.
         minimum: Smallest value allowed.
         conduct: Whether the setting cannot change the result.
         panel: Title of its panel of `--help`.
@@ -121,7 +121,7 @@ def option(
 
 
 def option_of(one: "dataclasses.Field[Any]") -> Option:
-    """Return the metadata of a field, with the form that its annotation suggests."""
+    """Return the metadata of a field, with the form derived from its annotation if none is given."""
     found: Option = one.metadata[_KEY]
     if found.form is not None:
         return found
@@ -154,8 +154,8 @@ def _groups(kind: type) -> Iterator[type]:
 class Settings:
     """Base class of settings: checks names, types and ranges on construction, and converts to and from JSON.
 
-    Sequences are stored as tuples, and mappings as copies that cannot be changed, so that a settings object stays what it is. It has a
-    hash if its values have one, which arrays and the like do not.
+    Sequences are stored as tuples and mappings as immutable copies, so that a settings object cannot change. It is hashable if its values
+    are, which arrays are not.
 
     Attributes:
         panel: Title of the panel of `--help` that lists the fields of this class.
@@ -175,7 +175,7 @@ class Settings:
         """Freeze the values and check the range of each.
 
         Raises:
-            InputError: A value is out of range or of the wrong type.
+            InputError: If a value is out of range or of the wrong type.
         """
         for one in fields(self):
             entry = option_of(one)
@@ -204,12 +204,12 @@ class Settings:
                 self.check(one.name, functools.partial(operator.le, entry.minimum), f"{entry.minimum} or more")
 
     def check(self, name: str, good: Callable[[Any], bool], wanted: str) -> None:
-        """Raise InputError unless a field is `good`; None is, where it is the default.
+        """Raise InputError unless a field's value is allowed. None is allowed if it is the default.
 
         Args:
             name: Name of the field.
-            good: Returns whether a value is allowed.
-            wanted: Allowed values, for the message: "greater than 0".
+            good: Function that returns whether a value is allowed.
+            wanted: Allowed values for the message, e.g. "greater than 0".
         """
         value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
         try:
@@ -220,12 +220,12 @@ class Settings:
             raise InputError(f"{self.flag(name)} must be {wanted}, not {_shown(value)}")
 
     def check_name(self, name: str, kind: str, known: Collection[str]) -> None:
-        """Raise UnknownNameError unless a field is one of some names; None is, where it is the default.
+        """Raise UnknownNameError unless a field's value is a known name. None is allowed if it is the default.
 
         Args:
             name: Name of the field.
-            kind: Kind of thing that is named, for the message: "schedule".
-            known: All names there are.
+            kind: Kind of thing for the message, e.g. "schedule".
+            known: All known names.
         """
         value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
         if value not in known and (value is not None or default is not None):
@@ -247,28 +247,28 @@ class Settings:
 
         Args:
             settings: Settings to start from. Defaults to the default of every field.
-            options: Values by name.
+            options: New values by name.
 
         Raises:
-            UnknownNameError: There is no such field.
-            InputError: A value is out of range, or `settings` is of another class.
+            UnknownNameError: If there is no such field.
+            InputError: If a value is out of range, or if `settings` is of another class.
         """
         if settings is not None and not isinstance(settings, cls):
             raise InputError(f"settings must be a {cls.__name__}, not a {type(settings).__name__}")
         return dataclasses.replace(cls() if settings is None else settings, **options)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all fields as plain objects, sorted by name; other objects become the name of their type or their own."""
+        """Return all fields as plain objects, sorted by name; other objects are replaced by their name or that of their type."""
         every = sorted(fields(self), key=lambda one: one.name)
         return {one.name: _plain(getattr(self, one.name), objects=option_of(one).form in _OBJECTS) for one in every}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Return the settings that `to_json` wrote. Unknown names are refused."""
+        """Return the settings written by `to_json`; raise UnknownNameError for unknown names."""
         return cls(**content)
 
     def record(self) -> dict[str, Any]:
-        """Return what decides the result, as `to_json`: without conduct, and with defaults resolved."""
+        """Return the fields that affect the result as plain objects, without conduct and with defaults resolved."""
         decides = {one.name for one in fields(self) if not option_of(one).conduct}
         return {name: value for name, value in self.to_json().items() if name in decides}
 
@@ -278,7 +278,7 @@ class Settings:
 
 
 class FrozenMapping(Mapping[str, Any]):
-    """A mapping that cannot be changed, equal to a dict of the same items, with a hash."""
+    """An immutable, hashable mapping that equals a dict with the same items."""
 
     def __init__(self, items: Mapping[str, Any]) -> None:
         self._items = dict(items)
@@ -308,7 +308,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _are(good: Callable[[Any], bool], count: int | None = None) -> Callable[[Any], bool]:
-    """Return a test of sequences: of any length, or of this one."""
+    """Return a predicate for tuples of the given length (any length if None) whose items are all `good`."""
     return lambda value: isinstance(value, tuple) and len(value) == (count or len(value)) and all(map(good, value))
 
 
@@ -335,7 +335,7 @@ def _shown(value: Any) -> str:
 
 
 def _frozen(value: Any) -> Any:
-    """Return tuples for lists, ranges and arrays, copies of mappings, and Python's own numbers for numpy's."""
+    """Convert lists, ranges and arrays to tuples, mappings to immutable copies, and numpy scalars to Python numbers."""
     if type(value) in (list, tuple, range):
         return tuple(map(_frozen, value))
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
@@ -350,7 +350,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _plain(value: Any, *, objects: bool = False) -> Any:
-    """Return a value as JSON has it. Among `objects`, a sequence of anything but numbers and words is one too."""
+    """Convert a value to plain JSON types. With `objects`, a sequence of anything but numbers and strings counts as an object."""
     if (
         objects
         and isinstance(value, list | tuple | Mapping)
@@ -412,7 +412,7 @@ def _argument(one: "dataclasses.Field[Any]", margin: str) -> str:
 
 
 def to_command_line(*several: Settings) -> list[str] | None:
-    """Return the options that differ from their defaults as a command line has them, or None if one cannot be typed."""
+    """Return the non-default options as command-line words, or None if one has no command-line form."""
     words: list[str] = []
     for settings in several:
         for one in options_in(type(settings)):
@@ -424,6 +424,8 @@ def to_command_line(*several: Settings) -> list[str] | None:
                 return None
             if isinstance(value, bool):
                 words.append(flag if value else f"--no-{flag.removeprefix('--')}")
+            elif form == "argument":
+                words += map(str, parts)
             elif form in ("repeated", "one-or-more"):
                 words += [word for part in parts for word in (flag, str(part))]
             else:

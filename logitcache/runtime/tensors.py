@@ -1,21 +1,34 @@
-"""A network's input: one tensor, or a mapping of named tensors. Samples are the first axis of each."""
+"""Operations on a network's input (a tensor, or a mapping of named tensors, samples along the first axis), and arrays in torch's files."""
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from logitcache.errors import InputError, first_line
 
 __all__ = [
     "call_network",
     "channels_last",
     "in_dtype",
+    "load_arrays",
     "map_tensors",
     "padded",
     "sample_count",
+    "shared",
     "split_samples",
     "to_inputs",
+]
+
+_REBUILT = np.empty(0).__reduce__()[0]  # by which numpy's arrays are pickled, under these names
+_ARRAYS: list[Any] = [  # what runs nothing when it is loaded
+    *(np.ndarray, np.dtype, *(type(np.dtype(one)) for one in ("?", "u1", "i4", "i8", "f2", "f4", "f8"))),
+    *((_REBUILT, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
 
 
@@ -32,7 +45,7 @@ def sample_count(inputs: Any) -> int:
 
 
 def split_samples(inputs: Any, size: int) -> Iterator[Any]:
-    """Yield stretches of at most `size` samples."""
+    """Yield consecutive parts of at most `size` samples."""
     for start in range(0, sample_count(inputs), size):
         yield map_tensors(operator.itemgetter(slice(start, start + size)), inputs)
 
@@ -46,12 +59,12 @@ def padded(inputs: Any, size: int) -> Any:
 
 
 def to_inputs(inputs: Any, device: torch.device) -> Any:
-    """Copy an input to a device; from page-locked memory, a GPU copies while the host goes on."""
+    """Copy an input to a device, asynchronously if it is in page-locked memory."""
     return map_tensors(lambda tensor: tensor.to(device, non_blocking=True), inputs)
 
 
 def channels_last(inputs: Any) -> Any:
-    """Lay images, [B, C, H, W], out in channels-last memory format; leave other tensors alone."""
+    """Convert images, [B, C, H, W], to channels-last memory format; leave other tensors unchanged."""
     return map_tensors(
         lambda tensor: tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor, inputs
     )
@@ -63,5 +76,28 @@ def in_dtype(inputs: Any, dtype: torch.dtype) -> Any:
 
 
 def call_network(network: nn.Module | Callable[..., Any], inputs: Any) -> Any:
-    """Call a network: with one tensor, or with the tensors of a mapping as keyword arguments."""
+    """Call a network with a tensor, or with the tensors of a mapping as keyword arguments."""
     return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+
+
+def shared(values: Tensor) -> Tensor:
+    """Share numbers with the workers of a DataLoader, also with those that outlive an epoch."""
+    return values.share_memory_()  # type: ignore[no-untyped-call,no-any-return]
+
+
+def load_arrays(path: Path) -> Any:
+    """Read a file of torch.save that holds tensors or numpy's arrays, in lists or mappings; code in it is not run.
+
+    Raises:
+        InputError: It is no such file, or holds other objects.
+    """
+    try:
+        with torch.serialization.safe_globals(_ARRAYS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever a broken or hostile pickle makes it stumble over
+        if isinstance(error, UnpicklingError) and "GLOBAL" in str(error):
+            raise InputError(
+                f"{path} holds Python objects besides arrays, which could run code and are not loaded"
+            ) from error
+        why = f" ({first_line(error)})" if isinstance(error, OSError) else ""
+        raise InputError(f"{path} is no file that torch.save has written, or is damaged{why}") from error

@@ -1,4 +1,4 @@
-"""How numbers are spelled, and what a manifest says: the same words in a terminal, on a page and in advice."""
+"""Format numbers and manifest entries as text, in the same way in the terminal, in reports and in advice."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -26,32 +26,32 @@ __all__ = [
 ]
 
 
-_NAMED = 5  # classes of a class map
-_ENOUGH = 1000  # rows, to tell a teacher's accuracy from chance
+_NAMED = 5  # classes of a class map to list
+_ENOUGH = 1000  # minimum number of rows to distinguish a teacher's accuracy from chance
 
 
 def percent(share: float) -> str:
-    """Write a share: 82.00%."""
+    """Format a fraction in percent, e.g. 82.00%."""
     return f"{share:.2%}" if math.isfinite(share) else "-"
 
 
 def error_text(share: float) -> str:
-    """Write a relative error: 0.05%; a tiny one as that."""
+    """Format a relative error in percent, e.g. 0.05%, or "< 0.01%"."""
     return "< 0.01%" if 0 < share < 5e-5 else percent(share)
 
 
 def number(value: float) -> str:
-    """Write a number with three digits: 1.53."""
+    """Format a number with three significant digits, e.g. 1.53."""
     return f"{value:.3g}" if math.isfinite(value) else "-"
 
 
 def counted(count: int, thing: str) -> str:
-    """Write a number of things: 1 row, 10,000 rows; 1 class, 10 classes."""
+    """Format a count with its noun, e.g. "1 row", "10,000 rows", "10 classes"."""
     return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}{'es' if thing.endswith('s') else 's'}"
 
 
 def bytes_text(count: float) -> str:
-    """Write a number of bytes: 1.53 MB."""
+    """Format a number of bytes, e.g. 1.53 MB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -60,17 +60,17 @@ def bytes_text(count: float) -> str:
 
 
 def percents(shares: Sequence[float]) -> list[str]:
-    """Write shares with as many decimals as tell them apart, and no more: 50%, 55%; 99.85%, 99.90%."""
+    """Format fractions in percent with the fewest decimals that distinguish them, e.g. 50%, 55%; 99.85%, 99.90%."""
     return _exactly(shares, lambda share, places: f"{share:.{places}%}", 0.01)
 
 
 def decimals(values: Sequence[float]) -> list[str]:
-    """Write numbers with as many decimals as tell them apart, and no more."""
+    """Format numbers with the fewest decimals that distinguish them."""
     return _exactly(values, lambda value, places: f"{value:,.{places}f}", 1.0)
 
 
 def encoding_words(encoding: Mapping[str, Any]) -> str:
-    """Name an encoding: "top-20 u8", "50 draws"."""
+    """Return the name of an encoding, e.g. "top-20 u8" or "50 draws"."""
     if encoding["kind"] == "sampled":
         tempered = encoding["proposal_temperature"]
         return f"{counted(encoding['draws'], 'draw')}{f' at temperature {tempered:g}' if tempered != 1 else ''}"
@@ -79,7 +79,7 @@ def encoding_words(encoding: Mapping[str, Any]) -> str:
 
 
 def kept_words(encoding: Mapping[str, Any]) -> str:
-    """Say what an encoding keeps of a row: "every class, as f16"."""
+    """Describe what an encoding stores for each row, e.g. "every class, as f16"."""
     if encoding["kind"] == "sampled":
         return f"{encoding_words(encoding)} from the distribution, its entropy, and the log probabilities of its first class and the label"
     kept = (
@@ -93,7 +93,7 @@ def kept_words(encoding: Mapping[str, Any]) -> str:
 
 
 def samples_words(manifest: Mapping[str, Any]) -> str:
-    """Name the samples that a cache holds: "10,000 samples", "samples 0 to 999 of 10,000", "90 samples of 415 rows"."""
+    """Describe the samples of a cache, e.g. "10,000 samples", "samples 0 to 999 of 10,000", "90 samples of 415 rows"."""
     first, count, total = manifest["data"]["first"], manifest["samples"], manifest["data"]["length"]
     rows = f" of {counted(manifest['rows'], 'row')}" if "rows" in manifest else ""
     gone = sum(first <= sample < first + count for sample in manifest.get("excluded", ()))
@@ -105,22 +105,22 @@ def samples_words(manifest: Mapping[str, Any]) -> str:
 
 
 def shape_words(samples: int, views: int) -> str:
-    """Describe the size of a cache: "10,000 samples x 4 views"."""
+    """Describe the size of a cache, e.g. "10,000 samples x 4 views"."""
     return f"{counted(samples, 'sample')} x {counted(views, 'view')}"
 
 
 def teacher_words(teacher: Mapping[str, Any]) -> str:
-    """Name a teacher and its weights."""
+    """Return the name of a teacher, with the digest of its weights if it is known."""
     name, digest = teacher["name"], teacher["weights_sha256"]
     return f"{name}, weights sha256 {digest[:12]}" if digest else f"{name}"
 
 
 def preprocessing_words(entry: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> str:
-    """Describe how pixels become a network's input: "28 x 28 pixels, mean 0.286, std 0.353".
+    """Describe the preprocessing of a network's input, e.g. "28 x 28 pixels, mean 0.286, std 0.353".
 
     Args:
-        entry: The manifest's preprocessing of a teacher.
-        origins: Origin of each setting, where it is known.
+        entry: Preprocessing entry of a teacher in the manifest.
+        origins: Origin of each setting, as far as it is known.
     """
     if entry.keys() == {"length", "packs"}:  # text
         return f"one document at a time, of at most {entry['length']:,} tokens"
@@ -147,7 +147,7 @@ def preprocessing_words(entry: Mapping[str, Any], origins: Mapping[str, str] | N
 
 
 def class_map_words(entry: Mapping[str, Any] | None, classes: Sequence[str]) -> str:
-    """Describe a class map: "cat is 281, dog is 235, of 1,000"; empty if there is none."""
+    """Describe a class map, e.g. "cat is 281, dog is 235, of 1,000"; empty if there is none."""
     if entry is None:
         return ""
     named = [f"{name} is {number}" for name, number in zip(classes[:_NAMED], entry["indices"], strict=False)]
@@ -156,13 +156,13 @@ def class_map_words(entry: Mapping[str, Any] | None, classes: Sequence[str]) -> 
 
 
 def is_chance(right: int, rows: int, classes: int) -> bool:
-    """Return whether an accuracy cannot be told from chance; always False below 1,000 rows."""
+    """Return whether an accuracy is indistinguishable from chance; always False below 1,000 rows."""
     chance = 1 / classes
     return rows >= _ENOUGH and right / rows < chance + 3 * (chance * (1 - chance) / rows) ** 0.5
 
 
 def chance_words(name: str, accuracy: float, rows: int, classes: int, *, text: bool = False) -> str:
-    """Return the warning for a teacher that is no better than chance, with the likely causes, of images or of text."""
+    """Return the warning for a teacher of images or text that is no better than chance, with the likely causes."""
     images = "mean and std, image size and crop, the order of its classes (--class-map)"
     return (
         f"teacher {name} is right for {accuracy:.2%} of {rows:,} rows, which is chance ({1 / classes:.2%}). Suspect, in this order: "
@@ -171,7 +171,7 @@ def chance_words(name: str, accuracy: float, rows: int, classes: int, *, text: b
 
 
 def origin_words(derived: Mapping[str, Any]) -> str:
-    """Say which caches a cache was made from, and how; nothing of one that was dumped."""
+    """Describe the sources of a derived cache, and how it was made; empty for a dumped cache."""
     return f"{', '.join(one['fingerprint'] for one in derived['from'])}, by {derived['by']}" if derived else ""
 
 

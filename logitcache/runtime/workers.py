@@ -1,8 +1,8 @@
 """Worker processes of a torch DataLoader, with a one-sentence error when one dies.
 
-torch reports a dead worker wherever the main thread happens to be: in the middle of a network's forward pass, of an optimizer step or of
-a file being written. Here that is held back until somebody waits for the next item, so that nobody else is blamed or interrupted.
-What a worker's own code raises travels as a value, because an exception may not survive the way between two processes.
+torch reports a dead worker wherever the main thread happens to be: in a forward pass, an optimizer step or while writing a file. Here the
+report is delayed until the next item is requested, so that no other code is interrupted or blamed. Exceptions in a worker's code are sent
+as values, because exception objects may not survive pickling.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from logitcache.errors import InputError, LogitCacheError, first_line, reason_of
 from logitcache.runtime.plugins import working_directory_importable
 
-_C: Any = torch._C  # noqa: SLF001  (torch has no public way to say when a death is reported, nor to end workers now)
+_C: Any = torch._C  # noqa: SLF001  (torch has no public API to control when a death is reported, or to kill workers)
 
 __all__ = [
     "Failure",
@@ -42,11 +42,11 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An exception of a worker, in a form that can always be sent to the main process.
+    """An exception in a worker, in a form that can always be pickled.
 
     Attributes:
-        kind: Kind of the error to raise.
-        message: Its message.
+        kind: Class of the error to raise.
+        message: Message of the error.
         trace: Traceback in the worker, shown only when debugging.
     """
 
@@ -56,15 +56,17 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException, attempt: str) -> Self:
-        """Describe an exception, ours or anybody's.
+        """Return the failure for any exception.
 
         Args:
-            error: The exception.
-            attempt: Beginning of the message, for an exception that is not ours: "samples 0 to 31 cannot be rendered".
+            error: Exception in the worker.
+            attempt: Beginning of the message for exceptions that are not ours, e.g. "samples 0 to 31 cannot be rendered".
         """
         trace = "".join(traceback.format_exception(error))
         if isinstance(error, LogitCacheError):
-            return cls(type(error), error.args[0], trace)  # not yet in the words of whoever reads it
+            return cls(
+                type(error), error.args[0], trace
+            )  # the raw message, whose settings are named in the main process
         return cls(InputError, f"{attempt}: {reason_of(error)}", trace)
 
     def error(self) -> LogitCacheError:
@@ -75,27 +77,27 @@ class Failure:
 
 
 class Workers:
-    """The workers of one loader. They outlive a pass over it, and end with this object, or when one of them fails."""
+    """The workers of one loader. They persist between passes, and end with this object or when one of them fails."""
 
     def __init__(self, make: Callable[[], DataLoader[Any]]) -> None:
-        """Take what makes the loader (`make_loader`)."""
+        """Store the function that creates the loader (see `make_loader`)."""
         self._make = make
         self._loader: DataLoader[Any] | None = None
         self._end: Callable[[], object] | None = None
 
     def items(self) -> Iterator[Any]:
-        """Yield what the workers return, in order; the first call starts them.
+        """Yield the items of the workers in order. The first call starts the workers.
 
         Raises:
-            LogitCacheError: What a worker raised (`Failure`).
-            InputError: A worker has died, or the workers cannot be started.
+            LogitCacheError: If a worker raised an exception (see `Failure`).
+            InputError: If a worker died, or if the workers cannot be started.
         """
         stream = self._started()
         while True:
             try:
                 with _deaths_are_raised():
                     item = next(stream, None)
-            except Exception as error:  # every way in which a connection to a process breaks
+            except Exception as error:  # a connection to a process can break in many ways
                 self.close()
                 raise _lost(error) from error
             if item is None:
@@ -106,7 +108,7 @@ class Workers:
             yield item
 
     def close(self) -> None:
-        """End the processes at once; another pass starts new ones."""
+        """Kill the workers; another pass starts new ones."""
         end, self._loader, self._end = self._end, None, None
         if end is not None:
             end()
@@ -117,7 +119,7 @@ class Workers:
             if self._loader is None:
                 self._loader = self._make()
             with _deaths_are_raised(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Got pickle error")  # said below, in one sentence
+                warnings.filterwarnings("ignore", message="Got pickle error")  # reported below in one sentence
                 stream = iter(self._loader)
         except Exception as error:
             self.close()
@@ -138,11 +140,11 @@ class Workers:
 
 
 def make_loader(source: Dataset[Any], **settings: Any) -> DataLoader[Any]:
-    """Return a loader with as many workers as were asked for; torch would warn where these are more than the processors.
+    """Return a DataLoader with persistent workers, without torch's warning if there are more workers than CPUs.
 
     Args:
-        source: What the workers run.
-        settings: Of the loader.
+        source: Data set that the workers read.
+        settings: Further arguments of the DataLoader.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -150,7 +152,7 @@ def make_loader(source: Dataset[Any], **settings: Any) -> DataLoader[Any]:
 
 
 class Shareable(Protocol):
-    """A batch that can be moved to memory that processes share."""
+    """A batch that can be moved to shared memory."""
 
     def share_memory(self) -> Any:
         """Return the batch in shared memory."""
@@ -158,12 +160,12 @@ class Shareable(Protocol):
 
 
 def in_shared_memory(batch: Shareable) -> Any:
-    """Move a batch to memory that processes share, in the worker, where a failure can be told.
+    """Move a batch to shared memory in the worker, where a failure can be reported.
 
-    The thread that sends it would print a page of traceback and send nothing, and the main process would wait for ever.
+    Otherwise the sending thread would print a traceback and send nothing, and the main process would wait forever.
 
     Raises:
-        InputError: There is not enough.
+        InputError: If there is not enough shared memory.
     """
     try:
         return batch.share_memory()
@@ -175,9 +177,9 @@ def in_shared_memory(batch: Shareable) -> Any:
 
 
 def begin_worker(_worker: int) -> None:
-    """Prepare a worker: it goes on when a whole group of processes is asked to stop, because the parent ends it.
+    """Prepare a worker: move it to its own process group, so that signals to the group do not reach it and only the parent ends it.
 
-    Its threads are silent: when the parent breaks off in the middle of a transfer, they would print a traceback.
+    Its threads do not print tracebacks, which they would do if the parent ends during a transfer.
     """
     os.setpgid(0, 0)
     sys.excepthook = lambda *_: None
@@ -188,9 +190,9 @@ _streams: "weakref.WeakSet[Any]" = weakref.WeakSet()  # torch's iterators, which
 
 
 def _disown() -> None:
-    """In a forked process, leave the workers of the process it is a copy of alone, when copies of their iterators are collected.
+    """In a forked process, detach the copied iterators from the parent's workers.
 
-    torch would tell them to end, wait 5 s for each, and print a traceback.
+    Otherwise torch would stop those workers when a copy is collected, wait 5 s for each, and print a traceback.
     """
     for stream in list(_streams):
         stream._shutdown = True  # noqa: SLF001
@@ -200,7 +202,7 @@ os.register_at_fork(after_in_child=_disown)
 
 
 def _end_processes(stream: Any, owner: int) -> None:
-    """End the workers of an iterator at once: torch's own way waits up to 5 s for each that is stuck, whenever it is collected."""
+    """Kill the workers of an iterator; torch itself waits up to 5 s for each one that is stuck."""
     if os.getpid() != owner:
         return
     if stream._worker_pids_set:  # noqa: SLF001  (else torch would report what follows as a failure)
@@ -219,12 +221,12 @@ def _end_processes(stream: Any, owner: int) -> None:
 
 
 def _end_pinning(stream: Any) -> bool:
-    """End the thread that moves batches to page-locked memory before the workers whose batches it fetches.
+    """End the pinning thread before the workers whose batches it fetches.
 
-    It would print a traceback, and torch would wait for it up to 5 s. Python may collect circles, and so get here, in that thread.
+    Otherwise it would print a traceback, and torch would wait for it for up to 5 s. Garbage collection may call this in that very thread.
 
     Returns:
-        Whether there is no such thread any more.
+        Whether the thread has ended or does not exist.
     """
     thread = getattr(stream, "_pin_memory_thread", None)
     if thread is None:
@@ -241,7 +243,7 @@ _report_deaths: Any = None  # torch's handler of SIGCHLD, once it has set it
 
 @contextmanager
 def _deaths_are_raised() -> Iterator[None]:
-    """Raise the death of a worker, also an earlier one, inside this block only; other code is not interrupted."""
+    """Raise deaths of workers, including earlier ones, only within this block, so that other code is not interrupted."""
     global _report_deaths  # noqa: PLW0603  (torch sets one handler for the whole process)
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -272,7 +274,7 @@ def is_lost_worker(error: BaseException) -> bool:
 
 @contextmanager
 def explain_lost_workers() -> Iterator[None]:
-    """Raise InputError where a worker of any DataLoader has died; torch may report it in whatever frame of the main process runs."""
+    """Raise InputError if a worker of any DataLoader dies in this block; torch may report it in any frame of the main process."""
     try:
         yield
     except Exception as error:
@@ -285,7 +287,7 @@ _ENDED = "a worker process that decodes images has ended"
 
 
 def _lost(error: BaseException) -> InputError:
-    """Return the sentence for a worker that has died, or that cannot be heard any more."""
+    """Return the error for a worker that died or lost its connection."""
     if "open files" in str(error) or "ancdata" in str(error):
         return InputError(
             f"worker processes cannot send what they decoded ({first_line(error)}): too many files are open. Raise the limit (ulimit "
@@ -298,19 +300,19 @@ def _lost(error: BaseException) -> InputError:
 
 
 def pack(content: Any) -> bytes:
-    """Return what a started process needs to build something again with `unpack`."""
+    """Serialize an object for a spawned process, to be restored by `unpack`."""
     return bytes(ForkingPickler.dumps(content))
 
 
 def unpack(packed: bytes, attempt: str) -> Any:
-    """Build what was packed, or return the `Failure`: raised while a process starts, it would be a page of traceback.
+    """Restore an object, or return a `Failure`, because an exception while a process starts would print a traceback.
 
     Args:
-        packed: From `pack`.
-        attempt: Beginning of the message.
+        packed: Result of `pack`.
+        attempt: Beginning of the error message.
     """
     try:
         with working_directory_importable():
             return pickle.loads(packed)  # noqa: S301  (from the parent process)
-    except BaseException as error:  # noqa: BLE001  (whatever is imported)
+    except BaseException as error:  # noqa: BLE001  (imported code may raise anything)
         return Failure.of(error, attempt)

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from logitcache.errors import CacheMismatchError
 from logitcache.runtime.progress import OnProgress, Progress, silent
 from logitcache.runtime.wording import encoding_words
-from logitcache.stats.contents import array_bytes, bytes_per_row, divergences
+from logitcache.stats.contents import divergences, divergences_over
+from logitcache.stats.pairing import ImageRows, Part, TextRows, common_samples
 from logitcache.stats.records import Comparison, Side
 from logitcache.stats.rows import Columns, Ints, answers, read_rows
+from logitcache.stats.serves import EVERY_CLASS
 from logitcache.stats.teacher import Calibration
-from logitcache.store import Cache, decode_rows, open_cache
+from logitcache.stats.token_comparison import TokenSums, kept_by_both, surprise_of
+from logitcache.store import Cache, decode_rows, disk_use, open_cache
 
 __all__ = ["compare_caches"]
 
@@ -28,7 +31,7 @@ _CLEAR = 2.0  # standard errors: a smaller difference of accuracy is not spoken 
 _CALIBRATION = 0.01
 _SOFTER, _CHEAPER = 1.1, 1.1  # ratios
 _BITS = {"f32": 32, "f16": 16, "u8": 8}
-_SAME_VIEW = ("recipe", "recipe_version", "seed", "key")
+_TEXT = "text"
 
 
 def compare_caches(
@@ -41,8 +44,9 @@ def compare_caches(
     """Compare two caches over rows that both hold.
 
     Where both have views of one recipe, seed and key, these are compared, sample by sample, as far as their pixels are the same;
-    else view 0 of one with view 0 of the other. At most 200,000 rows, or 200 million logits, spread evenly; a few tens of MB at a time.
-    Rows of which the largest were kept are completed evenly for each temperature.
+    else view 0 of one with view 0 of the other. Of text, target tokens that both have a row of, after the same tokens. At most 200,000
+    rows, or 200 million logits, spread evenly; a few tens of MB at a time. Rows of which the largest were kept are completed evenly for
+    each temperature; of text, classes that either does not keep count as one.
 
     Args:
         first: One.
@@ -56,20 +60,14 @@ def compare_caches(
     """
     both = (open_cache(first).of(teachers[0]), open_cache(second).of(teachers[1]))
     _refuse_strangers(*both)
-    begin, end = _overlap(*both)
-    views, alike = _views_of_both(*both)
-    classes = len(both[0].manifest.classes)
-    step = -(-(end - begin) * len(views) // min(_ROWS, max(_LOGITS // classes, 1)))
-    at_once = _BYTES_AT_ONCE // (4 * max(_kept(cache) for cache in both))
-    sums, left_out = _Sums(both), [*both[0].manifest.excluded, *both[1].manifest.excluded]
-    for turn, pair in enumerate(views):
-        samples = np.arange(begin + turn % step, end, step)
-        samples = samples[~np.isin(samples, left_out)]
-        for start in range(0, len(samples), at_once):
-            part = samples[start : start + at_once]
-            sums.add(pair, part, pixels_count=alike)
-            done = turn * (end - begin) + int(part[-1]) + 1 - begin
-            on_progress(Progress("comparing", done, len(views) * (end - begin), "rows"))
+    pairing = TextRows(*both) if _is_text(both[0]) else ImageRows.of(*both)
+    samples = common_samples(*both)
+    classes, total = len(both[0].manifest.classes), both[0].manifest.view_rows * len(pairing.views)
+    at_once = max(_BYTES_AT_ONCE // (4 * max(_kept(cache) for cache in both)), 1)
+    sums = _Sums(both, TokenSums() if isinstance(pairing, TextRows) else None)
+    for part in pairing.parts(min(_ROWS, max(_LOGITS // classes, 1)), at_once):
+        sums.add(part, pixels_count=pairing.alike)
+        on_progress(Progress("comparing", round(part.done * total), total, "rows"))
     if not sums.rows:
         raise CacheMismatchError(
             f"{both[0].place} and {both[1].place} have the same views and other pixels in every row: the images have changed between "
@@ -78,7 +76,7 @@ def compare_caches(
     sides = (_side(both[0], sums, 0), _side(both[1], sums, 1))
     return Comparison(
         sides=sides,
-        same=_same(both, (begin, end), views if alike else None, sums.other_pixels / (sums.rows + sums.other_pixels)),
+        same=_same(both, samples, pairing, sums.other_pixels / (sums.rows + sums.other_pixels)),
         rows=sums.rows,
         top1_agreement=sums.agree / sums.rows,
         both_right=sums.right[1, 1] / sums.rows,
@@ -87,12 +85,19 @@ def compare_caches(
         both_wrong=sums.right[0, 0] / sums.rows,
         kl_nats=sums.divergence(0),
         kl_back_nats=sums.divergence(1),
-        class_agreement=[
+        class_agreement=[]
+        if sums.tokens
+        else [
             agree / rows if rows else None
             for agree, rows in zip(sums.class_agree.tolist(), sums.class_rows.tolist(), strict=True)
         ],
         advice=_advice(both, sides, sums),
+        tokens=sums.tokens.stats(pairing) if sums.tokens and isinstance(pairing, TextRows) else None,
     )
+
+
+def _is_text(cache: Cache) -> bool:
+    return cache.manifest.modality == _TEXT
 
 
 def _refuse_strangers(first: Cache, second: Cache) -> None:
@@ -103,41 +108,26 @@ def _refuse_strangers(first: Cache, second: Cache) -> None:
                 f"{cache.place} holds draws, of which no logits can be made to compare: compare caches dumped with --encoding full or topk."
             )
     for cache in (first, second):
-        if not cache.manifest.of_images:
+        if not (cache.manifest.of_images or _is_text(cache)):
             raise CacheMismatchError(
-                f"{cache.place} is a cache of {cache.manifest.modality}: only caches of images can be compared side by side yet."
+                f"{cache.place} is a cache of {cache.manifest.modality}: only caches of images and of text can be compared side by side."
             )
+    if one.modality != other.modality:
+        raise CacheMismatchError(
+            f"{first.place} is of {one.modality} and {second.place} of {other.modality}: compare caches of one data set."
+        )
     if len(one.classes) != len(other.classes):
         raise CacheMismatchError(
             f"{first.place} has {len(one.classes)} classes and {second.place} {len(other.classes)}: compare caches of one data set."
         )
+    if _is_text(first):  # of which targets may differ; its tokens are compared
+        return
     for key in ("digest", "length"):
         if one.data[key] != other.data[key]:
             raise CacheMismatchError(
                 f"{first.place} is of {one.data['spec'] or 'an object'} ({key} {one.data[key]}) and {second.place} of "
                 f"{other.data['spec'] or 'an object'} ({key} {other.data[key]}): compare caches of one data set."
             )
-
-
-def _overlap(first: Cache, second: Cache) -> tuple[int, int]:
-    spans = [(one.manifest.data["first"], one.manifest.data["first"] + one.manifest.samples) for one in (first, second)]
-    begin, end = max(span[0] for span in spans), min(span[1] for span in spans)
-    if begin >= end:
-        raise CacheMismatchError(
-            f"{first.place} holds samples {spans[0][0]:,} to {spans[0][1] - 1:,} and {second.place} {spans[1][0]:,} to "
-            f"{spans[1][1] - 1:,}: they have none in common to compare."
-        )
-    return begin, end
-
-
-def _views_of_both(first: Cache, second: Cache) -> tuple[list[tuple[int, int]], bool]:
-    """Pair views of the same rendition; where there are none, the first of each. And whether there are."""
-    keys = [
-        {tuple(view[word] for word in _SAME_VIEW): view["index"] for view in one.manifest.views}
-        for one in (first, second)
-    ]
-    found = [(index, keys[1][key]) for key, index in keys[0].items() if key in keys[1]]
-    return (found, True) if found else ([(0, 0)], False)
 
 
 def _kept(cache: Cache) -> int:
@@ -155,42 +145,46 @@ class _Sums:
         agree: Rows with the same largest class.
         right: Rows by whether the first and the second teacher are right, [2, 2].
         class_rows, class_agree: By label, [C].
-        entropy: Of each side, [2].
+        entropy, surprise: Of each side, [2].
+        tokens: Sums over positions of text; None of images.
         calibration: Of each side.
     """
 
-    def __init__(self, both: tuple[Cache, Cache]) -> None:
-        self._both, self._labels = both, both[0].labels()
+    def __init__(self, both: tuple[Cache, Cache], tokens: TokenSums | None) -> None:
+        self._both, self.tokens = both, tokens
         classes = len(both[0].manifest.classes)
         self.rows = self.other_pixels = self.agree = 0
         self.right = np.zeros((2, 2), np.int64)
         self.class_rows, self.class_agree = np.zeros((2, classes), np.int64)
-        self.entropy = np.zeros(2)
+        self.entropy, self.surprise = np.zeros(2), np.zeros(2)
         self.calibration = (Calibration(), Calibration())
         self._divergence = np.zeros((len(_TEMPERATURES), 2))
 
-    def add(self, views: tuple[int, int], samples: Ints, *, pixels_count: bool) -> None:
-        """Read samples, ascending ids, of a view of each, and count them in; those with other pixels only as such."""
-        rows = [samples - cache.manifest.data["first"] for cache in self._both]
+    def add(self, part: Part, *, pixels_count: bool) -> None:
+        """Read some rows of a view of each, and count them in; those with other pixels only as such."""
         with ThreadPoolExecutor(len(self._both)) as executor:
-            columns = list(executor.map(lambda c, view, mine: c.rows(view, c.teacher, mine), self._both, views, rows))
-        keep = np.ones(len(samples), np.bool_)
-        if pixels_count:
-            one, other = (
-                cache.digests_of(view, mine) for cache, view, mine in zip(self._both, views, rows, strict=True)
+            columns = list(
+                executor.map(lambda c, view, mine: c.rows(view, c.teacher, mine), self._both, part.views, part.rows)
             )
-            keep = one == other
-        labels = self._labels[rows[0]]
+        keep = np.ones(len(part.labels), np.bool_)
+        if pixels_count:
+            hashed_by = {
+                cache.manifest.views[view].get("digest") for cache, view in zip(self._both, part.views, strict=True)
+            }
+            one, other = (
+                cache.shown_of(view, mine) for cache, view, mine in zip(self._both, part.views, part.rows, strict=True)
+            )
+            names = (one.keys() & other.keys()) - ({"digests"} if len(hashed_by) > 1 else set())
+            same = [(one[name] == other[name]).reshape(len(keep), -1).all(1) for name in names]
+            keep = np.logical_and.reduce([keep, *same])
         self.other_pixels += int((~keep).sum())
         step = max(_VALUES_AT_ONCE // len(self.class_rows), 1)
         for chosen in np.split(np.flatnonzero(keep), np.arange(step, keep.sum(), step)):
             here = [{name: column[chosen] for name, column in one.items()} for one in columns]
-            self._add_piece([cache.manifest.encoding for cache in self._both], here, labels[chosen])
+            self._add_piece(part, chosen, [cache.manifest.encoding for cache in self._both], here)
 
-    def _add_piece(
-        self, encodings: list[dict[str, Any]], columns: Sequence[Columns], labels: NDArray[np.int32]
-    ) -> None:
-        classes = len(self.class_rows)
+    def _add_piece(self, part: Part, chosen: Ints, encodings: list[dict[str, Any]], columns: Sequence[Columns]) -> None:
+        labels, classes = part.labels[chosen], len(self.class_rows)
         found = [
             answers(read_rows(encoding, one, labels, classes)) for encoding, one in zip(encodings, columns, strict=True)
         ]
@@ -202,13 +196,25 @@ class _Sums:
         self.class_agree += np.bincount(labels[agree], minlength=classes)
         for side, said in enumerate(found):
             self.entropy[side] += said.entropy.sum(dtype=np.float64)
+            self.surprise[side] += surprise_of(said).sum(dtype=np.float64)
             self.calibration[side].add(said.confidence, right[side])
-        for place, temperature in enumerate(_TEMPERATURES):
-            one, other = (
-                decode_rows(encoding, rows, classes, temperature)
-                for encoding, rows in zip(encodings, columns, strict=True)
-            )
-            self._divergence[place] += [values.sum(dtype=np.float64) for values in divergences(one, other, temperature)]
+        divergences = [self._divergences(encodings, columns, temperature) for temperature in _TEMPERATURES]
+        self._divergence += [[values.sum(dtype=np.float64) for values in both] for both in divergences]
+        if self.tokens is not None:
+            self.tokens.add(part, chosen, found, divergences[0][0])
+
+    def _divergences(
+        self, encodings: list[dict[str, Any]], columns: Sequence[Columns], temperature: float
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Return the KL of each row from the first to the second, and back, in nats, [B] each.
+
+        Of text, classes that either does not keep count as one, as in training: a lower bound. Of images what was not kept is completed.
+        """
+        both = list(zip(encodings, columns, strict=True))
+        one, other = (decode_rows(encoding, rows, len(self.class_rows), temperature) for encoding, rows in both)
+        if self.tokens is None:
+            return divergences(one, other, temperature)
+        return divergences_over(one, other, kept_by_both(both, one.shape), temperature)
 
     def divergence(self, direction: int) -> dict[str, float]:
         """Return the mean KL in nats by temperature: 0 from the first to the second, 1 back."""
@@ -227,15 +233,16 @@ def _side(cache: Cache, sums: _Sums, side: int) -> Side:
         fingerprint=cache.fingerprint,
         teacher=manifest.teachers[0]["name"],
         encoding=encoding_words(manifest.encoding),
-        bytes_per_row=bytes_per_row(cache, array_bytes(cache), manifest.view_rows * len(manifest.views)),
+        bytes_per_row=disk_use(cache).per_row,
         accuracy=int(sums.right.sum(1 - side)[1]) / sums.rows,
         entropy_nats=float(sums.entropy[side]) / sums.rows,
+        surprise_nats=float(sums.surprise[side]) / sums.rows,
         calibration_error=sums.calibration[side].error(),
     )
 
 
 def _same(
-    both: tuple[Cache, Cache], samples: tuple[int, int], views: list[tuple[int, int]] | None, changed: float
+    both: tuple[Cache, Cache], samples: tuple[int, int], pairing: ImageRows | TextRows, changed: float
 ) -> dict[str, str]:
     """Say what is the same in both."""
     one, other = (cache.manifest for cache in both)
@@ -244,11 +251,13 @@ def _same(
     same_teacher = weights is not None and weights == second["weights_sha256"] and first["name"] == second["name"]
     span = f"samples {samples[0]:,} to {samples[1] - 1:,}"
     whole = one.samples == other.samples == samples[1] - samples[0]
-    if views is None:
+    if isinstance(pairing, TextRows):
+        seen = "text as it is: the same tokens before each"
+    elif not pairing.alike:
         shown = [f"view 0 ({m.views[0]['recipe']}, seed {m.views[0]['seed']})" for m in (one, other)]
         seen = f"differ: {shown[0]} beside {shown[1]}"
     else:
-        seen = f"{len(views)} the same" + (
+        seen = f"{len(pairing.views)} the same" + (
             f"; {changed:.1%} of their rows show other pixels and are left out" if changed else ""
         )
     return {
@@ -289,7 +298,7 @@ def _advice(both: tuple[Cache, Cache], sides: tuple[Side, Side], sums: _Sums) ->
     rows = {cache.manifest.view_rows * len(cache.manifest.views) for cache in both}  # of few, what is fixed weighs more
     if len(rows) == 1 and dearer.bytes_per_row > _CHEAPER * cheaper.bytes_per_row:
         found.append(
-            f"{cheaper.path} is smaller ({cheaper.bytes_per_row:.1f} B a row on disk against {dearer.bytes_per_row:.1f})"
+            f"{cheaper.path} is smaller ({cheaper.bytes_per_row:.1f} B a row against {dearer.bytes_per_row:.1f})"
         )
     return found + _finer(both, sides)
 
@@ -300,10 +309,8 @@ def _finer(both: tuple[Cache, Cache], sides: tuple[Side, Side]) -> list[str]:
     if kept[0] != kept[1]:
         more, fewer = _ordered(sides, [-k for k in kept])
         if max(kept) == np.inf:
-            all_of_them = "clkd, dist, mlkd, ldrld, revision, ttm, z-scores, temperatures by row"
-            return [
-                f"{more.path} keeps every class: methods that look at all of them ({all_of_them}) refuse {fewer.path}"
-            ]
+            all_of_them = ", ".join(sorted(EVERY_CLASS))
+            return [f"{more.path} keeps every class: methods that need all of them ({all_of_them}) refuse {fewer.path}"]
         return [f"{more.path} keeps more classes of a row ({more.encoding} against {fewer.encoding})"]
     if bits[0] != bits[1]:
         finer, coarser = _ordered(sides, [-b for b in bits])

@@ -1,6 +1,4 @@
-"""What a cache is and what it takes: bytes by array, when it was made, what storing has changed."""
-
-from collections import Counter
+"""Where a cache comes from, and what storing has changed."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,42 +6,14 @@ from numpy.typing import NDArray
 from logitcache.stats.records import ProbeLoss
 from logitcache.store import Cache, decode_rows, history, kept_values
 
-__all__ = ["NO_PROBE", "array_bytes", "bytes_per_row", "divergences", "made", "preprocessing_from", "probe_loss"]
+__all__ = ["NO_PROBE", "divergences", "divergences_over", "made", "preprocessing_from", "probe_loss"]
 
 Logits = NDArray[np.floating]
 
 _TEXT = "text"
 _TEMPERATURES = (1, 4)
+_LEAST = 1e-30  # probability
 NO_PROBE = ProbeLoss(0, 0.0, {f"T={temperature}": 0.0 for temperature in _TEMPERATURES}, 0)
-
-
-def array_bytes(cache: Cache) -> dict[str, int]:
-    """Return what each array takes on disk; under `metadata` what zarr keeps, under `.logitcache` what we do."""
-    found: Counter[str] = Counter()
-    for name, size in cache.place.sizes().items():
-        array, _, chunk = name.partition("/c/")
-        found[".logitcache" if name.startswith(".logitcache/") else array if chunk else "metadata"] += size
-    return dict(found)
-
-
-def bytes_per_row(cache: Cache, sizes: dict[str, int], rows: int) -> float:
-    """Return the size on disk of a row (one sample in one view): all files but other teachers' arrays; 0 where there is no row.
-
-    The payload, which `logitcache fidelity` measures, is the part of it that the encoding's columns take; in memory, which
-    `logitcache compare` reports, these columns are decompressed.
-
-    Args:
-        cache: A cache of one teacher.
-        sizes: Bytes of each array, as `array_bytes` returns them.
-        rows: Rows that are there, over all views.
-    """
-    own = (f"teachers/{cache.teacher}/", f"probe/logits/{cache.teacher}")
-    of_others = sum(
-        size
-        for name, size in sizes.items()
-        if name.startswith(("teachers/", "probe/logits/")) and not name.startswith(own[0]) and name != own[1]
-    )
-    return (sum(sizes.values()) - of_others) / rows if rows else 0.0
 
 
 def made(cache: Cache) -> dict[str, str]:
@@ -121,6 +91,24 @@ def divergences(one: Logits, other: Logits, temperature: float) -> tuple[NDArray
     (log_p, p), (log_q, q) = (_softmax(logits / temperature) for logits in (one, other))
     gap = log_p - log_q
     return np.einsum("ij,ij->i", p, gap), -np.einsum("ij,ij->i", q, gap)
+
+
+def divergences_over(
+    one: Logits, other: Logits, kept: NDArray[np.bool_], temperature: float
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Return the same with some classes of each row counted as one, [B] each: a lower bound, and no estimate of what was not kept.
+
+    Args:
+        one: Logits, [B, C].
+        other: Logits, [B, C].
+        kept: Classes that count one by one, [B, C].
+        temperature: Of both.
+    """
+    (log_p, p), (log_q, q) = (_softmax(logits.astype(np.float64) / temperature) for logits in (one, other))
+    gap = np.where(kept, log_p - log_q, 0.0)
+    rest = [np.where(kept, 0.0, x).sum(1) for x in (p, q)]
+    ratio = np.log(np.maximum(rest[0], _LEAST)) - np.log(np.maximum(rest[1], _LEAST))
+    return np.einsum("ij,ij->i", p, gap) + rest[0] * ratio, -np.einsum("ij,ij->i", q, gap) - rest[1] * ratio
 
 
 def _softmax(logits: Logits) -> tuple[Logits, Logits]:

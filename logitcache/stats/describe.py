@@ -1,10 +1,9 @@
 """Describe a cache: every row is read once, a block at a time by each of two threads (more from a bucket), and only sums are kept."""
 
 import contextlib
-import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ from numpy.typing import NDArray
 from logitcache.errors import CorruptCacheError
 from logitcache.runtime.progress import OnProgress, Progress, silent
 from logitcache.stats.agreement import STRETCH, Agreement, LabelErrors
-from logitcache.stats.contents import NO_PROBE, array_bytes, bytes_per_row, made, preprocessing_from, probe_loss
+from logitcache.stats.contents import NO_PROBE, probe_loss
 from logitcache.stats.duplicates import find_duplicates
+from logitcache.stats.info import cache_info
 from logitcache.stats.methods import PREVIEW_ROWS, Preview, Previews, preview_rows
-from logitcache.stats.records import CacheStats, Duplicate, Health, OddSample, ProbeLoss
+from logitcache.stats.records import CacheInfo, CacheStats, Duplicate, Health, OddSample, ProbeLoss
 from logitcache.stats.rows import Answers, answers_of, chosen, joined, pieces, read_rows
+from logitcache.stats.serves import is_mixed
 from logitcache.stats.teacher import Confusions, ViewSums
 from logitcache.stats.tokens import Tokens
 from logitcache.store import Cache, MissingChunkError, open_cache
@@ -60,19 +61,10 @@ def cache_stats(
     else:
         by_logits = reading.unmixed[0] and _says_enough(manifest.encoding)
         duplicates, among = find_duplicates(opened, slug, labels, on_progress, by_logits=by_logits)
-    sizes = array_bytes(opened)
+    info = cache_info(opened)
     views = [sums.stats(v, manifest.views[v]["recipe"]) for v, sums in enumerate(reading.views)]
-    a_row = bytes_per_row(opened, sizes, reading.rows_there())
     return CacheStats(
-        path=str(opened.place),
-        fingerprint=opened.fingerprint,
-        made=made(opened),
-        preprocessing_from=preprocessing_from(opened),
-        manifest=manifest.to_json(),
-        bytes_by_array=sizes,
-        bytes_total=sum(sizes.values()),
-        bytes_per_row=a_row,
-        ratio_to_float32=a_row / (4 * len(manifest.classes)),
+        **{one.name: getattr(info, one.name) for one in fields(CacheInfo)},
         health=health,
         views=views,
         agreement=reading.agreement.of_pairs(),
@@ -120,7 +112,7 @@ class _Reading:
         self.previews = Previews()
         self._missing: list[tuple[int, int]] = []
         self._damaged: list[tuple[int, int]] = []
-        self.unmixed = [not _is_mixed(view["recipe"]) for view in manifest.views]
+        self.unmixed = [not is_mixed(view["recipe"]) for view in manifest.views]
         self._kept = cache.kept_rows()
         self.tokens = None
         if manifest.modality == _TEXT:
@@ -195,12 +187,6 @@ class _Reading:
             self.label_errors.add(part, found, labels)
             self.confusions.add(found.says[found.finite], labels[found.finite])
 
-    def rows_there(self) -> int:
-        """Count the rows that take room on disk: all but those of missing blocks."""
-        manifest = self._cache.manifest
-        missing = (manifest.span(block) for _, block in self._missing)
-        return manifest.view_rows * len(manifest.views) - sum(last - first for first, last in missing)
-
     def wrong(self) -> float:
         """Return the share of rows of unmixed views whose largest logit is not the label's."""
         chosen = [sums for sums, unmixed in zip(self.views, self.unmixed, strict=True) if unmixed]
@@ -232,7 +218,3 @@ def _says_enough(encoding: Mapping[str, Any]) -> bool:
 def _scattered(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Hash row numbers (Knuth's multiplicative hashing), so that what is chosen by them follows no order of the data."""
     return (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)
-
-
-def _is_mixed(recipe: str) -> bool:
-    return re.search(r"(?:^|\+)(?:mixup|cutmix)\b", recipe) is not None

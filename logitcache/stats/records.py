@@ -11,19 +11,23 @@ from logitcache.store import classes_from_json
 
 __all__ = [
     "Bin",
+    "CacheInfo",
     "CacheStats",
     "Comparison",
     "Confusion",
+    "DifferingToken",
     "Duplicate",
     "Health",
     "MethodPreview",
     "OddDocument",
     "OddSample",
+    "PairedBin",
     "PositionBin",
     "ProbeLoss",
     "Quantiles",
     "Side",
     "SurprisingToken",
+    "TokenComparison",
     "TokenStats",
     "ViewStats",
 ]
@@ -79,6 +83,7 @@ class ViewStats:
         rank_of_label: Rows by the label's rank (0: the largest); the last number counts every rank from there on, and rows whose
             label is not among the k largest. At most 21 numbers.
         class_accuracy: Of each class, in the manifest's order; None where the view has no row of it.
+        class_rows: Rows of each class.
         constant_rows: Rows whose logits are all equal.
         not_finite_rows: Rows with a NaN or an infinity.
     """
@@ -95,6 +100,7 @@ class ViewStats:
     reliability: list[Bin]
     rank_of_label: list[int]
     class_accuracy: list[float | None]
+    class_rows: list[int]
     constant_rows: int
     not_finite_rows: int
 
@@ -323,22 +329,67 @@ class TokenStats:
 
 
 @dataclass(frozen=True, slots=True)
-class CacheStats:
-    """Everything `logitcache stats` prints.
+class CacheInfo:
+    """What a cache is, as `logitcache info` shows it: known from its manifest and the sizes of its files.
 
     Attributes:
         path: Of the cache.
         fingerprint: Of its content; empty while it is unfinished.
+        finished: Whether the dump has ended.
+        blocks: Blocks there should be, over all views.
+        blocks_there: Those of which every file is there.
+        rows: Rows there should be, over all views.
+        rows_there: Those of the blocks that are there.
         made: When and on what, from the history: `begun` and, where it was, `continued` (UTC), `host`, `device`, `command`; empty
             where there is none.
         preprocessing_from: Where the teacher's preprocessing came from at the dump: `mean`, `std`, `image_size` and `crop_pct` to `option`,
             `weights` or `data`; empty where the history does not say.
         manifest: Its manifest, narrowed to the teacher described.
-        bytes_by_array: On disk, by array, and for `metadata` and `.logitcache`.
-        bytes_total: On disk.
-        bytes_per_row: Size on disk of a row (one sample in one view): all files but other teachers' arrays, so digests, labels,
-            probe and metadata count too.
-        ratio_to_float32: bytes_per_row against the C logits in raw float32.
+        bytes_by_array: In storage, by array, and for `metadata` and `.logitcache`.
+        bytes_total: Their sum.
+        bytes_per_row: Bytes a row in storage, as `logitcache.store.bytes_per_row` defines it.
+        ratio_to_float32: bytes_per_row against the logits of all classes in raw float32.
+        serves: Methods that can train from these rows as their papers have them.
+        refuses: The others, each with the reason.
+    """
+
+    path: str
+    fingerprint: str
+    finished: bool
+    blocks: int
+    blocks_there: int
+    rows: int
+    rows_there: int
+    made: dict[str, str]
+    preprocessing_from: dict[str, str]
+    manifest: dict[str, Any]
+    bytes_by_array: dict[str, int]
+    bytes_total: int
+    bytes_per_row: float
+    ratio_to_float32: float
+    serves: list[str]
+    refuses: dict[str, str]
+
+    @property
+    def row_name(self) -> str:
+        """Name of a row: "sample" if each sample is one row, else "row"."""
+        return "row" if "rows" in self.manifest else "sample"
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Class names in index order; numbers where the classes have no names."""
+        return classes_from_json(self.manifest["classes"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the same as plain objects."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats(CacheInfo):
+    """Everything `logitcache stats` prints: what `CacheInfo` has of one teacher, and what its rows say.
+
+    Attributes:
         health: Whether it is whole.
         views: The teacher on each view.
         agreement: Share of samples whose largest class is the same in each pair of views, [V][V]; of at most 16 views; None where no sample
@@ -354,15 +405,6 @@ class CacheStats:
         tokens: The teacher on text; None of other data.
     """
 
-    path: str
-    fingerprint: str
-    made: dict[str, str]
-    preprocessing_from: dict[str, str]
-    manifest: dict[str, Any]
-    bytes_by_array: dict[str, int]
-    bytes_total: int
-    bytes_per_row: float
-    ratio_to_float32: float
     health: Health
     views: list[ViewStats]
     agreement: list[list[float | None]]
@@ -404,6 +446,10 @@ class CacheStats:
             found.append(fmean(here) if here else None)
         return found
 
+    def class_samples(self) -> list[int]:
+        """Return the samples of each class, [C]: its rows in the view that has most of them, because views show the same samples."""
+        return [max(counts) for counts in zip(*(view.class_rows for view in self.views), strict=True)]
+
     def rank_of_label(self) -> list[int]:
         """Return the rows of all views by the label's rank, as a view has them."""
         return [sum(counts) for counts in zip(*(view.rank_of_label for view in self.views), strict=True)]
@@ -415,20 +461,6 @@ class CacheStats:
             _joined([one for bins in places[start : start + together] for one in bins])
             for start in range(0, len(places), together)
         ]
-
-    @property
-    def row_name(self) -> str:
-        """Name of a row: "sample" if each sample is one row, else "row"."""
-        return "row" if "rows" in self.manifest else "sample"
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Class names in index order; numbers where the classes have no names."""
-        return classes_from_json(self.manifest["classes"])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same as plain objects."""
-        return asdict(self)
 
 
 def _joined(bins: list[Bin]) -> Bin:
@@ -447,6 +479,7 @@ class Side:
         encoding: In words ("top-20 u8").
         bytes_per_row: Size on disk of a row (one sample in one view), all files.
         accuracy, entropy_nats, calibration_error: Over the rows compared.
+        surprise_nats: Mean of -log of the label's probability at temperature 1; of text its exponential is the perplexity.
     """
 
     path: str
@@ -457,6 +490,71 @@ class Side:
     accuracy: float
     entropy_nats: float
     calibration_error: float
+    surprise_nats: float = math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """The teacher's, per token."""
+        return math.exp(min(self.surprise_nats, 700.0))
+
+
+@dataclass(frozen=True, slots=True)
+class PairedBin:
+    """Two teachers on the tokens at some positions of their contexts.
+
+    Attributes:
+        first, last: Tokens before them, at least and at most.
+        rows: How many there are.
+        agreement: Share with the same largest class.
+        kl_nats: Mean KL(first || second) at temperature 1.
+        first_surprise_nats, second_surprise_nats: Mean of -log of the token's probability of each.
+    """
+
+    first: int
+    last: int
+    rows: int
+    agreement: float
+    kl_nats: float
+    first_surprise_nats: float
+    second_surprise_nats: float
+
+
+@dataclass(frozen=True, slots=True)
+class DifferingToken:
+    """A token of which two teachers expect something else.
+
+    Attributes:
+        document: Id of its context in the data set.
+        position: Tokens before it there.
+        label: Its id.
+        first_says, second_says: Likeliest token of each.
+        first_probability, second_probability: Of the token, by each.
+        kl_nats: KL(first || second) at temperature 1.
+        before: Ids of the tokens before it, at most 16.
+    """
+
+    document: int
+    position: int
+    label: int
+    first_says: int
+    second_says: int
+    first_probability: float
+    second_probability: float
+    kl_nats: float
+    before: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenComparison:
+    """Two teachers on the same text.
+
+    Attributes:
+        positions: Means by the number of tokens before, in powers of two; empty bins are left out.
+        differing: Tokens about which they differ most, at most 20.
+    """
+
+    positions: list[PairedBin]
+    differing: list[DifferingToken]
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,7 +569,8 @@ class Comparison:
         both_right, first_right, second_right, both_wrong: Shares of rows.
         kl_nats: Mean KL(first || second) at "T=1" and "T=4".
         kl_back_nats: Mean KL(second || first).
-        class_agreement: Share of rows with the same largest class, by label; None where there is none.
+        class_agreement: Share of rows with the same largest class, by label; None where there is none. Of text empty.
+        tokens: The two on text; None of images.
         advice: Which to prefer for what, in sentences.
     """
 
@@ -487,6 +586,7 @@ class Comparison:
     kl_back_nats: dict[str, float]
     class_agreement: list[float | None]
     advice: list[str]
+    tokens: TokenComparison | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the same as plain objects."""

@@ -98,6 +98,7 @@ class ViewSums:
                 good / rows if rows else None
                 for good, rows in zip(self._class_right.tolist(), self._class_rows.tolist(), strict=True)
             ],
+            class_rows=self._class_rows.tolist(),
             constant_rows=self.constant,
             not_finite_rows=self.not_finite,
         )

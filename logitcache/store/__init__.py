@@ -1,4 +1,4 @@
-"""The cache on disk or in object storage: arrays and bytes, specified in docs/format.md. Knows no torch, no dataset, no model."""
+"""The cache on disk or in object storage, as specified in docs/format.md. Independent of torch, data sets and models."""
 
 import sys
 
@@ -6,12 +6,21 @@ from logitcache.errors import InputError
 from logitcache.store.classes import NumberedClasses, classes_from_json, classes_to_json
 from logitcache.store.decode import completion, decode_rows, kept_values, rest_level, rounding, total_variation
 from logitcache.store.draws import draw_gaps, drawn_targets, row_uniforms
-from logitcache.store.layout import PROBE_BYTES, Carried, block_rows_for, carried_bytes, compressed_bytes
+from logitcache.store.layout import (
+    PROBE_BYTES,
+    Carried,
+    block_rows_for,
+    carried_bytes,
+    compressed_bytes,
+    metadata_bytes,
+    recorded_arrays,
+)
 from logitcache.store.ledger import history
 from logitcache.store.manifest import FORMAT, Manifest, average_of, read_manifest
 from logitcache.store.offsets import Ids, count_rows, is_among, kept_mask, rows_of, samples_of, with_rows
 from logitcache.store.places import Place, open_place
 from logitcache.store.reader import Cache, MissingChunkError, ViewStream, find_newest, open_cache
+from logitcache.store.size import DiskUse, bytes_per_row, disk_use
 from logitcache.store.verify import FileProblem, check_files, drop_damaged, forget_damaged_records
 from logitcache.store.writer import CacheWriter, Columns
 
@@ -22,6 +31,7 @@ __all__ = [
     "CacheWriter",
     "Carried",
     "Columns",
+    "DiskUse",
     "FileProblem",
     "Ids",
     "Manifest",
@@ -31,6 +41,7 @@ __all__ = [
     "ViewStream",
     "average_of",
     "block_rows_for",
+    "bytes_per_row",
     "carried_bytes",
     "check_files",
     "classes_from_json",
@@ -39,6 +50,7 @@ __all__ = [
     "compressed_bytes",
     "count_rows",
     "decode_rows",
+    "disk_use",
     "draw_gaps",
     "drawn_targets",
     "drop_damaged",
@@ -48,9 +60,11 @@ __all__ = [
     "is_among",
     "kept_mask",
     "kept_values",
+    "metadata_bytes",
     "open_cache",
     "open_place",
     "read_manifest",
+    "recorded_arrays",
     "rest_level",
     "rounding",
     "row_uniforms",
@@ -60,5 +74,5 @@ __all__ = [
     "with_rows",
 ]
 
-if sys.flags.optimize:  # zarr 3.1 reads nothing then: what it does inside of assert statements is left out
-    raise InputError("Python runs with -O or PYTHONOPTIMIZE, under which zarr cannot read. Run it without.")
+if sys.flags.optimize:  # zarr 3.1 has side effects in assert statements and reads nothing without them
+    raise InputError("zarr cannot read under python -O or PYTHONOPTIMIZE; run Python without it")

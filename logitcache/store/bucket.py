@@ -1,6 +1,6 @@
-"""A cache in object storage. Uploads are whole or absent there by nature; what a folder's lock does, a renewed lease does.
+"""Storage of a cache in an object store. Uploads are atomic there, and a renewed lease takes the place of a folder's lock.
 
-Every file is one PUT, never in parts, so that a killed upload leaves nothing behind. Requests are tried again by obstore.
+Each file is uploaded by a single PUT, never in parts, so that a killed upload leaves nothing behind. obstore retries requests.
 """
 
 import contextlib
@@ -28,9 +28,7 @@ try:
     )
     from obstore.store import from_url
 except ImportError as error:
-    raise InputError(
-        "reading and writing in object storage needs the package obstore: pip install 'logitcache[s3]'"
-    ) from error
+    raise InputError("object storage needs the package obstore: pip install 'logitcache[s3]'") from error
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -38,34 +36,34 @@ if TYPE_CHECKING:
 __all__ = ["Bucket"]
 
 _KNOWN = ("s3", "gs", "az")
-_TRIES = 10  # of a request, within three minutes
-_UPLOADS = 3  # at once, of each of the six blocks that a writer has under way
+_TRIES = 10  # attempts per request, within three minutes
+_UPLOADS = 3  # concurrent uploads for each of the six blocks that a writer has in flight
 
 
 class Bucket:
-    """A prefix of a bucket."""
+    """A prefix in a bucket, as a `Place`."""
 
-    at_once = 16  # a request waits some 25 ms for its first byte
+    at_once = 16  # the latency of a request is about 25 ms
 
     def __init__(self, url: str) -> None:
-        """Open `s3://bucket/c.zarr`; credentials, region and endpoint come from the environment.
+        """Open an address such as `s3://bucket/c.zarr`, with credentials, region and endpoint from the environment.
 
         Raises:
-            InputError: Another kind of address, or no credentials.
+            InputError: If the address is invalid or there are no credentials.
         """
-        parts = urlsplit(url)  # which writes the scheme small
+        parts = urlsplit(url)  # lower-cases the scheme
         if parts.scheme not in _KNOWN or not parts.netloc or not parts.path.strip("/"):
             raise InputError(f"{url}: expected an address like s3://bucket/c.zarr (s3, gs or az)")
         if parts.username or parts.query or parts.fragment:
             raise InputError(
-                f"{parts.scheme}://{parts.hostname}{parts.path}: an address holds no credentials or options; they come from the "
+                f"{parts.scheme}://{parts.hostname}{parts.path}: an address must not contain credentials or options; set them in the "
                 "environment"
             )
         prefix = parts.path.removeprefix("/").rstrip("/")
         if prefix.startswith("/") or "//" in prefix:
-            raise InputError(f"{url}: an address has no empty part between two slashes")
+            raise InputError(f"{url}: an address must not contain two slashes in a row")
         self.url = f"{parts.scheme}://{parts.netloc}/{prefix}"
-        quoted = f"{parts.scheme}://{parts.netloc}/{quote(prefix)}"  # or %20 in a name would become a space
+        quoted = f"{parts.scheme}://{parts.netloc}/{quote(prefix)}"  # otherwise %20 in a name would become a space
         self._store: ObjectStore = from_url(
             quoted,
             retry_config={"max_retries": _TRIES, "retry_timeout": timedelta(minutes=3)},
@@ -83,20 +81,20 @@ class Bucket:
 
     @contextlib.contextmanager
     def _asking(self, name: str) -> Iterator[None]:
-        """Turn what a request met into a sentence; an absent file stays a FileNotFoundError."""
+        """Translate errors of a request to LogitCacheError, except FileNotFoundError for an absent file."""
         try:
             yield
         except (PermissionDeniedError, UnauthenticatedError) as error:
             raise InputError(
                 f"{self.url}/{name}: access denied ({first_line(error)}). Check the credentials in the environment "
-                "(AWS_ACCESS_KEY_ID, AWS_PROFILE, ...) and what they may do in this bucket."
+                "(AWS_ACCESS_KEY_ID, AWS_PROFILE, ...) and their permissions in this bucket."
             ) from error
         except BaseError as error:
             if "NoSuchBucket" in str(error):
                 raise _no_bucket(self.url) from error
             raise CacheIncompleteError(
-                f"{self.url}/{name} could not be reached ({first_line(error)}). What was committed before is whole; run the same "
-                "command again to go on from there."
+                f"{self.url}/{name} could not be reached ({first_line(error)}). Committed blocks are safe; run the same command again to "
+                "resume."
             ) from error
 
     def read(self, name: str) -> bytes:
@@ -105,7 +103,7 @@ class Bucket:
             return bytes(obstore.get(self._store, name).bytes())
 
     def size(self, name: str) -> int | None:
-        """Return the length of an object in bytes; None where there is none."""
+        """Return the size of an object in bytes, or None if it does not exist."""
         try:
             with self._asking(name):
                 return int(obstore.head(self._store, name)["size"])
@@ -113,24 +111,24 @@ class Bucket:
             return None
 
     def sizes(self, below: str = "") -> dict[str, int]:
-        """Return every object below a prefix, with its length."""
+        """Return the size in bytes of every object below a prefix, by name."""
         with self._asking(below):
             found = [entry for batch in obstore.list(self._store, below or None) for entry in batch]
         return {entry["path"]: int(entry["size"]) for entry in sorted(found, key=lambda entry: entry["path"])}
 
     def folders(self, below: str) -> list[str]:
-        """Return the names of the prefixes below a prefix."""
+        """Return the names of the immediate prefixes below a prefix."""
         with self._asking(below):
             found = obstore.list_with_delimiter(self._store, below or None)["common_prefixes"]
         return sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found)
 
     def is_empty(self, below: str = "") -> bool:
-        """Say whether nothing is there."""
+        """Return whether there are no objects below a prefix."""
         with self._asking(below):
             return not any(len(batch) for batch in obstore.list(self._store, below or None, chunk_size=1))
 
     def write(self, files: Mapping[str, Pieces], *, synced: bool = True) -> None:
-        """Upload each file in one request, several at once; what was uploaded is kept."""
+        """Upload each file in one request, several at a time. Uploads are durable."""
         del synced
         with ThreadPoolExecutor(min(len(files), _UPLOADS)) as executor:
             for _ in executor.map(self._upload, files, files.values()):
@@ -144,40 +142,40 @@ class Bucket:
             raise _no_bucket(self.url) from error
 
     def settle(self, below: str = "") -> None:
-        """Do nothing: what was uploaded is kept."""
+        """Do nothing, because uploads are durable."""
 
     def append(self, name: str, content: Mapping[str, Any]) -> None:
-        """Append one JSON object to a log; for the one who holds the cache, since it is read and written anew."""
+        """Append a JSON object to a log by rewriting it; call it only while holding the cache."""
         before = b""
         with contextlib.suppress(FileNotFoundError):
             before = self.read(name)
         self.write({name: [before, json.dumps(content).encode(), b"\n"]})
 
     def remove(self, name: str) -> None:
-        """Remove an object, if it is there."""
+        """Remove an object if it exists."""
         with contextlib.suppress(FileNotFoundError), self._asking(name):
             obstore.delete(self._store, name)
 
     def remove_below(self, folder: str) -> None:
-        """Remove what is below a prefix."""
+        """Remove all objects below a prefix."""
         names = list(self.sizes(folder))
         if names:
             with self._asking(folder):
                 obstore.delete(self._store, names)
 
     def hold(self, name: str) -> Lease:
-        """Take the lease."""
+        """Acquire the lease."""
         return Lease(self, name)
 
     def beside(self, suffix: str) -> str:
-        """Return where another cache could lie: the same name with this before `.zarr`."""
+        """Return the address of a sibling cache: the same name with a suffix before `.zarr`."""
         return f"{self.url.removesuffix('.zarr')}{suffix}.zarr"
 
     def put_if(self, name: str, data: bytes, e_tag: str | None) -> str | None:
-        """Upload if the object still has this tag (None: if there is none); its new tag, or None where it has not.
+        """Upload if the object still has this tag (None: does not exist). Return its new tag, or None if it was not written.
 
         Raises:
-            InputError: This storage cannot do that.
+            InputError: If the storage does not support conditional writes.
         """
         try:
             with self._asking(name):
@@ -188,16 +186,16 @@ class Bucket:
                     return None
                 except NotSupportedError as error:
                     raise InputError(
-                        f"{self.url}: this storage does not support conditional writes, which keep two dumps apart. Dump to a disk "
-                        "and copy the folder."
+                        f"{self.url}: this storage does not support conditional writes, which prevent two dumps from writing the same "
+                        "cache. Dump to a disk and copy the folder."
                     ) from error
         except FileNotFoundError as error:
-            if e_tag:  # the lease was there a moment ago: somebody has removed it
+            if e_tag:  # the lease existed a moment ago, so someone has removed it
                 return None
             raise _no_bucket(self.url) from error
 
     def tagged(self, name: str) -> tuple[str | None, bytes]:
-        """Return an object's tag and content; (None, b"") where there is none."""
+        """Return an object's tag and content, or (None, b"") if it does not exist."""
         try:
             with self._asking(name):
                 found = obstore.get(self._store, name)
@@ -207,11 +205,11 @@ class Bucket:
 
 
 def _no_bucket(url: str) -> InputError:
-    return InputError(f"{url}: there is no such bucket. Make it first, or check the name.")
+    return InputError(f"{url}: there is no such bucket. Create it, or check the name.")
 
 
 def _amazon() -> dict[str, Any]:
-    """Let boto3 look for credentials, region and endpoint where every tool of Amazon's does."""
+    """Return the options for S3, with credentials, region and endpoint resolved by boto3 as in all AWS tools."""
     import boto3  # noqa: PLC0415  (slow to import)
     from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Classes without names: a vocabulary has too many to write into every manifest."""
+"""Classes without names, for vocabularies that are too large to write into every manifest."""
 
 from collections.abc import Sequence
 from typing import overload
@@ -7,7 +7,7 @@ __all__ = ["NumberedClasses", "classes_from_json", "classes_to_json"]
 
 
 class NumberedClasses(Sequence[str]):
-    """So many classes, each named by its number. Behaves like the tuple of names that other data has."""
+    """A sequence of classes named by their number, in place of a tuple of class names."""
 
     def __init__(self, count: int) -> None:
         self._numbers = range(count)
@@ -34,10 +34,10 @@ class NumberedClasses(Sequence[str]):
 
 
 def classes_to_json(classes: Sequence[str]) -> list[str] | int:
-    """Return the names in index order, or how many classes there are where they have no names."""
+    """Return the class names in index order, or the number of classes if they have no names."""
     return len(classes) if isinstance(classes, NumberedClasses) else list(classes)
 
 
 def classes_from_json(entry: Sequence[str] | int) -> Sequence[str]:
-    """Read what `classes_to_json` wrote."""
+    """Return the classes of an entry written by `classes_to_json`."""
     return NumberedClasses(entry) if isinstance(entry, int) else tuple(entry)

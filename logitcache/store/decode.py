@@ -1,4 +1,4 @@
-"""Rows to logits with numpy alone, for readers that must not wait for torch; the tests hold it equal to `encoding`."""
+"""Decode rows with numpy only, for commands that do not import torch. Tests check that it agrees with `encoding`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,24 +17,24 @@ _FAR = 255  # code of a label that is not among the k largest
 def kept_values(
     encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]
 ) -> tuple[NDArray[np.int64] | None, Floats]:
-    """Return what was kept of each row: class ids, [B, K] (None: every class in order), and logits, [B, K] float32.
+    """Return the kept class ids of each row, [B, K] (None for every class in order), and their logits, [B, K] float32.
 
     Args:
-        encoding: The manifest's entry.
-        columns: Name to rows.
+        encoding: Encoding entry of the manifest.
+        columns: Stored columns by name.
 
     Raises:
-        FormatVersionError: This logitcache does not know the encoding.
-        InputError: It is of draws.
+        FormatVersionError: If the encoding is unknown.
+        InputError: If the cache holds sampled rows.
     """
     kind, dtype = encoding["kind"], encoding["dtype"]
     if kind == "sampled":
         raise InputError(
-            "the cache holds classes drawn from the teacher's distribution, of which no logits can be made"
+            "the cache holds classes sampled from the teacher's distribution, which cannot be converted to logits"
         )
     if kind not in ("full", "topk", "topk-mass"):
         raise FormatVersionError(
-            f"the cache has encoding {kind!r}; this logitcache reads: full, topk, topk-mass, sampled. Upgrade it."
+            f"unknown encoding {kind!r}; expected full, topk, topk-mass or sampled. Upgrade logitcache to read it."
         )
     stored = columns["logits" if kind == "full" else "values"]
     values = stored.astype(np.float32)
@@ -50,9 +50,9 @@ def kept_values(
 def decode_rows(
     encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], classes: int, temperature: float = 1.0
 ) -> Floats:
-    """Turn columns into logits of every class, [B, C] float32.
+    """Decode columns to logits of every class, [B, C] float32.
 
-    What was not kept gets one logit a row, so that its mass at this temperature is right.
+    Dropped classes all get the same logit, which preserves their mass at this temperature.
     """
     ids, values = kept_values(encoding, columns)
     if ids is None:
@@ -69,28 +69,28 @@ def rest_level(
     classes: int,
     temperature: float = 1.0,
 ) -> Floats:
-    """Return the logit that each class that was not kept counts with at a temperature, [B], given the kept ones, [B, K]."""
+    """Return the logit of each dropped class at a temperature, [B], given the kept logits, [B, K]."""
     top = columns["scale"][:, 0] if encoding["dtype"] == "u8" else values.max(1)
     level: Floats = top + completion(columns["rest"], classes - values.shape[1], temperature)
     return level
 
 
 def completion(rest: NDArray[Any], others: int, temperature: float) -> Floats:
-    """Return the logit of every class of the rest, relative to the largest, [B]: the formula of docs/format.md.
+    """Return the logit of each dropped class relative to the largest, [B], by the formula of docs/format.md.
 
     Args:
-        rest: Its statistics as they are stored, [B, 4]; or of `topk-mass` the log-sum-exp alone, [B, 1].
-        others: How many classes they are of.
-        temperature: At which their mass is to be right.
+        rest: Stored statistics of the rest, [B, 4], or only the log-sum-exp for `topk-mass`, [B, 1].
+        others: Number of dropped classes.
+        temperature: Temperature at which to preserve their mass.
 
     Returns:
-        NaN where only the mass at temperature 1 is known, and the temperature is another.
+        Logits, [B]; NaN if only the mass at temperature 1 is known and the temperature is another.
     """
     n, b = np.log(others), 1 / temperature
     if rest.shape[1] == 1:
         known = rest[:, 0].astype(np.float32) - np.float32(n)
         return known if b == 1 else np.full_like(known, np.nan)
-    mean, deviation, total, _ = rest.astype(np.float64).T  # the terms of a wide row nearly cancel
+    mean, deviation, total, _ = rest.astype(np.float64).T  # terms of a wide row nearly cancel
     estimate = n + mean * b + deviation**2 * b**2 / 2 + (total - n - mean - deviation**2 / 2) * b**3
     if b < 1:  # Jensen below, the chord of a convex function above
         estimate = np.minimum(np.maximum(estimate, n + mean * b), (1 - b) * n + b * total)
@@ -101,7 +101,7 @@ def completion(rest: NDArray[Any], others: int, temperature: float) -> Floats:
 
 
 def rounding(encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], exact: Floats) -> Floats:
-    """Return by how much a kept logit may differ from the exact one, [B, K], given the exact ones."""
+    """Return an upper bound on the rounding error of each kept logit, [B, K], given the exact logits."""
     if encoding["dtype"] == "u8":
         top, step = columns["scale"][:, :1], columns["scale"][:, 1:]
         far = (columns["values"] == _FAR) * (top - exact) if encoding["kind"] != "full" else 0
@@ -111,7 +111,7 @@ def rounding(encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]], e
 
 
 def total_variation(one: Floats, other: Floats) -> float:
-    """Return the mean over rows of half the sum of |p - q|, in [0, 1], for log-probabilities [B, C] each; 0 where there are no rows."""
+    """Return the mean total variation between two sets of log-probabilities, [B, C] each, in [0, 1]; 0 without rows."""
     if not len(one):
         return 0.0
     return float(np.abs(np.exp(one.astype(np.float64)) - np.exp(other.astype(np.float64))).sum(1).mean() / 2)

@@ -1,6 +1,7 @@
-"""Which random numbers a row of draws was made with, and whether it is what they make of exact logits; with numpy alone.
+"""Random numbers of sampled rows, and comparison of sampled rows with exact logits, with numpy only.
 
-The counter is (view, sample in the whole data set, place of the row in its sample), so that batch, process, slice and merge cannot matter.
+The counter is (view, sample in the whole data set, position of the row in its sample), so the result does not depend on batches, processes,
+slices or merges.
 """
 
 from collections.abc import Mapping
@@ -14,22 +15,22 @@ from logitcache.store.offsets import Ids, samples_of
 
 __all__ = ["draw_gaps", "drawn_targets", "row_uniforms"]
 
-_DOMAIN = 1 << 31  # above the draws of every augmentation, whose counters begin at 0
-_SPACING = 2.0**-9  # relative, of facts as float16; two of its steps
+_DOMAIN = 1 << 31  # above the counters of all augmentations, which begin at 0
+_SPACING = 2.0**-9  # relative rounding error of facts in float16, twice its resolution
 _ROWS = 256
 
 
 def row_uniforms(
     encoding: Mapping[str, Any], view: int, rows: Ids, offsets: Ids | None, first: int
 ) -> NDArray[np.float64] | None:
-    """Return the random numbers of some rows, [R, N], ascending in each; None where the encoding draws none.
+    """Return the random numbers of the given rows, ascending in each row, [R, N], or None if the encoding does not sample.
 
     Args:
-        encoding: The manifest's entry.
+        encoding: Encoding entry of the manifest.
         view: Index of the view.
         rows: Row ids, [R].
-        offsets: Row at which each sample begins; None where each sample is one row.
-        first: Id in the whole data set of the first sample.
+        offsets: First row of each sample, or None if each sample is one row.
+        first: Id of the cache's first sample in the whole data set.
     """
     if encoding["kind"] != "sampled":
         return None
@@ -43,7 +44,7 @@ def row_uniforms(
 def drawn_targets(
     encoding: Mapping[str, Any], columns: Mapping[str, NDArray[Any]]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the classes of each row's draws, ascending, and what each adds to its class's target, [B, N] both."""
+    """Return the sampled classes of each row, ascending, and the contribution of each to its class's target, [B, N] each."""
     ids = columns["draws"].astype(np.int64).cumsum(1)
     targets = np.full(ids.shape, 1 / int(encoding["draws"]), np.float32)
     return ids, targets * columns["ratios"].astype(np.float32) if "ratios" in columns else targets
@@ -56,17 +57,17 @@ def draw_gaps(
     exact: NDArray[np.float32],
     labels: NDArray[np.int32],
 ) -> NDArray[np.float32]:
-    """Return how far each row is from what its random numbers make of exact logits, [B].
+    """Return the gap between each stored row and the row sampled from exact logits with the same random numbers, [B].
 
-    A draw is off by the probability between its random number and the stretch of [0, 1) that belongs to its class: another device moves
-    that by 1e-7. The facts are off by what is beyond their rounding, relative. A row that holds a NaN or an infinity is off by infinity.
+    The gap of a sample is the probability between its random number and the interval in [0, 1) of its class; another device moves the
+    interval by 1e-7. The gap of the facts is their relative error beyond rounding. The gap of a row with NaN or infinity is infinite.
 
     Args:
-        encoding: The manifest's entry.
+        encoding: Encoding entry of the manifest.
         columns: Stored columns by name.
-        random: The random numbers, [B, N].
-        exact: Logits, [B, C].
-        labels: [B].
+        random: Random numbers, [B, N].
+        exact: Exact logits, [B, C].
+        labels: Class of each row, [B].
     """
     parts = [slice(start, start + _ROWS) for start in range(0, len(exact), _ROWS)]
     with np.errstate(invalid="ignore", over="ignore"):

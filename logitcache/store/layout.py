@@ -1,8 +1,8 @@
-"""Which arrays a cache has, how they are cut into blocks, and the bytes of their metadata and chunks.
+"""Arrays of a cache, their division into blocks, and the bytes of their metadata and chunks.
 
-zarr writes metadata and what is compressed, into memory; a chunk that is not compressed is its rows and their CRC-32C. Where and when
-these bytes reach the disk is the writer's business. So any zarr reader understands them, and a block is still committed as one thing.
-On the way back chunks are decoded here, with the codecs that the metadata names.
+zarr encodes metadata and compressed chunks in memory; an uncompressed chunk is its rows followed by their CRC-32C. The writer decides where
+and when these bytes reach the disk, so that any zarr reader understands them and a block is still committed as a unit. Chunks are decoded
+here, with the codecs given in the metadata.
 """
 
 import json
@@ -39,10 +39,12 @@ __all__ = [
     "checksum_holds",
     "chunk_key",
     "compressed_bytes",
+    "metadata_bytes",
     "metadata_files",
     "probe_ids",
     "read_array",
     "read_whole",
+    "recorded_arrays",
     "row_arrays",
     "whole_array_files",
     "with_stored_names",
@@ -50,13 +52,19 @@ __all__ = [
 
 Column = tuple[tuple[int, ...], str, tuple[str, ...], int, bool]
 
-PROBE_BYTES = 64_000_000  # at most, of one teacher
+PROBE_BYTES = 64_000_000  # maximum size of one teacher's probe
 _CONFIG: Any = {"write_empty_chunks": True, "order": "C"}  # a chunk of zeros must exist: absence means corruption
 _WIDEST_CHUNK = 8 << 20  # bytes
-_BLOSC_BLOCK = 1 << 19  # bytes; of several columns of a block, so that each has a code of its own
-_BLOSC_BLOCK_OF_IDS = _WIDEST_CHUNK  # of a vocabulary: 1.094 of their bound instead of 1.08 (k = 50) to 1.101 (k = 128)
+_BLOSC_BLOCK = 1 << 19  # bytes; several columns of a block, each with its own entropy code
+_BLOSC_BLOCK_OF_IDS = (
+    _WIDEST_CHUNK  # for vocabularies: 1.094 times the lower bound instead of 1.08 (k = 50) to 1.101 (k = 128)
+)
 _LABEL_CHUNK = _CARRIED_CHUNK = 1 << 20
-_ROUND = 256  # rows; a multiple of the usual batch sizes, so that only the last batch of a view is padded
+_RECORDED: dict[str, tuple[str, Column]] = {  # recipe of a view to the array that says what its rows showed
+    "recorded-boxes": ("boxes", ((5,), "<f4", ("box",), 1, True)),
+    "recorded-seeds": ("seeds", ((), "<i4", (), 1, True)),
+}
+_ROUND = 256  # rows; a multiple of common batch sizes, so that only the last batch of a view is padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +73,12 @@ class ArraySpec:
 
     Attributes:
         key: Path inside the group.
-        shape, chunks: As zarr's.
-        dtype: numpy's name, little-endian.
-        dimensions: zarr's `dimension_names`.
-        compression: What stands before the checksum: None, "zstd", or "blosc" (zstd, on bytes shuffled by significance).
-        level: blosc's, 1 to 9.
-        by_column: Whether blosc is given column after column (ids of one rank resemble each other more than those of one row).
+        shape, chunks: Shape of the array and of its chunks, as in zarr.
+        dtype: Name of the numpy dtype, little-endian.
+        dimensions: Names of the dimensions, as in zarr's `dimension_names`.
+        compression: Codec before the checksum: None, "zstd", or "blosc" (zstd on shuffled bytes).
+        level: Compression level of blosc, 1 to 9.
+        by_column: Whether blosc compresses in column-major order (ids of the same rank are more similar than those of a row).
     """
 
     key: str
@@ -84,27 +92,34 @@ class ArraySpec:
 
 
 def block_rows_for(rows: int, row_bytes: int) -> int:
-    """Divide the rows of a view evenly into the fewest blocks whose widest chunk is at most 8 MiB and 16,384 rows.
+    """Return the rows per block that split a view evenly into the fewest blocks of at most 8 MiB per chunk and 16,384 rows.
 
-    Evenly, because chunks of logits are not compressed and a part-filled last block would store its padding: with
-    powers of two, CIFAR-100 in float16 would take 31 % more. 16,384 rows bound what a kill can lose. A block holds at
-    least one batch of 256 rows, however wide they are: the teacher's batches never straddle a block.
+    The split is even because chunks of logits are not compressed, so a partly filled last block would store its padding; with
+    powers of two, CIFAR-100 in float16 would take 31 % more. The limit of 16,384 rows bounds what a kill can lose. A block holds
+    at least one batch of 256 rows, however wide they are, so the teacher's batches never straddle blocks.
     """
     most = min(max(_WIDEST_CHUNK // row_bytes // _ROUND, 1) * _ROUND, 16384)
     blocks = -(-rows // most)
     return -(-rows // blocks // _ROUND) * _ROUND
 
 
+def recorded_arrays(manifest: Manifest) -> dict[str, Column]:
+    """List the arrays that say, row by row, how another tool augmented the images: name to column; none where views are drawn here."""
+    recipes = {view.get("recipe") for view in manifest.views}
+    return dict(_RECORDED[recipe] for recipe in sorted(_RECORDED.keys() & recipes))
+
+
 def row_arrays(manifest: Manifest, columns: Mapping[str, Mapping[str, Column]]) -> dict[str, ArraySpec]:
-    """List the arrays that are written in blocks.
+    """Return the arrays that are written in blocks, by key.
 
     Args:
-        manifest: Of the cache.
-        columns: For each teacher's slug, the encoding's columns: name to (shape of one row, dtype, its dimensions' names,
-            level of compression or 0, whether column after column).
+        manifest: Manifest of the cache.
+        columns: Columns of the encoding by teacher slug and name: (shape of one row, dtype, names of its dimensions, compression
+            level or 0, whether column-major).
     """
     head, chunk, axis = (len(manifest.views), manifest.view_rows), (1, manifest.block_rows), manifest.row_axis
     specs = [ArraySpec("digests", head, chunk, "<u8", ("view", axis))]
+    specs += [_row_array(name, column, head, chunk, axis) for name, column in recorded_arrays(manifest).items()]
     for slug, encoded in columns.items():
         for name, column in encoded.items():
             specs.append(_row_array(f"teachers/{slug}/{name}", column, head, chunk, axis))
@@ -117,22 +132,22 @@ def _row_array(key: str, column: Column, head: tuple[int, int], chunk: tuple[int
     return ArraySpec(key, head + row, chunk + row, dtype, ("view", axis, *names), compression, level, by_column)
 
 
-Carried = Mapping[str, tuple[str, NDArray[Any]]]  # arrays of the data: name -> (name of their axis, values, [n])
+Carried = Mapping[str, tuple[str, NDArray[Any]]]  # arrays copied from the data: name -> (axis name, values [n])
 
 
 def cache_arrays(
     manifest: Manifest, rows: dict[str, ArraySpec], probe: int, carried: Carried | None = None
 ) -> dict[str, ArraySpec]:
-    """List every array of a cache: those written in blocks, labels, where each sample's rows begin, the probe, and the data's own.
+    """Return all arrays of a cache: those written in blocks, labels, offsets, the probe, and arrays copied from the data.
 
     Args:
-        manifest: Of the cache.
-        rows: Those written in blocks.
-        probe: Rows of the probe.
-        carried: Arrays of the data that the cache carries besides.
+        manifest: Manifest of the cache.
+        rows: Arrays that are written in blocks.
+        probe: Number of rows in the probe.
+        carried: Arrays copied from the data.
     """
     n, c, ends = manifest.view_rows, len(manifest.classes), manifest.samples + 1
-    row = "row" if manifest.rows is None else "probe_row"  # where a view has rows, they are others, and more
+    row = "row" if manifest.rows is None else "probe_row"  # `row` is the axis of the view's rows there, which are more
     whole = [
         ArraySpec("labels", (n,), (min(n, _LABEL_CHUNK),), "<i4", (manifest.row_axis,), "zstd"),
         ArraySpec(probe_ids(manifest), (probe,), (probe,), "<i8", (row,), "zstd"),
@@ -153,16 +168,16 @@ def _carried(name: str, axis: str, values: NDArray[Any]) -> ArraySpec:
 
 
 def carried_bytes(values: NDArray[Any]) -> int:
-    """Estimate the size at which an array that a cache carries is stored, from its first chunk."""
+    """Estimate the compressed size of an array copied from the data, in bytes, from its first chunk."""
     first = np.ascontiguousarray(values[:_CARRIED_CHUNK])
     return len(numcodecs.zstd.compress(first.tobytes())) * len(values) // max(len(first), 1)
 
 
 def with_stored_names(specs: Mapping[str, ArraySpec], root: bytes) -> dict[str, ArraySpec]:
-    """Give axes the names that they have in a cache already: one that is continued, or extended, keeps its metadata.
+    """Take the axis names from an existing cache, so that resuming or extending it does not change its metadata.
 
     Args:
-        specs: The arrays of the cache, as this version would name their axes.
+        specs: Arrays of the cache, with this version's axis names.
         root: Content of the cache's root `zarr.json`.
     """
     stored = json.loads(root).get("consolidated_metadata", {}).get("metadata", {})
@@ -174,7 +189,7 @@ def with_stored_names(specs: Mapping[str, ArraySpec], root: bytes) -> dict[str, 
 
 
 def probe_ids(manifest: Manifest) -> str:
-    """Return the key of the array that names the probe's rows: sample ids where each sample is one row."""
+    """Return the key of the array with the probe's row ids (sample ids if each sample is one row)."""
     return f"probe/{manifest.row_axis}s"
 
 
@@ -203,22 +218,30 @@ def _create(group: zarr.Group, spec: ArraySpec, shape: tuple[int, ...] | None = 
 
 
 def metadata_files(manifest: Manifest, specs: dict[str, ArraySpec]) -> dict[str, bytes]:
-    """Return path and content of every `zarr.json` of a cache."""
+    """Return the content of every `zarr.json` of a cache, by path."""
     memory: dict[str, Buffer] = {}
     store = MemoryStore(memory)
     group = zarr.create_group(store, zarr_format=3, attributes={"logitcache": manifest.to_json()})
     for spec in specs.values():
         _create(group, spec)
     with warnings.catch_warnings():
-        # Readers take the arrays' metadata from the root then, and never list the folder (where .logitcache would make zarr warn).
+        # Readers then take the arrays' metadata from the root and never list the folder, where .logitcache would make zarr warn.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         zarr.consolidate_metadata(store)
     return {key: memory[key].to_bytes() for key in sorted(memory)}
 
 
+def metadata_bytes(
+    manifest: Manifest, columns: Mapping[str, Mapping[str, Column]], probe: int, carried: Carried | None = None
+) -> int:
+    """Return the size of the metadata of a cache that is not there yet; the arguments are those of `row_arrays` and `cache_arrays`."""
+    specs = cache_arrays(manifest, row_arrays(manifest, columns), probe, carried)
+    return sum(map(len, metadata_files(manifest, specs).values()))
+
+
 def whole_array_files(spec: ArraySpec, values: NDArray[np.generic]) -> dict[str, bytes]:
-    """Return path and content of every chunk of an array that is written at once."""
-    if values.shape != spec.shape:  # zarr would cut or repeat them
+    """Return the content of every chunk of an array that is written at once, by path."""
+    if values.shape != spec.shape:  # zarr would truncate or broadcast the values
         raise ValueError(f"{spec.key} must have shape {spec.shape}, not {values.shape}")
     memory: dict[str, Buffer] = {}
     _create(zarr.create_group(MemoryStore(memory)), spec)[...] = values
@@ -229,38 +252,40 @@ def read_array(spec: ArraySpec, read: Callable[[str], bytes]) -> NDArray[Any]:
     """Decode an array that was written at once.
 
     Args:
-        spec: What it is.
-        read: Path of a chunk to its bytes.
+        spec: Description of the array.
+        read: Function that returns the bytes of a chunk, given its path.
 
     Raises:
-        ValueError, RuntimeError: It is damaged.
+        ValueError, RuntimeError: If a chunk is damaged.
     """
     return read_whole(_create(zarr.create_group(MemoryStore()), spec), read)
 
 
 def read_whole(array: "zarr.Array", read: Callable[[str], bytes]) -> NDArray[Any]:  # type: ignore[type-arg]
-    """Decode an array that was written at once, given what zarr makes of its metadata; as `read_array`."""
+    """Decode an array that was written at once, like `read_array`, given the zarr array with its metadata."""
     decode, rest = ChunkDecoder(array), "/0" * (array.ndim - 1)
     chunks = [decode(read(f"{array.path}/c/{number}{rest}")) for number in range(-(-array.shape[0] // array.chunks[0]))]
     return np.concatenate(chunks)[: array.shape[0]]
 
 
 def chunk_key(spec: ArraySpec, view: int, block: int) -> str:
-    """Path of the chunk that holds one block of one view."""
+    """Return the path of the chunk that holds one block of one view."""
     return "/".join([spec.key, "c", str(view), str(block), *("0" for _ in spec.shape[2:])])
 
 
 def checksum_holds(chunk: bytes) -> bool:
-    """Say whether the content of a chunk file is what the CRC-32C at its end was computed of."""
+    """Return whether the content of a chunk file matches the CRC-32C at its end."""
     return chunk[-4:] == _checksum(memoryview(chunk)[:-4])
 
 
 def _checksum(data: memoryview) -> bytes:
-    return int(google_crc32c.value(np.frombuffer(data, np.uint8))).to_bytes(4, "little")  # it takes arrays, not views
+    return int(google_crc32c.value(np.frombuffer(data, np.uint8))).to_bytes(
+        4, "little"
+    )  # needs an array, not a memoryview
 
 
 class ChunkEncoder:
-    """Turn one block of one array into the bytes of its chunk file. Threads may share it."""
+    """Encode blocks of one array as the bytes of their chunk files. Thread-safe."""
 
     def __init__(self, spec: ArraySpec) -> None:
         self._metadata: Any = _create(zarr.create_group(MemoryStore()), spec, shape=spec.chunks).metadata
@@ -268,10 +293,10 @@ class ChunkEncoder:
         self._shape, self._dtype, self._plain = spec.chunks, np.dtype(spec.dtype), spec.compression is None
 
     def __call__(self, rows: NDArray[np.generic]) -> Pieces:
-        """Encode at most `block_rows` rows; what is missing to a full block is zeros. What is not compressed is not copied.
+        """Encode at most `block_rows` rows, padded with zeros to a full block. Uncompressed full blocks are not copied.
 
         Raises:
-            ValueError: The rows do not fit.
+            ValueError: If the shape of the rows does not match, or if there are too many.
         """
         if rows.shape[1:] != self._shape[2:]:
             raise ValueError(f"a row must have shape {self._shape[2:]}, not {rows.shape[1:]}")
@@ -281,7 +306,9 @@ class ChunkEncoder:
         if len(rows) < self._shape[1]:
             block = np.zeros(self._shape, self._dtype)
             block[0, : len(rows)] = rows
-        if self._plain:  # as zarr would, which copies it three times, one chunk at a time: slower than the disk
+        if (
+            self._plain
+        ):  # same bytes as from zarr, which copies three times, one chunk at a time, and is slower than the disk
             data = block.reshape(-1).view(np.uint8).data
             return data, _checksum(data)
         memory: dict[str, Buffer] = {}
@@ -291,13 +318,13 @@ class ChunkEncoder:
 
 
 class ChunkDecoder:
-    """Turn the bytes of a chunk file into one block of one array, as zarr would, which copies it twice more. Threads may share it."""
+    """Decode chunk files of one array, like zarr but with two copies less. Thread-safe."""
 
     def __init__(self, array: "zarr.Array") -> None:  # type: ignore[type-arg]
         """Take codecs and shape from the array.
 
         Raises:
-            FormatVersionError: It has a codec that the format does not know.
+            FormatVersionError: If the array has a codec that the format does not define.
         """
         self._dtype, self._stored, self._axes = array.dtype.newbyteorder("<"), array.chunks, None
         self._decompress: Callable[[Any], Any] | None = None
@@ -314,14 +341,14 @@ class ChunkDecoder:
                     pass
                 case _:
                     raise FormatVersionError(
-                        f"{array.path} is stored with {codec}, which this logitcache does not read. Upgrade it."
+                        f"{array.path} is stored with {codec}, which this version cannot read. Upgrade logitcache to read it."
                     )
 
     def __call__(self, data: bytes) -> NDArray[Any]:
-        """Return a block, [1, block_rows, ...], not to be written to.
+        """Return a block, [1, block_rows, ...], read-only.
 
         Raises:
-            ValueError, RuntimeError: It is damaged.
+            ValueError, RuntimeError: If the chunk is damaged.
         """
         if not checksum_holds(data):
             raise ValueError("its checksum does not match")
@@ -333,6 +360,6 @@ class ChunkDecoder:
 
 
 def compressed_bytes(column: Column, rows: NDArray[np.generic]) -> int:
-    """Return the size of the chunk that would hold these rows of a column."""
+    """Return the size in bytes of a chunk with these rows of a column."""
     block = (1, len(rows))
     return sum(map(len, ChunkEncoder(_row_array("x", column, block, block, "row"))(rows)))

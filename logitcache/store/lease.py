@@ -1,4 +1,4 @@
-"""The right to write a cache in object storage: an object that its holder renews, written on conditions."""
+"""The lease on a cache in object storage: an object that its holder renews by conditional writes."""
 
 import contextlib
 import json
@@ -15,11 +15,11 @@ from logitcache.errors import CacheIncompleteError, InputError
 
 __all__ = ["ConditionalStore", "Lease"]
 
-RENEW, LEASE = 5.0, 20.0  # seconds: how often a lease is renewed, and after how long without that it has lapsed
+RENEW, LEASE = 5.0, 20.0  # seconds between renewals, and seconds without renewal after which a lease has expired
 
 
 class ConditionalStore(Protocol):
-    """Storage with conditional writes; its `str()` is the address that messages name."""
+    """Storage with conditional writes; its `str()` is the address shown in messages."""
 
     def tagged(self, name: str) -> tuple[str | None, bytes]:
         """Return an object's tag and content, or (None, b"") if it does not exist."""
@@ -32,10 +32,10 @@ class ConditionalStore(Protocol):
 
 
 class Lease:
-    """Held until it is closed; whoever finds it not renewed for `LEASE` seconds may take it over.
+    """Exclusive right to write, held until closed. Another process may take it over if it is not renewed for `LEASE` seconds.
 
-    No clocks of two machines are compared: a newcomer watches the tag change, or not. A lease of a process of this machine that is
-    dead lapses at once.
+    Clocks of different machines are never compared: a newcomer watches whether the tag changes. The lease of a dead process on the
+    same machine expires immediately.
     """
 
     def __init__(self, bucket: ConditionalStore, name: str) -> None:
@@ -46,7 +46,7 @@ class Lease:
         self._thread.start()
 
     def _content(self) -> bytes:
-        self._count += 1  # a tag may be a digest of the content: every renewal must change it
+        self._count += 1  # the tag may be a digest of the content, so every renewal must change the content
         holder = {"pid": os.getpid(), "machine": _here(), "token": self._token, "renewed": self._count}
         return json.dumps(holder).encode()
 
@@ -56,7 +56,7 @@ class Lease:
             tag, data = self._bucket.tagged(self._name)
             holder = _holder(data)
             free = tag is None or (
-                holder.get("token") == self._token  # our own, of a request whose answer was lost
+                holder.get("token") == self._token  # our own, from a request whose response was lost
                 or _is_dead(holder)
                 or (tag == seen and time.monotonic() - since > LEASE)
             )
@@ -65,7 +65,7 @@ class Lease:
             if tag is not None and seen not in (None, tag):
                 machine = str(holder.get("machine", "another machine")).partition(" ")[0]
                 raise InputError(
-                    f"{self._bucket} is being written by process {holder.get('pid', '?')} on {machine}. Wait until it is done, or stop it."
+                    f"{self._bucket} is being written by process {holder.get('pid', '?')} on {machine}. Wait for it to finish, or stop it."
                 )
             if tag != seen:
                 seen, since = tag, time.monotonic()
@@ -73,11 +73,11 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._over.wait(RENEW) and not self._lost:
-            with contextlib.suppress(CacheIncompleteError):  # the network is away: try again; `check` looks at the time
+            with contextlib.suppress(CacheIncompleteError):  # network down: try again later; `check` looks at the time
                 self._renew()
 
     def _renew(self) -> None:
-        """Renew the lease, or find out that it is lost."""
+        """Renew the lease, or record that it is lost."""
         with self._turn:
             begun = time.time()
             try:
@@ -95,19 +95,19 @@ class Lease:
             self._tag, self._renewed = str(tag), begun
 
     def check(self) -> None:
-        """Do nothing while the lease is ours; one that was not renewed in time, on a machine that slept, is renewed first.
+        """Check that the lease is still ours, renewing it if that is overdue (e.g. after the machine was suspended).
 
         Raises:
-            InputError: Another process has taken it, or access was withdrawn.
-            CacheIncompleteError: The network is away.
+            InputError: If another process has taken the lease, or if access was revoked.
+            CacheIncompleteError: If the network is down.
         """
         if not self._lost and time.time() - self._renewed > LEASE / 2:
             self._renew()
         if self._lost:
-            raise InputError(f"{self._lost}. This process stops; what was committed is whole.")
+            raise InputError(f"{self._lost}. This process stops; committed blocks are safe.")
 
     def close(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         self._over.set()
         self._thread.join()
         with contextlib.suppress(CacheIncompleteError, InputError):
@@ -124,7 +124,7 @@ def _holder(data: bytes) -> dict[str, Any]:
 
 
 def _here() -> str:
-    """Name the machine since it was started, and within it the space in which process numbers mean something."""
+    """Return an identifier of the machine, its boot and the namespace of process ids."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -133,7 +133,7 @@ def _here() -> str:
 
 
 def _is_dead(holder: Mapping[str, Any]) -> bool:
-    """Say whether the holder was a process of this machine that is no more; False where machines cannot be told apart."""
+    """Return whether the holder was a process on this machine that has ended; False if machines cannot be identified."""
     here = _here()
     if " " not in here or holder.get("machine") != here or not isinstance(holder.get("pid"), int):
         return False

@@ -1,6 +1,6 @@
-"""What has been committed: one record a block while a dump runs, one file a view when it is done, and the completion mark.
+"""The ledger of committed blocks: one record per block during a dump, one file per view afterwards, and the completion mark.
 
-A block counts as written when its record is there, and not before: the record is written after the block's files.
+A block counts as written only if its record exists, because the record is written after the block's files.
 """
 
 import contextlib
@@ -22,28 +22,28 @@ _RECORDS = f"{HOME}/blocks"
 
 
 class BlockRecord(NamedTuple):
-    """What was committed of one block.
+    """Record of a committed block.
 
     Attributes:
-        files: Its files.
-        excluded: Ids in the data set of samples that were left out of what it shows, ascending.
+        files: Size and digest of each file, by name.
+        excluded: Ids of samples in the data set that were excluded when the block was written, ascending.
     """
 
     files: dict[str, FileRecord]
     excluded: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entry of the ledger; `excluded` is absent where nothing was left out."""
+        """Return the ledger entry; `excluded` is absent if it is empty."""
         return {"files": self.files} | ({"excluded": list(self.excluded)} if self.excluded else {})
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "BlockRecord":
-        """Read the entry of the ledger."""
+        """Return the record of a ledger entry."""
         return cls(entry["files"], tuple(entry.get("excluded", ())))
 
 
 class Ledger:
-    """The records of one cache."""
+    """The ledger of one cache."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -51,21 +51,21 @@ class Ledger:
     def commit(self, view: int, block: int, record: BlockRecord) -> None:
         """Record a block whose files are all on disk.
 
-        Without waiting for the record: one that a power failure tears is known by its check, and costs its block, not its truth.
+        The record itself is not synced: if a power failure tears it, its check fails and only that block is lost.
         """
         self._write(_record(view, block), {"view": view, "block": block, **record.to_json()}, synced=False)
 
     def view(self, view: int) -> dict[int, dict[str, FileRecord]]:
-        """Return the committed blocks of one view: block number to its files (see `records`)."""
+        """Return the files of the committed blocks of one view, by block number (see `records`)."""
         return {block: record.files for block, record in self.records(view).items()}
 
     def records(self, view: int) -> dict[int, BlockRecord]:
-        """Return the committed blocks of one view.
+        """Return the records of the committed blocks of one view, by block number.
 
-        A block's own record that is not what was written counts as absent, as after a power failure.
+        A damaged record of a single block is ignored, since a power failure can leave one.
 
         Raises:
-            CorruptCacheError: The record of a whole view is not what was written, or one is another block's.
+            CorruptCacheError: If the record of a whole view is damaged, or if a record belongs to another block.
         """
         blocks: dict[int, BlockRecord] = {}
         folded = self._read(_folded(view))
@@ -88,12 +88,12 @@ class Ledger:
         return blocks
 
     def committed(self, views: int) -> Iterator[tuple[int, int]]:
-        """Yield (view, block) of every block committed."""
+        """Yield (view, block) for every committed block."""
         for view in range(views):
             yield from ((view, block) for block in sorted(self.view(view)))
 
     def fold(self, view: int) -> None:
-        """Write all records of a view into one file."""
+        """Merge all records of a view into one file."""
         self._write_folded(view, self.records(view))
 
     def _write_folded(self, view: int, blocks: Mapping[int, BlockRecord]) -> None:
@@ -101,22 +101,23 @@ class Ledger:
         self._write(_folded(view), {"view": view, "blocks": entries})
 
     def excluded(self, views: int) -> list[int]:
-        """Return the ids of samples that any committed block of these views leaves out, ascending."""
+        """Return the ids of samples that any committed block of these views excludes, ascending."""
         return sorted(
             {one for view in range(views) for record in self.records(view).values() for one in record.excluded}
         )
 
     def drop(self, view: int, bad: set[int]) -> None:
-        """Forget blocks of a view, so that a dump writes them again; the cache is unfinished from here on."""
+        """Delete the records of some blocks of a view, so that a dump writes them again. The cache is unfinished afterwards."""
         self.unmark()
         self._write_folded(view, {block: record for block, record in self.records(view).items() if block not in bad})
         for block in bad:
             self._place.remove(_record(view, block))
 
     def forget_damaged(self) -> None:
-        """Remove records that are not what was written, so that their blocks count as not written.
+        """Delete damaged records, so that their blocks count as not written.
 
-        With records of a whole view goes the mark; one of a single block is of a view that the mark does not speak of.
+        A damaged record of a whole view also invalidates the completion mark; a record of a single block is of a view that the mark
+        does not cover.
         """
         ours = (f"{HOME}/ledger/", f"{_RECORDS}/", _MARK)
         names = [name for name in self._place.sizes(HOME) if name.startswith(ours)]
@@ -133,39 +134,39 @@ class Ledger:
         return None
 
     def forget_views_from(self, views: int) -> None:
-        """Remove the records of views that the cache does not have: of an extension that was given up."""
+        """Delete the records of views that the cache does not have, left by an abandoned extension."""
         for name in self._place.sizes(f"{HOME}/ledger"):
             if int(name.rpartition("/")[2].removesuffix(".json")) >= views:
                 self._place.remove(name)
 
     def mark(self, files: dict[str, FileRecord]) -> None:
-        """Say that the cache is whole; records of single blocks are no longer needed."""
+        """Write the completion mark, and delete the records of single blocks, which are no longer needed."""
         self._write(_MARK, {"files": files})
         self.forget_records()
 
     def forget_records(self) -> None:
-        """Remove the records of single blocks, of a cache that is whole."""
+        """Delete the records of single blocks of a finished cache."""
         self._place.remove_below(_RECORDS)
 
     def unmark(self) -> None:
-        """Take the completion mark away."""
+        """Remove the completion mark."""
         self._place.remove(_MARK)
 
     def marked(self) -> dict[str, FileRecord] | None:
-        """Return the files named by the completion mark, or None where there is no mark."""
+        """Return the files listed in the completion mark, or None if there is no mark."""
         content = self._read(_MARK)
         return None if content is None else dict(content["files"])
 
     def _write(self, name: str, content: Mapping[str, Any], *, synced: bool = True) -> None:
-        """Write an object with its own digest under `check`, so that a flipped bit in it is found when it is read."""
+        """Write an object with its own digest under `check`, which detects flipped bits when it is read."""
         checked = {**content, "check": digest_bytes(_canonical(content))}
         self._place.write({name: [(json.dumps(checked, indent=1, sort_keys=True) + "\n").encode()]}, synced=synced)
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        """Read what `_write` wrote, without `check`; None where nothing is there.
+        """Return an object written by `_write`, without `check`, or None if it does not exist.
 
         Raises:
-            CorruptCacheError: It is not what was written.
+            CorruptCacheError: If the file is damaged.
         """
         try:
             data = self._place.read(name)
@@ -177,7 +178,7 @@ class Ledger:
                 raise ValueError("its check does not match its content")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CorruptCacheError(
-                f"{self._place}/{name} is damaged: {error}. Run the dump's own command again: it writes anew what is damaged."
+                f"{self._place}/{name} is damaged: {error}. Run the dump's own command again; it rewrites whatever is damaged."
             ) from error
         return dict(content)
 
@@ -195,17 +196,17 @@ def _canonical(content: Mapping[str, Any]) -> bytes:
 
 
 def history(place: Place) -> list[dict[str, Any]]:
-    """Return what was done to a cache, oldest first: `event`, `time` (UTC), `host`, `command`; empty where nothing was kept."""
+    """Return the history of a cache, oldest entry first: `event`, `time` (UTC), `host`, `command`. Empty if there is none."""
     found: list[dict[str, Any]] = []
     with contextlib.suppress(OSError):
         for line in place.read(f"{HOME}/history.jsonl").decode(errors="replace").splitlines():
-            with contextlib.suppress(ValueError):  # a line whose writer was killed
+            with contextlib.suppress(ValueError):  # a line cut short by a kill
                 found.append(json.loads(line))
     return found
 
 
 def last_command(place: Place) -> str | None:
-    """Return the command that began or last continued the dump of this cache, spelled for where the cache is now."""
+    """Return the command that began or last resumed the dump of this cache, with `--out` set to where the cache is now."""
     commands = [entry["command"] for entry in history(place) if "command" in entry]
     words = shlex.split(commands[-1] or "") if commands else []
     if "--out" in words[:-1]:

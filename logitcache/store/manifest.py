@@ -1,7 +1,7 @@
-"""The manifest: everything that decides the bytes of a cache, and everything that `train` would otherwise have to ask.
+"""The manifest: everything that determines the bytes of a cache, and everything that `train` would otherwise have to ask.
 
-The store does not interpret the sections that belong to others (views, preprocessing, encoding): it keeps them as
-plain objects, and the module that wrote one reads it back.
+The store does not interpret the sections of other packages (views, preprocessing, encoding). It keeps them as plain objects, and the
+package that wrote a section reads it back.
 """
 
 import json
@@ -18,38 +18,42 @@ from logitcache.store.places import Place
 __all__ = ["FORMAT", "HOME", "Manifest", "SomethingElseError", "average_of", "read_manifest"]
 
 FORMAT = 1
-HOME = ".logitcache"  # our own files inside a cache
-_CONVENIENCE = re.compile(r"data\.spec|teachers\.\d+(\.members\.\d+)?\.weights")  # as typed; spelled as one likes
+HOME = ".logitcache"  # folder of our own files inside a cache
+_CONVENIENCE = re.compile(
+    r"data\.spec|teachers\.\d+(\.members\.\d+)?\.weights"
+)  # paths as typed, which do not identify a cache
 
 
 _IMAGES = "images"
 _FORWARD = {"autocast": None, "channels_last": False, "compiled": False, "test_time_views": "none"}
-_ABSENT = {"modality": _IMAGES, "rows": None, "excluded": ()}  # keys that are left out while they have these values
-_ROW_SHAPE = "row_shape"  # [] where each sample is one row, so that such caches keep their bytes and fingerprints; nothing reads it
+_ABSENT = {"modality": _IMAGES, "rows": None, "excluded": ()}  # keys that are omitted if they have these values
+_ROW_SHAPE = (
+    "row_shape"  # [] if each sample is one row, so that such caches keep their bytes and fingerprints; never read
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Identity of a cache; the keys are specified in docs/format.md.
+    """Identity of a cache, with the keys specified in docs/format.md.
 
     Attributes:
         samples: Number of samples, N.
-        classes: C class names in index order, or `NumberedClasses` where they have no names.
-        block_rows: Rows of a block.
-        batch_size: Rows of every forward pass of the teacher.
+        classes: C class names in index order, or `NumberedClasses` if they have no names.
+        block_rows: Rows per block.
+        batch_size: Rows per forward pass of the teacher.
         threads: CPU threads of the forward pass.
-        device: Kind of device of the forward pass: `cpu`, `cuda`, ...
-        forward: Forward pass: `autocast` (null or `bfloat16`), `channels_last`, `compiled`, `test_time_views`; on a GPU also
-            `matmul_precision` and `cudnn_tf32`; `deterministic`, true where deterministic algorithms were asked for.
-        views: One entry a view.
-        data: `spec`, `length` and `digest` of the whole data set; `first`, the sample that row 0 is.
-        teachers: One entry a teacher: `slug`, `name`, `weights`, `weights_sha256`, `class_map`, `preprocessing`, `members`.
-        encoding: `kind`, `dtype`.
-        software: Versions that decide bits.
-        derived: What this cache was made from, if not by a teacher: `by` (`slice`, `merge`, `average`) and `from`, the others.
+        device: Type of device of the forward pass: `cpu`, `cuda`, ...
+        forward: Settings of the forward pass: `autocast` (null or `bfloat16`), `channels_last`, `compiled`, `test_time_views`; on a GPU
+            also `matmul_precision` and `cudnn_tf32`; `deterministic` if deterministic algorithms were requested.
+        views: One entry per view.
+        data: `spec`, `length` and `digest` of the whole data set, and `first`, the sample of row 0.
+        teachers: One entry per teacher: `slug`, `name`, `weights`, `weights_sha256`, `class_map`, `preprocessing`, `members`.
+        encoding: Entry of the encoding: `kind`, `dtype` and its parameters.
+        software: Versions of packages that can change the last bits of a logit.
+        derived: Origin of a cache made from other caches: `by` (`slice`, `merge`, `average`) and `from`, or None.
         modality: Kind of data: `images`, or `package.module:name`.
-        rows: Rows of one view, R, where samples have any number of them (`offsets` says which); None where each sample is one row.
-        excluded: Ids in the data set, ascending, of samples that are left out. They keep their rows, which mean nothing.
+        rows: Rows of one view, R, if samples have a variable number of rows (see `offsets`); None if each sample is one row.
+        excluded: Ids of excluded samples in the data set, ascending. They keep their rows, whose content is meaningless.
     """
 
     samples: int
@@ -82,12 +86,12 @@ class Manifest:
         return -(-self.view_rows // self.block_rows)
 
     def span(self, block: int) -> tuple[int, int]:
-        """First and one-past-last row of a block."""
+        """Return the first row of a block and one past its last."""
         return block * self.block_rows, min((block + 1) * self.block_rows, self.view_rows)
 
     @property
     def of_images(self) -> bool:
-        """Whether the data is images."""
+        """Whether the data are images."""
         return self.modality == _IMAGES
 
     @property
@@ -101,11 +105,11 @@ class Manifest:
         return "sample" if self.rows is None else "row"
 
     def with_views(self, views: tuple[dict[str, Any], ...]) -> "Manifest":
-        """Return the same cache with these views."""
+        """Return the same manifest with other views."""
         return replace(self, views=views)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the attribute of the zarr group."""
+        """Return the manifest as an attribute of the zarr group."""
         plain = asdict(self) | {"classes": classes_to_json(self.classes)}
         found: dict[str, Any] = {}
         for key, value in plain.items():
@@ -117,15 +121,19 @@ class Manifest:
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any], where: str) -> "Manifest":
-        """Read the attribute of the zarr group.
+        """Return the manifest of a zarr group's attribute.
+
+        Args:
+            entry: Content of the attribute.
+            where: Path of the cache, for error messages.
 
         Raises:
-            FormatVersionError: A newer logitcache wrote it.
-            CorruptCacheError: Keys are missing or unknown.
+            FormatVersionError: If a newer logitcache wrote it.
+            CorruptCacheError: If keys are missing or unknown.
         """
         found = entry.get("format")
         if not isinstance(found, int):
-            raise CorruptCacheError(f"{where}: the manifest names no format. Dump the cache again.")
+            raise CorruptCacheError(f"{where}: the manifest has no format version. Dump the cache again.")
         if found > FORMAT:
             raise FormatVersionError(
                 f"{where} has cache format {found}; this logitcache reads formats up to {FORMAT}. Upgrade logitcache to read it."
@@ -141,9 +149,9 @@ class Manifest:
         return cls(**values | {"classes": classes_from_json(entry["classes"])})
 
     def differences(self, other: "Manifest") -> list[tuple[str, Any, Any]]:
-        """List (key, here, there) where two caches are not the same.
+        """Return (key, value here, value there) for every key in which two caches differ.
 
-        Spellings of paths do not count, and neither do samples that are left out: those may become more.
+        Paths as typed are ignored, and so are excluded samples, which may grow in number.
         """
         here, there, missing = self.identity(), other.identity(), "absent"
         return [
@@ -153,12 +161,12 @@ class Manifest:
         ]
 
     def identity(self) -> dict[str, Any]:
-        """Return every key and value, flat; spellings of paths are left out."""
+        """Return all keys and values, flattened, without paths as typed."""
         return {key: value for key, value in _flatten(self.to_json()) if not _CONVENIENCE.fullmatch(key)}
 
 
 def average_of(teachers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the entry of the mean of several teachers."""
+    """Return the manifest entry for the mean of several teachers."""
     return {
         "slug": "mean",
         "name": f"mean of {', '.join(teacher['name'] for teacher in teachers)}",
@@ -171,28 +179,30 @@ def average_of(teachers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class SomethingElseError(InputError):
-    """There is something, and it is no cache."""
+    """The path exists but is not a cache."""
 
 
 def read_manifest(place: Place) -> Manifest | None:
-    """Return the manifest of a cache, finished or not; None where nothing is there yet.
+    """Return the manifest of a finished or unfinished cache, or None if there is nothing yet.
 
     Raises:
-        SomethingElseError: Something else is there.
-        CorruptCacheError, FormatVersionError: It cannot be read.
+        SomethingElseError: If the path holds something else.
+        CorruptCacheError, FormatVersionError: If the manifest cannot be read.
     """
     entry: object = None
     try:
         data = place.read("zarr.json")
     except FileNotFoundError:
-        # Metadata is written before the root's, which makes the place a cache.
+        # The root's metadata, which makes the folder a cache, is written last.
         if HOME in place.folders("") or place.is_empty():
             return None
         data = b"{}"
     except (IsADirectoryError, NotADirectoryError):
         path = Path(str(place))
         if above := next((parent for parent in path.parents if parent.is_file()), None):
-            raise SomethingElseError(f"nothing can lie in {place}: {above} is a file. Choose another path.") from None
+            raise SomethingElseError(
+                f"{place} cannot be a cache because {above} is a file. Choose another path."
+            ) from None
         data = b"{}"
     try:
         entry = json.loads(data).get("attributes", {}).get("logitcache")

@@ -1,4 +1,4 @@
-"""Which rows a sample has: from `offsets`, the row at which each sample begins; None where each sample is one row."""
+"""Conversion between samples and rows, by `offsets`: the first row of each sample, or None if each sample is one row."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ Ids = NDArray[np.int64]
 
 
 def rows_of(offsets: Ids | None, ids: Ids) -> Ids:
-    """Return the row ids of some samples, in their order, [R]."""
+    """Return the row ids of the given samples, in the same order, [R]."""
     if offsets is None:
         return ids
     begins, lengths = offsets[ids], offsets[ids + 1] - offsets[ids]
@@ -20,26 +20,26 @@ def rows_of(offsets: Ids | None, ids: Ids) -> Ids:
 
 
 def count_rows(offsets: Ids | None, ids: Ids) -> int:
-    """Return how many rows some samples have."""
+    """Return the total number of rows of the given samples."""
     return len(ids) if offsets is None else int((offsets[ids + 1] - offsets[ids]).sum())
 
 
 def samples_of(offsets: Ids | None, rows: Ids) -> Ids:
-    """Return the sample of each row, in their order, [R]."""
+    """Return the sample of each given row, [R]."""
     return rows if offsets is None else np.searchsorted(offsets, rows, side="right") - 1
 
 
 def with_rows(offsets: Ids | None, ids: Ids) -> Ids:
-    """Return those of some samples that have rows, in their order."""
+    """Return the given samples that have rows, in the same order."""
     return ids if offsets is None else ids[offsets[ids + 1] > offsets[ids]]
 
 
 def is_among(ids: Ids, others: Ids) -> NDArray[np.bool_]:
-    """Return which of some ids are among others, [N]. Unlike `np.isin`, it costs next to nothing for few ids and many others.
+    """Return which ids are in `others`, [N] bool. Faster than `np.isin` for few ids and many others.
 
     Args:
-        ids: Ids, [N].
-        others: The others, ascending, [M].
+        ids: Ids to look up, [N].
+        others: Ids to search, ascending, [M].
     """
     if not len(others):
         return np.zeros(len(ids), np.bool_)
@@ -48,12 +48,12 @@ def is_among(ids: Ids, others: Ids) -> NDArray[np.bool_]:
 
 
 def kept_mask(samples: int, first: int, excluded: Sequence[int] | Ids) -> NDArray[np.bool_]:
-    """Return which samples of a stretch are not left out, [N].
+    """Return which samples of a range are not excluded, [N] bool.
 
     Args:
-        samples: Number of samples, N.
-        first: Id in the data set of the first.
-        excluded: Ids in the data set of samples that are left out; those outside of the stretch do not matter.
+        samples: Number of samples in the range, N.
+        first: Id of the range's first sample in the data set.
+        excluded: Ids of excluded samples in the data set; those outside the range are ignored.
     """
     kept = np.ones(samples, np.bool_)
     gone = np.asarray(excluded, np.int64) - first

@@ -1,7 +1,6 @@
-"""Reading a cache: open it (two small files), take a whole view into memory, gather batches from there.
+"""Read a cache: open it (two small files), decode a whole view into memory, and gather batches from there.
 
-Never look a row up in zarr: a view is decoded once, block by block, and the next one is fetched by one background
-thread meanwhile.
+Rows are never looked up in zarr one by one. A view is decoded once, block by block, while a background thread prefetches the next one.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from zarr.storage import MemoryStore
 
 from logitcache.errors import CacheIncompleteError, CacheNotFoundError, CorruptCacheError, InputError, unknown_name
 from logitcache.runtime.files import FileRecord, describe, digest_bytes
-from logitcache.store.layout import ChunkDecoder, probe_ids, read_whole
+from logitcache.store.layout import ChunkDecoder, probe_ids, read_whole, recorded_arrays
 from logitcache.store.ledger import Ledger, last_command
 from logitcache.store.manifest import Manifest, SomethingElseError, read_manifest
 from logitcache.store.offsets import Ids, kept_mask, samples_of
@@ -32,20 +31,20 @@ from logitcache.store.places import Place, open_place
 __all__ = ["Cache", "MissingChunkError", "ViewStream", "find_newest", "open_cache"]
 
 
-_OF_EVERY_CACHE = {"labels", "offsets", "digests"}  # arrays; others at the top are the data's own
+_OF_EVERY_CACHE = {"labels", "offsets", "digests", "boxes", "seeds"}  # other top-level arrays are copied from the data
 
 
 class MissingChunkError(CorruptCacheError):
-    """A chunk is not there, or nothing says that it was written: what is there may be good."""
+    """A chunk is missing, or has no ledger record."""
 
 
 class Cache:
-    """A finished cache, or one that was opened to be described as far as it goes.
+    """A finished cache, or an unfinished one opened with `open_cache(unfinished=True)`.
 
     Attributes:
-        place: Where it lies; prints as its path or address.
-        manifest: What it is.
-        finished: Whether its dump has ended; only `open_cache(unfinished=True)` returns one that has not.
+        place: Storage of the cache; `str(place)` is its path or address.
+        manifest: Manifest of the cache.
+        finished: Whether the dump has finished.
     """
 
     def __init__(
@@ -62,14 +61,14 @@ class Cache:
         self._records = _ViewRecords(ledger)
         self.finished = finished
         self._identity = manifest.identity()
-        # zarr reads the metadata alone: it would take a missing chunk for zeros.
+        # zarr reads only the metadata, because it would read a missing chunk as zeros.
         memory: dict[str, Buffer] = {"zarr.json": cpu.Buffer.from_bytes(root)}
         self._group = zarr.open_group(MemoryStore(memory), mode="r", use_consolidated=True)
         self._decoders: dict[str, ChunkDecoder] = {}
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what the cache is: manifest without spellings of paths, arrays' metadata, labels, probe; empty while unfinished."""
+        """Digest of the manifest (without paths as typed), array metadata, labels and probe; empty if the cache is unfinished."""
         if not self.finished:
             return ""
         files = {name: record for name, record in self._marked.items() if name != "zarr.json"}
@@ -82,27 +81,27 @@ class Cache:
 
     @property
     def teacher(self) -> str:
-        """Slug of the teacher, where there is one or one was chosen.
+        """Slug of the teacher, if there is only one or one was selected by `of`.
 
         Raises:
-            InputError: There are several.
+            InputError: If there are several.
         """
         return self.of(None).teachers[0]
 
     def of(self, teacher: str | None) -> "Cache":
-        """Return the same cache with one of its teachers alone.
+        """Return the cache restricted to one of its teachers.
 
         Args:
-            teacher: Its slug; None where there is no choice.
+            teacher: Slug of the teacher; may be None if there is only one.
 
         Raises:
-            InputError: There are several and none was chosen.
-            UnknownNameError: There is no such teacher.
+            InputError: If there are several teachers and `teacher` is None.
+            UnknownNameError: If there is no such teacher.
         """
         if teacher is None and len(self.teachers) > 1:
             raise InputError(
-                f"{self.place} holds the teachers {', '.join(self.teachers)}: choose one with --cached-teacher "
-                "(`logitcache slice --cached-teacher` makes it a cache of its own)"
+                f"{self.place} holds several teachers ({', '.join(self.teachers)}); choose one with --cached-teacher "
+                "(`logitcache slice --cached-teacher` writes it to a separate cache)"
             )
         if teacher is not None and teacher not in self.teachers:
             raise unknown_name(f"teacher of {self.place}", teacher, self.teachers)
@@ -113,59 +112,59 @@ class Cache:
 
     @property
     def command(self) -> str | None:
-        """The command that made it, spelled for where it is now; None where it was not made from the command line."""
+        """Command that made the cache, with its current path, or None if it was not made from the command line."""
         return last_command(self.place)
 
     def labels(self) -> NDArray[np.int32]:
-        """Class of each row, [R]; where each sample is one row (images), of each sample."""
+        """Return the class of each row, [R] (for images, of each sample)."""
         return self._whole("labels")
 
     def offsets(self) -> NDArray[np.int64] | None:
-        """Row at which each sample begins, and R at the end, [N + 1]; None where each sample is one row."""
+        """Return the first row of each sample, followed by R, [N + 1], or None if each sample is one row."""
         return None if self.manifest.rows is None else self._whole("offsets")
 
     def array(self, name: str) -> NDArray[Any]:
-        """Return an array of the data that the cache carries (`carried`), [n].
+        """Return an array copied from the data (see `carried`), [n].
 
         Raises:
-            CorruptCacheError: It is missing or damaged.
+            CorruptCacheError: If it is missing or damaged.
         """
         if name not in self._group:
             raise MissingChunkError(f"{self.place}: {name} is missing. Dump the cache again.")
         return self._whole(name)
 
     def carries(self, name: str) -> bool:
-        """Say whether the cache carries an array of its data by this name."""
+        """Return whether the cache has an array of this name, copied from the data."""
         return name in self._group
 
     def carried(self) -> dict[str, tuple[str, NDArray[Any]]]:
-        """Return the arrays of its data that the cache carries: name to the name of their axis and their values, [n]; of images none."""
+        """Return the arrays copied from the data, name -> (axis name, values [n]); none for images."""
         names = sorted(set(self._group.array_keys()) - _OF_EVERY_CACHE)
         return {name: (_axis(self._array(name)), self._whole(name)) for name in names}
 
     def kept(self) -> Ids:
-        """Return the samples that are not left out, numbered as in the cache, ascending."""
+        """Return the samples that are not excluded, numbered as in the cache, ascending."""
         return np.flatnonzero(self._kept_samples())
 
     def gone(self) -> Ids:
-        """Return the samples that are left out, numbered as in the cache, ascending."""
+        """Return the excluded samples, numbered as in the cache, ascending."""
         return np.flatnonzero(~self._kept_samples())
 
     def kept_rows(self) -> NDArray[np.bool_]:
-        """Return which rows are of samples that are not left out, [R]; where each sample is one row (images), which samples."""
+        """Return which rows belong to samples that are not excluded, [R] bool."""
         kept, offsets = self._kept_samples(), self.offsets()
         return kept if offsets is None else np.repeat(kept, np.diff(offsets))
 
     def _kept_samples(self) -> NDArray[np.bool_]:
-        """Return which samples are not left out, [N]."""
+        """Return which samples are not excluded, [N] bool."""
         return kept_mask(self.manifest.samples, self.manifest.data["first"], self.manifest.excluded)
 
     def probe(self, teacher: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return row ids (of view 0), [P], and their exact logits, [P, C]; without those of samples that are left out."""
+        """Return the probe's row ids (in view 0), [P], and their exact logits, [P, C], without excluded samples."""
         rows, exact = self._whole(probe_ids(self.manifest)), self._whole(f"probe/logits/{teacher}")
         if not self.manifest.excluded:
             return rows, exact
-        kept = (rows < 0) | (rows >= self.manifest.view_rows)  # reported where the probe is verified
+        kept = (rows < 0) | (rows >= self.manifest.view_rows)  # invalid ids are reported by `verify`
         kept[~kept] = self._kept_samples()[samples_of(self.offsets(), rows[~kept])]
         return rows[kept], exact[kept]
 
@@ -201,26 +200,39 @@ class Cache:
 
     @property
     def _remedy(self) -> str:
-        return f"`logitcache verify --repair {self.place}` drops what is damaged; the dump's own command then writes it again."
+        return f"`logitcache verify --repair {self.place}` drops damaged blocks; the dump's own command then writes them again."
 
     def columns(self, teacher: str) -> dict[str, str]:
-        """Return the encoding's columns of a teacher: name to key of the array."""
+        """Return the array keys of a teacher's columns, by column name."""
         group = self._group[f"teachers/{teacher}"]
         if not isinstance(group, zarr.Group):
             raise CorruptCacheError(f"{self.place}: teachers/{teacher} is not a group. Dump the cache again.")
         return {name: f"teachers/{teacher}/{name}" for name in sorted(group.array_keys())}
 
     def digests(self, view: int, blocks: Sequence[int] | None = None) -> NDArray[np.uint64]:
-        """Digests of what the teacher was shown for each row of one view, [R], or of some of its blocks, in this order."""
+        """Return the digest of the teacher's input for each row of a view, [R], or of some of its blocks, in the given order."""
         array, rows = self._array("digests"), self._count(blocks)
         return self._read(view, "digests", blocks, np.empty(rows, array.dtype))
 
-    def digests_of(self, view: int, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Digests of some rows of a view, ascending, [B]."""
-        return self._read_rows(view, {"digests": "digests"}, rows)["digests"]
+    def shown_of(self, view: int, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Return the input digests of some rows of a view, `digests` [B], and the arrays of `recorded`; `rows` must be ascending."""
+        return self._read_rows(view, {name: name for name in ("digests", *recorded_arrays(self.manifest))}, rows)
+
+    def recorded(self, view: int) -> dict[str, NDArray[Any]]:
+        """Return how another tool augmented each row of a view, if the cache was imported from one that records it.
+
+        Returns:
+            `boxes`, [R, 5] float32: top, left, height and width as fractions of the image's height and width, and 1 if flipped; or
+            `seeds`, [R] int32, of the other tool's random numbers. Empty for views produced by logitcache.
+        """
+        arrays = {name: self._array(name) for name in recorded_arrays(self.manifest)}
+        return {
+            name: self._read(view, name, None, np.empty((self.manifest.view_rows, *array.shape[2:]), array.dtype))
+            for name, array in arrays.items()
+        }
 
     def rows(self, view: int, teacher: str, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Read some rows of a view, a block in memory at a time: each column, [B, ...].
+        """Read some rows of a view, one block at a time, and return each column, [B, ...].
 
         Args:
             view: Index of the view.
@@ -228,7 +240,7 @@ class Cache:
             rows: Row ids, ascending, [B].
 
         Raises:
-            CorruptCacheError: A chunk is missing, short or damaged; names the block.
+            CorruptCacheError: If a chunk is missing, truncated or damaged; the message names the block.
         """
         return self._read_rows(view, self.columns(teacher), rows)
 
@@ -245,18 +257,18 @@ class Cache:
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
     def fields(self, teacher: str) -> np.dtype[np.void]:
-        """Return what a row of a teacher is in memory: a field for each column, the widest numbers first, so that no gaps are between."""
+        """Return the structured dtype of a teacher's rows, with a field per column, widest dtype first to avoid padding."""
         arrays = {name: self._array(key) for name, key in self.columns(teacher).items()}
         widest_first = sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize)
         return np.dtype([(name, array.dtype, array.shape[2:]) for name, array in widest_first], align=True)
 
     def view(self, view: int, teacher: str, blocks: Sequence[int] | None = None) -> NDArray[np.void]:
-        """Decode one view of one teacher into memory, or some blocks of it, in this order: [R], with a field for each column.
+        """Decode a view of one teacher into memory, or some of its blocks in the given order, [R] with a field per column.
 
-        A row's columns lie beside each other, so that a batch of rows is one gather.
+        The columns of a row are adjacent in memory, so a batch of rows is a single gather.
 
         Raises:
-            CorruptCacheError: A chunk is missing, short or damaged; names the block.
+            CorruptCacheError: If a chunk is missing, truncated or damaged; the message names the block.
         """
         rows = np.empty(self._count(blocks), self.fields(teacher))
         for name, key in self.columns(teacher).items():
@@ -264,17 +276,17 @@ class Cache:
         return rows
 
     def blocks(self, view: int, teacher: str) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
-        """Yield (first row, one past the last, columns) of one view, a block at a time: for reading in bounded memory."""
+        """Yield (first row, one past the last row, columns) for each block of a view, to read it in bounded memory."""
         for block in range(self.manifest.blocks):
             first, last = self.manifest.span(block)
             yield first, last, self.block(view, teacher, block)
 
     def block(self, view: int, teacher: str, block: int) -> dict[str, NDArray[Any]]:
-        """Read one block of one view: each column, [B, ...].
+        """Read one block of a view and return each column, [B, ...].
 
         Raises:
-            MissingChunkError: It is not there.
-            CorruptCacheError: It is damaged.
+            MissingChunkError: If the block is missing.
+            CorruptCacheError: If the block is damaged.
         """
         columns = {name: self._read_block(view, key, block) for name, key in self.columns(teacher).items()}
         return {name: _copy(rows, np.empty(rows.shape, rows.dtype)) for name, rows in columns.items()}
@@ -285,7 +297,7 @@ class Cache:
         return sum(last - first for first, last in map(self.manifest.span, blocks))
 
     def _read(self, view: int, key: str, blocks: Sequence[int] | None, out: NDArray[Any]) -> NDArray[Any]:
-        """Fill `out` with one array's rows of a view."""
+        """Read one array's rows of a view into `out`."""
         chosen = range(self.manifest.blocks) if blocks is None else blocks
         self.read_records(view)
         ends = np.cumsum([last - first for first, last in map(self.manifest.span, chosen)])
@@ -300,7 +312,7 @@ class Cache:
         return out
 
     def _read_block(self, view: int, key: str, block: int) -> NDArray[Any]:
-        """Read one array's rows of a block, [B, ...], not to be written to."""
+        """Return one array's rows of a block, [B, ...], read-only."""
         first, last = self.manifest.span(block)
         where = f"{self.place}: {key}, view {view}, block {block} ({self.manifest.row_axis}s {first} to {last - 1})"
         records = self._records.of(view)
@@ -317,18 +329,18 @@ class Cache:
             raise CorruptCacheError(f"{where} is damaged: {error}. {self._remedy}") from error
 
     def read_records(self, view: int) -> None:
-        """Read what the ledger says of a view: once, before several threads read its blocks.
+        """Read a view's ledger records once, before several threads read its blocks.
 
         Raises:
-            CorruptCacheError: It is damaged.
+            CorruptCacheError: If the ledger is damaged.
         """
         self._records.of(view)
 
 
 class _ViewRecords:
-    """The ledger's records of the views read last. Threads and copies of a cache share it; pickling leaves the records behind."""
+    """Ledger records of the views read last. Shared by threads and copies of a cache; pickling drops the records."""
 
-    _KEPT = 8  # views; a step uses at most a pair while the next pair is fetched
+    _KEPT = 8  # views; a step uses at most a pair while the next pair is prefetched
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -336,7 +348,7 @@ class _ViewRecords:
         self._lock = threading.Lock()
 
     def of(self, view: int) -> dict[int, dict[str, FileRecord]]:
-        """Return the committed blocks of a view: block number to its files. The ledger is read on the first call."""
+        """Return the files of a view's committed blocks, by block number. Reads the ledger on the first call."""
         with self._lock:
             if view not in self._views:
                 self._views[view] = self._ledger.view(view)
@@ -350,7 +362,7 @@ class _ViewRecords:
 
 
 def _copy(rows: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
-    """Copy rows; of those that lie rank by rank one rank at a time, three times as fast as numpy's walk along the rows."""
+    """Copy rows, one column at a time if they are column-major, which is three times as fast as numpy's copy."""
     if rows.ndim == 2 and not rows.flags.c_contiguous:
         for rank in range(rows.shape[1]):
             out[:, rank] = rows[:, rank]
@@ -360,22 +372,22 @@ def _copy(rows: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
 
 
 def open_cache(path: str | Path | Cache, *, unfinished: bool = False) -> Cache:
-    """Open a finished cache for reading; one that is open already is returned.
+    """Open a finished cache for reading, or return it if it is already open.
 
     Args:
-        path: Where it lies.
-        unfinished: Whether one whose dump has not finished will do, from its first block on; its blocks may be missing.
+        path: Path or address of the cache, or an open cache.
+        unfinished: Whether to accept a cache whose dump has not finished, as soon as it has its first block. Blocks may be missing.
 
     Raises:
-        CacheNotFoundError: Nothing is there.
-        CacheIncompleteError: Its dump has not finished, or not begun.
-        CorruptCacheError: Manifest or completion mark are not what was written.
-        FormatVersionError: A newer logitcache wrote it.
+        CacheNotFoundError: If there is no cache at this path.
+        CacheIncompleteError: If the dump has not finished or not started.
+        CorruptCacheError: If the manifest or completion mark is damaged.
+        FormatVersionError: If a newer logitcache wrote the cache.
     """
     if isinstance(path, Cache):
         return path
     if not isinstance(path, str | Path):
-        raise InputError(f"a cache is a path, an address or a Cache, not {type(path).__name__}")
+        raise InputError(f"a cache must be a path, an address or a Cache, not {type(path).__name__}")
     place = open_place(path)
     try:
         manifest = read_manifest(place)
@@ -398,7 +410,7 @@ def open_cache(path: str | Path | Cache, *, unfinished: bool = False) -> Cache:
         return Cache(place, manifest, ledger, there, root, finished=False)
     if marked.get("zarr.json") != describe(root):
         raise CorruptCacheError(
-            f"{place}/zarr.json (the manifest) is not the one that was written. Restore it from a copy, or dump into another path."
+            f"{place}/zarr.json (the manifest) has been modified. Restore it from a copy, or dump into another path."
         )
     return Cache(place, manifest, ledger, marked, root, finished=True)
 
@@ -409,23 +421,23 @@ def _axis(array: "zarr.Array") -> str:  # type: ignore[type-arg]
 
 
 def _written_at_once(root: bytes) -> list[str]:
-    """Return the folders of the arrays that are not written in blocks, from the consolidated metadata of the root."""
+    """Return the folders of arrays that are written at once, from the consolidated metadata of the root."""
     every = json.loads(root).get("consolidated_metadata", {}).get("metadata", {})
-    return sorted({key.partition("/")[0] for key in every} - {"digests", "teachers"})
+    return sorted({key.partition("/")[0] for key in every} - {"boxes", "digests", "seeds", "teachers"})
 
 
 def _with_what_blocks_leave_out(manifest: Manifest, ledger: Ledger) -> Manifest:
-    """Add to a manifest what the blocks of an unfinished dump leave out: it is told at the end."""
+    """Add the samples excluded by the blocks of an unfinished dump, whose manifest is only updated at the end."""
     excluded = set(manifest.excluded)
-    with contextlib.suppress(CorruptCacheError):  # reported where the blocks are read
+    with contextlib.suppress(CorruptCacheError):  # reported when the blocks are read
         excluded |= set(ledger.excluded(len(manifest.views)))
     return replace(manifest, excluded=tuple(sorted(excluded)))
 
 
 def _unfinished(place: Place, manifest: Manifest | None, ledger: Ledger) -> str:
     command = last_command(place)
-    remedy = f"Complete it with:\n  {command}" if command else "Run the command that began it once more."
-    verb = next((word for word in ("slice", "merge") if word in (command or "").split()[1:2]), "dump")
+    remedy = f"Complete it with:\n  {command}" if command else "Run the command that started it again."
+    verb = next((word for word in ("slice", "merge", "import") if word in (command or "").split()[1:2]), "dump")
     if manifest is None:
         return f"the {verb} of {place} was stopped before its first block. {remedy}"
     done, total = len(list(ledger.committed(len(manifest.views)))), manifest.blocks * len(manifest.views)
@@ -433,10 +445,10 @@ def _unfinished(place: Place, manifest: Manifest | None, ledger: Ledger) -> str:
 
 
 def find_newest(folder: str | Path = ".") -> Path:
-    """Return the cache of a folder whose dump finished last.
+    """Return the most recently finished cache in a folder.
 
     Raises:
-        CacheNotFoundError: The folder has none.
+        CacheNotFoundError: If the folder has none.
     """
     marks = [path for path in Path(folder).glob("*/.logitcache/complete.json") if path.is_file()]
     if not marks:
@@ -446,11 +458,11 @@ def find_newest(folder: str | Path = ".") -> Path:
     return max(marks, key=lambda path: path.stat().st_mtime_ns).parent.parent
 
 
-Part = tuple[int, tuple[int, ...] | None]  # of a cache: a view, and some of its blocks or all
+Part = tuple[int, tuple[int, ...] | None]  # part of a cache: a view, and some of its blocks or None for all
 
 
 class ViewStream:
-    """Parts of one teacher's answers, one after another: the one in use in memory, the next being read."""
+    """Stream the views of one teacher, or parts of them: keeps the current part in memory and prefetches the next."""
 
     def __init__(self, cache: Cache, teacher: str) -> None:
         self._cache, self._teacher = cache, teacher
@@ -459,7 +471,7 @@ class ViewStream:
         self._current: tuple[Part, NDArray[np.void]] | None = None
 
     def take(self, part: Part, upcoming: Part) -> NDArray[np.void]:
-        """Return the rows of a view or of some blocks of it, and begin to read what comes next."""
+        """Return the rows of a part, and start to prefetch the upcoming one."""
         if self._current is None or self._current[0] != part:
             pending, self._pending, self._current = self._pending, None, None
             fetched = pending[1].result() if pending and pending[0] == part else self._read(part)

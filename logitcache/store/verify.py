@@ -1,4 +1,4 @@
-"""Is a cache whole? Every file against ledger and completion mark, at the speed of the disk."""
+"""Check the integrity of a cache: compare every file with the ledger and the completion mark, at disk speed."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +20,12 @@ __all__ = ["FileProblem", "check_files", "drop_damaged", "forget_damaged_records
 
 @dataclass(frozen=True, slots=True)
 class FileProblem:
-    """A file that is not what was written.
+    """A missing or damaged file.
 
     Attributes:
         file: Path inside the cache.
-        problem: What is wrong, in words.
-        view, block: Where it belongs; None for what belongs to no block, block None for a whole view.
+        problem: Description of the problem.
+        view, block: View and block of the file; `block` is None for a file of a whole view, both are None for other files.
     """
 
     file: str
@@ -35,7 +35,7 @@ class FileProblem:
 
 
 def check_files(cache: Cache, on_progress: OnProgress = silent) -> list[FileProblem]:
-    """Compare every file with its recorded length and digest, and chunks with their own checksum; several are read at once."""
+    """Compare every file with its recorded size and digest, and chunks with their own checksum, several at a time."""
     ledger, manifest = Ledger(cache.place), cache.manifest
     problems = [
         FileProblem(name, problem)
@@ -74,11 +74,11 @@ def _problem(cache: Cache, name: str, record: FileRecord) -> str | None:
         return f"has {len(data):,} bytes instead of {record['bytes']:,}"
     if matches(record, data) and (name.endswith("zarr.json") or checksum_holds(data)):
         return None
-    return "has other bytes than were written"
+    return "has been modified: its digest or checksum does not match"
 
 
 def drop_damaged(cache: Cache, problems: list[FileProblem]) -> None:
-    """Forget damaged blocks and take the completion mark away, so that the dump's own command writes them again."""
+    """Drop damaged blocks and the completion mark, so that the dump's own command writes them again."""
     ledger = Ledger(cache.place)
     with closing(cache.place.hold(f"{HOME}/lock")):
         ledger.unmark()
@@ -90,7 +90,7 @@ def drop_damaged(cache: Cache, problems: list[FileProblem]) -> None:
 
 
 def forget_damaged_records(path: str | Path) -> None:
-    """Remove records and a completion mark that cannot be read, so that the dump's own command writes them again."""
+    """Remove unreadable records and an unreadable completion mark, so that the dump's own command writes them again."""
     place = open_place(path)
     if not place.is_empty(HOME):
         with closing(place.hold(f"{HOME}/lock")):

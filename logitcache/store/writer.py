@@ -1,7 +1,7 @@
-"""Writing a cache: whole blocks, each committed after its files are on disk; continued where a killed dump stopped.
+"""Write a cache block by block, each committed after its files are on disk, and resume where a killed dump stopped.
 
-Encoding to chunks, checksums and fsync run on background threads, at most six blocks at a time; their errors come out of the
-next call here.
+Chunk encoding, checksums and fsync run on background threads, for at most six blocks at a time. Their errors are raised by the next
+call.
 """
 
 import socket
@@ -35,26 +35,26 @@ from logitcache.store.layout import (
     whole_array_files,
     with_stored_names,
 )
-from logitcache.store.ledger import BlockRecord, Ledger
+from logitcache.store.ledger import BlockRecord, Ledger, history
 from logitcache.store.manifest import HOME, Manifest, read_manifest
 from logitcache.store.offsets import kept_mask, samples_of
 from logitcache.store.places import Hold, Place, open_place
 
 __all__ = ["CacheWriter", "Columns"]
 
-Columns = Mapping[str, Mapping[str, Column]]  # teacher's slug -> column -> what is stored of a row
-_AT_ONCE = 6  # blocks between the teacher and the disk: some are encoded while others wait for it
+Columns = Mapping[str, Mapping[str, Column]]  # teacher slug -> column name -> column
+_AT_ONCE = 6  # blocks in flight between the teacher and the disk: some are encoded while others are synced
 
 
 class CacheWriter:
-    """An open cache that is being filled. Use as a context manager: the lock is released and its threads are ended in any case.
+    """Writer of a cache. Use it as a context manager, so that its lock is released and its threads end.
 
     Attributes:
-        place: Where it lies.
-        manifest: Its identity.
-        command: What would continue it.
-        committed: The blocks that are committed, (view, block), each with the ids of samples that it leaves out.
-        complete: Whether the cache was whole, with these very views and exclusions, when its leader opened it.
+        place: Storage of the cache.
+        manifest: Manifest of the cache.
+        command: Command that would resume it.
+        committed: Committed blocks, (view, block), each with the ids of the samples it excludes.
+        complete: Whether the cache was already finished, with the same views and exclusions, when its leader opened it.
     """
 
     def __init__(
@@ -69,23 +69,26 @@ class CacheWriter:
         leads: bool = True,
         notes: Mapping[str, Any] | None = None,
         carried: Carried | None = None,
+        anonymous: bool = False,
     ) -> None:
-        """Create a cache, or continue one of the same identity.
+        """Create a cache, or resume one with the same identity.
 
         Args:
-            path: Where it lies: a folder, or `s3://bucket/c.zarr`.
-            manifest: Its identity.
-            columns: What the encoding writes.
+            path: Folder or address (`s3://bucket/c.zarr`) of the cache.
+            manifest: Manifest of the cache.
+            columns: Columns of the encoding, by teacher slug.
             labels: Class of each row, [R].
-            offsets: Row at which each sample begins, and R, [N + 1]; None where each sample is one row.
-            command: What would continue this dump; shown to whoever finds it unfinished.
-            notes: What the history says of this start besides.
-            leads: Whether this process begins and finishes the cache; of several at one cache, one does, and holds it for all.
-            carried: Arrays of the data that the cache carries: name to the name of their axis and their values, [n].
+            offsets: First row of each sample, followed by R, [N + 1], or None if each sample is one row.
+            command: Command that would resume this dump, shown if it is found unfinished.
+            notes: Further entries for the history.
+            leads: Whether this process begins and finishes the cache. If several processes write a cache, exactly one of them leads and
+                holds the lock for all.
+            carried: Arrays copied from the data, name -> (axis name, values [n]).
+            anonymous: Whether to leave host and command out of the history.
 
         Raises:
-            CacheMismatchError: Another cache is there.
-            InputError: Something else is there, or another dump is writing it.
+            CacheMismatchError: If the path holds a different cache, or one that was started without `anonymous`.
+            InputError: If the path holds something else, or if another dump is writing it.
         """
         self.place, self.manifest, self.command = open_place(path), manifest, command
         _refuse_another(self.place, manifest)
@@ -98,27 +101,29 @@ class CacheWriter:
         self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}
         self.committed: dict[tuple[int, int], tuple[int, ...]] = {}
         self.complete = False
-        self._root: bytes | None = None  # metadata of a cache that was begun earlier
+        self._root: bytes | None = None  # root metadata of a cache that is resumed
         if not leads:
             return
         try:
-            _refuse_another(self.place, manifest)  # another dump may have begun or finished it meanwhile
+            _refuse_another(self.place, manifest)  # another dump may have started or finished it meanwhile
             self._ledger.forget_damaged()
             now = datetime.now(UTC).isoformat(timespec="seconds")
-            self.place.append(
-                f"{HOME}/history.jsonl",
-                {"event": "dump", "time": now, "host": socket.gethostname(), "command": command, **(notes or {})},
-            )
+            who = {} if anonymous else {"host": socket.gethostname(), "command": command}
+            if anonymous and any("host" in entry for entry in history(self.place)):
+                raise CacheMismatchError(
+                    f"{self.place} was begun without --anonymous, and its history names the host. Choose another --out."
+                )
+            self.place.append(f"{HOME}/history.jsonl", {"event": "dump", "time": now, **who, **(notes or {})})
             self.committed = self._trusted()
             self.complete = self._is_whole()
             if self.complete:
-                self._ledger.forget_records()  # which a kill after the mark left
+                self._ledger.forget_records()  # left by a kill after the completion mark
         except BaseException:
             self._hold.close()
             raise
 
     def _trusted(self) -> dict[tuple[int, int], tuple[int, ...]]:
-        """Take over the blocks whose record and files are there at full length."""
+        """Return the blocks whose record exists and whose files have the recorded size."""
         sizes = self.place.sizes()
         return {
             (view, block): record.excluded
@@ -133,17 +138,17 @@ class CacheWriter:
         return same and self._ledger.marked() is not None and not self.missing()
 
     def missing(self) -> list[tuple[int, int]]:
-        """List (view, block) still to be written, in order."""
+        """Return the blocks still to be written, (view, block), in order."""
         everything = ((v, b) for v in range(len(self.manifest.views)) for b in range(self.manifest.blocks))
         return [key for key in everything if key not in self.committed]
 
     def read_committed(self) -> None:
-        """Look again which blocks are committed, by all processes."""
+        """Update `committed` with the blocks of all processes."""
         self.drain()
         self.committed = self._trusted()
 
     def take_back(self, blocks: Iterable[tuple[int, int]]) -> None:
-        """Forget committed blocks, (view, block), so that they are missing; the cache is unfinished from here on."""
+        """Drop committed blocks, (view, block), so that they are written again. The cache is unfinished afterwards."""
         by_view: dict[int, set[int]] = {}
         for view, block in blocks:
             by_view.setdefault(view, set()).add(block)
@@ -155,7 +160,7 @@ class CacheWriter:
         self.complete = False
 
     def leave_out(self, excluded: Sequence[int]) -> None:
-        """Change which samples the cache leaves out (ids in the data set, ascending): before `begin`, or before `finish`."""
+        """Set the excluded samples (ids in the data set, ascending). Call it before `begin`, or before `finish`."""
         self.manifest = replace(self.manifest, excluded=tuple(excluded))
 
     def begin(
@@ -167,17 +172,17 @@ class CacheWriter:
         allow_mixed: bool = False,
         tolerance: float = 0.0,
     ) -> None:
-        """Write metadata, labels and probe where they are not there yet.
+        """Write metadata, labels and probe unless they already exist.
 
         Args:
-            probe_rows: Row ids of the probe, [P]; view 0.
-            probe: For each teacher's slug its logits, [P, C] float32; those of samples that are left out do not matter.
-            changed: Which of these rows may be others than before, because samples are left out, [P]; None: none.
-            allow_mixed: Whether to go on when they are not, bit for bit, what an earlier start computed.
-            tolerance: Mean total variation up to which rows are what an earlier start was given, where they come from a server.
+            probe_rows: Row ids of the probe in view 0, [P].
+            probe: Probe logits by teacher slug, [P, C] float32; rows of excluded samples are ignored.
+            changed: Probe rows that may differ from an earlier start because samples were excluded, [P] bool. None for none.
+            allow_mixed: Whether to continue if the logits are not bit for bit those of an earlier start.
+            tolerance: Mean total variation from an earlier start that is accepted for rows from a server.
 
         Raises:
-            CacheMismatchError: The teacher computes other bits here than where the dump was begun.
+            CacheMismatchError: If the teacher computes different bits than when the dump was started.
         """
         begun = self.place.size("zarr.json") is not None
         self._root = self.place.read("zarr.json") if begun else None
@@ -196,23 +201,23 @@ class CacheWriter:
         }
         self._probe = (probe_rows, probe)
         self._describe()
-        # Metadata of a cache with fewer views stays until the new views are there.
+        # The metadata of a cache with fewer views stays until the new views are written.
         if not begun:
             self._write_changed(self._metadata)
         self._write_changed(self._whole_files)
 
     def _kept(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which rows are of samples that are not left out, [P]."""
+        """Return which rows belong to samples that are not excluded, [P] bool."""
         manifest = self.manifest
         return kept_mask(manifest.samples, manifest.data["first"], manifest.excluded)[samples_of(self._offsets, rows)]
 
     def _specs(self, probe_rows: int) -> dict[str, ArraySpec]:
-        """Return the arrays of the cache; those of one that was begun keep the names of their axes."""
+        """Return the arrays of the cache; a resumed cache keeps the names of its axes."""
         specs = cache_arrays(self.manifest, self._rows, probe_rows, self._carried)
         return specs if self._root is None else with_stored_names(specs, self._root)
 
     def _describe(self) -> None:
-        """Make the files of the metadata, and those of labels, offsets, probe and data; of samples that are left out it has zeros."""
+        """Encode the files of metadata, labels, offsets, probe and carried arrays; the probe is 0 for excluded samples."""
         rows, probe = self._probe
         specs, kept = self._specs(len(rows)), self._kept(rows)
         whole: list[tuple[str, NDArray[np.generic]]] = [("labels", self._labels), (probe_ids(self.manifest), rows)]
@@ -235,17 +240,17 @@ class CacheWriter:
         allow_mixed: bool = False,
         tolerance: float = 0.0,
     ) -> None:
-        """Compare what the teachers say here with what they said to the leader, who has begun the cache (see `begin`).
+        """Compare the teachers' probe logits with those of the leader, which has started the cache (see `begin`).
 
         Raises:
-            CacheMismatchError: It computes other bits.
+            CacheMismatchError: If a teacher computes different bits here.
         """
         for slug, values in probe.items():
             spec = cache_arrays(self.manifest, self._rows, len(values))[f"probe/logits/{slug}"]
             stored = self._stored_probe(spec)
             if stored is None:
                 raise CacheMismatchError(
-                    f"{self.place}: the probe that process 0 wrote is not seen from here. All processes must see the same path."
+                    f"{self.place}: the probe written by process 0 is not visible here. All processes must write to the same path."
                 )
             self._agreed(slug, values, stored, ~changed, allow_mixed=allow_mixed, tolerance=tolerance)
 
@@ -259,37 +264,37 @@ class CacheWriter:
         allow_mixed: bool,
         tolerance: float,
     ) -> NDArray[np.float32]:
-        """Return the probe to keep: the one that is there, where there is one, of rows that should be the same."""
+        """Check the probe against the stored one, if any, and return the probe to keep."""
         if stored is None or np.array_equal(stored[same], values[same]):
             return values
         if tolerance and not allow_mixed:
             if (found := total_variation(stored[same], values[same])) > tolerance:
                 raise CacheMismatchError(
-                    f"{self.place}: teacher {slug} gives other probabilities than where the dump was begun: they differ by {found:.2g} of "
-                    f"1 on average over {len(values)} probe rows (total variation; up to {tolerance:g} comes from batches and rounding). "
+                    f"{self.place}: teacher {slug} returns other probabilities than when the dump was started: their mean total variation "
+                    f"is {found:.2g} over {len(values)} probe rows (up to {tolerance:g} comes from batching and rounding). "
                     "Serve the same model, or choose another --out."
                 )
             return np.where(same[:, None], stored, values)
         if not allow_mixed:
             raise CacheMismatchError(
-                f"{self.place}: on this machine teacher {slug} gives other logits than where the dump was begun (largest gap "
-                f"{np.abs(stored - values)[same].max():.2g} over {len(values)} probe rows), although weights and versions are "
-                "the same: another processor, or a teacher that is not deterministic. Continue on the first machine, or "
+                f"{self.place}: teacher {slug} computes other logits on this machine than where the dump was started (largest "
+                f"gap {np.abs(stored - values)[same].max():.2g} over {len(values)} probe rows), although weights and versions are "
+                "the same: the processor differs, or the teacher is not deterministic. Continue on the first machine, or "
                 "pass --allow-mixed to accept such gaps."
             )
         return np.where(same[:, None], stored, values)
 
     def count_committed(self) -> int:
-        """Return how many blocks are committed now, by all processes."""
+        """Return the number of blocks committed so far by all processes."""
         return sum(1 for _ in self._ledger.committed(len(self.manifest.views)))
 
     def _write_changed(self, files: dict[str, bytes]) -> None:
-        """Write files that are not there with this content; the root's metadata last, since it makes the folder a cache."""
+        """Write files that do not exist with this content; the root's metadata last, because it makes the folder a cache."""
         for name in self._changed(files):
             self.place.write({name: [files[name]]})
 
     def _changed(self, files: dict[str, bytes]) -> list[str]:
-        """List those that are not there with this content, the root's metadata last."""
+        """Return the names of files that do not exist with this content, the root's metadata last."""
         return [
             name
             for name in sorted(files, key=lambda name: name == "zarr.json")
@@ -297,22 +302,22 @@ class CacheWriter:
         ]
 
     def _stored_probe(self, spec: ArraySpec) -> NDArray[np.float32] | None:
-        """Read the probe of an earlier start; None where it is absent or damaged (it is then written again)."""
+        """Return the probe of an earlier start, or None if it is missing or damaged (it is then written again)."""
         try:
             return read_array(spec, self.place.read)
-        except LogitCacheError:  # it is there and cannot be reached
+        except LogitCacheError:  # it exists but cannot be reached
             raise
         except (ValueError, RuntimeError, OSError):
             return None
 
     def write(self, view: int, block: int, rows: dict[str, NDArray[np.generic]], excluded: Sequence[int] = ()) -> int:
-        """Hand over one block; returns the bytes committed meanwhile.
+        """Submit one block for writing; return the bytes committed meanwhile.
 
         Args:
             view: Index of the view.
             block: Number of the block.
-            rows: Every array's rows, not to be changed afterwards.
-            excluded: Ids in the data set of samples that are left out of what the block shows, ascending.
+            rows: Rows of each array; must not be modified afterwards.
+            excluded: Ids of samples in the data set that are excluded from the block, ascending.
         """
         self._pending.append(self._executor.submit(self._commit, view, block, rows, tuple(excluded)))
         written = 0
@@ -330,29 +335,29 @@ class CacheWriter:
         return sum(record["bytes"] for record in records.values())
 
     def drain(self) -> int:
-        """Wait until every block handed over is committed; returns their bytes."""
+        """Wait until all submitted blocks are committed; return their bytes."""
         written = 0
         while self._pending:
             written += self._pending.popleft().result()
         return written
 
     def finish(self) -> None:
-        """Declare the cache whole.
+        """Finish the cache: merge the ledger, write the final metadata, and mark it as complete.
 
         Raises:
-            CacheIncompleteError: A block is missing.
+            CacheIncompleteError: If a block is missing.
         """
         self.drain()
         self._hold.check()
         self.committed = self._trusted()
         if missing := self.missing():
             raise CacheIncompleteError(
-                f"{self.place}: {counted(len(missing), 'block')} missing, the first is (view, block) {missing[0]}."
+                f"{self.place}: {counted(len(missing), 'block')} missing, the first is (view, block) {missing[0]}. Run the command again."
             )
         for view in range(len(self.manifest.views)):
             self._ledger.fold(view)
         changed: list[str] = []
-        if self._described != self.manifest:  # more samples were left out meanwhile
+        if self._described != self.manifest:  # more samples were excluded meanwhile
             self._describe()
             changed = self._changed(self._whole_files)
         if changed := changed + self._changed(self._metadata):
@@ -368,7 +373,7 @@ class CacheWriter:
         self.place.settle(HOME)
 
     def _remove_views_from(self, views: int) -> None:
-        """Remove what an extension left that was given up before it was whole."""
+        """Remove the files of an extension that was abandoned before it finished."""
         self._ledger.forget_views_from(views)
         for key in self._rows:
             for folder in self.place.folders(f"{key}/c"):
@@ -386,7 +391,7 @@ class CacheWriter:
 
 
 class _HeldByTheLeader:
-    """Nothing to hold: the leader does."""
+    """Placeholder lock for processes that do not lead; the leader holds the lock."""
 
     def check(self) -> None:
         """Do nothing."""
@@ -403,7 +408,7 @@ def _refuse_another(place: Place, manifest: Manifest) -> None:
     differences = found.with_views(found.views[: len(views)]).differences(manifest.with_views(views))
     if found.derived and not manifest.derived:
         raise CacheMismatchError(
-            f"{place} was made by logitcache {found.derived['by']}; nothing in it was touched. A dump cannot extend it: dump into "
+            f"{place} was made by logitcache {found.derived['by']}, and a dump cannot extend it; nothing in it was touched. Dump into "
             "another path and merge."
         )
     if not differences and len(views) < len(found.views):
@@ -411,17 +416,17 @@ def _refuse_another(place: Place, manifest: Manifest) -> None:
             len({view.get("group", number) for number, view in enumerate(one)}) for one in (found.views, views)
         )
         raise CacheMismatchError(
-            f"{place} has {there} views already, and {asked} are asked for; nothing in it was touched. To go on with it ask "
-            f"for --views {there} or more; to cut a cache of fewer out of it, when it is whole, type "
+            f"{place} already has {there} views, but --views is {asked}; nothing in it was touched. To resume it, pass --views {there} "
+            f"or more. To get a cache with fewer views once it is finished, run "
             f"`logitcache slice {place} --views {asked} --out PATH`."
         )
     if differences:
-        lines = "".join(f"\n  {key}: there {there!r}, asked for {asked!r}" for key, there, asked in differences)
+        lines = "".join(f"\n  {key}: there {there!r}, requested {asked!r}" for key, there, asked in differences)
         raise CacheMismatchError(
-            f"{place} is another cache; nothing in it was touched. It differs from what is asked for in:{lines}\n"
+            f"{place} is a different cache; nothing in it was touched. It differs from the requested one in:{lines}\n"
             + (
-                "These decide the last bits of a logit: go on where the dump was begun, or pass --allow-mixed to accept that."
+                "These change the last bits of a logit: continue where the dump was started, or pass --allow-mixed to accept that."
                 if all(key.startswith(("device", "software.")) for key, _, _ in differences)
-                else "Repeat the options it was made with to continue it, or choose another --out."
+                else "Repeat the options it was made with to resume it, or choose another --out."
             )
         )

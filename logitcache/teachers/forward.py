@@ -1,7 +1,7 @@
-"""The teacher's forward pass, the same in `dump` and with a live teacher, down to the last bit.
+"""The teacher's forward pass, bit-identical in `dump` and with a live teacher.
 
-A logit's last bits depend on the shape of the batch and on the number of threads, not on a row's neighbours. So
-batches are always full: the last one is padded, and padding is thrown away.
+The last bits of a logit depend on the shape of the batch and on the number of threads, but not on the other rows. Batches are therefore
+always full: the last one is padded, and the padding is discarded.
 """
 
 import contextlib
@@ -49,18 +49,18 @@ class Teacher:
         """Prepare a network.
 
         Args:
-            network: The network with its weights.
-            preprocessing: The network's preprocessing.
-            modality: The kind of data; says which of the network's outputs are rows.
-            classes: Number of logits that the network returns for a row.
-            batch_size: Samples of every forward pass.
-            threads: CPU threads of every forward pass.
+            network: Network with its weights.
+            preprocessing: Preprocessing of the network.
+            modality: Kind of data, which defines which of the network's outputs are rows.
+            classes: Number of logits per row that the network returns.
+            batch_size: Samples per forward pass.
+            threads: CPU threads per forward pass.
             device: Device to run on.
-            class_map: For each class of the data, the network's class. Defaults to the same classes.
-            autocast: Dtype of torch's autocast, `bfloat16`. Defaults to float32 without autocast.
+            class_map: Network's class for each class of the data. Defaults to the same classes.
+            autocast: Dtype of torch's autocast, e.g. `bfloat16`. None disables autocast.
             channels_last: Whether to use channels-last memory format.
             compiled: Whether to wrap the network with torch.compile.
-            test_time_views: `flip` averages the logits of an image and of its mirror image.
+            test_time_views: Test-time augmentation: `none`, or `flip` to average the logits of an image and its mirror image.
             deterministic: Whether to use torch's deterministic algorithms during the forward pass.
             matmul_precision: torch's float32 matmul precision during the forward pass. Defaults to the process's own.
             cudnn_tf32: Whether cuDNN may use TF32 during the forward pass. Defaults to the process's own setting.
@@ -84,11 +84,11 @@ class Teacher:
         """Yield the raw logits of a batch's rows in order, [r, C] float32 on the teacher's device, a chunk at a time.
 
         Args:
-            rendered: The teacher's entry in `Rendition.inputs`, of any number of samples.
+            rendered: Teacher's entry in `Rendition.inputs`, with any number of samples.
             keep: Mask of the outputs that are rows (`Rendition.kept`).
 
         Raises:
-            InputError: The network returns something else.
+            InputError: If the network's output has another shape.
         """
         done = 0
         for part in split_samples(rendered, self._batch_size):
@@ -99,7 +99,7 @@ class Teacher:
             done += count
 
     def _stepwise(self, chunks: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Compute each chunk as it was recorded, and leave torch's modes to the caller in between."""
+        """Compute each chunk under the recorded settings, and restore the caller's torch settings between chunks."""
         while True:
             with (
                 torch.inference_mode(),
@@ -135,22 +135,22 @@ class Teacher:
         for logits in self._modality.rows(output, keep, classes=self._classes, label=f"teacher {self.name}"):
             if logits.shape[1] != self._classes:
                 raise InputError(
-                    f"teacher {self.name} answers for {counted(logits.shape[1], 'class')}, not {self._classes}. "
+                    f"teacher {self.name} returns logits for {counted(logits.shape[1], 'class')}, not {self._classes}. "
                     + (
-                        "Use a teacher of the data's classes, or say with --class-map which of its classes they are."
+                        "Use a teacher trained on the data's classes, or map them to its classes with --class-map."
                         if self._picked is None
-                        else "Say with --teacher-classes how many it has."
+                        else "Set its number of classes with --teacher-classes."
                     )
                 )
             yield logits.float() if self._picked is None else logits.float()[:, self._picked]
 
 
 class Member(Protocol):
-    """What `Teachers` asks: a `Teacher` that runs here, or one whose rows are given.
+    """Member of an ensemble: a `Teacher` that runs here, or one whose rows are given.
 
     Attributes:
-        name: For messages.
-        preprocessing: Input that it takes.
+        name: Name of the teacher, for messages.
+        preprocessing: Preprocessing of its input.
     """
 
     name: str
@@ -160,15 +160,15 @@ class Member(Protocol):
         """Yield a batch's rows in order, a chunk at a time."""
 
     def close(self) -> None:
-        """Release what is held."""
+        """Release all resources."""
 
 
 class Teachers:
-    """An ensemble whose mean logits are stored as one; usually a single teacher.
+    """An ensemble of teachers whose mean logits are stored; usually a single teacher.
 
     Attributes:
-        name: For messages.
-        preprocessing: One for each member.
+        name: Names of the members, for messages.
+        preprocessing: Preprocessing of each member.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -177,28 +177,28 @@ class Teachers:
         self.preprocessing = tuple(member.preprocessing for member in members)
 
     def rows(self, rendered: Sequence[Any], keeps: Sequence[Tensor | None]) -> Iterator[Tensor | TopKRows]:
-        """Yield the raw logits of a batch's rows in order, [r, C] float32, a chunk at a time; or what is known of them.
+        """Yield the raw logits of a batch's rows in order, [r, C] float32, or top-k rows, a chunk at a time.
 
         Args:
-            rendered: One entry of `Rendition.inputs` for each member.
-            keeps: For each member the mask of its outputs that are rows (`Rendition.kept`).
+            rendered: Entry of `Rendition.inputs` for each member.
+            keeps: Mask of the outputs that are rows, for each member (`Rendition.kept`).
 
         Raises:
-            InputError: A network returns something else.
+            InputError: If a network's output has another shape.
         """
         streams = [member.rows(*one) for member, *one in zip(self._members, rendered, keeps, strict=True)]
         for answers in zip(*streams, strict=True):
             yield answers[0] if len(answers) == 1 else mean_of([dense(one, 1.0) for one in answers])
 
     def logits(self, batch: Rendition, rows: RowLabels, first: int = 0) -> Tensor:
-        """Return the raw logits of a batch's rows, [R, C] float32, as an ordinary tensor that autograd takes as a constant.
+        """Return the raw logits of a batch's rows, [R, C] float32, as an ordinary tensor that autograd treats as a constant.
 
-        Rows of which the largest are known are completed for temperature 1.
+        Top-k rows are completed for temperature 1.
 
         Args:
-            batch: The batch, with an input for each member.
-            rows: Its rows.
-            first: Position of the first member's input.
+            batch: Batch with an input for each member.
+            rows: Labels of the batch's rows.
+            first: Index of the first member's input.
         """
         networks = range(first, first + len(self._members))
         keeps = [batch.kept(rows, network) for network in networks]
@@ -211,15 +211,15 @@ class Teachers:
 
 
 def largest_fitting(attempt: Callable[[int], object], most: int, first: int = 64) -> int:
-    """Return the largest batch that fits, doubling from the first on.
+    """Return the largest batch size that fits in memory, by doubling.
 
     Args:
-        attempt: Runs a batch of so many rows; raises InputError where memory runs out.
-        most: Rows of the largest.
-        first: Rows of the smallest batch, unless `most` is smaller.
+        attempt: Function that runs a batch of the given size, and raises InputError if memory runs out.
+        most: Maximum batch size.
+        first: Batch size to start with, limited to `most`.
 
     Raises:
-        InputError: Not even the first fits.
+        InputError: If even the first size does not fit.
     """
     size = min(first, most)
     attempt(size)

@@ -1,6 +1,6 @@
-"""A teacher that is not run here: its log-probabilities are asked for, document by document.
+"""A teacher that runs elsewhere: its log-probabilities are requested document by document.
 
-It stands where a `Teacher` stands, and yields rows of which the largest are known instead of logits of every class.
+It takes the place of a `Teacher`, but yields top-k rows instead of logits of every class.
 """
 
 import contextlib
@@ -13,26 +13,27 @@ from concurrent.futures import Future
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.data import Ids, Inputs, Rendition
 from logitcache.data.protocol import Renderer
-from logitcache.encoding import TopKRows, rows_of_logprobs
+from logitcache.encoding import TopKEncoding, TopKRows, encode_rows, rows_of_logprobs, widest_bytes
 from logitcache.errors import InputError
 
-__all__ = ["AskingAhead", "GivenTeacher", "KnownRows", "RowSource", "rectangular"]
+__all__ = ["AskingAhead", "GivenRows", "GivenTeacher", "KnownRows", "RowSource", "rectangular"]
 
-_SHOWN = 4  # tokens of a document in a message
+_SHOWN = 4  # tokens of a document to show in a message
 _ENDING = 2.0  # seconds to wait for threads to end
 
 
 class KnownRows(NamedTuple):
-    """What is known of the rows of a document of L tokens. Row i is the distribution of token i + 1.
+    """Known log-probabilities for a document of L tokens. Row i is the distribution of token i + 1.
 
     Attributes:
-        ids: Token ids of each row, [L - 1, M]; -1 where a row has fewer.
-        logprobs: Their log-probabilities, [L - 1, M]; -inf where a row has fewer.
+        ids: Token ids of each row, [L - 1, M], padded with -1.
+        logprobs: Log-probabilities of these ids, [L - 1, M], padded with -inf.
     """
 
     ids: NDArray[np.int64]
@@ -40,7 +41,7 @@ class KnownRows(NamedTuple):
 
 
 def rectangular(rows: Sequence[tuple[Sequence[int], Sequence[float]]]) -> KnownRows:
-    """Put lists of ids and log-probabilities, one pair a row, into arrays that are as wide as the longest."""
+    """Convert lists of ids and log-probabilities, one pair per row, to padded arrays."""
     width = max((len(ids) for ids, _ in rows), default=0)
     ids = np.full((len(rows), width), -1, np.int64)
     logprobs = np.full((len(rows), width), -np.inf)
@@ -50,7 +51,7 @@ def rectangular(rows: Sequence[tuple[Sequence[int], Sequence[float]]]) -> KnownR
 
 
 class RowSource(Protocol):
-    """Where log-probabilities come from.
+    """Source of log-probabilities.
 
     Attributes:
         name: Name of the teacher, for messages.
@@ -61,45 +62,45 @@ class RowSource(Protocol):
         """Name of the teacher."""
 
     def ask(self, tokens: Sequence[int], largest: int, subject: str, /) -> KnownRows:
-        """Return what is known of each token but the first: `largest` log-probabilities at least, and its own.
+        """Return at least the `largest` log-probabilities for each token except the first, and that of the token itself.
 
         Args:
-            tokens: Ids of a document, [L].
-            largest: Number of classes that are needed.
-            subject: The document, for messages.
+            tokens: Token ids of a document, [L].
+            largest: Number of largest classes needed.
+            subject: Description of the document, for messages.
 
         Raises:
-            LogitCacheError: They cannot be had.
+            LogitCacheError: If they cannot be obtained.
         """
 
     def stop(self) -> None:
-        """Try nothing again that fails from now on."""
+        """Stop retrying failed requests."""
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Release all resources."""
 
 
 class GivenTeacher:
-    """Rows of documents from a source, several of which are asked for at once.
+    """A teacher whose rows come from a source, with several concurrent requests.
 
     Attributes:
         name: Name of the teacher.
-        preprocessing: Form of its input; one context a sequence.
-        ahead: Documents that are asked for before they are needed.
+        preprocessing: Preprocessing of its input; one context per sequence.
+        ahead: Number of documents to request in advance.
     """
 
     def __init__(
         self, source: RowSource, preprocessing: Inputs, *, k: int, classes: int, concurrency: int, own: bool = True
     ) -> None:
-        """Ask for nothing yet.
+        """Create the teacher without requesting anything yet.
 
         Args:
             source: Source of the rows.
-            preprocessing: Form of its input.
-            k: Number of the largest to keep beside the label.
+            preprocessing: Preprocessing of its input.
+            k: Number of largest classes to keep besides the label.
             classes: Number of classes.
-            concurrency: Documents that are asked for at once.
-            own: Whether each row names its own token.
+            concurrency: Number of concurrent requests.
+            own: Whether each row includes its own token.
         """
         self.name, self.preprocessing = source.name, preprocessing
         self.ahead = 2 * concurrency
@@ -110,30 +111,30 @@ class GivenTeacher:
         """Yield the rows of a batch in order.
 
         Args:
-            rendered: The teacher's entry in `Rendition.inputs`.
+            rendered: Teacher's entry in `Rendition.inputs`.
             keep: Mask of the positions that are rows, [B, L]; position p is the row of token p + 1.
 
         Raises:
-            LogitCacheError: They cannot be had, or are no log-probabilities of these documents.
+            LogitCacheError: If the rows cannot be obtained, or are not log-probabilities of these documents.
         """
         asked = [(self._begin(tokens), tokens, kept) for _, tokens, kept in _documents(rendered, keep)]
         if asked:
             yield TopKRows.cat([self._rows(future.result(), tokens, kept) for future, tokens, kept in asked])
 
     def ask_ahead(self, rendered: Any, keep: Tensor | None, numbers: Ids) -> None:
-        """Begin to ask for a batch that `rows` will be called with.
+        """Start requests for a batch before `rows` is called with it.
 
         Args:
-            rendered: As in `rows`.
-            keep: As in `rows`.
-            numbers: Number of each document in the data set, for messages, [B].
+            rendered: Teacher's entry in `Rendition.inputs`.
+            keep: Mask of the positions that are rows, [B, L].
+            numbers: Index of each document in the data set, for messages, [B].
         """
         for place, tokens, _ in _documents(rendered, keep):
             if tokens.tobytes() not in self._pending:
                 self._pending[tokens.tobytes()] = self._pool.submit(self._ask, tokens, int(numbers[place]))
 
     def close(self) -> None:
-        """Stop asking."""
+        """Stop all requests and release the source."""
         self._source.stop()
         self._pool.close()
         self._source.close()
@@ -143,12 +144,12 @@ class GivenTeacher:
         return self._pool.submit(self._ask, tokens, None) if found is None else found
 
     def _ask(self, tokens: NDArray[np.int64], number: int | None) -> "_Given":
-        """Ask about all tokens of a document but the first; in one of the threads, which leave torch alone."""
+        """Request the rows of all tokens of a document except the first. Runs in a thread that does not use torch."""
         shown = ", ".join(map(str, tokens[:_SHOWN].tolist())) + (", ..." if len(tokens) > _SHOWN else "")
         subject = f"document{'' if number is None else f' {number:,}'} of {len(tokens):,} tokens, {shown}"
         ids, logprobs = self._source.ask(tokens.tolist(), self._k + 1, subject)
         if len(ids) != len(tokens) - 1:
-            raise InputError(f"{self.name} gives {len(ids):,} rows for {subject}: expected {len(tokens) - 1:,}")
+            raise InputError(f"{self.name} returned {len(ids):,} rows for {subject}; expected {len(tokens) - 1:,}")
         return _Given(subject, ids, logprobs)
 
     def _rows(self, given: "_Given", tokens: NDArray[np.int64], kept: NDArray[np.int64]) -> TopKRows:
@@ -161,28 +162,81 @@ class GivenTeacher:
 
 
 class _Given(NamedTuple):
-    """What a source says of a document: its name for messages, and ids and log-probabilities, [L - 1, M] each."""
+    """Response of a source: description of the document for messages, ids and log-probabilities, [L - 1, M] each."""
 
     subject: str
     ids: NDArray[np.int64]
     logprobs: NDArray[Any]
 
 
+class GivenRows:
+    """Turns known rows of images into columns.
+
+    Attributes:
+        encoding: How they are stored.
+    """
+
+    def __init__(self, k: int, precision: str, classes: int, *, own: bool) -> None:
+        """Choose what is kept.
+
+        Args:
+            k: Number of the largest to keep beside the label.
+            precision: Precision of log-probabilities.
+            classes: Number of classes.
+            own: Whether each row names its label.
+        """
+        self.encoding = TopKEncoding(k, precision, mass_only=True)
+        self._classes, self._own = classes, own
+
+    def columns(self) -> Any:
+        """Return the columns of the encoding."""
+        return self.encoding.columns(self._classes)
+
+    def widest_bytes(self) -> int:
+        """Return the bytes of a row of the widest column."""
+        return widest_bytes(self.columns())
+
+    def encode(self, known: KnownRows, labels: NDArray[np.int64], subject: str) -> dict[str, NDArray[Any]]:
+        """Return the columns of rows, [R, ...] each.
+
+        Args:
+            known: What is known of them.
+            labels: True classes, [R].
+            subject: The rows, for messages.
+
+        Raises:
+            InputError: They are no log-probabilities.
+        """
+        rows, true = self._rows(known, labels, subject), torch.from_numpy(labels)
+        return {name: column.numpy() for name, column in encode_rows(self.encoding, rows, true).items()}
+
+    def whole(self, known: KnownRows, labels: NDArray[np.int64], subject: str) -> NDArray[np.float32]:
+        """Return log-probabilities of every class, [R, C]; the mass of the rest is divided evenly."""
+        return self._rows(known, labels, subject).at(1.0).numpy()
+
+    def _rows(self, known: KnownRows, labels: NDArray[np.int64], subject: str) -> TopKRows:
+        k, classes = self.encoding.k, self._classes
+        try:
+            return rows_of_logprobs(known.ids, known.logprobs, labels, k, classes, own=self._own)
+        except InputError as error:
+            raise InputError(f"{subject}: {error}") from error
+
+
 class AskingAhead:
-    """Renders batches, and begins to ask for the next ones while the first is waited for."""
+    """Renderer that requests upcoming batches in advance while the current one is awaited."""
 
     def __init__(self, renderer: Renderer, teacher: GivenTeacher, first: int) -> None:
         """Wrap a renderer.
 
         Args:
             renderer: Renderer whose batches hold the teacher's input.
-            teacher: The teacher.
-            first: Number of the first document in the whole data set.
+            teacher: Teacher to request rows from.
+            first: Index of the first document in the whole data set.
         """
         self._renderer, self._teacher, self._first = renderer, teacher, first
 
     def batches(self, view: Any, batches: Iterable[Ids]) -> Iterator[Rendition]:
-        """Yield batches of sample ids as a view shows them, in order."""
+        """Yield rendered batches of a view in order."""
         waiting, documents = deque[Rendition](), 0
         for batch in self._renderer.batches(view, batches):
             self._teacher.ask_ahead(
@@ -197,7 +251,7 @@ class AskingAhead:
 
 
 class _Pool:
-    """Threads that do not keep a program from ending: one may wait for a server for minutes."""
+    """Pool of daemon threads, which do not block the exit of the program while they wait for a server."""
 
     def __init__(self, size: int) -> None:
         self._work: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = (
@@ -206,7 +260,7 @@ class _Pool:
         self._size, self._threads = size, list[threading.Thread]()
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> "Future[Any]":
-        """Call a function in one of the threads."""
+        """Submit a function call to the pool."""
         future: Future[Any] = Future()
         self._work.put((future, function, arguments))
         if len(self._threads) < self._size:
@@ -216,7 +270,7 @@ class _Pool:
         return future
 
     def close(self) -> None:
-        """Begin nothing more; what waits is cancelled, and threads that do not wait for anybody have ended."""
+        """Cancel pending calls and stop the threads, without waiting for those that are blocked."""
         with contextlib.suppress(queue.Empty):
             while True:
                 one = self._work.get_nowait()
@@ -235,12 +289,12 @@ class _Pool:
                 continue
             try:
                 future.set_result(function(*arguments))
-            except BaseException as error:  # noqa: BLE001  (whoever asks for the result gets it)
+            except BaseException as error:  # noqa: BLE001  (raised when the result is retrieved)
                 future.set_exception(error)
 
 
 def _documents(rendered: Any, keep: Tensor | None) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield the documents of a batch that have rows: place in the batch, tokens, [L], and the positions that are rows."""
+    """Yield the documents of a batch that have rows: index in the batch, tokens, [L], and the positions that are rows."""
     lengths = (rendered["documents"] >= 0).sum(1).tolist()
     for place, (tokens, length) in enumerate(zip(rendered["input_ids"], lengths, strict=True)):
         kept = np.arange(length - 1) if keep is None else np.flatnonzero(keep[place, :length].numpy())

@@ -1,6 +1,7 @@
-"""The teacher that a manifest names, ready to answer as it answered for the cache."""
+"""Rebuild the teacher recorded in a manifest, with the same forward pass as in the dump."""
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -18,11 +19,11 @@ __all__ = ["live_teacher_of", "recorded_teacher", "served_teacher_of"]
 
 
 def recorded_teacher(network: Network, entry: Mapping[str, Any], manifest: Manifest, device: torch.device) -> Teacher:
-    """Make a network ready to answer as a manifest says that it does.
+    """Prepare a network with the forward pass recorded in a manifest.
 
     Args:
-        network: With its weights.
-        entry: The manifest's, of this teacher.
+        network: Network with its weights.
+        entry: Entry of this teacher in the manifest.
         manifest: Manifest of the cache.
         device: Device to run on.
     """
@@ -44,28 +45,28 @@ def recorded_teacher(network: Network, entry: Mapping[str, Any], manifest: Manif
 def live_teacher_of(
     cache: Cache, teacher: str | nn.Module | None, weights: str | None, device: torch.device
 ) -> Teachers:
-    """Build the teacher of a cache, to run as it ran for the dump; or those whose mean it holds.
+    """Build the teacher of a cache with the forward pass of the dump, or all teachers if the cache holds their mean.
 
     Args:
-        cache: Says which teacher, batch size, threads and preprocessing.
-        teacher: The network, where it has no name, or another name now.
-        weights: File with the weights, if it has moved since the dump.
+        cache: Cache that records the teacher, batch size, threads and preprocessing.
+        teacher: Network, if it was given as an object or has another name now.
+        weights: Weights file, if it has moved since the dump.
         device: Device to run on.
 
     Raises:
-        CacheMismatchError: The network has other weights than the recorded teacher.
-        InputError: It cannot be built.
+        CacheMismatchError: If the network's weights are not those of the recorded teacher.
+        InputError: If the teacher cannot be built.
     """
     (entry,) = cache.of(None).manifest.teachers
     if "gives" in entry:
         raise InputError(
-            f"the teacher of {cache.place}, {entry['name']}, does not run here: train from the cache, without the live teacher"
+            f"the teacher of {cache.place}, {entry['name']}, does not run here; train from the cache instead of the live teacher"
         )
     members = entry["members"] or [entry]
     if len(members) > 1 and (teacher is not None or weights is not None):
         raise InputError(
-            f"{cache.place} holds the {entry['name']}: one network or file cannot stand for all. They are built from the names and "
-            "files that the dump used."
+            f"{cache.place} holds the {entry['name']}, which a single network or file cannot replace. Leave it out to build the teachers "
+            "from the names and files of the dump."
         )
     return Teachers([_live(cache, member, teacher, weights, device) for member in members])
 
@@ -74,28 +75,28 @@ def served_teacher_of(cache: Cache, address: str | None) -> Teachers:
     """Connect to the server that a cache's rows came from.
 
     Args:
-        cache: Says which model, and where it was served.
-        address: `vllm:URL` or `sglang:URL` where it is served now; None: where it was.
+        cache: Cache that records the model and its server.
+        address: Current address of the server, `vllm:URL` or `sglang:URL`. Defaults to the recorded address.
 
     Raises:
-        CacheMismatchError: It serves another model.
-        InputError: The rows did not come from a server, or it refuses.
-        CacheIncompleteError: It does not answer.
+        CacheMismatchError: If the server serves another model.
+        InputError: If the rows did not come from a server, or if the server refuses the request.
+        CacheIncompleteError: If the server does not respond.
     """
     manifest = cache.manifest
     (entry,) = cache.of(None).manifest.teachers
     if entry["gives"]["by"] not in SERVERS:
         raise InputError(
-            f"the rows of {cache.place} were imported ({entry['name']}): there is no teacher that could answer again. Leave out --replay."
+            f"the rows of {cache.place} were imported ({entry['name']}), so there is no teacher to run again. Leave out --replay."
         )
     if address is not None and not is_server(address):
-        raise InputError(f"the teacher of {cache.place} is behind a server: name it as {entry['gives']['by']}:URL")
+        raise InputError(f"the teacher of {cache.place} is a server; pass its address as {entry['gives']['by']}:URL")
     asking = Asking()
     server = connect(address or f"{entry['gives']['by']}:{entry['weights']}", asking)
-    if server.name != entry["name"]:
+    if entry["name"] not in (server.name, PurePath(server.name).name):  # an anonymous cache keeps the last part
         server.close()
         raise CacheMismatchError(
-            f"{server.url} serves {server.name}, and {cache.place} was dumped from {entry['name']}"
+            f"{server.url} serves {server.name}, but {cache.place} was dumped from {entry['name']}; serve that model"
         )
     inputs = find_modality(manifest.modality).read_inputs(entry["preprocessing"])
     one = GivenTeacher(
@@ -120,12 +121,12 @@ def _live(
         if teacher is not None:
             raise
         raise InputError(
-            f"the teacher of {cache.place} was given as an object ({entry['name']}): give it again, as an object or by a name"
+            f"the teacher of {cache.place} was given as an object ({entry['name']}); pass it again, as an object or by name"
         ) from error
     found = hash_weights(network.module.state_dict())
     if found != entry["weights_sha256"]:
         raise CacheMismatchError(
-            f"the live teacher {network.name} has weights sha256 {found[:12]}, {cache.place} was dumped with "
-            f"{entry['weights_sha256'][:12]}. Name the recorded weights with --teacher-weights, or dump again."
+            f"the live teacher {network.name} has weights sha256 {found[:12]}, but {cache.place} was dumped with "
+            f"{entry['weights_sha256'][:12]}. Pass the recorded weights with --teacher-weights, or dump again."
         )
     return recorded_teacher(network, entry, manifest, device)

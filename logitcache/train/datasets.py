@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from logitcache.data import Ids, View, kept_of, modality_of, render
-from logitcache.data.contract import cache_views, check_inputs, recorded_data
+from logitcache.data.contract import cache_views, check_inputs, recorded_data, refuse_unreplayable
 from logitcache.encoding import AnyRows, DrawnRows, TopKRows, dense
 from logitcache.errors import InputError
+from logitcache.runtime.tensors import shared
 from logitcache.store import Cache, is_among, open_cache
 from logitcache.train.loader import Loader, LoaderSettings, refuse_mixed
 from logitcache.train.order import epoch_number, sampled
@@ -50,6 +52,10 @@ class EpochRows:
     _rows: ViewRows
     _cache: Cache
 
+    def recorded(self) -> dict[str, NDArray[Any]]:
+        """Return how another tool augmented each image, of a cache that was imported from one: see `Cache.recorded`."""
+        return self._cache.recorded(self.view.index)
+
     def logits(self, samples: Sequence[int] | Ids, temperature: float | None = None) -> AnyRows:
         """Return the logits of some rows: see `TeacherRows.logits`."""
         cache, ids = self._cache, _row_ids(samples, self._cache.manifest.view_rows)
@@ -80,7 +86,7 @@ class TeacherRows(Dataset[Any]):
         """
         self.cache = open_cache(cache).of(teacher)
         self.views = cache_views(self.cache)
-        self._chosen = _shared(torch.full((), -1, dtype=torch.int64))
+        self._chosen = shared(torch.full((), -1, dtype=torch.int64))
         self._decoder: RowDecoder | None = None
         self._held: tuple[int, ViewRows] | None = None
 
@@ -167,7 +173,7 @@ class TeacherRows(Dataset[Any]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Share the epoch of a copy with the workers that it will have, as the original does."""
         self.__dict__.update(state)
-        _shared(self._chosen)
+        shared(self._chosen)
 
 
 class WithTeacher(Dataset[tuple[Any, int, Any]]):
@@ -187,7 +193,7 @@ class WithTeacher(Dataset[tuple[Any, int, Any]]):
         wanted = {"image_size": image_size}
         self._inputs = modality_of(images).choose_inputs(images, rows.views[0], wanted, recorded)
         several = len(rows.views) > 1
-        self._upcoming = _shared(torch.zeros(len(rows), dtype=torch.int16)) if several else None  # view of each sample
+        self._upcoming = shared(torch.zeros(len(rows), dtype=torch.int16)) if several else None  # view of each sample
         self._checked: set[int] = set()
         self._check(rows.views[0], sampled(0, 0, len(images)))
 
@@ -223,7 +229,7 @@ class WithTeacher(Dataset[tuple[Any, int, Any]]):
         """Share the views of a copy with the workers that it will have, as the original does."""
         self.__dict__.update(state)
         if self._upcoming is not None:
-            _shared(self._upcoming)
+            shared(self._upcoming)
 
     def _epoch_of(self, ids: Ids) -> int:
         """Read once which epoch a batch shows; where nobody chose one, it is the next that its first sample has not been shown in."""
@@ -246,11 +252,6 @@ def _row_ids(samples: Sequence[int] | Ids, count: int) -> Ids:
     if len(ids) and not 0 <= ids.min() <= ids.max() < count:
         raise IndexError(f"samples are 0 to {count - 1}, not {ids.min()} to {ids.max()}")
     return ids
-
-
-def _shared(values: Tensor) -> Tensor:
-    """Share numbers with the workers of a DataLoader, also with those that outlive an epoch."""
-    return values.share_memory_()  # type: ignore[no-untyped-call,no-any-return]
 
 
 def open_dataset(cache: str | Path | Cache, teacher: str | None = None) -> TeacherRows:
@@ -302,5 +303,6 @@ def wrap(
         raise InputError(
             f"{rows.cache.place} is a cache of {rows.cache.manifest.modality}: `wrap` takes images. Use `Loader`."
         )
+    refuse_unreplayable(rows.cache)
     images = recorded_data(rows.cache, dataset, listed=dataset is None)
     return WithTeacher(images, rows, transform, image_size)

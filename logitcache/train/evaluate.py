@@ -19,6 +19,7 @@ from logitcache.errors import InputError, StoppedError
 from logitcache.models import evaluating
 from logitcache.runs.metrics import ACCURACY
 from logitcache.train.beside import BESIDE, as_metrics, compared
+from logitcache.train.completing import Completer
 from logitcache.train.replicas import Replicas
 
 __all__ = ["Evaluation", "Subject", "evaluate"]
@@ -69,6 +70,7 @@ class Subject:
         inputs: Preprocessing of the network.
         renderer: Renders the samples for this preprocessing.
         names: Names of networks that may have what belongs to the data, as a tokenizer.
+        completer: Completes prompts of the samples; None completes none.
     """
 
     samples: Samples
@@ -76,6 +78,7 @@ class Subject:
     inputs: Inputs
     renderer: Renderer
     names: Sequence[str] = ()
+    completer: Completer | None = None
 
 
 def evaluate(
@@ -154,6 +157,8 @@ def evaluate(
     others = dict(measured_besides(modality, samples, loss / len(found), len(found), chosen, subject.names))
     if teacher is not None:
         others |= as_metrics(replicas.summed(differences), len(found))
+    if subject.completer is not None:
+        others |= subject.completer.measure(module, replicas, should_stop)
     return Evaluation(accuracy, loss / len(found), ece / len(found), found, said, top5, others)
 
 

@@ -22,7 +22,7 @@ from logitcache.data import (
     modality_of,
     whole_of,
 )
-from logitcache.data.contract import cache_views, recorded_data
+from logitcache.data.contract import cache_views, recorded_data, refuse_unreplayable
 from logitcache.data.exclusion import (
     Reading,
     kept_unreadable,
@@ -41,6 +41,7 @@ from logitcache.runtime.device import pick_device
 from logitcache.runtime.wording import bytes_text
 from logitcache.store import Cache
 from logitcache.teachers.recorded import live_teacher_of
+from logitcache.train.completing import Completer, completer_for
 from logitcache.train.counting import with_loss_on
 from logitcache.train.order import epoch_views, most_spills
 from logitcache.train.settings import TrainSettings
@@ -71,6 +72,7 @@ class Job:
         device: Device to train on.
         spec: Name of the training data; None where it is an object.
         window: Rows of a block and blocks of a window, where memory is bounded; None holds whole views.
+        completer: Completes test prompts after each epoch, where that was asked for.
     """
 
     cache: Cache | None
@@ -86,6 +88,7 @@ class Job:
     device: torch.device
     spec: str | None
     window: tuple[int, int] | None
+    completer: Completer | None = None
 
     @property
     def names(self) -> list[str]:
@@ -107,6 +110,7 @@ def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettin
         _refuse_too_little(opened, objective)
     samples: Any
     if opened:
+        refuse_unreplayable(opened)
         samples, views = recorded_data(opened, settings.data, settings.exclude), cache_views(opened)
         refuse_image_options(samples, {name: getattr(settings, name) for name in _FOR_IMAGES})
         _refuse_other_views(opened, settings)
@@ -133,7 +137,8 @@ def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettin
     test = whole if held is not None else _test_samples(settings.test_data, spec, samples, opened, settings.loss_on)
     window = _window(opened, settings.memory_budget, len(shown[0])) if opened else None
     objective = _weighted(objective, name, settings, samples, device)
-    return Job(opened, name, objective, samples, test, excluded, held, shown, network, inputs, device, named, window)
+    job = Job(opened, name, objective, samples, test, excluded, held, shown, network, inputs, device, named, window)
+    return replace(job, completer=completer_for(test, held, network.module, settings, job.names))
 
 
 def targets_of(job: Job, settings: TrainSettings, *, in_place: bool = False) -> Targets:
@@ -269,8 +274,8 @@ def _refuse_too_little(cache: Cache, objective: Objective) -> None:
     if encoding["kind"] == "topk-mass" and (temperature := loss.other_temperature) is not None:
         raise CacheMismatchError(
             f"{cache.place} holds log-probabilities at temperature 1, and of the classes outside the {encoding['k']} largest only their "
-            f"mass: what that mass is at temperature {temperature:g} nobody can tell. Use --temperature 1 (of a method that has others, "
-            "each of them), or dump a teacher whose logits are at hand."
+            f"mass: what that mass is at temperature {temperature:g} nobody can tell. Use --temperature 1 (and 1 where a method has "
+            "others, as calibration_temperature), or dump a teacher whose logits are at hand."
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from logitcache.data import Ids, kept_of, modality_of
-from logitcache.data.contract import cache_views, check_inputs, recorded_data
+from logitcache.data.contract import cache_views, check_inputs, recorded_data, refuse_unreplayable
 from logitcache.data.optional import for_training
 from logitcache.data.protocol import Renderer
 from logitcache.encoding import AnyRows
@@ -151,6 +151,7 @@ class Loader:
         """
         self._settings = settings = LoaderSettings(**options)
         self.cache = open_cache(cache).of(settings.teacher)
+        refuse_unreplayable(self.cache)
         self.data = with_loss_on(recorded_data(self.cache, data), settings.loss_on)
         self.device = pick_device(settings.device)
         self.batch_size = settings.batch_size

@@ -59,8 +59,8 @@ _SEED_STRIDE = 0x9E3779B97F4A7C15  # between the dropout seeds of two processes
 
 _RESULTS = (  # of the last epoch, in the results of a run
     *("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_top5_accuracy", "test_loss", "test_ece"),
-    *("perplexity", "bits_per_byte", "kl_to_teacher", "test_teacher_agreement", "topk_overlap"),
-    *("ema_test_accuracy", "ema_test_top5_accuracy", "ema_test_loss"),
+    *("perplexity", "bits_per_byte", "kl_to_teacher", "test_teacher_agreement", "topk_overlap", "rouge_l"),
+    *("ema_test_accuracy", "ema_test_top5_accuracy", "ema_test_loss", "ema_rouge_l"),
 )
 
 Blocks = tuple[int, ...] | None  # None: all
@@ -99,7 +99,7 @@ class Loop:
         self._save_whole: Callable[[], None] = lambda: None  # saves the state at the end of the steps of an epoch
         if job.test is not None:
             seen, view = self.modality.for_evaluation(job.inputs, job.test)
-            self.test = Subject(job.test, view, seen, self._renderer(job.test, [seen]), job.names)
+            self.test = Subject(job.test, view, seen, self._renderer(job.test, [seen]), job.names, job.completer)
             if job.cache is not None and job.held_out is not None:
                 self.test = replace(self.test, view=job.epoch_views[0][0])
                 held = rows_of(offsets_of(job.test), job.held_out)
@@ -380,7 +380,7 @@ class Loop:
             self._save_whole()
             raise self._stopped(f"the last step of epoch {epoch + 1}, before it was measured") from error
         if averaged:
-            kept = {"test_accuracy", "test_top5_accuracy", self.modality.headline}
+            kept = {"test_accuracy", "test_top5_accuracy", "rouge_l", self.modality.headline}
             found |= {f"ema_{name}": value for name, value in averaged.items() if name in kept}
         return found
 

@@ -34,9 +34,11 @@ class EpochMetrics(TypedDict):
             the cache keeps the largest logits: all others count as one class.
         test_teacher_agreement: Fraction of those rows on which student and teacher predict the same class.
         topk_overlap: Mean share of the teacher's ten largest classes, or of as many as the cache keeps, among as many of the student's.
+        rouge_l: Mean ROUGE-L of completions of test prompts, in [0, 1], where they are generated.
         ema_test_accuracy: Test accuracy of the averaged weights.
         ema_test_top5_accuracy: The same among the five largest logits.
         ema_test_loss: Test loss of the averaged weights, for data that is judged by its loss.
+        ema_rouge_l: ROUGE-L of the averaged weights.
     """
 
     epoch: int
@@ -63,6 +65,7 @@ class EpochMetrics(TypedDict):
     kl_to_teacher: NotRequired[float]
     test_teacher_agreement: NotRequired[float]
     topk_overlap: NotRequired[float]
+    rouge_l: NotRequired[float]
     ema_test_accuracy: NotRequired[float]
     ema_test_top5_accuracy: NotRequired[float]
     ema_test_loss: NotRequired[float]

@@ -182,6 +182,25 @@ class DataSettings(Settings):
         help="For text, the rows that count, where a cache has others too: all; completions, and whatever the assistant says in a chat "
         "(assistant); or completions, and of a chat the last that it says (completion).",
     )
+    generate: int | None = option(
+        None,
+        metavar="PROMPTS",
+        minimum=1,
+        shown="none",
+        panel="Text",
+        help="For text, number of test prompts, the first ones, that the student completes after every epoch. `rouge_l` compares with the "
+        "completions of the data; needs the package rouge-score.",
+    )
+    generate_tokens: int | None = option(
+        None, metavar="N", minimum=1, shown="256", panel="Text", help="Most tokens of such a completion."
+    )
+    generate_temperature: float | None = option(
+        None,
+        metavar="T",
+        shown="0, the most likely token",
+        panel="Text",
+        help="Temperature at which tokens of such a completion are drawn.",
+    )
     exclude: "str | Path | Sequence[int] | None" = option(
         None,
         form="samples",
@@ -234,6 +253,10 @@ class DataSettings(Settings):
         super().__post_init__()
         self.check_name("loss_on", "rows to count", LOSSES_ON)
         self.check("holdout", lambda share: 0 < share < 1, "a share between 0 and 1")
+        self.check("generate_temperature", lambda t: 0 <= t < math.inf, "0 or more")
+        for name in ("generate_tokens", "generate_temperature"):
+            if self.generate is None and getattr(self, name) is not None:
+                raise InputError(f"{self.flag(name)} says how prompts are completed: give --generate PROMPTS too")
         if self.holdout is not None and self.test_data is not None:
             raise InputError(
                 "--holdout and --test-data each say what is evaluated: give one of them (test data has no cached rows to compare with)"
@@ -530,7 +553,7 @@ class TrainRequest(Settings):
     settings: "TrainSettings | None" = option(
         None, form="python", conduct=True, help="Settings; keyword arguments replace fields of it."
     )
-    report_to: Sequence[str] | None = option(
+    log_to: Sequence[str] | None = option(
         None,
         form="repeated",
         metavar="NAME",

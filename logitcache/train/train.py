@@ -21,10 +21,11 @@ import torch
 from torch import nn
 
 from logitcache.data import modality_of
+from logitcache.data.text.origin import compare_with_origin, identities, origin_of
 from logitcache.data.text.reading import warn_of_other_tokenizer
 from logitcache.errors import InputError
 from logitcache.methods import method_name
-from logitcache.models import checkpointing_gradients, read_weights, restoring_modes
+from logitcache.models import checkpointing_gradients, hash_weights, read_weights, restoring_modes
 from logitcache.runs.directory import FollowedRun, Lengthen, RunDirectory, free_name, read_metrics
 from logitcache.runs.metrics import find_metric
 from logitcache.runtime.determinism import deterministic_algorithms
@@ -48,7 +49,16 @@ from logitcache.train.usual import with_usual
 __all__ = ["RunResult", "train_student"]
 
 # Runs of earlier versions do not record them.
-_RECORDED_WHERE_GIVEN = ("exclude", "exif_orientation", "holdout", "loss_on", "sequence_length")
+_RECORDED_WHERE_GIVEN = (
+    "exclude",
+    "exif_orientation",
+    "generate",
+    "generate_temperature",
+    "generate_tokens",
+    "holdout",
+    "loss_on",
+    "sequence_length",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +95,7 @@ def train_student(
     student: str | nn.Module | None = None,
     *,
     settings: TrainSettings | None = None,
-    report_to: Sequence[str] | None = None,
+    log_to: Sequence[str] | None = None,
     resume: bool = False,
     extend: str | None = None,
     out: str | Path | None = None,
@@ -149,7 +159,7 @@ def train_student(
         facts |= {"usual": usual} if usual else {}
         lengthen = functools.partial(lengthened, path, chosen, job.objective, extend)
         run = stack.enter_context(
-            contextlib.closing(_begun(replicas, path, recorded, facts, report_to, resume=resume, lengthen=lengthen))
+            contextlib.closing(_begun(replicas, path, recorded, facts, log_to, resume=resume, lengthen=lengthen))
         )
         results = run.results
         if results is not None:
@@ -226,7 +236,7 @@ def _facts(job: Job, logits: str) -> dict[str, Any]:
             "fingerprint": cache.fingerprint,
             "teacher": cache.teacher,
             "views": len(cache.manifest.views),
-            "bytes_per_row": cache.fields(cache.teacher).itemsize,
+            "memory_bytes_per_row": cache.fields(cache.teacher).itemsize,
             "logits": logits,
         }
     weights = job.objective.class_weights
@@ -246,6 +256,16 @@ def _facts(job: Job, logits: str) -> dict[str, Any]:
         },
         # Paths may move; what they lead to may not change in the middle of a run.
         "data": {"train": job.samples.digest(), "test": None if job.test is None else job.test.digest()},
+        **({} if cache is None else {"taught_by": identities(cache.manifest.teachers)}),
+        **_on_policy(job),
         "trained_on": {"data": job.spec, "samples": len(job.samples), "classes": len(job.samples.classes)},
         "headline": find_metric(modality_of(job.samples).headline).to_json(),
     }
+
+
+def _on_policy(job: Job) -> dict[str, Any]:
+    """Return whether text that a model generated is the student's own, and its teacher that of the student; of other data nothing."""
+    if job.cache is None or origin_of(job.samples) is None:
+        return {}
+    weights = hash_weights(job.network.module.state_dict())
+    return {"on_policy": compare_with_origin(job.samples, job.cache.manifest.teachers, weights)}

@@ -74,7 +74,7 @@ def test_safetensors_hold_a_view_each(dump, tmp_path, made):
 
 def test_a_stretch_keeps_the_numbers_of_its_samples(dump, tmp_path):
     cache = dump(samples=(100, 130))
-    (file,) = export_cache(cache, tmp_path / "rows.parquet", views=[1])
+    (file,) = export_cache(cache, tmp_path / "rows.parquet", view_ids=[1])
     table = pq.read_table(file)
     assert table["sample"].to_pylist() == list(range(100, 130))
     assert set(table["view"].to_pylist()) == {1}
@@ -84,9 +84,9 @@ def test_a_stretch_keeps_the_numbers_of_its_samples(dump, tmp_path):
     ("name", "views", "message"),
     [
         ("rows.csv", None, "must end in .parquet or .safetensors"),
-        ("rows.parquet", [2], r"has views 0 to 1, each once: \[2\] cannot"),
-        ("rows.parquet", [0, 0], "each once"),
-        ("rows.parquet", [], "each once"),
+        ("rows.parquet", [2], r"cannot export views \[2\] of .*; expected distinct views from 0 to 1"),
+        ("rows.parquet", [0, 0], "expected distinct views"),
+        ("rows.parquet", [], "expected distinct views"),
         ("taken.parquet", None, "exists; nothing was written"),
         ("taken.safetensors", [0], "exists; nothing was written"),
     ],
@@ -95,7 +95,7 @@ def test_what_cannot_be_exported_is_refused(dump, tmp_path, name, views, message
     for suffix in ("parquet", "safetensors"):
         (tmp_path / f"taken.{suffix}").write_text("mine")
     with pytest.raises(InputError, match=message):
-        export_cache(dump(), tmp_path / name, views=views)
+        export_cache(dump(), tmp_path / name, view_ids=views)
     assert (tmp_path / "taken.parquet").read_text() == "mine"
 
 
@@ -114,7 +114,7 @@ def test_a_stopped_export_leaves_nothing(dump, tmp_path):
 
 def test_the_command_says_what_it_wrote(run, dump):
     dump()
-    done = run("export", "--out", "rows.parquet", "--views", "1")
+    done = run("export", "--out", "rows.parquet", "--view-ids", "1")
     assert done.exit_code == 0
     assert done.stdout.startswith("rows.parquet: ")
     assert run("export", "c.zarr", "--out", "rows.txt").exit_code == 1
@@ -124,7 +124,7 @@ def test_documents_are_lists_of_ids_and_log_probabilities_by_position(tmp_path):
     """List i is the distribution of token i + 1, of blocks that cut documents too; what is no target has an empty list."""
     samples = texts.contexts(30, longest=12, seed=3, targets=True)
     logitcache.dump_logits(texts.teacher(40), samples, tmp_path / "c.zarr", batch_size=4, block_rows=16, exclude=[4])
-    with pytest.raises(InputError, match="keeps every class, and `layout` documents lists the largest"):
+    with pytest.raises(InputError, match="`layout` documents needs a top-k cache"):
         export_cache(tmp_path / "c.zarr", tmp_path / "c.parquet", layout="documents")
     cache = logitcache.dump_logits(
         texts.teacher(40),

@@ -54,7 +54,7 @@ def test_more_bytes_lose_less(dump):
     assert by_name["full", "f32"].kl_nats["T=1"] == 0.0
     assert by_name["full", "f16"].kl_nats["T=4"] < by_name["full", "u8"].kl_nats["T=4"]
     assert by_name["full", "u8"].kl_nats["T=4"] < by_name["topk", "u8"].kl_nats["T=4"]
-    assert by_name["topk", "f16"].methods[1].refused == "clkd looks at every logit of a row"
+    assert by_name["topk", "f16"].methods[1].refused == "clkd needs every logit of a row"
     sizes = [one.bytes_per_row for one in sweep_encodings(dump(), methods=["kd"])]
     assert sizes == sorted(sizes)
 
@@ -65,7 +65,7 @@ def test_a_poor_encoding_is_said_at_the_dump_and_a_good_one_is_not(dump, tmp_pat
     sentence = next(one for one in poor if one.startswith("rld at T=4 loses "))
     lost, kept, precision = re.fullmatch(
         r"rld at T=4 loses (\d+%|all) of its gradient at k=1: dump with --(.*) --precision (\w+) "
-        r"\(\d+ B of payload a row instead of \d+\).*",
+        r"\(\d+ B a row instead of \d+\).*",
         sentence,
     ).groups()
     error = logitcache.cache_fidelity(tmp_path / "c.zarr", methods=["rld"]).methods[0].gradient["trained"]
@@ -84,7 +84,7 @@ def test_fidelity_on_the_command_line(dump, run, tmp_path):
     dump(top_k=2, precision="f16")
     shown = run("fidelity", "c.zarr", "--method", "rld", "--method", "kd", "--temperature", "4", "--sweep")
     assert shown.exit_code == 0
-    assert "clkd is refused: clkd looks at every logit of a row" in run("fidelity", "--method", "clkd").stdout
+    assert "clkd is refused: clkd needs every logit of a row" in run("fidelity", "--method", "clkd").stdout
     assert "top-2 f16 (stored)" in shown.stdout
     found = json.loads(run("fidelity", "--json", "--method", "rld", "--set", "beta=1").stdout)
     assert found["stored"]["methods"][0]["gradient"]["trained"] > 0
@@ -92,13 +92,25 @@ def test_fidelity_on_the_command_line(dump, run, tmp_path):
     assert "for which method?" in run("fidelity", "--set", "beta=1").stderr
 
 
-def test_the_three_sizes_of_a_row_have_three_names(dump, tmp_path, run, npz):
-    """On disk, payload, in memory: one cache, three numbers, and none of them is just "a row"."""
-    dump(top_k=3, data=f"arrays:{npz}")
-    shown = {verb: " ".join(run(verb, "c.zarr").stdout.split()) for verb in ("stats", "fidelity")}
-    assert re.search(r"[\d.]+ B a row on disk", shown["stats"])
-    assert re.search(r"[\d.]+ B of payload a row", shown["fidelity"])
-    assert "payload, B a row" in " ".join(run("fidelity", "c.zarr", "--method", "kd", "--sweep").stdout.split())
+def test_bytes_a_row_are_the_same_in_every_verb(dump, run, npz, tmp_path):
+    """Plan, dump, info, stats, fidelity, its sweep and two caches side by side; in memory is another size, by another name."""
+    words = f"--teacher tiny:net --data arrays:{npz} --encoding topk --top-k 2".split()
+    dumped = run("dump", *words, "--out", "c.zarr").stdout
+    found = json.loads(run("info", "c.zarr", "--json").stdout)["bytes_per_row"]
+    assert found == pytest.approx(
+        sum(file.stat().st_size for file in (tmp_path / "c.zarr").rglob("*") if file.is_file()) / 300
+    )
+    shown = [dumped, *(run(verb, "c.zarr").stdout for verb in ("info", "stats", "fidelity"))]
+    for one in shown:
+        assert f"{found:.1f} B a row" in " ".join(one.split()), one
+    planned = float(re.search(r"([\d.]+) B a row", run("dump", *words, "--out", "d.zarr", "--plan").stdout)[1])
+    assert planned == pytest.approx(found, rel=0.2)
+    swept = run("fidelity", "c.zarr", "--method", "kd", "--sweep").stdout
+    stored = next(line for line in swept.splitlines() if "(stored)" in line)
+    assert f" {found:.1f} " in stored
+    assert logitcache.cache_fidelity("c.zarr", methods=["kd"]).bytes_per_row == found
+    (side, _) = logitcache.compare_caches("c.zarr", "c.zarr").sides
+    assert side.bytes_per_row == found
     words = ["--student", "tiny:student", "--epochs", "1", "--out", "r"]
     assert run("train", "c.zarr", *words).exit_code == 0
     assert "in memory, B / sample" in run("compare", "r").stdout

@@ -127,7 +127,7 @@ def test_the_mean_of_teachers_is_the_mean_of_their_logits(dump, tmp_path, images
     assert teacher["name"] == "mean of Sequential, Sequential"
     assert len({entry["teachers"][0]["weights_sha256"] for entry in mean.manifest.derived["from"]}) == 2
     assert logitcache.verify_cache(mean.place.path, data=images).ok
-    shown = run("stats", str(mean.place)).stdout
+    shown = run("info", str(mean.place)).stdout
     assert "mean of Sequential, Sequential" in shown and "by average" in shown
     with pytest.raises(InputError, match="was given as an object"):
         logitcache.train_student(
@@ -139,7 +139,7 @@ def test_the_mean_of_teachers_is_the_mean_of_their_logits(dump, tmp_path, images
 def test_a_mean_of_what_was_cut_or_rounded_away_is_refused(dump, tmp_path, made):
     caches = [dump(**made), dump(**made, teacher=another_net(), out=tmp_path / "b.zarr")]
     with pytest.raises(
-        InputError, match="their mean would not be that of the teachers' logits. Dump with `encoding` full"
+        InputError, match="whose mean is not the mean of the teachers' logits. Dump with `encoding` full"
     ):
         merge_caches(caches, tmp_path / "mean.zarr", average=True)
 
@@ -148,13 +148,13 @@ def test_a_mean_of_what_was_cut_or_rounded_away_is_refused(dump, tmp_path, made)
     ("changes", "average", "message"),
     [
         ({"precision": "f16"}, False, r"these differ in:\n  encoding.dtype: 'f32' in .*c.zarr, 'f16' in .*b.zarr"),
-        ({"teacher": None}, False, r"teachers.0.weights_sha256: (.|\n)*`average` stores the mean of several teachers"),
+        ({"teacher": None}, False, r"teachers.0.weights_sha256: (.|\n)*`average` to store the mean of several teachers"),
         ({"teacher": None, "seed": 3}, True, r"views.0.seed: 0 in .*, 3 in"),
-        ({"batch_size": 32, "seed": 3}, False, r"batch_size: 64 in (.|\n)*`allow_mixed` accepts that"),
+        ({"batch_size": 32, "seed": 3}, False, r"batch_size: 64 in (.|\n)*`allow_mixed` to accept that"),
         ({"samples": (0, 100)}, False, r"there is an overlap between .*c.zarr \(up to sample 300\)"),
         ({"samples": (0, 100), "seed": 3}, False, r"these differ in:\n  data|these differ in:(.|\n)*samples"),
         ({"views": 1}, False, "view 0 of .*b.zarr shows the same pixels as a view of .*c.zarr"),
-        ({"augment": "none", "seed": 3, "views": 1, "samples": (0, 100)}, False, "views.0.recipe(.|\n)*slice --views` leaves"),
+        ({"augment": "none", "seed": 3, "views": 1, "samples": (0, 100)}, False, "views.0.recipe(.|\n)*slice --views` to keep"),
         ({"mean": [0.1]}, False, "preprocessing.mean"),
     ],
     ids=str,
@@ -175,7 +175,7 @@ def test_views_without_augmentation_are_one_view_whatever_the_seed(dump, tmp_pat
 
 def test_a_dump_does_not_extend_what_was_merged(dump, tmp_path):
     merge_caches([dump(), dump(seed=7, out=tmp_path / "b.zarr")], tmp_path / "m.zarr")
-    with pytest.raises(CacheMismatchError, match="was made by logitcache merge; .* A dump cannot extend it"):
+    with pytest.raises(CacheMismatchError, match="was made by logitcache merge, and a dump cannot extend it"):
         dump(out=tmp_path / "m.zarr", views=5)
 
 
@@ -191,13 +191,13 @@ def test_a_gap_one_cache_or_the_same_twice_is_refused(dump, tmp_path):
         InputError, match=r"there is a gap between .*0.zarr \(up to sample 100\) and .*150.zarr \(from 150\)"
     ):
         merge_caches(parts, tmp_path / "m.zarr")
-    with pytest.raises(InputError, match="two caches or more, not 1"):
+    with pytest.raises(InputError, match="two or more caches, not 1"):
         merge_caches(parts[:1], tmp_path / "m.zarr")
     with pytest.raises(InputError, match="hold the same rows"):
         merge_caches([parts[0], parts[0]], tmp_path / "m.zarr")
     with pytest.raises(InputError, match="hold the same rows"):
         merge_caches([parts[0], parts[0]], tmp_path / "m.zarr", average=True)
-    with pytest.raises(InputError, match="is one of the caches that are read"):
+    with pytest.raises(InputError, match="is one of the source caches"):
         merge_caches(parts, parts[0].place.path)
 
 

@@ -77,11 +77,11 @@ def test_a_stopped_slice_continues_and_is_no_dump(dump, tmp_path):
 @pytest.mark.parametrize(
     ("made", "changes", "message"),
     [
-        ({}, {}, "a slice must leave something out"),
-        ({}, {"views": 3}, "has 2 views: a slice takes 1 to that many, not 3"),
-        ({"precision": "f16"}, {"precision": "f32"}, "the cache holds f16: a slice cannot hold f32"),
+        ({}, {}, "the slice would be a full copy"),
+        ({}, {"views": 3}, "has 2 views; `views` must be from 1 to that many, not 3"),
+        ({"precision": "f16"}, {"precision": "f32"}, "`precision` f32 is higher than the cache's f16"),
         ({"top_k": 2}, {"top_k": 0}, "`top_k` must be 1 or more, not 0"),
-        ({"top_k": 2}, {"top_k": 3}, "the cache keeps the 2 largest: a slice cannot keep 3"),
+        ({"top_k": 2}, {"top_k": 3}, "`top_k` 3 is more than the 2 largest logits that the cache keeps"),
         ({}, {"top_k": 4}, "top-k 4 of 5 classes leaves no rest"),
         ({}, {"precision": "f8"}, "unknown precision 'f8'"),
     ],
@@ -108,7 +108,7 @@ def test_a_setting_of_the_wrong_type_is_one_sentence(dump, tmp_path, wrong, mess
 @pytest.mark.parametrize("part", [{"precision": "f16"}, {"samples": (0, 100)}])
 def test_a_slice_that_could_not_be_measured_is_refused(dump, tmp_path, part):
     cache = dump(views=1, exclude=probe_rows(0, 300, 5).tolist())
-    with pytest.raises(InputError, match="no rows that are kept exactly.* slicing could not be checked afterwards"):
+    with pytest.raises(InputError, match="would have no probe.* the result of slicing could not be verified"):
         slice_cache(cache, tmp_path / "s.zarr", **part)
     assert not (tmp_path / "s.zarr").exists()
 
@@ -118,21 +118,24 @@ def test_a_damaged_cache_is_not_cut_into_one_that_looks_whole(dump, tmp_path):
     whole = dump()
     right, wrong = (whole.place.path / f"teachers/sequential/logits/c/{view}/0/0" for view in (0, 1))
     wrong.write_bytes(right.read_bytes())
-    with pytest.raises(CorruptCacheError, match=r"logits/c/1/0/0 has other bytes than were written .* then try again"):
+    with pytest.raises(
+        CorruptCacheError,
+        match=r"logits/c/1/0/0 has been modified: its digest or checksum does not match .* then try again",
+    ):
         slice_cache(whole.place.path, tmp_path / "part.zarr", precision="u8")
     assert not (tmp_path / "part.zarr").exists()
 
 
 def test_views_that_belong_together_are_not_parted(dump, tmp_path):
     whole = dump(augment="none,pad-crop-flip")
-    with pytest.raises(InputError, match="`views` 3 would cut a group of 2 views that belong together"):
+    with pytest.raises(InputError, match="`views` 3 would split a group of 2 views that belong together"):
         slice_cache(whole, tmp_path / "part.zarr", views=3)
     assert len(slice_cache(whole, tmp_path / "part.zarr", views=2).manifest.views) == 2
 
 
 def test_a_cache_is_not_cut_onto_itself(dump):
     whole = dump()
-    with pytest.raises(InputError, match="is one of the caches that are read"):
+    with pytest.raises(InputError, match="is one of the source caches"):
         slice_cache(whole.place.path, whole.place.path, views=1)
 
 
@@ -141,9 +144,16 @@ def test_slice_on_the_command_line(dump, run):
     assert (
         run("slice", "c.zarr", "--out", "d.zarr", "--views", "1").stdout == "d.zarr: 300 samples x 1 view, complete\n"
     )
-    assert "made from" in run("stats", "d.zarr").stdout
+    assert "made from" in run("info", "d.zarr").stdout
 
 
 def test_a_slice_needs_a_cache(tmp_path):
     with pytest.raises(CacheNotFoundError, match="there is no cache at"):
         slice_cache(tmp_path / "no.zarr", tmp_path / "part.zarr", views=1)
+
+
+def test_the_command_that_a_slice_records_can_be_typed(run, dump, tmp_path):
+    dump()
+    assert run("slice", "c.zarr", "--out", "d.zarr", "--views", "1").exit_code == 0
+    command = logitcache.open_cache(tmp_path / "d.zarr").command
+    assert run(*command.split()[1:]).exit_code == 0

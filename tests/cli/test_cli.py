@@ -33,19 +33,20 @@ def test_what_is_taken_from_a_checkpoint_is_said(run, tmp_path):
         "dump", "--teacher", "tiny:net", "--teacher-weights", "a.pth", "--data", "arrays:d.npz", "--out", "c.zarr"
     )
     assert result.exit_code == 0, result.output
-    assert "a.pth: weights taken below 'net', names without 'module.'\n" in result.stderr
+    assert "a.pth: loaded weights below 'net', names without 'module.'\n" in result.stderr
 
 
 def test_the_whole_way(run, npz):
     done = run(*DUMP.split(), "c.zarr")
-    assert (done.exit_code, done.stdout) == (0, "c.zarr: 300 samples x 2 views, 5 classes, complete\n")
+    assert done.exit_code == 0
+    assert re.fullmatch(r"c\.zarr: 300 samples x 2 views, 5 classes, complete; [\d.]+ B a row\n", done.stdout)
     assert re.search(r"dumping: 600/600 rows, view 2/2, [0-9,]+ rows/s, .*teacher [0-9.]+% right", done.stderr)
 
     done = run("stats")
     assert done.exit_code == 0
     assert "using c.zarr (the newest cache here)" in done.stderr
-    assert "tiny:net, weights sha256" in done.stdout
-    assert "arrays:data.npz, 300 samples, 5 classes" in done.stdout
+    assert "c.zarr: tiny:net on arrays:data.npz, 300 samples x 2 views" in done.stdout
+    assert "tiny:net, weights sha256" in run("info", "c.zarr").stdout
 
     done = run("verify", "c.zarr")
     assert done.exit_code == 0
@@ -200,12 +201,12 @@ REFUSALS = [
         1,
         "unknown method 'rdl'; did you mean 'rld'? Known: atkd, ce, clkd",
     ),
-    ("train c.zarr --student resnet8 --set beta=2", 1, "kd has no parameter 'beta'; it takes temperature"),
+    ("train c.zarr --student resnet8 --set beta=2", 1, "unknown parameter 'beta' of kd; expected temperature"),
     ("train c.zarr --student resnet8 --set beta", 2, "expected name=value, not 'beta'"),
     ("train c.zarr --student resnet8 --augment none", 1, "has its own views (pad-crop-flip): leave out --augment"),
     ("train c.zarr", 2, "which network? Name it with --student NAME"),
     ("train --resume", 2, "which run? Name its folder with --out RUN"),
-    ("train --resume --out nothing", 1, "nothing holds no run to resume. Leave out --resume to begin one"),
+    ("train --resume --out nothing", 1, "nothing holds no run to resume. Leave out --resume to start one"),
     (
         "train c.zarr --student resnet8 --data arrays:other.npz",
         1,
@@ -222,20 +223,20 @@ REFUSALS = [
     (
         "dump --teacher tiny:net --data arrays:data.npz --out c.zarr",
         1,
-        "c.zarr is another cache; nothing in it was touched",
+        "c.zarr is a different cache; nothing in it was touched",
     ),
     ("dump --teacher tiny:net --data arrays:data.npz --out folder", 1, "folder exists and is not a logit cache"),
     ("dump --teacher tiny:net --data arrays:data.npz --augment flip --out d.zarr", 1, "unknown augmentation 'flip'"),
     ("dump --teacher tiny:net --data arrays:data.npz --precision f8 --out d.zarr", 1, "unknown precision 'f8'"),
     ("dump --teacher tiny:net --data arrays:data.npz", 2, "Missing option '--out'"),
     ("dump --teacher tiny:Poisoned --data arrays:data.npz --out d.zarr", 1, "gives logits that are no numbers"),
-    ("dump --teacher tiny:seven --data arrays:data.npz --out d.zarr", 1, "answers for 7 classes, not 5"),
+    ("dump --teacher tiny:seven --data arrays:data.npz --out d.zarr", 1, "returns logits for 7 classes, not 5"),
     (
         "dump --teacher tiny:net --data arrays:bad.npz --out d.zarr",
         1,
         "labels must lie in 0 ... 4 (5 classes); sample 0 has 9",
     ),
-    ("compare folder", 1, "folder is no run and holds none"),
+    ("compare folder", 1, "folder neither is nor contains a run"),
     ("methods rdl", 1, "unknown method 'rdl'; did you mean 'rld'"),
     ("verify folder", 1, "folder is not a logit cache"),
     ("frobnicate", 2, "No such command 'frobnicate'"),
@@ -347,9 +348,9 @@ def test_verify_says_when_the_data_has_changed(ready, tmp_path):
     done = ready("verify", "c.zarr")
     assert done.exit_code == 1
     assert "has other samples" in done.stdout
-    done = ready("verify", "c.zarr", "--rows", "0")
+    done = ready("verify", "c.zarr", "--check-rows", "0")
     assert done.exit_code == 0
-    assert "pixels were not compared (--rows 0)" in done.stdout
+    assert "pixels were not compared (--check-rows 0)" in done.stdout
     assert json.loads(ready("verify", "c.zarr", "--json").stdout)["ok"] is False
 
 
@@ -372,6 +373,7 @@ HELP = {
     "slice",
     "merge",
     "export",
+    "info",
     "stats",
     "verify",
     "train",

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import typer
 from logitcache.cli import completion
 from logitcache.cli.app import app
 
@@ -59,20 +60,45 @@ def test_the_usage_line_names_what_is_required(shown, command, usage):
     assert f"Usage: logitcache {command} {usage} " in shown(command)
 
 
-def test_an_option_means_the_same_in_every_command():
-    """`--teacher` names a network; a teacher in a cache is chosen with `--cached-teacher`."""
-    import typer
-
+def options():
+    """Every option: name to command to the word for its value."""
     found = {}
     for name, command in typer.main.get_command(app).commands.items():
         for one in command.params:
             for flag in one.opts:
-                if flag in ("--teacher", "--cached-teacher"):
-                    found.setdefault(flag, {})[name] = one.metavar
-    assert found == {
-        "--teacher": {"dump": "NAME", "verify": "NAME"},
-        "--cached-teacher": dict.fromkeys(("stats", "fidelity", "slice", "export", "train"), "SLUG"),
+                if flag.startswith("--"):
+                    found.setdefault(flag, {})[name] = one.metavar or ""
+    return found
+
+
+def test_an_option_means_the_same_in_every_command():
+    """`--teacher` names a network; a teacher in a cache is chosen with `--cached-teacher`. Values of one name have one form."""
+    found = options()
+    assert found["--teacher"] == {"dump": "NAME", "verify": "NAME"}
+    verbs = ("info", "stats", "fidelity", "slice", "export", "train")
+    assert found["--cached-teacher"] == dict.fromkeys(verbs, "SLUG")
+    several = {flag: set(words.values()) for flag, words in found.items() if len(set(words.values())) > 1}
+    assert several == {
+        "--augment": {"RECIPE[,RECIPE]", "RECIPE"},  # a dump may pair two
+        "--batch-size": {"SAMPLES|auto", "SAMPLES"},
+        "--out": {"PATH", "FILE", "FOLDER", "RUN"},
     }
+    assert not [flag for flag in found for other in found if other.startswith(f"{flag}-to")]
+
+
+@pytest.mark.parametrize(
+    ("line", "new"),
+    [
+        ("train --report-to csv", "--log-to"),
+        ("verify --rows=0", "--check-rows"),
+        ("export --views 0,1", "--view-ids"),
+        ("stats --teacher t", "--cached-teacher"),
+    ],
+)
+def test_an_option_that_had_another_name_says_so(run, line, new):
+    done = run(*line.split())
+    assert done.exit_code == 2
+    assert f"it is {new} now" in done.stderr
 
 
 def test_the_shell_completes_methods_and_networks():

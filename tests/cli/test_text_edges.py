@@ -54,7 +54,7 @@ WRONG_FILES = [
     ("imagefolder:", "imagefolder: names no folder: expected imagefolder:PATH"),
     ("stories-mini:valid", "unknown split of stories-mini 'valid'. Known: test, train"),
     ("fashion-mnist-mini:valid", "unknown split of fashion-mnist-mini 'valid'. Known: test, train"),
-    ("fashion-mnist-mini", "hf:stories-mini is a language model, which reads text, and the data is of another kind"),
+    ("fashion-mnist-mini", "hf:stories-mini is a language model, but the data is not text"),
 ]
 
 
@@ -98,7 +98,7 @@ OPTIONS = [
     ),
     ("--too-long cut", "--too-long is for documents of more tokens than --sequence-length: give that too"),
     ("--tokenizer hf:.", "holds no tokenizer: it has no tokenizer.json"),
-    ("--tokenizer hf:", "hf: names no model: expected hf:PATH, a folder of transformers, or hf:FILE.gguf"),
+    ("--tokenizer hf:", "hf: does not name a model; expected hf:PATH, a folder of transformers, or hf:FILE.gguf"),
 ]
 
 
@@ -132,7 +132,7 @@ def test_a_context_beyond_the_positions_of_a_model_is_refused(typed, cache):
         f"train t.zarr {STUDENT.replace('heads=2', 'heads=2,context=128')} --test-data text:long.txt --out r"
     )
     assert code == 1
-    assert "a context has 601 tokens, and LlamaForCausalLM has positions for 128" in said
+    assert "a context has 601 tokens, but LlamaForCausalLM only has positions for 128" in said
 
 
 def test_packed_sequences_may_be_longer_than_positions_reach(typed, cache):

@@ -30,7 +30,7 @@ def dumped(path, **changes):
     return logitcache.dump_logits(**(arguments | changes))
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch_size=st.sampled_from([17, 64, 100]),
     workers=st.sampled_from([0, 0, 1, 2]),

@@ -17,7 +17,7 @@ def test_preprocessing_is_printed_with_where_it_came_from(run, npz, tmp_path):
     words = f"dump --teacher tiny:net --teacher-weights {weights} --data arrays:{npz} --std 0.5 --out c.zarr".split()
     done = run(*words)
     assert "teacher tiny:net sees 16 x 16 pixels (data), mean 0.1, 0.2, 0.3 (weights), std 0.5 (option)" in done.stderr
-    shown = " ".join(run("stats", "c.zarr").stdout.split())
+    shown = " ".join(run("info", "c.zarr").stdout.split())
     assert "it sees 16 x 16 pixels (data), mean 0.1, 0.2, 0.3 (weights), std 0.5 (option)" in shown
     run("stats", "c.zarr", "--report", "c.html")
     assert "mean 0.1, 0.2, 0.3 (weights), std 0.5 (option)" in (tmp_path / "c.html").read_text()
@@ -30,7 +30,7 @@ def test_a_class_map_is_printed(run, npz, tmp_path):
     )
     said = "class 0 is 6, class 1 is 0, class 2 is 1, class 3 is 2, class 4 is 3, of 7"
     assert f"classes: {said}" in run(*words).stderr
-    assert f"class map {said}" in " ".join(run("stats", "c.zarr").stdout.split())
+    assert f"class map {said}" in " ".join(run("info", "c.zarr").stdout.split())
 
 
 def test_words_of_preprocessing():

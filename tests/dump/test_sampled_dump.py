@@ -91,7 +91,7 @@ def test_views_of_other_caches_cannot_follow(tmp_path):
         logitcache.dump_logits(**images, out=tmp_path / f"{number}.zarr", augment=augment)
         for number, augment in enumerate(["none", "pad-crop-flip"])
     ]
-    with pytest.raises(InputError, match="Dump more views into it"):
+    with pytest.raises(InputError, match="Run its dump's own command"):
         logitcache.merge_caches(caches, tmp_path / "merged.zarr")
 
 
@@ -103,7 +103,7 @@ def test_verify_finds_another_teacher(dumped, tmp_path):
     rows = zarr.open_group(tmp_path / "c.zarr", mode="r+")["probe/logits"]
     name = next(iter(rows))
     rows[name][:] = rows[name][:][:, ::-1]
-    assert not logitcache.verify_cache(tmp_path / "c.zarr", rows=0).ok
+    assert not logitcache.verify_cache(tmp_path / "c.zarr", check_rows=0).ok
 
 
 def test_stats_and_export_say_what_is_exact(dumped, tmp_path):
@@ -117,7 +117,7 @@ def test_stats_and_export_say_what_is_exact(dumped, tmp_path):
     assert found.health.finished
     with pytest.raises(CacheMismatchError, match="holds draws"):
         compare_caches(cache, exact)
-    (file,) = logitcache.export_cache(cache, tmp_path / "c.safetensors", views=[1])
+    (file,) = logitcache.export_cache(cache, tmp_path / "c.safetensors", view_ids=[1])
     from safetensors.numpy import load_file
 
     rows = load_file(file)
@@ -136,7 +136,7 @@ def test_train_takes_the_methods_that_draws_serve(dumped, tmp_path):
     json.dumps(run.results, allow_nan=False)
     with pytest.raises(CacheMismatchError, match="dkd is not linear .* at temperature 1: ce, kd, rc"):
         logitcache.train_student(cache, out=tmp_path / "dkd", method="dkd", **common)
-    with pytest.raises(CacheMismatchError, match="here is temperature 2"):
+    with pytest.raises(CacheMismatchError, match="sampled at temperature 1, not 2"):
         logitcache.train_student(cache, out=tmp_path / "kd2", method="kd", temperature=2.0, **common)
     with pytest.raises(InputError, match="leave no rest for `tail` bucket"):
         logitcache.train_student(cache, out=tmp_path / "kd3", method="kd", tail="bucket", **common)

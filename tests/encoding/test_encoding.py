@@ -7,11 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from logitcache.encoding import FullEncoding, TopKEncoding, dense, encode_rows, read_encoding, rows_of_logprobs
 from logitcache.errors import InputError, UnknownNameError
-from logitcache.methods import get_loss
+from logitcache.methods import METHODS, get_loss
 from logitcache.store import compressed_bytes, decode_rows, kept_values, rounding
 
 ENCODINGS = [
@@ -116,20 +115,28 @@ def test_the_rest_keeps_its_mass_at_one_and_nearly_at_other_temperatures(dtype):
     assert max(mean, lowest) < 0.02
 
 
-def test_one_bucket_is_the_rest_divided_as_the_student_divides_it():
-    """KL over the kept classes and one bucket for the rest, in value and gradient."""
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("name", sorted(name for name, one in METHODS.items() if one.takes_bucket and not one.refine))
+def test_one_bucket_is_the_rest_divided_as_the_student_divides_it(name, temperature):
+    """A method over the kept classes and one bucket for the rest, in value and gradient."""
     logits, labels = draw(32, 20)
     encoding = TopKEncoding(4, "f32")
     rows = decoded(encoding, stored(encoding, logits, labels), labels, 20)
     student = torch.randn(32, 20, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    more = {"confidence_temperature": temperature} if name == "rld" else {}
 
     def bucket(scores):
-        kept = scores.gather(1, rows.ids)
-        return torch.cat([kept, scores.scatter(1, rows.ids, -torch.inf).logsumexp(1, keepdim=True)], 1)
+        others = scores.scatter(1, rows.ids, -torch.inf) / temperature
+        return torch.cat([scores.gather(1, rows.ids), temperature * others.logsumexp(1, keepdim=True)], 1)
 
-    log_p, log_q = F.log_softmax(bucket(rows.at(1.0)), 1), F.log_softmax(bucket(student), 1)
-    expected = (log_p.exp() * (log_p - log_q)).sum(1)
-    ours = get_loss("kd", temperature=1.0, tail="bucket")(student, rows, labels)
+    place = torch.searchsorted(rows.ids, labels[:, None]).squeeze(1)
+    few = bucket(rows.at(temperature))
+    words = {**more, **({"order": few.index_fill(1, torch.tensor([5]), -torch.inf)} if name == "rld" else {})}
+    expected = METHODS[name].divergence(bucket(student), few, place, temperature=temperature, **words)
+    if name == "rld":
+        without = METHODS[name].divergence(bucket(student), few, place, temperature=temperature, beta=0.0, **words)
+        expected = torch.where(rows.unranked, without, expected)
+    ours = get_loss(name, temperature=temperature, tail="bucket", **more)(student, rows, labels)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
     gradients = [torch.autograd.grad(value.sum(), student)[0] for value in (ours, expected)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
@@ -177,7 +184,7 @@ def test_methods_that_need_every_class_refuse_rows_of_the_largest(name):
     logits, labels = draw()
     encoding = TopKEncoding(5, "f32")
     rows = decoded(encoding, stored(encoding, logits, labels), labels, 30)
-    with pytest.raises(InputError, match="rows of which the largest were kept will not do"):
+    with pytest.raises(InputError, match="cannot be computed from top-k rows"):
         get_loss(name)(logits, rows, labels)
 
 
@@ -194,9 +201,9 @@ def test_rows_whose_rest_is_known_by_its_mass_are_complete_at_temperature_one_al
     assert torch.equal(rows.at(1.0), shaped.at(1.0))
     assert np.allclose(decode_rows(encoding.to_json(), columns, 40), rows.at(1.0).numpy(), atol=1e-5)
     assert np.isnan(decode_rows(encoding.to_json(), columns, 40, 2.0)).any()
-    with pytest.raises(InputError, match="not known at temperature 2"):
+    with pytest.raises(InputError, match="unknown at temperature 2"):
         rows.at(2.0)
-    with pytest.raises(InputError, match="only the mass is known"):
+    with pytest.raises(InputError, match="only the mass of the dropped classes"):
         like.narrow(rows, labels)
     ids = torch.cat([logprobs.topk(7).indices, labels[:, None]], 1)
     ids[(ids[:, :-1] == labels[:, None]).any(1), -1] = -1  # named once
@@ -218,11 +225,11 @@ def test_log_probabilities_that_are_none_are_refused_by_row():
         with pytest.raises(InputError, match=says):
             rows_of_logprobs(k=k, classes=50, **given)
 
-    refuses(r"row 1 does not name its own token", labels=np.array([0, 40, 2]))
+    refuses(r"row 1 does not list its label exactly once", labels=np.array([0, 40, 2]))
     refuses(r"row 0 has fewer than 8 classes \(6\)", k=7)
     refuses(r"row 0 has probabilities that sum to more than 1 \(1.5", logprobs=np.log(np.full((3, 6), 0.3)))
     refuses(r"row 2 has log-probabilities above 0", logprobs=good + np.array([[0], [0], [9.0]]))
-    refuses(r"row 1 has a log-probability that is no number", logprobs=good * np.array([[1], [np.nan], [1.0]]))
+    refuses(r"row 1 has a log-probability that is not finite", logprobs=good * np.array([[1], [np.nan], [1.0]]))
     beyond = rows_of_logprobs(ids + np.array([0, 0, 0, 0, 0, 900]), good, labels, 4, 50)
     assert np.allclose(beyond.values.exp().numpy(), 0.1 / 0.9)
 
@@ -236,7 +243,7 @@ def test_ids_that_no_dump_wrote_are_found():
     beyond["ids"][3, 5] += 30
     assert "classes beyond 29" in encoding.check(beyond, 30)
     twice["ids"][3, 2] = 0
-    assert "one twice" in encoding.check(twice, 30)
+    assert "a class twice" in encoding.check(twice, 30)
 
 
 def test_what_cannot_be_encoded_is_refused():
@@ -246,7 +253,7 @@ def test_what_cannot_be_encoded_is_refused():
         TopKEncoding(0, "f16")
     with pytest.raises(UnknownNameError, match=r"unknown precision 'f8'"):
         FullEncoding("f8")
-    with pytest.raises(UnknownNameError, match=r"unknown encoding 'sparse'; this logitcache reads: full, topk"):
+    with pytest.raises(UnknownNameError, match=r"unknown encoding 'sparse'; expected full, topk"):
         read_encoding({"kind": "sparse"})
 
 

@@ -134,7 +134,7 @@ def test_numpy_reads_the_same():
     rows = decoded(encoding, columns, labels)
     assert np.array_equal(ids, rows.ids)
     np.testing.assert_allclose(targets, rows.targets, rtol=1e-6)
-    with pytest.raises(InputError, match="no logits can be made"):
+    with pytest.raises(InputError, match="cannot be converted to logits"):
         decode_rows(entry, columns, CLASSES)
 
 
@@ -198,11 +198,11 @@ def test_rows_move_and_stack_like_tensors_and_are_none():
     again = DrawnRows.stack([rows[position] for position in range(8)]).to("cpu")
     assert torch.equal(again.ids, rows.ids)
     assert torch.equal(again.entropy, rows.entropy)
-    with pytest.raises(InputError, match="5 classes drawn from a distribution over 40"):
+    with pytest.raises(InputError, match="5 classes sampled from a distribution over 40"):
         torch.softmax(rows, 1)
     with pytest.raises(AttributeError, match="cannot be completed"):
         _ = rows.shape
-    with pytest.raises(InputError, match="no logits to complete"):
+    with pytest.raises(InputError, match="sampled rows cannot be converted to logits"):
         dense(rows, 1.0)
 
 
@@ -214,10 +214,10 @@ def test_methods_take_draws_or_say_why_not(name):
     if serves_draws(name, find_method(name)):
         assert name in ("kd", "rc")
         assert get_loss(name, temperature=1.0)(student, rows, labels).shape == (8,)
-        with pytest.raises(InputError, match="drawn at temperature 1, and here is temperature 2"):
+        with pytest.raises(InputError, match="sampled at temperature 1, not 2"):
             get_loss(name, temperature=2.0)(student, rows, labels)
         return
-    with pytest.raises(InputError, match="rows of draws will not do"):
+    with pytest.raises(InputError, match="cannot be computed from sampled rows"):
         get_loss(name)(student, rows, labels)
 
 
@@ -225,7 +225,7 @@ def test_methods_take_draws_or_say_why_not(name):
     ("settings", "reason"),
     [
         ({"refine": "swap"}, "swap edits the teacher's probabilities"),
-        ({"standardize": True}, "z-scores are those of every class"),
+        ({"standardize": True}, "z-scoring needs every logit of a row"),
     ],
 )
 def test_pieces_that_change_the_probabilities_are_refused(settings, reason):

@@ -35,9 +35,13 @@ def test_the_norms_are_those_of_the_gradients_and_nothing_changes():
 @pytest.mark.parametrize(
     ("logits", "terms", "words"),
     [
-        (torch.ones(2, 3), {"ce": torch.tensor(1.0)}, "logits that the network returned, with their gradient"),
-        (torch.ones(2, 3, requires_grad=True), {"kd": torch.ones(2)}, r"term kd must be 0-dim, found a tensor \[2\]"),
-        (torch.ones(2, 3, requires_grad=True), {"kd": 1.0}, "term kd must be 0-dim, found a float"),
+        (
+            torch.ones(2, 3),
+            {"ce": torch.tensor(1.0)},
+            "logits that require a gradient; pass them as the network returned them",
+        ),
+        (torch.ones(2, 3, requires_grad=True), {"kd": torch.ones(2)}, r"term kd must be 0-dim, not a tensor \[2\]"),
+        (torch.ones(2, 3, requires_grad=True), {"kd": 1.0}, "term kd must be 0-dim, not a float"),
     ],
 )
 def test_what_has_no_norm_is_refused(logits, terms, words):

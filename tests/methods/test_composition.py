@@ -97,50 +97,50 @@ def test_what_is_given_wins_over_a_preset_and_that_over_the_method():
 @pytest.mark.parametrize(
     ("name", "changes", "reason"),
     [
-        ("rld", {"refine": "loca"}, "rld takes no refinement: it leaves out what contradicts the label"),
+        ("rld", {"refine": "loca"}, "rld takes no refinement: it masks classes that contradict the label"),
         ("rld", {"temperature": "deviation"}, "rld takes no temperature by deviation"),
         ("revision", {"refine": "swap"}, "revision takes no refinement: it corrects wrong rows itself"),
         ("revision", {"standardize": True}, "revision takes no standardization"),
         ("wsld", {"temperature": "adaptive"}, "wsld takes no standardization: its weight is a ratio"),
-        ("clkd", {"temperature": 2.0}, "clkd has no temperature; it takes mu, nu, beta"),
-        ("ttm", {"temperature": 2.0}, "ttm has no temperature; it takes gamma"),
+        ("clkd", {"temperature": 2.0}, "unknown parameter 'temperature' of clkd; expected mu, nu, beta"),
+        ("ttm", {"temperature": 2.0}, "unknown parameter 'temperature' of ttm; expected gamma"),
         (
             "kd",
             {"temperature": "adaptive", "standardize": False},
-            "an adaptive temperature is read from z-scored logits",
+            "an adaptive temperature needs z-scored logits",
         ),
         ("kd", {"temperature": "deviation", "standardize": True}, "z-scored logits all have deviation 1"),
         (
             "atkd",
             {"refine": "loca"},
-            "loca reads probabilities at one temperature of raw logits.* give calibration_temperature",
+            "loca needs a single temperature of raw logits.* set calibration_temperature",
         ),
-        ("sld", {"refine": "loca"}, "give calibration_temperature"),
-        ("normkd", {"temperature": 2.0, "base": 2.0}, "temperature 2 and base 2 say the same"),
+        ("sld", {"refine": "loca"}, "set calibration_temperature"),
+        ("normkd", {"temperature": 2.0, "base": 2.0}, "temperature 2 and base 2 set the same parameter; pass only one"),
         (
             "normkd",
             {"temperature": (1.0, 2.0)},
-            r"its number multiplies the deviation of a row; give one, not \(1.0, 2.0\)",
+            r"the temperature multiplies the deviation of each row, so it must be one number, not \(1.0, 2.0\)",
         ),
         ("kd", {"standardize": "false"}, "kd: standardize must be true or false, not 'false'"),
         ("wsld", {"temperature": "deviation"}, "wsld takes no temperature by deviation"),
         (
             "rld",
             {"temperature": (2.0, 4.0)},
-            "rld takes no sum over temperatures: its confidence has a temperature of its own",
+            "rld takes no sum over temperatures: its confidence term has its own temperature",
         ),
         (
             "lskd",
             {"refine": "loca"},
-            "at one temperature of raw logits, and here is no such one: give calibration_temperature",
+            "a single temperature of raw logits to compute probabilities, and this method has none; set calibration_temperature",
         ),
         ("kd", {"temperature": 10**400}, "kd: temperature must be a finite number"),
-        ("clkd", {"tail": "bucket"}, "clkd takes no bucket"),
+        ("clkd", {"tail": "bucket"}, "clkd does not support tail 'bucket'"),
         ("ce", {}, "ce has no distillation term"),
         ("kd", {"temperature": ()}, "temperature must be at least one number"),
         ("kd", {"temperature": (1.0, -1.0)}, "kd: temperature must be greater than 0, not -1.0"),
         ("loca", {"alpha": 1.0}, "loca: alpha must be between 0 and 1, not 1.0"),
-        ("ldrld", {"depth": 2.5}, "ldrld: depth must be a whole number, not 2.5"),
+        ("ldrld", {"depth": 2.5}, "ldrld: depth must be an integer, not 2.5"),
         ("ldrld", {"depth": 0}, "ldrld: depth must be greater than 0, not 0"),
         ("clkd", {"reduction": "max"}, "clkd: reduction must be root or sum or mean, not 'max'"),
         ("clkd", {"squared": 1.0}, "clkd: squared must be true or false, not 1.0"),
@@ -161,19 +161,19 @@ def test_what_means_nothing_is_refused_with_the_reason(name, changes, reason):
         ("rld", {"preset": "imagenet"}, "unknown preset of rld 'imagenet'"),
         ("ttm", {"preset": "x"}, "ttm has no presets"),
         ("kd", {"refine": ["loca", "swap"]}, "unknown refinement"),
-        ("kd", {"kd_weight": 2.0}, "kd has no parameter 'kd_weight'"),
+        ("kd", {"kd_weight": 2.0}, "unknown parameter 'kd_weight' of kd"),
         ("kd", {"tail": "gone"}, "unknown tail 'gone'"),
         (3, {}, "unknown method '3'"),
         (
             "rld",
             {"gamma": 1.0},
-            "rld has no parameter 'gamma'; it takes temperature, alpha, beta, confidence_temperature",
+            "unknown parameter 'gamma' of rld; expected temperature, alpha, beta, confidence_temperature",
         ),
-        ("dkd", {"loca_alpha": 0.9}, "dkd has no parameter 'loca_alpha'"),
+        ("dkd", {"loca_alpha": 0.9}, "unknown parameter 'loca_alpha' of dkd"),
         (
             "dkd",
             {"refine": "loca", "calibration": 1.0},
-            "it takes temperature, alpha, beta, loca_alpha, calibration_temperature",
+            "expected temperature, alpha, beta, loca_alpha, calibration_temperature",
         ),
     ],
 )
@@ -246,7 +246,7 @@ def test_the_second_term_of_sld_begins_after_150_of_240_epochs():
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, True, "half"])
 def test_a_share_after_which_a_term_begins_is_a_share(share):
-    with pytest.raises(InputError, match="sld: student_swap_after must be a share from 0 to 1"):
+    with pytest.raises(InputError, match="sld: student_swap_after must be a fraction from 0 to 1"):
         make_objective("sld", {"student_swap_after": share})
 
 
@@ -257,7 +257,9 @@ def test_weights_that_mean_nothing_are_refused(weights):
 
 
 def test_weights_are_no_parameters_and_win_over_presets_where_they_stand():
-    with pytest.raises(UnknownNameError, match="kd has no parameter 'ce_weight': weights have options of their own"):
+    with pytest.raises(
+        UnknownNameError, match="'ce_weight' is a weight, not a parameter of kd; set it with its own option"
+    ):
         make_objective("kd", {"ce_weight": 3.0})
     s, z, y = draw()
     same(get_loss("normkd", preset="imagenet", base=3.0)(s, z, y), get_loss("normkd", temperature=3.0)(s, z, y))
@@ -272,7 +274,7 @@ def test_labels_alone_take_no_distillation_settings(settings):
 def test_shapes_that_do_not_fit_are_refused():
     s, z, y = draw()
     for bad in ((s, z[:, :1], y), (s, z[:1], y), (s, z, y[:3])):
-        with pytest.raises(InputError, match=r"a loss takes student and teacher \[B, C\] and labels \[B\], found"):
+        with pytest.raises(InputError, match=r"a loss takes student and teacher \[B, C\] and labels \[B\], got"):
             get_loss("kd")(*bad)
 
 
@@ -337,12 +339,12 @@ def test_a_strangers_own_method_has_the_same_pieces(monkeypatch):
         get_loss("test_composition:NOT_A_METHOD")
     with pytest.raises(InputError, match="parameter power of careless has no default"):
         get_loss("test_composition:careless")
-    with pytest.raises(InputError, match="reserved calls a parameter 'warmup', which is a word of every method"):
+    with pytest.raises(InputError, match="reserved has a parameter named 'warmup', which is reserved for all methods"):
         get_loss("test_composition:reserved")
-    with pytest.raises(InputError, match="must take student, teacher and labels; it takes 2 of them"):
+    with pytest.raises(InputError, match="must take student, teacher and labels; it takes 2 arguments"):
         get_loss("test_composition:two")
     assert get_loss("test_composition:optional", cap=2.0)(s, z, y).shape == (8,)
-    with pytest.raises(InputError, match="mode must be a word, not 3.0"):
+    with pytest.raises(InputError, match="mode must be a string, not 3.0"):
         get_loss("test_composition:optional", mode=3.0)
     with pytest.raises(InputError, match="method 'no_such_module:x' cannot be imported"):
         get_loss("no_such_module:x")
@@ -382,11 +384,11 @@ def test_an_objective_takes_a_method_that_is_an_object():
 def test_a_composed_loss_brings_its_needs_and_a_function_is_assumed_to_need_all():
     loss = make_objective(get_loss("kd"), {}).loss
     assert (loss.needs_label, loss.every_class, loss.assumed) == (False, None, False)
-    assert make_objective(get_loss("lskd"), {}).loss.every_class == "z-scores are those of every class"
+    assert make_objective(get_loss("lskd"), {}).loss.every_class == "z-scoring needs every logit of a row"
     assert make_objective(get_loss("kd", tail="bucket"), {}).loss.bucket
     loss = make_objective(halved, {}).loss
     assert (loss.needs_label, loss.assumed) == (True, True)
-    assert loss.every_class.endswith("halved is a plain function, which is assumed to read every logit of a row")
+    assert loss.every_class.endswith("halved is a plain function, which is assumed to need every logit of a row")
     assert needs_of("x", find_method(halved)) == needs_of("x", find_method(get_loss("ttm"))) == "every class"
     assert needs_of("x", find_method(get_loss("dkd"))) == "top-k"
 
@@ -402,14 +404,14 @@ def test_a_name_may_lead_to_a_composed_loss(monkeypatch):
 @pytest.mark.parametrize(
     ("method", "words", "message"),
     [
-        (halved, {"settings": {"refine": "swap", "share": 1.0}}, r":halved is a finished loss, so refine, share cannot be given beside it"),
-        (BETA, {"settings": {"beta": 3}}, r"get_loss\(rld, beta=4\) is a finished loss, so beta cannot be given"),
-        (BETA, {"preset": "same-t"}, r"so preset cannot be given beside it: give them to get_loss"),
+        (halved, {"settings": {"refine": "swap", "share": 1.0}}, r":halved is already a complete loss and takes no refine, share"),
+        (BETA, {"settings": {"beta": 3}}, r"get_loss\(rld, beta=4\) is already a complete loss and takes no beta"),
+        (BETA, {"preset": "same-t"}, r"takes no preset; pass them to get_loss"),
         (two, {}, r"two cannot be called with student, teacher and labels: too many positional"),
         (careless, {}, r"careless cannot be called with student, teacher and labels: missing a required (keyword-only )?argument: 'power'"),
-        (Halved, {}, "the method is the class Halved; expected one of its objects"),
-        (OWN, {"settings": {"beta": 3}}, r"Method\(.*:halved\) has no parameter 'beta'"),
-        ("get_loss(rld, beta=4)", {}, "was given as an object, from Python; give the same object"),
+        (Halved, {}, "the method is the class Halved; pass an instance of it"),
+        (OWN, {"settings": {"beta": 3}}, r"unknown parameter 'beta' of Method\(.*:halved\)"),
+        ("get_loss(rld, beta=4)", {}, "was given as a Python object; pass the same object"),
     ],
 )  # fmt: skip
 def test_objects_that_mean_nothing_are_refused(method, words, message):
@@ -422,7 +424,7 @@ def test_objects_that_mean_nothing_are_refused(method, words, message):
 
 @pytest.mark.parametrize("value", [torch.zeros(3), torch.zeros(8, 7), 0.5, None])
 def test_a_function_must_return_one_value_a_row_or_one_in_all(value):
-    with pytest.raises(InputError, match=r"returned .*; expected \[8\], one value a row, or a 0-dim tensor"):
+    with pytest.raises(InputError, match=r"returned .*; expected \[8\], one value per row, or a 0-dim tensor"):
         total(lambda s, z, y: value)
 
 

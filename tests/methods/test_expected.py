@@ -46,7 +46,7 @@ def test_other_settings_stand_apart(measured):
 def test_a_method_below_cross_entropy_says_so(measured):
     said = describe("jsd").warning
     assert said == (
-        "with its defaults jsd is less accurate than cross-entropy alone on first and second, so on every task that was measured"
+        "with its defaults jsd is less accurate than cross-entropy alone on first and second, that is on every task measured"
     )
     assert describe("rld").warning == ""
     assert describe("kd").expected["first"] == "80.0 ± 0.5 %, +3.2 ± 0.3 over ce"

@@ -132,14 +132,15 @@ def test_condensed_rows_give_what_completed_rows_give_for_many_rows(name, precis
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["reverse_kl", "jsd", "skew_kl", "skew_reverse_kl"])
-def test_terms_of_the_rest_stay_finite_at_extreme_logits(name, dtype, never_completed):
+@pytest.mark.parametrize("tail", ["uniform", "bucket"])
+def test_terms_of_the_rest_stay_finite_at_extreme_logits(tail, name, dtype, never_completed):
     """Probabilities that are 0, of one network or of both, have no part in the loss; the completed row says the same."""
     for seed, scale in itertools.product(range(3), (1e2, 1e4)):
         hidden, weight, bias, _, teacher, labels = draw(seed, dtype=dtype)
         encoding = TopKEncoding(5, "f32")
         rows = encoding.decode(encoding.encode(scale * teacher, labels), labels, CLASSES)
         hidden = (scale * hidden).detach().requires_grad_()
-        objective = make_objective(name, {"temperature": 1.0})
+        objective = make_objective(name, {"temperature": 1.0, "tail": tail})
         if dtype is torch.float64:
             check(objective, (hidden, weight, bias, rows, teacher, labels), rows, chunk_rows=3, tolerance=1e-9)
         found = linear_loss(objective, hidden, weight, rows, labels, bias=bias, classes=CLASSES)
@@ -355,12 +356,12 @@ def test_rows_and_weights_do_not_change():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": torch.zeros(7, dtype=torch.int64)}, r"labels \[R\], found \[8, 7\], \[20, 7\] and \[7\]"),
-        ({"labels": torch.full((8,), 20)}, "a class from 0 to 19, or -100"),
-        ({"labels": torch.zeros(8, dtype=torch.int32)}, "labels are int64, not int32"),
-        ({"bias": torch.zeros(3)}, r"the bias of a weight \[20, 7\] is \[20\], found \[3\]"),
-        ({"classes": 21}, "the head has 20 columns"),
-        ({"classes": 19}, "the teacher's rows are of 20 classes, and the student's of 19"),
+        ({"labels": torch.zeros(7, dtype=torch.int64)}, r"labels \[R\], got \[8, 7\], \[20, 7\] and \[7\]"),
+        ({"labels": torch.full((8,), 20)}, "labels must be between 0 and 19, or -100"),
+        ({"labels": torch.zeros(8, dtype=torch.int32)}, "labels must be int64, not int32"),
+        ({"bias": torch.zeros(3)}, r"the bias of a weight \[20, 7\] must be \[20\], not \[3\]"),
+        ({"classes": 21}, "between 1 and the 20 columns of the head, not 21"),
+        ({"classes": 19}, "must have the same number of classes, not 20 and 19"),
         ({"chunk_rows": 0}, "chunk_rows must be 1 or more"),
         ({"hidden": torch.zeros(8, 7)}, "hidden states are float32 and the head's weight is float64"),
     ],
@@ -370,7 +371,7 @@ def test_what_does_not_fit_is_refused(change, message):
     given = {"hidden": hidden, "head": weight, "teacher": rows, "labels": labels} | change
     with pytest.raises(InputError, match=message):
         linear_loss("kd", **given)
-    with pytest.raises(InputError, match="8 rows of hidden states, and 5 of the teacher"):
+    with pytest.raises(InputError, match="got 8 hidden states and 5 teacher rows"):
         linear_loss("kd", hidden, weight, rows[:5], labels)
 
 

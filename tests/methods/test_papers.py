@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from logitcache.methods import get_loss, make_objective
-from logitcache.methods._ops import apart, binary_kl, gram_distance, kl, masked_kl
+from logitcache.methods._ops import binary_kl, gram_distance, kl, masked_kl, split_class
 from logitcache.methods.dkd import dkd
 from logitcache.methods.kd import kd
 from logitcache.methods.loca import loca
@@ -297,10 +297,10 @@ def test_masked_kl_is_kl_over_the_kept_classes():
 
 def test_a_row_parts_into_one_class_and_the_rest():
     student, teacher, labels = draw()
-    gap, others, rest = apart(teacher, labels)
+    gap, others, rest = split_class(teacher, labels)
     p, q = (F.softmax(scores, 1).gather(1, labels[:, None]).squeeze(1) for scores in (teacher, student))
     torch.testing.assert_close(gap.sigmoid(), p)
     alone = (F.softmax(teacher, 1) / (1 - p[:, None])).scatter(1, labels[:, None], 0)
     torch.testing.assert_close((others - rest).exp(), alone)
     expected = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-    torch.testing.assert_close(binary_kl(gap, apart(student, labels)[0]), expected)
+    torch.testing.assert_close(binary_kl(gap, split_class(student, labels)[0]), expected)

@@ -68,7 +68,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(
         InputError,
-        match="is not a safetensors file|is no file of weights that torch can read|is empty",
+        match="is not a safetensors file|is not a weights file that torch can read|is empty",
     ):
         read_weights(str(tmp_path / name))
 
@@ -91,7 +91,7 @@ def test_networks_come_by_name_factory_or_module():
 
 def test_weights_for_other_classes_are_refused_by_number(tmp_path):
     save_weights(load_network("resnet8", 7).module.state_dict(), tmp_path / "a.safetensors", {})
-    with pytest.raises(InputError, match="is a resnet8 for 7 classes; the data has 10"):
+    with pytest.raises(InputError, match="is a resnet8 for 7 classes, but the data has 10"):
         load_network("resnet8", 10, str(tmp_path / "a.safetensors"))
 
 
@@ -104,7 +104,7 @@ def test_checkpoints_from_before_batch_counters_load(tmp_path):
 
 def test_weights_of_another_network_are_refused(tmp_path):
     save_weights(load_network("resnet14", 10).module.state_dict(), tmp_path / "a.safetensors", {})
-    with pytest.raises(InputError, match="does not fit resnet8: it has layer1.1.bn1.bias, .* which it does not know"):
+    with pytest.raises(InputError, match="does not match resnet8: it has layer1.1.bn1.bias, .* which are unknown"):
         load_network("resnet8", 10, str(tmp_path / "a.safetensors"))
 
 
@@ -119,10 +119,10 @@ def test_weights_of_another_network_are_refused(tmp_path):
             "timm:resnet18.a9_in9k",
             "DEFAULT",
             InputError,
-            "timm:resnet18.a9_in9k cannot be made: .* Download its weights",
+            "timm:resnet18.a9_in9k cannot be created: .* Download its weights",
         ),
         ("tiny:nothing", None, InputError, "network 'tiny:nothing' cannot be imported"),
-        ("tiny:arrays", None, InputError, "a factory takes the number of classes and returns a torch module"),
+        ("tiny:arrays", None, InputError, "a factory must take the number of classes and return a torch module"),
     ],
 )
 def test_networks_that_are_not_are_refused(name, weights, error, message, monkeypatch):
@@ -139,7 +139,7 @@ def test_timms_networks_come_with_their_preprocessing(tmp_path):
     assert set(found.preprocessing) == {"mean", "std", "image_size", "crop_pct"}
     pixels = torch.randn(2, 3, 64, 64)
     assert (found.module.eval()(pixels) == network.module.eval()(pixels)).all()
-    with pytest.raises(InputError, match="is a timm:resnet10t for 7 classes; the data has 5"):
+    with pytest.raises(InputError, match="is a timm:resnet10t for 7 classes, but the data has 5"):
         load_network("timm:resnet10t", 5, str(tmp_path / "a.safetensors"))
 
 
@@ -191,7 +191,7 @@ def test_a_prefix_that_the_names_share_is_dropped_and_logged(tmp_path, caplog, p
     (torch.save if suffix == "pth" else save_file)(prefixed(prefix), file)
     network = load_network("tiny:net", 5, str(file))
     assert same(network.module.state_dict(), WEIGHTS)
-    assert caplog.messages == [f"{file}: weights taken, names without {prefix!r}"]
+    assert caplog.messages == [f"{file}: loaded weights, names without {prefix!r}"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_key_of_a_checkpoint_is_found_and_logged(tmp_path, caplog, key):
     caplog.set_level("INFO", "logitcache")
     file = saved(tmp_path, {"epoch": 3, "optimizer": {"state": {}}, key: prefixed("module."), "best": 91.0})
     assert same(load_network("tiny:net", 5, file).module.state_dict(), WEIGHTS)
-    assert caplog.messages == [f"{file}: weights taken below {key!r}, names without 'module.'"]
+    assert caplog.messages == [f"{file}: loaded weights below {key!r}, names without 'module.'"]
 
 
 def test_what_training_scripts_save_beside_weights_is_loaded(tmp_path):
@@ -215,9 +215,9 @@ def test_of_weights_and_their_average_the_weights_are_taken_and_a_key_chooses(tm
     average = {name: value * 0 for name, value in WEIGHTS.items()}
     file = saved(tmp_path, {"state_dict_ema": average, "state_dict": WEIGHTS})
     assert same(read_weights(file, WEIGHTS), WEIGHTS)
-    assert caplog.messages == [f"{file}: weights taken below 'state_dict' ({file}:state_dict_ema would fit too)"]
+    assert caplog.messages == [f"{file}: loaded weights below 'state_dict' ({file}:state_dict_ema would match too)"]
     assert same(read_weights(f"{file}:state_dict_ema", WEIGHTS), average)
-    with pytest.raises(InputError, match="has no state dict 'ema'; it has state_dict, state_dict_ema"):
+    with pytest.raises(InputError, match="has no state dict 'ema'; expected one of state_dict, state_dict_ema"):
         read_weights(f"{file}:ema", WEIGHTS)
 
 
@@ -226,7 +226,8 @@ def test_a_teacher_and_a_student_in_one_checkpoint_must_be_told_apart(tmp_path):
     both = prefixed("student.") | {f"teacher.{name}": value for name, value in other.items()}
     file = saved(tmp_path, {"state_dict": both})
     with pytest.raises(
-        InputError, match=r"several times: name those to take, .*:state_dict.student or .*:state_dict.teacher"
+        InputError,
+        match=r"several sets of weights for this network; choose .*:state_dict.student or .*:state_dict.teacher",
     ):
         read_weights(file, WEIGHTS)
     assert same(read_weights(f"{file}:state_dict.teacher", WEIGHTS), other)
@@ -236,7 +237,7 @@ def test_a_teacher_and_a_student_in_one_checkpoint_must_be_told_apart(tmp_path):
 def test_a_deeper_network_of_the_same_names_is_refused_below_a_prefix_too(tmp_path, prefix):
     deeper = load_network("resnet14", 5).module.state_dict()
     file = saved(tmp_path, {"state_dict": {prefix + name: value for name, value in deeper.items()}})
-    with pytest.raises(InputError, match=r"does not fit resnet8: it has layer1\.1\..*, which it does not know"):
+    with pytest.raises(InputError, match=r"does not match resnet8: it has layer1\.1\..*, which are unknown"):
         load_network("resnet8", 5, file)
 
 
@@ -250,7 +251,7 @@ def test_averaged_models_of_torch_are_read(tmp_path):
 
 
 def test_a_network_of_lazy_modules_is_refused_with_the_remedy():
-    with pytest.raises(InputError, match=r"Sequential has parameters without a shape \(lazy modules\)"):
+    with pytest.raises(InputError, match=r"Sequential has uninitialized parameters \(lazy modules\)"):
         load_network(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), 3)
 
 
@@ -262,7 +263,7 @@ def test_names_that_are_the_networks_own_are_kept(tmp_path):
 
 def test_a_checkpoint_of_another_network_is_refused_with_the_difference(tmp_path):
     file = saved(tmp_path, {"state_dict": prefixed("module.")})
-    with pytest.raises(InputError, match="does not fit resnet8: it lacks"):
+    with pytest.raises(InputError, match="does not match resnet8: it lacks"):
         load_network("resnet8", 5, file)
 
 
@@ -273,7 +274,9 @@ def test_a_server_out_of_reach_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(hub, "ENDPOINT", "https://127.0.0.1:9")
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
     began = time.monotonic()
-    with pytest.raises(InputError, match="timm:resnet10t cannot be made: .* Download its weights elsewhere"):
+    with pytest.raises(
+        InputError, match="timm:resnet10t cannot be created: .* Download its weights on another machine"
+    ):
         load_network("timm:resnet10t", 1000, "DEFAULT")
     assert time.monotonic() - began < 20
     assert not hub.HF_HUB_OFFLINE

@@ -53,7 +53,8 @@ def view(number: int, classes: int, *, accuracy: float = 0.9, rows: int = 1000) 
     shares = [None if n == 3 else min(1.0, accuracy * (0.5 + n / classes)) for n in range(classes)]
     right = accuracy if rows else 0.0
     return ViewStats(
-        number, "pad-crop-flip", rows, right, (1 + right) / 2, 1 - right, 0.93, 0.2, 0.03, bins, ranks, shares, 0, 0
+        *(number, "pad-crop-flip", rows, right, (1 + right) / 2, 1 - right, 0.93, 0.2, 0.03, bins, ranks, shares),
+        *([0 if share is None else max(rows // classes, 1) for share in shares], 0, 0),
     )
 
 
@@ -111,6 +112,13 @@ def stats(
             "batch_size": 64,
             "derived": None,
         },
+        finished=rows > 0,
+        blocks=2 * views,
+        blocks_there=2 * views if rows else 0,
+        rows=rows * views,
+        rows_there=rows * views,
+        serves=["ce", "kd"],
+        refuses={},
         bytes_by_array={"teachers/net": 100_000, "digests": 8_000, "labels": 0},
         bytes_total=108_000,
         bytes_per_row=27.0,

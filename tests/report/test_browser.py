@@ -125,7 +125,7 @@ def test_it_asks_for_nothing_but_itself(tmp_path, name):
     page.write_text(PAGES[name])
     log = tmp_path / "net.json"
     document = browse(page, "--dump-dom", f"--log-net-log={log}")
-    assert "What is odd" in document or name == "comparison"
+    assert "Likely label errors" in document or name == "comparison"
     asked = map(urllib.parse.urlsplit, re.findall(r'"url":"([^"]*)"', log.read_text()))
     names = {one.hostname for one in asked if one.scheme in ("http", "https", "ws", "wss", "ftp")}
     assert not {

@@ -44,6 +44,9 @@ def test_a_picture_of_runs_with_a_small_range_has_labels_that_differ():
 def test_words_are_cut_cleaned_and_escaped():
     assert shortened("a" * 50, 10) == "a" * 7 + "…"
     assert width_of(shortened("漢字" * 20, 11)) <= 11
+    paths = [shortened(f"teachers/resnet20/{name}", 12) for name in ("ids", "values", "rest")]
+    assert [one.rpartition("/")[2] for one in paths] == ["ids", "values", "rest"]
+    assert all(one.startswith("…") and width_of(one) <= 12 for one in paths)
     assert plain("a\x00b\ud800\u202ec") == "a\ufffdb\ufffdc"
     assert told("<b>") == "&lt;b&gt;"
     assert with_code("use `--top-k <K>`") == "use <code>--top-k &lt;K&gt;</code>"
@@ -53,6 +56,16 @@ def test_words_are_cut_cleaned_and_escaped():
         == '<a class="y" stroke-width="0.12" name="&quot;">x</a>'
     )
     assert [error_text(share) for share in (0, 1e-7, 0.1)] == ["0.00%", "< 0.01%", "10.00%"]
+
+
+def test_an_interval_is_drawn_where_it_lies():
+    root = ET.fromstring(bars("n", "s", [Bar("a", 0.5, "50%", interval=(0.25, 0.75)), Bar("b", 0.5, "50%")], full=1.0))
+    whole, filled, *_ = root.iter(f"{SVG}rect")
+    left, width = float(whole.get("x")), float(whole.get("width"))
+    assert float(filled.get("width")) == pytest.approx(width / 2, abs=0.1)
+    ends = sorted({float(line.get(key)) for line in root.iter(f"{SVG}line") for key in ("x1", "x2")})
+    assert ends == pytest.approx([left + width / 4, left + 3 * width / 4], abs=0.1)
+    assert len(list(root.iter(f"{SVG}line"))) == 3
 
 
 def test_bars_stay_inside_of_their_figure():

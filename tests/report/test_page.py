@@ -12,6 +12,7 @@ import pytest
 from logitcache.data import ArrayImages
 from logitcache.errors import CacheMismatchError
 from logitcache.report import comparison_html, report_html, sample_images, shown_samples, write_comparison, write_report
+from logitcache.stats import wilson_interval
 
 VOID = {"meta", "img", "br", "input", "link"}
 
@@ -185,3 +186,50 @@ def test_without_its_data_a_report_has_no_images_and_says_so(dump, images, tmp_p
     few = replace(stats, odd=stats.odd[:2], duplicates=[])
     assert write_report(path, few, cache, data=images) == ""
     assert [name for name, _ in checked(path.read_text()).found].count("img") == 2
+
+
+def test_advice_is_grouped_by_what_to_do():
+    sentences = [f"{name} loses 20% of its gradient: dump with --top-k 64 (90 B a row)" for name in ("kd", "rld")]
+    page = report_html(drawn.stats(["a", "b"]), None, [*sentences, "Look at `x`."], {})
+    (group,) = re.findall(r"<li>Dump with .*?</ul></li>", page)
+    assert group == (
+        "<li>Dump with --top-k 64 (90 B a row)<ul><li>kd loses 20% of its gradient</li><li>rld loses 20% of its gradient</li></ul></li>"
+    )
+    assert "<li>Look at <code>x</code>.</li>" in page
+
+
+@pytest.mark.parametrize(("views", "drawn_as_figure"), [(2, False), (3, False), (4, True)])
+def test_a_small_matrix_is_a_sentence(views, drawn_as_figure):
+    page = report_html(drawn.stats(["a", "b"], views=views), None, [], {})
+    assert ("Agreement between views" in page) == drawn_as_figure
+    assert "<h3>Agreement of views</h3>" in page
+    assert ("views 0 and 1: 89.90%; views 0 and 2: 89.80%" in page) == (views == 3)
+
+
+def test_accuracies_by_class_come_with_counts_and_intervals():
+    found = drawn.stats([f"class {n}" for n in range(10)])
+    page = report_html(found, None, [], {})
+    share = found.class_accuracy()[0]
+    low, high = wilson_interval(share, 100)
+    assert f"{share:.2%} ({low:.1%} to {high:.1%}, n 100)" in page
+    assert "all 9 with samples and intervals" in page  # class 3 has no row
+
+
+def test_four_numbers_stand_in_the_tiles():
+    page = report_html(drawn.stats(["a", "b"]), None, [], {})
+    tiles = re.findall(r'class="tile"><span>(.*?)</span>', page)
+    assert tiles == ["health", "teacher accuracy", "calibration error", "agreement of views", "bytes a row"]
+
+
+def test_wide_tables_say_that_they_scroll():
+    page = report_html(drawn.stats(["a", "b"]), None, [], {})
+    tables = re.findall(r'(<p class="hint">.*?</p>)?<div class="scroll"[^>]*><table><thead>(.*?)</thead>', page)
+    assert {head.count("<th") > 3 for _, head in tables} == {True, False}
+    assert all(bool(hint) == (head.count("<th") > 3) for hint, head in tables)
+
+
+def test_intervals_are_those_of_wilson():
+    assert wilson_interval(0.5, 100) == pytest.approx((0.40383, 0.59617), abs=1e-5)
+    assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
+    assert wilson_interval(1.0, 10) == pytest.approx((0.72247, 1.0), abs=1e-5)
+    assert wilson_interval(0.3, 0) == (0.0, 1.0)

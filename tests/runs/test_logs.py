@@ -25,9 +25,7 @@ def train(tmp_path, images, dump):
             "test_data": ArrayImages(*tiny.arrays("test")),
             "out": tmp_path / "run",
         }
-        return logitcache.train_student(
-            cache=cache, student="tiny:still", data=images, report_to=log, **(given | changes)
-        )
+        return logitcache.train_student(cache=cache, student="tiny:still", data=images, log_to=log, **(given | changes))
 
     return go
 
@@ -96,7 +94,7 @@ def test_what_is_not_there_is_named(train, monkeypatch, tmp_path):
 
 
 def test_the_command_line_goes_on_with_the_logs_of_a_run(run, npz, tmp_path):
-    """`--report-to` left out says nothing: a resumed run writes where it wrote."""
+    """`--log-to` left out says nothing: a resumed run writes where it wrote."""
     cache = logitcache.dump_logits("tiny:net", f"arrays:{npz}", tmp_path / "c.zarr")
     asked = iter([False] * 4)
     with pytest.raises(StoppedError):
@@ -105,9 +103,13 @@ def test_the_command_line_goes_on_with_the_logs_of_a_run(run, npz, tmp_path):
             "tiny:still",
             epochs=3,
             batch_size=100,
-            report_to=["csv"],
+            log_to=["csv"],
             out=tmp_path / "r",
             should_stop=lambda: next(asked, True),
         )
+    record = json.loads((tmp_path / "r/run.json").read_text())
+    record["report_to"] = record.pop("log_to")  # as 0.1.0 wrote it
+    record["cache"]["bytes_per_row"] = record["cache"].pop("memory_bytes_per_row")
+    (tmp_path / "r/run.json").write_text(json.dumps(record))
     assert run("train", "--resume", "--out", "r").exit_code == 0
     assert len((tmp_path / "r/metrics.csv").read_text().splitlines()) == 4

@@ -143,7 +143,7 @@ def test_runs_of_different_headlines_are_not_mixed(tmp_path, run):
     assert run("compare", "runs", "--markdown").stdout.count("| method |") == 2
     done = run("compare", "runs", "--picture", "p.svg")
     assert done.exit_code == 1
-    assert "(test accuracy, test loss (nats)), which share no axis" in done.stderr
+    assert "(test accuracy, test loss (nats)) and cannot share an axis" in done.stderr
     assert not (tmp_path / "p.svg").exists()
 
 
@@ -189,10 +189,10 @@ def test_every_combination_is_planned_once(tmp_path, dump):
         cache, "--method", "kd", "--student", "s", "--lr", "0.2", "--set", "temperature=4", "--seed", "1",
     )  # fmt: skip
     for wrong, words in (
-        ({"methods": []}, "needs a method"),
+        ({"methods": []}, "needs at least one method"),
         ({"seeds": [0, 0]}, "the same run twice"),
-        ({"options": ["--seed", "3"]}, "`--seed` is the sweep's own"),
-        ({"vary": {"lr": ["1"]}, "options": ["--lr=3"]}, "`--lr` is the sweep's own"),
+        ({"options": ["--seed", "3"]}, "`--seed` is set by the sweep"),
+        ({"vary": {"lr": ["1"]}, "options": ["--lr=3"]}, "`--lr` is set by the sweep"),
     ):
         with pytest.raises(InputError, match=words):
             plan_sweep(
@@ -219,7 +219,9 @@ def test_a_sweep_without_a_student_is_refused_before_any_run(tmp_path, dump, run
     dump()
     done = run("sweep", "c.zarr", "--method", "kd", "--seeds", "0", "--out", "s", "--", "--epochs", "1")
     assert done.exit_code == 1
-    assert "which network? Name it after `--`, as in `logitcache sweep CACHE -- --student resnet8`" in done.stderr
+    assert (
+        "a sweep needs a student; add it after `--`, as in `logitcache sweep CACHE -- --student resnet8`" in done.stderr
+    )
     assert not (tmp_path / "s").exists()
     asked = {"out": tmp_path, "methods": ["kd"], "seeds": [0]}
     for named in ({"vary": {"student": ["a", "b"]}}, {"options": ["--config", "x.toml"]}, {"options": ["--student=a"]}):
@@ -279,7 +281,7 @@ def test_runs_that_were_trained_otherwise_are_not_taken_for_those_asked_for(tmp_
     (tmp_path / "kd--0").rename(tmp_path / "kd-seed0")
     asked = {"out": tmp_path, "methods": ["kd"], "seeds": [0], "options": ["--student", "s"]}
     with pytest.raises(
-        InputError, match=r"kd-seed0 was trained otherwise than it would be now:\n  then by hand\n  now  --method kd"
+        InputError, match=r"kd-seed0 was trained with other arguments:\n  then by hand\n  now  --method kd"
     ):
         run_sweep(plan_sweep(None, **asked))
     (ours,) = plan_sweep(None, **asked)
@@ -318,9 +320,9 @@ def test_a_sweep_that_asks_for_more_epochs_trains_its_runs_on(tmp_path):
     more.begin()
     lengthened(ours, {"epochs": 2}, {"epochs": 4, "extend": "stretch"})
     assert more.finished
-    with pytest.raises(InputError, match="was trained on to 4 epochs, and the sweep asks for 2. Ask for as many"):
+    with pytest.raises(InputError, match="was extended to 4 epochs, but the sweep requests 2. Request as many"):
         plan("--epochs", "2").begin()
-    with pytest.raises(InputError, match="trained otherwise"):
+    with pytest.raises(InputError, match="trained with other arguments"):
         plan("--epochs", "6", "--lr", "1").begin()
 
 
@@ -411,7 +413,7 @@ def test_a_sweep_runs_compares_and_goes_on(tmp_path, npz, dump, run, monkeypatch
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 143, said
-    assert "the runs in hand were saved" in said
+    assert "running runs were saved" in said
     assert list((tmp_path / "t").glob("*/checkpoint.pt"))
     assert run("sweep", "c.zarr", "--seeds", "5", "--out", "t", *options, "--batch-size", "1").exit_code == 0
 
@@ -423,7 +425,9 @@ def test_jobs_must_be_one_or_more():
 
 RECIPES = sorted((tiny.HERE.parent / "recipes").rglob("*.toml"))
 EXPECTED = [path for path in RECIPES if path.parent.name == "expected"]  # tasks of our own, without published numbers
-RECIPES = [path for path in RECIPES if path not in EXPECTED]
+RECIPES = [
+    path for path in RECIPES if path not in EXPECTED and path.parent.name != "dolly"
+]  # of text, without a student
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -48,7 +48,7 @@ def test_nothing_changes_where_they_are_not_asked_for():
 
 def test_an_operation_without_a_deterministic_implementation_is_named():
     expected = (
-        "the student computes put_, which has no deterministic implementation on this device: leave out `deterministic`"
+        "the student uses put_, which has no deterministic implementation on this device; leave out `deterministic`"
     )
     with pytest.raises(InputError, match=expected), deterministic_algorithms("the student"):
         torch.zeros(4).put_(torch.tensor([1]), torch.ones(1))
@@ -97,5 +97,5 @@ def test_a_teacher_that_cannot_be_deterministic_is_refused(dump):
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return super().forward(pixels).put_(torch.tensor([0]), torch.zeros(1))
 
-    with pytest.raises(InputError, match=r"teacher Putting computes put_, which has no deterministic implementation"):
+    with pytest.raises(InputError, match=r"teacher Putting uses put_, which has no deterministic implementation"):
         dump(teacher=Putting(), deterministic=True)

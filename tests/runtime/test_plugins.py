@@ -30,7 +30,7 @@ def test_what_is_called_later_may_import_from_the_working_directory(here):
     [
         ("import sys; sys.exit(0)", "SystemExit: 0"),
         ("raise KeyError('licence')", "KeyError: 'licence'"),
-        ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'. It is read as package.module:name."),
+        ("import nowhere_to_be_found", "No module named 'nowhere_to_be_found'. Expected package.module:name."),
     ],
     ids=["exit", "key", "import"],
 )

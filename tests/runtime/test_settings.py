@@ -219,12 +219,12 @@ def test_the_options_of_the_command_line_are_the_fields(command, kinds, others):
 def test_a_run_records_what_decides_the_result_and_nothing_else(dump, data, tmp_path):
     """By the names that runs have always had, and some new ones."""
     logitcache.train_student(
-        dump(), "tiny:still", settings=SHORT, workers=0, report_to=["csv"], out=tmp_path / "r", **data
+        dump(), "tiny:still", settings=SHORT, workers=0, log_to=["csv"], out=tmp_path / "r", **data
     )
     names = """amp amp_dtype augment batch_size cache ce_weight channels_last clip_grad compiled crop_pct data decay_milestones
-        decay_rate deterministic device epochs grad_accum_steps gradient_checkpointing image_size kd_warmup kd_weight
-        label_smoothing live_teacher lr
-        mean memory_budget method model_ema_decay momentum nesterov norm_weight_decay opt pair_views parameters preset refine sched
+        decay_rate deterministic device epochs grad_accum_steps gradient_checkpointing
+        image_size kd_warmup kd_weight label_smoothing live_teacher lr mean
+        memory_budget method model_ema_decay momentum nesterov norm_weight_decay opt pair_views parameters preset refine sched
         seed standardize std student student_weights tail teacher teacher_weights temperature test_data warmup_epochs
         weight_decay"""
     found = recorded(tmp_path / "r")
@@ -567,5 +567,5 @@ def test_a_path_that_is_none_is_a_sentence(out):
 
 @pytest.mark.parametrize("paths", [3, [3], None])
 def test_runs_that_are_no_paths_are_a_sentence(paths):
-    with pytest.raises(InputError, match="a run is the path of its folder, not "):
+    with pytest.raises(InputError, match="a run must be the path of its folder, not "):
         logitcache.compare_runs(paths)

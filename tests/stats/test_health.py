@@ -10,9 +10,8 @@ from made import BLOCK, SAMPLES, draw, encode, make
 from logitcache.encoding import FullEncoding, TopKEncoding
 from logitcache.errors import CacheIncompleteError, CorruptCacheError
 from logitcache.stats import cache_stats
-from logitcache.stats.contents import bytes_per_row
 from logitcache.stats.rows import answers, read_rows
-from logitcache.store import open_cache
+from logitcache.store import bytes_per_row, open_cache
 
 
 @pytest.fixture
@@ -151,7 +150,7 @@ def test_nearly_constant_is_not_constant(encoding):
     assert found.constant.tolist() == [True, False, False]
 
 
-def test_a_row_of_one_teacher_does_not_weigh_what_others_left(path):
+def test_a_row_of_one_teacher_does_not_weigh_what_others_left():
     sizes = {
         "teachers/t/logits": 60,
         "teachers/t-2/logits": 700,
@@ -159,4 +158,5 @@ def test_a_row_of_one_teacher_does_not_weigh_what_others_left(path):
         "probe/logits/t-2": 70,
         "digests": 35,
     }
-    assert bytes_per_row(open_cache(path), sizes, 10) == 10.0
+    assert bytes_per_row(sizes, 10, ["t"]) == 10.0
+    assert bytes_per_row(sizes, 10, ["t", "t-2"]) == 87.0

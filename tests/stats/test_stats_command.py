@@ -14,6 +14,24 @@ import logitcache.caches.fidelity
 from logitcache.encoding import TopKEncoding
 from logitcache.stats import cache_stats
 
+SHORT = ["logits", "state", "accuracy", "worst", "label-aware", "wrong", "duplicates", "--all"]
+
+
+def test_four_numbers_come_first_and_fit_a_few_lines(run, tmp_path):
+    make(tmp_path / "c.zarr", *draw(), TopKEncoding(4, "u8"))
+    found = cache_stats(tmp_path / "c.zarr")
+    lines = [" ".join(line.split()) for line in run("stats", "c.zarr").stdout.splitlines()]
+    assert len(lines) == 13
+    assert lines[0] == "c.zarr: T on x, 600 samples x 3 views"
+    assert lines[1].startswith(f"teacher accuracy {found.mean('accuracy'):.2%}, top-5 ")
+    assert lines[2].startswith(f"calibration error {found.mean('calibration_error'):.2%}; ")
+    assert (
+        lines[3] == f"agreement of views {found.agreement_of_all:.2%} of samples have one largest class in all 3 views"
+    )
+    assert lines[4].startswith(f"size {found.bytes_per_row:.1f} B a row, ")
+    make(tmp_path / "d.zarr", *draw(views=1))
+    assert "one view, nothing to compare" in run("stats", "d.zarr").stdout
+
 
 def test_a_usual_cache_fits_a_screen_or_two_and_says_what_is_asked(run, tmp_path):
     logits, labels = draw()
@@ -23,11 +41,13 @@ def test_a_usual_cache_fits_a_screen_or_two_and_says_what_is_asked(run, tmp_path
     digests = np.arange(1800, dtype=np.uint64).reshape(3, 600)
     digests[0, 9] = digests[0, 3]
     make(tmp_path / "c.zarr", logits, labels, TopKEncoding(4, "u8"), digests=digests)
-    done = run("stats", "c.zarr")
+    done = run("stats", "c.zarr", "--all")
     assert done.exit_code == 0
     lines = done.stdout.splitlines()
-    assert len(lines) <= 64
-    assert lines[0].strip() == "c.zarr"
+    assert len(lines) <= 76
+    assert [line.split()[0] for line in run("stats", "c.zarr").stdout.splitlines()] == [
+        line.split()[0] for line in lines[:5]
+    ] + SHORT
     words = done.stdout
     assert "one largest class in every view: " in words
     assert "class 10 > class 2" in words or "class 2 " in words
@@ -52,11 +72,11 @@ def test_a_usual_cache_fits_a_screen_or_two_and_says_what_is_asked(run, tmp_path
 
 def test_many_views_are_folded(run, tmp_path):
     make(tmp_path / "c.zarr", *draw(views=9))
-    shown = run("stats", "c.zarr").stdout
+    shown = run("stats", "c.zarr", "--all").stdout
     assert [line.split()[1] for line in shown.splitlines() if line.endswith("% │")] == ["0", "1", "2", "3", "all"]
     found = json.loads(run("stats", "c.zarr", "--json").stdout)
     mean = np.mean([view["accuracy"] for view in found["views"]])
-    assert f"{mean:.2%}" in next(line for line in shown.splitlines() if "all 9" in line)
+    assert f"{mean:.2%}" in next(line for line in shown.splitlines() if "│ all 9" in line)
 
 
 def test_what_is_wrong_is_said_first(run, tmp_path):
@@ -82,7 +102,7 @@ def test_what_is_wrong_is_said_first(run, tmp_path):
 def test_names_of_classes_are_printed_and_obeyed_by_nobody(run, tmp_path):
     hostile = tuple(f"[red]{i}[/] \x1b[2J{'x' * 40}" for i in range(12))
     make(tmp_path / "c.zarr", *draw(), names=hostile)
-    done = run("stats", "c.zarr")
+    done = run("stats", "c.zarr", "--all")
     assert done.exit_code == 0
     assert "[red]" in done.stdout
     assert "\x1b" not in done.stdout
@@ -91,7 +111,7 @@ def test_names_of_classes_are_printed_and_obeyed_by_nobody(run, tmp_path):
 
 def test_a_terminal_without_blocks_gets_signs_it_has(tmp_path):
     make(tmp_path / "c.zarr", *draw())
-    line = [sys.executable, "-m", "logitcache", "stats", "c.zarr"]
+    line = [sys.executable, "-m", "logitcache", "stats", "c.zarr", "--all"]
     done = subprocess.run(
         line, capture_output=True, cwd=tmp_path, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=False
     )
@@ -102,10 +122,10 @@ def test_a_terminal_without_blocks_gets_signs_it_has(tmp_path):
 def test_torch_stays_out(tmp_path):
     make(tmp_path / "c.zarr", *draw(), TopKEncoding(3, "u8"))
     code = "import sys; from logitcache.cli.app import app\n"
-    for words in (["stats", "c.zarr"], ["stats", "c.zarr", "c.zarr"]):
+    for words in (["info", "c.zarr"], ["stats", "c.zarr", "--all"], ["stats", "c.zarr", "c.zarr"]):
         code += f"app({words!r}, standalone_mode=False); print('torch' in sys.modules)\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert [line for line in done.stdout.splitlines() if line in ("True", "False")] == ["False", "False"]
+    assert [line for line in done.stdout.splitlines() if line in ("True", "False")] == ["False"] * 3
 
 
 def test_two_caches_side_by_side(run, tmp_path):
@@ -138,8 +158,8 @@ def test_advice_names_the_method_and_what_to_dump(run, tmp_path, encoding, says)
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        ("folder", "folder is a folder: name a file in it."),
-        ("no/a.html", "no is no folder"),
+        ("folder", "folder is a folder; name a file in it"),
+        ("no/a.html", "no is not a folder"),
         ("s3://b/a.html", "address"),
     ],
 )
@@ -152,7 +172,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(run, t
 
 def test_a_page_that_may_not_be_written_is_refused(run, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert "not yours to write to" in run("stats", "no-such-cache.zarr", "--report", "a.html").stderr
+    assert "is not writable" in run("stats", "no-such-cache.zarr", "--report", "a.html").stderr
 
 
 def test_the_page_says_what_the_terminal_says_and_is_measured_once(run, tmp_path, monkeypatch):

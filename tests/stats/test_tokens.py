@@ -132,7 +132,7 @@ def test_only_some_tokens_may_be_targets(tmp_path):
 
 def test_terminal_and_page_show_it(run, cache, samples):
     place = str(cache.place)
-    result = run("stats", place, "--report", "page.html")
+    result = run("stats", place, "--all", "--report", "page.html")
     assert result.exit_code == 0, result.output
     words = " ".join(result.output.split())
     assert "surprise of the teacher" in words
@@ -142,7 +142,7 @@ def test_terminal_and_page_show_it(run, cache, samples):
     assert "Surprise by position in the document" in page
     assert "12 = 30" in page
     assert "&lt;" in page
-    assert "Labels that may be wrong" not in page
+    assert "Likely label errors" not in page
     assert "Accuracy by class" not in page
 
 

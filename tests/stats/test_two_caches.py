@@ -1,10 +1,16 @@
 """Two caches side by side, against the obvious formulas, and what cannot be compared."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import texts
+import torch
 from made import CLASSES, SAMPLES, VIEWS, draw, make, softmax
 
+import logitcache
 from logitcache import compare_caches
+from logitcache.data.text.documents import Documents
 from logitcache.encoding import FullEncoding, TopKEncoding
 from logitcache.errors import CacheIncompleteError, CacheMismatchError
 from logitcache.stats import cache_stats, comparison
@@ -167,3 +173,105 @@ def test_many_rows_are_sampled_over_all_views_at_other_samples(tmp_path, monkeyp
     monkeypatch.setattr(comparison, "_ROWS", 90)
     found = compare_caches(path, path)
     assert (found.rows, found.both_wrong) == (90, 1.0)
+
+
+class Rising(torch.nn.Module):
+    """Expects the next number; with `shift` another one where the number divides by 7."""
+
+    def __init__(self, shift=0):
+        super().__init__()
+        self.weight, self.shift = torch.nn.Parameter(torch.ones(1)), shift
+
+    def forward(self, input_ids, position_ids, documents):
+        expected = (input_ids + 1 + self.shift * (input_ids % 7 == 0)) % texts.VOCABULARY
+        following = torch.nn.functional.one_hot(expected, texts.VOCABULARY).float()
+        return (
+            following * (2 + position_ids[..., None].float() / 3) + 0.01 * input_ids[..., None].float()
+        ) * self.weight
+
+
+@pytest.fixture(scope="module")
+def rising(tmp_path_factory):
+    """A function that dumps text of numbers that go up by one, in documents of any length."""
+    lengths = np.random.RandomState(0).randint(1, 20, 30)
+    tokens = np.concatenate([(np.arange(length) + 3 * n) % texts.VOCABULARY for n, length in enumerate(lengths)])
+    documents, folder = np.cumsum([0, *lengths]), tmp_path_factory.mktemp("text")
+
+    def make(name, shift=0, *, targets=None, **changes):
+        data = Documents(tokens, documents, texts.VOCABULARY, targets)
+        return logitcache.dump_logits(
+            Rising(shift), data, folder / name, **{"encoding": "full", "precision": "f32"} | changes
+        )
+
+    make.tokens, make.documents = tokens, documents
+    return make
+
+
+def test_two_caches_of_text_are_compared_token_by_token(rising):
+    one, other = rising("a.zarr"), rising("b.zarr", shift=3)
+    found = compare_caches(one, other)
+    first, second = (np.concatenate([c.rows(0, c.teacher, np.arange(c.manifest.rows))["logits"]]) for c in (one, other))
+    assert found.rows == one.manifest.rows
+    assert found.top1_agreement == pytest.approx((first.argmax(1) == second.argmax(1)).mean())
+    assert 0.5 < found.top1_agreement < 0.95
+    for temperature in (1, 4):
+        assert found.kl_nats[f"T={temperature}"] == pytest.approx(
+            slowly(first[None], second[None], temperature), rel=1e-4
+        )
+        assert found.kl_back_nats[f"T={temperature}"] == pytest.approx(
+            slowly(second[None], first[None], temperature), rel=1e-4
+        )
+    for side, logits in zip(found.sides, (first, second), strict=True):
+        surprise = -np.log(softmax(logits)[np.arange(len(logits)), one.labels()]).mean()
+        assert side.surprise_nats == pytest.approx(surprise, rel=1e-4)
+        assert side.perplexity == pytest.approx(np.exp(surprise), rel=1e-4)
+    assert sum(one.rows for one in found.tokens.positions) == found.rows
+    mean = sum(one.rows * one.agreement for one in found.tokens.positions) / found.rows
+    assert mean == pytest.approx(found.top1_agreement)
+    most = found.tokens.differing[0]
+    begin = rising.documents[most.document]
+    assert rising.tokens[begin + most.position] == most.label
+    assert most.before == rising.tokens[max(begin, begin + most.position - 16) : begin + most.position].tolist()
+    assert most.first_says != most.second_says and most.before[-1] % 7 == 0
+    assert (found.class_agreement, found.same["views"]) == ([], "text as it is: the same tokens before each")
+
+
+def test_rows_of_the_largest_of_text_give_a_lower_bound(rising):
+    whole = compare_caches(rising("a.zarr"), rising("b.zarr", shift=3))
+    few = compare_caches(
+        rising("a4.zarr", encoding="topk", top_k=4), rising("b4.zarr", shift=3, encoding="topk", top_k=4)
+    )
+    assert 0 < few.kl_nats["T=1"] < whole.kl_nats["T=1"]
+    itself = compare_caches(rising("a.zarr"), rising("a4.zarr", encoding="topk", top_k=4))
+    assert itself.kl_nats["T=1"] == pytest.approx(0, abs=1e-4)
+
+
+def test_of_text_only_tokens_with_rows_in_both_are_compared(rising):
+    random = np.random.RandomState(1)
+    some = [random.rand(len(rising.tokens)) < 0.6 for _ in range(2)]
+    caches = [rising(f"t{n}.zarr", targets=mask) for n, mask in enumerate(some)]
+    common = some[0] & some[1]
+    common[rising.documents[:-1]] = False
+    found = compare_caches(*caches)
+    assert (found.rows, found.top1_agreement) == (common.sum(), 1.0)
+    assert found.kl_nats["T=1"] == pytest.approx(0, abs=1e-6)
+
+
+def test_text_that_is_divided_otherwise_is_refused(rising, tmp_path):
+    other = Documents(rising.tokens, np.array([0, 5, len(rising.tokens)]), texts.VOCABULARY)
+    cache = logitcache.dump_logits(Rising(), other, tmp_path / "c.zarr", encoding="full")
+    with pytest.raises(CacheMismatchError, match="or divide it into other contexts"):
+        compare_caches(rising("a.zarr"), cache)
+
+
+def test_two_caches_of_text_in_the_terminal_and_on_a_page(rising, run, monkeypatch):
+    one, other = rising("a.zarr"), rising("b.zarr", shift=3)
+    done = run("stats", str(one.place), str(other.place), "--report", "page.html")
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.stdout.split())
+    for part in ("perplexity", "same likeliest token, by tokens before", "tokens about which they differ most"):
+        assert part in words
+    page = Path("page.html").read_text()
+    for part in ("Agreement by position", "Tokens about which they differ most", "perplexity", "A says"):
+        assert part in page
+    assert "Agreement by class" not in page

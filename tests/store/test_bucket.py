@@ -133,7 +133,7 @@ def test_damage_in_a_bucket_is_found_and_repaired(url, whole, name, kind):
 def test_another_cache_in_the_same_place_is_not_touched(url):
     write(url, manifest())
     before = objects(url)
-    with pytest.raises(CacheMismatchError, match="batch_size: there 64, asked for 32"):
+    with pytest.raises(CacheMismatchError, match="batch_size: there 64, requested 32"):
         write(url, manifest(batch_size=32))
     assert objects(url) == before
 
@@ -144,11 +144,15 @@ def test_another_cache_in_the_same_place_is_not_touched(url):
         ("s3://nobody-made-this/c.zarr", InputError, "there is no such bucket"),
         ("s3://bucket", InputError, "expected an address like s3://bucket/c.zarr"),
         ("file:///tmp/c.zarr", InputError, "expected an address like"),
-        ("s3://bucket//c.zarr", InputError, "no empty part between two slashes"),
+        ("s3://bucket//c.zarr", InputError, "must not contain two slashes in a row"),
         ("s4://bucket/c.zarr", InputError, r"expected an address like .* \(s3, gs or az\)"),
-        (f"s3://key:{SECRET}@bucket/c.zarr", InputError, "^s3://bucket/c.zarr: an address holds no credentials"),
-        ("s3://bucket/c.zarr?key=1", InputError, "an address holds no credentials or options"),
-        (Path("s3://bucket/c.zarr"), InputError, "give an address as text"),
+        (
+            f"s3://key:{SECRET}@bucket/c.zarr",
+            InputError,
+            "^s3://bucket/c.zarr: an address must not contain credentials",
+        ),
+        ("s3://bucket/c.zarr?key=1", InputError, "an address must not contain credentials or options"),
+        (Path("s3://bucket/c.zarr"), InputError, "pass an address as a string"),
     ],
 )
 def test_addresses_that_cannot_be_used_are_refused(environment, address, error, message):
@@ -238,7 +242,7 @@ def test_a_network_that_stays_away_is_said_and_the_dump_goes_on_later(url, whole
     monkeypatch.setattr(lease_module, "RENEW", 1000.0)
     monkeypatch.setattr(bucket, "_TRIES", 2)
     monkeypatch.setattr("logitcache.store.writer._AT_ONCE", 2)  # or all could be under way, and none committed
-    with pytest.raises(CacheIncompleteError, match="could not be reached .* committed before is whole; run the same"):
+    with pytest.raises(CacheIncompleteError, match="could not be reached .* Committed blocks are safe; run the same"):
         write(url, manifest())
     network.close()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{server[0]}:{server[1]}")
@@ -273,6 +277,7 @@ def test_a_dump_killed_while_it_uploads_is_continued_to_the_same_bytes(url, envi
     assert time.monotonic() - begun < 60  # a dead process of this machine is recognised without waiting for its lease
 
 
+@pytest.mark.slow
 def test_a_dump_of_text_killed_in_a_bucket_goes_on_and_trains_there(url, environment, tmp_path):
     """Tokens, boundaries and targets lie there too: students are the same as from a folder."""
     given = {"teacher": "texts:Unhurried", "data": "texts:make", "encoding": "full", "precision": "f32"}
@@ -307,7 +312,7 @@ def lease(machine="elsewhere", pid=1, renewed=1) -> bytes:
 def test_two_dumps_at_once_are_refused(url, monkeypatch):
     monkeypatch.setattr(lease_module, "RENEW", 0.2)
     with CacheWriter(url, manifest(), COLUMNS, LABELS, command="") as writer:
-        with pytest.raises(InputError, match=rf"is being written by process {os.getpid()} on .*Wait until it is done"):
+        with pytest.raises(InputError, match=rf"is being written by process {os.getpid()} on .*Wait for it to finish"):
             CacheWriter(url, manifest(), COLUMNS, LABELS, command="")
         writer._hold.check()
     write(url, manifest())
@@ -380,7 +385,7 @@ def test_access_denied_is_no_damage(url, whole, monkeypatch, call):
 
     monkeypatch.setattr(bucket.obstore, "get", refused)
     with pytest.raises(InputError, match="access denied"):
-        write(url, manifest()) if call == "write" else logitcache.verify_cache(url, rows=0, repair=True)
+        write(url, manifest()) if call == "write" else logitcache.verify_cache(url, check_rows=0, repair=True)
     monkeypatch.setattr(bucket.obstore, "get", real)
     assert objects(url) == whole
 
@@ -399,9 +404,9 @@ def test_odd_names_are_kept(url):
 
 def test_only_caches_lie_in_object_storage(dump, images):
     for out in ("s3://bucket/rows.parquet", "s3://bucket/rows.safetensors"):
-        with pytest.raises(InputError, match="is an address: only caches"):
+        with pytest.raises(InputError, match="is an address, but only caches"):
             logitcache.export_cache(dump(), out)
-    with pytest.raises(InputError, match="is an address: only caches"):
+    with pytest.raises(InputError, match="is an address, but only caches"):
         logitcache.train_student(cache=dump(), student="tiny:student", data=images, epochs=1, out="s3://bucket/run")
 
 

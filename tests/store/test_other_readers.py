@@ -119,7 +119,7 @@ def test_a_cache_of_before_keeps_its_names_bytes_and_fingerprint(dump, tmp_path,
     now = dump(**U8, out=stopped, views=later)
     assert tiny.bytes_of(stopped) == tiny.bytes_of(whole.place.path)
     assert now.fingerprint == whole.fingerprint
-    assert logitcache.verify_cache(stopped, rows=0).ok
+    assert logitcache.verify_cache(stopped, check_rows=0).ok
 
 
 def test_a_cache_of_before_is_merged_with_one_of_now(dump, tmp_path, images, before):

@@ -91,7 +91,7 @@ class Disk:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 9])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 17])
 @pytest.mark.parametrize("views", [0, 1], ids=["new", "one view more"])
 def test_a_dump_that_lost_its_power_is_continued_to_the_same_bytes(tmp_path, views, stride):
     """At every step in turn; names that were not synced are lost, all or some. The cache is refused or whole, never between."""

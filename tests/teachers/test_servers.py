@@ -249,8 +249,11 @@ def test_methods_that_need_the_shape_of_the_rest_refuse_it(served, tmp_path):
     ):
         with pytest.raises((CacheMismatchError, InputError), match=says):
             logitcache.train_student(path, student, out=tmp_path / "run", **changes)
+    logitcache.train_student(
+        path, student, out=tmp_path / "loca", method="loca", epochs=1
+    )  # at 1 where nothing is said
     rows, labels = decoded(open_cache(path))
-    with pytest.raises(InputError, match="not known at temperature 2"):
+    with pytest.raises(InputError, match="unknown at temperature 2"):
         get_loss("kd", temperature=2.0)(torch.zeros(len(labels), 512), rows, labels)
 
 
@@ -282,7 +285,7 @@ def test_another_model_under_the_same_name_does_not_continue_a_dump(server, tmp_
     with pytest.raises(CacheIncompleteError):
         told_to(server.teacher, tmp_path / "c.zarr", block_rows=32, should_stop=lambda: next(stop, True))
     server.scale = 0.5
-    with pytest.raises(CacheMismatchError, match="gives other probabilities than where the dump was begun"):
+    with pytest.raises(CacheMismatchError, match="returns other probabilities than when the dump was started"):
         told_to(server.teacher, tmp_path / "c.zarr", block_rows=32)
     server.scale, server.noise = 1.0, 2.0
     with pytest.raises(InputError, match="does not repeat itself"):
@@ -299,10 +302,10 @@ def test_verify_asks_the_server_again(served, server):
     assert found.replay_gap < 1e-3
     server.noise = 3.0
     assert (
-        "answers otherwise now"
+        "output has changed"
         in logitcache.verify_cache(path, data=documents(), replay=4, teacher=server.teacher).replay_problem
     )
-    with pytest.raises(InputError, match="is behind a server"):
+    with pytest.raises(InputError, match="is a server; pass its address"):
         logitcache.verify_cache(path, data=documents(), replay=4, teacher="hf:stories-mini")
 
 

@@ -99,7 +99,7 @@ def test_a_run_that_was_stopped_holds_out_the_same(cached, tmp_path):
     assert recorded["exclude"] == [3, 58, 60]
     resumed = trained(cache, tmp_path / "r", resume=True, **more)
     assert resumed.results["kl_to_teacher"] == whole.results["kl_to_teacher"]
-    with pytest.raises(CacheMismatchError, match="holdout: there 0.2, asked for 0.3"):
+    with pytest.raises(CacheMismatchError, match="holdout: there 0.2, requested 0.3"):
         trained(cache, tmp_path / "r", resume=True, **(more | {"holdout": 0.3}))
 
 

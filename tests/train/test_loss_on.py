@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import texts
+import tiny
 import torch
 
 import logitcache
@@ -49,9 +50,21 @@ def same(one, other):
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("more", [{}, {"grad_accum_steps": 2}, {"holdout": 0.2}], ids=str)
 @pytest.mark.parametrize(
-    ("rows", "loss_on"), [("all", "assistant"), ("all", "completion"), ("assistant", "completion")]
+    ("more", "rows", "loss_on"),
+    tiny.usual(
+        [
+            (more, *rows)
+            for more in ({}, {"grad_accum_steps": 2}, {"holdout": 0.2})
+            for rows in (("all", "assistant"), ("all", "completion"), ("assistant", "completion"))
+        ],
+        [
+            ({}, "assistant", "completion"),
+            ({"grad_accum_steps": 2}, "all", "completion"),
+            ({"holdout": 0.2}, "all", "assistant"),
+        ],
+    ),
+    ids=str,
 )
 def test_loss_on_answers_is_training_from_their_rows_alone(cached, tmp_path, more, rows, loss_on):
     """Bit for bit, whatever else the cache has; and every metric is of these rows."""

@@ -189,11 +189,11 @@ def test_nothing_is_read_ahead_after_the_last_epoch(dump, images, tmp_path, monk
     [
         ({"student": 5}, r"train_student\(cache, student\) takes a path or a Cache, .* and int"),
         ({"student": tiny.student}, "and function. A factory is called first"),
-        ({"cache": 3}, "a cache is a path, an address or a Cache, not int"),
+        ({"cache": 3}, "a cache must be a path, an address or a Cache, not int"),
         ({"callbacks": 3}, "callbacks must be a logitcache.Callbacks object, not 3"),
         ({"should_stop": True}, "should_stop must be a function, not True"),
         ({"method": nn.KLDivLoss()}, "method .* cannot be called with student, teacher and labels"),
-        ({"method": nn.PReLU()}, "cannot be called with student|has parameters of its own"),
+        ({"method": nn.PReLU()}, "cannot be called with student|has trainable parameters"),
         ({"method": lambda s, t, y: y}, r"returned torch.int64 \[48\]; expected"),
         ({"opt": torch.optim.LBFGS}, "LBFGS evaluates the loss several times a step"),
         (
@@ -289,7 +289,7 @@ class Picky(nn.Module):
 
 
 def test_a_network_that_insists_on_a_size_is_one_sentence_with_the_remedy(dump, images, tmp_path):
-    said = r"fails on an input of shape \[.*, 3, 16, 16\]: AssertionError: Wrong image height! Expected 24. Another size .*`image_size`"
+    said = r"fails on an input of shape \[.*, 3, 16, 16\]: AssertionError: Wrong image height! Expected 24. Try another `image_size`"
     with pytest.raises(InputError, match=f"teacher Picky {said}"):
         dump(teacher=Picky(tiny.CLASSES), out=tmp_path / "t.zarr")
     cache = dump(teacher=Picky(tiny.CLASSES), image_size=24)

@@ -1,6 +1,7 @@
 """How a step is taken: optimizers, schedules, parts of a batch, running means, half precision; and stopping between two steps."""
 
 import copy
+import itertools
 import json
 import signal
 from dataclasses import replace
@@ -298,8 +299,12 @@ def _stop_and_resume(train, out, steps, arguments):
         train(out=out, should_stop=lambda: next(asked), **arguments)
 
 
-@pytest.mark.parametrize("budget", [None, 20_000])
-@pytest.mark.parametrize("steps", [[1], [3, 9], [6, 1]])
+@pytest.mark.parametrize(
+    ("steps", "budget"),
+    tiny.usual(
+        itertools.product([[1], [3, 9], [6, 1]], [None, 20_000]), [([3, 9], None), ([1], 20_000), ([6, 1], 20_000)]
+    ),
+)
 def test_a_run_stopped_between_two_steps_ends_like_an_unbroken_one(train, tmp_path, steps, budget):
     """Weights, bit for bit, and metrics: with dropout, batch normalisation, a running mean, momentum, and in windows."""
     arguments = {
@@ -322,7 +327,7 @@ def test_a_run_stopped_between_two_steps_ends_like_an_unbroken_one(train, tmp_pa
     assert ours == theirs
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", tiny.usual([signal.SIGINT, signal.SIGTERM], [signal.SIGTERM]))
 def test_a_training_that_is_asked_to_stop_saves_and_says_how_to_go_on(tmp_path, npz, dump, run, number):
     dump(data=f"arrays:{npz}")
     words = ["train", "c.zarr", "--student", "tiny:student", "--batch-size", "2", "--epochs", "3"]

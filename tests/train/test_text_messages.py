@@ -46,7 +46,7 @@ def test_many_classes_are_told_of_methods_and_of_sizes(tmp_path):
     with pytest.raises(CacheMismatchError) as refused:
         trained(cache, tmp_path / "r", student="texts:wide", method="clkd")
     said = str(refused.value)
-    assert "keeps the 6 largest of 5,000 logits, and clkd looks at every logit" in said
+    assert "keeps the 6 largest of 5,000 logits, and clkd needs every logit" in said
     assert "Choose a method that takes such rows (ce, " in said
     assert " kd, " in said
     assert "clkd," not in said

@@ -78,7 +78,10 @@ def test_cached_is_live(dump, train, tmp_path, method, augment, threads):
     assert json.loads((tmp_path / "live/run.json").read_text())["cache"]["logits"] == "live"
 
 
-@pytest.mark.parametrize("method", [name for name, one in METHODS.items() if one.divergence])
+LEARNING = [name for name, one in METHODS.items() if one.divergence]
+
+
+@pytest.mark.parametrize("method", tiny.usual(LEARNING, ["clkd", "kd", "mlkd", "normkd", "rld", "sld", "tad"]))
 def test_cached_is_live_for_every_method_also_where_it_was_stopped(dump, train, tmp_path, method):
     """Two views, shuffled; the cached run is stopped in the middle of its second epoch, and resumed."""
     teacher = tiny.net(tiny.CLASSES)
@@ -185,7 +188,7 @@ def test_a_run_of_a_loss_in_hand_is_resumed_with_the_same(dump, train, tmp_path,
     with pytest.raises(StoppedError):
         train(method=loss, epochs=2, out=tmp_path / "r", should_stop=lambda: next(asked))
     with pytest.raises(
-        CacheMismatchError, match=r"method: there 'get_loss\(rld, beta=4\)', asked for 'get_loss\(rld, beta=5\)'"
+        CacheMismatchError, match=r"method: there 'get_loss\(rld, beta=4\)', requested 'get_loss\(rld, beta=5\)'"
     ):
         train(method=logitcache.get_loss("rld", beta=5), epochs=2, out=tmp_path / "r", resume=True)
     assert same(weights(whole), weights(train(method=loss, epochs=2, out=tmp_path / "r", resume=True)))
@@ -194,13 +197,13 @@ def test_a_run_of_a_loss_in_hand_is_resumed_with_the_same(dump, train, tmp_path,
 def test_a_function_in_hand_refuses_what_it_may_not_understand(dump, train, tmp_path):
     dump(top_k=3, out=tmp_path / "top.zarr")
     with pytest.raises(
-        CacheMismatchError, match="halved is a plain function, which is assumed to read every logit of a row"
+        CacheMismatchError, match="halved is a plain function, which is assumed to need every logit of a row"
     ):
         train(cache=tmp_path / "top.zarr", method=halved)
     dump(augment="cifar+mixup", out=tmp_path / "mixed.zarr")
     with pytest.raises(CacheMismatchError, match="halved is a plain function, which is assumed to read the label"):
         train(cache=tmp_path / "mixed.zarr", method=halved)
-    with pytest.raises(InputError, match="halved is a finished loss, so temperature cannot be given beside it"):
+    with pytest.raises(InputError, match="halved is already a complete loss and takes no temperature"):
         train(cache=tmp_path / "mixed.zarr", method=halved, temperature=2.0)
     assert not (tmp_path / "run").exists()
     for cache in ("top.zarr", "mixed.zarr"):  # a composed loss brings its own needs
@@ -324,7 +327,7 @@ def test_a_run_without_a_cache_goes_on_with_its_own_data_alone(train, images, tm
     with pytest.raises(Stopped):
         train(**settings, on_epoch=stop)
     for changed in ({"data": change("labels")}, {"test_data": images}):
-        with pytest.raises(CacheMismatchError, match="was begun with other data"):
+        with pytest.raises(CacheMismatchError, match="was started with other data"):
             train(**settings, resume=True, **changed)
     train(**settings, resume=True)
 
@@ -521,9 +524,9 @@ def test_a_top_k_cache_trains_what_it_serves_and_refuses_the_rest(dump, train, t
     bucket = weights(train(method="kd", tail="bucket", out=tmp_path / "bucket"))
     assert not same(bucket, weights(train(method="kd", out=tmp_path / "uniform")))
     for changes, reason in (
-        ({"method": "clkd"}, "clkd looks at every logit of a row"),
-        ({"method": "kd", "standardize": True}, "z-scores are those of every class"),
-        ({"method": "normkd"}, r"a temperature by row \(deviation\) is read from every class"),
+        ({"method": "clkd"}, "clkd needs every logit of a row"),
+        ({"method": "kd", "standardize": True}, "z-scoring needs every logit of a row"),
+        ({"method": "normkd"}, r"a per-row temperature \(deviation\) needs every logit of a row"),
     ):
         with pytest.raises(
             CacheMismatchError, match=rf"keeps the 2 largest of 5 logits, and {reason}. Dump again with `encoding` full"
@@ -559,9 +562,9 @@ def test_a_run_that_exists_is_refused_and_left_alone(dump, train, tmp_path):
     dump()
     train()
     before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
-    with pytest.raises(InputError, match="already holds a run; nothing in it was touched. Continue it with `resume`"):
+    with pytest.raises(InputError, match="already holds a run; nothing in it was touched. Resume it with `resume`"):
         train()
-    with pytest.raises(CacheMismatchError, match=r"is a run with other settings:\n  lr: there 0.05, asked for 0.1"):
+    with pytest.raises(CacheMismatchError, match=r"is a run with other settings:\n  lr: there 0.05, requested 0.1"):
         train(resume=True, lr=0.1)
     assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
     with pytest.raises(InputError, match="holds no run to resume"):
@@ -577,7 +580,7 @@ def test_a_run_resumed_with_another_cache_is_refused(dump, train, tmp_path):
     with pytest.raises(Stopped):
         train(on_epoch=stop)
     dump(seed=9, out=tmp_path / "other.zarr")
-    with pytest.raises(CacheMismatchError, match="was begun with another cache"):
+    with pytest.raises(CacheMismatchError, match="was started with another cache"):
         train(resume=True, cache=tmp_path / "other.zarr")
 
 
@@ -587,7 +590,7 @@ def test_a_run_leaves_weights_metrics_and_settings(dump, train, tmp_path):
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["settings"]["method"] == "kd"
     assert record["cache"]["fingerprint"] == cache.fingerprint
-    assert record["cache"]["bytes_per_row"] == 20
+    assert record["cache"]["memory_bytes_per_row"] == 20
     assert record["results"] == result.results
     metrics = metrics_of(tmp_path / "run")
     assert [epoch["view"] for epoch in metrics] == [0, 1, 0]

@@ -116,7 +116,7 @@ def test_a_file_that_changes_is_noticed(train, tmp_path):
     with pytest.raises(StoppedError):
         train(class_weights=str(file), epochs=2, should_stop=lambda: True)
     file.write_text("[5, 4, 3, 2, 1]")
-    with pytest.raises(CacheMismatchError, match="was begun with other class weights"):
+    with pytest.raises(CacheMismatchError, match="was started with other class weights"):
         train(class_weights=str(file), epochs=2, resume=True)
     train(class_weights=str(file), epochs=2, out=tmp_path / "other")
     assert len({run.settings for run in logitcache.compare_runs([tmp_path / "run", tmp_path / "other"])}) == 2

@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from logitcache.errors import InputError
 
-__all__ = ["class_names", "class_number", "image_and_label", "listed_labels"]
+__all__ = ["class_names", "class_number", "image_and_label", "label_column", "listed_labels"]
 
 _IMAGE_COLUMNS = ("image", "img", "pixel_values")
 _LABEL_COLUMNS = ("label", "labels", "target", "class")
@@ -47,7 +47,7 @@ def listed_labels(dataset: Any) -> NDArray[Any] | None:
     if isinstance(dataset, ConcatDataset):
         parts = [listed_labels(one) for one in dataset.datasets]
         return np.concatenate(parts) if all(part is not None for part in parts) else None  # type: ignore[arg-type]
-    column = _label_column(dataset)
+    column = label_column(dataset)
     for name in ("targets", "labels", *([column] if column else [])):
         with contextlib.suppress(Exception):  # a ragged list, a property that fails: items are asked instead
             found = np.asarray(dataset[name][:] if name == column else getattr(dataset, name))
@@ -64,7 +64,7 @@ def class_names(dataset: Any) -> list[Any] | None:
         names = [class_names(one) for one in dataset.datasets]
         return names[0] if all(one == names[0] for one in names) else None
     found = getattr(dataset, "classes", None)
-    if not found and (column := _label_column(dataset)):
+    if not found and (column := label_column(dataset)):
         found = getattr(dataset.features[column], "names", None)
     if not found:
         return None
@@ -90,7 +90,7 @@ def _described(item: Any) -> str:
     return f"a {type(item).__name__}{length}"
 
 
-def _label_column(dataset: Any) -> str | None:
+def label_column(dataset: Any) -> str | None:
     """Return the label column of a Hugging Face data set, or None if there is no such column or it is not clear from its features."""
     features = getattr(dataset, "features", None)
     if not isinstance(features, Mapping):

@@ -3,16 +3,21 @@
 import functools
 import logging
 import os
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from logitcache.data.images.strings import PackedStrings
 from logitcache.errors import InputError
 from logitcache.runtime.wording import counted
 
-__all__ = ["Listing", "list_images", "readable"]
+__all__ = ["Listing", "list_images", "readable", "suffixes"]
 
 _LOG = logging.getLogger(__name__)
 _NAMED = 3  # files of other types, in the log
@@ -24,13 +29,15 @@ class Listing:
 
     Attributes:
         paths: Sorted paths relative to the folder, with forward slashes.
+        labels: Class of each, [N] int64.
         classes: Sorted names of the class folders that hold images.
-        unreadable: Those of the paths that cannot be opened, with the reason.
+        unreadable: Positions among the paths of those that cannot be opened, with the reason.
     """
 
-    paths: list[str]
+    paths: PackedStrings
+    labels: NDArray[np.int64]
     classes: tuple[str, ...]
-    unreadable: dict[str, str]
+    unreadable: dict[int, str]
 
 
 def list_images(root: Path) -> Listing:
@@ -43,64 +50,110 @@ def list_images(root: Path) -> Listing:
     """
     if not root.is_dir():
         raise InputError(f"there is no folder {root} to read images from")
-    paths, skipped, others, folders = list[str](), Counter[str](), list[str](), list[str]()
-    unreadable: dict[str, str] = {}
+    walk, folders = _Walk(), list[str]()
     for entry in sorted(os.scandir(root), key=lambda one: one.name):
         if entry.name.startswith("."):
-            skipped["hidden"] += 1
+            walk.skipped["hidden"] += 1
         elif _is_folder(entry):
-            before = len(paths)
-            _walk(Path(entry.path), root, paths, unreadable, skipped, others, frozenset())
-            if len(paths) == before:
-                folders.append(entry.name)
+            folders.append(entry.name)
         else:
-            skipped["outside"] += 1
-    if not paths:
-        said = _skipped_words(skipped, others, folders)
+            walk.skipped["outside"] += 1
+    paths = PackedStrings.of(walk.classes(root, folders))
+    counts = walk.counts
+    empty = [name for name in folders if not counts[name]]
+    said = _skipped_words(walk, empty)
+    if not len(paths):
         raise InputError(
             f"{readable(root)} has no images in class folders (expected {readable(root)}/CLASS/IMAGE.jpg, .png, ...)"
             + (f"; skipped: {said}" if said else "")
         )
-    paths.sort()
-    classes = tuple(sorted({path.partition("/")[0] for path in paths}))
-    _log(root, len(paths), len(classes), skipped, others, folders)
-    return Listing(paths, classes, unreadable)
+    classes = [name for name in folders if counts[name]]
+    labels = np.repeat([bisect_left(classes, name) for name in counts], list(counts.values()))
+    sizes = f"{len(paths):,}", f"{len(classes):,}"
+    _LOG.info("%s: %s images in %s classes; skipped: %s", readable(root), *sizes, said or "nothing")
+    return Listing(paths, labels, tuple(classes), walk.unreadable)
 
 
-def _walk(
-    folder: Path,
-    root: Path,
-    paths: list[str],
-    unreadable: dict[str, str],
-    skipped: Counter[str],
-    others: list[str],
-    above: frozenset[tuple[int, int]],
-) -> None:
-    """Collect the images below a folder; `above` are the folders on the way here, to which a link may lead back."""
-    status = folder.stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        raise InputError(f"{readable(folder)} is a link to a folder that it lies in: it has no end. Remove the link.")
+class _Walk:
+    """A walk through class folders.
+
+    A folder may hold millions of files, so nothing is done for each that is not needed: a path is a string, not a `Path`.
+
+    Attributes:
+        skipped: Number of entries that were skipped, by the reason.
+        others: Names of some files of other types, the first in the order of names.
+        counts: Number of images of each class folder, in the order of their paths.
+        unreadable: Positions of images that cannot be opened, with the reason.
+    """
+
+    def __init__(self) -> None:
+        self.skipped, self.others = Counter[str](), list[str]()
+        self.counts, self.unreadable = dict[str, int](), dict[int, str]()
+        self._asks = os.geteuid() != 0  # the superuser may read every file
+
+    def classes(self, root: Path, folders: Sequence[str]) -> Iterator[list[str]]:
+        """Yield the paths of the images of each class folder, all in the order of paths, in which `a-b/` is before `a/`."""
+        for name in sorted(folders, key=lambda name: f"{name}/"):
+            before, found = sum(self.counts.values()), list[str]()
+            refused = self._images(f"{root}/{name}", f"{name}/", found)
+            found.sort()
+            self.counts[name] = len(found)
+            self.unreadable |= {before + bisect_left(found, path): why for path, why in refused.items()}
+            yield found
+
+    def _images(
+        self, folder: str, prefix: str, found: list[str], above: frozenset[tuple[int, int]] = frozenset()
+    ) -> dict[str, str]:
+        """Collect the paths of the images below a folder, and return those that cannot be opened, with the reason.
+
+        Args:
+            folder: The folder.
+            prefix: Beginning of the paths.
+            found: The paths, in no order, to which these are added.
+            above: Device and inode of the folders on the way here, to which a link may lead back.
+
+        Raises:
+            InputError: A folder cannot be opened, or has no end.
+        """
+        here, refused, others, endings = _identity(folder), dict[str, str](), list[str](), suffixes()
+        if here in above:
+            raise InputError(
+                f"{readable(folder)} is a link to a folder that it lies in: it has no end. Remove the link."
+            )
+        for entry in _entries(folder):
+            name = entry.name
+            if name.startswith("."):
+                self.skipped["hidden"] += 1
+                continue
+            is_file, is_image = entry.is_file(follow_symlinks=False), name[name.rfind(".") :].lower() in endings
+            leads_nowhere = not is_file and is_image and _leads_nowhere(entry)
+            if not is_file and not leads_nowhere and _is_folder(entry):
+                refused |= self._images(entry.path, f"{prefix}{name}/", found, above | {here})
+            elif not is_image:
+                others.append(name)
+            else:
+                found.append(prefix + name)
+                if leads_nowhere:
+                    refused[found[-1]] = "it is a link that leads nowhere"
+                elif self._asks and not os.access(entry.path, os.R_OK):
+                    refused[found[-1]] = "permission denied"
+        self.skipped["others"] += len(others)
+        self.others = sorted([*self.others, *others])[:_NAMED]
+        return refused
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)  # noqa: PTH116
+    return status.st_dev, status.st_ino
+
+
+def _entries(folder: str) -> "list[os.DirEntry[str]]":
     try:
-        entries = list(os.scandir(folder))
+        return list(os.scandir(folder))
     except OSError as error:
         raise InputError(
             f"{readable(folder)} cannot be opened: {error.strerror}. Make it readable, or remove it."
         ) from error
-    for entry in entries:
-        named_as_image = Path(entry.name).suffix.lower() in _suffixes()
-        if entry.name.startswith("."):
-            skipped["hidden"] += 1
-        elif not (named_as_image and _leads_nowhere(entry)) and _is_folder(entry):
-            _walk(Path(entry.path), root, paths, unreadable, skipped, others, above | {here})
-        elif not named_as_image:
-            others.append(entry.name)
-        else:
-            paths.append(Path(entry.path).relative_to(root).as_posix())
-            if _leads_nowhere(entry):
-                unreadable[paths[-1]] = "it is a link that leads nowhere"
-            elif not os.access(entry.path, os.R_OK):
-                unreadable[paths[-1]] = "permission denied"
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -119,7 +172,7 @@ def _leads_nowhere(entry: "os.DirEntry[str]") -> bool:
 
 
 @functools.cache
-def _suffixes() -> frozenset[str]:
+def suffixes() -> frozenset[str]:
     """Return the suffixes of the formats that Pillow reads; it registers others that it only writes, such as .pdf."""
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
@@ -129,17 +182,19 @@ def readable(path: str | os.PathLike[str]) -> str:
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _log(root: Path, images: int, classes: int, skipped: Counter[str], others: list[str], folders: list[str]) -> None:
-    said = _skipped_words(skipped, others, folders) or "nothing"
-    _LOG.info("%s: %s images in %s classes; skipped: %s", readable(root), f"{images:,}", f"{classes:,}", said)
+def _skipped_words(walk: _Walk, folders: list[str]) -> str:
+    """Describe the entries that were skipped and why; empty if none were.
 
-
-def _skipped_words(skipped: Counter[str], others: list[str], folders: list[str]) -> str:
-    """Describe the entries that were skipped and why; empty if none were."""
+    Args:
+        walk: The walk that skipped them.
+        folders: Class folders without images.
+    """
+    skipped = walk.skipped
+    more = ", ..." * (skipped["others"] > _NAMED)
     parts = [
         f"{skipped['hidden']:,} hidden" if skipped["hidden"] else "",
-        f"{len(others):,} of other types ({', '.join(map(readable, sorted(others)[:_NAMED]))}{', ...' * (len(others) > _NAMED)})"
-        if others
+        f"{skipped['others']:,} of other types ({', '.join(map(readable, walk.others))}{more})"
+        if skipped["others"]
         else "",
         f"{skipped['outside']:,} outside of class folders" if skipped["outside"] else "",
         f"{counted(len(folders), 'folder')} without images ({', '.join(map(readable, folders[:_NAMED]))}"

@@ -1,5 +1,6 @@
 """Images as a modality: each sample is one row."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,12 +14,13 @@ from logitcache.data.exclusion import excluded_of
 from logitcache.data.images.rendering import Renderer, preprocessing_for, render
 from logitcache.data.images.resident import ResidentImages, resident_images
 from logitcache.data.images.sets import ImageSet, Part
-from logitcache.data.images.views import View, make_views
+from logitcache.data.images.views import RecordedBoxes, View, make_views
+from logitcache.data.images.views.digests import digests
 from logitcache.data.images.views.preprocessing import TEST_TIME_VIEWS, Preprocessing
-from logitcache.data.images.views.render import digests
-from logitcache.data.protocol import Ids, RowLabels, whole_of
+from logitcache.data.protocol import Ids, RowLabels, joined_digests, whole_of
 from logitcache.errors import InputError
 from logitcache.models import Network, load_network, logits_of
+from logitcache.store import Cache
 
 __all__ = ["IMAGES", "Images"]
 
@@ -37,6 +39,21 @@ class Images:
     def read_view(self, entry: Mapping[str, Any]) -> View:
         """Read the manifest entry of a view."""
         return View.from_json(entry)
+
+    def continued(self, views: Sequence[View], begun: Sequence[Mapping[str, Any]]) -> tuple[View, ...]:
+        """Return views with pixels hashed as in those of a cache that was begun; further views as the last of these."""
+        kinds = [View.from_json(entry).digest for entry in begun]
+        return tuple(replace(view, digest=kinds[min(number, len(kinds) - 1)]) for number, view in enumerate(views))
+
+    def with_recorded(self, cache: Cache, views: Sequence[View]) -> list[View]:
+        """Give views whose boxes another tool drew these boxes, which the cache holds."""
+        held, first = _HeldBoxes(cache), int(cache.manifest.data["first"])
+        return [
+            replace(view, recorded=RecordedBoxes(functools.partial(held.of, view.index), first))
+            if view.recipe == "recorded-boxes"
+            else view
+            for view in views
+        ]
 
     def choose_inputs(self, samples: ImageSet, view: View, *said: Mapping[str, Any]) -> Preprocessing:
         """Choose mean, deviation, size and resizing (`preprocessing_for`)."""
@@ -61,6 +78,7 @@ class Images:
         workers: int | None = None,
         device: torch.device | None = None,
         skip_unreadable: bool = False,
+        on_device: bool = False,
     ) -> Renderer:
         """Return what renders batches of images."""
         return Renderer(
@@ -70,6 +88,7 @@ class Images:
             workers=workers,
             device=device,
             skip_unreadable=skip_unreadable,
+            on_device=on_device,
         )
 
     def resident(
@@ -80,7 +99,7 @@ class Images:
 
     def digests(self, samples: ImageSet, view: View, ids: Ids) -> NDArray[np.uint64]:
         """Render images and hash their pixels, [B] uint64."""
-        return digests(render(samples, view, ids))
+        return joined_digests([digests(render(samples, view, ids), view.digest)])
 
     def row_labels(self, samples: ImageSet, view: View, ids: Ids) -> RowLabels:
         """Return the class of each image; where the view mixes two, that of the partner too."""
@@ -108,6 +127,24 @@ class Images:
         """Return a stretch of a data set."""
         whole, offset = whole_of(samples)
         return Part(whole, offset + first, offset + last)
+
+
+class _HeldBoxes:
+    """Boxes of the view that was asked for last: of a data set of millions they take 20 bytes an image."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache, self._held = cache, (-1, np.empty((0, 5), np.float32))
+
+    def of(self, view: int) -> NDArray[np.float32]:
+        """Return the boxes of a view, [N, 5]."""
+        held = self._held
+        if held[0] != view:
+            held = self._held = (view, self._cache.recorded(view)["boxes"])
+        return held[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel without the boxes: a spawned worker reads them itself."""
+        return self.__dict__ | {"_held": (-1, np.empty((0, 5), np.float32))}
 
 
 IMAGES = Images()

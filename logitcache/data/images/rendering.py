@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from logitcache.data.exclusion import excluded_of, leave_out, shown_beside
 from logitcache.data.images.sets import ArrayImages, ImageSet, resident
 from logitcache.data.images.views import View, blend, read_recipe
+from logitcache.data.images.views.digests import digests
 from logitcache.data.images.views.preprocessing import Preprocessing
-from logitcache.data.images.views.render import cut, cut_batch, digests
+from logitcache.data.images.views.render import cut, cut_batch
 from logitcache.data.protocol import Ids, Rendition, whole_of
 from logitcache.errors import InputError, UnreadableError
 from logitcache.runtime.device import decoding_workers, to_device
@@ -55,6 +56,7 @@ class Renderer:
         workers: int | None = None,
         device: torch.device | None = None,
         skip_unreadable: bool = False,
+        on_device: bool = False,
     ) -> None:
         """Choose what comes out.
 
@@ -64,15 +66,17 @@ class Renderer:
             with_digests: Whether to hash the shared rendition.
             workers: Processes that decode and render; None chooses 0 where a batch is one gather and up to 8 elsewhere.
             device: Where pixels are used. For a GPU they are cut out of images that are kept there, where images are in memory, a batch
-                is one gather and nobody hashes it; else left in page-locked memory, which the GPU fetches while the host goes on.
+                is one gather, and nobody hashes it or `on_device` says so; else left in page-locked memory, which the GPU fetches while
+                the host goes on.
             skip_unreadable: Whether a sample that cannot be read is left out of its batch and named in it, instead of raising an error.
+            on_device: Whether pixels are hashed there too. The digests are the same.
         """
         self._in_memory = isinstance(whole_of(data)[0], ArrayImages)
         self._workers = decoding_workers() if workers is None else workers
         self._source = _Source(data, tuple(preprocessings), with_digests, skip_unreadable)
         self._pinned = device is not None and device.type == "cuda"
-        near = None if device is None or with_digests else resident(data, device)
-        self._near = None if near is None else _Source(near, tuple(preprocessings), with_digests=False)
+        near = None if device is None or (with_digests and not on_device) else resident(data, device)
+        self._near = None if near is None else _Source(near, tuple(preprocessings), with_digests)
         self._order = _Order()
         self._processes = Workers(
             functools.partial(  # without a way back to this object: the processes end as soon as nobody holds it
@@ -97,7 +101,8 @@ class Renderer:
                 batch = self._source.rendered(view, samples)
                 yield batch.pin_memory() if self._pinned else batch
             return
-        self._order.batches = [[(view, samples)] for samples in batches]
+        _, first = whole_of(self._source.data)
+        self._order.batches = [[(view.only(samples + first), samples)] for samples in batches]
         yield from self._processes.items()
 
 
@@ -156,7 +161,8 @@ class _Source(Dataset[Rendition | Failure]):
         for position, network in enumerate(self._preprocessings):
             twin = next((i for i in range(position) if _same_geometry(self._preprocessings[i], network)), None)
             fitted.append(network.fit(shared) if twin is None else fitted[twin])
-        return Rendition(samples, tuple(fitted), digests(shared) if self._with_digests else None, unreadable)
+        hashed = digests(shared, view.digest) if self._with_digests else None
+        return Rendition(samples, tuple(fitted), hashed, unreadable)
 
     def __getitem__(self, item: tuple[View, Ids]) -> Rendition | Failure:
         try:

@@ -3,8 +3,9 @@
 import copy
 import errno
 import json
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from torch import Tensor
 from logitcache.data.exclusion import Reading, refuse_unreadable, remedy_for, unreadable
 from logitcache.data.images.items import class_names, class_number, image_and_label, listed_labels
 from logitcache.data.images.listing import list_images, readable
+from logitcache.data.images.stored import StoredItems
 from logitcache.data.protocol import whole_of
 from logitcache.errors import (
     InputError,
@@ -111,7 +113,7 @@ class ArrayImages:
         self.images = torch.from_numpy(np.ascontiguousarray(stacked))
         self.normalization = normalization or _measured(self.images)
         self.native_size: tuple[int, int] | None = (int(self.images.shape[2]), int(self.images.shape[3]))
-        self._elsewhere: ArrayImages | None = None
+        self._elsewhere: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -122,10 +124,17 @@ class ArrayImages:
 
     def on(self, device: torch.device) -> "ArrayImages":
         """Return the same with its pixels on a device, copied there once."""
-        if self._elsewhere is None or self._elsewhere.images.device != device:
-            self._elsewhere = copy.copy(self)
-            self._elsewhere.images = self.images.to(device)
-        return self._elsewhere
+        if self._elsewhere is None or self._elsewhere.device != device:
+            self._elsewhere = self.images.to(device)
+        there = copy.copy(self)  # with the samples that are left out now
+        there.images = self._elsewhere
+        return there
+
+    def __copy__(self) -> "ArrayImages":
+        """Share the pixels, on every device."""
+        found = object.__new__(type(self))
+        found.__dict__.update(self.__dict__)
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         """Travel without what lies on a device: workers of a loader have none."""
@@ -156,12 +165,10 @@ class FolderImages:
             InputError: There are no images in folders below it, or one of them cannot be opened.
         """
         found, reading = list_images(root), reading or Reading()
-        self.root, self.paths, self._folders = root, found.paths, found.classes
+        self.root, self.paths, self.labels, self._folders = root, found.paths, found.labels, found.classes
         self.classes = tuple(map(readable, found.classes))
-        index = {name: position for position, name in enumerate(found.classes)}
-        self.labels = np.array([index[path.split("/", 1)[0]] for path in self.paths], np.int64)
         self.exif_orientation = reading.exif_orientation
-        self.unreadable = {n: found.unreadable[path] for n, path in enumerate(self.paths) if path in found.unreadable}
+        self.unreadable = found.unreadable
         if not reading.tolerant:
             refuse_unreadable(self, self.unreadable)
 
@@ -176,9 +183,14 @@ class FolderImages:
         """Return what an image is called at the beginning of a message: its whole path."""
         return readable(self.root / self.paths[sample])
 
-    def numbers_by_name(self) -> dict[str, int]:
-        """Return the sample of each path, spelled as messages print it and as the file system has it."""
-        return {spell(path): n for spell in (str, readable) for n, path in enumerate(self.paths)}
+    def numbers_of(self, names: Collection[str]) -> dict[str, int]:
+        """Return the samples of paths, spelled as messages print them or as the file system has them; others are left out."""
+        places = ((name, bisect_left(self.paths, name)) for name in names)
+        found = {name: n for name, n in places if n < len(self) and self.paths[n] == name}
+        escaped = {name for name in names if "\\x" in name} - found.keys()  # as only messages print them
+        if escaped:
+            found |= {name: n for n, name in enumerate(map(readable, self.paths)) if name in escaped}
+        return found
 
     def image(self, sample: int) -> Tensor:
         """Decode one file, [3, H, W] uint8.
@@ -195,11 +207,15 @@ class FolderImages:
             raise _failure(self.label_of(sample), name, error, first_line(error) or type(error).__name__) from error
 
     def digest(self) -> str:
-        """Hash relative paths and labels."""
-        lines = [f"{path}\t{label}" for path, label in zip(self.paths, self.labels, strict=True)]
-        return blake2b(
-            "\n".join([*self._folders, "", *lines]).encode("utf-8", "surrogateescape"), digest_size=16
-        ).hexdigest()
+        """Hash relative paths and labels: a line for each class, an empty one, and `PATH<tab>LABEL` for each image."""
+        folders = "".join(f"{name}\n" for name in self._folders)
+        hasher, lines, first = blake2b(folders.encode("utf-8", "surrogateescape"), digest_size=16), [b""], 0
+        for paths in self.paths.encoded():
+            labels = self.labels[first : first + len(paths)].tolist()
+            lines += [b"%b\t%d" % one for one in zip(paths, labels, strict=True)]
+            hasher.update(b"\n".join(lines))
+            lines, first = [b""], first + len(paths)
+        return hasher.hexdigest()
 
 
 class MappedImages:
@@ -228,7 +244,7 @@ class MappedImages:
         """
         self.dataset, reading = dataset, reading or Reading()
         self.exif_orientation, self.unreadable = reading.exif_orientation, dict[int, str]()
-        name = type(dataset).__name__
+        self._name = name = dataset.name if isinstance(dataset, StoredItems) else type(dataset).__name__
         with explain_foreign_errors(f"data set {name} does not say what is in it"):
             count, listed, named = len(dataset), listed_labels(dataset), class_names(dataset)
         if not count:
@@ -271,7 +287,6 @@ class MappedImages:
             raise self._failure(sample, error) from error
 
     def _item(self, sample: int) -> tuple[Any, int]:
-        name = type(self.dataset).__name__
         try:
             image, label = image_and_label(self.dataset[sample])
         except KeyboardInterrupt:
@@ -286,14 +301,16 @@ class MappedImages:
         listed = getattr(self, "labels", None)
         if listed is not None and listed[sample] != found:
             raise InputError(
-                f"{name} has two labels for sample {sample}: {listed[sample]} in its list (targets or labels), {found} in its item. Make "
-                "the list agree with the items (a target_transform changes the items alone), or leave it out."
+                f"{self._name} has two labels for sample {sample}: {listed[sample]} in its list (targets or labels), {found} in its item. "
+                "Make the list agree with the items (a target_transform changes the items alone), or leave it out."
             )
         return image, found
 
     def label_of(self, sample: int) -> str:
         """Return what an item is called at the beginning of a message."""
-        return f"sample {sample} of {type(self.dataset).__name__}"
+        if isinstance(self.dataset, StoredItems):
+            return self.dataset.label_of(sample)
+        return f"sample {sample} of {self._name}"
 
     def _failure(self, sample: int, error: BaseException) -> InputError:
         return _failure(self.label_of(sample), str(sample), error, reason_of(error))
@@ -327,10 +344,12 @@ class Part:
 
 
 def resident(images: ImageSet, device: torch.device) -> ImageSet | None:
-    """Return images in memory with their pixels on a GPU, where they take at most a quarter of what is free there; else None."""
+    """Return images in memory with their pixels on a device; None for files, and where a GPU has less than four times the room free."""
     whole, first = whole_of(images)
-    if device.type != "cuda" or not isinstance(whole, ArrayImages):
+    if not isinstance(whole, ArrayImages) or device.type not in ("cpu", "cuda"):
         return None
+    if device.type == "cpu":
+        return images
     if whole.images.numel() > torch.cuda.mem_get_info(device)[0] // 4:
         return None
     there = whole.on(device)

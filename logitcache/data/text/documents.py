@@ -14,7 +14,7 @@ from logitcache.store import Ids, NumberedClasses, rows_of
 
 __all__ = ["FACTS", "Documents", "Stretch", "token_dtype"]
 
-FACTS = ("reading", "tokenizer", "bytes")  # keys of `Documents.facts`
+FACTS = ("reading", "tokenizer", "bytes", "generated")  # keys of `Documents.facts`
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _HASHED = 1 << 24  # tokens at a time
 
@@ -42,7 +42,7 @@ class Documents:
         classes: The ids as classes.
         offsets: Row at which each context begins, and R at the end, [D + 1] int64.
         facts: What a manifest records of it beside its digest: `reading`, how it was read; `tokenizer`, which made its ids; `bytes` of
-            the text as UTF-8. Each only where it is known.
+            the text as UTF-8; `generated`, which model wrote the text. Each only where it is known.
         sequence_length: Most tokens of a context, as asked for; None: nothing was.
         notes: What was done with documents that were too long, for people.
     """

@@ -30,7 +30,13 @@ __all__ = [
     "warn_of_other_tokenizer",
 ]
 
-TEXT_KINDS = ("tokens", "text", "jsonl", "parquet")  # of data sets by name, before the colon
+TEXT_KINDS = (
+    "tokens",
+    "text",
+    "jsonl",
+    "parquet",
+    "hf",
+)  # of data sets by name, before the colon; the last two also of images
 TEXT_OPTIONS = ("sequence_length", "too_long", "pack", "rows", "documents_by")
 
 _LOG = logging.getLogger(__name__)

@@ -1,13 +1,11 @@
 """Text by name: `tokens:FILE.npz`, `text:PATH`, `jsonl:PATH`, `parquet:PATH`."""
 
-import glob
 import itertools
-import json
 import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,36 +13,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcache.data.files import matching_files
 from logitcache.data.text.documents import Documents, token_dtype
+from logitcache.data.text.forms import Entry, as_document, hub_objects, jsonl_objects, parquet_objects
+from logitcache.data.text.origin import read_origin
 from logitcache.data.text.reading import TextReading
 from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import InputError
 from logitcache.runtime.wording import counted
 
-__all__ = ["NAMED_TEXT", "Entry", "open_text", "read_documents"]
+__all__ = ["NAMED_TEXT", "open_text", "read_documents", "read_objects"]
 
 _STORIES_IDS = 512  # of the tokenizer that made the stories
 _NAME_LENGTH = 26  # place of that number in the header of a file in a zip archive
 _AT_ONCE = 512  # documents that are tokenized together
-_FORMS = "`text`, `prompt` and `completion`, or `messages`"
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A document that is not tokenized yet.
-
-    Attributes:
-        where: File and line, for messages.
-        text: All of it; of a chat empty.
-        answer: Character at which the completion begins; None: there is no prompt.
-        messages: A chat, or None.
-    """
-
-    where: str
-    text: str = ""
-    answer: int | None = None
-    messages: Sequence[Mapping[str, Any]] | None = None
 
 
 class _Tokens(NamedTuple):
@@ -59,8 +42,8 @@ def open_text(kind: str, path: str, reading: TextReading | None = None) -> Docum
 
     Args:
         kind: `tokens`: an .npz file with `tokens` [T] and `documents` [D + 1], where each begins, perhaps with `targets` [T] bool and
-            `vocabulary`; `text`: text files, a document each or one a paragraph; `jsonl`: a JSON object a line; `parquet`: a row each. An
-            object or row has `text`, or `prompt` and `completion`, or `messages`.
+            `vocabulary`; `text`: text files, a document each or one a paragraph; `jsonl`: a JSON object a line; `parquet` and `hf`
+            (`open_hub_table`): a row each. An object or row has one of the forms of `forms`.
         path: A file; for text also a folder or a pattern, in whose files of their names' order.
         reading: How it is read.
 
@@ -75,10 +58,29 @@ def open_text(kind: str, path: str, reading: TextReading | None = None) -> Docum
             f"{kind}:{path} is text, and no tokenizer is known that makes tokens of it. A teacher hf:PATH brings its own; name one "
             "with --tokenizer hf:PATH, or use tokens:FILE.npz."
         )
-    files = _files(path, {"text": ".txt", "jsonl": ".jsonl", "parquet": ".parquet"}[kind])
-    readers = {"text": _text_entries, "jsonl": _jsonl_entries, "parquet": _parquet_entries}
-    entries = itertools.chain.from_iterable(readers[kind](file, chosen) for file in files)
+    if kind == "text":
+        entries = (entry for file in matching_files(path, ".txt") for entry in _text_entries(file, chosen))
+    else:
+        entries = (as_document(value, where) for where, value in read_objects(kind, path))
     return read_documents(entries, chosen, f"{kind}:{path}")
+
+
+def read_objects(kind: str, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield where each object of some files is, and the object.
+
+    Args:
+        kind: `jsonl`, `parquet` or `hf`.
+        path: A file, a folder or a pattern; of `hf` as `open_hub_table` takes it.
+
+    Raises:
+        InputError: They cannot be read.
+    """
+    if kind == "hf":
+        yield from hub_objects(path)
+        return
+    objects = {"jsonl": jsonl_objects, "parquet": parquet_objects}[kind]
+    for file in matching_files(path, f".{kind}"):
+        yield from objects(file)
 
 
 def open_stories(split: str, reading: TextReading | None = None) -> Documents:
@@ -148,7 +150,19 @@ def _encoded(tokenizer: Tokenizer, entries: Sequence[Entry]) -> Iterator[_Tokens
             continue
         ids, ends = next(plain)
         # A token that reaches into the completion is part of it, also where it begins in the prompt.
-        yield _Tokens(ids, None if entry.answer is None else ends > entry.answer)
+        answers = None if entry.answer is None else ends > entry.answer
+        found = _Tokens(ids, answers)
+        yield _ended(found, tokenizer.facts.eos) if entry.ends else found
+
+
+def _ended(document: _Tokens, end: int | None) -> _Tokens:
+    """Return a document whose last token is the end of its answer; as it is where the tokenizer has no such token."""
+    if end is None or document.answers is None:
+        return document
+    ids, answers = document.ids, document.answers
+    if len(ids) and ids[-1] == end:  # a tokenizer that adds it by itself
+        ids, answers = ids[:-1], answers[:-1]
+    return _Tokens(np.append(ids, end), np.append(answers, np.True_))
 
 
 def _contexts(
@@ -249,7 +263,9 @@ def _open_tokens(path: Path, reading: TextReading) -> Documents:
         raise InputError(
             f"{path} does not say how many ids there are: add a number `vocabulary` to it, or name a teacher hf:PATH"
         )
-    facts = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.to_json()}
+    facts: dict[str, Any] = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.to_json()}
+    if "generated" in arrays:
+        facts["generated"] = read_origin(str(arrays["generated"]), str(path))
     try:
         whole = Documents(arrays["tokens"], arrays["documents"], vocabulary, arrays.get("targets"))
         if len(empty := np.flatnonzero(whole.lengths == 0)):
@@ -291,7 +307,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ("tokens", "documents") if name not in file.files]
             if not missing:
-                names = [name for name in ("documents", "targets", "vocabulary") if name in file.files]
+                names = [name for name in ("documents", "targets", "vocabulary", "generated") if name in file.files]
                 mapped = _mapped(path, "tokens")
                 return {name: file[name] for name in names} | {"tokens": file["tokens"] if mapped is None else mapped}
             present = ", ".join(file.files) or "none"
@@ -317,26 +333,6 @@ def _mapped(path: Path, name: str) -> NDArray[Any] | None:
         return np.memmap(path, dtype, "r", raw.tell(), shape)
 
 
-def _files(path: str, ending: str) -> list[Path]:
-    """Return the files that a path, a folder or a pattern names, in the order of their names.
-
-    Raises:
-        InputError: There are none.
-    """
-    whole = Path(path).expanduser()
-    if whole.is_dir():
-        found = sorted(one for one in whole.rglob(f"*{ending}") if one.is_file())
-        if not found:
-            raise InputError(f"{path} has no files that end in {ending}")
-        return found
-    if whole.is_file():
-        return [whole]
-    found = sorted(one for one in map(Path, glob.glob(str(whole), recursive=True)) if one.is_file())  # noqa: PTH207  (an absolute pattern)
-    if not found:
-        raise InputError(f"there is no file, folder or pattern {path}")
-    return found
-
-
 def _content(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
@@ -357,85 +353,3 @@ def _text_entries(file: Path, reading: TextReading) -> Iterator[Entry]:
         if gap is not None:
             line += content.count("\n", begin, gap.end())
             begin = gap.end()
-
-
-def _jsonl_entries(file: Path, reading: TextReading) -> Iterator[Entry]:
-    del reading
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _entry(_parsed(line, f"{file}:{number}"), f"{file}:{number}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read as UTF-8 text: {error}") from error
-
-
-def _parsed(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is no JSON: {error}") from error
-
-
-def _parquet_entries(file: Path, reading: TextReading) -> Iterator[Entry]:
-    del reading
-    try:
-        import pyarrow as pa  # noqa: PLC0415  (an extra)
-        import pyarrow.parquet as pq  # noqa: PLC0415
-    except ImportError as error:
-        raise InputError("Parquet needs the package pyarrow: pip install 'logitcache[parquet]'") from error
-    try:
-        opened, number = pq.ParquetFile(file), 0
-        present = opened.schema_arrow.names
-        wanted = [name for name in present if name in ("text", "prompt", "completion", "messages")]
-        if not wanted:
-            raise InputError(f"{file} needs the columns {_FORMS}; it has {', '.join(present)}")
-        for batch in opened.iter_batches(columns=wanted):
-            for row in batch.to_pylist():
-                number += 1
-                yield _entry(row, f"{file}, row {number}")
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{file} cannot be read as Parquet: {error}") from error
-
-
-def _entry(value: Any, where: str) -> Entry:
-    """Read an object.
-
-    Raises:
-        InputError: It has none of the forms.
-    """
-    if not isinstance(value, dict):
-        raise InputError(f"{where} is {type(value).__name__}, not an object with {_FORMS}")
-    present = {name for name, inner in value.items() if inner is not None}
-    if "messages" in present:
-        messages = value["messages"]
-        if not isinstance(messages, list) or not all(isinstance(one, dict) and "role" in one for one in messages):
-            raise InputError(f"{where}: `messages` must be a list of objects with `role` and `content`")
-        if not messages:
-            raise InputError(f"{where}: the document is empty. Leave it out.")
-        return Entry(where, messages=messages)
-    names = ("prompt", "completion") if present & {"prompt", "completion"} else ("text",)
-    if missing := [name for name in names if name not in present]:
-        raise InputError(
-            f"{where} has no `{missing[0]}`: an object needs {_FORMS}; it has {', '.join(sorted(present)) or 'nothing'}"
-        )
-    if wrong := [name for name in names if not isinstance(value[name], str)]:
-        raise InputError(f"{where}: `{wrong[0]}` must be text, not {type(value[wrong[0]]).__name__}")
-    if broken := [name for name in names if not _is_encodable(value[name])]:
-        raise InputError(
-            f"{where}: `{broken[0]}` holds half of a surrogate pair, which is no character. Mend or leave it out."
-        )
-    if not value[names[-1]]:
-        raise InputError(f"{where}: `{names[-1]}` is empty. Leave it out.")
-    if names == ("text",):
-        return Entry(where, value["text"])
-    return Entry(where, value["prompt"] + value["completion"], len(value["prompt"]))
-
-
-def _is_encodable(text: str) -> bool:
-    """Whether a text can be written as UTF-8: JSON may name halves of surrogate pairs, which cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

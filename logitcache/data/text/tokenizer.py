@@ -72,29 +72,38 @@ class Tokenizer:
         """Return what a manifest records: what identifies it, and where it came from if not from the teacher."""
         return self.facts.to_json() | ({} if self.source is None else {"source": self.source})
 
+    def encode_chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> NDArray[np.int64]:
+        """Return the ids of a chat up to where the assistant begins its next turn, [L].
+
+        Raises:
+            InputError: There is no chat template, or it refuses these messages.
+        """
+        found = self._from_template(messages, add_generation_prompt=True)
+        return np.array(found["input_ids"], np.int64)
+
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return the ids of a chat, [L], and which of them the assistant says, [L].
 
         Raises:
             InputError: There is no chat template, it does not mark answers, or it refuses these messages.
         """
-        template = self.chat_template
-        if template is None:
-            raise InputError(
-                f"{self.name} has no chat template, which `messages` need. Give `prompt` and `completion`."
-            )
-        if not _marks_answers(template):
+        if (template := self.chat_template) is not None and not _marks_answers(template):
             raise InputError(
                 f"the chat template of {self.name} does not mark what the assistant says ({{% generation %}} ... {{% endgeneration %}}), "
                 "so that no token would be a target. Add the marks, or give `prompt` and `completion`."
             )
-        try:
-            found = self.wrapped.apply_chat_template(
-                list(messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        found = self._from_template(messages, return_assistant_tokens_mask=True)
+        return np.array(found["input_ids"], np.int64), np.array(found["assistant_masks"], np.bool_)
+
+    def _from_template(self, messages: Sequence[Mapping[str, Any]], **asked: bool) -> Any:
+        if self.chat_template is None:
+            raise InputError(
+                f"{self.name} has no chat template, which `messages` need. Give `prompt` and `completion`."
             )
+        try:
+            return self.wrapped.apply_chat_template(list(messages), tokenize=True, return_dict=True, **asked)
         except Exception as error:  # whatever a template of somebody else raises
             raise InputError(f"the chat template of {self.name} refuses it ({first_line(error)})") from error
-        return np.array(found["input_ids"], np.int64), np.array(found["assistant_masks"], np.bool_)
 
 
 def _marks_answers(template: str) -> bool:

@@ -1,6 +1,6 @@
 """The CIFAR networks of the distillation literature, by name.
 
-State-dict names and the mathematics at 32 px are those of RepDistiller and mdistiller: their weights load.
+State-dict names and results at 32 px match RepDistiller and mdistiller, so their weights can be loaded.
 """
 
 from collections.abc import Callable

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 __all__ = ["MobileNetV2"]
 
-# Of each stage: expansion, channels (half of the paper's), blocks, stride of the first block.
+# Each stage: expansion, channels (half of the paper's), blocks, stride of the first block.
 _STAGES = (
     (1, 8, 1, 1),
     (6, 12, 2, 1),

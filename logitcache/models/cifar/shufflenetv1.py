@@ -17,7 +17,7 @@ _GROUPS = 3
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
-    """Deal the channels of [B, C, H, W] out, so that channel j of group i becomes channel i of group j."""
+    """Shuffle the channels of [B, C, H, W], so that channel j of group i becomes channel i of group j."""
     batch, channels, height, width = x.shape
     dealt = x.reshape(batch, groups, channels // groups, height, width).transpose(1, 2)
     return dealt.reshape(x.shape)

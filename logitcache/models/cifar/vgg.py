@@ -1,4 +1,4 @@
-"""Plain stacks of 3x3 convolutions (VGG), with batch normalisation and a single linear layer on top.
+"""Plain stacks of 3x3 convolutions (VGG), with batch normalization and a single linear layer on top.
 
 Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition. ICLR 2015.
 https://arxiv.org/abs/1409.1556

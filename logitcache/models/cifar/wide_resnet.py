@@ -1,4 +1,4 @@
-"""Wide residual networks (WRN): fewer, wider blocks that normalise before they convolve.
+"""Wide residual networks (WRN): fewer, wider blocks that normalize before they convolve.
 
 Zagoruyko, Komodakis: Wide Residual Networks. BMVC 2016. https://arxiv.org/abs/1605.07146
 

@@ -1,7 +1,6 @@
-"""Language models in GGUF files: metadata, configuration, and weights turned back into float32.
+"""Read language models from GGUF files: metadata, configuration, and weights dequantized to float32.
 
-transformers reads GGUF only together with accelerate, and leaves the file's own pre-tokenizer out. What is read here is the same
-to the bit.
+transformers needs accelerate to read GGUF, and ignores the file's pre-tokenizer. The result is bit-identical.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +28,7 @@ _LAYER = {  # name in the file after `blk.N.`: name in the model after `model.la
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_OTHERWISE = "Convert it to a folder of transformers and name that: hf:FOLDER."
+_OTHERWISE = "Convert it to a folder of transformers and use hf:FOLDER."
 _OUTSIDE = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -44,7 +43,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], Any]:
         The metadata by key, and the reader, whose `tensors` have `name`, `data` and `tensor_type`.
 
     Raises:
-        InputError: There is no such file, or it is not GGUF.
+        InputError: If the file does not exist or is not GGUF.
     """
     if not path.is_file():
         raise InputError(f"there is no GGUF file {path}")
@@ -55,19 +54,19 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], Any]:
 
 
 def load_gguf(path: Path) -> Any:
-    """Load a model with its weights as float32, in evaluation mode.
+    """Load a model from a GGUF file, with float32 weights and in evaluation mode.
 
     Returns:
         A causal language model of transformers.
 
     Raises:
-        InputError: The file cannot be read, or is of an architecture that is not known here.
+        InputError: If the file cannot be read, or if its architecture is not supported.
     """
     transformers = import_extra("transformers", f"{path}")
     metadata, reader = read_gguf(path)
     weights = {_renamed(path, one.name): _values(one, metadata) for one in reader.tensors}
     config = _config(path, metadata, transformers, tied="lm_head.weight" not in weights)
-    with explain_foreign_errors(f"{path} does not fit its own metadata"), torch.random.fork_rng(devices=[]):
+    with explain_foreign_errors(f"{path} does not match its own metadata"), torch.random.fork_rng(devices=[]):
         model = transformers.AutoModelForCausalLM.from_config(config).float()
     expected = model.state_dict().keys() - ({"lm_head.weight"} if config.tie_word_embeddings else set())
     if weights.keys() != expected:
@@ -75,7 +74,7 @@ def load_gguf(path: Path) -> Any:
         parts = [f"lacks {', '.join(missing[:3])}"] * bool(missing)
         parts += [f"has {', '.join(unknown[:3])}, which {type(model).__name__} does not"] * bool(unknown)
         raise InputError(f"{path} {' and '.join(parts)}. {_OTHERWISE}")
-    with explain_foreign_errors(f"{path} does not fit its own metadata"):
+    with explain_foreign_errors(f"{path} does not match its own metadata"):
         model.load_state_dict(weights, strict=False)  # a tied head is filled with the embedding
     return model.eval()
 
@@ -84,8 +83,7 @@ def _config(path: Path, metadata: Mapping[str, Any], transformers: Any, *, tied:
     architecture = metadata.get("general.architecture")
     if architecture not in _CONFIGS:
         raise InputError(
-            f"{path} is a model of the architecture {architecture}; GGUF files are read of {' and '.join(_CONFIGS)}. "
-            f"{_OTHERWISE}"
+            f"{path} has the unsupported architecture {architecture}; expected {' or '.join(_CONFIGS)}. {_OTHERWISE}"
         )
 
     def entry(name: str, default: Any = None) -> Any:
@@ -97,7 +95,7 @@ def _config(path: Path, metadata: Mapping[str, Any], transformers: Any, *, tied:
     scaled = metadata.get(f"{architecture}.rope.scaling.type", "none") != "none"
     if scaled or metadata.get(f"{architecture}.expert_count", 0):
         what = "scaled rotary positions" if scaled else "experts"
-        raise InputError(f"{path} has {what}, which are not read from GGUF. {_OTHERWISE}")
+        raise InputError(f"{path} has {what}, which are not supported in GGUF files. {_OTHERWISE}")
     heads, hidden = int(entry("attention.head_count")), int(entry("embedding_length"))
     sizes = {
         "vocab_size": len(entry_of(metadata, "tokenizer.ggml.tokens", path)),
@@ -123,7 +121,7 @@ def entry_of(metadata: Mapping[str, Any], name: str, path: Path) -> Any:
     """Return an entry of the metadata.
 
     Raises:
-        InputError: There is none.
+        InputError: If the entry does not exist.
     """
     if name not in metadata:
         raise InputError(f"{path} has no {name} in its metadata. Convert the model again.")
@@ -137,13 +135,13 @@ def _renamed(path: Path, name: str) -> str:
     layer, _, kind = rest.partition(".")
     if not name.startswith("blk.") or layer not in _LAYER:
         raise InputError(
-            f"{path} has a tensor {name}, which models of its architecture do not have in general. {_OTHERWISE}"
+            f"{path} has an unsupported tensor {name}, which is unusual for its architecture. {_OTHERWISE}"
         )
     return f"model.layers.{block}.{_LAYER[layer]}.{kind}"
 
 
 def _values(tensor: Any, metadata: Mapping[str, Any]) -> Tensor:
-    """Return a tensor as float32, in the order of transformers."""
+    """Return a tensor as float32, with its elements in the order that transformers uses."""
     dequantize: Callable[..., Any] = import_extra("gguf.quants", "GGUF").dequantize
     found = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
     if metadata["general.architecture"] != _HALVES or (".attn_q." not in tensor.name and ".attn_k." not in tensor.name):

@@ -1,7 +1,7 @@
-"""The head of a language model: from hidden states to logits, exactly as the model's own forward computes them.
+"""The head of a language model, which maps hidden states to logits exactly as the model's own forward does.
 
-A model's logits for all tokens, [B, L, V], rarely fit in memory. So networks return hidden states and the head, and whoever
-needs logits applies the head to a few hundred rows at a time.
+The logits of all tokens, [B, L, V], rarely fit in memory. Networks therefore return hidden states and the head, which is applied to a few
+hundred rows at a time.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ __all__ = ["Head", "HiddenStates", "find_head"]
 
 
 class _Projection(NamedTuple):
-    """A linear layer whose weights were computed from its parameters, so that they belong to the graph of a forward pass."""
+    """A linear layer whose weights are computed from its parameters, and so are part of the graph of a forward pass."""
 
     weight: Tensor
     bias: Tensor | None
@@ -26,14 +26,14 @@ class _Projection(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A linear projection, what its product is multiplied with or divided by, and a soft cap.
+    """A linear projection with a scale and a soft cap.
 
     Attributes:
         projection: Linear layer from hidden states [..., H] to logits [..., V']; its weight may be tied to the embedding.
-        multiplier: Factor of the product (Cohere's `logit_scale`), or None.
-        divisor: Divisor of the product (Granite's `logits_scaling`), or None; kept apart because dividing by a number and
-            multiplying with its inverse differ in the last bit.
-        soft_cap: Bound of the absolute value, `soft_cap * tanh(logits / soft_cap)` (Gemma 2's `final_logit_softcapping`), or None.
+        multiplier: Factor applied to the projection (Cohere's `logit_scale`), or None.
+        divisor: Divisor applied to the projection (Granite's `logits_scaling`), or None. Separate from `multiplier`, because division
+            and multiplication by the inverse differ in the last bit.
+        soft_cap: Bound on the absolute value, `soft_cap * tanh(logits / soft_cap)` (Gemma 2's `final_logit_softcapping`), or None.
     """
 
     projection: nn.Linear | _Projection
@@ -54,11 +54,11 @@ class Head:
 
     @property
     def scale(self) -> float:
-        """What the product of hidden states and weight, bias included, is multiplied with before the soft cap."""
+        """Factor applied to the projection before the soft cap."""
         return (1.0 if self.multiplier is None else self.multiplier) / (1.0 if self.divisor is None else self.divisor)
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Return the logits of hidden states: [..., H] to [..., V'], in the dtype of the projection's output."""
+        """Map hidden states, [..., H], to logits, [..., V'], in the dtype of the projection's output."""
         logits: Tensor = self.projection(states)
         if self.multiplier is not None:
             logits = logits * self.multiplier
@@ -75,16 +75,16 @@ class HiddenStates:
 
     Attributes:
         states: Hidden state of each token, [B, L, H].
-        head: Turns hidden states into logits.
+        head: Head that maps hidden states to logits.
     """
 
     states: Tensor
     head: Head
 
     def with_head_in_graph(self) -> "HiddenStates":
-        """Return the same with a head whose weights are outputs of this forward pass, as the hidden states are.
+        """Return the same output with a head whose weights are also outputs of this forward pass.
 
-        `DistributedDataParallel` looks for the parameters that a forward pass uses in the graph of its outputs; a head is used after it.
+        `DistributedDataParallel` searches the graph of a forward pass's outputs for used parameters, but the head is only applied later.
         """
         weight, bias = self.head.weight, self.head.bias
         views = _Projection(weight.view_as(weight), None if bias is None else bias.view_as(bias))
@@ -92,21 +92,21 @@ class HiddenStates:
 
 
 def find_head(model: Any) -> Head | None:
-    """Return the head of a causal language model of transformers, read off its layers and its configuration.
+    """Return the head of a causal language model of transformers, from its layers and configuration.
 
-    Configurations name their scales differently, and a family may have one that is not known here; so compare the result with
-    the model's own logits before using it (`CausalNetwork` does).
+    Configurations name their scales differently, and some may be unknown here, so compare the result with the model's own logits
+    before using it (`CausalNetwork` does).
 
     Args:
         model: A `PreTrainedModel` with a language-modelling head.
 
     Returns:
-        The head, or None where the output layer is not a plain linear layer.
+        The head, or None if the output layer is not a plain linear layer.
     """
     projection = model.get_output_embeddings()
     if (
         type(projection) is not nn.Linear
-    ):  # an adapter or a quantized layer computes something else than weight and bias say
+    ):  # the output of an adapter or a quantized layer is not given by weight and bias
         return None
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     multiplier = _number(config, "logit_scale")

@@ -1,7 +1,7 @@
-"""Contexts that share a sequence must not see each other: attention masks, and the proof that a model obeys them.
+"""Attention masks that isolate contexts which share a sequence.
 
-Positions that restart at each context are not enough: transformers isolates contexts by them only without a cache and without a
-mask, and not where the positions of two contexts happen to continue. A block mask says it outright.
+Restarting positions at each context is not enough: transformers uses them to isolate contexts only without a cache and without a mask, and
+not if the positions of two contexts happen to be consecutive. A block mask is explicit.
 """
 
 from typing import Any
@@ -18,23 +18,23 @@ def several_contexts(documents: Tensor) -> bool:
     """Return whether any sequence holds more than one context.
 
     Args:
-        documents: Number of the context that each token belongs to, [B, L]; -1 is padding.
+        documents: Index of each token's context, [B, L], or -1 for padding.
     """
     changes = (documents[:, 1:] != documents[:, :-1]) & (documents[:, 1:] >= 0)
     return bool(changes.any())
 
 
 def block_mask(documents: Tensor, window: int | None = None) -> Tensor:
-    """Return which tokens each token attends to: those of its own context up to itself.
+    """Return the causal mask within contexts.
 
-    Padding attends to padding, so that every row has something to attend to and none becomes NaN.
+    Padding attends to padding, so that no row of the mask is empty and would become NaN.
 
     Args:
-        documents: Number of the context that each token belongs to, [B, L]; -1 is padding.
-        window: How many tokens, itself included, a token sees at most; None: all before it.
+        documents: Index of each token's context, [B, L], or -1 for padding.
+        window: Maximum number of tokens that a token attends to, including itself. None for all previous tokens.
 
     Returns:
-        A mask [B, 1, L, L], true where the token of the third axis attends to that of the fourth.
+        Mask, [B, 1, L, L], true where the token of the third axis attends to that of the fourth.
     """
     places = torch.arange(documents.shape[1], device=documents.device)
     distance = places[:, None] - places[None, :]
@@ -48,13 +48,13 @@ def attention_masks(config: Any, documents: Tensor, dtype: torch.dtype) -> Tenso
     """Return the `attention_mask` that isolates contexts in a model of transformers.
 
     Args:
-        config: The configuration of the model (of its text part).
-        documents: Number of the context that each token belongs to, [B, L]; -1 is padding.
+        config: Configuration of the model (of its text part).
+        documents: Index of each token's context, [B, L], or -1 for padding.
         dtype: Dtype of the model's attention scores, for an implementation that adds the mask to them.
 
     Returns:
-        One mask for all layers, or one for each kind of layer where the kinds differ; None if this configuration has layers or an
-        implementation of attention that no such mask reaches.
+        One mask for all layers, or one per type of layer if these differ; None if the layers or the attention implementation of this
+        configuration do not accept such masks.
     """
     implementation = getattr(config, "_attn_implementation", None)
     if implementation not in ("sdpa", "eager"):
@@ -68,12 +68,12 @@ def attention_masks(config: Any, documents: Tensor, dtype: torch.dtype) -> Tenso
         masks = {kind: block_mask(documents, window if kind == _WINDOWED else None) for kind in kinds}
     else:
         masks = {_FULL: block_mask(documents)}
-    if implementation == "eager":  # which adds the mask to the scores
+    if implementation == "eager":  # adds the mask to the scores
         masks = {kind: _to_add(mask, dtype) for kind, mask in masks.items()}
     return next(iter(masks.values())) if len(masks) == 1 else masks
 
 
 def _to_add(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return 0 where a mask is true, and the lowest number where it is false."""
+    """Return an additive mask: 0 where the mask is true, the lowest finite number where it is false."""
     lowest = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=mask.device)
     return torch.where(mask, torch.zeros((), dtype=dtype, device=mask.device), lowest)

@@ -1,4 +1,4 @@
-"""Language models by name: a folder of transformers, a GGUF file, a Llama from scratch, or anybody's factory."""
+"""Language models by name: a folder of transformers, a GGUF file, a Llama from scratch, or a user's factory."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +20,9 @@ from logitcache.runtime.wording import counted
 
 __all__ = ["DEMO_LANGUAGE_MODEL", "load_language_network", "location_of"]
 
-DEMO_LANGUAGE_MODEL = (
-    "stories-mini"  # the folder that ships with logitcache, by a name that works wherever it is installed
-)
+DEMO_LANGUAGE_MODEL = "stories-mini"  # name of the model that ships with logitcache, wherever that is installed
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_SIZES = {  # what `llama:` takes: name in LlamaConfig, and how a value is read
+_SIZES = {  # options of `llama:` -> name in LlamaConfig, and function that parses a value
     "hidden": ("hidden_size", int),
     "layers": ("num_hidden_layers", int),
     "heads": ("num_attention_heads", int),
@@ -44,21 +42,21 @@ def load_language_network(spec: str | nn.Module, vocabulary: int, weights: str |
     """Build a causal language model and load its weights.
 
     Args:
-        spec: `hf:PATH`, a folder of transformers (or a name of its hub), with its weights as float32; `hf:PATH?dtype=bfloat16` with
-            another dtype; `hf:PATH?layers=0,5,10` with some of its layers; `hf:stories-mini`, the one that ships;
-            `hf:FILE.gguf`, with its weights dequantized;
-            `llama:hidden=48,layers=3,heads=4,...`, a Llama from scratch, which also takes kv_heads, head_dim, intermediate,
-            tied, rope_theta, eps and context; `package.module:factory`, called with the number of ids; or a module that is ready.
-        vocabulary: Number of ids that exist.
-        weights: A file of weights (`read_weights`) that replace those of the name.
+        spec: `hf:PATH`, a folder of transformers (or a name on its hub), with float32 weights; `hf:PATH?dtype=bfloat16` for another
+            dtype; `hf:PATH?layers=0,5,10` for some of its layers; `hf:stories-mini`, the model that ships with this package;
+            `hf:FILE.gguf`, with dequantized weights; `llama:hidden=48,layers=3,heads=4,...`, a Llama from scratch, which also takes
+            kv_heads, head_dim, intermediate, tied, rope_theta, eps and context; `package.module:factory`, called with the vocabulary
+            size; or a module.
+        vocabulary: Vocabulary size.
+        weights: Weights file (see `read_weights`) to load instead of the model's own weights.
 
     Returns:
-        The network; its module is a `CausalNetwork` where the model is one of transformers. `preprocessing` has `positions`, how many
-        tokens its positions reach, where that is known.
+        The network. Its module is a `CausalNetwork` if it is a model of transformers, and its `preprocessing` has `positions`, the
+        maximum number of tokens, if that is known.
 
     Raises:
-        UnknownNameError: No such network.
-        InputError: It cannot be built, or has fewer logits than there are ids.
+        UnknownNameError: If there is no such network.
+        InputError: If the network cannot be built, or has fewer logits than the vocabulary has ids.
     """
     if isinstance(spec, nn.Module):
         module, name = spec, type(spec).__name__
@@ -78,8 +76,8 @@ def load_language_network(spec: str | nn.Module, vocabulary: int, weights: str |
         module = CausalNetwork(module)
     if isinstance(module, CausalNetwork) and module.columns < vocabulary:
         raise InputError(
-            f"{name} has logits for {counted(module.columns, 'id')}; the data's vocabulary has {vocabulary}. Use a network "
-            "that was made for the data's tokenizer."
+            f"{name} has logits for {counted(module.columns, 'id')}, but the data's vocabulary has {vocabulary}. Use a network "
+            "that matches the data's tokenizer."
         )
     found = fill_network(module, name, vocabulary, weights)
     if weights and isinstance(module, CausalNetwork):
@@ -89,20 +87,20 @@ def load_language_network(spec: str | nn.Module, vocabulary: int, weights: str |
 
 
 def location_of(spec: str) -> tuple[str, dict[str, str]]:
-    """Divide `hf:PATH?name=value&...` into path (or name on the hub) and options.
+    """Split `hf:PATH?name=value&...` into path (or name on the hub) and options.
 
     Raises:
-        InputError: An option is not known.
+        InputError: If the path is empty or an option is unknown.
     """
     location, _, query = spec.removeprefix("hf:").partition("?")
     if not location:
-        raise InputError(f"{spec} names no model: expected hf:PATH, a folder of transformers, or hf:FILE.gguf")
+        raise InputError(f"{spec} does not name a model; expected hf:PATH, a folder of transformers, or hf:FILE.gguf")
     if location == DEMO_LANGUAGE_MODEL:
         location = str(resources.files("logitcache.demo_text") / "teacher")
     options = dict(one.partition("=")[::2] for one in query.split("&")) if query else {}
     if unknown := [name for name in options if name not in ("dtype", "layers")]:
         raise InputError(
-            f"{spec} has no option {unknown[0]!r}; it takes layers and dtype, as in hf:PATH?layers=0,5&dtype=bfloat16"
+            f"unknown option {unknown[0]!r} of {spec}; expected layers or dtype, as in hf:PATH?layers=0,5&dtype=bfloat16"
         )
     return location, options
 
@@ -130,42 +128,44 @@ def _from_transformers(spec: str, location: str, dtype: torch.dtype) -> Any:
     folder = Path(location).expanduser()
     if folder.is_file() or (not folder.exists() and (location.startswith((".", "/", "~")) or location.count("/") > 1)):
         raise InputError(
-            f"there is no folder {folder} with a language model of transformers (config.json, model.safetensors)"
+            f"there is no folder {folder} with a language model of transformers (config.json, model.safetensors); check the path"
         )
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no language model of transformers: it has no config.json")
+        raise InputError(f"{folder} is not a language model of transformers: it has no config.json")
     source = str(folder) if folder.is_dir() else location
     try:
         with without_waiting(), no_progress_bars():
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, trust_remote_code=False, output_loading_info=True, local_files_only=folder.is_dir()
             )
-    except Exception as error:  # whatever a file of somebody else's makes transformers stumble over
-        remedy = "" if folder.is_dir() else " Download it elsewhere and name the folder."
+    except Exception as error:  # third-party files can make transformers raise anything
+        remedy = "" if folder.is_dir() else " Download it on another machine and pass the folder."
         raise InputError(f"{spec} cannot be loaded: {first_line(error).rstrip('.')}.{remedy}") from error
     if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"{spec} lacks {', '.join(missing[:3])}{' ...' * (len(missing) > 3)} of {type(model).__name__}. Copy its files again."
         )
     if extra := sorted(report["unexpected_keys"]):
-        _LOG.warning("%s: %s has no use for %s", spec, type(model).__name__, ", ".join(extra[:3]))
+        _LOG.warning("%s: %s ignores %s", spec, type(model).__name__, ", ".join(extra[:3]))
     return model.eval()
 
 
 def _keep_layers(model: Any, spec: str, said: str) -> None:
-    """Leave some of a model's layers, in the order said, and renumber them."""
+    """Keep only the given layers of a model, in the given order, and renumber them."""
     base, config = model.base_model, model.config
     count = config.num_hidden_layers
     name = next((n for n, one in base.named_children() if isinstance(one, nn.ModuleList) and len(one) == count), None)
     if name is None:
-        raise InputError(f"{spec}: the layers of {type(model).__name__} are not in one list, so none can be left out")
+        raise InputError(
+            f"{spec}: the layers of {type(model).__name__} are not in a single list, so layers= is not supported"
+        )
     try:
         chosen = [int(one) for one in said.split(",")]
     except ValueError:
         chosen = []
     if not chosen or len({*chosen}) < len(chosen) or not all(0 <= one < count for one in chosen):
         raise InputError(
-            f"{spec}: layers are different numbers from 0 to {count - 1} with commas between, found {said!r}"
+            f"{spec}: layers must be distinct numbers from 0 to {count - 1}, separated by commas, not {said!r}"
         )
     layers = getattr(base, name)
     setattr(base, name, nn.ModuleList(layers[one] for one in chosen))
@@ -174,7 +174,7 @@ def _keep_layers(model: Any, spec: str, said: str) -> None:
             if hasattr(part, "layer_idx"):
                 part.layer_idx = place
     for key, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == count:  # one entry a layer: layer_types
+        if isinstance(value, list) and len(value) == count:  # one entry per layer, e.g. layer_types
             setattr(config, key, [value[one] for one in chosen])
     config.num_hidden_layers = len(chosen)
 
@@ -188,12 +188,14 @@ def _llama(spec: str, said: str, vocabulary: int) -> CausalNetwork:
         "tie_word_embeddings": True,
     } | sizes
     if "head_dim" not in sizes and hidden % heads:
-        raise InputError(f"{spec}: hidden {hidden} is no multiple of heads {heads}")
+        raise InputError(f"{spec}: hidden must be a multiple of heads, not {hidden} with {heads}")
     if heads % sizes["num_key_value_heads"]:
-        raise InputError(f"{spec}: heads {heads} is no multiple of kv_heads {sizes['num_key_value_heads']}")
+        raise InputError(
+            f"{spec}: heads must be a multiple of kv_heads, not {heads} with {sizes['num_key_value_heads']}"
+        )
     if sizes.get("head_dim", hidden // heads) % 2:
         raise InputError(
-            f"{spec}: a head of {sizes.get('head_dim', hidden // heads)} is odd; rotary positions need an even one"
+            f"{spec}: the head dimension must be even for rotary positions, not {sizes.get('head_dim', hidden // heads)}"
         )
     transformers = import_extra("transformers", spec)
     tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -203,7 +205,7 @@ def _llama(spec: str, said: str, vocabulary: int) -> CausalNetwork:
 
 
 def _usual_width(hidden: int) -> int:
-    """Return the width of the feed-forward layers that Llama has: 8/3 of the hidden states', as a multiple of 8."""
+    """Return Llama's usual width of feed-forward layers: 8/3 of the hidden size, rounded up to a multiple of 8."""
     return -(-8 * hidden // 24) * 8
 
 
@@ -219,9 +221,9 @@ def _read_sizes(spec: str, said: str) -> dict[str, Any]:
         except (ValueError, KeyError):
             raise InputError(f"{spec}: {name} cannot be {value!r}") from None
         if not isinstance(found[setting], bool) and found[setting] <= 0:
-            raise InputError(f"{spec}: {name} must be positive, found {value}")
+            raise InputError(f"{spec}: {name} must be positive, not {value}")
     if missing := _missing(given, _NEEDED):
-        raise InputError(f"{spec} says no {' and no '.join(missing)}, as in llama:hidden=48,layers=3,heads=4")
+        raise InputError(f"{spec} lacks {' and '.join(missing)}; expected e.g. llama:hidden=48,layers=3,heads=4")
     return found
 
 

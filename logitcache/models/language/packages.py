@@ -1,4 +1,4 @@
-"""Packages of the extra `[lm]`, imported where they are needed."""
+"""Lazy import of the packages in the extra `[lm]`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +14,11 @@ def import_extra(name: str, needed_by: str) -> Any:
     """Import a package of the extra `[lm]`.
 
     Args:
-        name: Package or module: `transformers`, `gguf.quants`.
+        name: Package or module, e.g. `transformers` or `gguf.quants`.
         needed_by: Subject of the error message.
 
     Raises:
-        InputError: It is not installed.
+        InputError: If the package is not installed.
     """
     try:
         return import_module(name)
@@ -29,7 +29,7 @@ def import_extra(name: str, needed_by: str) -> Any:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Keep transformers from showing bars of its own while this runs."""
+    """Disable the progress bars of transformers in this block."""
     logging_of = import_extra("transformers", "a language model").utils.logging
     shown = logging_of.is_progress_bar_enabled()
     logging_of.disable_progress_bar()

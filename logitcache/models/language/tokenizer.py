@@ -1,6 +1,6 @@
-"""The tokenizer that belongs to a language model, and what identifies it.
+"""Tokenizers of language models, and the facts that identify them.
 
-A tokenizer from a GGUF file is built from the file's own metadata, with its own pre-tokenizer.
+A tokenizer from a GGUF file is built from the file's metadata, including its pre-tokenizer.
 """
 
 import json
@@ -23,8 +23,8 @@ from logitcache.models.language.packages import import_extra
 __all__ = ["Spelling", "TokenizerFacts", "load_tokenizer", "spelling_of", "tokenizer_facts"]
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-_CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens in GGUF that are matched as a whole
-_GROUPS = {  # how text is divided before byte pairs are merged, by the name that GGUF has for it
+_CONTROL, _USER_DEFINED = 3, 4  # types of tokens in GGUF that are matched as a whole
+_GROUPS = {  # regular expressions of pre-tokenizers, by their name in GGUF
     "llama-bpe": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
@@ -36,12 +36,11 @@ _GROUPS = {  # how text is divided before byte pairs are merged, by the name tha
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFacts:
-    """What identifies a tokenizer, for a manifest.
+    """Facts that identify a tokenizer, for a manifest.
 
     Attributes:
-        vocabulary: Number of ids that exist: the highest id and one.
-        digest: Digest of vocabulary with ids, merges and added tokens; the same in every version of the library and whatever file
-            they came in.
+        vocabulary: Vocabulary size: the highest id plus one.
+        digest: Digest of vocabulary with ids, merges and added tokens, independent of library version and file format.
         bos: Id of the token that begins a document, or None.
         eos: Id of the token that ends a document, or None.
         chat_template_digest: Digest of the chat template, or None if there is none.
@@ -62,13 +61,13 @@ def load_tokenizer(spec: str) -> Any:
     """Load the tokenizer of a language model.
 
     Args:
-        spec: `hf:PATH`, a folder with tokenizer.json (or a name on the hub), or `hf:FILE.gguf`; options after `?` are not read.
+        spec: `hf:PATH`, a folder with tokenizer.json (or a name on the hub), or `hf:FILE.gguf`; options after `?` are ignored.
 
     Returns:
         A `transformers.PreTrainedTokenizerFast`.
 
     Raises:
-        InputError: There is none, or it is of a kind that is not known here.
+        InputError: If there is no tokenizer, or if its type is not supported.
     """
     transformers = import_extra("transformers", f"the tokenizer of {spec}")
     location, _ = location_of(spec)
@@ -77,7 +76,7 @@ def load_tokenizer(spec: str) -> Any:
     folder = Path(location).expanduser()
     local = folder.is_dir()
     if not local and (folder.exists() or location.startswith((".", "/", "~")) or location.count("/") > 1):
-        raise InputError(f"there is no folder {folder} with a tokenizer (tokenizer.json)")
+        raise InputError(f"there is no folder {folder} with a tokenizer (tokenizer.json); check the path")
     if local and not any((folder / name).is_file() for name in _FILES):
         raise InputError(f"{folder} holds no tokenizer: it has no tokenizer.json")
     try:
@@ -85,10 +84,10 @@ def load_tokenizer(spec: str) -> Any:
             found = transformers.AutoTokenizer.from_pretrained(
                 str(folder) if local else location, trust_remote_code=False, local_files_only=local
             )
-    except Exception as error:  # whatever a file of somebody else's makes transformers stumble over
-        remedy = "" if local else " Download it elsewhere and name the folder."
+    except Exception as error:  # third-party files can make transformers raise anything
+        remedy = "" if local else " Download it on another machine and pass the folder."
         raise InputError(
-            f"{spec} has no tokenizer that can be loaded: {first_line(error).rstrip('.')}.{remedy}"
+            f"the tokenizer of {spec} cannot be loaded: {first_line(error).rstrip('.')}.{remedy}"
         ) from error
     if not getattr(found, "is_fast", False):
         raise InputError(
@@ -98,7 +97,7 @@ def load_tokenizer(spec: str) -> Any:
 
 
 def tokenizer_facts(tokenizer: Any) -> TokenizerFacts:
-    """Return what identifies a tokenizer.
+    """Return the facts that identify a tokenizer.
 
     Args:
         tokenizer: A `PreTrainedTokenizerFast`.
@@ -124,11 +123,11 @@ def tokenizer_facts(tokenizer: Any) -> TokenizerFacts:
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """How many bytes of text tokens stand for.
+    """Number of bytes of text that each token represents.
 
     Attributes:
-        bytes: Bytes of each id, [V] int64; 0 of special tokens.
-        leading_space: Ids that begin with a space, [V] bool, where the tokenizer puts one before a text that has none there; else None.
+        bytes: Bytes of each id, [V] int64; 0 for special tokens.
+        leading_space: Ids that begin with a space, [V] bool, if the tokenizer prepends one to texts that do not; otherwise None.
     """
 
     bytes: NDArray[np.int64]
@@ -136,13 +135,13 @@ class Spelling:
 
 
 def spelling_of(tokenizer: Any) -> Spelling | None:
-    """Return how many bytes of text each id of a tokenizer stands for, from its pieces; they are not decoded, which would lose bytes.
+    """Return the number of bytes that each id of a tokenizer represents, from its pieces, because decoding would lose bytes.
 
     Args:
         tokenizer: A `PreTrainedTokenizerFast`.
 
     Returns:
-        None where pieces are put together in another way than byte by byte, or with marks for spaces.
+        The bytes of each id, or None if the tokenizer is neither byte-level nor uses marks for spaces.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     decoders, splitters = (list(_steps(content.get(name))) for name in ("decoder", "pre_tokenizer"))
@@ -156,7 +155,7 @@ def spelling_of(tokenizer: Any) -> Spelling | None:
     if "ByteLevel" in kinds:  # each character of a piece is a byte
         sizes, spaced = {number: len(piece) for number, piece in pieces}, {n for n, one in pieces if one[:1] == "Ġ"}
     elif kinds & {"ByteFallback", "Metaspace", "Replace"}:
-        mark = "▁" if kinds & {"Metaspace", "Replace"} else " "  # what a piece has in the place of a space
+        mark = "▁" if kinds & {"Metaspace", "Replace"} else " "  # character that represents a space in a piece
         single = re.compile(r"<0x[0-9A-F]{2}>" if "ByteFallback" in kinds else r"(?!)")
         sizes = {n: 1 if single.fullmatch(one) else len(one.replace(mark, " ").encode()) for n, one in pieces}
         spaced = {number for number, piece in pieces if piece[:1] == mark}
@@ -175,7 +174,7 @@ def spelling_of(tokenizer: Any) -> Spelling | None:
 
 
 def _steps(entry: Any) -> Iterator[dict[str, Any]]:
-    """Yield the steps that a part of a tokenizer consists of."""
+    """Yield the steps of a component of a tokenizer."""
     if entry is None:
         return
     inner = next((entry[name] for name in ("decoders", "pretokenizers", "normalizers") if name in entry), None)
@@ -196,8 +195,8 @@ def _from_gguf(path: Path, transformers: Any) -> Any:
     kind = entry_of(metadata, "tokenizer.ggml.model", path)
     if kind != "gpt2":
         raise InputError(
-            f"{path} has a tokenizer of the kind {kind}; of GGUF files those of byte pairs (gpt2) are read. "
-            "Name the folder of the model's tokenizer.json in its place."
+            f"{path} has an unsupported tokenizer {kind}; expected byte pairs (gpt2). "
+            "Use the folder with the model's tokenizer.json instead."
         )
     library = import_extra("tokenizers", f"the tokenizer of {path}")
     tokens = entry_of(metadata, "tokenizer.ggml.tokens", path)
@@ -230,7 +229,7 @@ def _from_gguf(path: Path, transformers: Any) -> Any:
 
 
 def _pre_tokenizer(path: Path, name: str, library: Any) -> Any:
-    """Return how text is divided before byte pairs are merged."""
+    """Return the pre-tokenizer, which splits text before byte pairs are merged."""
     parts: Any = library.pre_tokenizers
     plain: Callable[..., Any] = parts.ByteLevel
     if name == "smollm":
@@ -239,8 +238,8 @@ def _pre_tokenizer(path: Path, name: str, library: Any) -> Any:
         return plain(add_prefix_space=False, use_regex=True)
     if name not in _GROUPS:
         raise InputError(
-            f"{path} has the pre-tokenizer {name}; of GGUF files those known are {', '.join(['default', 'gpt-2', 'smollm', *_GROUPS])}. "
-            "Name the folder of the model's tokenizer.json in its place."
+            f"{path} has an unknown pre-tokenizer {name}; expected {', '.join(['default', 'gpt-2', 'smollm', *_GROUPS])}. "
+            "Use the folder with the model's tokenizer.json instead."
         )
     divided = parts.Split(library.Regex(_GROUPS[name]), behavior="isolated")
     return parts.Sequence([divided, plain(add_prefix_space=False, use_regex=False)])

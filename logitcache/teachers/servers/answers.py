@@ -69,6 +69,8 @@ def sglang_answer(response: Mapping[str, Any], tokens: Sequence[int]) -> KnownRo
         if not entry:
             raise InputError(f"input_top_logprobs says nothing of token {place}")
         found = {int(one[1]): _logprob(one[0], place) for one in entry}
+        if len(found) < len(entry):
+            raise InputError(f"input_top_logprobs names a class twice for token {place}")
         value = _logprob(mine[0], place)
         in_row = found.setdefault(int(mine[1]), value)
         if abs(in_row - value) > _SAME:

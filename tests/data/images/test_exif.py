@@ -64,7 +64,7 @@ def test_the_cache_remembers_and_training_and_replay_use_it(folder, tmp_path):
     assert turned.manifest.data["exif_orientation"] is True
     assert logitcache.verify_cache(tmp_path / "c.zarr", replay=12, teacher=tiny.net(2)).ok
     train_student(turned, tiny.still(2), epochs=1, workers=0, out=tmp_path / "run")
-    with pytest.raises(logitcache.errors.CacheMismatchError, match="exif_orientation: there True, asked for 'absent'"):
+    with pytest.raises(logitcache.errors.CacheMismatchError, match="exif_orientation: there True, requested 'absent'"):
         logitcache.dump_logits(tiny.net(2), f"imagefolder:{folder}", tmp_path / "c.zarr", **make)
     with pytest.raises(InputError, match="was dumped without `exif_orientation`"):
         train_student(plain, tiny.still(2), epochs=1, exif_orientation=True, workers=0, out=tmp_path / "no")

@@ -1,6 +1,7 @@
 """Folders as people have them: links, hidden files, other types, names that are not UTF-8, damaged files."""
 
 import errno
+import hashlib
 import os
 import zlib
 
@@ -11,6 +12,7 @@ from PIL import Image, PngImagePlugin
 
 import logitcache
 from logitcache.data import FolderImages
+from logitcache.data.exclusion import Reading
 from logitcache.errors import InputError, UnreadableError
 
 
@@ -44,7 +46,7 @@ def test_what_is_found_and_skipped_is_said(folder, caplog):
     (folder / "labels.csv").write_text("x")
     (folder / "cow").mkdir()
     found, said = listed(folder, caplog)
-    assert found.paths == ["ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png"]
+    assert list(found.paths) == ["ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png"]
     assert found.classes == ("ant", "bee")
     assert said == (
         "4 images in 2 classes; skipped: 3 hidden, 4 of other types (a.txt, b.txt, c.txt, ...), 1 outside of class folders, "
@@ -58,7 +60,7 @@ def test_links_to_folders_and_files_are_followed(folder, tmp_path):
     (folder / "cow").symlink_to(tmp_path / "elsewhere")
     (folder / "ant/linked.png").symlink_to(tmp_path / "elsewhere/more/9.png")
     found = FolderImages(folder)
-    assert found.paths == [
+    assert list(found.paths) == [
         *("ant/0.png", "ant/1.png", "ant/linked.png", "bee/0.png", "bee/1.png", "bee/more/9.png", "cow/more/9.png")
     ]
     assert found.image(6).shape == (3, 8, 8)
@@ -80,6 +82,7 @@ def test_a_link_in_a_circle_is_named(folder):
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_what_may_not_be_read_is_named_before_anything_runs(folder, monkeypatch, what):
     if what == "file":  # these tests may run as root, who may read everything
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
         monkeypatch.setattr(os, "access", lambda path, _: not str(path).endswith("1.png"))
         expected = r"2 of 4 samples cannot be read:\n  ant/1.png: permission denied"
     else:
@@ -110,6 +113,48 @@ def test_names_that_are_not_utf8_work(folder, tmp_path):
     (folder / os.fsdecode(b"ant/caf\xe9.png")).write_bytes(b"no image")
     with pytest.raises(InputError, match=r"ant/caf\\xe9.png cannot be read"):
         found.image(1)
+
+
+def sorted_paths(folder):
+    """Return relative paths as the first versions sorted them: all of them together, as strings."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+
+
+def test_order_labels_and_digest_are_those_of_sorted_paths(tmp_path):
+    """The order and the digest of caches that exist: "a-b/" comes before "a/", and class "a" before class "a-b"."""
+    for name in ("a", "a-b", "a.b", "ab", "a/deep", "a/deep-er", os.fsdecode(b"\xe9a"), "\u00e9", "\ufb01", "a/\uac00"):
+        for file in ("1", "10", "1-", "two\nlines", os.fsdecode(b"caf\xe9"), "\uac00", "\ufb01"):
+            write(tmp_path / "d" / name / f"{file}.png")
+    paths = sorted_paths(tmp_path / "d")
+    names = sorted({path.split("/")[0] for path in paths})
+    labels = [names.index(path.split("/")[0]) for path in paths]
+    lines = [f"{path}\t{label}" for path, label in zip(paths, labels, strict=True)]
+    text = "\n".join([*names, "", *lines]).encode("utf-8", "surrogateescape")
+    found = FolderImages(tmp_path / "d")
+    assert list(found.paths) == paths
+    assert found.labels.tolist() == labels
+    assert found.labels.dtype == np.int64
+    assert found.digest() == hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def test_images_are_found_by_their_names(tmp_path):
+    for name in ("a/1", "a/deep/1", "a-b/1", os.fsdecode(b"b/caf\xe9"), "b/back\\x"):
+        write(tmp_path / "d" / f"{name}.png")
+    found = FolderImages(tmp_path / "d")
+    spelled = [*found.paths, *(found.name_of(n) for n in range(5)), "a/2.png", "zzz", "b/no\\xe9.png"]
+    expected = {path: n for n, path in enumerate(found.paths)} | {found.name_of(n): n for n in range(5)}
+    assert found.numbers_of(spelled) == expected
+    assert found.name_of(3) == "b/back\\x.png"
+    assert found.name_of(4) == "b/caf\\xe9.png"
+
+
+def test_unreadable_images_have_their_numbers_in_any_class(tmp_path):
+    for name in ("a/1", "a/3", "b/1", "a-b/1"):
+        write(tmp_path / "d" / f"{name}.png")
+    for name in ("a/2", "b/2", "a-b/0"):
+        (tmp_path / "d" / f"{name}.png").symlink_to(tmp_path / "nothing")
+    found = FolderImages(tmp_path / "d", Reading(tolerant=True))
+    assert [found.paths[n] for n in sorted(found.unreadable)] == ["a-b/0.png", "a/2.png", "b/2.png"]
 
 
 def oversized_text(path):

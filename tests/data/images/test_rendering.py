@@ -27,7 +27,7 @@ def batches(data, recipe, ids, workers=0, **wanted):
 
 
 RECIPES = [
-    *CROPS,
+    *sorted(CROPS),
     "cifar-strong",
     "imagenet-strong",
     "erasing(p=1)+mixup",

@@ -8,6 +8,7 @@ import texts
 
 from logitcache.data import load_data
 from logitcache.data.exclusion import Reading
+from logitcache.data.open import named_modality
 from logitcache.data.text.reading import TextReading
 from logitcache.errors import InputError, UnknownNameError
 
@@ -21,10 +22,10 @@ def opened(tmp_path):
     """Write a file and open it."""
     from logitcache.data.text.tokenizer import Tokenizer
 
-    def open_(kind, content, template=texts.TEMPLATE, **how):
+    def open_(kind, content, template=texts.TEMPLATE, end=None, **how):
         path = tmp_path / f"data.{ {'text': 'txt', 'jsonl': 'jsonl'}[kind] }"
         path.write_text("\n".join(map(json.dumps, content)) if kind == "jsonl" else content)
-        reading = TextReading(tokenizer=Tokenizer(texts.wrapped(WORDS, template=template)), **how)
+        reading = TextReading(tokenizer=Tokenizer(texts.wrapped(WORDS, template=template, end=end)), **how)
         return load_data(f"{kind}:{path}", Reading(text=reading))
 
     return open_
@@ -174,9 +175,48 @@ def test_a_token_that_reaches_into_the_answer_is_one_of_it(opened):
     assert targets(found) == [[0, 1], [0, 1, 1]]
 
 
+DOLLY = {"instruction": "a b", "context": "", "response": "c d", "category": "open_qa"}
+ALPACA = {"instruction": "a b", "input": "e f", "output": "c d", "text": "all of it once more"}
+
+
+def test_an_instruction_is_a_prompt_and_its_response_ends():
+    from logitcache.data.text.forms import as_document
+
+    plain, more = as_document(DOLLY, "d:1"), as_document(ALPACA, "d:2")
+    assert plain.text.endswith("request.\n\n### Instruction:\na b\n\n### Response:\nc d")
+    assert more.text.endswith("### Instruction:\na b\n\n### Input:\ne f\n\n### Response:\nc d")
+    assert "a task. Write" in plain.text
+    assert "a task, paired with an input that provides further context. Write" in more.text
+    for one in (plain, more):
+        assert one.text[one.answer :] == "c d"
+        assert one.ends
+
+
+def test_the_end_of_a_response_is_a_target(opened):
+    """And of no other form: what a prompt's completion ends with stands in it."""
+    found = opened("jsonl", [DOLLY, {"prompt": "a ", "completion": "b"}], end="g")
+    first, second = listed(found)
+    assert first[-3:] == [3, 4, 7]
+    assert targets(found)[0] == [0] * (len(first) - 3) + [1, 1, 1]
+    assert second == [1, 2]
+    assert listed(opened("jsonl", [DOLLY]))[0][-2:] == [3, 4]
+
+
+def test_a_conversational_prompt_and_completion_are_a_chat(opened):
+    """TRL's form: messages on both sides."""
+    sides = {"prompt": [{"role": "user", "content": "a b"}], "completion": [{"role": "assistant", "content": "c"}]}
+    found = opened("jsonl", [sides, {"messages": sides["prompt"] + sides["completion"]}])
+    assert listed(found)[0] == listed(found)[1]
+    assert targets(found)[0] == targets(found)[1] == [0, 0, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ({"instruction": "a"}, "data.jsonl:2 has no `response`: an object needs .*; it has instruction"),
+        ({"instruction": "", "response": "a"}, "data.jsonl:2: `instruction` is empty"),
+        ({"instruction": "a", "context": 5, "response": "a"}, "data.jsonl:2: `context` must be text, not int"),
+        ({"prompt": [{"role": "user", "content": "a"}], "completion": "b"}, "data.jsonl:2: `prompt` must be text"),
         ({"txt": "a"}, "data.jsonl:2 has no `text`: an object needs .*; it has txt"),
         ({"prompt": "a"}, "data.jsonl:2 has no `completion`"),
         ({"text": ""}, "data.jsonl:2: `text` is empty"),
@@ -219,12 +259,29 @@ def test_parquet_has_the_same_forms(tmp_path):
     pq.write_table(pa.table({"content": ["a b"]}), tmp_path / "d.parquet")
     with pytest.raises(
         InputError,
-        match=r"d.parquet needs the columns `text`, `prompt` and `completion`, or `messages`; it has content",
+        match=r"d.parquet needs the columns `text`, `prompt` and `completion`, `instruction` .*; it has content",
     ):
         load_data(f"parquet:{tmp_path}/d.parquet", reading)
     (tmp_path / "d.parquet").write_text("no")
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         load_data(f"parquet:{tmp_path}/d.parquet", reading)
+
+
+def test_a_hugging_face_data_set_has_the_same_forms(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    from logitcache.data.text.tokenizer import Tokenizer
+
+    reading = Reading(text=TextReading(tokenizer=Tokenizer(texts.wrapped(WORDS))))
+    made = datasets.Dataset.from_dict({"prompt": ["a b", "c"], "completion": [" d", " e"], "id": [1, 2]})
+    datasets.DatasetDict({"train": made, "validation": made.select([1])}).save_to_disk(tmp_path / "d")
+    assert named_modality(f"hf:{tmp_path}/d").name == "text"
+    assert listed(load_data(f"hf:{tmp_path}/d", reading)) == [[1, 2, 4], [3, 5]]
+    assert listed(load_data(f"hf:{tmp_path}/d:validation", reading)) == [[3, 5]]
+    made.rename_column("prompt", "question").remove_columns("completion").save_to_disk(tmp_path / "e")
+    with pytest.raises(InputError, match=r"hf:.*/e needs the columns `text`, .*; it has question, id"):
+        load_data(f"hf:{tmp_path}/e", reading)
+    with pytest.raises(InputError, match=r"hf:.*/d:train is text, and no tokenizer is known"):
+        load_data(f"hf:{tmp_path}/d:train")
 
 
 def test_options_are_checked_and_recorded():

@@ -121,7 +121,7 @@ def test_padding_makes_no_nan_in_16_bits_either():
 
 def test_contexts_that_share_a_sequence_need_their_positions():
     inputs = packed(CONTEXTS) | {"position_ids": None}
-    with pytest.raises(InputError, match="position_ids must say where each token is in its context"):
+    with pytest.raises(InputError, match="need position_ids, the position of each token in its context"):
         CausalNetwork(small.model("llama"))(**inputs)
 
 
@@ -132,6 +132,7 @@ def test_a_model_that_lets_contexts_see_each_other_is_refused_where_they_share_a
     network = CausalNetwork(transformers.AutoModelForCausalLM.from_config(config).eval())
     assert network(CONTEXTS[0][None]).states.shape == (1, 7, 16)
     with pytest.raises(
-        InputError, match="BloomForCausalLM would let them see each other: .*Give it one context a sequence"
+        InputError,
+        match="BloomForCausalLM cannot isolate contexts that share a sequence: .*Use one context per sequence",
     ):
         network(**packed(CONTEXTS))

@@ -95,7 +95,7 @@ def test_kinds_of_layers_go_with_the_layers():
 
 @pytest.mark.parametrize("said", ["", "0,0", "0,3", "-1", "zero", "0;1"])
 def test_layers_that_are_not_there_are_refused(folder, said):
-    with pytest.raises(InputError, match=r"layers are different numbers from 0 to 2 with commas between, found"):
+    with pytest.raises(InputError, match=r"layers must be distinct numbers from 0 to 2, separated by commas, not"):
         load_language_network(f"hf:{folder}?layers={said}", small.VOCABULARY)
 
 
@@ -116,10 +116,10 @@ def test_a_llama_from_scratch_has_the_sizes_said():
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ("hidden=48,heads=4", "says no layers"),
-        ("hidden=48,layers=3,heads=5", "hidden 48 is no multiple of heads 5"),
-        ("hidden=48,layers=3,heads=4,kv_heads=3", "heads 4 is no multiple of kv_heads 3"),
-        ("hidden=12,layers=3,heads=4", "a head of 3 is odd"),
+        ("hidden=48,heads=4", "lacks layers; expected"),
+        ("hidden=48,layers=3,heads=5", "hidden must be a multiple of heads, not 48 with 5"),
+        ("hidden=48,layers=3,heads=4,kv_heads=3", "heads must be a multiple of kv_heads, not 4 with 3"),
+        ("hidden=12,layers=3,heads=4", "the head dimension must be even for rotary positions, not 3"),
         ("hidden=many,layers=3,heads=4", "hidden cannot be 'many'"),
         ("hidden=48,layers=0,heads=4", "layers must be positive"),
         ("hidden=48,layers=3,heads=4,width=3", "unknown size of llama: 'width'"),
@@ -132,7 +132,7 @@ def test_sizes_that_mean_nothing_are_refused(said, message):
 
 
 def test_a_network_with_fewer_logits_than_ids_is_refused_and_one_with_more_is_not(folder):
-    with pytest.raises(InputError, match=r"has logits for 61 ids; the data's vocabulary has 62\."):
+    with pytest.raises(InputError, match=r"has logits for 61 ids, but the data's vocabulary has 62\."):
         load_language_network(f"hf:{folder}", small.VOCABULARY + 1)
     assert load_language_network(f"hf:{folder}", small.VOCABULARY - 3).module.columns == small.VOCABULARY
 
@@ -140,9 +140,9 @@ def test_a_network_with_fewer_logits_than_ids_is_refused_and_one_with_more_is_no
 def test_folders_that_hold_no_model_are_refused_in_one_sentence(folder, tmp_path):
     with pytest.raises(InputError, match="there is no folder .*/nowhere with a language model"):
         load_language_network(f"hf:{tmp_path}/nowhere", 61)
-    with pytest.raises(InputError, match=r"holds no language model of transformers: it has no config\.json"):
+    with pytest.raises(InputError, match=r"is not a language model of transformers: it has no config\.json"):
         load_language_network(f"hf:{tmp_path}", 61)
-    with pytest.raises(InputError, match=r"has no option 'size'; it takes layers and dtype"):
+    with pytest.raises(InputError, match=r"unknown option 'size' of .*; expected layers or dtype"):
         load_language_network(f"hf:{folder}?size=3", 61)
     weights = load_file(folder / "model.safetensors")
     lacking = {name: one for name, one in weights.items() if "layers.1.mlp" not in name}
@@ -157,7 +157,7 @@ def test_folders_that_hold_no_model_are_refused_in_one_sentence(folder, tmp_path
 def test_a_name_on_the_hub_is_not_waited_for_where_there_is_no_network(monkeypatch, tmp_path):
     monkeypatch.setattr("logitcache.models.hub._in_reach", lambda _: False)
     with pytest.raises(
-        InputError, match=r"hf:someone/nothing cannot be loaded: .*Download it elsewhere and name the folder"
+        InputError, match=r"hf:someone/nothing cannot be loaded: .*Download it on another machine and pass the folder"
     ):
         load_language_network("hf:someone/nothing", 61)
 

@@ -86,6 +86,6 @@ def test_options_of_the_network_are_left_to_the_network(folder):
 def test_a_tokenizer_on_the_hub_is_not_waited_for_where_there_is_no_network(monkeypatch):
     monkeypatch.setattr("logitcache.models.hub._in_reach", lambda _: False)
     with pytest.raises(
-        InputError, match="has no tokenizer that can be loaded: .*Download it elsewhere and name the folder"
+        InputError, match="the tokenizer of .* cannot be loaded: .*Download it on another machine and pass the folder"
     ):
         load_tokenizer("hf:someone/nothing")

@@ -1,7 +1,7 @@
 """Replayable augmentation: a view's pixels are a pure function of (seed, view, sample)."""
 
 from logitcache.data.images.views.changes import CHANGES
-from logitcache.data.images.views.crops import CROPS, Boxes
+from logitcache.data.images.views.crops import CROPS, Boxes, RecordedBoxes
 from logitcache.data.images.views.mixing import MIXES, Mixed, blend
 from logitcache.data.images.views.recipes import PRESETS, View, make_views, read_recipe
 
@@ -12,6 +12,7 @@ __all__ = [
     "PRESETS",
     "Boxes",
     "Mixed",
+    "RecordedBoxes",
     "View",
     "blend",
     "make_views",

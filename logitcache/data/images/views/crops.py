@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from logitcache.errors import InputError
 from logitcache.runtime.philox import integers, uniforms, words
 
-__all__ = ["CROPS", "Boxes", "Crop"]
+__all__ = ["CROPS", "RECORDED", "Boxes", "Crop", "RecordedBoxes"]
 
 Ints = NDArray[np.int64]
 
@@ -71,6 +72,58 @@ def _random_resized_crop_flip(seed: int, view: int, samples: Ints, heights: Ints
     return Boxes(top, left, height, width, integers(words(seed, view, samples, 0)[:, 0], 2) == 1)
 
 
+def _recorded(_seed: int, _view: int, _samples: Ints, _heights: Ints, _widths: Ints) -> Boxes:
+    """Draw nothing: these boxes were drawn by another tool, and a cache may hold them.
+
+    Raises:
+        InputError: Always.
+    """
+    raise InputError(
+        "the images of this view were augmented by another tool, and how is not recorded in a way that can be repeated here: they "
+        "cannot be shown"
+    )
+
+
+class RecordedBoxes:
+    """Boxes of a view that another tool drew, read when they are first needed."""
+
+    def __init__(self, read: Callable[[], NDArray[np.float32]], first: int) -> None:
+        """Read nothing yet.
+
+        Args:
+            read: Returns the boxes, [N, 5]: top, left, height and width as shares of the image's, and 1 where mirrored.
+            first: Sample id of the first.
+        """
+        self._read, self._first = read, first
+
+    def boxes(self, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
+        """Return the boxes of images of these sizes, [B] each: edges are rounded to pixels, as Pillow rounds those of a crop."""
+        rows = self.rows(samples).astype(np.float64)
+        top, bottom = (np.rint(x * heights).astype(np.int64) for x in (rows[:, 0], rows[:, 0] + rows[:, 2]))
+        left, right = (np.rint(x * widths).astype(np.int64) for x in (rows[:, 1], rows[:, 1] + rows[:, 3]))
+        return Boxes(top, left, np.maximum(bottom - top, 1), np.maximum(right - left, 1), rows[:, 4] > 0)
+
+    def rows(self, samples: Ints) -> NDArray[np.float32]:
+        """Return the boxes of some samples as they are recorded, [B, 5]."""
+        return self._read()[samples - self._first]
+
+    def only(self, samples: Ints) -> "RecordedBoxes":
+        """Return those of some samples alone, which a worker process is sent."""
+        return _SomeBoxes(samples, self.rows(samples))
+
+
+class _SomeBoxes(RecordedBoxes):
+    """Boxes of a batch."""
+
+    def __init__(self, samples: Ints, rows: NDArray[np.float32]) -> None:
+        order = np.argsort(samples)
+        self._samples, self._rows = samples[order], rows[order]
+
+    def rows(self, samples: Ints) -> NDArray[np.float32]:
+        """Return the boxes of some samples of the batch."""
+        return self._rows[np.searchsorted(self._samples, samples)]
+
+
 @dataclass(frozen=True, slots=True)
 class Crop:
     """A way to choose boxes.
@@ -79,15 +132,21 @@ class Crop:
         version: Raised when the same integers would give other boxes.
         boxes: (seed, view, sample ids, heights, widths) to boxes.
         keeps_size: Whether a box always has the size of its image.
+        drawn: Whether it is drawn here, and not by another tool whose cache was imported.
     """
 
     version: int
     boxes: Callable[[int, int, Ints, Ints, Ints], Boxes]
     keeps_size: bool
+    drawn: bool = True
 
 
 CROPS: dict[str, Crop] = {
     "none": Crop(1, _whole, keeps_size=True),
     "pad-crop-flip": Crop(1, _pad_crop_flip, keeps_size=True),
     "random-resized-crop-flip": Crop(1, _random_resized_crop_flip, keeps_size=False),
+}
+RECORDED: dict[str, Crop] = {  # of imported caches
+    "recorded-boxes": Crop(1, _recorded, keeps_size=False, drawn=False),
+    "recorded-seeds": Crop(1, _recorded, keeps_size=False, drawn=False),
 }

@@ -8,7 +8,7 @@ device. Resizing and normalising belong to each network and come later (`preproc
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from logitcache.data.images.views.changes import CHANGES, change
-from logitcache.data.images.views.crops import CROPS, Boxes, Crop
+from logitcache.data.images.views.crops import CROPS, RECORDED, Boxes, Crop, RecordedBoxes
+from logitcache.data.images.views.digests import BLAKE2B, MULTILINEAR
 from logitcache.data.images.views.mixing import MIXES, Mixed, draw
 from logitcache.errors import FormatVersionError, InputError, unknown_name
 
@@ -27,6 +28,7 @@ Step = tuple[str, Mapping[str, float | str]]
 
 _PLUS = r"\+(?![^()]*\))"  # outside of parentheses: 1e+2 is a number
 
+_EVERY_CROP = CROPS | RECORDED
 PRESETS = {
     "cifar": "pad-crop-flip",
     "cifar-strong": "pad-crop-flip+randaugment(num_ops=2,magnitude=10)",
@@ -78,9 +80,9 @@ def read_recipe(text: str) -> Recipe:
     """
     named = "+".join(PRESETS.get(step.strip(), step) for step in re.split(_PLUS, text))
     steps = [_read_step(step, text) for step in re.split(_PLUS, named)]
-    if steps[0][0] not in CROPS:
+    if steps[0][0] not in _EVERY_CROP:
         steps.insert(0, ("none", {}))
-    ranks = [0 if name in CROPS else 2 if name in MIXES else 1 for name, _ in steps]
+    ranks = [0 if name in _EVERY_CROP else 2 if name in MIXES else 1 for name, _ in steps]
     if ranks != sorted(ranks) or ranks.count(0) > 1:
         raise InputError(f"augmentation {text}: one crop comes first, then changes of pixels, then mixing")
     mixed = [name for name, _ in steps if name in MIXES]
@@ -89,7 +91,7 @@ def read_recipe(text: str) -> Recipe:
     changes, mixes = (
         tuple(step for step, rank in zip(steps, ranks, strict=True) if rank == wanted) for wanted in (1, 2)
     )
-    crop = CROPS[steps[0][0]]
+    crop = _EVERY_CROP[steps[0][0]]
     versions = [crop.version, *(CHANGES[name].version for name, _ in changes if name in CHANGES)]
     return Recipe(
         "+".join(_spelled(*step) for step in steps),
@@ -105,9 +107,9 @@ def _read_step(text: str, recipe: str) -> Step:
     if not found:
         raise InputError(f"augmentation {recipe}: {text!r} is no step; expected NAME or NAME(parameter=value,...)")
     name, given = found[1].strip(), found[2]
-    if found[2] is not None and (name in PRESETS or name in CROPS or ":" in name):
+    if found[2] is not None and (name in PRESETS or name in _EVERY_CROP or ":" in name):
         raise InputError(f"augmentation {recipe}: {name} takes no parameters")
-    if name not in CROPS and name not in CHANGES and name not in MIXES and ":" not in name:
+    if name not in _EVERY_CROP and name not in CHANGES and name not in MIXES and ":" not in name:
         raise unknown_name("augmentation", name, [*PRESETS, *CROPS, *CHANGES, *MIXES, "package.module:factory"])
     known = {step: one.defaults for step, one in CHANGES.items()} | {step: one.defaults for step, one in MIXES.items()}
     defaults = known.get(name, {})
@@ -153,6 +155,8 @@ class View:
         key: Enters the random numbers, with the seed.
         index: Place of the view in its cache.
         group: Views of one group belong together for methods that pair views.
+        digest: How pixels are hashed: `multilinear`, or `blake2b` as before 2026-11-28.
+        recorded: Boxes that another tool drew, of a view of an imported cache; not part of the manifest entry.
     """
 
     recipe: str
@@ -161,10 +165,23 @@ class View:
     key: int
     index: int
     group: int
+    digest: str = BLAKE2B
+    recorded: RecordedBoxes | None = field(default=None, compare=False, repr=False)
 
     def boxes(self, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
         """Say what to cut out of images of these sizes, [B] each."""
+        if self.recorded is not None:
+            return self.recorded.boxes(samples, heights, widths)
         return read_recipe(self.recipe).crop.boxes(self.seed, self.key, samples, heights, widths)
+
+    @property
+    def replayable(self) -> bool:
+        """Whether its images can be shown again: not where another tool made them from random numbers of its own."""
+        return self.recorded is not None or read_recipe(self.recipe).crop.drawn
+
+    def only(self, samples: Ints) -> "View":
+        """Return the same view for some samples alone, which a worker process is sent."""
+        return self if self.recorded is None else replace(self, recorded=self.recorded.only(samples))
 
     @property
     def changes_pixels(self) -> bool:
@@ -210,7 +227,8 @@ class View:
 
     def to_json(self) -> dict[str, Any]:
         """Return the entry of the manifest."""
-        return asdict(self)
+        left_out = {"recorded"} | ({"digest"} if self.digest == BLAKE2B else set())
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in left_out}
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "View":
@@ -218,7 +236,7 @@ class View:
 
         Raises:
             UnknownNameError: No such recipe here.
-            FormatVersionError: The recipe has another version here, so pixels would differ.
+            FormatVersionError: The recipe has another version here, so pixels would differ, or their digest is not known here.
         """
         view = cls(**entry)
         here = read_recipe(view.recipe).version
@@ -226,6 +244,11 @@ class View:
             raise FormatVersionError(
                 f"view {view.index} was rendered by version {view.recipe_version} of recipe {view.recipe!r}, this logitcache renders "
                 f"version {here}: the pixels would differ. Use the logitcache recorded in the manifest, or dump again."
+            )
+        if view.digest not in (BLAKE2B, MULTILINEAR):
+            raise FormatVersionError(
+                f"the pixels of view {view.index} are hashed by {view.digest!r}, this logitcache knows {BLAKE2B} and {MULTILINEAR}. "
+                "Upgrade logitcache to read it."
             )
         return view
 
@@ -243,12 +266,14 @@ def make_views(recipe: str, count: int, seed: int) -> tuple[View, ...]:
         InputError: Recipes whose views are of different sizes, so that a network would have to see them differently.
     """
     recipes = [read_recipe(name) for name in re.split(r",(?![^()]*\))", recipe)]
+    if foreign := next((one.name for one in recipes if not one.crop.drawn), None):
+        raise InputError(f"augmentation {foreign} is of imported caches: choose one of {', '.join([*PRESETS, *CROPS])}")
     if len({one.keeps_size for one in recipes}) > 1:
         raise InputError(
             f"augmentations {recipe} do not go together: one keeps the size of an image and another does not, so that a network "
             "would see them at different scales"
         )
     return tuple(
-        View(one.name, one.version, seed, index, index, index // len(recipes))
+        View(one.name, one.version, seed, index, index, index // len(recipes), MULTILINEAR)
         for index, one in enumerate(recipes * count)
     )

@@ -1,19 +1,13 @@
-"""From boxes to pixels, and the digest that proves which pixels they were."""
+"""From boxes to pixels."""
 
-import struct
-from collections.abc import Sequence
-from hashlib import blake2b
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from logitcache.data.images.views.crops import Boxes
 from logitcache.runtime.device import to_device
 
-__all__ = ["cut", "cut_batch", "digest", "digests"]
+__all__ = ["cut", "cut_batch"]
 
 
 def cut(image: Tensor, boxes: Boxes, row: int) -> Tensor:
@@ -54,16 +48,3 @@ def cut_batch(images: Tensor, samples: Tensor, boxes: Boxes, padding: int = 4) -
     batch, channels = chosen.shape[:2]
     index = flat[:, None, :].expand(batch, channels, -1)
     return padded.flatten(2).gather(2, index).view(batch, channels, height, width)
-
-
-def digest(pixels: NDArray[np.uint8]) -> int:
-    """Hash one rendition, [C, H, W] uint8: BLAKE2b-64 of its shape (three little-endian uint32) and its bytes."""
-    hasher = blake2b(struct.pack("<3I", *pixels.shape), digest_size=8)
-    hasher.update(np.ascontiguousarray(pixels).data)
-    return int.from_bytes(hasher.digest(), "little")
-
-
-def digests(pixels: Tensor | Sequence[Tensor]) -> NDArray[np.uint64]:
-    """Hash every rendition of a batch, [B] uint64."""
-    rows = pixels.cpu().numpy() if isinstance(pixels, Tensor) else [row.numpy() for row in pixels]
-    return np.array([digest(row) for row in rows], np.uint64)

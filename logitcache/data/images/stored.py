@@ -1,0 +1,207 @@
+"""Images in the files that other tools write: tar shards of webdataset, tables of Hugging Face `datasets`, Parquet.
+
+Each is a map-style data set of (image, label) items, which `MappedImages` wraps. Images are decoded here, as those of a folder are: as
+they are stored, without regard to their EXIF orientation unless `--exif-orientation` asks for it.
+"""
+
+import io
+import itertools
+import json
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from logitcache.data.files import matching_files
+from logitcache.data.images.items import label_column
+from logitcache.data.images.listing import readable, suffixes
+from logitcache.data.images.strings import PackedStrings
+from logitcache.data.tables import Table, image_column
+from logitcache.errors import InputError
+from logitcache.runtime.wording import counted
+
+__all__ = ["ShardItems", "StoredItems", "TableItems"]
+
+_CLASS_NAMES = "classnames.txt"  # as CLIP benchmark's data sets have it
+_JSON_LABELS = ("label", "cls", "class")
+
+
+class StoredItems(ABC):
+    """Map-style items (PIL image, label) of files.
+
+    Attributes:
+        name: The data set in messages.
+        targets: Class of each item, [N] int64.
+        classes: Class names in index order; None where the files name none.
+    """
+
+    name: str
+    targets: NDArray[np.int64]
+    classes: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        """Return the number of items, N."""
+        return len(self.targets)
+
+    def __getitem__(self, sample: int) -> tuple[Image.Image, int]:
+        """Return an image and its class; the image is decoded when its pixels are asked for."""
+        return Image.open(io.BytesIO(self.read(sample))), int(self.targets[sample])
+
+    @abstractmethod
+    def read(self, sample: int) -> bytes:
+        """Return an image as the file holds it, not decoded."""
+
+    def label_of(self, sample: int) -> str:
+        """Return what an item is called at the beginning of a message."""
+        return f"sample {sample} of {self.name}"
+
+
+class TableItems(StoredItems):
+    """Rows of a table with a column of encoded images and one of labels: class numbers, or names, which are numbered in their order."""
+
+    def __init__(self, table: Table, name: str) -> None:
+        """Find the columns and read the labels.
+
+        Raises:
+            InputError: There is no such column, or it is not clear which.
+        """
+        self.name = name
+        image, label = image_column(table.features.arrow_schema), label_column(table)
+        if image is None or label is None:
+            raise InputError(
+                f"{name} has no column of {'images' if image is None else 'labels'}; it has {', '.join(table.column_names)}. "
+                f"Name it {'image' if image is None else 'label'}."
+            )
+        self._image, self._rows = image, table.with_format("arrow")
+        found = self._rows[label][:].to_numpy() if len(table) else np.empty(0, np.int64)
+        self.classes = getattr(table.features[label], "names", None)
+        if found.dtype == object and all(isinstance(one, str) for one in found):
+            names, found = np.unique(found.astype(str), return_inverse=True)
+            self.classes = names.tolist()
+        if not np.issubdtype(found.dtype, np.integer):
+            raise InputError(f"the labels of {name} (column {label}) are not all class numbers, or class names")
+        self.targets = found.astype(np.int64)
+
+    def read(self, sample: int) -> bytes:
+        """Return an image as the file holds it, not decoded."""
+        found = self._rows[sample][self._image][0].as_py()
+        if not isinstance(found, dict):
+            return bytes(found)
+        return found["bytes"] if found.get("bytes") is not None else Path(found["path"]).read_bytes()
+
+
+class _Member(NamedTuple):
+    """A file in a tar archive: its name, and where its bytes are."""
+
+    name: str
+    offset: int
+    size: int
+
+
+class ShardItems(StoredItems):
+    """Samples of tar shards as webdataset writes them: KEY.jpg beside KEY.cls, the class number, or KEY.json with a `label`.
+
+    Files of one sample follow one another and share a name up to its first dot. Shards are taken in the order of their names. Their
+    headers are read once; after that any image is read where it lies. A file `classnames.txt` beside the shards, or in the folder
+    above, names the classes, one a line.
+    """
+
+    def __init__(self, path: str) -> None:
+        """List the samples of shards.
+
+        Args:
+            path: A tar file, a folder of them, or a pattern (`train-*.tar`, `train-{000..146}.tar`).
+
+        Raises:
+            InputError: There are none, one cannot be read, or a sample has no image or label, or several.
+        """
+        self.name = f"webdataset:{path}"
+        self._shards = matching_files(path, ".tar")
+        keys, labels, places = list[str](), list[int](), list[tuple[int, int, int]]()
+        for number, shard in enumerate(self._shards):
+            for key, image, label in _samples_of(shard):
+                keys.append(key)
+                labels.append(label)
+                places.append((number, image.offset, image.size))
+        if not keys:
+            raise InputError(f"{self.name} has no samples: its {counted(len(self._shards), 'shard')} are empty")
+        self._keys, self.targets, self._places = PackedStrings.of([keys]), np.array(labels), np.array(places)
+        self.classes = _class_names(self._shards[0].parent)
+
+    def read(self, sample: int) -> bytes:
+        """Return an image as its shard holds it, not decoded."""
+        number, offset, size = map(int, self._places[sample])
+        with self._shards[number].open("rb") as shard:
+            return _bytes_of(shard, _Member("", offset, size))
+
+    def label_of(self, sample: int) -> str:
+        """Return shard and key of a sample."""
+        return readable(f"{self._shards[int(self._places[sample, 0])]}, sample {self._keys[sample]}")
+
+
+def _samples_of(shard: Path) -> Iterator[tuple[str, _Member, int]]:
+    """Yield the samples of a shard in order: key, image and label."""
+    try:
+        with shard.open("rb") as file:
+            for key, group in itertools.groupby(_members_of(file, shard.stat().st_size), lambda one: _parted(one)[0]):
+                if key:
+                    members = {_parted(one)[1]: one for one in group}
+                    yield key, *_image_and_label(file, readable(f"{shard}, sample {key}"), members)
+    except (OSError, tarfile.TarError) as error:
+        raise InputError(
+            f"{readable(shard)} cannot be read as an uncompressed tar file: {error}. Unpack it if it is compressed, or copy it again."
+        ) from error
+
+
+def _members_of(file: BinaryIO, size: int) -> Iterator[_Member]:
+    """Yield the files of a tar archive of this many bytes; between two of them, others may read from it."""
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        while (one := archive.next()) is not None:
+            if one.isfile():
+                yield _Member(one.name, one.offset_data, one.size)
+            archive.members = []  # type: ignore[attr-defined]  # would keep every header
+        if 0 < size - archive.offset < tarfile.BLOCKSIZE:  # which tarfile takes for the end
+            raise tarfile.ReadError("unexpected end of data")
+
+
+def _parted(member: _Member) -> tuple[str, str]:
+    """Return the key of a file, its name up to the first dot; and the rest in small letters. A hidden file has no key."""
+    folder, slash, file = member.name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return (folder + slash + stem if stem else ""), suffix.lower()
+
+
+def _image_and_label(file: BinaryIO, label: str, members: dict[str, _Member]) -> tuple[_Member, int]:
+    images = [one for suffix, one in members.items() if f".{suffix.rpartition('.')[2]}" in suffixes()]
+    if len(images) != 1:
+        found = ", ".join(f".{suffix}" for suffix in members)
+        raise InputError(f"{label} has {counted(len(images), 'image')} (files: {found}); expected one, such as .jpg")
+    if "cls" not in members and "json" not in members:
+        raise InputError(f"{label} has no label: expected a file .cls with the class number, or .json with a `label`")
+    text = _bytes_of(file, members["cls" if "cls" in members else "json"])
+    try:
+        value: Any = json.loads(text)  # of .cls a number too
+        if isinstance(value, dict):
+            value = next(value[name] for name in _JSON_LABELS if name in value)
+    except (ValueError, StopIteration):
+        value = None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f"the label of {label} is {text[:40]!r}; expected a class number")
+    return images[0], value
+
+
+def _bytes_of(file: BinaryIO, member: _Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.size)
+
+
+def _class_names(folder: Path) -> list[str] | None:
+    for one in (folder, folder.parent):
+        if (file := one / _CLASS_NAMES).is_file():
+            return file.read_text(encoding="utf-8").splitlines()
+    return None

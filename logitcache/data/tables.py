@@ -1,0 +1,133 @@
+"""Tables of images or text: Hugging Face `datasets` by folder or name, and Parquet files with images."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from logitcache.data.files import matching_files
+from logitcache.errors import InputError, first_line
+
+__all__ = ["Table", "image_column", "open_hub_table", "open_parquet_table", "parquet_holds_images"]
+
+_IMAGE_COLUMNS = ("image", "img", "pixel_values", "jpg", "png")
+
+
+class Table(Protocol):
+    """What is used of a `datasets.Dataset`."""
+
+    features: Any
+    column_names: Sequence[str]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return a row by number, or a column by name."""
+        ...
+
+    def with_format(self, kind: str) -> "Table":
+        """Return the same table, whose rows come as another type."""
+        ...
+
+
+@functools.lru_cache(maxsize=4)  # its schema is looked at before it is read
+def open_hub_table(path: str) -> Table:
+    """Open a data set of Hugging Face `datasets`.
+
+    Args:
+        path: A folder that `save_to_disk` wrote or that holds files `load_dataset` reads, or a name on the hub; `:SPLIT` after it
+            names the split. Without it: `train`, or the only one.
+
+    Raises:
+        InputError: The package `datasets` is missing, or the data set cannot be read or has no such split.
+    """
+    source, _, split = path.rpartition(":") if ":" in path and "/" not in path.rpartition(":")[2] else (path, "", "")
+    datasets = _package(f"hf:{path}")
+    folder = Path(source).expanduser()
+    saved = any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
+    try:
+        found = (
+            datasets.load_from_disk(folder)
+            if saved
+            else datasets.load_dataset(str(folder) if folder.exists() else source)
+        )
+    except Exception as error:  # of the hub, of the file system, of Arrow
+        raise InputError(
+            f"hf:{source} cannot be read as a data set: {first_line(error) or type(error).__name__}"
+        ) from error
+    return _split_of(found, split, source)
+
+
+def _split_of(found: Any, split: str, source: str) -> Table:
+    if not isinstance(found, Mapping):
+        if split:
+            raise InputError(f"hf:{source} has no splits: leave out :{split}")
+        return cast("Table", found)
+    chosen = split or ("train" if "train" in found else next(iter(found)) if len(found) == 1 else "")
+    if chosen not in found:
+        raise InputError(
+            f"hf:{source} has the splits {', '.join(found)}: name one, such as hf:{source}:{next(iter(found))}"
+        )
+    return cast("Table", found[chosen])
+
+
+def parquet_holds_images(path: str) -> bool:
+    """Return whether Parquet files have a column of images; False where they cannot be read.
+
+    Raises:
+        InputError: Several columns could be the images.
+    """
+    try:
+        import pyarrow.parquet as pq  # noqa: PLC0415  (an extra)
+
+        schema = pq.read_schema(matching_files(path, ".parquet")[0])
+    except (ImportError, InputError, OSError, ValueError):  # whoever opens them says so
+        return False
+    return image_column(schema) is not None
+
+
+@functools.lru_cache(maxsize=4)
+def open_parquet_table(path: str) -> Table:
+    """Open Parquet files as one table; `datasets` copies it once into its cache, where any row is found without reading others.
+
+    Raises:
+        InputError: The package `datasets` is missing, or a file cannot be read.
+    """
+    datasets = _package(f"parquet:{path}, which has images,")
+    files = [str(file) for file in matching_files(path, ".parquet")]
+    try:
+        found: Table = datasets.load_dataset("parquet", data_files=files, split="train")
+    except Exception as error:
+        raise InputError(f"parquet:{path} cannot be read: {first_line(error) or type(error).__name__}") from error
+    return found
+
+
+def _package(needed_by: str) -> Any:
+    try:
+        return import_module("datasets")
+    except ImportError as error:
+        raise InputError(f"{needed_by} needs the package datasets: pip install 'logitcache[datasets]'") from error
+
+
+def image_column(schema: Any) -> str | None:
+    """Return the column of encoded images of an Arrow schema: binary, or a structure with `bytes`; None if there is none.
+
+    Raises:
+        InputError: There are several, none of which has the name of one.
+    """
+    found = [field.name for field in schema if _holds_bytes(field.type)]
+    named = [name for name in _IMAGE_COLUMNS if name in found]
+    if not named and len(found) > 1:
+        raise InputError(f"the columns {', '.join(found)} could each be the images: rename the right one `image`")
+    return named[0] if named else found[0] if found else None
+
+
+def _holds_bytes(kind: Any) -> bool:
+    import pyarrow as pa  # noqa: PLC0415  (an extra)
+
+    if pa.types.is_struct(kind):
+        return int(kind.get_field_index("bytes")) >= 0
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -1,0 +1,110 @@
+"""Completions of test prompts while a student trains, and their ROUGE-L."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from logitcache.data import Documents, Ids, kept_of, whole_of
+from logitcache.data.text.prompts import Prompt, prompts_of
+from logitcache.data.text.reading import find_tokenizer
+from logitcache.errors import InputError, StoppedError
+from logitcache.generate.completions import complete_all
+from logitcache.generate.rouge import rouge_l
+from logitcache.models.language import CausalNetwork
+from logitcache.models.language.generate import Sampling
+from logitcache.train.replicas import Replicas
+from logitcache.train.settings import TrainSettings
+
+__all__ = ["Completer", "completer_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Completer:
+    """Completes test prompts.
+
+    Attributes:
+        prompts: The prompts, with their completions in the data.
+        tokenizer: Tokenizer of transformers that made their tokens.
+        vocabulary: Number of ids that exist.
+        sampling: How tokens are chosen.
+        batch_size: Prompts at a time.
+        score: Compares a completion with references, in [0, 1].
+    """
+
+    prompts: Sequence[Prompt]
+    tokenizer: Any
+    vocabulary: int
+    sampling: Sampling
+    batch_size: int
+    score: Callable[[str, Sequence[str]], float]
+
+    def measure(self, network: nn.Module, replicas: Replicas, should_stop: Callable[[], bool]) -> dict[str, float]:
+        """Return the mean ROUGE-L of the completions; each process of a training completes its share of the prompts.
+
+        Raises:
+            StoppedError: It was asked to stop, where one process trains.
+        """
+        assert isinstance(network, CausalNetwork)
+
+        def stop(done: int) -> None:
+            if replicas.world == 1 and done < len(self.prompts) and should_stop():
+                raise StoppedError("generation was stopped as asked")
+
+        made = complete_all(
+            network,
+            self.tokenizer,
+            self.prompts[replicas.rank :: replicas.world],
+            self.sampling,
+            vocabulary=self.vocabulary,
+            batch_size=self.batch_size,
+            score=self.score,
+            on_batch=stop,
+        )
+        every = [value for part in replicas.gathered([one.rouge_l for one in made]) for value in part]
+        return {"rouge_l": sum(value or 0.0 for value in every) / len(every)}
+
+
+def completer_for(
+    test: Any, held_out: Ids | None, network: nn.Module, settings: TrainSettings, names: Sequence[str]
+) -> Completer | None:
+    """Return what completes test prompts; None where no number of them was asked for.
+
+    Args:
+        test: The test data, or None.
+        held_out: Samples of it that are evaluated; None: all.
+        network: The student.
+        settings: How many prompts, and how they are completed.
+        names: Names of networks that may bring the tokenizer.
+
+    Raises:
+        InputError: There are no prompts with completions, the student cannot generate, or tokenizer or rouge-score is missing.
+    """
+    if settings.generate is None:
+        return None
+    documents = None if test is None else whole_of(test)[0]
+    if not isinstance(documents, Documents):
+        raise InputError(
+            "--generate completes the prompts of test data of text: give --test-data with prompts and completions, or --holdout"
+        )
+    if not isinstance(network, CausalNetwork):
+        raise InputError(
+            f"--generate: {type(network).__name__} cannot generate. Language models of transformers (hf:, llama:) can: leave it out."
+        )
+    score, tokenizer = rouge_l(), find_tokenizer(documents, names)
+    if tokenizer is None:
+        raise InputError(
+            "--generate: the tokenizer that made the test tokens is not at hand. Restore it, or leave this out."
+        )
+    ids = kept_of(test) if held_out is None else held_out
+    sampling = Sampling(settings.generate_tokens or 256, settings.generate_temperature or 0.0, seed=settings.seed)
+    found = [one for one in prompts_of(documents, tokenizer, ids) if one.references]
+    if network.positions is not None:
+        found = [one for one in found if len(one.ids) + sampling.max_new_tokens <= network.positions]
+    if not found:
+        raise InputError(
+            "--generate: the test data has no prompts with completions that fit into the student's positions. Give --test-data with "
+            "prompts, or lower --generate-tokens."
+        )
+    return Completer(found[: settings.generate], tokenizer, documents.vocabulary, sampling, settings.batch_size, score)
