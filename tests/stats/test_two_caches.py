@@ -269,7 +269,7 @@ def test_two_caches_of_text_in_the_terminal_and_on_a_page(rising, run, monkeypat
     done = run("stats", str(one.place), str(other.place), "--report", "page.html")
     assert done.exit_code == 0, done.output
     words = " ".join(done.stdout.split())
-    for part in ("perplexity", "same likeliest token, by tokens before", "tokens about which they differ most"):
+    for part in ("perplexity", "Agreement on the top token, by position", "Tokens with the largest KL divergence"):
         assert part in words
     page = Path("page.html").read_text()
     for part in ("Agreement by position", "Tokens about which they differ most", "perplexity", "A says"):
