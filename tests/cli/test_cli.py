@@ -216,7 +216,7 @@ REFUSALS = [
     (
         "dump --teacher resnet20 --teacher-weights demo --data arrays:data.npz --out d.zarr",
         1,
-        "is a resnet20 for 10 classes; the data has 5",
+        "is a resnet20 for 10 classes, but the data has 5",
     ),
     ("dump --teacher resnet20 --data arrays:data.npz --out d.zarr", 1, "teacher resnet20 has no weights"),
     ("dump --teacher tiny:net --data cifr10 --out d.zarr", 1, "unknown data set 'cifr10'; did you mean 'cifar10'"),
