@@ -259,5 +259,5 @@ def test_what_is_odd_is_named_by_its_row(dumped, run, tmp_path):
     assert logitcache.cache_stats(cache).row_name == "row"
     result = run("stats", str(tmp_path / "c.zarr"), "--all")
     assert "Likely duplicate rows" in result.output
-    with pytest.raises(CacheMismatchError, match="only caches of images and of text can be compared"):
+    with pytest.raises(CacheMismatchError, match="only caches of images or text can be compared"):
         logitcache.compare_caches(cache, cache)

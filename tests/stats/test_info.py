@@ -39,7 +39,7 @@ def test_it_says_what_stats_says_and_reads_no_row(run, tmp_path):
         "command logitcache dump",
         "versions torch 1; cache format 1",
         "unsupported atkd, clkd",
-        "(needs every class; 4 of 12 are kept)",
+        "(needs every class, but 4 of 12 are stored)",
     ):
         assert part in words, part
 
