@@ -255,7 +255,10 @@ def test_the_reason_of_a_failed_run_is_reported(tmp_path, dump, run):
     ("output", "reason"),
     [
         ("epoch 1\nerror: no cache at x. Check it:\n  logitcache dump\n", "no cache at x. Check it:"),
-        ("Usage: logitcache train\n\nError: Invalid value for --student: missing; add --student NAME.\n", "Invalid value for --student: missing; add --student NAME."),
+        (
+            "Usage: logitcache train\n\nError: Invalid value for --student: missing; add --student NAME.\n",
+            "Invalid value for --student: missing; add --student NAME.",
+        ),
         ("╭─ Error ───────╮\n│ Invalid value │\n│ for --lr: x   │\n╰───────────────╯\n", "Invalid value for --lr: x"),
         ("Traceback (most recent call last):\n  File\nZeroDivisionError: division by zero\n", "ZeroDivisionError: division by zero"),
         ("", "it printed nothing"),
@@ -349,7 +352,7 @@ def test_a_difference_of_one_seed_is_no_cliff():
     drawn = draw_runs({"ce": [[0.5, 0.900]], "kd": [[0.5, 0.902]]})
     left, right = places(drawn)
     assert right - left < 0.02 * 450
-    assert "one seed each: differences may be chance" in drawn
+    assert "one seed each, differences may be noise" in drawn
     assert "polygon" not in drawn
     lines = re.findall(r'polyline points="([^"]*)"', drawn)
     ends = [float(line.split()[-1].split(",")[1]) for line in lines[-2:]]
@@ -363,7 +366,7 @@ def test_the_axis_shows_what_seeds_do():
     assert (marks[-1] - marks[0]) < 0.3 * 450
     assert drawn.count("<polygon") == 2
     mixed = draw_runs({"ce": [[0.5, 0.90], [0.5, 0.92]], "kd": [[0.5, 0.91]]})
-    assert "unknown for one" in mixed
+    assert "std over seeds (if several)" in mixed
 
 
 @pytest.mark.parametrize("value", [0.0, 0.001, 0.5, 0.999, 1.0])
