@@ -98,7 +98,7 @@ def test_an_option_means_the_same_in_every_command():
 def test_an_option_that_had_another_name_says_so(run, line, new):
     done = run(*line.split())
     assert done.exit_code == 2
-    assert f"it is {new} now" in done.stderr
+    assert f"renamed to {new}" in done.stderr
 
 
 def test_the_shell_completes_methods_and_networks():

@@ -503,7 +503,7 @@ def test_the_command_says_what_rows_can_serve(run, tmp_path):
     found = run(*words.split())
     assert "5 samples of 76 rows" in found.output
     assert (
-        "the 11 largest log-probabilities, the label's and the mass of the rest, as f16; temperature 1 alone"
+        "the 11 largest log-probabilities, the label's and the mass of the rest, as f16; for temperature 1 only"
         in found.output
     )
     assert "methods that read labels refuse these rows" in found.output
