@@ -1,4 +1,4 @@
-"""From boxes to pixels."""
+"""Crop boxes from images."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ __all__ = ["cut", "cut_batch"]
 
 
 def cut(image: Tensor, boxes: Boxes, row: int) -> Tensor:
-    """Cut box number `row` out of one image, [C, H, W] uint8; black outside the image."""
+    """Crop box number `row` from one image, [C, H, W] uint8; pixels outside the image are black."""
     top, left = int(boxes.top[row]), int(boxes.left[row])
     bottom, right = top + int(boxes.height[row]), left + int(boxes.width[row])
     height, width = image.shape[-2:]
@@ -22,16 +22,16 @@ def cut(image: Tensor, boxes: Boxes, row: int) -> Tensor:
 
 
 def cut_batch(images: Tensor, samples: Tensor, boxes: Boxes, padding: int = 4) -> Tensor:
-    """Cut boxes of the images' own size out of many images in one gather, on the device that holds them.
+    """Crop boxes of the images' own size from many images with one gather, on the device of the images.
 
     Args:
-        images: [N, C, H, W] uint8.
-        samples: Rows of `images` to take, [B] int64, on the same device.
-        boxes: Boxes of size H x W that reach at most `padding` pixels beyond the image.
-        padding: Black border, in pixels.
+        images: Images, [N, C, H, W] uint8.
+        samples: Rows of `images` to crop, [B] int64, on the same device.
+        boxes: Boxes of size H x W that extend at most `padding` pixels beyond the image.
+        padding: Width of the black border, in pixels.
 
     Returns:
-        [B, C, H, W] uint8.
+        Crops, [B, C, H, W] uint8.
     """
     height, width = images.shape[-2:]
     chosen = images[samples]
