@@ -19,7 +19,7 @@ _TRAINING = "--student resnet8 --epochs 6 --lr 0.05 --sched cosine --warmup-epoc
 
 
 _STUDENT = "--student llama:hidden=48,layers=3,heads=4,kv_heads=2,intermediate=96"
-_TEXT_TRAINING = f"{_STUDENT} --batch-size 4 --epochs 12 --lr 0.003 --warmup-epochs 0.4 --holdout 0.1"
+_TEXT_TRAINING = f"{_STUDENT} --batch-size 4 --epochs 9 --lr 0.003 --warmup-epochs 0.4 --holdout 0.1"
 
 
 def text_steps(cache: str, runs: str) -> list[tuple[str, str]]:

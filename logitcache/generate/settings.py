@@ -32,7 +32,7 @@ class GenerateSettings(Settings):
     seed: int = option(
         0, minimum=0, help="Seed of the draws. They depend on it and on the prompt alone, not on the batches."
     )
-    batch_size: int = option(8, metavar="PROMPTS", minimum=1, help="Prompts that are completed at a time.")
+    batch_size: int = option(8, metavar="SAMPLES", minimum=1, help="Prompts that are completed at a time.")
     samples: tuple[int, int] | None = option(
         None, form="span", metavar="A:B", shown="all", panel="Data", help="Range of prompts, from A to B - 1."
     )

@@ -119,5 +119,5 @@ def test_names_that_everybody_has_stay(dump, spec):
 
 
 def test_without_anything_to_leave_out_a_slice_is_refused(dump, tmp_path):
-    with pytest.raises(InputError, match="or `anonymous`"):
+    with pytest.raises(InputError, match="or make it `anonymous`"):
         logitcache.slice_cache(dump(), tmp_path / "a.zarr")

@@ -74,7 +74,7 @@ def test_the_command_replays(run, npz):
     assert "50 rows asked of the teacher again: it agrees within rounding" in done.stdout
 
 
-@pytest.mark.parametrize("wrong", [{"rows": -1}, {"rows": "8"}, {"replay": -1}, {"replay": 0.5}])
+@pytest.mark.parametrize("wrong", [{"check_rows": -1}, {"check_rows": "8"}, {"replay": -1}, {"replay": 0.5}])
 def test_a_number_of_rows_that_is_none_is_a_sentence(dump, wrong):
     cache = dump(views=1)
     with pytest.raises(InputError, match=f"`{next(iter(wrong))}` must be a whole number of 0 or more, not "):

@@ -193,7 +193,7 @@ def test_a_page_about_text_is_written(typed, cache):
 
 def test_stats_of_text_show_no_labels_that_look_wrong(typed, cache):
     """A token that the teacher did not expect is no error, and beginnings of documents are alike."""
-    code, said = typed("stats t.zarr")
+    code, said = typed("stats t.zarr --all")
     assert code == 0
     assert "where the true class ranks" in said
     for words in ("wrong labels", "twice the same", "confuses", "worst classes", "pixels"):

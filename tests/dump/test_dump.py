@@ -383,7 +383,7 @@ def test_a_top_k_row_is_read_with_zarr_and_numpy_alone(dump, images, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoding": "topk", "top_k": 4}, "top-k 4 of 5 classes leaves no rest: keep every class"),
+        ({"encoding": "topk", "top_k": 4}, "top-k 4 of 5 classes leaves no rest; keep every class"),
         ({"encoding": "full", "top_k": 2}, "`encoding` full keeps every class: leave out `top_k`"),
         ({"encoding": "sparse"}, "unknown encoding 'sparse'"),
     ],

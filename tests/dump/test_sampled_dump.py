@@ -81,7 +81,7 @@ def test_stretches_slices_and_merges_have_the_draws_of_the_whole(dumped, tmp_pat
         assert found.ok
         assert found.replayed > 0
         assert found.probe_gap < 1e-6
-    with pytest.raises(InputError, match="not `top_k` or `precision`"):
+    with pytest.raises(InputError, match="`top_k` and `precision` do not apply to a cache of sampled classes"):
         logitcache.slice_cache(whole, tmp_path / "x.zarr", top_k=4)
 
 

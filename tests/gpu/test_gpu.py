@@ -24,9 +24,8 @@ from torch.utils.data import Dataset
 
 import logitcache
 from logitcache.data import ArrayImages
-from logitcache.data.images.resident import cut_out
 from logitcache.data.images.views.crops import Boxes
-from logitcache.data.images.views.render import cut_batch
+from logitcache.data.images.views.render import cut_batch, cut_out
 from logitcache.encoding import TopKEncoding
 from logitcache.encoding.largest import largest
 from logitcache.errors import InputError

@@ -43,7 +43,7 @@ def test_a_training_records_the_algorithms_it_ran_with(train, asked):
 
 def test_a_run_goes_on_only_with_the_algorithms_it_was_begun_with(train):
     train(deterministic=True)
-    with pytest.raises(CacheMismatchError, match="deterministic: there True, asked for False"):
+    with pytest.raises(CacheMismatchError, match="deterministic: there True, requested False"):
         train(resume=True)
 
 
@@ -61,6 +61,6 @@ def test_a_student_that_cannot_be_deterministic_is_refused_before_a_run_begins(t
         def forward(self, x):
             return super().forward(x).put_(torch.tensor([0]), torch.zeros(1))
 
-    with pytest.raises(InputError, match=r"the student computes put_, which has no deterministic implementation"):
+    with pytest.raises(InputError, match=r"the student uses put_, which has no deterministic implementation"):
         train(Putting(), deterministic=True)
     assert not (tmp_path / "run").exists()

@@ -6,16 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from logitcache.data.images.sets import ArrayImages, ImageSet, resident
 from logitcache.data.images.views import CROPS, View, read_recipe
 from logitcache.data.images.views.preprocessing import Preprocessing
+from logitcache.data.images.views.render import cut_out
 from logitcache.data.protocol import Ids, whole_of
 
-__all__ = ["ResidentImages", "cut_out", "resident_images"]
-
-_PADDING = 4  # pixels that a box may reach beyond its image
+__all__ = ["ResidentImages", "resident_images"]
 
 
 class ResidentImages:
@@ -60,25 +58,6 @@ class ResidentImages:
         samples, top, left, flip = numbers.unbind(1)
         pixels = self._pixels.index_select(0, samples)
         return self._inputs.normalize(cut_out(pixels, top, left, flip) if self._crops else pixels)
-
-
-def cut_out(images: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-    """Crop a box of the image's own size from each image, as `cut_batch` does; pixels outside the image are black.
-
-    Args:
-        images: Images, [B, C, H, W] uint8.
-        top: Top edge of each box, at most 4 pixels outside the image, [B] int64.
-        left: Left edge of each box, at most 4 pixels outside the image, [B] int64.
-        flip: Whether to mirror each box left to right, 0 or 1, [B] int64.
-    """
-    batch, channels, height, width = images.shape
-    padded = F.pad(images, (_PADDING,) * 4)
-    down, across = (torch.arange(size, device=images.device) for size in (height, width))
-    across = torch.where(flip[:, None] != 0, width - 1 - across, across)
-    rows, columns = (top + _PADDING)[:, None] + down, (left + _PADDING)[:, None] + across
-    flat = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).flatten(1)  # [B, H*W]
-    index = flat[:, None, :].expand(batch, channels, -1)
-    return padded.flatten(2).gather(2, index).view(batch, channels, height, width)
 
 
 def resident_images(

@@ -161,7 +161,7 @@ def test_a_cache_of_before_keeps_its_digests_and_bytes(dump, tmp_path, images, m
             dump(out=stopped)
     now = dump(out=stopped, views=later)
     assert tiny.bytes_of(stopped) == tiny.bytes_of(whole.place.path)
-    assert logitcache.verify_cache(stopped, data=images, rows=8).ok
+    assert logitcache.verify_cache(stopped, data=images, check_rows=8).ok
     assert int(now.digests(1)[7]) == digests.blake2b_digest(
         render(images, View.from_json(now.manifest.views[1]), np.array([7]))[0].numpy()
     )
