@@ -80,6 +80,7 @@ class GenerateRequest(Settings):
     )
     data: Any = option(
         metavar="SPEC",
+        panel="Data",
         form="text",
         help="Prompts: jsonl:PATH, parquet:PATH or hf:PATH with `prompt`, `instruction` or `messages`; or other text, with "
         "--prompt-tokens.",
