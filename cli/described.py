@@ -462,7 +462,7 @@ def print_compared(found: "Comparison", manifest: Mapping[str, Any]) -> None:
     """
     of_text = found.tokens is not None
     print_table(
-        f"Comparison over {counted(found.rows, 'shared row')} (entropy in nats; ECE: expected calibration error)",
+        f"Comparison over {counted(found.rows, 'shared row')} (entropy in nats; ECE: calibration error)",
         ["cache", "teacher", "encoding", "bytes per row", "accuracy", "entropy", "ECE", *["perplexity"] * of_text],
         [[*_side(side), *[f"{side.perplexity:.2f}"] * of_text] for side in found.sides],
         left=3,
