@@ -1,6 +1,6 @@
-"""The command `logitcache`: its verbs, and the one place where errors become a sentence and an exit code.
+"""The `logitcache` command: its subcommands, and the one place that turns exceptions into an error message and an exit code.
 
-Heavy imports stand inside the commands: `logitcache --help` must not wait for torch.
+Heavy imports are inside the commands, so that `logitcache --help` does not wait for torch.
 """
 
 import importlib.metadata
@@ -39,9 +39,9 @@ from .verify import verify
 __all__ = ["USAGE", "app", "main"]
 
 
-# ClickException, which has another home in each version of Typer.
+# ClickException, whose module differs between versions of Typer.
 USAGE_ERRORS: type[Any] = typer.BadParameter.__mro__[2]
-_RENAMED = {  # options that meant something else in another command
+_RENAMED = {  # old names of options, with their new names
     "--report-to": "--log-to",
     "--rows": "--check-rows",
     "--teacher": "--cached-teacher",
@@ -50,7 +50,7 @@ _RENAMED = {  # options that meant something else in another command
 
 
 class _Boundary(TyperGroup):
-    """Turns errors into one sentence on stderr and exit code 1, what nobody expected too; usage errors keep 2."""
+    """Reports any exception as one line on stderr, with exit code 1. Usage errors keep exit code 2."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         with speaking_to_the_command_line():
@@ -65,7 +65,7 @@ class _Boundary(TyperGroup):
             typer.echo(stopped_words(ctx.invoked_subcommand), err=True)
             raise typer.Exit(130) from error
         except BaseException as error:
-            if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):  # of rich: `| head`
+            if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):  # rich, on `| head`
                 raise
             if ctx.params.get("traceback"):
                 raise
@@ -75,7 +75,7 @@ class _Boundary(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """A command whose help shows flags without a value, and whose usage line names the options that it needs."""
+    """A command whose help shows flags without a metavar and whose usage line lists the required options."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         found: list[Any] = super().get_params(ctx)
@@ -88,7 +88,7 @@ class _Command(TyperCommand):
         known = {word for one in self.params for word in one.opts}
         for word in (arg.partition("=")[0] for arg in args[: args.index("--") if "--" in args else None]):
             if word not in known and (new := _RENAMED.get(word)) in known:
-                raise typer.BadParameter(f"it is {new} now.", ctx=ctx, param_hint=word)
+                raise typer.BadParameter(f"it has been renamed to {new}.", ctx=ctx, param_hint=word)
         return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -97,18 +97,18 @@ class _Command(TyperCommand):
 
 
 def _unexpected(error: BaseException) -> str:
-    """Return the sentence for an exception that nobody foresaw: what, where, and how to see more."""
+    """Return the message for an unexpected exception: what it is, where it was raised, and how to see the traceback."""
     if isinstance(error, MemoryError):
-        return f"memory ran out ({first_line(error) or 'none is left'}). Use smaller batches (--batch-size) or fewer --workers."
+        return f"out of memory ({first_line(error) or 'none is left'}). Use a smaller --batch-size or fewer --workers."
     last = traceback.extract_tb(error.__traceback__)[-1]
     return (
-        f"unexpected {reason_of(error)}, in {'/'.join(Path(last.filename).parts[-3:])}, line {last.lineno}. It is a fault of logitcache, "
-        "or of what it was given. The same command with LOGITCACHE_DEBUG=1 before it shows the whole traceback; please report it with that."
+        f"unexpected {reason_of(error)}, in {'/'.join(Path(last.filename).parts[-3:])}, line {last.lineno}. This is a bug in logitcache or "
+        "in the code it was given. Run the same command with LOGITCACHE_DEBUG=1 to see the full traceback, and include it in a bug report."
     )
 
 
 class _Echo(logging.Handler):
-    """Prints what the library logs on stderr."""
+    """Prints the library's log messages on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
         warns = record.levelno >= logging.WARNING
@@ -124,7 +124,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Run the teacher once, train any student from what it said.\n\nBegin with [bold]logitcache demo[/].",
+    help="Run a teacher once, then train any student from its cached logits.\n\nStart with [bold]logitcache demo[/].",
 )
 
 
@@ -141,12 +141,12 @@ def _common(
         typer.Option(
             "--traceback",
             envvar="LOGITCACHE_DEBUG",
-            help="Show where an error came from, instead of one sentence. LOGITCACHE_DEBUG=1 in the environment does the same.",
+            help="Show the full traceback of an error. LOGITCACHE_DEBUG=1 in the environment does the same.",
             show_envvar=False,
         ),
     ] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     del traceback, version
@@ -170,7 +170,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "methods": (methods, "Students"),
     "demo": (demo, "Start here"),
 }
-USAGE = {"train": "--student NAME [OPTIONS]"}  # a resumed run has its own
+USAGE = {"train": "--student NAME [OPTIONS]"}  # not declared as required, because a resumed run has it recorded
 for _name, (_function, _panel) in _COMMANDS.items():
     _usage = USAGE.get(_name, "[OPTIONS]")
     app.command(_name, cls=_Command, options_metavar=_usage, rich_help_panel=_panel)(_function)

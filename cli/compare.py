@@ -21,7 +21,7 @@ __all__ = ["compare", "print_comparison"]
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs, or folders that hold runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, or folders that contain runs.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table of means over seeds.")] = False,
     picture: Annotated[
         Path | None,
@@ -29,7 +29,7 @@ def compare(
             metavar="FILE.svg",
             callback=at_home,
             show_default=False,
-            help="Draw learning curves, and the result against method.",
+            help="Draw learning curves and the final result of each method.",
         ),
     ] = None,
     published: Annotated[
@@ -38,15 +38,15 @@ def compare(
             metavar="RECIPE.toml",
             callback=at_home,
             show_default=False,
-            help="Show a recipe's published numbers beside ours.",
+            help="Show a recipe's published accuracies next to the measured ones.",
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show runs side by side: test metric, agreement with the teacher, time, bytes; and over seeds mean, deviation and what is gained.
+    """Compare runs: test metric, agreement with the teacher, time and memory, with mean, standard deviation and gain over seeds.
 
-    The test metric is the accuracy, or what the run names as its headline, after the last epoch; the best of all epochs stands apart,
-    because it was chosen on the test data. What is gained is positive where a method is better, also if the metric should be low.
+    The test metric is the accuracy, or the run's own headline metric, after the last epoch. The best epoch has its own column, because it
+    was selected on the test data. A positive gain means that the method is better, also for metrics where lower is better.
 
     Example: logitcache compare runs/ce runs/kd runs/rld
     """
@@ -60,10 +60,10 @@ def compare(
 
         drawn = curves(found)
         if not drawn:
-            raise InputError("none of these runs was tested: there is nothing to draw")
+            raise InputError("cannot draw: none of these runs has a test result")
         (metric,) = headlines(run for run in found if run.value is not None)
         write_bytes(picture, draw_runs(drawn, metric).encode())
-        typer.echo(f"{picture} drawn", err=True)
+        typer.echo(f"wrote {picture}", err=True)
     if json:
         print_json(
             {
@@ -84,7 +84,7 @@ def compare(
 
 
 def print_comparison(found: "list[RunSummary]", published: "Published | None" = None) -> None:
-    """Print runs, and where one of them has other seeds or published numbers beside it, means."""
+    """Print a table of runs, and a table of means if there are several seeds or published numbers."""
     from logitcache.runs.compare import group_runs
 
     for runs in _by_headline(found) or [found]:
@@ -97,11 +97,11 @@ def print_comparison(found: "list[RunSummary]", published: "Published | None" = 
     _say_apart(found)
     _say_conditions(found, published)
     for again in (path for group in groups for path in group.repeats):
-        typer.echo(f"{again} repeats another run's seed and is not in the means", err=True)
+        typer.echo(f"{again} has the same seed as another run and is left out of the means", err=True)
 
 
 def _by_headline(found: "Sequence[_Summary]") -> "list[list[_Summary]]":
-    """Divide runs or groups by their headline metric."""
+    """Group runs, or groups of runs, by headline metric."""
     from logitcache.runs.compare import headlines
 
     return [[one for one in found if one.headline == metric] for metric in headlines(found)]
@@ -112,14 +112,14 @@ def _say_apart(found: "Sequence[RunSummary | GroupSummary]") -> None:
 
     if len(different := headlines(found)) > 1:
         names = "; ".join(f"{one.heading}, {one.better} is better" for one in different)
-        typer.echo(f"these runs are judged by different metrics ({names}), so each has its own table", err=True)
+        typer.echo(f"these runs have different headline metrics ({names}); each metric has its own table", err=True)
 
 
 def _say_conditions(found: "Sequence[RunSummary]", published: "Published | None") -> None:
-    """Warn if published numbers and runs were made under different conditions, and so do not compare methods."""
+    """Warn if the published numbers were measured under different conditions than the runs."""
     if published and (differ := published.differences(found)):
         typer.echo(
-            f"the published numbers were measured under other conditions ({'; '.join(differ)}): they are no baseline for these runs",
+            f"the published numbers were measured under different conditions ({'; '.join(differ)}) and are no baseline for these runs",
             err=True,
         )
 
@@ -130,7 +130,7 @@ def _head(metric: "Metric") -> list[str]:
 
 
 def _group(group: "GroupSummary", *, told: bool = False) -> list[str]:
-    """Return a row of a table of means; `told` names student and epochs also beside other settings."""
+    """Return a row of the table of means; with `told`, student and epochs are always included in the settings."""
     metric, trained = group.headline, f"{group.student}, {counted(group.epochs, 'epoch')}"
     return [
         f"{group.method} {group.changes}".strip(),
@@ -149,7 +149,7 @@ def _gain(metric: "Metric", over: "tuple[float, float | None] | None") -> str:
 
 
 def _rows(groups: "list[GroupSummary]", published: "Published | None") -> list[list[str]]:
-    """Return head and rows of a table of means; published accuracies in a column of their own, where there are any."""
+    """Return the header and rows of the table of means, with a column of published accuracies if there are any."""
     from logitcache.runs.metrics import ACCURACY
 
     metric = groups[0].headline if groups else ACCURACY
@@ -195,8 +195,8 @@ def _print_runs(found: "list[RunSummary]") -> None:
         ]
         for run in found
     ]
-    memory = f"in memory, B / {'sample' if metric == ACCURACY else 'row'}"  # of images each sample is one row
-    print_table("runs", [*head, "agrees with teacher", "s / epoch", memory], rows, left=3)
+    memory = f"in memory, B / {'sample' if metric == ACCURACY else 'row'}"  # for images, each sample is one row
+    print_table("runs", [*head, "teacher agreement", "s / epoch", memory], rows, left=3)
 
 
 def _share(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""What the shell completes: methods, networks and caches (`logitcache --install-completion`)."""
+"""Shell completion of methods, networks and caches (`logitcache --install-completion`)."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ __all__ = ["caches", "methods", "networks"]
 
 
 def methods(incomplete: str) -> list[str]:
-    """Return the methods whose names begin so."""
+    """Return the methods whose names start with the typed text."""
     from logitcache.methods import METHODS
 
     return [name for name in METHODS if name.startswith(incomplete)]
 
 
 def networks(incomplete: str) -> list[str]:
-    """Return the networks whose names begin so; those of torchvision and timm once their prefix is typed."""
+    """Return the networks whose names start with the typed text; those of torchvision and timm once the prefix is typed."""
     library, colon, begun = incomplete.partition(":")
     if not colon:
         from logitcache.models import CIFAR_NETWORKS
@@ -37,7 +37,7 @@ def _of_library(library: str) -> list[str]:
 
 
 def caches(incomplete: str) -> list[str]:
-    """Return the caches whose paths begin so, and the folders that may hold some."""
+    """Return the caches whose paths start with the typed text, and the folders that may contain caches."""
     begun = Path(incomplete)
     folder = begun if incomplete.endswith("/") else begun.parent
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""`logitcache demo`: the other commands, one after the other, on the data that ships with logitcache."""
+"""`logitcache demo`: run the main commands in sequence on the data that ships with logitcache."""
 
 import os
 import shlex
@@ -23,43 +23,43 @@ _TEXT_TRAINING = f"{_STUDENT} --batch-size 4 --epochs 9 --lr 0.003 --warmup-epoc
 
 
 def text_steps(cache: str, runs: str) -> list[tuple[str, str]]:
-    """Return what the demo of a language model does, as `steps`."""
+    """Return the steps of the demo of a language model, like `steps`."""
     cache, top, runs = shlex.quote(cache), shlex.quote(cache.removesuffix(".zarr") + "-16.zarr"), shlex.quote(runs)
     teacher = "--teacher hf:stories-mini --data stories-mini --pack stream --sequence-length 256"
     return [
         (
-            "Run the teacher once over 169 stories in windows of 256 tokens, and keep its logits of all 512 ids",
+            "Run the teacher once over 169 stories in windows of 256 tokens, and store its logits for all 512 token ids",
             f"dump {teacher} --out {cache}",
         ),
         (
-            "And the 16 largest of each row alone, in a byte each",
+            "Store only the 16 largest logits of each row, in one byte each",
             f"dump {teacher} --top-k 16 --precision u8 --out {top}",
         ),
-        ("Look at what it said", f"stats {cache}"),
-        ("Check that the cache is whole and that the tokens are those the teacher saw", f"verify {cache}"),
+        ("Inspect the cache", f"stats {cache}"),
+        ("Check that the cache is complete and that the tokens are those the teacher saw", f"verify {cache}"),
         (
-            "Train students from tokens alone, from the cache, and with calibrated logits, two at a time",
+            "Train students without a teacher, from the cache, and with calibrated logits, two at a time",
             f"sweep {cache} --method ce --method kd --method loca --seeds 0 --jobs 2 --out {runs} -- {_TEXT_TRAINING}",
         ),
-        ("And one from the 16 largest", f"train {top} --method kd {_TEXT_TRAINING} --out {runs}/kd-16"),
-        ("Compare", f"compare {runs}"),
+        ("Train one from the 16 largest logits", f"train {top} --method kd {_TEXT_TRAINING} --out {runs}/kd-16"),
+        ("Compare the runs", f"compare {runs}"),
     ]
 
 
 def steps(cache: str, runs: str) -> list[tuple[str, str]]:
-    """Return what the demo does: what for, and the command line after `logitcache`."""
+    """Return the steps of the demo: a title, and the command line after `logitcache`."""
     cache, runs = shlex.quote(cache), shlex.quote(runs)
     return [
         (
             "Run the teacher once, over four augmented views of 10,000 images",
             f"dump --teacher resnet20 --teacher-weights demo --data fashion-mnist-mini --augment pad-crop-flip --views 4 --out {cache}",
         ),
-        ("Look at what it said", f"stats {cache}"),
-        ("Check that the cache is whole and that the data still looks as the teacher saw it", f"verify {cache}"),
-        ("Train a student from labels alone", f"train {cache} --method ce {_TRAINING} --out {runs}/ce"),
-        ("Train it from the cache: knowledge distillation", f"train {cache} --method kd {_TRAINING} --out {runs}/kd"),
-        ("And with refined logits", f"train {cache} --method rld {_TRAINING} --out {runs}/rld"),
-        ("Compare", f"compare {runs}/ce {runs}/kd {runs}/rld"),
+        ("Inspect the cache", f"stats {cache}"),
+        ("Check that the cache is intact and that the data is what the teacher saw", f"verify {cache}"),
+        ("Train a student from labels only", f"train {cache} --method ce {_TRAINING} --out {runs}/ce"),
+        ("Train it with knowledge distillation", f"train {cache} --method kd {_TRAINING} --out {runs}/kd"),
+        ("Train it with refined logits (RLD)", f"train {cache} --method rld {_TRAINING} --out {runs}/rld"),
+        ("Compare the runs", f"compare {runs}/ce {runs}/kd {runs}/rld"),
     ]
 
 
@@ -68,14 +68,19 @@ def demo(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", callback=at_home, show_default="a new folder here", help="Where cache and runs go."
+            metavar="FOLDER",
+            callback=at_home,
+            show_default="a new folder here",
+            help="Folder for the cache and the runs.",
         ),
     ] = None,
-    text: Annotated[bool, typer.Option("--text", help="Show a language model instead; needs the extra [lm].")] = False,
+    text: Annotated[
+        bool, typer.Option("--text", help="Use a language model instead of images; requires the [lm] extra.")
+    ] = False,
 ) -> None:
-    """Dump a teacher, look at the cache, train students from it and compare them: about two minutes on two cores, three with --text.
+    """Dump a teacher's logits, inspect the cache, train students from it and compare them.
 
-    Everything it needs ships with logitcache.
+    Takes about two minutes on two cores, or three with --text. The data and weights ship with logitcache.
 
     Example: logitcache demo
     """
@@ -91,13 +96,13 @@ def demo(
         if status := group.main(shlex.split(line), prog_name="logitcache", standalone_mode=False):
             raise typer.Exit(status)
     program = _program()
-    console.print(f"\n[bold]Done in {time.monotonic() - started:.0f} s.[/] The same by hand:\n")
+    console.print(f"\n[bold]Done in {time.monotonic() - started:.0f} s.[/] To run the same commands yourself:\n")
     for _, line in made(name, "runs"):
         typer.echo(f"{program} {line}")
 
 
 def _program() -> str:
-    """Spell this program so that a shell here finds it."""
+    """Return how to call this program from a shell in the current folder."""
     called = Path(sys.argv[0])
     if called.name == "__main__.py":
         return f"{shlex.quote(sys.executable)} -m logitcache"

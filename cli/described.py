@@ -1,4 +1,4 @@
-"""What `logitcache info` and `logitcache stats` found, as text in a terminal; what is wrong comes first."""
+"""Terminal output of `logitcache info` and `logitcache stats`. Problems are printed first."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -36,26 +36,26 @@ if TYPE_CHECKING:
 __all__ = ["print_advice", "print_compared", "print_described", "print_info"]
 
 _TEXT = "text"
-_AT_ONE = ("sampled", "topk-mass")  # encodings that are read at temperature 1 alone
-_VIEWS = 8  # more are folded: the first four, and all together
-_LINES = 5  # of each list
+_AT_ONE = ("sampled", "topk-mass")  # encodings that support only temperature 1
+_VIEWS = 8  # if there are more, the first four and the totals are shown
+_LINES = 5  # maximum number of lines of each list
 _RANKS = 5
-_BINS = 3  # of the reliability diagram in one line
-_DUPLICATES = 100  # found at most
+_BINS = 3  # bins of the reliability diagram to join into one line
+_DUPLICATES = 100  # maximum number that `stats` finds
 _NUMBERS = ("accuracy", "top5_accuracy", "confidence", "entropy_nats", "calibration_error")
-_NAME = 24  # letters of a class name
-_CONTEXT = 48  # letters before a token
+_NAME = 24  # maximum length of a class name
+_CONTEXT = 48  # maximum length of the text before a token
 
 
 def print_described(found: "CacheStats", *, everything: bool = False) -> None:
-    """Print what is in a cache: what is wrong, four numbers, and a few lines about the rest, or all of it."""
+    """Print statistics of a cache: problems, four headline numbers, and a short summary or, with `everything`, all details."""
     _print_health(found)
     _print_headline(found)
     if not everything:
         _print_short(found)
         return
     print_info(found)
-    print_pairs("", {"lost in storing": _lost(found)})
+    print_pairs("", {"encoding error": _lost(found)})
     _print_teacher(found)
     _print_methods(found)
     _print_oddities(found)
@@ -64,15 +64,15 @@ def print_described(found: "CacheStats", *, everything: bool = False) -> None:
 
 
 def _print_headline(found: "CacheStats") -> None:
-    """Print the four numbers that are asked for first."""
+    """Print accuracy, calibration, agreement and size."""
     manifest, views = found.manifest, found.manifest["views"]
     data = manifest["data"]["spec"] or "a data set"
     title = f"{found.path}: {manifest['teachers'][0]['name']} on {data}, {samples_words(manifest)} x {counted(len(views), 'view')}"
     if not any(view.rows for view in found.views):
-        print_pairs(title, {"rows": "none can be read"})
+        print_pairs(title, {"rows": "no readable rows"})
         return
     confidence, right = found.mean("confidence"), found.mean("accuracy")
-    trend = "too sure" if confidence > right else "less sure than it could be"
+    trend = "overconfident" if confidence > right else "underconfident"
     print_pairs(
         title,
         {
@@ -80,28 +80,28 @@ def _print_headline(found: "CacheStats") -> None:
             f"top-5 {percent(found.mean('top5_accuracy'))}",
             "calibration error": f"{percent(found.mean('calibration_error'))}; {trend} by {percent(abs(confidence - right))} on average",
             **_agreement(found),
-            "size": f"{found.bytes_per_row:.1f} B a row, {bytes_text(found.bytes_total)} in all; "
-            f"{found.ratio_to_float32:.2f} of the logits in raw float32",
+            "size": f"{found.bytes_per_row:.1f} bytes per row, {bytes_text(found.bytes_total)} in total "
+            f"({found.ratio_to_float32:.2f}x raw float32 logits)",
         },
     )
 
 
 def _agreement(found: "CacheStats") -> dict[str, str]:
-    """Say how far views agree; of text, which has one rendition, how far the teacher agrees with the text."""
+    """Return the agreement between views, or for text, which has a single view, the perplexity."""
     tokens, views, share = found.tokens, len(found.views), found.agreement_of_all
     if tokens is not None:
         return (
-            {"perplexity": f"{tokens.perplexity:.2f}, {tokens.surprise_nats:.3f} nats a token"} if tokens.rows else {}
+            {"perplexity": f"{tokens.perplexity:.2f}, {tokens.surprise_nats:.3f} nats per token"} if tokens.rows else {}
         )
     if views == 1:
-        return {"agreement of views": "one view, nothing to compare"}
+        return {"view agreement": "only one view"}
     if share is None:
-        return {"agreement of views": "no sample has all views"}
-    return {"agreement of views": f"{percent(share)} of samples have one largest class in all {views} views"}
+        return {"view agreement": "no sample has all views"}
+    return {"view agreement": f"{percent(share)} of samples have the same top class in all {views} views"}
 
 
 def _print_short(found: "CacheStats") -> None:
-    """Print a line about each part of what `--all` shows."""
+    """Print one line for each section of `--all`."""
     accuracies = [view.accuracy for view in found.views if view.rows]
     shares = sorted((share, label) for label, share in enumerate(found.class_accuracy()) if share is not None)
     lines = {"logits": kept_words(found.manifest["encoding"]), "state": _state(found)}
@@ -113,33 +113,33 @@ def _print_short(found: "CacheStats") -> None:
         )
     if found.preview.labelled:
         lines["label-aware"] = (
-            f"loca lifts the label of {percent(found.preview.loca_changed)} of rows, rld hides more than it in "
+            f"loca raises the label's logit in {percent(found.preview.loca_changed)} of rows; rld masks classes besides the label in "
             f"{percent(found.preview.rld_masked)}"
         )
     print_pairs("", lines | _odd_words(found))
-    typer.echo("--all shows every number; --report FILE.html draws them")
+    typer.echo("--all prints all statistics; --report FILE.html writes them as a page with figures")
 
 
 def _odd_words(found: "CacheStats") -> dict[str, str]:
-    """Count what is odd in the data."""
+    """Return summary lines about unusual samples."""
     if (tokens := found.tokens) is not None:
         if not tokens.rows:
             return {}
         first, last = tokens.positions[0], tokens.positions[-1]
         return {
-            "surprise": f"{first.surprise_nats:.3f} nats {_after(first)}, {last.surprise_nats:.3f} {_after(last)}",
-            "documents": f"{tokens.odd_total:,} of {tokens.documents:,} stand out; {tokens.copies_total:,} copies of earlier ones",
+            "surprisal": f"{first.surprise_nats:.3f} nats {_after(first)}, {last.surprise_nats:.3f} {_after(last)}",
+            "documents": f"{tokens.odd_total:,} outliers among {tokens.documents:,}; {tokens.copies_total:,} copies of earlier ones",
         }
     surest = ", ".join(str(one.sample) for one in found.odd[:_LINES])
     many = " or more" * (len(found.duplicates) == _DUPLICATES)
     return {
-        "wrong labels": f"{found.odd_total:,} likely{'; the surest: ' * bool(surest)}{surest}",
+        "label errors": f"{found.odd_total:,} likely{'; most confident: ' * bool(surest)}{surest}",
         "duplicates": f"{len(found.duplicates):,}{many} likely",
     }
 
 
 def _after(one: "PositionBin") -> str:
-    """Name the positions of a bin: "after 1 token", "after 128 to 255 tokens"."""
+    """Format the positions of a bin, e.g. "after 1 token", "after 128 to 255 tokens"."""
     return (
         f"after {one.first:,} to {one.last:,} tokens"
         if one.last > one.first
@@ -148,33 +148,33 @@ def _after(one: "PositionBin") -> str:
 
 
 def _lost(found: "CacheStats") -> str:
-    """Say what storing has changed."""
+    """Format the error of the encoding, measured on the probe."""
     probe = found.probe
     if not probe.rows:
         sampled = found.manifest["encoding"]["kind"] == "sampled"
-        return "`logitcache fidelity` says what draws do to a gradient" if sampled else "not known: there is no probe"
+        return (
+            "run `logitcache fidelity` for the effect of sampling on the gradient" if sampled else "unknown, no probe"
+        )
     divergence = ", ".join(f"{value:.1e} at {word}" for word, value in probe.kl_nats.items())
     return (
-        f"largest gap {probe.largest_gap:.2g}; KL in nats {divergence}{', the rest as one class' * probe.merged_rest}; "
+        f"largest difference {probe.largest_gap:.2g}; KL in nats {divergence}{', with the rest as one class' * probe.merged_rest}; "
         f"top class changed in {probe.top1_changed} of {counted(probe.rows, 'row')}"
     )
 
 
 def _print_health(found: "CacheStats") -> None:
-    """Say first what is wrong, if something is."""
+    """Print the problems of a cache, if any."""
     health, problems = found.health, list[str]()
     if not health.finished:
-        problems.append("its dump has not finished: the same command goes on")
+        problems.append("the dump is unfinished; run the same command again to resume it")
     if health.missing:
-        problems.append(f"missing of {counted(health.blocks, 'block')}: {_first(health.missing)}")
+        problems.append(f"missing, of {counted(health.blocks, 'block')}: {_first(health.missing)}")
     if health.damaged:
-        problems.append(f"damaged: {_first(health.damaged)}; `logitcache verify` says more")
+        problems.append(f"damaged: {_first(health.damaged)}; run `logitcache verify` for details")
     if health.not_finite_rows:
-        problems.append(f"{counted(health.not_finite_rows, 'row')} with a NaN or an infinity, left out below")
+        problems.append(f"{counted(health.not_finite_rows, 'row')} with NaN or infinite values, left out below")
     if health.constant_rows:
-        problems.append(
-            f"{counted(health.constant_rows, 'row')} with equal logits for every class; the teacher says nothing there"
-        )
+        problems.append(f"{counted(health.constant_rows, 'row')} with the same logit for every class")
     if found.chance:
         problems.append(found.chance)
     for problem in problems:
@@ -186,39 +186,39 @@ def _first(words: list[str]) -> str:
 
 
 def print_info(found: "CacheInfo") -> None:
-    """Print what a cache is, as far as it is known without reading its rows."""
+    """Print the description of a cache, without statistics of its rows."""
     manifest = found.manifest
     print_pairs(
         found.path,
         {
             **_teachers(found),
-            "data": f"{manifest['data']['spec'] or 'an object'}, {samples_words(manifest)}, {counted(len(found.classes), 'class')}",
+            "data": f"{manifest['data']['spec'] or 'data set object'}, {samples_words(manifest)}, {counted(len(found.classes), 'class')}",
             "views": _views(manifest["views"]),
             "logits": kept_words(manifest["encoding"]),
             "rows": f"{found.rows:,}"
-            + ("" if found.rows == found.rows_there else f", {found.rows_there:,} of them there"),
-            "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row, {found.ratio_to_float32:.2f} of the logits in "
-            "raw float32",
-            "of this": _largest_arrays(found),
+            + ("" if found.rows == found.rows_there else f", {found.rows_there:,} of them written"),
+            "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} bytes per row ({found.ratio_to_float32:.2f}x raw float32 "
+            "logits)",
+            "by array": _largest_arrays(found),
             "state": _state(found),
             "fingerprint": found.fingerprint or "none while unfinished",
             **_origin(found),
             "versions": ", ".join(f"{name} {version}" for name, version in manifest["software"].items())
             + f"; cache format {manifest['format']}",
-            "serves": ", ".join(found.serves) + ", at temperature 1" * (manifest["encoding"]["kind"] in _AT_ONE),
-            **({"does not serve": _refused(found.refuses)} if found.refuses else {}),
+            "methods": ", ".join(found.serves) + ", at temperature 1" * (manifest["encoding"]["kind"] in _AT_ONE),
+            **({"unsupported": _refused(found.refuses)} if found.refuses else {}),
         },
     )
 
 
 def _teachers(found: "CacheInfo") -> dict[str, str]:
-    """Name each teacher with its slug, and say what its input is made of."""
+    """Describe the teachers, and the preprocessing and class map if there is only one."""
     teachers = found.manifest["teachers"]
     if len(teachers) == 1:
         mapped = class_map_words(teachers[0]["class_map"], found.classes)
         return {
             "teacher": teacher_words(teachers[0]),
-            "it sees": preprocessing_words(teachers[0]["preprocessing"], found.preprocessing_from),
+            "preprocessing": preprocessing_words(teachers[0]["preprocessing"], found.preprocessing_from),
             **({"class map": mapped} if mapped else {}),
         }
     return {f"teacher {one['slug']}": teacher_words(one) for one in teachers}
@@ -236,13 +236,11 @@ def _largest_arrays(found: "CacheInfo") -> str:
 
 
 def _state(found: "CacheInfo") -> str:
-    there = f"{found.blocks_there:,} of {counted(found.blocks, 'block')}"
+    there = f"{found.blocks_there:,} of {counted(found.blocks, 'block')} written"
     if not found.finished:
-        return f"unfinished: {there} are there; the dump's own command goes on"
+        return f"unfinished, {there}; run the dump command again to resume it"
     return (
-        "finished"
-        if found.blocks_there == found.blocks
-        else f"damaged: {there} are there; `logitcache verify` says more"
+        "finished" if found.blocks_there == found.blocks else f"damaged, {there}; run `logitcache verify` for details"
     )
 
 
@@ -250,10 +248,10 @@ def _origin(found: "CacheInfo") -> dict[str, str]:
     made, manifest = found.made, found.manifest
     begun = made.get("begun", "")
     said = {
-        "made": f"{begun} on {made['host']}" if begun and "host" in made else begun,
-        "made on": f"{manifest['device']}, {counted(manifest['threads'], 'thread')}, batches of {manifest['batch_size']:,}",
+        "created": f"{begun} on {made['host']}" if begun and "host" in made else begun,
+        "device": f"{manifest['device']}, {counted(manifest['threads'], 'thread')}, batch size {manifest['batch_size']:,}",
         "command": made.get("command", ""),
-        "made from": origin_words(manifest["derived"]),
+        "derived from": origin_words(manifest["derived"]),
     }
     return {word: value for word, value in said.items() if value}
 
@@ -277,16 +275,16 @@ def _print_teacher(found: "CacheStats") -> None:
     ]
     if len(views) < len(found.views):
         means = _numbers([found.mean(name) for name in _NUMBERS])
-        rows.append([f"all {len(found.views)}", "together", f"{total:,}", *means])
-    print_table("the teacher, view by view (entropy in nats; ECE: calibration error)", columns, rows)
+        rows.append([f"all {len(found.views)}", "", f"{total:,}", *means])
+    print_table("Teacher by view (entropy in nats; ECE: expected calibration error)", columns, rows)
     if not total:
         return
     if len(found.views) > 1 and found.agreement_of_all is not None:
-        typer.echo(f"one largest class in every view: {found.agreement_of_all:.1%} of samples")
-    print_pairs("where the true class ranks", _ranks(found))
-    print_pairs("how often it is right, by how sure it is", _reliability(found))
-    if found.manifest.get("modality") != _TEXT:  # where classes are tokens, by number
-        print_pairs("what it confuses (label > its answer)", _confusions(found))
+        typer.echo(f"same top class in every view: {found.agreement_of_all:.1%} of samples")
+    print_pairs("Rank of the true class", _ranks(found))
+    print_pairs("Calibration (accuracy by confidence)", _reliability(found))
+    if found.manifest.get("modality") != _TEXT:  # whose classes are token ids
+        print_pairs("Most confused classes (label > prediction)", _confusions(found))
 
 
 def _numbers(values: list[float]) -> list[str]:
@@ -299,7 +297,7 @@ def _ranks(found: "CacheStats") -> dict[str, str]:
     shown = counts[:_RANKS] if len(counts) > _RANKS else counts[:-1]
     total = sum(counts)
     lines = {f"{rank + 1}": _barred(count / total) for rank, count in enumerate(shown)}
-    return lines | {f"{len(shown) + 1} and on": _barred((total - sum(shown)) / total)}
+    return lines | {f"{len(shown) + 1} or more": _barred((total - sum(shown)) / total)}
 
 
 def _barred(share: float) -> str:
@@ -309,7 +307,7 @@ def _barred(share: float) -> str:
 def _reliability(found: "CacheStats") -> dict[str, str]:
     return {
         f"{one.lower:.1f} to {one.upper:.1f}": (
-            f"{bar(one.accuracy):<24} {one.accuracy:.1%} right, {one.confidence:.1%} sure, {counted(one.rows, 'row')}"
+            f"{bar(one.accuracy):<24} {one.accuracy:.1%} accuracy, {one.confidence:.1%} confidence, {counted(one.rows, 'row')}"
         )
         for one in found.reliability(_BINS)
         if one.rows
@@ -342,22 +340,23 @@ def _print_methods(found: "CacheStats") -> None:
     ranks = ", ".join(f"{share:.2%}" for share in preview.mass_by_rank[:_RANKS])
     topk = "k" in found.manifest["encoding"]
     print_pairs(
-        f"what methods will do with it (over {counted(preview.rows, 'row')})",
+        f"Effect of methods (on {counted(preview.rows, 'row')})",
         {
             **(
                 _edits(preview, topk=topk)
                 if preview.labelled
-                else {"loca, sld, rld": "refuse these rows, which have two labels"}
+                else {"loca, sld, rld": "not applicable, because rows of mixed views have two labels"}
             ),
             **(
                 {
                     "atkd": f"temperature {_spread(preview.atkd_temperature)}",
-                    "normkd": f"temperature {_spread(preview.normkd_temperature)}; a row's deviation {_spread(preview.deviation)}",
+                    "normkd": f"temperature {_spread(preview.normkd_temperature)}; "
+                    f"standard deviation of a row's logits {_spread(preview.deviation)}",
                 }
                 if isfinite(preview.deviation.median)
-                else {"atkd, normkd": "need the shape of the rest, which is not known"}
+                else {"atkd, normkd": "not applicable, because the logits of the tail are unknown"}
             ),
-            "mass": f"of the largest classes, at T=1: {ranks}" + (f"; not kept, about: {outside}" if topk else ""),
+            "mass": f"largest classes at T=1: {ranks}" + (f"; outside the top k, about {outside}" if topk else ""),
         },
     )
 
@@ -365,10 +364,10 @@ def _print_methods(found: "CacheStats") -> None:
 def _edits(preview: "MethodPreview", *, topk: bool) -> dict[str, str]:
     least = "at least " if topk else ""
     return {
-        "loca": f"lifts the label of {preview.loca_changed:.2%} of rows"
-        + (f", moving {preview.loca_moved:.1%} of their probability" if isfinite(preview.loca_moved) else ""),
-        "sld, swap": f"swap {preview.swap_changed:.2%} of rows, moving {preview.swap_moved:.1%}",
-        "rld": f"hides more than the label in {preview.rld_masked:.2%} of rows, {least}{preview.rld_hidden:.1f} classes there",
+        "loca": f"raises the label's logit in {preview.loca_changed:.2%} of rows"
+        + (f", moving {preview.loca_moved:.1%} of the probability there" if isfinite(preview.loca_moved) else ""),
+        "sld, swap": f"swap two logits in {preview.swap_changed:.2%} of rows, moving {preview.swap_moved:.1%} of the probability there",
+        "rld": f"masks classes besides the label in {preview.rld_masked:.2%} of rows, {least}{preview.rld_hidden:.1f} classes on average",
     }
 
 
@@ -380,8 +379,8 @@ def _print_oddities(found: "CacheStats") -> None:
     names = found.classes
     if found.odd:
         print_table(
-            f"likely wrong labels: {found.odd_total:,}; the surest",
-            [found.row_name, "labelled", "the teacher says", "probability", "of the label"],
+            f"Likely label errors: {found.odd_total:,}, most confident first",
+            [found.row_name, "label", "prediction", "confidence", "label probability"],
             [
                 [
                     str(one.sample),
@@ -397,7 +396,7 @@ def _print_oddities(found: "CacheStats") -> None:
     if found.duplicates:
         count = f"{len(found.duplicates)}{' or more' if len(found.duplicates) == _DUPLICATES else ''}"
         print_table(
-            f"likely twice the same {'image' if found.row_name == 'sample' else 'row'}: {count}; the nearest",
+            f"Likely duplicate {'images' if found.row_name == 'sample' else 'rows'}: {count}, nearest first",
             [f"{found.row_name}s", "labels", "distance", "pixels" if found.row_name == "sample" else "digests"],
             [
                 [
@@ -412,25 +411,25 @@ def _print_oddities(found: "CacheStats") -> None:
 
 
 def _print_tokens(found: "CacheStats", tokens: "TokenStats") -> None:
-    """Print what surprises the teacher, and where."""
+    """Print the surprisal by position, the most surprising tokens, and outlier documents."""
     if not tokens.rows:
         return
     from logitcache.report.words import after, speller_of
 
     spell, most = speller_of(found.manifest), max(one.surprise_nats for one in tokens.positions)
     print_pairs(
-        f"surprise of the teacher: {tokens.surprise_nats:.3f} nats a token, perplexity {tokens.perplexity:.2f}; by tokens before",
+        f"Surprisal by position: mean {tokens.surprise_nats:.3f} nats per token, perplexity {tokens.perplexity:.2f}",
         {
             (f"{one.first:,} to {one.last:,}" if one.last > one.first else f"{one.first:,}"): (
                 f"{bar(one.surprise_nats / most):<24} {one.surprise_nats:.3f} nats, "
-                f"entropy {one.entropy_nats:.3f}, {one.accuracy:.1%} right, {counted(one.rows, 'token')}"
+                f"entropy {one.entropy_nats:.3f}, {one.accuracy:.1%} accuracy, {counted(one.rows, 'token')}"
             )
             for one in tokens.positions
         },
     )
     print_table(
-        "the most surprising tokens",
-        ["document", "text before", "the token", "the teacher says", "nats"],
+        "Most surprising tokens",
+        ["document", "preceding text", "token", "prediction", "nats"],
         [
             [
                 f"{one.document:,}",
@@ -446,41 +445,41 @@ def _print_tokens(found: "CacheStats", tokens: "TokenStats") -> None:
     copies = ", ".join(f"{one:,} = {other:,}" for one, other in tokens.copies[:_LINES])
     odd = ", ".join(f"{one.document:,} ({one.surprise_nats:.2f} nats)" for one in tokens.odd_documents[:_LINES])
     print_pairs(
-        f"documents that stand out, of {tokens.documents:,}",
+        f"Outliers among {counted(tokens.documents, 'document')}",
         {
-            "far more surprising": f"{tokens.odd_total:,}{': ' * bool(odd)}{odd}",
-            "copies of an earlier": f"{tokens.copies_total:,}{': ' * bool(copies)}{copies}",
+            "high surprisal": f"{tokens.odd_total:,}{': ' * bool(odd)}{odd}",
+            "copies of earlier ones": f"{tokens.copies_total:,}{': ' * bool(copies)}{copies}",
         },
     )
 
 
 def print_compared(found: "Comparison", manifest: Mapping[str, Any]) -> None:
-    """Print what two caches have in common.
+    """Print a comparison of two caches.
 
     Args:
-        found: What was found.
-        manifest: Manifest of one of them, as JSON.
+        found: Comparison to print.
+        manifest: Manifest of one of the caches, as JSON.
     """
     of_text = found.tokens is not None
     print_table(
-        f"two caches, over {counted(found.rows, 'row')} that both hold (entropy in nats; ECE: calibration error)",
-        ["cache", "teacher", "encoding", "B a row", "accuracy", "entropy", "ECE", *["perplexity"] * of_text],
+        f"Comparison over {counted(found.rows, 'shared row')} (entropy in nats; ECE: calibration error)",
+        ["cache", "teacher", "encoding", "bytes per row", "accuracy", "entropy", "ECE", *["perplexity"] * of_text],
         [[*_side(side), *[f"{side.perplexity:.2f}"] * of_text] for side in found.sides],
         left=3,
     )
-    kinds = {"both right": found.both_right, "first alone": found.first_right}
-    kinds |= {"second alone": found.second_right, "both wrong": found.both_wrong}
+    kinds = {"both correct": found.both_right, "only first correct": found.first_right}
+    kinds |= {"only second correct": found.second_right, "both wrong": found.both_wrong}
     forth, back = (
         ", ".join(f"{value:.2g} at {word}" for word, value in values.items())
         for values in (found.kl_nats, found.kl_back_nats)
     )
-    print_pairs("what is the same", found.same)
+    print_pairs("Similarities and differences", found.same)
     print_pairs(
-        "where they agree",
+        "Agreement",
         {
-            "same largest class": _barred(found.top1_agreement),
+            "same top class": _barred(found.top1_agreement),
             **{word: _barred(share) for word, share in kinds.items()},
-            "KL in nats": f"first to second {forth}; back {back}",
+            "KL in nats": f"KL(first || second) {forth}; KL(second || first) {back}",
         },
     )
     if found.tokens is not None:
@@ -489,23 +488,23 @@ def print_compared(found: "Comparison", manifest: Mapping[str, Any]) -> None:
 
 
 def _print_paired(tokens: "TokenComparison", manifest: Mapping[str, Any]) -> None:
-    """Print where in their contexts two teachers of text agree, and the tokens about which they differ most."""
+    """Print the agreement of two text teachers by position, and the tokens on which they differ most."""
     from logitcache.report.words import after, speller_of
 
     spell = speller_of(manifest)
     print_pairs(
-        "same likeliest token, by tokens before",
+        "Agreement on the top token, by position",
         {
             (f"{one.first:,} to {one.last:,}" if one.last > one.first else f"{one.first:,}"): (
-                f"{_barred(one.agreement)}, KL {one.kl_nats:.2g} nats, surprise {one.first_surprise_nats:.3f} and "
+                f"{_barred(one.agreement)}, KL {one.kl_nats:.2g} nats, surprisal {one.first_surprise_nats:.3f} and "
                 f"{one.second_surprise_nats:.3f}, {counted(one.rows, 'token')}"
             )
             for one in tokens.positions
         },
     )
     print_table(
-        "tokens about which they differ most",
-        ["document", "text before", "the token", "first says", "second says", "KL, nats"],
+        "Tokens with the largest KL divergence",
+        ["document", "preceding text", "token", "first prediction", "second prediction", "KL (nats)"],
         [
             [
                 f"{one.document:,}",
@@ -530,6 +529,6 @@ def _side(side: "Side") -> list[str]:
 
 
 def print_advice(sentences: list[str]) -> None:
-    """Print what to do."""
+    """Print advice, one sentence per line."""
     for sentence in sentences:
         typer.echo(f"advice: {sentence}")

@@ -22,7 +22,7 @@ def dump(
         bool,
         typer.Option(
             "--plan",
-            help="Measure the teacher on a few batches and the disk, print what the dump will take, and dump nothing.",
+            help="Print an estimate of size and time, measured on a few batches and the disk, without dumping.",
             rich_help_panel="Run",
         ),
     ] = False,
@@ -31,7 +31,7 @@ def dump(
 ) -> None:
     """Run a teacher once over every view of a data set and store its logits.
 
-    Stopped or killed, the same command goes on where it was and leaves the same bytes.
+    If it is stopped or killed, the same command resumes it, and the cache has the same bytes in the end.
 
     Example: logitcache dump --teacher resnet20 --teacher-weights demo --data fashion-mnist-mini --augment
     pad-crop-flip --views 4 --out fashion.zarr
@@ -53,36 +53,36 @@ def dump(
             from logitcache.caches.fidelity import advice
 
             for slug in cache.teachers:
-                of_whom = f"of {slug}, " if len(cache.teachers) > 1 else ""
+                of_whom = f"{slug}: " if len(cache.teachers) > 1 else ""
                 for sentence in advice(cache, teacher=slug):
                     display.say(f"note: {of_whom}{sentence}")
     shape = f"{samples_words(manifest.to_json())} x {counted(len(manifest.views), 'view')}, {counted(len(manifest.classes), 'class')}"
     several = f", {len(cache.teachers)} teachers ({', '.join(cache.teachers)})" if len(cache.teachers) > 1 else ""
-    typer.echo(f"{given['out']}: {shape}{several}, complete; {disk_use(cache).per_row:.1f} B a row")
+    typer.echo(f"{given['out']}: {shape}{several}, complete; {disk_use(cache).per_row:.1f} bytes per row")
 
 
 def _show_plan(given: dict[str, Any]) -> None:
     from logitcache.dump.plan import plan_dump
 
     found = plan_dump(**given)
-    room = "" if found.free_bytes is None else f"; {bytes_text(found.free_bytes)} are free there"
+    room = "" if found.free_bytes is None else f"; {bytes_text(found.free_bytes)} free on the disk"
     disk = f", the disk {bytes_text(found.disk_bytes_per_second)}/s" if found.disk_bytes_per_second else ""
     print_pairs(
-        f"dumping into {given['out']} would take",
+        f"plan for {given['out']}",
         {
             **{unit: f"{count:,}" for unit, count in found.counts.items()},
             "rows": f"{found.rows:,}",
-            "room": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} B a row{room}",
-            "of this": ", ".join(f"{name} {bytes_text(size)}" for name, size in found.bytes_by_array.items()),
-            "speed": f"{found.teacher_rows_per_second:,.0f} rows/s ({found.measured_rows:,} asked just now){disk}",
-            "time": f"{_duration(found.hours)} on one device like this",
-            "live": f"the teacher in the loop would add {_duration(found.live_hours_per_epoch)} to every epoch: the cache has paid for "
-            f"itself after {found.pays_after_epochs} {'epoch' if found.pays_after_epochs == 1 else 'epochs'}",
+            "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} bytes per row{room}",
+            "by array": ", ".join(f"{name} {bytes_text(size)}" for name, size in found.bytes_by_array.items()),
+            "speed": f"{found.teacher_rows_per_second:,.0f} rows/s (measured on {found.measured_rows:,} rows){disk}",
+            "time": f"{_duration(found.hours)} on one device like this one",
+            "live teacher": f"would add {_duration(found.live_hours_per_epoch)} to every epoch; the cache pays off after "
+            f"{found.pays_after_epochs} {'epoch' if found.pays_after_epochs == 1 else 'epochs'}",
         },
     )
     if not found.fits:
         raise InputError(
-            f"{given['out']} does not fit on its disk: choose another --out, fewer --views, or a smaller --encoding"
+            f"{given['out']} does not fit on its disk; use another --out, fewer --views or a smaller --encoding"
         )
 
 

@@ -18,30 +18,30 @@ def export(
             metavar="FILE",
             callback=at_home,
             show_default=False,
-            help="FILE.parquet, or FILE.safetensors (one file a view).",
+            help="File to write: FILE.parquet, or FILE.safetensors (one file per view).",
         ),
     ] = ...,  # type: ignore[assignment]
     view_ids: Annotated[
         str | None,
-        typer.Option(metavar="V,V", show_default="all", help="Numbers of the views to write, separated by commas."),
+        typer.Option(metavar="V,V", show_default="all", help="Comma-separated numbers of the views to export."),
     ] = None,
     teacher: TeacherOption = None,
     layout: Annotated[
         str,
         typer.Option(
             metavar="rows|documents",
-            help="What a row of the file is: a row of the cache, or for text a document with lists of ids and log-probabilities.",
+            help="One row per row of the cache, or for text one row per document, with lists of token ids and log-probabilities.",
         ),
     ] = "rows",
     anonymous: Annotated[
         bool,
-        typer.Option("--anonymous", help="Leave paths and addresses out of the manifest that the file carries."),
+        typer.Option("--anonymous", help="Remove paths and addresses from the manifest in the file."),
     ] = False,
 ) -> None:
-    """Write rows for other tools: Parquet (pandas, polars, DuckDB, Spark) or safetensors.
+    """Export rows for other tools, as Parquet (pandas, polars, DuckDB, Spark) or safetensors.
 
-    Columns: view, sample, label, digest, and logits; of a top-k cache ids, values and rest (the logit of each other class). With
-    --layout documents: input_ids, token_ids and top_values; list i is the distribution of token i + 1.
+    Columns: view, sample, label, digest and logits; for a top-k cache, ids, values and rest (the logit of each other class) instead of
+    logits. With --layout documents: input_ids, token_ids and top_values, where list i is the distribution of token i + 1.
 
     Example: logitcache export fashion.zarr --out fashion.parquet --view-ids 0,1
     """

@@ -19,24 +19,24 @@ def fidelity(
     cache: CacheArgument = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", show_default="all", help="What to measure it for; repeatable."),
+        typer.Option(metavar="NAME", show_default="all", help="Method to measure; repeatable."),
     ] = None,
     temperature: Annotated[
-        str | None, typer.Option(metavar="T", show_default="the method's", help="As in `logitcache train`.")
+        str | None,
+        typer.Option(metavar="T", show_default="the method's", help="Temperature, as in `logitcache train`."),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", show_default=False, help="A parameter of the method; repeatable."),
+        typer.Option("--set", metavar="NAME=VALUE", show_default=False, help="Parameter of the method; repeatable."),
     ] = None,
-    sweep: Annotated[
-        bool, typer.Option("--sweep", help="Measure the encodings that could have been chosen, too.")
-    ] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also measure alternative encodings.")] = False,
     teacher: TeacherOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure what the stored rows do to a method's loss and gradient, against rows kept in full.
+    """Measure the error that the encoding causes in each method's loss and gradient, compared with rows stored in full.
 
-    Two stand in for a student: a fresh one, and a trained one near the teacher. Gradient: norm of its error, relative.
+    The errors are measured for two simulated students, an untrained one and a trained one close to the teacher. The gradient error is the
+    relative norm of the difference.
 
     Example: logitcache fidelity fashion.zarr --method rld --temperature 4
     """
@@ -45,7 +45,7 @@ def fidelity(
     path = newest_unless(cache)
     settings = parameters(set_ or []) | ({} if temperature is None else {"temperature": spelled(temperature)})
     if settings and not method:
-        raise typer.BadParameter("for which method? Name it with --method NAME.", param_hint="--set, --temperature")
+        raise typer.BadParameter("requires a method; add --method NAME.", param_hint="--set, --temperature")
     arguments: dict[str, Any] = {"methods": method or None, "settings": settings, "teacher": teacher}
     found = cache_fidelity(path, **arguments)
     others = sweep_encodings(path, **arguments) if sweep else []
@@ -60,17 +60,17 @@ def fidelity(
 def _print(path: str, found: "Fidelity") -> None:
     divergence = ", ".join(f"{value:.2g} at {word}" for word, value in found.kl_nats.items())
     typer.echo(
-        f"{path}: {encoding_words(found.encoding)}, {found.bytes_per_row:.1f} B a row; {counted(found.rows, 'row')} kept in full"
+        f"{path}: {encoding_words(found.encoding)}, {found.bytes_per_row:.1f} bytes per row; measured on {counted(found.rows, 'row')}"
     )
     if divergence:
-        typer.echo(f"KL from exact to stored, in nats: {divergence}")
+        typer.echo(f"KL(exact || stored), nats: {divergence}")
     if found.unknown_nats is not None:
         typer.echo(
-            "exact is what was given: the largest, and the mass of the rest. What the shape of the rest would add to this KL at "
-            f"T=1: at most {found.unknown_nats:.2g} nats"
+            "exact means the rows as imported: the largest log-probabilities and the mass of the rest. The unknown shape of the rest could "
+            f"add at most {found.unknown_nats:.2g} nats to this KL at T=1"
         )
     if found.unranked:
-        typer.echo(f"label not among the largest, so without rank: {found.unranked:.1%} of rows")
+        typer.echo(f"label outside the k largest, rank unknown: {found.unranked:.1%} of rows")
     rows = [
         [
             one.method,
@@ -80,11 +80,11 @@ def _print(path: str, found: "Fidelity") -> None:
         for one in found.methods
         if not one.refused
     ]
-    columns = ["method", "loss error", "gradient error", "angle, degrees"]
-    print_table("what a method notices (fresh / trained student)", columns, rows, left=1)
+    columns = ["method", "loss error", "gradient error", "angle (degrees)"]
+    print_table("error by method (untrained / trained student)", columns, rows, left=1)
     for one in found.methods:
         if one.refused:
-            typer.echo(f"{one.method} is refused: {one.refused}")
+            typer.echo(f"{one.method} cannot use these rows: {one.refused}")
 
 
 def _print_sweep(stored: "Fidelity", others: list["Fidelity"]) -> None:
@@ -97,14 +97,14 @@ def _print_sweep(stored: "Fidelity", others: list["Fidelity"]) -> None:
                 encoding_words(one.encoding) + (" (stored)" if one.encoding == stored.encoding else ""),
                 f"{one.bytes_per_row:.1f}",
                 *(
-                    f"{one.kl_nats[word]:.1e}" if word in one.kl_nats else "not known" if one.kl_nats else "-"
+                    f"{one.kl_nats[word]:.1e}" if word in one.kl_nats else "unknown" if one.kl_nats else "-"
                     for word in ("T=1", "T=4")
                 ),
                 *("refused" if errors[name].refused else _percent(errors[name].gradient["trained"]) for name in names),
             ]
         )
-    columns = ["encoding", "B a row", "KL, T=1", "KL, T=4", *(f"{name}: gradient" for name in names)]
-    print_table("what could have been chosen (trained student)", columns, rows, left=1)
+    columns = ["encoding", "bytes per row", "KL at T=1", "KL at T=4", *(f"{name}: gradient" for name in names)]
+    print_table("gradient error by encoding (trained student)", columns, rows, left=1)
 
 
 def _percent(share: float) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["generate"]
 
-_SHOWN = 3  # completions that are printed where no file is written
+_SHOWN = 3  # completions to print if no file is written
 
 
 @with_options(GenerateRequest, GenerateSettings)
@@ -25,15 +25,16 @@ def generate(
         typer.Argument(
             metavar="MODEL",
             show_default=False,
-            help="A run (its student), a folder of transformers, hf:PATH or hf:FILE.gguf.",
+            help="Run folder (for its student), transformers model folder, hf:PATH or hf:FILE.gguf.",
         ),
     ],
     config: ConfigOption = None,
     **options: Any,
 ) -> None:
-    """Complete prompts with a trained student or a teacher: greedy, or drawn at a temperature.
+    """Complete prompts with a trained student or a teacher, by greedy decoding or by sampling at a temperature.
 
-    Completions as tokens (.npz) can be dumped: what a teacher says of a student's own text is on-policy distillation, offline.
+    Completions written as tokens (.npz) can be dumped: training on a teacher's logits for the student's own text is on-policy
+    distillation, offline.
 
     Example: logitcache generate runs/kd --data jsonl:prompts.jsonl --temperature 1 --out completions.jsonl
     """
@@ -50,11 +51,11 @@ def generate(
 def _summary(found: "Generated") -> str:
     count, ended = len(found.completions), sum(one.ended for one in found.completions)
     parts = [
-        f"{counted(count, 'completion')}, {found.tokens / count:.1f} tokens on average, {ended:,} ended by themselves",
-        f"{found.tokens / found.seconds:,.0f} tokens a second",
+        f"{counted(count, 'completion')}, {found.tokens / count:.1f} tokens on average, {ended:,} stopped at an end token",
+        f"{found.tokens / found.seconds:,.0f} tokens/s",
     ]
     if found.left_out:
-        parts.append(f"{counted(found.left_out, 'longer prompt')} left out")
+        parts.append(f"{counted(found.left_out, 'overlong prompt')} skipped")
     if found.rouge_l is not None:
         compared = sum(one.rouge_l is not None for one in found.completions)
         parts.append(f"ROUGE-L {found.rouge_l:.2%} over {counted(compared, 'reference')}")

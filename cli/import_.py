@@ -11,10 +11,10 @@ from .options import read_options, show_progress, with_options
 
 __all__ = ["import_"]
 
-_SHOWN = {  # recipe of the views to what students are shown
-    "recorded-boxes": "images: students are shown the boxes that the teacher was shown, mirrored as they were",
-    "recorded-seeds": "images: their augmentation cannot be repeated here, so that `train` refuses these rows; a loop that makes the same "
-    "images takes them from logitcache.open_dataset (docs/servers.md)",
+_SHOWN = {  # by recipe of the views: what the student sees
+    "recorded-boxes": "images: the student sees the same crops as the teacher, with the same flips",
+    "recorded-seeds": "images: this augmentation cannot be repeated here, so `train` refuses these rows; use logitcache.open_dataset in a "
+    "training loop that makes the same images (docs/servers.md)",
 }
 
 
@@ -24,12 +24,12 @@ def import_(
     kind: Annotated[
         str, typer.Argument(metavar="KIND", show_default=False, help=f"Format of the source: {', '.join(KINDS)}.")
     ],
-    source: Annotated[str, typer.Argument(metavar="SOURCE", show_default=False, help="A file, or a folder of them.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", show_default=False, help="A file, or a folder of files.")],
     **options: Any,
 ) -> None:
-    """Make a cache of rows that a server or another tool has computed already, and verify it.
+    """Make a cache from rows that a server or another tool has already computed, and verify it.
 
-    What the source does not say, and cannot be found out from it, is asked for.
+    Options supply what the source does not record.
 
     Example: logitcache import vllm answers.jsonl --tokenizer hf:PATH --out rows.zarr
     """
@@ -43,11 +43,11 @@ def import_(
     if manifest.of_images:
         held += f" x {counted(len(manifest.views), 'view')}"
     typer.echo(f"{given['out']}: {held}, {counted(len(manifest.classes), 'class')}, complete and verified")
-    typer.echo(f"rows: {kept_words(manifest.encoding)}; temperature 1 alone")
+    typer.echo(f"rows: {kept_words(manifest.encoding)}; for temperature 1 only")
     if "label" in gives:
         what = "label" if manifest.of_images else "token"
         typer.echo(
-            f"the source does not say how likely a {what} is that is not among the largest: methods that read labels refuse these rows"
+            f"the source has no probability for a {what} outside the largest, so methods that read labels refuse these rows"
         )
     if manifest.views[0].get("recipe") in _SHOWN:
         typer.echo(_SHOWN[manifest.views[0]["recipe"]])

@@ -18,15 +18,15 @@ def info(
         typer.Option(
             "--cached-teacher",
             metavar="SLUG",
-            show_default="all of them together",
-            help="Teacher in the cache to describe, if it holds several.",
+            show_default="all of them",
+            help="Teacher to describe, if the cache holds several.",
         ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Show what a cache is, at once and without reading its rows: teacher, data, views, encoding, size, state, methods it serves.
+    """Describe a cache without reading its rows: teacher, data, views, encoding, size, state and the methods that can use it.
 
-    Works on unfinished caches too.
+    Also works on unfinished caches.
 
     Example: logitcache info fashion.zarr
     """

@@ -12,18 +12,20 @@ __all__ = ["merge"]
 
 
 def merge(
-    caches: Annotated[list[str], typer.Argument(metavar="CACHE", show_default=False, help="Two caches or more.")],
-    out: Annotated[str, typer.Option(metavar="PATH", show_default=False, help="Where the new cache goes.")],
+    caches: Annotated[
+        list[str], typer.Argument(metavar="CACHE", show_default=False, help="Caches to merge, two or more.")
+    ],
+    out: Annotated[str, typer.Option(metavar="PATH", show_default=False, help="Path of the new cache.")],
     average: Annotated[
-        bool, typer.Option("--average", help="Store the mean of several teachers' logits for the same views.")
+        bool, typer.Option("--average", help="Average the logits of several teachers for the same views.")
     ] = False,
     allow_mixed: Annotated[
-        bool, typer.Option("--allow-mixed", help="Accept other devices, batch sizes and library versions.")
+        bool, typer.Option("--allow-mixed", help="Allow different devices, batch sizes and library versions.")
     ] = False,
 ) -> None:
-    """Put caches together: other samples of one data set are joined, other views follow one another, teachers are averaged.
+    """Merge caches: join ranges of samples of one data set, append views, or average teachers.
 
-    Everything else must be the same; what differs is named.
+    Everything else must be the same. If not, the error message names the differences.
 
     Example: logitcache merge first-half.zarr second-half.zarr --out whole.zarr
     """

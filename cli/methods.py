@@ -13,11 +13,11 @@ __all__ = ["methods"]
 
 def methods(
     name: Annotated[
-        str | None, typer.Argument(metavar="METHOD", show_default=False, help="Show this one in full.")
+        str | None, typer.Argument(metavar="METHOD", show_default=False, help="Method to describe in full.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """List the methods: what they do, their paper and defaults; or show one with its equation.
+    """List the methods with their papers and defaults, or describe one with its equation.
 
     Example: logitcache methods rld
     """
@@ -44,7 +44,7 @@ def methods(
         ]
         heads = ["method", "what it does", "paper", "parameters", "objective", "needs"]
         if expected_tasks():
-            heads.append("over ce (points)")
+            heads.append("gain over ce (points)")
         print_table("methods", heads, rows, left=6)
         return
     one = describe(name)
@@ -61,7 +61,7 @@ def methods(
     print_pairs(name, {word: fact for word, fact in facts.items() if fact})
     typer.echo(f"\n{one.text or one.summary}\n")
     if one.parameters:
-        print_table("parameters", ["--set", "default", "what it is"], [list(row) for row in one.parameters], left=3)
+        print_table("parameters", ["--set", "default", "description"], [list(row) for row in one.parameters], left=3)
     if one.presets:
         settings = [
             [key, " ".join(f"{word}={spell(value)}" for word, value in preset.items())]
@@ -71,7 +71,7 @@ def methods(
     for word, text in one.notes.items():
         typer.echo(f"\n{word}: {text}")
     if one.expected:
-        typer.echo("\nTest accuracy with its defaults (docs/methods.md says how it was measured):")
+        typer.echo("\nTest accuracy with the defaults (see docs/methods.md for how it was measured):")
         for task, text in one.expected.items():
             typer.echo(f"  {task}: {text}")
         for changes, measured in one.variants.items():
@@ -83,7 +83,7 @@ def methods(
 
 
 def _gains(name: str) -> str:
-    """Write what a method gained over cross-entropy on each task: `demo +3.2 ± 0.3`."""
+    """Format a method's gain over cross-entropy on each task, e.g. `demo +3.2 ± 0.3`."""
     from logitcache.methods import expected_of
 
     gaps = [(one.task.name, one.over["ce"]) for one in expected_of(name) if "ce" in one.over]

@@ -1,4 +1,4 @@
-"""What several commands share: `--config`, the newest cache, lists of numbers, progress on stderr."""
+"""Shared parts of the commands: options from settings classes, `--config`, parsing of values, progress and signals."""
 
 import inspect
 import re
@@ -48,12 +48,12 @@ __all__ = [
     "with_options",
 ]
 
-_STOPPED = {  # what a command that was stopped leaves behind
-    "generate": "stopped; nothing was written, and the same command begins again",
-    "train": "stopped; a run that has saved its state goes on with --resume",
+_STOPPED = {  # messages for a stopped command
+    "generate": "stopped; nothing was written, and the same command starts again",
+    "train": "stopped; if the run has saved its state, resume it with --resume",
     **dict.fromkeys(
         ("dump", "import", "merge", "slice", "sweep"),
-        "stopped; what was committed is whole, and the same command goes on from there",
+        "stopped; committed data is intact, and the same command resumes from there",
     ),
 }
 _SECONDS_BETWEEN_LINES = 10.0
@@ -65,12 +65,12 @@ def stopped_words(verb: str | None) -> str:
 
 
 def at_home(path: Path | None) -> Path | None:
-    """Read a leading `~`, which a shell leaves alone behind `=`, as the home folder."""
+    """Expand a leading `~`, which shells do not expand after `=`."""
     return path and path.expanduser()
 
 
 def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
-    """Make the words of a file the defaults of this command; what stands on the command line wins."""
+    """Use the settings in a file as defaults of this command; options on the command line take precedence."""
     if path is None:
         return None
     path = path.expanduser()
@@ -82,8 +82,8 @@ def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
     if isinstance(content, dict) and path.suffix == ".json":
         content = content.get("settings", content)
     if not isinstance(content, dict):
-        raise typer.BadParameter(f"{path} holds no words; expected name = value")
-    content = {word: value for word, value in content.items() if word != "published"}  # of a recipe, for `compare`
+        raise typer.BadParameter(f"{path} has no settings; expected name = value")
+    content = {word: value for word, value in content.items() if word != "published"}  # in recipes, for `compare`
     content = upgrade_settings(content) if path.suffix == ".json" else content
     known = _options_by_word(ctx)
     chosen: dict[str, Any] = {}
@@ -92,7 +92,8 @@ def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
         if asked not in known:
             close = get_close_matches(asked, known, n=1)
             raise typer.BadParameter(
-                f"{path}: {word!r} is no option of this command" + (f"; did you mean {close[0]!r}?" if close else "")
+                f"{path}: {word!r} is not an option of this command"
+                + (f"; did you mean {close[0]!r}?" if close else "")
             )
         if value is not None:
             option = known[asked]
@@ -112,7 +113,7 @@ def _options_by_word(ctx: typer.Context) -> dict[str, Any]:
 
 
 def _spelled(value: Any, where: str, option: Any) -> Any:
-    """Write a value from a file as the command line would."""
+    """Format a value from a file like an argument on the command line."""
     flag, assignments = getattr(option, "is_flag", False), "--set" in option.opts
     if option.multiple and not assignments:
         return [_word(inner) for inner in (value if isinstance(value, list) else [value])]
@@ -123,12 +124,14 @@ def _spelled(value: Any, where: str, option: Any) -> Any:
             return value
         raise typer.BadParameter(f'{where} must be a table, or a list of "name=value", not {value!r}')
     if isinstance(value, bool) != flag or isinstance(value, dict):
-        raise typer.BadParameter(f"{where} must be {'true or false' if flag else 'a number or a word'}, not {value!r}")
+        raise typer.BadParameter(
+            f"{where} must be {'true or false' if flag else 'a number or a string'}, not {value!r}"
+        )
     return value if flag else _word(value)
 
 
 def _word(value: Any) -> str:
-    """Write a number, a word, true or false, or several of them."""
+    """Format a number, string or boolean, or a list of them."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(_word, value)) if isinstance(value, list | tuple) else str(value)
@@ -141,17 +144,17 @@ ConfigOption = Annotated[
         metavar="FILE",
         callback=_load_config,
         is_eager=True,
-        help="Read options from a TOML file or a run's run.json, by the same words; the command line wins.",
+        help="Read options from a TOML file or a run's run.json; options on the command line take precedence.",
         rich_help_panel="Run",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 CacheArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="CACHE",
         show_default=False,
-        help="The cache, a folder or s3://BUCKET/PATH; without it the newest here.",
+        help="Path of the cache, or s3://BUCKET/PATH; default: the newest one here.",
         autocompletion=completion.caches,
     ),
 ]
@@ -163,12 +166,12 @@ TeacherOption = Annotated[
         "--cached-teacher",
         metavar="SLUG",
         show_default="the only one",
-        help="Teacher in the cache to read, if it holds several; `logitcache stats` lists them.",
+        help="Teacher to read, if the cache holds several; `logitcache info` lists them.",
     ),
 ]
 
 
-# What Typer makes of an option by its form; an optional one where the default is None.
+# Type that Typer parses an option of each form as; optional if the default is None.
 _TYPES: dict[Form, Any] = {
     "flag": bool,
     "switch": bool,
@@ -184,7 +187,7 @@ _COMPLETED = {"--method": completion.methods, "--student": completion.networks, 
 
 
 def with_options(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add an option to a command for every field of the settings classes, except those that the command declares itself."""
+    """Add an option to a command for every field of the settings classes, except fields that the command declares itself."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(function)
@@ -200,7 +203,7 @@ def with_options(*kinds: type[Settings]) -> Callable[[Callable[..., None]], Call
 
 
 def _parameter(one: "Field[Any]", panel: str) -> inspect.Parameter:
-    """Return a field as the parameter that Typer makes an option of, in a panel of `--help`."""
+    """Return the function parameter that Typer turns into the option of a field, in a panel of `--help`."""
     entry, flag = option_of(one), Settings.flag_of(one)
     assert entry.form is not None  # derived from the annotation
     required = one.default is MISSING
@@ -225,7 +228,7 @@ def _parameter(one: "Field[Any]", panel: str) -> inspect.Parameter:
 
 
 def read_options(ctx: typer.Context, *kinds: type[Settings]) -> dict[str, Any]:
-    """Return the values of the options of settings classes, as their fields have them."""
+    """Return the option values of settings classes, converted to the types of their fields."""
     fields = [one for kind in kinds for one in options_in(kind) if option_of(one).form not in _NOT_OPTIONS]
     return {one.name: _read(ctx.params[one.name], option_of(one).form, Settings.flag_of(one)) for one in fields}
 
@@ -234,7 +237,7 @@ def _read(value: Any, form: Form | None, flag: str) -> Any:
     if form == "assignments":
         return parameters(value or [])
     if form == "repeated":
-        return value or None  # a run that is resumed goes on as before where nothing is said
+        return value or None  # None keeps a resumed run's setting
     if form == "one-or-more":
         return value[0] if value and len(value) == 1 else value or None
     if value is None:
@@ -257,7 +260,7 @@ def _read(value: Any, form: Form | None, flag: str) -> Any:
 
 
 def newest_unless(cache: str | None) -> str:
-    """Return the cache named, or the newest here, saying which."""
+    """Return the given cache, or the newest one here, whose path is then printed on stderr."""
     if cache is not None:
         return cache
     from logitcache.store import find_newest
@@ -268,54 +271,52 @@ def newest_unless(cache: str | None) -> str:
 
 
 def numbers(text: str | None, kind: type, option: str) -> list[Any] | None:
-    """Read `0.5,0.5,0.5`."""
+    """Parse comma-separated numbers, e.g. `0.5,0.5,0.5`."""
     if text is None:
         return None
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError as error:
-        raise typer.BadParameter(
-            f"expected numbers with commas between them, not {text!r}", param_hint=option
-        ) from error
+        raise typer.BadParameter(f"expected comma-separated numbers, not {text!r}", param_hint=option) from error
 
 
 def rows_or_auto(text: str | int) -> int | str:
-    """Read a number of rows, or the word auto."""
+    """Parse a number of rows, or "auto"."""
     if text == "auto" or isinstance(text, int):
         return text
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise typer.BadParameter(f"expected a whole number of 1 or more, or auto, not {text!r}")
+        raise typer.BadParameter(f"expected a positive integer or auto, not {text!r}")
     return int(text)
 
 
 def span(text: str | None, option: str) -> tuple[int, int] | None:
-    """Read `0:50000`: from the first to one before the last."""
+    """Parse a half-open range, e.g. `0:50000`."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d+):(\d+)", text.strip())
     if not found:
-        raise typer.BadParameter(f"expected FIRST:LAST, as in 0:50000, not {text!r}", param_hint=option)
+        raise typer.BadParameter(f"expected FIRST:LAST, e.g. 0:50000, not {text!r}", param_hint=option)
     return int(found[1]), int(found[2])
 
 
 def samples(text: str) -> str | list[int] | None:
-    """Read the path of a file, or `5,37`: sample numbers, as a run records them."""
+    """Parse sample ids, e.g. `5,37`, as recorded in run.json; anything else is the path of a file."""
     if re.fullmatch(r"[0-9]+(,[0-9]+)*", text) and not Path(text).exists():
         return [int(number) for number in text.split(",")]
     return text or None
 
 
 def size(text: str, option: str) -> int:
-    """Read a number of bytes: 500MB, 8GB, 1.5TB, or a plain number."""
+    """Parse a size in bytes, e.g. 500MB, 8GB, 1.5TB or a plain number."""
     found = re.fullmatch(r"\s*([0-9.]+)\s*([kMGT]?)B?\s*", text)
     try:
         return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " ")) if found else int(text)
     except ValueError as error:
-        raise typer.BadParameter(f"expected a size like 500MB or 8GB, not {text!r}", param_hint=option) from error
+        raise typer.BadParameter(f"expected a size such as 500MB or 8GB, not {text!r}", param_hint=option) from error
 
 
 def parameters(settings: list[str]) -> dict[str, Any]:
-    """Read `--set beta=4 --set reduction=sum`."""
+    """Parse `--set` arguments, e.g. `--set beta=4 --set reduction=sum`."""
     found: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
@@ -328,7 +329,7 @@ def parameters(settings: list[str]) -> dict[str, Any]:
 
 
 def spelled(text: str) -> Any:
-    """Read a value: a number, true or false, a word, or several with commas between them."""
+    """Parse a value: a number, a boolean, a string, or a comma-separated list of them."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) > 1:
         return tuple(spelled(part) for part in parts)
@@ -339,19 +340,19 @@ def spelled(text: str) -> Any:
 
 
 class Display(Protocol):
-    """Shows progress, and lines that stay."""
+    """Shows progress and prints lines on stderr."""
 
     def __call__(self, progress: Progress) -> None:
-        """Show a moment."""
+        """Show the current progress."""
 
     def say(self, line: str) -> None:
-        """Leave a line on stderr."""
+        """Print a line on stderr."""
 
 
 @contextmanager
 def show_progress(*, quiet: bool = False) -> Iterator[Display]:
-    """Show progress on stderr: a bar on a terminal, a line every ten seconds elsewhere, nothing where `quiet`."""
-    if quiet or not sys.stderr.isatty():  # rich would believe FORCE_COLOR, and fill a log with moments of a bar
+    """Show progress on stderr: a bar on a terminal, a line every ten seconds otherwise, nothing if `quiet`."""
+    if quiet or not sys.stderr.isatty():  # rich would obey FORCE_COLOR and fill a log with redrawn bars
         yield _Lines(quiet=quiet)
         return
     with Bars(
@@ -370,22 +371,23 @@ def show_progress(*, quiet: bool = False) -> Iterator[Display]:
 
 @contextmanager
 def stopping(unit: str = "block") -> Iterator[Callable[[], bool]]:
-    """Yield a question: was this process asked to stop, after the unit in hand?
+    """Yield a function that returns whether the process should stop after the current unit.
 
-    The first SIGINT or SIGTERM ends it at once as long as nobody has asked, because nothing is in hand; later the second one does.
+    The first SIGINT or SIGTERM requests the stop and the second one stops at once. Before the function was called for the first time, no
+    work has started, so the first signal stops at once.
     """
     asked: list[int] = []
     when, somebody_asks = 0.0, False
 
     def ask(number: int, _frame: object) -> None:
         nonlocal when
-        if asked and time.monotonic() - when < 1:  # one wish, told by both the scheduler and torchrun
+        if asked and time.monotonic() - when < 1:  # one request, forwarded by both the scheduler and torchrun
             return
         asked.append(number)
         when = time.monotonic()
         if len(asked) > 1 or not somebody_asks:
             raise KeyboardInterrupt
-        typer.echo(f"stopping after the {unit} in hand; once more stops at once", err=True)
+        typer.echo(f"stopping after the current {unit}; repeat to stop at once", err=True)
 
     def answer() -> bool:
         nonlocal somebody_asks
@@ -409,7 +411,7 @@ def stopping(unit: str = "block") -> Iterator[Callable[[], bool]]:
 
 
 class _Bar:
-    """One bar; a new task takes its place, and lines go above it."""
+    """A progress bar for the current task, with lines printed above it."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -420,7 +422,7 @@ class _Bar:
         if self._task is None or progress.task != self._name:
             if self._task is not None:
                 self._bars.remove_task(self._task)
-            # Begun with what is done already: rows of an earlier start are not this one's speed.
+            # Starts with what was done before, so that the rows of an earlier start do not count towards the speed.
             self._task = self._bars.add_task(
                 progress.task, completed=progress.done, total=progress.total, unit=progress.unit, note=progress.note
             )
@@ -432,7 +434,7 @@ class _Bar:
 
 
 class _Lines:
-    """Plain lines, for logs: the end of a task, and every ten seconds on the way."""
+    """Plain lines for logs, every ten seconds and at the end of each task."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet, self._name, self._last = quiet, "", 0.0

@@ -1,4 +1,4 @@
-"""How results look in a terminal; plain text where there is none."""
+"""Tables, key-value lists and bars for the terminal, or plain text if the output is not a terminal."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from rich.text import Text
 
 __all__ = ["bar", "print_json", "print_pairs", "print_table"]
 
-_PLAIN_WIDTH = 160  # columns, where output goes to a file or a pipe
+_PLAIN_WIDTH = 160  # columns, if the output goes to a file or a pipe
 
 
 def _console() -> Console:
@@ -21,12 +21,12 @@ def _console() -> Console:
 
 
 def _plainly(text: str) -> Text:
-    """Take text as it stands: a class may be called "[red]", or hold what a terminal obeys."""
+    """Return text without markup or control characters: a class may be named "[red]", or contain escape sequences."""
     return Text("".join(letter if letter.isprintable() else "?" for letter in text))
 
 
 def bar(share: float, width: int = 24) -> str:
-    """Draw a share between 0 and 1: in eighths of a character, or with # where the stream knows no blocks."""
+    """Draw a fraction in [0, 1] as a bar with a resolution of 1/8 character, or with # if stdout cannot encode block characters."""
     eighths = round(min(max(share, 0.0), 1.0) * width * 8)
     drawn = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
     try:
@@ -37,12 +37,12 @@ def bar(share: float, width: int = 24) -> str:
 
 
 def print_json(content: Any) -> None:
-    """Print JSON on stdout."""
+    """Print JSON to stdout."""
     typer.echo(json.dumps(content, indent=2))
 
 
 def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
-    """Print names and values in two columns."""
+    """Print keys and values in two columns."""
     table = Table(
         title=_plainly(title),
         title_justify="left",
@@ -59,7 +59,7 @@ def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 2) -> None:
-    """Print a table; the first `left` columns hold words, the others numbers."""
+    """Print a table; the first `left` columns are left-aligned, the others right-aligned."""
     table = Table(title=_plainly(title), title_justify="left", title_style="bold", header_style="dim")
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position < left else "right", overflow="fold")

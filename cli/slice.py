@@ -15,10 +15,10 @@ __all__ = ["slice_"]
 @with_options(SliceRequest, SliceSettings)
 def slice_(
     ctx: typer.Context,
-    cache: Annotated[str, typer.Argument(metavar="CACHE", show_default=False, help="The larger cache.")],
+    cache: Annotated[str, typer.Argument(metavar="CACHE", show_default=False, help="Cache to slice.")],
     **options: Any,
 ) -> None:
-    """Write a part of a cache as a cache of its own, without the teacher: fewer views, samples, teachers, logits, bits.
+    """Write a part of a cache as a new cache, without the teacher: fewer views, samples, teachers, logits per row or bits.
 
     Example: logitcache slice fashion.zarr --out small.zarr --views 2 --top-k 4 --precision u8
     """

@@ -1,4 +1,4 @@
-"""Where the command begins: Ctrl-C while modules are still imported ends it without a page of traceback."""
+"""Entry point of the command; handles Ctrl-C during imports, without a traceback."""
 
 import os
 import signal
@@ -16,6 +16,6 @@ def main() -> None:
 
 
 def _end(_number: int, _frame: object) -> None:
-    """End the process: nothing has begun, and half-imported modules are no place to raise from."""
-    os.write(2, b"\nstopped; nothing had begun\n")
+    """Exit at once, because raising from half-imported modules is unsafe."""
+    os.write(2, b"\nstopped before starting\n")
     os._exit(130)

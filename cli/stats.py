@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["stats"]
 
-_GOOD = ["what is stored is a good stand-in for the teacher's rows"]
-_NONE = ["none before the cache is whole: it is measured on the rows kept in full"]
+_GOOD = ["none; the encoding costs the usual methods little of their gradient"]
+_NONE = ["not available until the cache is complete, because it is measured on the probe"]
 
 
 def stats(
     cache: CacheArgument = None,
     other: Annotated[
         str | None,
-        typer.Argument(metavar="OTHER", show_default=False, help="A second cache of the same data: compare the two."),
+        typer.Argument(metavar="OTHER", show_default=False, help="A second cache of the same data, to compare with."),
     ] = None,
     teacher: Annotated[
         str | None,
@@ -33,12 +33,10 @@ def stats(
             "--cached-teacher",
             metavar="SLUG",
             show_default="the only one",
-            help="Teacher in the cache to read, if it holds several; of two caches SLUG,SLUG, or one for both.",
+            help="Teacher to read, if a cache holds several; for two caches SLUG,SLUG, or one SLUG for both.",
         ),
     ] = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Print every number that is found, not the first ones alone.")
-    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Print all statistics, not only the summary.")] = False,
     json: JsonOption = False,
     report: Annotated[
         Path | None,
@@ -47,7 +45,7 @@ def stats(
             metavar="FILE.html",
             callback=at_home,
             show_default=False,
-            help="Write a page with figures and images, too.",
+            help="Also write an HTML report with figures and images.",
         ),
     ] = None,
     data: Annotated[
@@ -56,20 +54,18 @@ def stats(
             "--data",
             metavar="SPEC",
             show_default="as dumped",
-            help="Where the images of the report are, if they have moved.",
+            help="Data set with the images for the report, if it has moved.",
         ),
     ] = None,
     advise: Annotated[
         bool,
-        typer.Option(
-            "--advise", help="Measure what the encoding does to the usual methods, and say what to dump instead."
-        ),
+        typer.Option("--advise", help="Measure what the encoding costs the usual methods, and suggest a better one."),
     ] = False,
 ) -> None:
-    """Read a cache and show how good its teacher is, how large a row is, what methods will do with it and what is odd in the data.
+    """Describe the rows of a cache: quality of the teacher, size, effect of each method, likely label errors and duplicates.
 
-    Teacher accuracy, calibration, agreement of views (of text, perplexity) and bytes a row come first; --all prints the rest.
-    With two caches: where they agree, how far apart they are, which to prefer for what.
+    Teacher accuracy, calibration, agreement between views (perplexity for text) and bytes per row come first; --all prints the rest.
+    With two caches, print their agreement, their KL divergence, and which to prefer.
 
     Example: logitcache stats fashion.zarr
     """
@@ -79,7 +75,7 @@ def stats(
         check_target(report)
     if other is not None:
         if advise or data or (teacher or "").count(",") > 1:
-            raise typer.BadParameter("of two caches: no --advise, no --data, and at most two teachers, SLUG,SLUG.")
+            raise typer.BadParameter("two caches cannot be combined with --advise, --data or more than two teachers.")
         _compare(newest_unless(cache), other, teacher, report, json)
         return
     path = newest_unless(cache)
@@ -101,13 +97,13 @@ def stats(
         from logitcache.report import write_report
 
         why = write_report(report, found, path, fidelity=fidelity, advice=sentences or [], data=data)
-        typer.echo(f"{report} written. {why}".strip(), err=True)
+        typer.echo(f"wrote {report}. {why}".strip(), err=True)
 
 
 def _measure(
     found: "CacheStats", path: str, teacher: str | None, report: Path | None
 ) -> "tuple[Fidelity | None, list[str] | None]":
-    """Measure what storing does to methods, for a report to all of them, and say what to dump instead; of a whole cache only."""
+    """Return the fidelity of every method if there is a report, and the advice; both None if the cache is incomplete."""
     from logitcache.caches.fidelity import advice, cache_fidelity
 
     if not found.health.whole:
@@ -131,4 +127,4 @@ def _compare(path: str, other: str, teacher: str | None, report: Path | None, js
         from logitcache.report import write_comparison
 
         write_comparison(report, compared, opened.manifest.classes, manifest)
-        typer.echo(f"{report} written.", err=True)
+        typer.echo(f"wrote {report}.", err=True)

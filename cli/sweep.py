@@ -13,37 +13,38 @@ __all__ = ["sweep"]
 
 def sweep(
     cache: Annotated[
-        str | None, typer.Argument(metavar="CACHE", show_default=False, help="The cache; without it the newest here.")
+        str | None,
+        typer.Argument(metavar="CACHE", show_default=False, help="Cache to train from; default: the newest one here."),
     ] = None,
     options: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- OPTIONS", show_default=False, help="After `--`: options of every `train`."),
+        typer.Argument(metavar="-- OPTIONS", show_default=False, help="Options for every `train`, after `--`."),
     ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
             show_default="ce, kd",
-            help="A method, or `all` that `logitcache methods` lists; repeatable.",
+            help="Method, or `all` for every method; repeatable.",
         ),
     ] = None,
-    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Seeds, with commas between them.")] = "0,1,2",
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Comma-separated seeds.")] = "0,1,2",
     vary: Annotated[
         list[str] | None,
         typer.Option(
             metavar="OPTION=V,V",
             show_default=False,
-            help="An option of train, or set.PARAMETER, and its values; repeatable.",
+            help="Option of `train`, or set.PARAMETER, with comma-separated values; repeatable.",
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Runs at a time.")] = 1,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", callback=at_home, help="Where the runs go.")] = Path(
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Number of runs at a time.")] = 1,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", callback=at_home, help="Folder for the runs.")] = Path(
         "runs/sweep"
     ),
 ) -> None:
-    """Train every method with every setting and every seed, and compare: mean and deviation over seeds.
+    """Train every combination of method, setting and seed, and compare means and standard deviations over seeds.
 
-    What is finished is not run again; stopped or killed, the same command goes on.
+    Finished runs are not repeated. If it is stopped or killed, the same command resumes it.
 
     Example: logitcache sweep fashion.zarr --method ce --method kd --seeds 0,1 -- --student resnet8 --epochs 6 --sched cosine
     """
@@ -74,12 +75,12 @@ def sweep(
         print_comparison(compare_runs(result.runs))
     if result.failed:
         for run, line in result.failed.items():
-            typer.echo(f"{run} failed: {line} (all of it in {run}.log)", err=True)
+            typer.echo(f"{run} failed: {line} (full log in {run}.log)", err=True)
         raise typer.Exit(1)
 
 
 def _named(methods: list[str]) -> list[str]:
-    """Put the names of all methods in the place of `all`."""
+    """Replace `all` by the names of all methods."""
     if "all" not in methods:
         return methods
     from logitcache.methods import METHODS

@@ -28,29 +28,29 @@ __all__ = ["train"]
 
 @with_options(TrainRequest, TrainSettings)
 def train(ctx: typer.Context, cache: CacheArgument = None, config: ConfigOption = None, **options: Any) -> None:
-    """Train a student from a cache; what was decided at the dump is not asked again.
+    """Train a student from a cache. Data, views and encoding are read from the cache.
 
-    The defaults are the papers' CIFAR-100 recipe; for text, what docs/text.md lists, which is printed.
+    The defaults are the papers' CIFAR-100 recipe; for text, those that docs/text.md lists, which are printed.
 
     Example: logitcache train fashion.zarr --method rld --student resnet8 --epochs 6 --sched cosine
     """
     given, taken_up = {"cache": cache, **read_options(ctx, TrainRequest, TrainSettings)}, dict[str, Any]()
     if given["resume"]:
         if given["out"] is None:
-            raise typer.BadParameter("which run? Name its folder with --out RUN.", param_hint="--resume")
+            raise typer.BadParameter("requires the folder of the run; add --out RUN.", param_hint="--resume")
         from logitcache.runs.directory import read_run
 
         run = Path(given["out"]).expanduser()
         if not (run / "run.json").exists():
-            raise InputError(f"{run} holds no run to resume. Leave out --resume to begin one.")
+            raise InputError(f"{run} has no run to resume; leave out --resume to start one.")
         recorded = read_run(run)["settings"]
         taken_up = {name: recorded[name] for name in given if name in recorded and _left_alone(ctx, name)}
         given |= taken_up
     if given["student"] is None:
-        raise typer.BadParameter("which network? Name it with --student NAME.", param_hint="--student")
+        raise typer.BadParameter("missing; add --student NAME.", param_hint="--student")
     if given["cache"] is None and not (given["method"] == "ce" and given["data"]):
         given["cache"] = newest_unless(None)
-    if started_by_torchrun():  # its C++ warns, in each process, of what replicas.py does on purpose
+    if started_by_torchrun():  # torch's C++ code would warn in each process about what replicas.py does on purpose
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from logitcache.runs.metrics import read_headline
     from logitcache.train.train import train_student
@@ -67,12 +67,12 @@ def train(ctx: typer.Context, cache: CacheArgument = None, config: ConfigOption 
     if headline.name in result.results:
         line.append(f"{headline.label} {headline.text(result.results[headline.name])}")
     if "teacher_agreement" in result.results:
-        line.append(f"agrees with the teacher on {result.results['teacher_agreement']:.1%}")
+        line.append(f"teacher agreement {result.results['teacher_agreement']:.1%}")
     typer.echo(", ".join(line))
 
 
 class _Shown(Callbacks):
-    """Shows steps as progress, and epochs as lines that stay."""
+    """Shows steps in the progress bar and prints a line per epoch."""
 
     def __init__(self, display: Display) -> None:
         self._display = display
@@ -85,7 +85,7 @@ class _Shown(Callbacks):
 
 
 def _left_alone(ctx: typer.Context, name: str) -> bool:
-    """Whether the command line and --config say nothing about a parameter."""
+    """Return whether a parameter is set neither on the command line nor by --config."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "DEFAULT"
 
@@ -96,7 +96,9 @@ def _epoch_line(metrics: Mapping[str, Any]) -> str:
     test += f"  top-5 {metrics['test_top5_accuracy']:.2%}" if "test_top5_accuracy" in metrics else ""
     test += f"  perplexity {metrics['perplexity']:.2f}" if "perplexity" in metrics else ""
     test += f"  KL {metrics['kl_to_teacher']:.4f}" if "kl_to_teacher" in metrics else ""
-    test += f"  like the teacher {metrics['test_teacher_agreement']:.2%}" if "test_teacher_agreement" in metrics else ""
+    test += (
+        f"  teacher agreement {metrics['test_teacher_agreement']:.2%}" if "test_teacher_agreement" in metrics else ""
+    )
     test += f"  ROUGE-L {metrics['rouge_l']:.2%}" if "rouge_l" in metrics else ""
     refined = f"  refined {metrics['refined_rows']:.2%}" if "refined_rows" in metrics else ""
     return (

@@ -174,7 +174,7 @@ def _sentence(
     kept = f"--top-k {better.encoding['k']}" if "k" in better.encoding else "--encoding full"
     return (
         f"{error.method}{at} loses {'all' if lost >= 1 else f'{lost:.0%}'} of its gradient at {where}: dump with {kept} --precision "
-        f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} B a row instead of {stored.bytes_per_row:.0f})"
+        f"{better.encoding['dtype']} ({better.bytes_per_row:.0f} bytes per row instead of {stored.bytes_per_row:.0f})"
         + (or_full if "k" in better.encoding else "")
     )
 

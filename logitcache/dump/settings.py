@@ -334,6 +334,8 @@ class DumpExecution(Settings):
 class ServerSettings(Settings):
     """Requests to a teacher behind a server."""
 
+    panel = "Teacher behind a server"
+
     concurrency: int = option(
         16,
         metavar="N",

@@ -1,4 +1,4 @@
-"""The settings of generation (no torch, so that `logitcache generate --help` stays fast)."""
+"""Settings of generation. Does not import torch, so that `logitcache generate --help` stays fast."""
 
 import math
 from dataclasses import dataclass
@@ -16,35 +16,40 @@ __all__ = ["GenerateRequest", "GenerateSettings"]
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GenerateSettings(Settings):
-    """How prompts are completed, and which."""
+    """Settings of generation: sampling parameters, and selection of prompts."""
 
     panel = "Generation"
 
-    max_new_tokens: int = option(256, metavar="N", minimum=1, help="Most tokens of a completion.")
+    max_new_tokens: int = option(256, metavar="N", minimum=1, help="Maximum number of tokens per completion.")
     temperature: float = option(
-        0.0, metavar="T", help="Divides the logits before a token is drawn; 0 takes the most likely token (greedy)."
+        0.0, metavar="T", help="Sampling temperature; 0 selects the most likely token (greedy decoding)."
     )
     top_p: float = option(
         1.0,
         metavar="P",
-        help="Draw from the most likely tokens that together have this probability (nucleus sampling).",
+        help="Sample from the smallest set of most likely tokens with at least this total probability (nucleus sampling).",
     )
     seed: int = option(
-        0, minimum=0, help="Seed of the draws. They depend on it and on the prompt alone, not on the batches."
+        0, minimum=0, help="Sampling seed. Completions depend only on the seed and the prompt, not on the batches."
     )
     batch_size: int = option(8, metavar="SAMPLES", minimum=1, help="Prompts that are completed at a time.")
     samples: tuple[int, int] | None = option(
-        None, form="span", metavar="A:B", shown="all", panel="Data", help="Range of prompts, from A to B - 1."
+        None,
+        form="span",
+        metavar="A:B",
+        shown="all",
+        panel="Data",
+        help="Range of prompts to complete, from A to B - 1.",
     )
     prompt_tokens: int | None = option(
         None,
         metavar="N",
         minimum=1,
         panel="Data",
-        help="For plain text, number of tokens at the beginning of a document that are its prompt; the rest is its reference.",
+        help="For plain text, number of tokens at the start of a document to use as the prompt; the rest is the reference.",
     )
     max_prompt_tokens: int | None = option(
-        None, metavar="N", minimum=1, shown="any length", panel="Data", help="Leave out prompts of more tokens."
+        None, metavar="N", minimum=1, shown="any length", panel="Data", help="Skip prompts with more tokens."
     )
     tokenizer: Any = option(
         None,
@@ -52,12 +57,12 @@ class GenerateSettings(Settings):
         metavar="hf:PATH",
         shown="the model's own",
         panel="Data",
-        help="Tokenizer of the prompts and completions.",
+        help="Tokenizer for prompts and completions.",
     )
     rouge: bool = option(
         False,
         panel="Data",
-        help="Compare completions with the references of the data by ROUGE-L; needs the package rouge-score.",
+        help="Compute ROUGE-L of the completions against the references in the data; requires the package rouge-score.",
     )
     device: str = option("auto", metavar="NAME", help="Device to generate on: auto, cpu, cuda, cuda:1, ...")
 
@@ -72,23 +77,24 @@ class GenerateSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class GenerateRequest(Settings):
-    """What a single call adds to the settings."""
+    """Arguments of a single generation, in addition to the settings."""
 
     model: "str | Path | nn.Module" = option(
         form="argument",
-        help="A run (its student), a folder of transformers, hf:PATH or hf:FILE.gguf; in Python also a language model of transformers.",
+        help="Run folder (for its student), transformers model folder, hf:PATH or hf:FILE.gguf; in Python also a transformers model.",
     )
     data: Any = option(
         metavar="SPEC",
+        panel="Data",
         form="text",
-        help="Prompts: jsonl:PATH, parquet:PATH or hf:PATH with `prompt`, `instruction` or `messages`; or other text, with "
+        help="Data set of prompts: jsonl:PATH, parquet:PATH or hf:PATH with `prompt`, `instruction` or `messages`, or other text with "
         "--prompt-tokens.",
     )
     out: str | Path | None = option(
         None,
         metavar="FILE",
         panel="Output",
-        help="File for the completions: .jsonl with text, or .npz with tokens, which `dump --data tokens:FILE.npz` reads. In Python None "
-        "writes none.",
+        help="File for the completions: .jsonl with text, or .npz with tokens, which `dump --data tokens:FILE.npz` reads. In Python, None "
+        "writes no file.",
     )
     on_progress: OnProgress = option(silent, form="python", conduct=True, help="Function called after every batch.")

@@ -1,1 +1,1 @@
-"""`logitcache import`: caches that other tools made, and answers of servers that were kept in files."""
+"""`logitcache import`: convert other tools' caches and saved server responses."""

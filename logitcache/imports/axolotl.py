@@ -1,12 +1,13 @@
-"""Data sets of axolotl's distillation plugin, JSON lines or Parquet, in its two forms.
+"""Read data sets of axolotl's distillation plugin, JSON lines or Parquet, in either of its two forms.
 
-* `logprobs` (or what its configuration calls `logprobs_field`): of each position a list of {"logprob", "token": "token_id:N"}.
-* `logprobs` and `target_token_ids`: of each position a list of log-probabilities and one of ids.
+* `logprobs` (or the column that its configuration names as `logprobs_field`): for each position, a list of {"logprob", "token":
+  "token_id:N"}.
+* `logprobs` and `target_token_ids`: for each position, a list of log-probabilities and a list of ids.
 
-The lists are of the last positions of the tokens, where they are fewer. The tokens are `input_ids`, or what the chat template makes of
-`messages`. Whether the list at a token is of this token or of the next one is not written anywhere, so it must be said, and it is compared
-with the data. What axolotl has prepared for training (`target_logprobs`) is divided by the sum of the k largest, and refused: the mass of
-the others is lost.
+If there are fewer lists than tokens, they belong to the last tokens. The tokens are `input_ids`, or `messages` formatted with the chat
+template. The files do not record whether the list at a token is the distribution of this token or of the next one, so it must be given,
+and it is checked against the data. Rows that axolotl has prepared for training (`target_logprobs`) are normalized over the k largest
+and are refused, because the mass of the others is lost.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ __all__ = ["AxolotlReader"]
 
 
 class AxolotlReader:
-    """Reads files of one form."""
+    """Reads the files of a data set."""
 
     own = False
     vocabulary: int | None = None
@@ -39,22 +40,22 @@ class AxolotlReader:
         messages: str = "messages",
         logprobs: str = "logprobs",
     ) -> None:
-        """Find the files; nothing is read yet.
+        """Find the files, without reading them.
 
         Args:
-            source: A file, or a folder of them.
-            alignment: `next` or `token`: the token that the list at a token is the distribution of.
-            tokenizer: Tokenizer that makes ids of chats.
+            source: File, or folder of files.
+            alignment: Whether the list at a token is the distribution of the `next` token or of this `token`.
+            tokenizer: Tokenizer for chats.
             messages: Column of the chats.
-            logprobs: Column of the lists.
+            logprobs: Column of the lists of log-probabilities.
 
         Raises:
-            InputError: There are none, or nobody said how lists and tokens are aligned.
+            InputError: There are no files, or the alignment is missing.
         """
         if alignment is None:
             raise InputError(
-                "a data set of axolotl does not say whether the list at a token is its own distribution (--alignment token, as vLLM lists "
-                "prompt_logprobs) or that of the next token (--alignment next): say which"
+                "axolotl data sets do not record whether the list at a token is the distribution of this token (--alignment token, as in "
+                "vLLM's prompt_logprobs) or of the next one (--alignment next); set --alignment"
             )
         self._files = files_of(source, ".jsonl", ".json", ".parquet")
         self._shift, self._tokenizer = alignment, tokenizer
@@ -88,11 +89,11 @@ class AxolotlReader:
     def _positions(
         self, tokens: int, lists: Sequence[tuple[list[int], list[float]]]
     ) -> list[tuple[int, tuple[list[int], list[float]]]]:
-        """Return the token that each list is the distribution of, as far as there is one before it."""
+        """Return each list with the position of the token that it predicts, without lists for the first token."""
         if len(lists) > tokens:
             raise InputError(
-                f"a document has {tokens:,} tokens and {len(lists):,} lists of log-probabilities: the tokenizer or chat template is not "
-                "the one that was used"
+                f"a document has {tokens:,} tokens but {len(lists):,} lists of log-probabilities; use the tokenizer and chat template that "
+                "the data set was made with"
             )
         first = tokens - len(lists) + (self._shift == "next")
         return [(first + n, one) for n, one in enumerate(lists) if 1 <= first + n < tokens]
@@ -100,20 +101,20 @@ class AxolotlReader:
     def _tokens(self, entry: dict[str, Any], file: Path) -> NDArray[np.int64]:
         if entry.get("target_logprobs") is not None:
             raise InputError(
-                f"{file} was prepared for training: its log-probabilities are divided by the sum of the k largest, so that the mass of the "
-                "others is lost. Import the data set from before axolotl prepared it."
+                f"{file} was prepared for training: its probabilities are normalized over the k largest, so the mass of the others is "
+                "lost. Import the data set from before this step."
             )
         if entry.get("input_ids") is not None:
             return np.array(entry["input_ids"]) if len(entry["input_ids"]) else np.empty(0, np.int64)
         if (messages := entry.get(self._messages)) is None:
             raise InputError(
-                f"{file} has neither input_ids nor {self._messages}, but {_names(entry)}: name the column of the chats with "
+                f"{file} has neither input_ids nor {self._messages}, but {_names(entry)}; name the column of the chats with "
                 "--field-messages"
             )
         if self._tokenizer is None:
-            raise InputError(f"{file} has chats and no ids: name the tokenizer that was used with --tokenizer hf:PATH")
+            raise InputError(f"{file} has chats but no ids; name their tokenizer with --tokenizer hf:PATH")
         wrapped = self._tokenizer.wrapped
-        with explain_foreign_errors(f"a chat of {file} cannot be made tokens with the template of its tokenizer"):
+        with explain_foreign_errors(f"cannot tokenize a chat of {file} with the chat template of the tokenizer"):
             found = wrapped.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
         return np.array(found, np.int64)
 
@@ -121,7 +122,7 @@ class AxolotlReader:
         logprobs, ids = entry.get(self._logprobs), entry.get("target_token_ids")
         if not isinstance(logprobs, list):
             raise InputError(
-                f"{file} has no lists {self._logprobs}, but {_names(entry)}: name the column of the log-probabilities with "
+                f"{file} has no lists {self._logprobs}, but {_names(entry)}; name the column of the log-probabilities with "
                 "--logprobs-field"
             )
         try:
@@ -136,11 +137,11 @@ class AxolotlReader:
             ]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f'{file} has lists that are neither of {{"logprob", "token": "token_id:N"}} nor, beside target_token_ids, of numbers'
+                f'{file} has lists of an unknown form; expected {{"logprob", "token": "token_id:N"}}, or numbers with target_token_ids'
             ) from error
 
     def _entries(self, file: Path) -> Iterator[tuple[Line, dict[str, Any]]]:
-        """Yield each entry of a file and where it stands; of Parquet its row."""
+        """Yield the entries of a file with their locations; for Parquet, the location is the row."""
         if file.suffix == ".parquet":
             yield from ((Line(file, row, row), entry) for row, entry in enumerate(self._table(file)))
         else:
@@ -156,7 +157,9 @@ class AxolotlReader:
             try:
                 self._held = file, import_module("pyarrow.parquet").read_table(file).to_pylist()
             except ImportError as error:
-                raise InputError("Parquet needs the package pyarrow: pip install 'logitcache[parquet]'") from error
+                raise InputError(
+                    "Parquet requires the package pyarrow; install it with pip install 'logitcache[parquet]'"
+                ) from error
         return self._held[1]
 
 

@@ -1,12 +1,13 @@
-"""DistillKit's data sets: Parquet with `input_ids` and one of three forms of a row. List i is the distribution of token i + 1.
+"""Read DistillKit's data sets: Parquet with `input_ids` and rows in one of three forms. List i is the distribution of token i + 1.
 
-* `token_ids`, `top_values`: as they are. `logitcache export --layout documents` writes it, too.
-* `bytepacked_indices`, `compressed_logprobs`: ids in ceil(log2 d) bits, the first bit first; then of the k log-probabilities, falling,
-  `exact_k` as they are, the others as a sum of terms in their place t (from 0, or from 0 to 1 with `normalize_t`) and residuals in bins
-  of a scale and integers; of differences of neighbors where `delta_encoding` is set.
-* `packed_indices`, `exact_values`, `coeffs`: ids of which each 64-bit word holds as many as fit, the lowest bits first; the others as
-  powers of t + 1 (of 1 / (t + 1) with `invert_polynomial`), and its root. What it holds may be logits, which have no mass: such rows are
-  refused.
+* `token_ids`, `top_values`: uncompressed. `logitcache export --layout documents` also writes this form.
+* `bytepacked_indices`, `compressed_logprobs`: ids in ceil(log2 d) bits each, most significant bit first. Of the k log-probabilities in
+  descending order, the first `exact_k` are exact. The others are a sum of terms in their index t (from 0, or scaled to [0, 1] with
+  `normalize_t`) and of residuals in bins, each with a scale and integers. With `delta_encoding`, the values are differences of
+  neighbors.
+* `packed_indices`, `exact_values`, `coeffs`: as many ids as fit into each 64-bit word, lowest bits first. The remaining values are a
+  polynomial in t + 1 (in 1 / (t + 1) with `invert_polynomial`), optionally with a square root. Rows of this form may hold logits, from
+  which the mass of the rest is unknown; such rows are refused.
 """
 
 import json
@@ -39,7 +40,7 @@ _KEYS = {
 _LEGACY_KEYS = {
     *("k", "exact_k", "polynomial_degree", "vocab_size", "invert_polynomial", "with_sqrt_term", "term_dtype"),
 }
-_TRIED = 16  # documents that are looked at to find out whether rows name their own token
+_TRIED = 16  # documents to check for whether rows contain their own token
 
 
 class DistillKitReader:
@@ -51,13 +52,13 @@ class DistillKitReader:
         """Open the files.
 
         Raises:
-            InputError: There are none, they have another form, or its configuration is missing or not known.
+            InputError: There are no files, they have a different form, or the codec configuration is missing or unknown.
         """
         try:
             self._parquet = import_module("pyarrow.parquet")
         except ImportError as error:
             raise InputError(
-                "DistillKit's data sets are Parquet, which needs pyarrow: pip install 'logitcache[parquet]'"
+                "Parquet requires the package pyarrow; install it with pip install 'logitcache[parquet]'"
             ) from error
         self._files = files_of(source, ".parquet")
         self._opened = [self._open(file) for file in self._files]
@@ -65,8 +66,8 @@ class DistillKitReader:
         form = next((form for form in _FORMS if present.issuperset(form)), None)
         if form is None or "input_ids" not in present:
             raise InputError(
-                f"{self._files[0]} has the columns {', '.join(sorted(present))}; a data set of DistillKit has input_ids, and "
-                f"{', or '.join(' and '.join(one) for one in _FORMS)}"
+                f"{self._files[0]} is not a data set of DistillKit: it has the columns {', '.join(sorted(present))}; expected input_ids, "
+                f"and {', or '.join(' and '.join(one) for one in _FORMS)}"
             )
         self._form, self._codec = form, dict[str, Any]()
         self.facts: dict[str, Any] = {"form": form[0]}
@@ -96,7 +97,7 @@ class DistillKitReader:
                 yield Document(np.array(tokens, np.int64), targets)
 
     def rows(self, number: int, largest: int) -> KnownRows:
-        """Return the rows of a document; the last token's, which predicts nothing that is there, is left out."""
+        """Return the rows of a document, without the one at the last token, which has no target."""
         del largest
         table, first = self._group(int(np.searchsorted(self._begins, number, side="right")) - 1)
         place = number - first
@@ -118,12 +119,12 @@ class DistillKitReader:
         every = KnownRows(np.full((len(filled), k), -1, np.int64), np.full((len(filled), k), -np.inf))
         if any(filled):
             found = _decode_legacy(self._codec, *some) if len(columns) == 3 else _decode(self._codec, some[0], some[1])
-            ids = np.where(np.isneginf(found.logprobs), -1, found.ids)  # ranks that the capture did not have
+            ids = np.where(np.isneginf(found.logprobs), -1, found.ids)  # ranks that are missing in the source
             every.ids[filled], every.logprobs[filled] = ids, found.logprobs
         return every
 
     def _names_own(self) -> bool:
-        """Return whether the rows of the first documents name their own token, whatever its rank."""
+        """Return whether the rows of the first documents all contain their own token."""
         for number, one in zip(range(min(_TRIED, self._count)), self.documents(), strict=False):
             ids = self.rows(number, 0).ids
             named = (ids == one.tokens[1:, None]).any(1) if len(ids) else np.empty(0, np.bool_)
@@ -134,14 +135,14 @@ class DistillKitReader:
     def _refuse_other_length(self, document: int, tokens: int, rows: int) -> None:
         if rows not in (tokens - 1, tokens):
             raise InputError(
-                f"document {document:,} of {self._files[0].parent} has {tokens:,} tokens and {rows:,} rows: expected one for each token "
-                "but the first, or one more"
+                f"document {document:,} of {self._files[0].parent} has {tokens:,} tokens but {rows:,} rows; expected {tokens - 1:,} or "
+                f"{tokens:,}"
             )
 
     def _open(self, file: Path) -> Any:
         try:
             return self._parquet.ParquetFile(file)
-        except Exception as error:  # whatever pyarrow raises
+        except Exception as error:  # pyarrow raises various types
             raise InputError(f"{file} cannot be read as Parquet: {first_line(error)}") from error
 
     def _group(self, number: int) -> tuple[Any, int]:
@@ -155,21 +156,21 @@ def _read_codec(given: str | Path | None, source: Path, *, legacy: bool) -> dict
     """Read the configuration of the codec.
 
     Raises:
-        InputError: It is not there, or says something that is not known here.
+        InputError: The configuration is missing or not supported.
     """
     file = Path(given).expanduser() if given else (source if source.is_dir() else source.parent) / _CODEC
     if not file.is_file():
         raise InputError(
-            f"there is no {file}: the rows are compressed, and only their configuration says how. Name it with --codec FILE."
+            f"there is no file {file}; compressed rows require the configuration of their codec. Set --codec FILE."
         )
     try:
         text = file.read_text()
         found = json.loads(text) if file.suffix == ".json" else import_module("yaml").safe_load(text)
     except ImportError as error:
         raise InputError(
-            f"{file} is YAML, which needs the package pyyaml; a JSON file of the same content does not"
+            f"{file} is YAML, which requires the package pyyaml; install it, or use a JSON file with the same content"
         ) from error
-    except Exception as error:  # of YAML or JSON
+    except Exception as error:  # YAML or JSON errors
         raise InputError(f"{file} cannot be read: {first_line(error)}") from error
     known, needed = (
         (_LEGACY_KEYS, {"k", "exact_k", "polynomial_degree", "vocab_size"})
@@ -178,26 +179,23 @@ def _read_codec(given: str | Path | None, source: Path, *, legacy: bool) -> dict
     )
     if not isinstance(found, dict) or (odd := sorted((found.keys() - known) | (needed - found.keys()))):
         names = ", ".join(map(str, odd)) if isinstance(found, dict) else type(found).__name__
-        raise InputError(
-            f"{file} is no configuration of DistillKit's codec that is known here (missing or unknown: {names})"
-        )
+        raise InputError(f"{file} is not a supported configuration of DistillKit's codec (missing or unknown: {names})")
     for name in ("k", "exact_k", "vocab_size" if legacy else "d"):
         if type(found[name]) is not int or found[name] < (name != "exact_k"):
-            raise InputError(f"{file} says {name}: {found[name]!r}; expected a whole number")
+            raise InputError(f"{file} has {name}: {found[name]!r}; expected an integer")
     return found
 
 
 def _decode(codec: Mapping[str, Any], packed: NDArray[Any], data: NDArray[Any]) -> KnownRows:
-    """Decode rows: bytes of ids, [R, I], and of log-probabilities, [R, P].
+    """Decode rows from the bytes of ids, [R, I], and of log-probabilities, [R, P].
 
     Raises:
-        ValueError: There are more or fewer bytes than the configuration says.
+        ValueError: The number of bytes does not match the configuration.
     """
     k, exact, bits = codec["k"], codec["exact_k"], _id_bits(codec["d"])
     if packed.shape[1] != -(-k * bits // 8):
         raise ValueError(
-            f"ids take {packed.shape[1]} bytes a row, and {k} of {bits} bits (d = {codec['d']}) take {-(-k * bits // 8)}: is d the one "
-            "that was used?"
+            f"a row has {packed.shape[1]} bytes of ids, but {k} ids of {bits} bits (d = {codec['d']}) take {-(-k * bits // 8)}; check d"
         )
     rest, at = data.astype(np.uint8), 0
 
@@ -205,7 +203,7 @@ def _decode(codec: Mapping[str, Any], packed: NDArray[Any], data: NDArray[Any]) 
         nonlocal at
         at += count
         if at > rest.shape[1]:
-            raise ValueError(f"a row has {rest.shape[1]} bytes of log-probabilities, and the configuration takes more")
+            raise ValueError(f"a row has {rest.shape[1]} bytes of log-probabilities, but the configuration needs more")
         return np.ascontiguousarray(rest[:, at - count : at])
 
     exact_dtype, term_dtype = codec.get("exact_dtype", "float32"), codec.get("term_dtype", "float32")
@@ -228,7 +226,7 @@ def _decode(codec: Mapping[str, Any], packed: NDArray[Any], data: NDArray[Any]) 
         fit[:, done : done + count] += (whole.astype(np.float32) * scale).astype(np.float32)
         done += count
     if at != rest.shape[1]:
-        raise ValueError(f"a row has {rest.shape[1]} bytes of log-probabilities, and the configuration takes {at}")
+        raise ValueError(f"a row has {rest.shape[1]} bytes of log-probabilities, but the configuration needs {at}")
     logprobs = np.concatenate([values, fit], 1)
     if codec.get("delta_encoding", True):
         logprobs = np.cumsum(logprobs, 1, dtype=np.float32)
@@ -238,11 +236,11 @@ def _decode(codec: Mapping[str, Any], packed: NDArray[Any], data: NDArray[Any]) 
 def _decode_legacy(
     codec: Mapping[str, Any], packed: NDArray[Any], exact: NDArray[Any], coefficients: NDArray[Any]
 ) -> KnownRows:
-    """Decode rows: words of ids, [R, W], exact values, [R, E], and coefficients, [R, T]."""
+    """Decode rows from 64-bit words of ids, [R, W], exact values, [R, E], and coefficients, [R, T]."""
     k, bits = codec["k"], _id_bits(codec["vocab_size"])
     each = 64 // bits
     if packed.shape[1] != -(-k // each):
-        raise ValueError(f"ids take {packed.shape[1]} words a row, and {k} of {bits} bits take {-(-k // each)}")
+        raise ValueError(f"a row has {packed.shape[1]} words of ids, but {k} ids of {bits} bits take {-(-k // each)}")
     words = packed.astype(np.uint64)
     shifts = np.arange(each, dtype=np.uint64) * np.uint64(bits)
     ids = ((words[:, :, None] >> shifts) & np.uint64((1 << bits) - 1)).reshape(len(words), -1)[:, :k].astype(np.int64)
@@ -255,7 +253,7 @@ def _decode_legacy(
 
 
 def _id_bits(ids: int) -> int:
-    """Return the bits of an id: ceil(log2), as float32 has the logarithm."""
+    """Return the number of bits of an id, ceil(log2) computed in float32 as DistillKit does."""
     return math.ceil(float(np.log2(np.float32(ids))))
 
 
@@ -264,20 +262,20 @@ def _term(term: int | str, places: NDArray[np.float64]) -> NDArray[np.float64]:
         return places**term
     functions = {"sqrt": np.sqrt, "exp": np.exp}
     if term not in functions:
-        raise ValueError(f"the term {term!r} is not known here")
+        raise ValueError(f"unknown term {term!r}; expected an integer, sqrt or exp")
     found: NDArray[np.float64] = functions[term](places)
     return found
 
 
 def _floats(data: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
-    """Read little-endian floats, [R, n] float32, from bytes, [R, n · size]."""
+    """Convert the bytes of little-endian floats, [R, n · size], to [R, n] float32."""
     if dtype == "bfloat16":
         return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
     return data.view({"float16": "<f2", "float32": "<f4", "float64": "<f8"}[dtype]).astype(np.float32)
 
 
 def _unpacked(data: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int64]:
-    """Read integers of so many bits, the first bit first, [R, count], from bytes."""
+    """Unpack integers of `bits` bits each, most significant bit first, from bytes; return [R, count]."""
     stream = np.unpackbits(data, axis=1)[:, : count * bits].reshape(len(data), count, bits)
     weights = np.int64(1) << np.arange(bits - 1, -1, -1, dtype=np.int64)
     found: NDArray[np.int64] = stream.astype(np.int64) @ weights

@@ -1,6 +1,6 @@
-"""Rows of images that another tool has computed: which image and view each is of, and how it was augmented there.
+"""Import another tool's rows of images, with their views and recorded augmentation.
 
-Blocks are written as a dump writes them, so that an import that was stopped goes on, and leaves the same bytes.
+Blocks are written in the same way as by a dump, so an interrupted import can be resumed and gives the same bytes.
 """
 
 import logging
@@ -32,39 +32,39 @@ from logitcache.teachers.given import GivenRows
 
 __all__ = ["import_images"]
 
-_MOST = 64  # of the largest that are stored if nothing is said
-_TRIED = 4096  # rows that are compared with the labels before anything is written
-_HELD_BYTES = 512 << 20  # of a block's rows in all views
-_ROUND = 256  # rows
-_FEW = 2048  # rows that are rendered here, without worker processes
+_MOST = 64  # default limit for top_k
+_TRIED = 4096  # rows to compare with the labels before anything is written
+_HELD_BYTES = 512 << 20  # maximum size of a block's rows over all views
+_ROUND = 256  # granularity of the block size in rows
+_FEW = 2048  # number of rows up to which images are rendered without worker processes
 _LOG = logging.getLogger(__name__)
 
 
 def import_images(
     kind: str, source: str | Path, out: str | Path, settings: ImportSettings, command: str, on_progress: OnProgress
 ) -> None:
-    """Write a cache of another tool's rows of images, or go on where that was stopped.
+    """Write or resume a cache of another tool's rows of images.
 
     Args:
         kind: `tinyvit` or `fkd`.
-        source: Its folder.
+        source: Folder of the source.
         out: Path of the cache.
         settings: Settings of the import.
-        command: Command line that would continue it.
+        command: Command line that resumes the import.
         on_progress: Called after every block.
 
     Raises:
-        InputError: The source cannot be read, or is of other images.
+        InputError: The source cannot be read, or does not match the images.
         LogitCacheError: The cache cannot be written.
     """
     if settings.data is None:
         raise InputError(
-            f"{kind} has rows of images and neither labels nor names of classes: name the images that its teacher was shown with --data, "
-            "as imagefolder:PATH"
+            f"{kind} requires the data set, because the source has no labels or class names; set --data to the images that the teacher "
+            "saw, e.g. imagefolder:PATH"
         )
     samples = as_samples(settings.data)
     if modality_of(samples).name != "images":
-        raise InputError(f"{kind} has rows of images, and {settings.data} is {modality_of(samples).name}")
+        raise InputError(f"{kind} has rows of images, but {settings.data} is {modality_of(samples).name}")
     reader: ImageReader = (TinyViTReader if kind == "tinyvit" else FkdReader)(source, samples, settings.views)
     _refuse_chance(reader, samples, source)
     job = _Job(kind, source, out, settings, samples, reader)
@@ -76,7 +76,7 @@ def import_images(
         probed, exact = job.probe()
         writer.begin(probed, {job.slug: exact})
         missing = writer.missing()
-        if reader.row_bytes:  # an image's rows lie together, and are read once
+        if reader.row_bytes:  # all views of an image are stored together, so read them once
             missing.sort(key=lambda one: (one[1], one[0]))
         done, total = len(job.views) * job.manifest.view_rows, len(job.views) * job.manifest.view_rows
         done -= sum(last - first for first, last in (job.manifest.span(block) for _, block in missing))
@@ -89,13 +89,13 @@ def import_images(
 
 
 class _Job:
-    """What the cache will be, and its rows.
+    """Plan of an import, and access to its rows.
 
     Attributes:
-        manifest: Its manifest.
-        views: Its views.
+        manifest: Manifest of the cache.
+        views: Views of the cache.
         slug: Slug of the teacher.
-        rows: Turns what is known of rows into columns.
+        rows: Encoder of the rows.
     """
 
     def __init__(
@@ -116,13 +116,12 @@ class _Job:
         self._inputs = self._modality.choose_inputs(samples, self.views[0], {}, {})
         most = min(reader.largest - 1, classes - 2)
         if reader.largest < 2:
-            raise InputError(f"{source} names one class a row: of its probability alone no distribution can be made")
+            raise InputError(f"{source} has one class per row, which is not enough for a distribution")
         if most < 1:
-            raise InputError(f"rows of the largest need 3 classes or more, and {settings.data} has {classes}")
+            raise InputError(f"top-k rows need at least 3 classes, but {settings.data} has {classes}")
         if settings.top_k is not None and settings.top_k > most:
             raise InputError(
-                f"--top-k {settings.top_k}: {source} names {reader.largest:,} of {classes:,} classes a row, and at most {most:,} can be "
-                "stored beside the label"
+                f"--top-k {settings.top_k} is too large: {source} has {reader.largest:,} classes per row; use at most {most:,}"
             )
         self.rows = GivenRows(settings.top_k or min(_MOST, most), settings.precision, classes, own=reader.own)
         entry = given_entry(
@@ -146,13 +145,13 @@ class _Job:
         return make_manifest(made, self._samples, settings.data, views, [entry], self.rows.encoding, begun, where)
 
     def probe(self) -> tuple[Ids, NDArray[np.float32]]:
-        """Return the rows of view 0 that are kept in full, [P], and their log-probabilities, [P, C]."""
+        """Return the rows of view 0 for the probe, [P], and their log-probabilities, [P, C]."""
         rows = probe_rows(0, self.manifest.view_rows, len(self.manifest.classes), None)
         known = self._reader.rows(0, rows).known
         return rows, self.rows.whole(known, self._samples.labels[rows], f"{self._source}, view 0")
 
     def block(self, view: int, samples: Ids) -> dict[str, NDArray[Any]]:
-        """Return the rows of every array for a block of a view."""
+        """Return the arrays of a block of a view."""
         shown = self._reader.rows(view, samples)
         subject = f"{self._source}, view {view}, samples {samples[0]} to {samples[-1]}"
         columns = self.rows.encode(shown.known, self._samples.labels[samples], subject)
@@ -162,7 +161,7 @@ class _Job:
         return found | {"boxes": shown.recorded, "digests": self._digests(view, samples, shown)}
 
     def _digests(self, view: int, samples: Ids, shown: Shown) -> NDArray[np.uint64]:
-        """Show images as the teacher was shown them, and hash their pixels, [B]."""
+        """Render the images as the teacher saw them and return digests of their pixels, [B]."""
         boxes = RecordedBoxes(lambda: shown.recorded, int(samples[0]))
         size = self.manifest.batch_size
         batches = [samples[start : start + size] for start in range(0, len(samples), size)]
@@ -172,15 +171,15 @@ class _Job:
                 assert isinstance(batch.digests, np.ndarray)
                 found.append(batch.digests)
         except UnreadableError as error:
-            raise InputError(f"an image that {self._source} has labels of cannot be read: {error.reason}") from error
+            raise InputError(f"cannot read an image that {self._source} has labels for: {error.reason}") from error
         return np.concatenate(found)
 
 
 def _refuse_chance(reader: ImageReader, samples: Any, source: str | Path) -> None:
-    """Refuse rows whose largest class is the label no more often than chance: they are of other images, or of other classes.
+    """Raise InputError if the accuracy of the rows is no better than chance, because they are then for other images or classes.
 
     Raises:
-        InputError: They are, as far as 1,000 rows or more tell.
+        InputError: The accuracy is no better than chance, on 1,000 rows or more.
     """
     classes, right, rows = len(samples.classes), 0, 0
     for found, labels in _some(reader, samples):
@@ -188,12 +187,12 @@ def _refuse_chance(reader: ImageReader, samples: Any, source: str | Path) -> Non
         right, rows = right + int((largest == labels).sum()), rows + len(labels)
     if is_chance(right, rows, classes):
         raise InputError(
-            f"the rows of {source} have the label of their image as the largest class in {right / rows:.2%} of {rows:,}, which is chance "
-            f"({1 / classes:.2%}): the images of --data stand in another order, or their classes do"
+            f"the accuracy of {source} is {right / rows:.2%} on {rows:,} rows, which is chance ({1 / classes:.2%}); the images of --data "
+            "or their classes are in a different order"
         )
     if rows:
         _LOG.info(
-            "%s: the largest class is the label of its image in %.1f%% of %s rows",
+            "%s: accuracy %.1f%% on %s rows",
             source,
             100 * right / rows,
             f"{rows:,}",
@@ -201,7 +200,7 @@ def _refuse_chance(reader: ImageReader, samples: Any, source: str | Path) -> Non
 
 
 def _some(reader: ImageReader, samples: Any) -> Iterator[tuple[Any, NDArray[np.int64]]]:
-    """Yield what is known of images that are spread over the data set, view by view, until there are enough rows."""
+    """Yield the rows and labels of evenly spaced images, view by view, until there are enough rows."""
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(_TRIED, len(samples))).astype(np.int64))
     for view in range(min(len(reader.keys), -(-_TRIED // len(chosen)))):
         yield reader.rows(view, chosen).known, samples.labels[chosen]

@@ -1,6 +1,6 @@
-"""`logitcache import`: make a cache of rows that another tool, or a server, has computed already.
+"""`logitcache import`: make a cache from rows that another tool or a server has already computed.
 
-The source stands where a teacher stands in a dump, so that an import is continued, probed and verified as a dump is.
+The source takes the place of a teacher in a dump, so an import is resumed, probed and verified in the same way as a dump.
 """
 
 import shlex
@@ -34,9 +34,9 @@ from logitcache.teachers.given import KnownRows
 
 __all__ = ["import_rows"]
 
-_MOST = 64  # of the largest that are stored if nothing is said
-_TRIED = 64  # documents that are looked at before anything is written
-_OPTIONS = {  # which kinds an option is for
+_MOST = 64  # default limit for top_k
+_TRIED = 64  # documents to check before anything is written
+_OPTIONS = {  # kinds that accept an option
     "tokenizer": TEXT_KINDS,
     "vocabulary": TEXT_KINDS,
     "data": IMAGE_KINDS,
@@ -60,7 +60,7 @@ def import_rows(
     on_progress: OnProgress = silent,
     **options: Any,
 ) -> Cache:
-    """Make a cache of rows that were computed elsewhere, and verify it.
+    """Make a cache from rows that were computed elsewhere, and verify it.
 
     {arguments}
 
@@ -68,8 +68,8 @@ def import_rows(
         The finished cache.
 
     Raises:
-        UnknownNameError: There is no such kind or setting.
-        InputError: The source cannot be read, does not say what must be known of it, or is not aligned with its tokens.
+        UnknownNameError: The kind or a setting is unknown.
+        InputError: The source cannot be read, required settings are missing, or rows and tokens are not aligned.
         LogitCacheError: The cache cannot be written.
     """
     chosen = ImportSettings.over(settings, options)
@@ -81,7 +81,7 @@ def import_rows(
     report = verify_cache(out, data=chosen.data)
     if not report.ok:
         raise CorruptCacheError(
-            f"{out} was imported, and is not what was read: {report.problems or report.pixels_problem}. Import it again."
+            f"{out} was imported, but does not match what was read: {report.problems or report.pixels_problem}. Import it again."
         )
     return open_cache(out)
 
@@ -89,7 +89,7 @@ def import_rows(
 def _import_text(
     kind: str, source: str | Path, out: str | Path, chosen: ImportSettings, line: str, on_progress: OnProgress
 ) -> None:
-    """Write a cache of rows of text, or go on where that was stopped."""
+    """Write or resume a cache of rows of text."""
     tokenizer = (
         None if chosen.tokenizer is None else Tokenizer(load_tokenizer(chosen.tokenizer), source=chosen.tokenizer)
     )
@@ -115,7 +115,7 @@ def _import_text(
 
 
 class _ImportedRows:
-    """Rows by the tokens of their document.
+    """Looks up rows by the tokens of their document.
 
     Attributes:
         name: Name of the teacher.
@@ -127,7 +127,7 @@ class _ImportedRows:
         self._numbers = {_digest(samples.tokens[begin:end]): number for number, (begin, end) in enumerate(spans)}
 
     def ask(self, tokens: Sequence[int], largest: int, subject: str, /) -> KnownRows:
-        """Return what the source has of a document."""
+        """Return the rows of a document."""
         del subject
         number = self._numbers[_digest(np.array(tokens))]
         return rows_of_document(self._reader, number, largest, str(self._source))
@@ -144,22 +144,22 @@ def _digest(tokens: NDArray[Any]) -> bytes:
 
 
 def _refuse_options(kind: str, settings: ImportSettings) -> None:
-    """Raise where an option is for another kind, or one that is needed is missing."""
+    """Raise if an option is for another kind of source, or a required one is missing."""
     if kind not in KINDS:
         raise unknown_name("kind of source", kind, KINDS)
     for name, kinds in _OPTIONS.items():
         if getattr(settings, name) is not None and kind not in kinds:
-            raise InputError(f"{settings.flag(name)} is for {', '.join(kinds)}: leave it out for {kind}")
+            raise InputError(f"{settings.flag(name)} is only for {', '.join(kinds)}; leave it out for {kind}")
     temperature = settings.rows_temperature
     if kind in _OPTIONS["rows_temperature"] and temperature is None:
         raise InputError(
-            f"{kind} does not record the temperature of its rows: find out, and say --rows-temperature 1 if it was 1; others cannot be "
-            "imported, because of the classes that were not kept only the mass at 1 would be known"
+            f"{kind} does not record the temperature of its rows; find it out, and set --rows-temperature 1 if it was 1. Other "
+            "temperatures cannot be imported, because the mass of the classes that were not kept is only known at that temperature"
         )
     if temperature not in (None, 1):
         raise InputError(
-            f"rows at temperature {temperature:g} cannot be imported: log-probabilities of some classes cannot be brought to temperature 1 "
-            "without those of the others"
+            f"rows at temperature {temperature:g} cannot be imported: they cannot be converted to temperature 1 without the classes that "
+            "were not kept"
         )
 
 
@@ -175,25 +175,25 @@ def _reader(kind: str, source: str | Path, settings: ImportSettings, tokenizer: 
 
 
 def _vocabulary(reader: Reader, settings: ImportSettings, tokenizer: Tokenizer | None) -> int:
-    """Return the number of ids that exist.
+    """Return the size of the vocabulary.
 
     Raises:
-        InputError: Nobody says it, or two say otherwise.
+        InputError: It is unknown, or there are contradictory values.
     """
     said = {"--vocabulary": settings.vocabulary, "the source": reader.vocabulary}
     known = {name: count for name, count in said.items() if count is not None}
     if tokenizer is not None:
         if known and min(known.values()) < len(tokenizer):
             raise InputError(
-                f"{settings.tokenizer} has {len(tokenizer):,} ids, and {next(iter(known))} says {min(known.values()):,}"
+                f"{settings.tokenizer} has {len(tokenizer):,} ids, but {next(iter(known))} has {min(known.values()):,}"
             )
         return len(tokenizer)
     if not known:
         raise InputError(
-            "the source does not say how many ids exist: name the tokenizer with --tokenizer hf:PATH, or give --vocabulary N"
+            "the source does not record the size of the vocabulary; set --tokenizer hf:PATH or --vocabulary N"
         )
     if len({*known.values()}) > 1:
-        raise InputError(f"the source has {reader.vocabulary:,} ids, and --vocabulary says {settings.vocabulary:,}")
+        raise InputError(f"the source has {reader.vocabulary:,} ids, but --vocabulary is {settings.vocabulary:,}")
     return next(iter(known.values()))
 
 
@@ -209,26 +209,26 @@ def _documents(reader: Reader, source: str | Path, vocabulary: int, tokenizer: T
     facts: Mapping[str, Any] = {} if tokenizer is None else {"tokenizer": tokenizer.to_json()}
     found = Documents(np.concatenate(tokens).astype(np.int64), begins, vocabulary, np.concatenate(targets), facts=facts)
     if not len(found.labels):
-        raise InputError(f"{source} has documents, and none of their tokens has a row")
+        raise InputError(f"{source} has documents, but no token has a row")
     return found
 
 
 def _tried(
     reader: Reader, samples: Documents, source: str | Path
 ) -> list[tuple[NDArray[np.int64], NDArray[np.bool_], KnownRows]]:
-    """Read the rows of the first documents: tokens, which of them but the first are targets, and rows of each."""
+    """Read the first documents; return the tokens, the targets without the first token, and the rows of each."""
     found = []
     for number in np.flatnonzero(np.diff(samples.offsets))[:_TRIED].tolist():
         begin, end = samples.documents[number : number + 2]
         rows = rows_of_document(reader, number, _MOST, str(source))
         if len(rows.ids) != end - begin - 1:
-            raise InputError(f"document {number:,} has {end - begin:,} tokens and {len(rows.ids):,} rows")
+            raise InputError(f"document {number:,} has {end - begin:,} tokens but {len(rows.ids):,} rows")
         found.append((samples.tokens[begin:end].astype(np.int64), samples.targets[begin + 1 : end], rows))
     return found
 
 
 def _largest_of(tried: Sequence[tuple[Any, NDArray[np.bool_], KnownRows]]) -> int:
-    """Return how many of the largest every row has beside its own token, which may be one of them."""
+    """Return the number of largest classes that every row has without its own token, which may be one of them."""
     counts = np.concatenate([(rows.ids >= 0).sum(1)[targets] for _, targets, rows in tried])
     return max(int(counts.min()) - 1, 1)
 
@@ -236,10 +236,10 @@ def _largest_of(tried: Sequence[tuple[Any, NDArray[np.bool_], KnownRows]]) -> in
 def _refuse_misaligned(
     tried: Sequence[tuple[NDArray[np.int64], NDArray[np.bool_], KnownRows]], source: str | Path
 ) -> None:
-    """Refuse rows that are likelier those of the tokens before or after the ones they are taken for.
+    """Raise InputError if the rows fit the tokens before or after their own better.
 
-    A row's log-probability of the token that it predicts is compared with that of its neighbors; of a token that a row does not name it is
-    the row's smallest.
+    Compares a row's log-probability of the token that it predicts with those of the neighboring tokens. For a token that is not in a row,
+    the row's smallest log-probability is used.
     """
     means = {}
     for shift in (0, -1, 1):
@@ -249,8 +249,8 @@ def _refuse_misaligned(
     if best:
         where = "before" if best < 0 else "after"
         raise InputError(
-            f"the rows of {source} are not aligned as they should be: on average they give the token that they are taken for "
-            f"{means[0]:.2f} nats, and the one {where} it {means[best]:.2f}"
+            f"the rows of {source} are not aligned with the tokens: their mean log-probability is {means[0]:.2f} nats for the token "
+            f"itself, but {means[best]:.2f} for the one {where} it"
         )
 
 

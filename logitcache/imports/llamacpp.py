@@ -1,12 +1,12 @@
-"""The file of `llama-perplexity --kl-divergence-base FILE`.
+"""Read the file written by `llama-perplexity --kl-divergence-base FILE`.
 
-`_logits_`, then as int32 the length of a chunk, the number of ids and of chunks, and all tokens; then for each chunk a row for each
-position of its second half: scale and lowest log-probability, float32 each, and a uint16 code for each id, filled up to an even number
-of them. Log-probability = scale · code + lowest; a logit more than 16 below the largest has code 0, so that of the smallest only the
-mass is used, which is what the others leave.
+The file starts with `_logits_`, then as int32 the length of a chunk, the number of ids, the number of chunks, and all tokens. Each chunk
+has a row for each position of its second half: scale and lowest log-probability, float32 each, and a uint16 code for each id, padded to
+an even number. Log-probability = scale · code + lowest. Logits more than 16 below the largest have code 0, so only the mass of the
+smallest is used, which is the remainder.
 
-The model is shown a token that begins a text in place of each chunk's first, if it has one; the file has the text's own there, and does
-not say which.
+The model sees its BOS token, if it has one, in place of the first token of each chunk. The file has the original token there and does not
+record the BOS token.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ _MAGIC, _HEADER = b"_logits_", 20
 
 
 class LlamaCppReader:
-    """Reads one file, which is mapped into memory."""
+    """Reads one memory-mapped file."""
 
     own = True
 
@@ -33,32 +33,32 @@ class LlamaCppReader:
         """Read the header.
 
         Raises:
-            InputError: It is no such file, is cut short, or nobody said what the model was shown first.
+            InputError: The file has a different format or is truncated, or `bos` is missing.
         """
         (file,) = files_of(source, ".bin", ".kld", ".dat", ".logits")[:1]
         data = np.memmap(file, np.uint8, "r") if file.stat().st_size else np.empty(0, np.uint8)
         if len(data) < _HEADER or data[:8].tobytes() != _MAGIC:
             raise InputError(
-                f"{file} is no file of llama-perplexity --kl-divergence-base: it does not begin with _logits_"
+                f"{file} is not a file of llama-perplexity --kl-divergence-base: it does not start with _logits_"
             )
         length, ids, chunks = data[8:_HEADER].view("<i4").tolist()
         if length < 2 or ids < 2 or chunks < 1:
-            raise InputError(f"{file} says chunks of {length} tokens, {ids} ids and {chunks} chunks, which cannot be")
+            raise InputError(f"{file} has an invalid header: {chunks} chunks of {length} tokens, {ids} ids")
         if bos is None:
             raise InputError(
-                f"{file} does not say which token the model was shown in place of each chunk's first: give it with --bos ID (the "
-                "tokenizer's bos where llama.cpp adds one), or --bos -1 where it adds none"
+                f"{file} does not record the token that the model saw in place of the first token of each chunk; set --bos ID (the "
+                "tokenizer's BOS token if llama.cpp adds one), or --bos -1 if it adds none"
             )
         if not -1 <= bos < ids:
-            raise InputError(f"--bos {bos} is no id of {file}, which has {ids:,}")
+            raise InputError(f"--bos {bos} is out of range: {file} has {ids:,} ids")
         self._first = length // 2
         self._count, self._width = length - 1 - self._first, 2 * ((ids + 1) // 2) + 4
         begin = _HEADER + 4 * length * chunks
         expected = begin + 2 * chunks * self._count * self._width
         if len(data) != expected:
             raise InputError(
-                f"{file} has {len(data):,} bytes, and {chunks} chunks of {length} tokens take {expected:,}: it was cut short, which "
-                "llama-perplexity does not notice when a disk is full. Make it again."
+                f"{file} has {len(data):,} bytes, but {chunks} chunks of {length} tokens take {expected:,}; it was truncated "
+                "(llama-perplexity does not notice a full disk). Make it again."
             )
         self._tokens = data[_HEADER:begin].view("<i4").reshape(chunks, length)
         self._rows = data[begin:].view("<u2").reshape(chunks, self._count, self._width)
@@ -66,7 +66,7 @@ class LlamaCppReader:
         self._bos, self.facts = bos, dict[str, Any]({"bos": bos})
 
     def documents(self) -> Iterator[Document]:
-        """Yield the chunks, of which the second half has rows."""
+        """Yield the chunks; the second half of each has rows."""
         targets = np.zeros(self._tokens.shape[1], np.bool_)
         targets[self._first + 1 :] = True
         for chunk in self._tokens:
@@ -76,7 +76,7 @@ class LlamaCppReader:
             yield Document(tokens, targets)
 
     def rows(self, number: int, largest: int) -> KnownRows:
-        """Return the largest log-probabilities of a chunk, and each token's own."""
+        """Return the largest log-probabilities at each position of a chunk, and that of the token itself."""
         stored, ids = self._rows[number], int(self.vocabulary or 0)
         scale, lowest = (stored[:, at : at + 2].copy().view("<f4") for at in (0, 2))
         codes = stored[:, 4 : 4 + ids]

@@ -1,4 +1,4 @@
-"""What a reader of another tool's files gives: documents of token ids, and of each the log-probabilities that are known."""
+"""Interface of readers of other tools' rows of text: documents of token ids, with their known log-probabilities."""
 
 import contextlib
 import json
@@ -18,14 +18,14 @@ _OF_ANOTHER_FORM = (ArithmeticError, AttributeError, LookupError, TypeError, Val
 
 
 class Document(NamedTuple):
-    """Tokens of a document, [L], and which of them have rows, [L] bool; None: all but the first."""
+    """Tokens of a document, [L], and whether each has a row, [L] bool; None means all but the first."""
 
     tokens: NDArray[np.int64]
     targets: NDArray[np.bool_] | None = None
 
 
 class Line(NamedTuple):
-    """Where a line of JSON stands: the byte it begins at, and its number from 1."""
+    """Location of a line of JSON: the file, its first byte, and its number from 1."""
 
     file: Path
     at: int
@@ -39,8 +39,8 @@ class Reader(Protocol):
     """Reads one source.
 
     Attributes:
-        own: Whether every row names its own token, whatever its rank.
-        vocabulary: Number of ids that exist, where the source says it.
+        own: Whether every row contains its own token, whatever its rank.
+        vocabulary: Size of the vocabulary, if the source records it.
         facts: Further facts about the source for the manifest.
     """
 
@@ -52,14 +52,14 @@ class Reader(Protocol):
         """Yield the documents in order.
 
         Raises:
-            InputError: A document cannot be read; says which.
+            InputError: A document cannot be read; the message names it.
         """
 
     def rows(self, number: int, largest: int) -> KnownRows:
-        """Return the rows of a document, of `largest` classes at least where it has them.
+        """Return the rows of a document, with at least the `largest` largest classes if the source has them.
 
         Raises:
-            InputError: They cannot be read, or are not aligned with the tokens.
+            InputError: The rows cannot be read, or are not aligned with the tokens.
         """
 
 
@@ -68,10 +68,10 @@ def documents_of(reader: Reader, subject: str) -> Iterator[Document]:
 
     Args:
         reader: Reader of the source.
-        subject: The source, for messages.
+        subject: Source, for messages.
 
     Raises:
-        InputError: A document cannot be read, or has another form than it should.
+        InputError: A document cannot be read, or has an unexpected form.
     """
     documents, number = reader.documents(), 0
     while True:
@@ -80,20 +80,20 @@ def documents_of(reader: Reader, subject: str) -> Iterator[Document]:
             if found is None:
                 return
             if found.tokens.ndim != 1 or found.tokens.dtype.kind not in "iu":
-                raise InputError(f"document {number:,} of {subject} has tokens that are no list of ids")
+                raise InputError(f"the tokens of document {number:,} of {subject} are not a list of ids")
             if len(found.tokens) and not 0 <= found.tokens.min() <= found.tokens.max() < 2**32:
                 raise InputError(
-                    f"document {number:,} of {subject} has tokens that are no ids: expected numbers from 0"
+                    f"the tokens of document {number:,} of {subject} are out of range; expected ids from 0"
                 )
         yield found
         number += 1
 
 
 def rows_of_document(reader: Reader, number: int, largest: int, subject: str) -> KnownRows:
-    """Return the rows of a document, as `Reader.rows`.
+    """Return the rows of a document, like `Reader.rows`.
 
     Raises:
-        InputError: They cannot be read, or have another form than they should.
+        InputError: The rows cannot be read, or have an unexpected form.
     """
     with _explained(subject, number):
         return reader.rows(number, largest)
@@ -101,22 +101,22 @@ def rows_of_document(reader: Reader, number: int, largest: int, subject: str) ->
 
 @contextlib.contextmanager
 def _explained(subject: str, number: int) -> Iterator[None]:
-    """Turn what a reader stumbles over in a file of another form into an InputError."""
+    """Turn the exceptions of a reader on files of an unexpected form into InputError."""
     try:
         yield
     except _OF_ANOTHER_FORM as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"document {number:,} of {subject} has another form than files of this kind have ({reason_of(error)})"
+            f"document {number:,} of {subject} does not have the expected form ({reason_of(error)})"
         ) from error
 
 
 def files_of(source: str | Path, *endings: str) -> list[Path]:
-    """Return the files of a source, a file or a folder, in the order of their names.
+    """Return the files of a source, which is a file or a folder, sorted by name.
 
     Raises:
-        InputError: There are none.
+        InputError: There are no files.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -130,10 +130,10 @@ def files_of(source: str | Path, *endings: str) -> list[Path]:
 
 
 def json_lines(file: Path) -> Iterator[tuple[Line, Any]]:
-    """Yield what each line of a file holds that is not blank, and where it stands.
+    """Yield the location and content of each line of a file that is not blank.
 
     Raises:
-        InputError: A line is no JSON; says which.
+        InputError: A line is not valid JSON; the message names it.
     """
     with file.open("rb") as lines:
         at = 0
@@ -145,10 +145,10 @@ def json_lines(file: Path) -> Iterator[tuple[Line, Any]]:
 
 
 def json_line(place: Line) -> Any:
-    """Return what the line at a place holds.
+    """Return the content of the line at a location.
 
     Raises:
-        InputError: It is no JSON any more.
+        InputError: The line is no longer valid JSON.
     """
     with place.file.open("rb") as lines:
         lines.seek(place.at)
@@ -159,4 +159,4 @@ def _parsed(line: bytes, place: Line) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise InputError(f"{place} is no JSON: {error}") from error
+        raise InputError(f"{place} is not valid JSON: {error}") from error

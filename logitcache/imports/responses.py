@@ -1,6 +1,6 @@
-"""Answers of vLLM and SGLang, one JSON object a line, as a client or vLLM's own batch runner keeps them.
+"""Read responses of vLLM and SGLang, one JSON object per line, as saved by a client or by vLLM's batch runner.
 
-The ids of the prompt must be in the line: text would have to be tokenized again, and nobody could tell whether to the same tokens.
+Each line must have the token ids of the prompt, because tokenizing the text again may give different tokens.
 """
 
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ class ResponseReader:
     vocabulary: int | None = None
 
     def __init__(self, kind: str, source: str | Path) -> None:
-        """Find the files; nothing is read yet.
+        """Find the files, without reading them.
 
         Raises:
-            InputError: There are none.
+            InputError: There are no files.
         """
         self._kind, self._files = kind, files_of(source, ".jsonl", ".json")
         self._places: list[Line] = []
@@ -43,7 +43,7 @@ class ResponseReader:
                 yield Document(tokens)
 
     def rows(self, number: int, largest: int) -> KnownRows:
-        """Return what an answer says of a prompt."""
+        """Return the rows of a prompt."""
         del largest
         place = self._places[number]
         body, tokens = self._read(json_line(place), place)
@@ -57,18 +57,18 @@ class ResponseReader:
         body = entry.get("response", entry) if isinstance(entry, dict) else None
         body = body.get("body", body) if isinstance(body, dict) else body
         if not isinstance(body, dict):
-            raise InputError(f"{place} holds no answer of {self._kind}")
+            raise InputError(f"{place} is not a response of {self._kind}")
         found = self._tokens(entry, body)
         if not isinstance(found, list) or not found or not all(type(one) is int for one in found):
             asked = "return_token_ids" if self._kind == "vllm" else "return_logprob and logprob_start_len 0"
             raise InputError(
-                f"{place} does not hold the ids of its prompt, so that nobody can tell what its rows are of. Ask {self._kind} again with "
-                f"{asked}, or put the ids into `prompt_token_ids`."
+                f"{place} lacks the token ids of its prompt. Send the request to {self._kind} again with {asked}, or add the ids as "
+                "`prompt_token_ids`."
             )
         return body, np.array(found, np.int64)
 
     def _tokens(self, entry: dict[str, Any], body: dict[str, Any]) -> Any:
-        """Return the ids of the prompt, wherever the line has them."""
+        """Return the ids of the prompt, from any of the places where a line may have them."""
         if self._kind == "sglang":
             said = body.get("meta_info")
             own = said.get("input_token_logprobs") if isinstance(said, dict) else None

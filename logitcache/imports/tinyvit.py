@@ -1,11 +1,11 @@
-"""Logits that TinyViT's save_logits.py has saved: a folder for each epoch, `logits_top{K}_epoch{E}`.
+"""Read logits saved by TinyViT's save_logits.py, in a folder `logits_top{K}_epoch{E}` for each epoch.
 
-Each process of the teacher wrote two files there: `rank{R}-keys.txt`, a key a line, and `rank{R}-values.bin`, 4 + 4 K bytes a key:
-the seed of the image's augmentation as int32, the classes of the K largest probabilities as int16, then these probabilities as float16;
-little-endian, the largest first, softmax at temperature 1. A key is the name of an image without its suffix, or its number in the data
-set. An image that several processes have seen counts as the one of the lowest rank saw it.
+Each process of the teacher writes two files: `rank{R}-keys.txt` with a key per line, and `rank{R}-values.bin` with 4 + 4 K bytes per key:
+the seed of the image's augmentation as int32, the classes of the K largest probabilities as int16, and these probabilities as float16,
+in descending order, from a softmax at temperature 1, all little-endian. A key is the name of an image without its suffix, or its number
+in the data set. For images that several processes have seen, the rows of the lowest rank are used.
 
-The seed makes random numbers for TinyViT's own copy of timm's augmentation, and logitcache cannot repeat those images.
+The seed is for TinyViT's own copy of timm's augmentation, so logitcache cannot reproduce these images.
 """
 
 import re
@@ -28,33 +28,37 @@ _FILES = re.compile(r"rank(-?\d+)-values\.bin")
 
 
 class TinyViTReader:
-    """Reads epochs, each of which is a view; one of them is held in memory at a time."""
+    """Reads epochs, each of which is a view, with one of them in memory at a time."""
 
     own, recipe, row_bytes = False, "recorded-seeds", 0
 
     def __init__(self, source: str | Path, samples: Any, views: int | None) -> None:
-        """Find the epochs; none is read yet.
+        """Find the epochs, without reading them.
 
         Args:
-            source: Folder with the epochs' folders, or one of those.
-            samples: The images.
-            views: Number of epochs to take; None takes all.
+            source: Folder with the folders of the epochs, or one of these.
+            samples: Data set of the images.
+            views: Number of epochs to import; None imports all.
 
         Raises:
-            InputError: There are none, fewer than asked for, or some of another K.
+            InputError: There are no epochs, too few, or epochs with different K.
         """
         folder = Path(source).expanduser()
         if not folder.is_dir():
-            raise InputError(f"there is no folder {folder}: expected one with folders logits_top100_epoch0, ...")
+            raise InputError(f"there is no folder {folder}; expected one with folders logits_top100_epoch0, ...")
         every = [folder] if _FOLDER.fullmatch(folder.name) else sorted(one for one in folder.iterdir() if one.is_dir())
         epochs = {int(match[2]): (one, int(match[1])) for one in every if (match := _FOLDER.fullmatch(one.name))}
         if not epochs:
-            raise InputError(f"{folder} has no folders of epochs, as logits_top100_epoch0, which save_logits.py makes")
+            raise InputError(
+                f"{folder} has no folders of epochs such as logits_top100_epoch0, which save_logits.py makes"
+            )
         if len({k for _, k in epochs.values()}) > 1:
             names = ", ".join(sorted(one.name for one, _ in epochs.values()))
-            raise InputError(f"{folder} has epochs of different numbers of classes a row: {names}. Import them apart.")
+            raise InputError(
+                f"{folder} has epochs with different numbers of classes per row: {names}. Import them separately."
+            )
         if views is not None and views > len(epochs):
-            raise InputError(f"--views {views}: {folder} has {counted(len(epochs), 'epoch')}")
+            raise InputError(f"--views {views} is too many: {folder} has {counted(len(epochs), 'epoch')}")
         self.keys = tuple(sorted(epochs)[:views])
         self._folders = [epochs[epoch][0] for epoch in self.keys]
         self.largest, self._samples = epochs[self.keys[0]][1], samples
@@ -62,10 +66,10 @@ class TinyViTReader:
         self._held: tuple[int, NDArray[Any]] | None = None
 
     def rows(self, view: int, samples: NDArray[np.int64]) -> Shown:
-        """Return what is saved of some images in an epoch.
+        """Return the rows and seeds of a batch of images in an epoch.
 
         Raises:
-            InputError: An image is missing, a file was cut short, or holds something else.
+            InputError: An image is missing, or a file is truncated or invalid.
         """
         if self._held is None or self._held[0] != view:
             self._held = view, self._read(self._folders[view])
@@ -82,13 +86,13 @@ class TinyViTReader:
         rows, there = np.zeros(len(self._samples), record), np.zeros(len(self._samples), np.bool_)
         files = sorted((int(match[1]), one) for one in folder.iterdir() if (match := _FILES.fullmatch(one.name)))
         if not files:
-            raise InputError(f"{folder} has no files rank0-values.bin: its epoch was not saved to the end")
+            raise InputError(f"{folder} has no file rank0-values.bin; saving this epoch did not finish")
         for rank, file in files:
             numbers = self._numbered(folder / f"rank{rank}-keys.txt")
             if file.stat().st_size != len(numbers) * record.itemsize:
                 raise InputError(
-                    f"{file} has {file.stat().st_size:,} bytes, and {counted(len(numbers), 'key')} of {record.itemsize} bytes take "
-                    f"{len(numbers) * record.itemsize:,}: it was cut short, or has another K than {self.largest}"
+                    f"{file} has {file.stat().st_size:,} bytes, but {counted(len(numbers), 'key')} of {record.itemsize} bytes take "
+                    f"{len(numbers) * record.itemsize:,}; it was truncated, or its K is not {self.largest}"
                 )
             new = np.flatnonzero(numbers >= 0)
             new = new[~there[numbers[new]]]
@@ -99,29 +103,29 @@ class TinyViTReader:
         return rows
 
     def _numbered(self, file: Path) -> NDArray[np.int64]:
-        """Return the number of the image of each key, [n]; -1 where the data set has no such image."""
+        """Return the id of the image of each key, [n]; -1 if the data set does not have it."""
         try:
             keys = file.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{file} cannot be read, which names the images of the file beside it: {error}") from error
+            raise InputError(f"cannot read {file} with the keys of the images: {error}") from error
         keys = [key.strip() for key in keys]
         if keys and not any(key in self._numbers for key in keys):
             if not all(map(str.isdecimal, keys)):
                 raise InputError(
-                    f"{file} names images by keys like {keys[0]!r}, and the data set has none of them: name the images with --data"
+                    f"{file} has keys like {keys[0]!r}, none of which is in the data set; set --data to the images that the teacher saw"
                 )
             found = np.array(keys, np.int64)
             if found.max() >= len(self._samples):
                 raise InputError(
-                    f"{file} numbers images up to {found.max():,}, and the data set has {len(self._samples):,}: name the one that "
-                    "was used with --data"
+                    f"{file} has image numbers up to {found.max():,}, but the data set has {len(self._samples):,} images; set --data to "
+                    "the images that the teacher saw"
                 )
             return found
         return np.array([self._numbers.get(key, -1) for key in keys], np.int64)
 
 
 def _numbers_of(samples: Any) -> Mapping[str, int]:
-    """Return the number of each image by its name: path, path without suffix, and file name without suffix where only one has it."""
+    """Return the id of each image by its path, its path without suffix, and its file name without suffix, if these are unique."""
     found, twice = dict[str, int](), set[str]()
     for number, path in enumerate(getattr(samples, "paths", ())):
         bare = path.rpartition(".")[0]

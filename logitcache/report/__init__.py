@@ -1,4 +1,4 @@
-"""What is in a cache, and what became of runs, as pictures: one page of HTML, or SVG. Nothing here is needed to compute it."""
+"""HTML reports about caches, and SVG figures of runs. Nothing else depends on this package."""
 
 from logitcache.report.page import comparison_html, report_html, shown_samples
 from logitcache.report.pictures import sample_images

@@ -1,7 +1,7 @@
-"""Figures as SVG, drawn with nothing but text.
+"""Figures as SVG, generated as text.
 
-Colours are Okabe and Ito's, told apart by all eyes; dashes and marks say the same in grey print. A figure is as wide as a
-phone, so that its words keep their size; a page sets several side by side.
+The colors are those of Okabe and Ito, which are distinguishable with color blindness; dashes and markers distinguish the series in
+grayscale print. A figure is as wide as a phone, so that its text keeps its size, and a page places several side by side.
 """
 
 import math
@@ -37,14 +37,14 @@ __all__ = [
     "ticks",
 ]
 
-WIDTH = 320  # pixels: a phone's, less its margins
+WIDTH = 320  # pixels, the width of a phone without margins
 SERIES = 7
 _LIGHT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _DARK = ("#56b4e9", "#e8743b", "#1fb58a", "#cc79a7", "#3d94cc", "#e69f00", "#f2f2f2")
 _DASHES = ("", "6 3", "2 2", "8 3 2 3", "1 3", "12 4", "4 1")
-_LEAST_RANGE = 0.05  # of a heat map, in shares
-_FEW = 30  # rows, of which a share says little
-_LETTER, _DIGIT = 6.4, 7.7  # pixels of an average letter, and of a digit, at 12 px
+_LEAST_RANGE = 0.05  # minimum range of a heat map, as a fraction
+_FEW = 30  # number of rows below which a fraction is unreliable
+_LETTER, _DIGIT = 6.4, 7.7  # width in pixels of an average letter and of a digit, at 12 px
 
 
 def _rules(colours: Sequence[str], ink: str, quiet: str, grid: str, paper: str) -> str:
@@ -59,7 +59,7 @@ def _rules(colours: Sequence[str], ink: str, quiet: str, grid: str, paper: str) 
 
 _BY_DAY = _rules(_LIGHT, "#1d2329", "#5b6570", "#dde2e7", "#ffffff")
 _BY_NIGHT = _rules(_DARK, "#e6e9ec", "#9aa5b1", "#343c45", "#171b20")
-# Colours are spelled out, without var(): drawing programs that open an SVG know no custom properties.
+# Colors are written out instead of using var(), because many programs that open SVG files do not support custom properties.
 STYLE = (
     'svg text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}'
     f"svg .small{{font-size:11px}}{_BY_DAY}"
@@ -70,12 +70,12 @@ STYLE = (
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Where the values of an axis lie.
+    """Mapping from the values of an axis to pixels.
 
     Attributes:
-        low, high: The values at its ends.
-        start, end: Their places in pixels.
-        logarithmic: Whether equal steps are equal ratios; `low` is above 0 then, and what is below lies on it.
+        low, high: Values at the ends of the axis.
+        start, end: Positions of the ends in pixels.
+        logarithmic: Whether the axis is logarithmic; `low` must then be positive, and smaller values are clipped to it.
     """
 
     low: float
@@ -85,7 +85,7 @@ class Scale:
     logarithmic: bool = False
 
     def __call__(self, value: float) -> float:
-        """Return the place of a value."""
+        """Return the position of a value in pixels."""
         low, high = self.low, self.high
         if self.logarithmic:
             value, low, high = (math.log(max(one, self.low)) for one in (value, low, high))
@@ -97,11 +97,11 @@ class Bar:
     """One bar of a chart.
 
     Attributes:
-        name: What it is; shortened where there is no room, and told in full when pointed at.
-        value: Its length.
-        said: Its value in words.
-        series: Number of its colour, from 1.
-        interval: Ends of an interval that is drawn across its end; None draws none.
+        name: Label of the bar; shortened if there is no room, with the full name as a tooltip.
+        value: Length of the bar.
+        said: Formatted value.
+        series: Index of its color, from 1.
+        interval: Ends of an error bar; None draws none.
     """
 
     name: str
@@ -112,14 +112,14 @@ class Bar:
 
 
 def figure(name: str, says: str, width: float, height: float, *parts: str) -> str:
-    """Put a figure together, for a page or (with `STYLE` inside) for a file of its own.
+    """Return a figure, for a page or, with `STYLE` among its elements, for a separate file.
 
     Args:
-        name: Its title, for those who do not see it.
-        says: What is to be seen on it, in a sentence.
-        width: In pixels.
-        height: In pixels.
-        parts: Elements.
+        name: Title for screen readers.
+        says: Description for screen readers, one sentence.
+        width: Width in pixels.
+        height: Height in pixels.
+        parts: SVG elements.
     """
     return element(
         "svg",
@@ -135,12 +135,12 @@ def figure(name: str, says: str, width: float, height: float, *parts: str) -> st
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", class_: str = "") -> str:
-    """Write words."""
+    """Draw text."""
     return element("text", told(words), x=x, y=y, text_anchor=anchor, **({"class_": class_} if class_ else {}))
 
 
 def path(points: Sequence[tuple[float, float]], series: int) -> str:
-    """Draw a line in the colour and with the dashes of a series."""
+    """Draw a line in the color and dash pattern of a series."""
     return element(
         "polyline",
         points=" ".join(f"{x:.1f},{y:.1f}" for x, y in points),
@@ -152,13 +152,13 @@ def path(points: Sequence[tuple[float, float]], series: int) -> str:
 
 
 def band(points: Sequence[tuple[float, float]], series: int) -> str:
-    """Fill an area in the pale colour of a series."""
+    """Fill an area in a pale shade of the color of a series."""
     around = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     return element("polygon", points=around, fill_opacity=0.15, class_=f"f{_colour(series)}")
 
 
 def mark(x: float, y: float, series: int, tip: str = "") -> str:
-    """Draw a point: a disc for an odd series, a ring for an even one."""
+    """Draw a marker: a disc for odd series, a ring for even ones."""
     tips = (element("title", told(tip)),) if tip else ()
     colour = _colour(series)
     if series % 2:
@@ -167,7 +167,7 @@ def mark(x: float, y: float, series: int, tip: str = "") -> str:
 
 
 def legend(names: Sequence[str], x: float, y: float, *, marks: bool = False) -> list[str]:
-    """Name the series, one a line of 18 pixels, as lines or as points."""
+    """Draw a legend with one series per line of 18 pixels, with line or marker samples."""
     parts = []
     for place, name in enumerate(names):
         level = y + 18 * place
@@ -177,7 +177,7 @@ def legend(names: Sequence[str], x: float, y: float, *, marks: bool = False) -> 
 
 
 def ticks(scale: Scale, at_most: int = 6, *, whole: bool = False) -> list[float]:
-    """Return round values between the ends of a scale: steps of 1, 2 or 5 times a power of ten; or powers of ten."""
+    """Return tick values within a scale, at steps of 1, 2 or 5 times a power of ten; powers of ten if it is logarithmic."""
     if scale.logarithmic:
         first, last = math.ceil(math.log10(scale.low) - 1e-9), math.floor(math.log10(scale.high) + 1e-9)
         every = max(-(-(last - first + 1) // at_most), 1)
@@ -205,16 +205,16 @@ def axes(
     y_spelling: Spelling = percents,
     whole: bool = False,
 ) -> list[str]:
-    """Draw grid lines across, ticks below and at the left with their values, and what the axes are.
+    """Draw horizontal grid lines, ticks with their values, and axis labels.
 
     Args:
-        x: Scale from left to right.
-        y: Scale from below: its start is the larger pixel.
-        x_name: Written below.
-        y_name: Written above the left corner.
-        x_spelling: How values at x are written.
-        y_spelling: How values at y are written.
-        whole: Whether only whole numbers are marked at x.
+        x: Horizontal scale, from left to right.
+        y: Vertical scale, from bottom to top, so its start is the larger pixel position.
+        x_name: Label of the horizontal axis, drawn below it.
+        y_name: Label of the vertical axis, drawn above its upper end.
+        x_spelling: Formatter for the values on the horizontal axis.
+        y_spelling: Formatter for the values on the vertical axis.
+        whole: Whether to place ticks of the horizontal axis only at integers.
     """
     parts = _levels(x, y, max(int(abs(y.end - y.start) // 32), 2), y_spelling)
     places = ticks(x, max(int(abs(x.end - x.start) // 44), 2), whole=whole)
@@ -230,7 +230,7 @@ def axes(
 
 
 def _levels(x: Scale, y: Scale, at_most: int, spelling: Spelling) -> list[str]:
-    """Draw grid lines across, with their values at the left."""
+    """Draw horizontal grid lines with their values on the left."""
     parts, levels = list[str](), ticks(y, at_most)
     for level, words in zip(levels, spelling(levels), strict=True):
         parts.append(element("line", x1=x.start, x2=x.end, y1=y(level), y2=y(level), class_="grid"))
@@ -252,20 +252,20 @@ def lines(
     y_spelling: Spelling = percents,
     height: float = 200,
 ) -> str:
-    """Draw shares, or other numbers, over whole numbers, as lines or (`points`) as single marks.
+    """Draw a line chart or, with `points`, a scatter plot, of fractions or other values over integers.
 
     Args:
-        name: As in `figure`.
-        says: As in `figure`.
-        series: For each name its points, (whole number, share); named above where there are several.
-        x_name: As in `axes`.
-        y_name: As in `axes`.
-        low: End of the axis; None: the smallest share, with some room.
-        high: The same for the largest.
-        logarithmic: As in `Scale`.
-        points: Whether to draw marks.
-        y_spelling: How values at y are written, where these are not `logarithmic`.
-        height: Of the plot, in pixels.
+        name: Title, as in `figure`.
+        says: Description, as in `figure`.
+        series: Points of each series, (integer, value), by name; with a legend if there are several.
+        x_name: Label of the horizontal axis.
+        y_name: Label of the vertical axis.
+        low: Lower end of the vertical axis; None chooses it from the smallest value.
+        high: Upper end of the vertical axis; None chooses it from the largest value.
+        logarithmic: Whether the vertical axis is logarithmic.
+        points: Whether to draw markers instead of lines.
+        y_spelling: Formatter for the values on the vertical axis, if it is not `logarithmic`.
+        height: Height of the plot area in pixels.
     """
     named = list(series) if len(series) > 1 else []
     top = 26 + 18 * len(named)
@@ -288,14 +288,14 @@ def lines(
 
 
 def bars(name: str, says: str, rows: Sequence[Bar], *, full: float | None = None, line: float | None = None) -> str:
-    """Draw horizontal bars with names at the left and values at the right.
+    """Draw horizontal bars with names on the left and values on the right.
 
     Args:
-        name: As in `figure`.
-        says: As in `figure`.
-        rows: Bars, from above.
-        full: The value that fills the width; None: the largest.
-        line: A value to mark by a dashed line.
+        name: Title, as in `figure`.
+        says: Description, as in `figure`.
+        rows: Bars, from top to bottom.
+        full: Value of a bar of full width; None uses the largest value.
+        line: Value to mark with a dashed line.
     """
     left = min(max(_LETTER * max(width_of(plain(bar.name)) for bar in rows) + 4, 40), 132) + 8
     right = _DIGIT * max(len(bar.said) for bar in rows) + 8
@@ -326,7 +326,7 @@ def bars(name: str, says: str, rows: Sequence[Bar], *, full: float | None = None
 
 
 def _whisker(x: Scale, interval: tuple[float, float] | None, y: float) -> list[str]:
-    """Draw an interval across the end of a bar."""
+    """Draw an error bar at the end of a bar."""
     if interval is None:
         return []
     low, high = map(x, interval)
@@ -335,7 +335,7 @@ def _whisker(x: Scale, interval: tuple[float, float] | None, y: float) -> list[s
 
 
 def columns(name: str, says: str, values: Sequence[tuple[str, float]], x_name: str, y_name: str) -> str:
-    """Draw upright bars of shares, from left to right."""
+    """Draw vertical bars of fractions, from left to right."""
     x = Scale(0, len(values), 50, WIDTH - 18)
     y = Scale(0, max((share for _, share in values), default=0) * 1.02 or 1, 206, 26)
     parts = _levels(x, y, 5, percents)
@@ -345,7 +345,7 @@ def columns(name: str, says: str, values: Sequence[tuple[str, float]], x_name: s
         tip = element("title", told(f"{x_name} {word}: {percent(share)}"))
         size = {"x": x(place) + 0.12 * wide, "width": 0.76 * wide, "y": y(share), "height": y.start - y(share)}
         parts.append(element("rect", tip, **size, class_="f1"))
-        if (len(values) - 1 - place) % every == 0:  # the last one is always named
+        if (len(values) - 1 - place) % every == 0:  # the last one always has a label
             parts.append(text(x(place + 0.5), y.start + 17, word, "middle", "small quiet tick"))
     parts.append(element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"))
     parts.append(text((x.start + x.end) / 2, y.start + 34, x_name, "middle", "small quiet"))
@@ -354,9 +354,9 @@ def columns(name: str, says: str, values: Sequence[tuple[str, float]], x_name: s
 
 
 def reliability_diagram(name: str, says: str, bins: "Sequence[Bin]") -> str:
-    """Draw accuracy by confidence, with the diagonal on which both agree, and below how many rows each bin holds."""
+    """Draw accuracy by confidence with the diagonal of perfect calibration, and the number of rows of each bin below."""
     x, y = Scale(0, 1, 50, WIDTH - 18), Scale(0, 1, 236, 26)
-    parts = axes(x, y, "", "share of them that are right", x_spelling=percents)
+    parts = axes(x, y, "", "accuracy", x_spelling=percents)
     most = max((one.rows for one in bins), default=0) or 1
     for one in bins:
         if not one.rows:
@@ -364,7 +364,7 @@ def reliability_diagram(name: str, says: str, bins: "Sequence[Bin]") -> str:
         lower, upper = percents([one.lower, one.upper])
         tip = (
             f"confidence {lower} to {upper}: "
-            f"{counted(one.rows, 'row')}, {percent(one.accuracy)} right, sure of {percent(one.confidence)}"
+            f"{counted(one.rows, 'row')}, accuracy {percent(one.accuracy)}, mean confidence {percent(one.confidence)}"
         )
         wide = {"x": x(one.lower) + 1, "width": max(x(one.upper) - x(one.lower) - 2, 1)}
         tall = {"y": y(one.accuracy), "height": max(y.start - y(one.accuracy), 1)}
@@ -378,18 +378,18 @@ def reliability_diagram(name: str, says: str, bins: "Sequence[Bin]") -> str:
         element("line", x1=x(0), y1=y(0), x2=x(1), y2=y(1), stroke_width=1.5, stroke_dasharray="5 4", class_="s2"),
         *(mark(x(one.confidence), y(one.accuracy), 2) for one in bins if one.rows >= _FEW),
         element("line", x1=x.start, x2=x.end, y1=316, y2=316, class_="axis"),
-        text((x.start + x.end) / 2, 332, "confidence; grey: how many rows", "middle", "small quiet"),
+        text((x.start + x.end) / 2, 332, "confidence; gray: number of rows", "middle", "small quiet"),
     ]
     return figure(name, says, WIDTH, 340, *parts)
 
 
 def heat_map(name: str, says: str, matrix: Sequence[Sequence[float | None]], axis: str) -> str:
-    """Draw a symmetric matrix of shares; the diagonal, which is 1, is left out, so that the others can be told apart, and None is too."""
+    """Draw a symmetric matrix of fractions, without None and the diagonal, which is 1 and would reduce the contrast of the others."""
     size = len(matrix)
     cell = min((WIDTH - 32) / size, 56)
     others = [value for a, row in enumerate(matrix) for b, value in enumerate(row) if a != b and value is not None]
     high = max(others)
-    low = min(*others, high - _LEAST_RANGE)  # or noise would look like a difference
+    low = min(*others, high - _LEAST_RANGE)  # so that noise does not look like a difference
     decimal_places = 1 if size <= 7 else None
     parts = []
     for a in range(size):
@@ -418,13 +418,13 @@ def heat_map(name: str, says: str, matrix: Sequence[Sequence[float | None]], axi
         element("rect", x=128, y=foot + 12, width=24, height=12, fill_opacity=1, class_="f1"),
         text(158, foot + 22, percent(high), "start", "small"),
         element("rect", x=224, y=foot + 12, width=24, height=12, class_="band"),
-        text(254, foot + 22, "itself", "start", "small"),
+        text(254, foot + 22, "diagonal", "start", "small"),
     ]
     return figure(name, says, WIDTH, foot + 32, *parts)
 
 
 def quantile_strips(name: str, says: str, strips: "Mapping[str, Quantiles]", x_name: str) -> str:
-    """Draw where values lie: a line from 5 % to 95 %, a box from 25 % to 75 %, a stroke at the median, a ring at the mean."""
+    """Draw box plots: a line from the 5th to the 95th percentile, a box from the 25th to the 75th, the median and, as a ring, the mean."""
     low, high = min(one.p5 for one in strips.values()), max(one.p95 for one in strips.values())
     means = [one.mean for one in strips.values()]
     low, high = min(low, *means), max(high, *means)
@@ -461,7 +461,7 @@ def quantile_strips(name: str, says: str, strips: "Mapping[str, Quantiles]", x_n
 
 
 def falling(values: Sequence[float]) -> list[tuple[float, float]]:
-    """Thin out a long falling or rising row to as many points as a figure has pixels: (place from 1, value)."""
+    """Thin out a long monotonic sequence to about one point per pixel; return (position from 1, value)."""
     step = max(len(values) // WIDTH, 1)
     chosen = sorted({*range(0, len(values), step), len(values) - 1})
     return [(place + 1, values[place]) for place in chosen]

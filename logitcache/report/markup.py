@@ -1,4 +1,4 @@
-"""Elements of SVG and HTML as text. Whatever is written inside one is escaped here, and nowhere else."""
+"""SVG and HTML elements as text. All escaping happens here."""
 
 import re
 import unicodedata
@@ -6,18 +6,18 @@ from html import escape
 
 __all__ = ["element", "plain", "shortened", "told", "width_of", "with_code"]
 
-# What XML 1.0 does not allow, and what would turn the words after it around.
+# Characters that XML 1.0 does not allow, and those that change the direction of the text after them.
 _UNWRITABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
 def element(name: str, /, *children: str, **attributes: str | float) -> str:
-    """Write an element.
+    """Return an element as markup.
 
     Args:
-        name: Of the element.
-        children: What is inside, as markup: other elements, or words that went through `told`. None: an empty element.
-        attributes: Their values are escaped; `class_` is written `class`, `stroke_width` as `stroke-width`.
+        name: Name of the element.
+        children: Content as markup: other elements, or text escaped by `told`. Without children, the element is self-closing.
+        attributes: Attributes, whose values are escaped. `class_` becomes `class` and `stroke_width` becomes `stroke-width`.
     """
     words = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(_spelled(value))}"' for key, value in attributes.items()
@@ -26,12 +26,12 @@ def element(name: str, /, *children: str, **attributes: str | float) -> str:
 
 
 def told(words: object) -> str:
-    """Write words as markup."""
+    """Escape text as markup."""
     return escape(plain(words))
 
 
 def with_code(words: object) -> str:
-    """Write words as markup; what stands between backticks as code."""
+    """Escape text as markup, with code elements for parts in backticks."""
     parts = told(words).split("`")
     if len(parts) % 2 == 0:
         return "`".join(parts)
@@ -39,12 +39,12 @@ def with_code(words: object) -> str:
 
 
 def plain(words: object) -> str:
-    """Return words without the characters that no file of XML may hold, or that reorder what follows them."""
+    """Return text without characters that XML does not allow or that change the direction of the text after them."""
     return _TURNING.sub("", _UNWRITABLE.sub("\ufffd", str(words)))
 
 
 def shortened(words: str, width: float) -> str:
-    """Cut words to a width, in letters as wide as an average one: at the end, and a path at its beginning."""
+    """Shorten text to a width in average letters, at the end, or at the beginning if it is a path."""
     words = " ".join(plain(words).split())
     if width_of(words) <= width:
         return words
@@ -54,7 +54,7 @@ def shortened(words: str, width: float) -> str:
 
 
 def _kept(words: str, width: float) -> str:
-    """Return the first letters that fit beside an ellipsis."""
+    """Return the first letters that fit together with an ellipsis."""
     room, kept = width - _width("…"), ""
     for letter in words:
         room -= _width(letter)
@@ -65,12 +65,12 @@ def _kept(words: str, width: float) -> str:
 
 
 def width_of(words: str) -> float:
-    """Return about how wide words are, in letters as wide as an average one; rather too much than too little."""
+    """Estimate the width of text in average letters, conservatively."""
     return sum(map(_width, words))
 
 
 def _width(letter: str) -> float:
-    if unicodedata.category(letter) in ("Cf", "Me", "Mn"):  # drawn over the letter before
+    if unicodedata.category(letter) in ("Cf", "Me", "Mn"):  # combined with the preceding letter
         return 0
     if unicodedata.east_asian_width(letter) in "WF":
         return 2.4

@@ -1,4 +1,4 @@
-"""What methods will do with the rows of a cache, and what they notice of how rows are stored."""
+"""Report section about methods: their effect on the rows of a cache, and the error that the encoding causes."""
 
 from itertools import accumulate
 from math import isfinite
@@ -15,27 +15,32 @@ if TYPE_CHECKING:
 
 __all__ = ["what_a_method_will_do"]
 
-_POOR = 0.1  # relative error of a gradient
-_FLOOR = 1e-5  # probability at which the axis of mass ends
-_DRAWN = 16  # methods
+_POOR = 0.1  # relative gradient error above which it is marked
+_FLOOR = 1e-5  # lower end of the probability axis
+_DRAWN = 16  # maximum number of methods in the chart
 _STUDENTS = ("fresh", "trained")
 
 
 def what_a_method_will_do(stats: "CacheStats", fidelity: "Fidelity | None") -> str:
-    """Write the section about methods."""
+    """Return the section about methods."""
     preview = stats.preview
     title = "Effect of methods"
     if stats.manifest["encoding"]["kind"] == "sampled":
-        words = "Draws serve methods that are linear in the teacher's probabilities; what others would change is not known from them."
+        words = (
+            "Draws are suitable for methods that are linear in the teacher's probabilities. The effect of other methods cannot be computed "
+            "from them."
+        )
         return section(title, paragraph(words), *_fidelity(fidelity))
     if not preview.rows:
-        return section(title, paragraph("No row can be read, so nothing can be said about methods."))
+        return section(title, paragraph("No statistics, because no rows can be read."))
     least = "at least " if "k" in stats.manifest["encoding"] else ""
     by_row = [_by_row(preview)] if isfinite(preview.deviation.median) else []
     figures = [*_edits(preview, least), *by_row, *_mass(preview), *_outside(stats)]
     return section(
         title,
-        paragraph(f"Looked at {counted(preview.rows, 'row')}, at the papers' settings, without a student.", "quiet"),
+        paragraph(
+            f"Computed on {counted(preview.rows, 'row')} with the settings of the papers, without a student.", "quiet"
+        ),
         element("div", *figures, class_="grid"),
         *_fidelity(fidelity),
     )
@@ -51,18 +56,18 @@ def _edits(preview: "MethodPreview", least: str) -> list[str]:
     ]
     return [
         captioned(
-            "Rows that label-aware methods change",
+            "Rows changed by label-aware methods",
             bars("Rows changed by method", "; ".join(f"{bar.name} {bar.said}" for bar in rows) + ".", rows, full=1.0),
-            f"Of the rows it edits, {_moved('LoCa', preview.loca_moved)}swap moves {percent(preview.swap_moved)} of the probability in "
-            f"the mean; where RLD hides more than the label, it hides {least}{number(preview.rld_hidden)} "
-            "classes. Near 0% there is nothing for them to mend on this cache. A large share is good where the teacher errs "
-            "and bad where the labels do: see the last section.",
+            f"On average, {_moved('LoCa', preview.loca_moved)}swap moves {percent(preview.swap_moved)} of the probability in the rows that "
+            f"it changes. Where RLD masks classes besides the label, it masks {least}{number(preview.rld_hidden)} classes. Near 0%, "
+            "these methods have nothing to correct in this cache. A large fraction is good if the teacher is wrong and bad if the labels "
+            "are: see the last section.",
         )
     ]
 
 
 def _moved(name: str, share: float) -> str:
-    """Say how much a method moves, where that is known."""
+    """Return a clause on how much probability a method moves, if it is known."""
     return f"{name} moves {percent(share)} and " if isfinite(share) else ""
 
 
@@ -73,11 +78,11 @@ def _by_row(preview: "MethodPreview") -> str:
     wide = f"Median {number(preview.deviation.median)}."
     return captioned(
         "Temperatures and spread by row",
-        quantile_strips("Temperatures that methods choose by row", f"{chosen}.", strips, "temperature")
+        quantile_strips("Temperatures by row", f"{chosen}.", strips, "temperature")
         + quantile_strips("Standard deviation of a row's logits", wide, spread, "standard deviation of a row's logits"),
-        "Line: 5% to 95% of rows; box: the middle half; stroke: median; ring: mean; at the right the extremes. A "
-        "temperature nearly the same for every row does no more than a fixed one; far above 10 it flattens the "
-        "teacher to nothing. Deviations near 0 are bad: such rows say nothing, and z-scores blow up their noise.",
+        "Line: 5th to 95th percentile; box: middle half; tick: median; ring: mean; on the right: minimum and maximum. If the temperature "
+        "is nearly the same for every row, it has the same effect as a fixed one; far above 10, it flattens the teacher's distribution "
+        "completely. Standard deviations near 0 are bad: such rows carry no information, and z-scores amplify their noise.",
     )
 
 
@@ -87,8 +92,8 @@ def _mass(preview: "MethodPreview") -> list[str]:
         return []
     beyond = [max(1 - total, 0.0) for total in accumulate(ranked)]
     series = {
-        "of the class at this rank": [(place + 1.0, share) for place, share in enumerate(ranked)],
-        "of all classes after it": [(place + 1.0, share) for place, share in enumerate(beyond) if share > _FLOOR],
+        "class at this rank": [(place + 1.0, share) for place, share in enumerate(ranked)],
+        "all further classes": [(place + 1.0, share) for place, share in enumerate(beyond) if share > _FLOOR],
     }
     drawn = {name: points for name, points in series.items() if points}
     says = f"The first class has {percent(ranked[0])}, the second {percent(ranked[1])}."
@@ -106,9 +111,8 @@ def _mass(preview: "MethodPreview") -> list[str]:
                 high=1.0,
                 logarithmic=True,
             ),
-            f"{says} Mean probability at T=1 over rows; each line down is a tenth. The dashed line at k is what a "
-            "top-k row leaves out. If the first class has nearly all, there is little to distil at T=1: use a "
-            "higher temperature.",
+            f"{says} Mean probability over rows at T=1, on a logarithmic scale. The dashed line at k is the probability that a top-k row "
+            "leaves out. If the first class has nearly all of it, there is little to distill at T=1: use a higher temperature.",
         )
     ]
 
@@ -121,20 +125,21 @@ def _outside(stats: "CacheStats") -> list[str]:
     says = ", ".join(f"{percent(bar.value)} at {bar.name}" for bar in rows) + "."
     return [
         captioned(
-            f"Left out by top-{encoding['k']}",
+            f"Probability outside the top {encoding['k']}",
             bars(
                 "Probability outside the top-k, by temperature", says, rows, full=max(0.5, *(bar.value for bar in rows))
             ),
-            "Mean probability of the classes that are not kept one by one; above T=1 an estimate. The rest is spread evenly when rows are "
-            "read, so a large share at the temperature you train with is bad: dump with a larger `--top-k`, or "
-            "every class.",
+            "Mean probability of the classes that are not stored; an estimate above T=1. It is spread evenly over these classes when rows "
+            "are read, so a large fraction at the training temperature is bad: dump with a larger `--top-k` or with every class.",
         )
     ]
 
 
 def _fidelity(fidelity: "Fidelity | None") -> list[str]:
     if fidelity is None:
-        return [paragraph("What storing does to each method was not measured; `logitcache fidelity` does.", "quiet")]
+        return [
+            paragraph("The effect of the encoding was not measured here; run `logitcache fidelity` for it.", "quiet")
+        ]
     measured = sorted((one for one in fidelity.methods if not one.refused), key=lambda one: -one.gradient["trained"])
     refused = [one for one in fidelity.methods if one.refused]
     parts = []
@@ -142,24 +147,24 @@ def _fidelity(fidelity: "Fidelity | None") -> list[str]:
         head = ["method", *(f"{what}, {student}" for what in ("loss", "gradient", "angle") for student in _STUDENTS)]
         shown = table(head, map(_cells, measured))
         without_rank = (
-            f" In {percent(fidelity.unranked)} of rows the label is not among the k largest logits."
+            f" In {percent(fidelity.unranked)} of the rows, the label is not among the k largest logits."
             if fidelity.unranked
             else ""
         )
         parts = [
             element("h3", "Effect of the encoding on each method"),
             paragraph(
-                f"Relative errors of loss and gradient against {counted(fidelity.rows, 'row')} kept in full, for a "
-                "student that is fresh and one that is nearly trained; angles between the two gradients. Above "
-                f"{_POOR:.0%} (marked !) the student is led elsewhere than the teacher would.{without_rank}",
+                "Relative errors of loss and gradient, and the angle between exact and stored "
+                f"gradient, on {counted(fidelity.rows, 'row')} stored in full, for a simulated untrained student and a trained one. Above "
+                f"{_POOR:.0%} (marked !), the student learns something different from what the teacher predicts.{without_rank}",
                 "quiet",
             ),
             element("div", _gradients(measured), shown, class_="split turned"),
         ]
     if refused:
         rows = [[told(one.method), told(one.refused)] for one in refused]
-        words = f"{counted(len(refused), 'method')} cannot be used with these rows: {', '.join(one.method for one in refused)}"
-        parts.append(fold(words, table(["method", "why"], rows, left=2)))
+        words = f"{counted(len(refused), 'method')} cannot use these rows: {', '.join(one.method for one in refused)}"
+        parts.append(fold(words, table(["method", "reason"], rows, left=2)))
     return parts
 
 
@@ -187,9 +192,9 @@ def _gradients(measured: "list[MethodError]") -> str:
         )
         for one in measured[:_DRAWN]
     ]
-    says = f"{rows[0].name} notices most: {rows[0].said} of its gradient."
+    says = f"The largest error is that of {rows[0].name}, {rows[0].said} of its gradient."
     return captioned(
-        "Error of the gradient, trained student",
+        "Gradient error, trained student",
         bars("Gradient error by method", says, rows, full=max(2 * _POOR, rows[0].value), line=_POOR),
         f"{says} Bars beyond the dashed line ({_POOR:.0%}) are bad.",
     )

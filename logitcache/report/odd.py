@@ -1,4 +1,4 @@
-"""What is odd in the data: labels that a confident teacher denies, and samples that look alike; with their images."""
+"""Report section about the data: likely label errors and likely duplicates, with their images."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -16,13 +16,13 @@ _CARDS, _PAIRS = 36, 18
 
 
 def shown_samples(stats: "CacheStats") -> list[int]:
-    """Return the ids of the samples whose images the page shows, ascending."""
+    """Return the ids of the samples whose images the report shows, ascending."""
     pairs = {sample for pair in stats.duplicates[:_PAIRS] for sample in (pair.first, pair.second)}
     return sorted({one.sample for one in stats.odd[:_CARDS]} | pairs)
 
 
 def what_is_odd(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes], without_images: str) -> str:
-    """Write the section about the data."""
+    """Return the section about the data."""
     why = [paragraph(without_images, "quiet")] if without_images and (stats.odd or stats.duplicates) else []
     return section(
         "Likely label errors and duplicates", *why, *_labels(stats, names, images), *_duplicates(stats, names, images)
@@ -34,24 +34,21 @@ def _labels(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes])
     samples = stats.manifest["samples"]
     if not stats.odd:
         if not stats.preview.labelled:
-            return [heading, paragraph("Not looked for: rows of mixed views have two labels.")]
-        return [
-            heading,
-            paragraph(f"None of the {samples:,} samples is one whose label every view of a confident teacher denies."),
-        ]
+            return [heading, paragraph("Not searched for, because rows of mixed views have two labels.")]
+        return [heading, paragraph(f"None found among {samples:,} samples.")]
     views = len(stats.views)
-    says = f"In {stats.odd_total:,} of {samples:,} samples ({percent(stats.odd_total / (samples or 1))}) "
+    says = f"In {stats.odd_total:,} of {samples:,} samples ({percent(stats.odd_total / (samples or 1))}), "
     says += (
-        "a confident teacher denies the label"
+        "the teacher confidently predicts a class other than the label"
         if views == 1
-        else f"{'both' if views == 2 else f'all {views}'} views of a confident teacher, or those that can be read, agree on one class, and "
-        "it is not the label's"
+        else f"the teacher confidently predicts the same class, and not the label, in {'both' if views == 2 else f'all {views}'} views "
+        "(or those that can be read)"
     )
     parts = [
         heading,
         paragraph(
-            f"{says}. The surest come first. Look at each: a wrong label teaches the student, and every method that "
-            "trusts labels, something wrong."
+            f"{says}. The most confident come first. Check each of them: a wrong label misleads the student and every method that relies "
+            "on labels."
         ),
         element("div", *(_card(one, names, images) for one in stats.odd[:_CARDS]), class_="cards"),
     ]
@@ -67,11 +64,11 @@ def _labels(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes])
             ]
             for one in more
         ]
-        head = [stats.row_name, "label", "teacher says", "sure of it", "of the label"]
+        head = [stats.row_name, "label", "prediction", "confidence", "label probability"]
         parts.append(fold(f"{len(more):,} more", table(head, rows, left=3)))
     left_out = stats.odd_total - len(stats.odd)
     if left_out > 0:
-        parts.append(paragraph(f"{left_out:,} more, of which the teacher is less sure, are left out.", "quiet"))
+        parts.append(paragraph(f"{left_out:,} more with a lower confidence are left out.", "quiet"))
     return parts
 
 
@@ -82,10 +79,12 @@ def _card(one: "OddSample", names: ClassNames, images: Mapping[int, bytes]) -> s
         element(
             "div",
             element("p", told(f"sample {one.sample:,}"), class_="quiet"),
-            element("p", "labelled ", element("b", names.marked(one.label))),
-            element("p", "the teacher says ", element("b", names.marked(one.says))),
+            element("p", "label ", element("b", names.marked(one.label))),
+            element("p", "prediction ", element("b", names.marked(one.says))),
             element(
-                "p", told(f"{percent(one.confidence)} sure; label {percent(one.label_probability)}"), class_="quiet"
+                "p",
+                told(f"confidence {percent(one.confidence)}, label {percent(one.label_probability)}"),
+                class_="quiet",
             ),
         ),
         class_="card",
@@ -98,18 +97,17 @@ def _duplicates(stats: "CacheStats", names: ClassNames, images: Mapping[int, byt
         if not stats.duplicates_among:
             return [
                 heading,
-                paragraph("No two images of view 0 have equal pixels; these rows say too little to look for more."),
+                paragraph(
+                    "No two images have the same pixels in view 0. Their logits were not compared, because these rows have too few."
+                ),
             ]
-        return [
-            heading,
-            paragraph(f"No two of the {stats.duplicates_among:,} samples searched are answered nearly alike."),
-        ]
+        return [heading, paragraph(f"None found among the {stats.duplicates_among:,} samples searched.")]
     parts = [
         heading,
         paragraph(
-            f"Pairs that the teacher answers nearly alike, among {counted(stats.duplicates_among, 'sample')}, "
-            "nearest first. Distance: of their logits, where 1 is usual between nearest neighbours. One image twice "
-            "counts double in training; with two labels, or in the test data too, it spoils results."
+            f"Pairs with nearly the same logits, among {counted(stats.duplicates_among, 'sample')}, nearest first. The distance between "
+            "their logits is relative to the median distance between nearest neighbors. A duplicate image counts twice in training; with "
+            "two different labels, or if it is also in the test data, it distorts results."
         ),
         element("div", *(_pair(pair, names, images) for pair in stats.duplicates[:_PAIRS]), class_="cards"),
     ]

@@ -1,4 +1,4 @@
-"""The page of `logitcache stats --report`: one file of HTML with everything inside; and the smaller one of two caches."""
+"""HTML reports of `logitcache stats --report`, as a single self-contained file: for one cache, and for a comparison of two."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["comparison_html", "report_html", "shown_samples"]
 
-_NAMED = 20  # blocks that are named, of those missing or damaged
+_NAMED = 20  # maximum number of missing or damaged blocks to list
 
 
 def report_html(
@@ -42,21 +42,21 @@ def report_html(
     without_images: str = "",
     spell: "Speller | None" = None,
 ) -> str:
-    """Write the page about a cache.
+    """Return the report about a cache.
 
     Args:
-        stats: What was found.
-        fidelity: What storing does to methods; None: it was not measured.
-        advice: Sentences; code stands between backticks.
-        images: PNGs of samples by id; see `shown_samples`.
-        without_images: Why there are none, in a sentence.
-        spell: Function that writes tokens as text; None if the data is not text.
+        stats: Statistics of the cache.
+        fidelity: Effect of the encoding on methods; None if it was not measured.
+        advice: Sentences, with code in backticks.
+        images: PNG of each sample by id; see `shown_samples`.
+        without_images: Sentence that explains why there are no images.
+        spell: Function that converts tokens to text; None if the data is not text.
 
     Returns:
-        A file of HTML that is whole in itself: no script, nothing to fetch.
+        Self-contained HTML, without scripts and without anything to load.
     """
     manifest, names = stats.manifest, ClassNames(stats.classes)
-    data = "/".join(manifest["data"]["spec"].split("/")[-2:])  # of a path its end
+    data = "/".join(manifest["data"]["spec"].split("/")[-2:])  # the last parts of a path
     title = f"{manifest['teachers'][0]['name']} on {data or 'a data set'}"
     return page(
         f"{title} - logitcache",
@@ -83,7 +83,8 @@ def report_html(
 def _foot(words: str, software: Mapping[str, str]) -> str:
     version = software.get("logitcache", "")
     return element(
-        "footer", told(f"{words}. Dumped by logitcache {version}. Shares are of rows: a row is one sample in one view.")
+        "footer",
+        told(f"{words}. Dumped by logitcache {version}. Percentages are of rows; a row is one sample in one view."),
     )
 
 
@@ -93,27 +94,27 @@ def _sentence(stats: "CacheStats") -> str:
     recipe = recipes[0] if len(recipes) == 1 else f"{len(recipes)} recipes"
     if stats.tokens is not None:
         return (
-            f"What {manifest['teachers'][0]['name']} says about {samples_words(manifest)}, one a target token, with a vocabulary of "
-            f"{len(stats.classes):,}; of each row {kept_words(manifest['encoding'])}."
+            f"Logits of {manifest['teachers'][0]['name']} for {samples_words(manifest)}, one per target token, with a vocabulary of "
+            f"{len(stats.classes):,}. Stored for each row: {kept_words(manifest['encoding'])}."
         )
     return (
-        f"What {manifest['teachers'][0]['name']} says about {samples_words(manifest)} of {len(stats.classes):,} "
-        f"classes, in {counted(len(views), 'view')} of {recipe}; of each row {kept_words(manifest['encoding'])}."
+        f"Logits of {manifest['teachers'][0]['name']} for {samples_words(manifest)} of {len(stats.classes):,} "
+        f"classes, in {counted(len(views), 'view')} of {recipe}. Stored for each row: {kept_words(manifest['encoding'])}."
     )
 
 
 def _headline(stats: "CacheStats") -> str:
     health, sound = stats.health, _is_sound(stats.health)
     accuracy, error = stats.mean("accuracy"), stats.mean("calibration_error")
-    words = "whole" if sound else "not whole" if not health.whole else "look closer"
-    note = f"{counted(health.blocks, 'block')}, all there" if sound else _complaint(health)
+    words = "complete" if sound else "incomplete" if not health.whole else "suspicious"
+    note = f"all of {counted(health.blocks, 'block')}" if sound else _complaint(health)
     return tiles(
         [
             ("health", words, note, "good" if sound else "bad"),
             (
                 "teacher accuracy",
                 percent(accuracy),
-                "no more often than chance" if stats.chance else f"top-5 {percent(stats.mean('top5_accuracy'))}",
+                "no better than chance" if stats.chance else f"top-5 {percent(stats.mean('top5_accuracy'))}",
                 "bad" if stats.chance else "",
             ),
             (
@@ -124,9 +125,9 @@ def _headline(stats: "CacheStats") -> str:
             ),
             _agreement_tile(stats),
             (
-                "bytes a row",
+                "bytes per row",
                 f"{stats.bytes_per_row:.1f} B",
-                f"{bytes_text(stats.bytes_total)}; {stats.ratio_to_float32:.2f} of raw float32",
+                f"{bytes_text(stats.bytes_total)}; {stats.ratio_to_float32:.2f}x raw float32",
                 "",
             ),
         ]
@@ -134,13 +135,13 @@ def _headline(stats: "CacheStats") -> str:
 
 
 def _agreement_tile(stats: "CacheStats") -> tuple[str, str, str, str]:
-    """Return the tile about agreement: of views, or of text, which has one rendition, of the teacher with the text."""
+    """Return the tile with the agreement between views, or for text, which has a single view, the perplexity."""
     if stats.tokens is not None:
         known = bool(stats.tokens.rows)
         return ("perplexity", number(stats.tokens.perplexity) if known else "-", "of the teacher on this text", "")
     if len(stats.views) == 1 or stats.agreement_of_all is None:
-        return ("agreement of views", "-", "one view" if len(stats.views) == 1 else "no sample has all views", "")
-    return ("agreement of views", percent(stats.agreement_of_all), f"one class in all {len(stats.views)} views", "")
+        return ("view agreement", "-", "only one view" if len(stats.views) == 1 else "no sample has all views", "")
+    return ("view agreement", percent(stats.agreement_of_all), f"same class in all {len(stats.views)} views", "")
 
 
 def _is_sound(health: "Health") -> bool:
@@ -149,10 +150,10 @@ def _is_sound(health: "Health") -> bool:
 
 def _complaint(health: "Health") -> str:
     found = [
-        "the dump has not ended" if not health.finished else "",
+        "dump unfinished" if not health.finished else "",
         f"{counted(len(health.missing), 'block')} missing" if health.missing else "",
         f"{counted(len(health.damaged), 'block')} damaged" if health.damaged else "",
-        f"{counted(health.not_finite_rows, 'row')} with NaN or infinity" if health.not_finite_rows else "",
+        f"{counted(health.not_finite_rows, 'row')} with NaN or infinite values" if health.not_finite_rows else "",
         f"{counted(health.constant_rows, 'row')} with equal logits" if health.constant_rows else "",
     ]
     return ", ".join(words for words in found if words)
@@ -187,31 +188,31 @@ def _what_it_is(stats: "CacheStats") -> str:
     described = facts(
         {
             "teacher": teacher_words(manifest["teachers"][0]),
-            "it sees": preprocessing_words(manifest["teachers"][0]["preprocessing"], stats.preprocessing_from),
+            "preprocessing": preprocessing_words(manifest["teachers"][0]["preprocessing"], stats.preprocessing_from),
             "class map": class_map_words(manifest["teachers"][0]["class_map"], stats.classes),
-            "data": f"{data['spec'] or 'a data set given as an object'}; {samples_words(manifest)}, {counted(len(stats.classes), 'class')}",
+            "data": f"{data['spec'] or 'data set object'}; {samples_words(manifest)}, {counted(len(stats.classes), 'class')}",
             "views": f"{len(views):,}: {said}{seeds}",
-            "kept": kept_words(manifest["encoding"]),
-            "made": ", ".join(words for key, words in stats.made.items() if words and key != "command"),
+            "encoding": kept_words(manifest["encoding"]),
+            "created": ", ".join(words for key, words in stats.made.items() if words and key != "command"),
             "command": f"`{command}`" if (command := stats.made.get("command")) else "",
             "forward pass": f"on {manifest['device']}, {', '.join(how)}",
             "versions": ", ".join(f"{name} {version}" for name, version in manifest["software"].items()),
-            "made from": origin_words(manifest["derived"]),
-            "health": "whole: every block is there, no NaN, no row of equal logits"
+            "derived from": origin_words(manifest["derived"]),
+            "health": "complete: no missing blocks, NaNs or rows of equal logits"
             if _is_sound(health)
             else _complaint(health),
-            "lost in storing": _lost(stats),
+            "encoding error": _lost(stats),
             "fingerprint": stats.fingerprint or "none while unfinished",
         }
     )
     broken = [*(f"{words}: missing" for words in health.missing), *(f"{words}: damaged" for words in health.damaged)]
-    rest = f"and {len(broken) - _NAMED:,} more: `logitcache verify` names them all" if len(broken) > _NAMED else ""
+    rest = f"and {len(broken) - _NAMED:,} more; `logitcache verify` lists all of them" if len(broken) > _NAMED else ""
     listed = (
         [element("ul", *(element("li", with_code(words)) for words in [*broken[:_NAMED], rest] if words))]
         if broken
         else []
     )
-    return section("The cache", element("div", described, _sizes(stats), class_="split"), *listed)
+    return section("Cache", element("div", described, _sizes(stats), class_="split"), *listed)
 
 
 def _lost(stats: "CacheStats") -> str:
@@ -220,8 +221,8 @@ def _lost(stats: "CacheStats") -> str:
         return ""
     divergence = ", ".join(f"{value:.1e} nats at {word}" for word, value in probe.kl_nats.items())
     changed = f"top class changed in {probe.top1_changed} of {counted(probe.rows, 'row')}"
-    merged = ", the rest as one class" * probe.merged_rest
-    return f"largest gap {probe.largest_gap:.2g}; KL {divergence}{merged}; {changed}"
+    merged = ", with the rest as one class" * probe.merged_rest
+    return f"largest difference {probe.largest_gap:.2g}; KL {divergence}{merged}; {changed}"
 
 
 def _sizes(stats: "CacheStats") -> str:
@@ -230,27 +231,27 @@ def _sizes(stats: "CacheStats") -> str:
     rows = [Bar(_array_name(name, slug), size, bytes_text(size)) for name, size in sizes]
     if not rows:
         return ""
-    says = f"{rows[0].name} takes most: {rows[0].said}."
+    says = f"The largest array is {rows[0].name}, {rows[0].said}."
     return captioned(
         "Bytes by array",
         bars("Bytes by array", says, rows),
-        "What each array takes on disk. The teacher's logits should take nearly all; where the digests or the "
-        "ledger do, rows are short or few, or blocks small.",
+        "Size of each array in storage. The teacher's logits should take nearly all of it. If digests or ledger dominate, rows are short "
+        "or few, or blocks are small.",
     )
 
 
 def _array_name(array: str, slug: str) -> str:
-    """Name an array of the teacher that the page is about without the folders that all of them have."""
+    """Return the name of an array without the path that all arrays of the teacher share."""
     return array.removeprefix(f"teachers/{slug}/").replace(f"probe/logits/{slug}", "probe logits")
 
 
 def comparison_html(comparison: "Comparison", classes: Sequence[str], *, spell: "Speller | None" = None) -> str:
-    """Write the page about two caches of one data set.
+    """Return the report about two caches of one data set.
 
     Args:
-        comparison: What was found.
-        classes: Their names in index order.
-        spell: Function that writes tokens as text; None if the data is not text.
+        comparison: Comparison of the caches.
+        classes: Names of the classes, in index order.
+        spell: Function that converts tokens to text; None if the data is not text.
     """
     one, other = comparison.sides
     names = ClassNames(classes)
@@ -268,17 +269,17 @@ def comparison_html(comparison: "Comparison", classes: Sequence[str], *, spell: 
             tiles(
                 [
                     (
-                        "say the same class",
+                        "same top class",
                         percent(comparison.top1_agreement),
                         f"of {counted(comparison.rows, 'row')}",
                         "",
                     ),
-                    ("A is right", percent(one.accuracy), one.encoding, ""),
-                    ("B is right", percent(other.accuracy), other.encoding, ""),
+                    ("accuracy of A", percent(one.accuracy), one.encoding, ""),
+                    ("accuracy of B", percent(other.accuracy), other.encoding, ""),
                     (
                         "KL(A || B) at T=1",
                         f"{number(comparison.kl_nats.get('T=1', 0.0))} nats",
-                        "0: they say the same",
+                        "0 if the logits are equivalent",
                         "",
                     ),
                 ]
@@ -306,9 +307,9 @@ def _sides(comparison: "Comparison") -> str:
         ]
 
     perplexity = ["perplexity"] if comparison.tokens is not None else []
-    head = ["", "encoding", "bytes a row", "accuracy", *perplexity, "entropy", "calibration error"]
+    head = ["", "encoding", "bytes per row", "accuracy", *perplexity, "entropy", "calibration error"]
     return section(
-        "The two",
+        "Caches",
         table(head, [cells("A", comparison.sides[0]), cells("B", comparison.sides[1])], left=2),
         facts(comparison.same),
     )
@@ -316,7 +317,7 @@ def _sides(comparison: "Comparison") -> str:
 
 def _agreement(comparison: "Comparison", names: ClassNames, spell: "Speller | None") -> str:
     shares = (comparison.both_right, comparison.first_right, comparison.second_right, comparison.both_wrong)
-    words = ("both are right", "only A is right", "only B is right", "both are wrong")
+    words = ("both correct", "only A correct", "only B correct", "both wrong")
     quadrants = [
         Bar(word, share, percent(share), series)
         for word, share, series in zip(words, shares, (3, 1, 5, 2), strict=True)
@@ -330,27 +331,27 @@ def _agreement(comparison: "Comparison", names: ClassNames, spell: "Speller | No
         ],
     )
     return section(
-        "Where they agree",
+        "Agreement",
         element(
             "div",
             captioned(
-                "Who is right",
-                bars("Who is right", f"Both are right on {percent(shares[0])} of rows.", quadrants, full=1.0),
-                "Shares of rows. Where each is right alone is what an average of both could gain; a large share "
-                "that both have wrong points at labels, not at teachers.",
+                "Correct predictions",
+                bars("Correct predictions", f"Both are correct on {percent(shares[0])} of rows.", quadrants, full=1.0),
+                "Percentages of rows. An average of both teachers can gain on the rows that only one of them gets right. If both are wrong "
+                "on many rows, suspect the labels instead of the teachers.",
             ),
             *class_figures(
                 comparison.class_agreement,
                 names,
                 "Agreement by class",
-                "Share of each class's rows about which both say the same. A class far below the others is seen "
-                "differently by the two: a student will learn another notion of it from each.",
+                "Percentage of each class's rows with the same top class in both caches. A student will learn a different concept of a "
+                "class far below the others from each teacher.",
             ),
             class_="grid",
         ),
         paragraph(
-            "How far apart their probabilities are, in the mean over rows; a softer temperature weighs the small "
-            "classes more."
+            "KL divergence between the two distributions, averaged over rows. A higher temperature gives the less likely classes more "
+            "weight."
         ),
         kept,
         *(two_on_text(comparison.tokens, spell) if comparison.tokens is not None and spell is not None else []),

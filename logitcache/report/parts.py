@@ -1,4 +1,4 @@
-"""What a page is made of: tables, figures with captions, folds, tiles, names of classes, images."""
+"""Building blocks of a page: tables, figures with captions, collapsible parts, tiles, class names and images."""
 
 import base64
 import struct
@@ -23,30 +23,30 @@ __all__ = [
 ]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-_NAME = 60  # letters of a class's name
-_NARROW = 3  # columns that fit a phone
-_PIXELATED = 64  # pixels: smaller images are shown pixel by pixel
+_NAME = 60  # maximum length of a class name
+_NARROW = 3  # number of columns that fit on a phone
+_PIXELATED = 64  # images smaller than this, in pixels, are enlarged without smoothing
 
 
 @dataclass(frozen=True, slots=True)
 class ClassNames:
-    """Names of classes, as they can be shown: some data sets have none, or such as break a page."""
+    """Names of classes in a form that is safe to display; some data sets have empty names or ones that would break a page."""
 
     names: Sequence[str]
 
     def __getitem__(self, number: int) -> str:
-        """Return the name of a class as plain words."""
+        """Return the name of a class as plain text."""
         return shortened(self.names[number], _NAME) or f"class {number} (unnamed)"
 
     def marked(self, number: int) -> str:
-        """Return the name of a class as markup that does not turn the words beside it."""
+        """Return the name of a class as markup, isolated from the direction of the text around it."""
         full, shown = plain(self.names[number]), self[number]
         tip = {"title": full} if len(full) > len(shown) else {}
         return element("bdi", told(shown), **tip)
 
 
 def page(title: str, *body: str) -> str:
-    """Put a page together: whole in itself, without script, and forbidden to fetch anything."""
+    """Return a self-contained page, without scripts and with a policy that forbids loading anything."""
     head = element(
         "head",
         '<meta charset="utf-8">',
@@ -60,23 +60,23 @@ def page(title: str, *body: str) -> str:
 
 
 def section(title: str, *body: str) -> str:
-    """Write a section."""
+    """Return a section."""
     return element("section", element("h2", told(title)), *body)
 
 
 def paragraph(words: str, class_: str = "") -> str:
-    """Write a paragraph of plain words, code between backticks."""
+    """Return a paragraph of plain text, with code in backticks."""
     return element("p", with_code(words), **({"class_": class_} if class_ else {}))
 
 
 def captioned(title: str, picture: str, caption: str, *more: str) -> str:
-    """Write a figure with its title and how to read it; and more, as markup, below."""
+    """Return a figure with its title and caption, and with further markup below."""
     said = element("figcaption", with_code(caption))
     return element("figure", element("h3", told(title)), picture, said, *more)
 
 
 def tiles(rows: Iterable[tuple[str, str, str, str]]) -> str:
-    """Write numbers to be seen first: (what, number, note, class)."""
+    """Return headline numbers as tiles: (name, number, note, CSS class)."""
     made = (
         element(
             "div",
@@ -91,7 +91,7 @@ def tiles(rows: Iterable[tuple[str, str, str, str]]) -> str:
 
 
 def facts(pairs: Mapping[str, str]) -> str:
-    """Write names and what they are, in plain words; what is empty is left out."""
+    """Return a list of names and descriptions in plain text, without those that are empty."""
     made = (element("dt", told(name)) + element("dd", with_code(words)) for name, words in pairs.items() if words)
     return element("dl", *made)
 
@@ -99,14 +99,14 @@ def facts(pairs: Mapping[str, str]) -> str:
 def table(
     head: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1, sums: int = 0, text: int | None = None
 ) -> str:
-    """Write a table that scrolls inside itself where it is too wide.
+    """Return a table that scrolls horizontally if it is too wide.
 
     Args:
-        head: Plain words.
+        head: Column headings as plain text.
         rows: Cells as markup.
-        left: How many columns hold words; the others hold numbers.
-        sums: How many of the first rows sum up the others.
-        text: Which column holds sentences, and gets room on a phone too.
+        left: Number of columns with text, left-aligned; the others have numbers.
+        sums: Number of rows at the top that are totals.
+        text: Index of the column with sentences, which keeps a minimum width on phones.
     """
 
     def row(kind: str, cells: Sequence[str], class_: str = "") -> str:
@@ -129,18 +129,18 @@ def table(
 
 
 def fold(summary: str, *body: str) -> str:
-    """Write what is seen when asked for."""
+    """Return a collapsible part."""
     return element("details", element("summary", told(summary)), *body)
 
 
 def yields(names: ClassNames, values: Sequence[tuple[int, str]]) -> str:
-    """List classes with a number each, in columns."""
+    """Return a list of classes with a number each, in columns."""
     rows = (element("li", names.marked(number), element("span", told(words))) for number, words in values)
     return element("ul", *rows, class_="columns")
 
 
 def picture(png: bytes | None, says: str) -> str:
-    """Show an image that the page carries inside itself; nothing where there is none."""
+    """Return an image embedded in the page, or an empty string if there is none."""
     if png is None:
         return ""
     width, height = struct.unpack(">II", png[16:24])

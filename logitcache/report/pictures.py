@@ -1,4 +1,4 @@
-"""The images of samples, small enough for a page."""
+"""Thumbnails of samples for reports."""
 
 import io
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 __all__ = ["sample_images"]
 
-_LONGEST = 160  # pixels
+_LONGEST = 160  # maximum width and height in pixels
 
 
 def sample_images(cache: "str | Path | Cache", samples: Sequence[int], data: Any = None) -> dict[int, bytes]:
-    """Return the images of samples as they are in the data set, not as a view shows them.
+    """Return the images of samples as they are in the data set, without the augmentation of a view.
 
     Args:
-        cache: Whose samples; or its path.
-        samples: Their ids in the data set.
-        data: The data set, if it is not where the dump found it.
+        cache: Cache of the samples, or its path.
+        samples: Ids of the samples in the data set.
+        data: Data set, if it is not where it was at the dump.
 
     Returns:
-        For each sample a PNG of at most 160 pixels a side.
+        PNG of each sample, at most 160 pixels wide and high.
 
     Raises:
         CacheMismatchError: The data has changed since the dump.
-        InputError: It cannot be opened, or an image cannot be read.
+        InputError: The data set cannot be opened, an image cannot be read, or the data is not images.
     """
     from logitcache.data.contract import recorded_data  # noqa: PLC0415  (torch; not needed where nothing is shown)
     from logitcache.store import open_cache  # noqa: PLC0415
@@ -39,7 +39,7 @@ def sample_images(cache: "str | Path | Cache", samples: Sequence[int], data: Any
         return {}
     opened = open_cache(cache)
     if not opened.manifest.of_images:
-        raise InputError(f"{opened.place} is a cache of {opened.manifest.modality}, which have no pictures.")
+        raise InputError(f"{opened.place} is a cache of {opened.manifest.modality}, which cannot be shown as images.")
     images, first = recorded_data(opened, data), opened.manifest.data["first"]
     return {sample: _png(images, sample - first) for sample in samples}
 

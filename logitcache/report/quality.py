@@ -1,4 +1,4 @@
-"""How good the teacher is: view by view, by confidence, by class."""
+"""Report section about the teacher: quality by view, by confidence and by class."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -24,20 +24,18 @@ __all__ = ["class_figures", "how_good"]
 
 _VIEWS_SHOWN, _VIEWS_FOLDED = 16, 240
 _CLASSES_DRAWN, _CLASSES_NAMED, _CLASSES_LISTED = 24, 16, 1000
-_PLACES = 12  # of the label, that are told apart
+_PLACES = 12  # number of ranks to show separately
 _PAIRS = 12
-_MATRIX = 3  # views, of which a sentence says as much as a figure
-_LOW_AGREEMENT = (
-    "Low agreement is bad where the teacher is meant to be steady: the augmentation hides what it looks at."
-)
-_MARKED = 40  # views; more are drawn as a line
+_MATRIX = 3  # number of views up to which a sentence replaces the matrix
+_LOW_AGREEMENT = "Low agreement means that the augmentation removes what the teacher relies on."
+_MARKED = 40  # number of views up to which markers are drawn instead of a line
 
 
 def how_good(stats: "CacheStats", names: ClassNames) -> str:
-    """Write the section about the teacher."""
+    """Return the section about the teacher."""
     views = stats.views
     if not any(view.rows for view in views):
-        return section("The teacher", paragraph("No row can be read, so nothing can be said about the teacher."))
+        return section("Teacher", paragraph("No statistics, because no rows can be read."))
     figures = [
         _reliability(stats),
         _ranks(stats),
@@ -45,11 +43,11 @@ def how_good(stats: "CacheStats", names: ClassNames) -> str:
         *_by_class(stats, names),
         *_agreement(stats),
     ]
-    return section("The teacher", _table(stats), element("div", *figures, class_="grid"))
+    return section("Teacher", _table(stats), element("div", *figures, class_="grid"))
 
 
 def _by_class(stats: "CacheStats", names: ClassNames) -> list[str]:
-    """Draw classes and what is confused with what; of text, whose classes are tokens, nothing."""
+    """Return the figures about classes; none for text, whose classes are tokens."""
     if stats.tokens is not None:
         return []
     return [
@@ -57,9 +55,9 @@ def _by_class(stats: "CacheStats", names: ClassNames) -> list[str]:
             stats.class_accuracy(),
             names,
             "Accuracy by class",
-            "Share of each class's rows that the teacher has right, over all views. A class far below the others is "
-            "one that a student cannot learn from this teacher: look at its labels and its confusions. The strokes are 95% intervals "
-            "(Wilson) for the class's number of samples.",
+            "Accuracy of the teacher by class, over all views. A student cannot learn a class with a far lower accuracy than the others "
+            "from this teacher: check its labels and confusions. Error bars are 95% intervals (Wilson) for the number of samples of the "
+            "class.",
             stats.class_samples(),
         ),
         *_confusions(stats, names),
@@ -67,7 +65,7 @@ def _by_class(stats: "CacheStats", names: ClassNames) -> list[str]:
 
 
 def _table(stats: "CacheStats") -> str:
-    head = ["view", "recipe", "rows", "accuracy", "top-5", "errs", "confidence", "entropy", "calibration error"]
+    head = ["view", "recipe", "rows", "accuracy", "top-5", "error rate", "confidence", "entropy", "calibration error"]
     numbers = ("accuracy", "top5_accuracy", "mis_instruction_rate", "confidence", "entropy_nats", "calibration_error")
 
     def cells(view: str, recipe: str, rows: int, values: Sequence[float]) -> list[str]:
@@ -88,7 +86,7 @@ def _table(stats: "CacheStats") -> str:
         for view in stats.views
     ]
     total = sum(view.rows for view in stats.views)
-    means = cells("all", "together", total, [stats.mean(name) for name in numbers])
+    means = cells("all", "", total, [stats.mean(name) for name in numbers])
     sums = [means] if len(rows) > 1 else []
     shown = table(head, [*sums, *rows[:_VIEWS_SHOWN]], left=2, sums=len(sums))
     folded = rows[_VIEWS_SHOWN:_VIEWS_FOLDED]
@@ -102,25 +100,24 @@ def _table(stats: "CacheStats") -> str:
 
 def _reliability(stats: "CacheStats") -> str:
     surer = stats.mean("confidence") - stats.mean("accuracy")
-    trend = "too sure" if surer > 0 else "less sure than it could be"
-    says = f"In the mean the teacher is {trend}, by {percent(abs(surer))}."
+    trend = "overconfident" if surer > 0 else "underconfident"
+    says = f"On average, the teacher is {trend} by {percent(abs(surer))}."
     return captioned(
         "Calibration",
         reliability_diagram("Reliability diagram", says, stats.reliability()),
-        f"{says} A bar's height is how often the teacher is right when it is that sure; on the dashed line "
-        "confidence is accuracy. Bars far below it are bad: probabilities promise more than they keep. Pale bars "
-        "hold fewer than 30 rows. Grey: where the rows are.",
+        f"{says} Bars show the accuracy at each level of confidence; on the dashed line, the two are equal. Bars far below the line are "
+        "bad: the teacher is less accurate than its probabilities claim. Pale bars have fewer than 30 rows. Gray: number of rows.",
     )
 
 
 def _ranks(stats: "CacheStats") -> str:
-    """Draw at which place the label stands where the teacher is wrong."""
+    """Return the figure with the rank of the label in rows that the teacher gets wrong."""
     counts = stats.rank_of_label()
     wrong = sum(counts[1:])
     title = "Rank of the true class in wrong rows"
     if not wrong:
         return captioned(
-            title, "", "The teacher is right in every row: no method that mends its mistakes will change anything."
+            title, "", "The teacher is correct in every row, so methods that correct its mistakes have no effect."
         )
     kept = counts[1:_PLACES]
     values = [(str(place + 2), count / wrong) for place, count in enumerate(kept)]
@@ -130,7 +127,7 @@ def _ranks(stats: "CacheStats") -> str:
     elif len(counts) <= _PLACES:
         values[-1] = (f"{values[-1][0]}+", values[-1][1])
     says = (
-        f"Of {counted(wrong, 'wrong row')}, the label is the teacher's second choice in {percent(counts[1] / wrong)}."
+        f"In {percent(counts[1] / wrong)} of {counted(wrong, 'wrong row')}, the label is the teacher's second choice."
     )
     return captioned(
         title,
@@ -139,9 +136,9 @@ def _ranks(stats: "CacheStats") -> str:
             says,
             values,
             "rank of the true class",
-            "share of wrong rows",
+            "fraction of wrong rows",
         ),
-        f"{says} Near misses are good: methods that lift the label (LoCa, swap) then only change places. A tall last bar "
+        f"{says} Near misses are good: methods that raise the label's logit (LoCa, swap) then change little. A tall last bar "
         "is bad: the teacher does not consider the label at all, or the label is wrong.",
     )
 
@@ -161,8 +158,8 @@ def _by_view(views: "Sequence[ViewStats]") -> list[str]:
         captioned(
             "Accuracy by view",
             lines("Accuracy and confidence by view", says, series, "view", "", points=len(counted_views) <= _MARKED),
-            f"{says} Views of one recipe should differ by little; one far below the others was changed too much for "
-            "this teacher.",
+            f"{says} Views of one recipe should differ little. The augmentation of a view far below the others is too strong for this "
+            "teacher.",
         )
     ]
 
@@ -170,20 +167,20 @@ def _by_view(views: "Sequence[ViewStats]") -> list[str]:
 def class_figures(
     shares: Sequence[float | None], names: ClassNames, title: str, caption: str, counts: Sequence[int] | None = None
 ) -> list[str]:
-    """Draw a share by class, worst first: all of few classes; of many the worst by name, all as a curve, a list folded away.
+    """Draw a fraction by class, lowest first: bars for all of few classes; for many, bars for the lowest, a curve and a collapsed list.
 
     Args:
-        shares: By class, in index order; None: no row.
-        names: Of the classes.
-        title: What is shared.
-        caption: How to read it.
-        counts: Samples of each class, for intervals; None draws none.
+        shares: Fraction of each class, in index order; None for classes without rows.
+        names: Names of the classes.
+        title: Title of the figure.
+        caption: Caption of the figure.
+        counts: Number of samples of each class, for intervals; None draws no intervals.
     """
     ranked = sorted((share, number) for number, share in enumerate(shares) if share is not None)
     if not ranked:
         return []
     absent = len(shares) - len(ranked)
-    without = f" {absent:,} of {len(shares):,} classes have no row." if absent else ""
+    without = f" {absent:,} of {len(shares):,} classes have no rows." if absent else ""
     few = len(ranked) <= _CLASSES_DRAWN
     drawn = ranked if few else ranked[:_CLASSES_NAMED]
     said = [
@@ -199,30 +196,34 @@ def class_figures(
         )
         for share, number in drawn
     ]
-    worst = f"Worst: {names[ranked[0][1]]}, {percent(ranked[0][0])}."
+    worst = f"Lowest: {names[ranked[0][1]]}, {percent(ranked[0][0])}."
     first = captioned(
-        title if few else f"{title}: the worst {len(drawn)}",
+        title if few else f"{title}: lowest {len(drawn)}",
         bars(title, worst, rows, full=1.0),
         f"{caption}{without}",
-        *([fold(f"all {len(said):,} with samples and intervals", yields(names, said))] if few and counts else []),
+        *(
+            [fold(f"All {len(said):,}, with intervals and number of samples", yields(names, said))]
+            if few and counts
+            else []
+        ),
     )
     if few:
         return [first]
     middle = ranked[len(ranked) // 2][0]
-    says = f"{worst} Half of the {len(ranked):,} classes lie above {percent(middle)}."
+    says = f"{worst} Half of the {len(ranked):,} classes are above {percent(middle)}."
     curve = lines(
         title,
         says,
         {"": falling([share for share, _ in ranked])},
-        "classes, from the worst to the best",
+        "classes, from lowest to highest",
         "",
         low=0.0,
         high=1.0,
     )
     listed = ranked[:_CLASSES_LISTED]
-    rest = f", {len(ranked) - len(listed):,} better ones left out" if len(ranked) > len(listed) else ""
+    rest = f", {len(ranked) - len(listed):,} higher ones left out" if len(ranked) > len(listed) else ""
     every = fold(
-        f"the worst {len(listed):,} by name{rest}" if rest else f"all {len(listed):,} by name",
+        f"Lowest {len(listed):,} by name{rest}" if rest else f"All {len(listed):,} by name",
         yields(names, said),
     )
     return [
@@ -230,14 +231,14 @@ def class_figures(
         captioned(
             f"{title}: all {len(ranked):,}",
             curve,
-            f"{says} A curve that is flat and high is good; a long ramp at the left is not.",
+            f"{says} A flat, high curve is good; a long ramp on the left is bad.",
             every,
         ),
     ]
 
 
 def _counted_share(share: float, count: int | None) -> str:
-    """Write a share, with its interval and the number of samples it was measured on, if that is known."""
+    """Format a fraction, with its interval and number of samples if that is known."""
     if count is None:
         return percent(share)
     low, high = wilson_interval(share, count)
@@ -253,11 +254,11 @@ def _confusions(stats: "CacheStats", names: ClassNames) -> list[str]:
     ]
     return [
         captioned(
-            "Confusions",
-            table(["label", "teacher says", "rows"], rows, left=2),
-            "Rows of all views with this label and this answer, and their share of the label's. Pairs that look "
-            "alike are to be expected; a pair that goes both ways may be one class with two names, and one that "
-            "makes no sense is a reason to look at the labels.",
+            "Most confused classes",
+            table(["label", "prediction", "rows"], rows, left=2),
+            "Number of rows with this label and prediction over all views, and their fraction of the label's rows. Similar classes are "
+            "expected here. A pair in both directions may be one class with two names; a pair that makes no sense is a reason to check "
+            "the labels.",
         )
     ]
 
@@ -268,20 +269,20 @@ def _agreement(stats: "CacheStats") -> list[str]:
         return []
     says = "No sample has all views."
     if stats.agreement_of_all is not None:
-        says = f"In {percent(stats.agreement_of_all)} of samples all views have one largest class."
+        says = f"All views have the same top class in {percent(stats.agreement_of_all)} of samples."
     if len(matrix) <= _MATRIX:
         pairs = [(b, a, matrix[a][b]) for a in range(len(matrix)) for b in range(a)]
         said = "; ".join(
             f"views {one} and {other}: {percent(share)}" for one, other, share in pairs if share is not None
         )
         detail = f" Pairs of views: {said}." if len(matrix) > 2 else ""
-        return [captioned("Agreement of views", "", f"{says}{detail} {_LOW_AGREEMENT}")]
+        return [captioned("Agreement between views", "", f"{says}{detail} {_LOW_AGREEMENT}")]
     shown = f" The first {len(matrix)} of {len(stats.views)} views are shown." if len(stats.views) > len(matrix) else ""
     return [
         captioned(
-            "Agreement of views",
+            "Agreement between views",
             heat_map("Agreement between views", says, matrix, "views"),
-            f"{says} Each field: share of samples about which two views say the same class, in %; the stronger the "
-            f"colour, the more.{shown} {_LOW_AGREEMENT}",
+            f"{says} Each cell is the percentage of samples for which two views have the same top class; darker is higher.{shown} "
+            f"{_LOW_AGREEMENT}",
         )
     ]

@@ -1,7 +1,7 @@
-"""A picture of runs as an SVG file: learning curves, and the result of every run by method. Readable in print.
+"""Draw runs as an SVG file: learning curves, and the final result of every run by method.
 
-An axis spans no less than what chance may do: several deviations over seeds, or where a method was run with one seed, of which the
-deviation is unknown, a range in which a difference of a fraction of a percent looks like one.
+So that noise does not look like an effect, an axis spans at least several standard deviations over seeds, or a wide range if a method has
+only one seed, whose standard deviation is unknown.
 """
 
 import statistics
@@ -15,23 +15,20 @@ from logitcache.runtime.wording import decimals, percent, percents
 __all__ = ["draw_runs"]
 
 _WIDTH, _LEFT, _GAP, _HEIGHT, _ROW = 900, 60, 24, 320, 30
-_NAME = 26  # letters of a method's name, where it stands beside its runs
+_NAME = 26  # maximum length of a method's name next to its runs
 _LEAST, _LEAST_OF_ONE = (
     0.02,
     0.1,
-)  # of an axis: shares, or parts of the largest value in another unit; with several seeds, and with one
-_DEVIATIONS = 8.0  # of the method that varies most, in the width of an axis
+)  # minimum range of an axis with several seeds and with one: as a fraction, or for other units relative to the largest value
+_DEVIATIONS = 8.0  # minimum range of an axis, in standard deviations of the method that varies most
 
 
 def draw_runs(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric = ACCURACY) -> str:
-    """Draw runs.
+    """Draw runs as SVG, with mean and standard deviation over seeds by epoch on the left, and final results on the right.
 
     Args:
-        curves: For each method its runs' metric after each epoch.
-        metric: What the values are, by default test accuracies in [0, 1].
-
-    Returns:
-        An SVG file: on the left the mean by epoch, with the deviation over seeds, on the right every run's last one, with both.
+        curves: Metric after each epoch for the runs of each method.
+        metric: Metric of the values, by default test accuracy in [0, 1].
     """
     top = 44 + 18 * len(curves)
     foot = top + max(_HEIGHT, _ROW * len(curves))
@@ -63,12 +60,12 @@ def _value(metric: Metric, value: float) -> str:
 
 
 def _spelling(metric: Metric) -> Callable[[Sequence[float]], list[str]]:
-    """Return how the values on an axis are written; the unit is in the axis's name."""
+    """Return the formatter for the values on an axis; the unit is in the axis label."""
     return percents if metric.unit == "share" else decimals
 
 
 def _least_span(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric) -> float:
-    """Return the range that an axis has at least."""
+    """Return the minimum range of an axis."""
     last = [[run[-1] for run in runs] for runs in curves.values()]
     unit = 1.0 if metric.unit == "share" else max(abs(value) for values in last for value in values)
     deviations = [statistics.stdev(values) for values in last if len(values) > 1]
@@ -77,7 +74,7 @@ def _least_span(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric)
 
 
 def _scale(values: Sequence[float], least: float, metric: Metric, start: float, end: float) -> Scale:
-    """Fit an axis to values, with some room at both ends and no smaller range than the least; shares end at 0 and 1."""
+    """Return a scale for values, with a margin at both ends and at least the given range; fractions are limited to [0, 1]."""
     low, high = min(values), max(values)
     room = max(0.05 * (high - low), (least - (high - low)) / 2) + 1e-3
     low, high = low - room, high + room
@@ -87,7 +84,7 @@ def _scale(values: Sequence[float], least: float, metric: Metric, start: float, 
 
 
 def _learning(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, top: float, foot: float) -> list[str]:
-    """Draw the mean by epoch, and where there are several seeds the deviation around it."""
+    """Draw the mean by epoch, with the standard deviation if there are several seeds."""
     epochs = max(len(run) for runs in curves.values() for run in runs)
     values = [value for runs in curves.values() for run in runs for value in run]
     y = _scale(values, _least_span(curves, metric), metric, foot, top)
@@ -110,7 +107,7 @@ def _learning(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, t
 
 
 def _last(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, top: float, foot: float) -> list[str]:
-    """Draw each run's last value, with mean and deviation over seeds, one method a row."""
+    """Draw each run's final value, with mean and standard deviation over seeds, one row per method."""
     names = [shortened(name, _NAME) for name in curves]
     left = _WIDTH / 2 + _GAP + 6.6 * max(map(width_of, names))
     values = [run[-1] for runs in curves.values() for run in runs]
@@ -134,10 +131,10 @@ def _last(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, top: 
         ]
     parts.append(element("line", x1=x.start, x2=x.end, y1=foot, y2=foot, class_="axis"))
     seeds = [len(runs) for runs in curves.values()]
-    says = "after the last epoch: runs, mean, deviation over seeds"
+    says = "after the last epoch: runs, mean and std over seeds"
     if max(seeds) == 1:
-        says = "after the last epoch; one seed each: differences may be chance"
+        says = "after the last epoch; one seed each, differences may be noise"
     elif min(seeds) == 1:
-        says = "after the last epoch: runs, mean, deviation over seeds, unknown for one"
+        says = "after the last epoch: runs, mean and std over seeds (if several)"
     parts.append(text(x.end, top - 10, says, "end", "small quiet"))
     return parts

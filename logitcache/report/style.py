@@ -1,4 +1,4 @@
-"""How a page looks: by day, by night, in print; wide and on a phone."""
+"""Style sheet of the reports, with light, dark, print, wide and phone layouts."""
 
 from logitcache.report.charts import STYLE
 

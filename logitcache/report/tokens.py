@@ -1,4 +1,4 @@
-"""The section about text: what surprises the teacher, and where; documents that stand out."""
+"""Report section about text: surprisal by position, the most surprising tokens, and outlier documents."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,12 +17,12 @@ __all__ = ["two_on_text", "what_text_is"]
 
 
 def what_text_is(tokens: "TokenStats", spell: "Speller") -> str:
-    """Write the section about the text."""
-    heading = "Surprise of the teacher"
+    """Return the section about the text."""
+    heading = "Surprisal"
     if not tokens.rows:
-        return section(heading, paragraph("No row can be read, so nothing can be said about the text."))
+        return section(heading, paragraph("No statistics, because no rows can be read."))
     says = (
-        f"A token surprises the teacher by {number(tokens.surprise_nats)} nats in the mean, a perplexity of "
+        f"The mean surprisal is {number(tokens.surprise_nats)} nats per token, a perplexity of "
         f"{number(tokens.perplexity)}, over {counted(tokens.rows, 'token')} of {counted(tokens.documents, 'document')}."
     )
     return section(
@@ -36,28 +36,28 @@ def what_text_is(tokens: "TokenStats", spell: "Speller") -> str:
 
 def _by_position(bins: "Sequence[PositionBin]") -> str:
     says = (
-        f"Mean surprise is {number(bins[0].surprise_nats)} nats after {_span(bins[0])} and {number(bins[-1].surprise_nats)} after "
+        f"The mean surprisal is {number(bins[0].surprise_nats)} nats after {_span(bins[0])} and {number(bins[-1].surprise_nats)} after "
         f"{_span(bins[-1])}."
         if len(bins) > 1
         else f"All tokens come after {_span(bins[0])}."
     )
     series = {
         name: [(one.first.bit_length() - 1, getattr(one, field)) for one in bins]
-        for name, field in (("surprise of the token", "surprise_nats"), ("entropy of the teacher", "entropy_nats"))
+        for name, field in (("surprisal of the token", "surprise_nats"), ("entropy of the teacher", "entropy_nats"))
     }
     return captioned(
-        "Surprise by position in the document",
+        "Surprisal by position in the document",
         lines(
-            "Surprise by position",
+            "Surprisal by position",
             says,
             series,
-            "tokens before it, as a power of two",
+            "log2 of the number of preceding tokens",
             "nats",
             low=0.0,
             y_spelling=decimals,
         ),
-        f"{says} Where the two lines lie on each other the teacher is calibrated: it is as surprised as it expects to be. Where "
-        "surprise is high after few tokens alone, a longer `--sequence-length` has fewer of these.",
+        f"{says} The teacher is calibrated where the two lines coincide, because entropy is the surprisal that it expects. If the "
+        "surprisal is high only after few tokens, a longer `--sequence-length` has fewer of these.",
     )
 
 
@@ -66,7 +66,7 @@ def _span(one: "PositionBin | PairedBin") -> str:
 
 
 def _surprising(tokens: "TokenStats", spell: "Speller") -> list[str]:
-    head = ["document", "after", "text before it", "the token", "the teacher says", "surprise, nats", "confidence"]
+    head = ["document", "position", "preceding text", "token", "prediction", "surprisal (nats)", "confidence"]
     rows = [
         [
             f"{one.document:,}",
@@ -80,25 +80,25 @@ def _surprising(tokens: "TokenStats", spell: "Speller") -> list[str]:
         for one in tokens.surprising
     ]
     return [
-        element("h3", "The most surprising tokens"),
+        element("h3", "Most surprising tokens"),
         paragraph(
-            "A rare name surprises any model. Broken words, marks of a converter and text of another language do too, and a student learns "
-            "them like everything else: look at each, and leave its document out with `--exclude` where it is damaged."
+            "Rare names surprise any model. Broken words, artifacts of file conversion and text in another language do so too, and a "
+            "student learns them like everything else. Check these tokens, and exclude damaged documents with `--exclude`."
         ),
         table(head, rows, left=5, text=2),
     ]
 
 
 def _documents(tokens: "TokenStats") -> list[str]:
-    parts = [element("h3", "Documents that stand out")]
+    parts = [element("h3", "Outlier documents")]
     if tokens.odd_documents:
         parts += [
             paragraph(
-                f"{counted(tokens.odd_total, 'document')} of {tokens.documents:,} surprise the teacher far more than the others (over 5 "
+                f"{counted(tokens.odd_total, 'document')} of {tokens.documents:,} with a far higher surprisal than the others (more than 5 "
                 "deviations above the median): damaged, of another kind, or noise. The farthest come first."
             ),
             table(
-                ["document", "tokens", "mean surprise, nats", "deviations"],
+                ["document", "tokens", "mean surprisal (nats)", "deviations"],
                 [
                     [f"{one.document:,}", f"{one.rows:,}", f"{one.surprise_nats:.2f}", f"{one.deviations:.1f}"]
                     for one in tokens.odd_documents
@@ -106,45 +106,51 @@ def _documents(tokens: "TokenStats") -> list[str]:
             ),
         ]
     else:
-        parts.append(paragraph("None surprises the teacher far more than the others do."))
+        parts.append(paragraph("No document has a far higher surprisal than the others."))
     if not tokens.copies_total:
         return [*parts, paragraph("No two documents have the same tokens.")]
     pairs = ", ".join(f"{one:,} = {other:,}" for one, other in tokens.copies)
     more = f" and {tokens.copies_total - len(tokens.copies):,} more" if tokens.copies_total > len(tokens.copies) else ""
     copies = (
-        "1 document has the tokens of an earlier one, and counts twice"
+        "1 is a copy of an earlier one, which counts twice"
         if tokens.copies_total == 1
-        else f"{tokens.copies_total:,} documents have the tokens of an earlier one, and count again"
+        else f"{tokens.copies_total:,} are copies of earlier ones, which count several times"
     )
-    return [*parts, paragraph(f"Of {tokens.documents:,}, {copies} in training: {pairs}{more}.")]
+    return [*parts, paragraph(f"Of {counted(tokens.documents, 'document')}, {copies} in training: {pairs}{more}.")]
 
 
 def two_on_text(tokens: "TokenComparison", spell: "Speller") -> list[str]:
-    """Write how two teachers of the same text differ: by position, and token by token."""
+    """Return the part about two teachers of the same text: agreement and surprisal by position, and differing tokens."""
     bins = tokens.positions
     agreement = [(one.first.bit_length() - 1, one.agreement) for one in bins]
     surprises = {
-        f"surprise of {side}": [(one.first.bit_length() - 1, getattr(one, field)) for one in bins]
+        f"surprisal of {side}": [(one.first.bit_length() - 1, getattr(one, field)) for one in bins]
         for side, field in (("A", "first_surprise_nats"), ("B", "second_surprise_nats"))
     }
     first, last = bins[0], bins[-1]
-    says = f"They agree on {percent(first.agreement)} of tokens after {_span(first)}, on {percent(last.agreement)} after {_span(last)}."
-    axis = "tokens before it, as a power of two"
+    says = f"They agree on {percent(first.agreement)} of tokens after {_span(first)}, and on {percent(last.agreement)} after {_span(last)}."
+    axis = "log2 of the number of preceding tokens"
     figures = (
         captioned(
             "Agreement by position",
             lines("Agreement by position", says, {"": agreement}, axis, "", low=0.0, high=1.0),
-            f"{says} Share of tokens for which both teachers have the same likeliest token.",
+            f"{says} Percentage of tokens for which both teachers have the same most likely token.",
         ),
         captioned(
-            "Surprise by position in the document",
+            "Surprisal by position in the document",
             lines(
-                "Surprise by position", "Mean surprise of both.", surprises, axis, "nats", low=0.0, y_spelling=decimals
+                "Surprisal by position",
+                "Mean surprisal of both.",
+                surprises,
+                axis,
+                "nats",
+                low=0.0,
+                y_spelling=decimals,
             ),
-            "Mean of -log of the token's probability. The lower teacher predicts this text better.",
+            "Mean of -log of the token's probability. The teacher with the lower surprisal predicts this text better.",
         ),
     )
-    head = ["document", "after", "text before it", "the token", "A says", "B says", "by A", "by B", "KL, nats"]
+    head = ["document", "position", "preceding text", "token", "top of A", "top of B", "p by A", "p by B", "KL (nats)"]
     rows = [
         [
             f"{one.document:,}",
@@ -161,7 +167,7 @@ def two_on_text(tokens: "TokenComparison", spell: "Speller") -> list[str]:
     ]
     return [
         element("div", *figures, class_="grid"),
-        element("h3", "Tokens about which they differ most"),
-        paragraph("By A and by B: the probability that each gives the token."),
+        element("h3", "Tokens with the largest KL divergence"),
+        paragraph("“p by A” and “p by B” are the probabilities of the token according to each teacher."),
         table(head, rows, left=6, text=2),
     ]

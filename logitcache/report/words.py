@@ -1,4 +1,4 @@
-"""Token ids as text, where the tokenizer is at hand."""
+"""Convert token ids to text, if the tokenizer is available."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ Speller = Callable[[Sequence[int]], str]
 
 
 def speller_of(manifest: Mapping[str, Any]) -> Speller:
-    """Return what writes the tokens of a cache of text as text: its tokenizer, or where that cannot be loaded their ids.
+    """Return a function that converts the tokens of a cache to text, or to their ids if the tokenizer cannot be loaded.
 
     Args:
         manifest: Manifest of the cache, as JSON.
@@ -27,11 +27,11 @@ def speller_of(manifest: Mapping[str, Any]) -> Speller:
 
 
 def after(spell: Speller, before: Sequence[int], token: int) -> str:
-    """Write a token as it stands after others: with its space, which many tokenizers leave out of a token alone."""
+    """Return the text of a token in context, with its leading space, which many tokenizers drop when decoding a single token."""
     beginning, whole = spell(before), spell([*before, token])
     return whole[len(beginning) :] if whole.startswith(beginning) and len(whole) > len(beginning) else spell([token])
 
 
 def visible(text: str) -> str:
-    """Write control characters, and what else does not print, as escapes."""
+    """Replace control and other non-printable characters by escapes."""
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

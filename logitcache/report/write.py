@@ -1,4 +1,4 @@
-"""The page as a file, with the images of what is odd."""
+"""Write reports to files, with the images of unusual samples."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,18 +19,18 @@ __all__ = ["refuse_report", "write_comparison", "write_report"]
 
 
 def refuse_report(modality: str, path: str) -> None:
-    """Refuse a page about data that is neither images nor text.
+    """Raise InputError unless the data is images or text.
 
     Args:
-        modality: Kind of the data of a cache.
-        path: Path of the cache.
+        modality: Modality of the cache.
+        path: Path of the cache, for the message.
 
     Raises:
-        InputError: The cache is of another kind of data.
+        InputError: The modality is not supported.
     """
     if modality not in ("images", "text"):
         raise InputError(
-            f"{path} is a cache of {modality}: the page with figures is of caches of images and text only. Leave out --report."
+            f"{path} is a cache of {modality}, but reports are only available for images and text; leave out --report."
         )
 
 
@@ -43,21 +43,21 @@ def write_report(
     advice: Sequence[str] = (),
     data: Any = None,
 ) -> str:
-    """Write the page about a cache, with the images of what is odd, where its data can be opened and is what it was.
+    """Write the report about a cache, with images of unusual samples if the data can be opened and has not changed.
 
     Args:
-        path: Of the file.
-        stats: What was found.
-        cache: In which cache; or its path.
-        fidelity: What storing does to methods, if it was measured.
-        advice: Sentences; code stands between backticks.
-        data: The data set, if it is not where the dump found it.
+        path: Path of the report.
+        stats: Statistics of the cache.
+        cache: Cache, or its path.
+        fidelity: Effect of the encoding on methods, if it was measured.
+        advice: Sentences, with code in backticks.
+        data: Data set, if it is not where it was at the dump.
 
     Returns:
-        Why the page has no images, in a sentence; empty where it has all it wants.
+        Sentence that explains why the report has no images; empty if it has all of them.
 
     Raises:
-        InputError: The cache is of another kind of data.
+        InputError: The data is neither images nor text.
     """
     refuse_report(stats.manifest.get("modality", "images"), stats.path)
     images, why = dict[int, bytes](), ""
@@ -74,13 +74,13 @@ def write_report(
 def write_comparison(
     path: Path, comparison: "Comparison", classes: Sequence[str], manifest: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the page about two caches.
+    """Write the report about two caches.
 
     Args:
-        path: Path of the page.
-        comparison: What was found.
-        classes: Names of the classes.
-        manifest: Manifest of one of them, as JSON; needed for text.
+        path: Path of the report.
+        comparison: Comparison of the caches.
+        classes: Names of the classes, in index order.
+        manifest: Manifest of one of the caches, as JSON; required for text.
     """
     spell = None if comparison.tokens is None or manifest is None else speller_of(manifest)
     write_bytes(path, comparison_html(comparison, classes, spell=spell).encode())

@@ -1,4 +1,4 @@
-"""What is in a cache, in numbers: what it is, how good its teacher is, what methods will do with it, what is odd. Without torch."""
+"""Statistics of a cache: contents, teacher quality, effect of each method, likely label errors and duplicates. Does not need torch."""
 
 from logitcache.stats.comparison import compare_caches
 from logitcache.stats.describe import cache_stats

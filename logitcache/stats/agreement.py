@@ -1,7 +1,7 @@
-"""What the views of a sample say together: where they agree, and where all of them deny the label.
+"""Agreement between the views of a sample, and samples whose views all contradict the label.
 
-A stretch of samples is held at a time, at most 80 bytes each; what remains of it are counts, and 20 bytes for every sample whose
-views all deny its label.
+The samples are processed in stretches, with at most 80 bytes per sample in memory. Only counts are kept afterwards, and 20 bytes for
+every sample whose views all contradict its label.
 """
 
 import numpy as np
@@ -12,15 +12,15 @@ from logitcache.stats.rows import Answers, Floats
 
 __all__ = ["STRETCH", "Agreement", "LabelErrors"]
 
-STRETCH = 1 << 19  # samples held at a time: 42 MB
-_VIEWS = 16  # compared in pairs
+STRETCH = 1 << 19  # samples in memory at a time, 42 MB
+_VIEWS = 16  # maximum number of views to compare pairwise
 _SHOWN = 100
 _UNSEEN = -1
-_LEAST = 0.5  # mean probability
+_LEAST = 0.5  # minimum mean probability of a predicted class
 
 
 class Agreement:
-    """How often views have the same largest class."""
+    """Counts how often views have the same top class."""
 
     def __init__(self, views: int) -> None:
         self._views = views
@@ -29,14 +29,14 @@ class Agreement:
         self._said = np.zeros((0, 0), np.int32)
 
     def begin(self, samples: int) -> None:
-        """Begin a stretch."""
+        """Start a stretch of samples."""
         self._said = np.full((len(self._same), samples), _UNSEEN, np.int32)
         self._first = np.full(samples, _UNSEEN, np.int32)
         self._still = np.ones(samples, np.bool_)
         self._seen = np.zeros(samples, np.int32)
 
     def add(self, view: int, part: slice, found: Answers) -> None:
-        """Take the answers for a part of the stretch in one view."""
+        """Add the predictions for a part of the stretch in one view."""
         says = np.where(found.finite, found.says, _UNSEEN).astype(np.int32)
         first = self._first[part]
         first[first == _UNSEEN] = says[first == _UNSEEN]
@@ -46,7 +46,7 @@ class Agreement:
             self._said[view, part] = says
 
     def end(self) -> None:
-        """Count the stretch in."""
+        """Finish the stretch and add it to the counts."""
         whole = self._seen == self._views
         self._everywhere += int(whole.sum())
         self._alike += int((whole & self._still).sum())
@@ -57,7 +57,7 @@ class Agreement:
                 self._same[one, other] += (there & (first == second)).sum()
 
     def of_pairs(self) -> list[list[float | None]]:
-        """Return the share of samples that two views agree on, [V][V]; None where no sample has both."""
+        """Return the fraction of samples on which two views agree, [V][V]; None if no sample has both views."""
         both, same = (counts + np.tril(counts, -1).T for counts in (self._both, self._same))
         return [
             [agreed / there if there else None for agreed, there in zip(*row, strict=True)]
@@ -65,19 +65,19 @@ class Agreement:
         ]
 
     def of_all(self) -> float | None:
-        """Return the share of samples with one largest class in all views, among those that all views have; None: there are none."""
+        """Return the fraction of samples with the same top class in all views, of the samples that have all views; None if none has."""
         return self._alike / self._everywhere if self._everywhere else None
 
 
 class LabelErrors:
-    """Samples whose label every view denies, and says which other class it is, with confidence.
+    """Finds samples for which every view confidently predicts the same class, and not the label.
 
-    How confident is enough is that class's own: the mean probability that the teacher gives the label over the samples labelled
-    so, as in confident learning (Northcutt, Jiang, Chuang: Confident Learning. JAIR 70, 2021, Eq. 2), and at least 0.5.
-    Here it is the mean over a sample's views that must reach it, and every view must have this class first.
+    Each class has its own confidence threshold: the mean probability that the teacher gives the label over the samples with this label,
+    as in confident learning (Northcutt, Jiang, Chuang: Confident Learning. JAIR 70, 2021, Eq. 2), and at least 0.5. Here, the mean
+    probability over a sample's views must reach the threshold, and every view must rank the class first.
 
     Attributes:
-        class_rows: Rows counted, by label, [C].
+        class_rows: Number of rows by label, [C].
     """
 
     def __init__(self, classes: int) -> None:
@@ -86,14 +86,14 @@ class LabelErrors:
         self._means: list[tuple[Floats, ...]] = []
 
     def begin(self, samples: int) -> None:
-        """Begin a stretch."""
+        """Start a stretch of samples."""
         self._says = np.full(samples, _UNSEEN, np.int32)
         self._denied = np.ones(samples, np.bool_)
         self._views = np.zeros(samples, np.int32)
         self._sums = np.zeros((2, samples), np.float32)
 
     def add(self, part: slice, found: Answers, labels: NDArray[np.int32]) -> None:
-        """Take the answers for a part of the stretch in one view."""
+        """Add the predictions for a part of the stretch in one view."""
         keep, says = found.finite, found.says.astype(np.int32)
         first = self._says[part]
         fresh = keep & (first == _UNSEEN)
@@ -107,14 +107,14 @@ class LabelErrors:
         self._probability += np.bincount(labels[keep], found.label_probability[keep], classes)
 
     def end(self, first: int, labels: NDArray[np.int32]) -> None:
-        """Remember those of the stretch that may be odd; `first` is its first sample's id."""
+        """Finish the stretch, whose first sample has the id `first`, and keep its candidates for label errors."""
         where = np.flatnonzero(self._denied & (self._views > 0) & (self._sums[0] >= _LEAST * self._views))
         self._found.append((where + first, labels[where].astype(np.int64), self._says[where].astype(np.int64)))
         confidence, own = self._sums[:, where] / self._views[where]
         self._means.append((confidence, own))
 
     def surest(self) -> tuple[list[OddSample], int]:
-        """Return the likely wrong labels, surest first, and how many there are."""
+        """Return the likely label errors, most confident first, and their total number."""
         if not self._found:
             return [], 0
         samples, labels, says = (np.concatenate(parts) for parts in zip(*self._found, strict=True))

@@ -1,4 +1,4 @@
-"""Two caches of one data set, row by row: where their teachers agree, how far what is stored lies apart, which to prefer for what."""
+"""Compare two caches of one data set row by row: agreement of the teachers, KL divergence of the stored rows, and advice."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +23,11 @@ from logitcache.store import Cache, decode_rows, disk_use, open_cache
 __all__ = ["compare_caches"]
 
 _ROWS = 200_000
-_LOGITS = 200_000_000  # of each, at most
+_LOGITS = 200_000_000  # maximum number of logits to read from each cache
 _BYTES_AT_ONCE = 32_000_000
 _VALUES_AT_ONCE = 1 << 18  # logits that stay in a processor's cache
 _TEMPERATURES = (1.0, 4.0)
-_CLEAR = 2.0  # standard errors: a smaller difference of accuracy is not spoken of
+_CLEAR = 2.0  # minimum difference of accuracy to report, in standard errors
 _CALIBRATION = 0.01
 _SOFTER, _CHEAPER = 1.1, 1.1  # ratios
 _BITS = {"f32": 32, "f16": 16, "u8": 8}
@@ -41,22 +41,22 @@ def compare_caches(
     teachers: tuple[str | None, str | None] = (None, None),
     on_progress: OnProgress = silent,
 ) -> Comparison:
-    """Compare two caches over rows that both hold.
+    """Compare two caches over the rows that both contain.
 
-    Where both have views of one recipe, seed and key, these are compared, sample by sample, as far as their pixels are the same;
-    else view 0 of one with view 0 of the other. Of text, target tokens that both have a row of, after the same tokens. At most 200,000
-    rows, or 200 million logits, spread evenly; a few tens of MB at a time. Rows of which the largest were kept are completed evenly for
-    each temperature; of text, classes that either does not keep count as one.
+    Views with the same recipe, seed and key are compared sample by sample, except for rows whose pixels differ. If there are no such
+    views, view 0 of one cache is compared with view 0 of the other. For text, the target tokens with a row in both caches and the same
+    preceding tokens are compared. At most 200,000 rows or 200 million logits are read, evenly spaced, a few tens of MB at a time. The
+    tail of top-k rows is filled in evenly for each temperature; for text, all classes that either cache leaves out count as one.
 
     Args:
-        first: One.
-        second: The other.
-        teachers: Slug of one of several teachers, of each.
+        first: First cache, or its path or address.
+        second: Second cache, or its path or address.
+        teachers: Slug of the teacher to read from each cache; None if it has only one.
         on_progress: Called after every part of a view.
 
     Raises:
-        CacheMismatchError: They hold other classes, other data, or other samples of it.
-        LogitCacheError: One cannot be opened, or a block is damaged.
+        CacheMismatchError: The caches have different classes or data, or no samples in common.
+        LogitCacheError: A cache cannot be opened, or a block is damaged.
     """
     both = (open_cache(first).of(teachers[0]), open_cache(second).of(teachers[1]))
     _refuse_strangers(*both)
@@ -70,8 +70,8 @@ def compare_caches(
         on_progress(Progress("comparing", round(part.done * total), total, "rows"))
     if not sums.rows:
         raise CacheMismatchError(
-            f"{both[0].place} and {both[1].place} have the same views and other pixels in every row: the images have changed between "
-            "the two dumps. `logitcache verify` says which cache fits the data."
+            f"cannot compare {both[0].place} and {both[1].place}: their views are the same, but the pixels differ in every row, so the "
+            "images changed between the two dumps. `logitcache verify` shows which cache matches the data."
         )
     sides = (_side(both[0], sums, 0), _side(both[1], sums, 1))
     return Comparison(
@@ -105,49 +105,49 @@ def _refuse_strangers(first: Cache, second: Cache) -> None:
     for cache in (first, second):
         if cache.manifest.encoding["kind"] == "sampled":
             raise CacheMismatchError(
-                f"{cache.place} holds draws, of which no logits can be made to compare: compare caches dumped with --encoding full or topk."
+                f"{cache.place} holds draws, which cannot be compared; compare caches dumped with --encoding full or topk."
             )
     for cache in (first, second):
         if not (cache.manifest.of_images or _is_text(cache)):
             raise CacheMismatchError(
-                f"{cache.place} is a cache of {cache.manifest.modality}: only caches of images and of text can be compared side by side."
+                f"{cache.place} is a cache of {cache.manifest.modality}; only caches of images or text can be compared."
             )
     if one.modality != other.modality:
         raise CacheMismatchError(
-            f"{first.place} is of {one.modality} and {second.place} of {other.modality}: compare caches of one data set."
+            f"{first.place} is a cache of {one.modality} and {second.place} of {other.modality}; compare caches of one data set."
         )
     if len(one.classes) != len(other.classes):
         raise CacheMismatchError(
-            f"{first.place} has {len(one.classes)} classes and {second.place} {len(other.classes)}: compare caches of one data set."
+            f"{first.place} has {len(one.classes)} classes and {second.place} {len(other.classes)}; compare caches of one data set."
         )
-    if _is_text(first):  # of which targets may differ; its tokens are compared
+    if _is_text(first):  # whose targets may differ; the tokens are compared later
         return
     for key in ("digest", "length"):
         if one.data[key] != other.data[key]:
             raise CacheMismatchError(
-                f"{first.place} is of {one.data['spec'] or 'an object'} ({key} {one.data[key]}) and {second.place} of "
-                f"{other.data['spec'] or 'an object'} ({key} {other.data[key]}): compare caches of one data set."
+                f"{first.place} was dumped from {one.data['spec'] or 'a data set object'} ({key} {one.data[key]}) and {second.place} from "
+                f"{other.data['spec'] or 'a data set object'} ({key} {other.data[key]}); compare caches of one data set."
             )
 
 
 def _kept(cache: Cache) -> int:
-    """How many logits of a row are stored."""
+    """Return the number of logits stored per row."""
     encoding = cache.manifest.encoding
     return len(cache.manifest.classes) if encoding["kind"] == "full" else int(encoding["k"]) + 1
 
 
 class _Sums:
-    """What is summed over the rows of both caches.
+    """Sums over the rows of both caches.
 
     Attributes:
-        rows: Rows compared.
-        other_pixels: Rows left out, because the teachers were shown other pixels.
-        agree: Rows with the same largest class.
-        right: Rows by whether the first and the second teacher are right, [2, 2].
-        class_rows, class_agree: By label, [C].
-        entropy, surprise: Of each side, [2].
-        tokens: Sums over positions of text; None of images.
-        calibration: Of each side.
+        rows: Number of rows compared.
+        other_pixels: Number of rows left out because the teachers saw different pixels.
+        agree: Number of rows with the same top class.
+        right: Number of rows by whether the first and the second teacher are correct, [2, 2].
+        class_rows, class_agree: Number of rows, and of rows with the same top class, by label, [C].
+        entropy, surprise: Summed entropy and surprisal of each side in nats, [2].
+        tokens: Sums by position in the text; None for images.
+        calibration: Reliability diagram of each side.
     """
 
     def __init__(self, both: tuple[Cache, Cache], tokens: TokenSums | None) -> None:
@@ -161,7 +161,7 @@ class _Sums:
         self._divergence = np.zeros((len(_TEMPERATURES), 2))
 
     def add(self, part: Part, *, pixels_count: bool) -> None:
-        """Read some rows of a view of each, and count them in; those with other pixels only as such."""
+        """Read rows of a view of each cache and add them; rows with different pixels are only counted."""
         with ThreadPoolExecutor(len(self._both)) as executor:
             columns = list(
                 executor.map(lambda c, view, mine: c.rows(view, c.teacher, mine), self._both, part.views, part.rows)
@@ -206,9 +206,10 @@ class _Sums:
     def _divergences(
         self, encodings: list[dict[str, Any]], columns: Sequence[Columns], temperature: float
     ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """Return the KL of each row from the first to the second, and back, in nats, [B] each.
+        """Return KL(first || second) and KL(second || first) of each row in nats, [B] each.
 
-        Of text, classes that either does not keep count as one, as in training: a lower bound. Of images what was not kept is completed.
+        For text, all classes that either cache leaves out count as one, as in training, which gives a lower bound. For images, the tail
+        is filled in.
         """
         both = list(zip(encodings, columns, strict=True))
         one, other = (decode_rows(encoding, rows, len(self.class_rows), temperature) for encoding, rows in both)
@@ -217,12 +218,12 @@ class _Sums:
         return divergences_over(one, other, kept_by_both(both, one.shape), temperature)
 
     def divergence(self, direction: int) -> dict[str, float]:
-        """Return the mean KL in nats by temperature: 0 from the first to the second, 1 back."""
+        """Return the mean KL in nats by temperature, KL(first || second) for direction 0 and KL(second || first) for 1."""
         means = np.maximum(self._divergence[:, direction] / self.rows, 0).tolist()
         return {
             f"T={temperature:g}": mean
             for temperature, mean in zip(_TEMPERATURES, means, strict=True)
-            if np.isfinite(mean)  # of some caches the rest is known at temperature 1 alone
+            if np.isfinite(mean)  # some caches know the rest only at temperature 1
         }
 
 
@@ -244,7 +245,7 @@ def _side(cache: Cache, sums: _Sums, side: int) -> Side:
 def _same(
     both: tuple[Cache, Cache], samples: tuple[int, int], pairing: ImageRows | TextRows, changed: float
 ) -> dict[str, str]:
-    """Say what is the same in both."""
+    """Return descriptions of what is the same in both caches and what differs."""
     one, other = (cache.manifest for cache in both)
     first, second = one.teachers[0], other.teachers[0]
     weights = first["weights_sha256"]
@@ -252,53 +253,52 @@ def _same(
     span = f"samples {samples[0]:,} to {samples[1] - 1:,}"
     whole = one.samples == other.samples == samples[1] - samples[0]
     if isinstance(pairing, TextRows):
-        seen = "text as it is: the same tokens before each"
+        seen = "text without augmentation, the same preceding tokens"
     elif not pairing.alike:
         shown = [f"view 0 ({m.views[0]['recipe']}, seed {m.views[0]['seed']})" for m in (one, other)]
-        seen = f"differ: {shown[0]} beside {shown[1]}"
+        seen = f"different: {shown[0]} and {shown[1]}"
     else:
-        seen = f"{len(pairing.views)} the same" + (
-            f"; {changed:.1%} of their rows show other pixels and are left out" if changed else ""
+        seen = f"{len(pairing.views)} in common" + (
+            f"; {changed:.1%} of their rows have different pixels and are left out" if changed else ""
         )
     return {
-        "teacher": f"the same: {first['name']}"
-        if same_teacher
-        else f"differs: {first['name']} beside {second['name']}",
+        "teacher": f"the same: {first['name']}" if same_teacher else f"different: {first['name']} and {second['name']}",
         "views": seen,
         "encoding": f"the same: {encoding_words(one.encoding)}"
         if one.encoding == other.encoding
-        else f"differs: {encoding_words(one.encoding)} beside {encoding_words(other.encoding)}",
-        "data": f"the same: {span}" if whole else f"{span} of the same data are in both",
+        else f"different: {encoding_words(one.encoding)} and {encoding_words(other.encoding)}",
+        "data": f"the same: {span}" if whole else f"the same, with {span} in both",
     }
 
 
 def _advice(both: tuple[Cache, Cache], sides: tuple[Side, Side], sums: _Sums) -> list[str]:
-    """Say which to prefer for what, where the numbers differ enough to say it."""
+    """Return advice on which cache to prefer, for numbers that clearly differ."""
     found: list[str] = []
-    alone = [int(sums.right[1, 0]), int(sums.right[0, 1])]  # rows that only one of them gets right
+    alone = [int(sums.right[1, 0]), int(sums.right[0, 1])]  # rows that only one teacher classifies correctly
     if abs(alone[0] - alone[1]) > _CLEAR * np.sqrt(sum(alone)):  # McNemar's test
         better, worse = _ordered(sides, [-share for share in alone])
         found.append(
-            f"{better.path} is right more often ({better.accuracy:.1%} of rows against {worse.accuracy:.1%}): prefer it where nothing "
-            "corrects the teacher"
+            f"{better.path} is more accurate ({better.accuracy:.1%} instead of {worse.accuracy:.1%}): prefer it for methods that do not "
+            "correct the teacher"
         )
     if abs(sides[0].calibration_error - sides[1].calibration_error) > _CALIBRATION:
         better, worse = _ordered(sides, [side.calibration_error for side in sides])
         found.append(
-            f"{better.path} is better calibrated (error {better.calibration_error:.1%} against {worse.calibration_error:.1%}): its "
-            "confidence can be taken at its word, as rld does"
+            f"{better.path} is better calibrated (error {better.calibration_error:.1%} instead of {worse.calibration_error:.1%}): prefer "
+            "it for methods that rely on the confidence, such as rld"
         )
     softer, harder = _ordered(sides, [-side.entropy_nats for side in sides])
     if softer.entropy_nats > _SOFTER * harder.entropy_nats:
         found.append(
-            f"{softer.path} is softer ({softer.entropy_nats:.3f} nats against {harder.entropy_nats:.3f}): at equal temperature it says "
-            "more about the other classes"
+            f"{softer.path} is softer (entropy {softer.entropy_nats:.3f} nats instead of {harder.entropy_nats:.3f}): at the same "
+            "temperature, it has more information about the other classes"
         )
     cheaper, dearer = _ordered(sides, [side.bytes_per_row for side in sides])
-    rows = {cache.manifest.view_rows * len(cache.manifest.views) for cache in both}  # of few, what is fixed weighs more
+    # With different numbers of rows, the fixed overhead would distort the comparison.
+    rows = {cache.manifest.view_rows * len(cache.manifest.views) for cache in both}
     if len(rows) == 1 and dearer.bytes_per_row > _CHEAPER * cheaper.bytes_per_row:
         found.append(
-            f"{cheaper.path} is smaller ({cheaper.bytes_per_row:.1f} B a row against {dearer.bytes_per_row:.1f})"
+            f"{cheaper.path} is smaller ({cheaper.bytes_per_row:.1f} bytes per row instead of {dearer.bytes_per_row:.1f})"
         )
     return found + _finer(both, sides)
 
@@ -310,14 +310,16 @@ def _finer(both: tuple[Cache, Cache], sides: tuple[Side, Side]) -> list[str]:
         more, fewer = _ordered(sides, [-k for k in kept])
         if max(kept) == np.inf:
             all_of_them = ", ".join(sorted(EVERY_CLASS))
-            return [f"{more.path} keeps every class: methods that need all of them ({all_of_them}) refuse {fewer.path}"]
-        return [f"{more.path} keeps more classes of a row ({more.encoding} against {fewer.encoding})"]
+            return [
+                f"{more.path} keeps every class: the methods that need all of them ({all_of_them}) cannot use {fewer.path}"
+            ]
+        return [f"{more.path} keeps more classes per row ({more.encoding} instead of {fewer.encoding})"]
     if bits[0] != bits[1]:
         finer, coarser = _ordered(sides, [-b for b in bits])
-        return [f"{finer.path} is finer ({finer.encoding} against {coarser.encoding})"]
+        return [f"{finer.path} has higher precision ({finer.encoding} instead of {coarser.encoding})"]
     return []
 
 
 def _ordered(sides: tuple[Side, Side], values: Sequence[float]) -> tuple[Side, Side]:
-    """Return the sides, the one with the smaller value first."""
+    """Return the sides in ascending order of their values."""
     return sides if values[0] <= values[1] else (sides[1], sides[0])

@@ -1,4 +1,4 @@
-"""Where a cache comes from, and what storing has changed."""
+"""Origin of a cache, and the error of its encoding measured on the probe."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,12 @@ Logits = NDArray[np.floating]
 
 _TEXT = "text"
 _TEMPERATURES = (1, 4)
-_LEAST = 1e-30  # probability
+_LEAST = 1e-30  # smallest probability
 NO_PROBE = ProbeLoss(0, 0.0, {f"T={temperature}": 0.0 for temperature in _TEMPERATURES}, 0)
 
 
 def made(cache: Cache) -> dict[str, str]:
-    """Say when and on what a cache was made: `begun`, `continued` (where it was), `host`, `device`, `command`."""
+    """Return when and where a cache was made: `begun`, `continued` (if it was resumed), `host`, `device` and `command`."""
     events = [entry for entry in history(cache.place) if "time" in entry]
     if not events:
         return {}
@@ -28,9 +28,9 @@ def made(cache: Cache) -> dict[str, str]:
 
 
 def preprocessing_from(cache: Cache) -> dict[str, str]:
-    """Return where the teacher's preprocessing came from at the dump: name of a setting to "option", "weights" or "data".
+    """Return the origin of each preprocessing setting at the dump: "option", "weights" or "data".
 
-    Empty where the history does not say.
+    Empty if the history does not record it.
     """
     slug = cache.manifest.teachers[0]["slug"]
     found = [entry["preprocessing_from"] for entry in history(cache.place) if "preprocessing_from" in entry]
@@ -38,7 +38,7 @@ def preprocessing_from(cache: Cache) -> dict[str, str]:
 
 
 def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
-    """Compare what is stored with rows that are kept in full.
+    """Compare the stored rows with the probe.
 
     Raises:
         CorruptCacheError: A chunk is missing or damaged.
@@ -59,7 +59,7 @@ def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
     if merged:
         ids, _ = kept_values(encoding, {name: column[keep] for name, column in columns.items()})
     precise: Logits = exact.astype(np.float64)
-    # Of some caches the rest is known at temperature 1 alone.
+    # Some caches know the rest only at temperature 1.
     known = {t: rows.astype(np.float64) for t, rows in stored.items() if np.isfinite(rows).all()}
     compared: dict[int, tuple[Logits, Logits]] = {t: (precise, rows) for t, rows in known.items()}
     if ids is not None:
@@ -71,7 +71,7 @@ def probe_loss(cache: Cache, teacher: str) -> ProbeLoss:
 
 
 def _merged(logits: Logits, ids: NDArray[np.int64], temperature: float) -> Logits:
-    """Return the logits of some classes and, as a last column, one that weighs at a temperature what all others do, [B, K + 1]."""
+    """Return the logits of the given classes, and a last column with the mass of all others at a temperature, [B, K + 1]."""
     kept = np.take_along_axis(logits, ids, 1)
     rest = logits.copy()
     np.put_along_axis(rest, ids, -np.inf, 1)
@@ -81,12 +81,12 @@ def _merged(logits: Logits, ids: NDArray[np.int64], temperature: float) -> Logit
 
 
 def divergences(one: Logits, other: Logits, temperature: float) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """KL(one || other) and KL(other || one) of the softmax at a temperature, row by row in nats, [B] each.
+    """Return KL(one || other) and KL(other || one) of the softmax at a temperature, in nats, [B] each.
 
     Args:
-        one: Logits, [B, C]; their precision is computed in.
+        one: Logits, [B, C]; computed in their precision.
         other: Logits, [B, C].
-        temperature: Of both.
+        temperature: Temperature of both.
     """
     (log_p, p), (log_q, q) = (_softmax(logits / temperature) for logits in (one, other))
     gap = log_p - log_q
@@ -96,13 +96,13 @@ def divergences(one: Logits, other: Logits, temperature: float) -> tuple[NDArray
 def divergences_over(
     one: Logits, other: Logits, kept: NDArray[np.bool_], temperature: float
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Return the same with some classes of each row counted as one, [B] each: a lower bound, and no estimate of what was not kept.
+    """Return `divergences` with all classes that are not kept merged into one, [B] each; a lower bound of the KL over all classes.
 
     Args:
         one: Logits, [B, C].
         other: Logits, [B, C].
-        kept: Classes that count one by one, [B, C].
-        temperature: Of both.
+        kept: Whether a class counts separately, [B, C].
+        temperature: Temperature of both.
     """
     (log_p, p), (log_q, q) = (_softmax(logits.astype(np.float64) / temperature) for logits in (one, other))
     gap = np.where(kept, log_p - log_q, 0.0)

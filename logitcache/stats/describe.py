@@ -1,4 +1,4 @@
-"""Describe a cache: every row is read once, a block at a time by each of two threads (more from a bucket), and only sums are kept."""
+"""Compute the statistics of a cache in one pass: two threads (more for a bucket) read one block at a time, and only sums are kept."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -28,21 +28,28 @@ __all__ = ["cache_stats"]
 
 _TEXT = "text"
 _THREADS = 2
-_LEAST_K = 10  # for near-duplicates; the demo's cache cut to its 1 or 2 largest listed over 100, in full it lists 1
+# Minimum k to search for near-duplicates: the demo's cache lists 1 pair in full, and over 100 as top-1 or top-2.
+_LEAST_K = 10
 
 
 def cache_stats(
     cache: str | Path | Cache, *, teacher: str | None = None, on_progress: OnProgress = silent
 ) -> CacheStats:
-    """Describe a cache, of several teachers' one of them by its slug.
+    """Compute the statistics of a cache.
 
-    Every row is read once, and the first 65,536 of view 0 again for near-duplicates. Beyond the labels, memory holds two blocks, 80
-    bytes for each of at most 524,288 samples, 20 for each that every view denies, and 64 MB of logits, however large the cache is.
+    Every row is read once, and the first 65,536 of view 0 a second time to find near-duplicates. Besides the labels, memory use is two
+    blocks, 80 bytes for each of at most 524,288 samples, 20 bytes for each sample whose views all contradict its label, and 64 MB of
+    logits, for caches of any size.
 
-    Of text, likely wrong labels are not searched for, and copies are those of whole contexts; memory also holds its tokens, 40 bytes for
-    each context, and what makes them rows.
+    For text, label errors are not searched for, and duplicates are copies of whole contexts. Memory then also holds the tokens, which of
+    them are targets, and 40 bytes per context.
 
-    An unfinished cache, or one with damaged blocks, is described as far as it can be read; `health` says what is not.
+    For an unfinished or damaged cache, the statistics cover the rows that can be read, and `health` lists the rest.
+
+    Args:
+        cache: Cache, or its path or address.
+        teacher: Slug of the teacher to read; None if the cache has only one.
+        on_progress: Called after every block.
 
     Raises:
         LogitCacheError: The cache cannot be opened, or its labels cannot be read.
@@ -56,7 +63,7 @@ def cache_stats(
     odd, odd_total = reading.label_errors.surest()
     if (
         manifest.modality == _TEXT
-    ):  # a token that the teacher did not expect is no error, and beginnings of contexts are alike
+    ):  # an unexpected token is not a label error, and the first tokens of contexts are often the same
         odd, odd_total, duplicates, among = list[OddSample](), 0, list[Duplicate](), 0
     else:
         by_logits = reading.unmixed[0] and _says_enough(manifest.encoding)
@@ -91,7 +98,7 @@ def _probed(health: Health, cache: Cache, teacher: str) -> tuple[Health, ProbeLo
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """What one block of one view came to: answers and previews; or what is wrong with it."""
+    """Result of reading one block of one view: predictions and previews, or the problem."""
 
     found: Answers | None
     previews: list[Preview]
@@ -99,7 +106,7 @@ class _Block:
 
 
 class _Reading:
-    """One pass over the rows of a cache: stretch by stretch of samples, in each view by view."""
+    """One pass over the rows of a cache, by stretches of samples and then by view."""
 
     def __init__(self, cache: Cache, teacher: str, labels: NDArray[np.int32]) -> None:
         self._cache, self._teacher, self._labels = cache, teacher, labels
@@ -116,11 +123,11 @@ class _Reading:
         self._kept = cache.kept_rows()
         self.tokens = None
         if manifest.modality == _TEXT:
-            with contextlib.suppress(CorruptCacheError):  # which verify reports
+            with contextlib.suppress(CorruptCacheError):  # reported by verify
                 self.tokens = Tokens(cache)
 
     def everything(self, on_progress: OnProgress) -> None:
-        """Read it all."""
+        """Read all rows."""
         manifest = self._cache.manifest
         step = max(STRETCH // manifest.block_rows, 1)
         threads = max(_THREADS, self._cache.place.at_once)
@@ -141,14 +148,14 @@ class _Reading:
 
     def _blocks(self, executor: ThreadPoolExecutor, view: int, blocks: range) -> Iterator[tuple[int, _Block]]:
         try:
-            self._cache.read_records(view)  # once, and not by every thread
+            self._cache.read_records(view)  # once, instead of in every thread
         except CorruptCacheError as error:
             yield from ((block, _Block(None, [], error)) for block in blocks)
             return
         yield from zip(blocks, executor.map(lambda block: self._block(view, block), blocks), strict=True)
 
     def _block(self, view: int, block: int) -> _Block:
-        """Read one block and work out what it says; run by several threads."""
+        """Read one block and compute its predictions and previews; called from several threads."""
         manifest = self._cache.manifest
         classes = len(manifest.classes)
         first, last = manifest.span(block)
@@ -162,7 +169,7 @@ class _Reading:
                 number = view * manifest.view_rows + first + part.start
                 looked_at = _scattered(number + np.arange(len(true))) % every == 0
                 some = np.flatnonzero(found[-1].finite & self._kept[first:last][part] & looked_at)
-                if len(some) and manifest.encoding["kind"] != "sampled":  # which only says what was drawn
+                if len(some) and manifest.encoding["kind"] != "sampled":  # draws have no logits to preview
                     few = {name: column[some] for name, column in here.items()}
                     rows = read_rows(manifest.encoding, few, true[some], classes)
                     previews.append(preview_rows(rows, mixed=not self.unmixed[view]))
@@ -183,18 +190,18 @@ class _Reading:
         self.agreement.add(view, part, found)
         if self.tokens is not None and view == 0:
             self.tokens.add(first, found, labels)
-        if self.unmixed[view]:  # a mixed row has two labels, and says so
+        if self.unmixed[view]:  # rows of mixed views have two labels
             self.label_errors.add(part, found, labels)
             self.confusions.add(found.says[found.finite], labels[found.finite])
 
     def wrong(self) -> float:
-        """Return the share of rows of unmixed views whose largest logit is not the label's."""
+        """Return the fraction of rows of unmixed views whose top class is not the label."""
         chosen = [sums for sums, unmixed in zip(self.views, self.unmixed, strict=True) if unmixed]
         rows = sum(sums.rows for sums in chosen)
         return sum(sums.wrong for sums in chosen) / rows if rows else 0.0
 
     def health(self) -> Health:
-        """Say what could not be read."""
+        """Return the missing and damaged blocks, and the numbers of invalid rows."""
         manifest = self._cache.manifest
         missing, damaged = (
             [f"view {view}, block {block}" for view, block in sorted(blocks)]
@@ -211,10 +218,10 @@ class _Reading:
 
 
 def _says_enough(encoding: Mapping[str, Any]) -> bool:
-    """Whether what is kept of rows tells images apart: of a few logits a row many are alike."""
+    """Return whether an encoding keeps enough logits per row to tell images apart."""
     return encoding["kind"] == "full" or int(encoding.get("k", 0)) >= _LEAST_K
 
 
 def _scattered(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Hash row numbers (Knuth's multiplicative hashing), so that what is chosen by them follows no order of the data."""
+    """Hash row numbers (Knuth's multiplicative hashing), to select rows independently of the order of the data."""
     return (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)

@@ -1,4 +1,4 @@
-"""Samples that are likely one image twice: equal pixels, and logits that are nearly alike."""
+"""Find likely duplicate images by equal pixels or nearly equal logits."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,31 +15,31 @@ from logitcache.store import Cache, decode_rows
 __all__ = ["find_duplicates"]
 
 _SHOWN = 100
-_EQUAL = 10_000  # pairs of equal pixels, at most
+_EQUAL = 10_000  # maximum number of pairs with equal pixels
 _SAMPLES = 65_536
-_LOGITS = 1 << 24  # held at a time, 64 MB
-_WORK = 4e10  # multiplications: a second or two
-_DIGESTS = 1 << 23  # held at a time, 64 MB
-_AT_ONCE = 1024  # rows beside all others of their class
-# Of 210 images planted in 10,000 of Fashion-MNIST as copies (exact, JPEG, noise, brightness, shifts), 73 are found by their logits, among
-# 77 pairs; with 0.5 and no second condition 93 among 585. Exact copies all, shifted ones hardly any.
-_NEAR = 0.5  # of the median distance of nearest neighbours
-_NEXT = 0.35  # of the distance of either's second neighbour
+_LOGITS = 1 << 24  # maximum number of logits in memory, 64 MB
+_WORK = 4e10  # maximum number of multiplications, one or two seconds
+_DIGESTS = 1 << 23  # maximum number of digests in memory, 64 MB
+_AT_ONCE = 1024  # rows to compare with all rows of their class at a time
+# Of 210 copies planted among 10,000 images of Fashion-MNIST (exact, JPEG, noise, brightness, shifts), 73 are found by their logits, among
+# 77 pairs; with 0.5 and without the second condition, 93 among 585. All exact copies are found, and almost no shifted ones.
+_NEAR = 0.5  # maximum distance, relative to the median distance between nearest neighbours
+_NEXT = 0.35  # maximum distance, relative to the distance from either sample to its second neighbour
 
 
 def find_duplicates(
     cache: Cache, teacher: str, labels: NDArray[np.int32], on_progress: OnProgress, *, by_logits: bool
 ) -> tuple[list[Duplicate], int]:
-    """Search view 0, by pixels and, unless it is mixed, by logits.
+    """Find likely duplicates in view 0, by pixels and, with `by_logits`, by logits.
 
-    Equal digests of pixels are searched for among all samples. Near logits among the first samples alone, at most 65,536 and
-    2**24 logits, fewer where the teacher says one class for most of them: each is compared with those that have the same
-    largest class, so in data ordered by class all of it is within reach. Two are near where their centred logits differ by less
-    than half the median distance of nearest neighbours, and by little beside what separates either from its second neighbour: rows
-    of a sure teacher lie close together, and what lies close to many says little. A random crop hides most copies.
+    Equal pixel digests are searched for among all samples. Near logits are searched for among the first samples, at most 65,536 and
+    2**24 logits, or fewer if the teacher predicts one class for most of them, because each sample is compared with all others of the same
+    top class. Two samples are near if the distance of their centered logits is less than half the median distance between nearest
+    neighbours, and also small compared with the distance from either sample to its second neighbour, because the rows of a confident
+    teacher are close to each other in general. Random crops hide most copies.
 
     Returns:
-        Pairs, nearest first, at most 100; how many samples were searched by logits.
+        Pairs, nearest first, at most 100; and the number of samples searched by logits.
     """
     drawn = cache.manifest.encoding["kind"] == "sampled"  # of which no logits can be made
     logits, says, rows = _no_logits() if drawn else _first_logits(cache, teacher)
@@ -69,7 +69,7 @@ def _no_logits() -> tuple[Floats, Ints, Ints]:
 
 
 def _first_logits(cache: Cache, teacher: str) -> tuple[Floats, Ints, Ints]:
-    """Return centred logits of the first samples in view 0, [M, C], their largest classes and their rows, [M]."""
+    """Return the centered logits of the first samples in view 0, [M, C], and their top classes and row numbers, [M] each."""
     manifest, classes, kept = cache.manifest, len(cache.manifest.classes), cache.kept_rows()
     most = min(manifest.view_rows, _SAMPLES, max(_LOGITS // classes, 1))
     logits, rows = np.empty((most, classes), np.float32), np.empty(most, np.int64)
@@ -80,13 +80,13 @@ def _first_logits(cache: Cache, teacher: str) -> tuple[Floats, Ints, Ints]:
             break
         try:
             columns = cache.block(0, teacher, block)
-        except CorruptCacheError:  # reported where every block is read
+        except CorruptCacheError:  # reported when all blocks are read
             continue
         for part in pieces(columns):
             taken = min(part.stop, last - first, part.start + most - found) - part.start
             here = slice(part.start, part.start + taken)
             dense = decode_rows(manifest.encoding, {name: column[here] for name, column in columns.items()}, classes)
-            with np.errstate(invalid="ignore"):  # rows that are not finite go below
+            with np.errstate(invalid="ignore"):  # rows that are not finite are dropped below
                 logits[found : found + taken] = dense - dense.mean(1, keepdims=True)
             rows[found : found + taken] = np.arange(first + here.start, first + here.stop)
             found += taken
@@ -99,7 +99,7 @@ def _first_logits(cache: Cache, teacher: str) -> tuple[Floats, Ints, Ints]:
 
 
 def _reach(says: Ints, classes: int) -> int:
-    """How many of these samples can be compared with all that say the same, in the work allowed."""
+    """Return how many of the first samples can be compared within their top classes with at most `_WORK` multiplications."""
     reach = len(says)
     while (np.bincount(says[:reach]).astype(np.float64) ** 2).sum() * max(classes, 32) > _WORK:
         reach //= 2
@@ -107,7 +107,7 @@ def _reach(says: Ints, classes: int) -> int:
 
 
 def _near(logits: Floats, says: Ints) -> tuple[float, list[tuple[float, int, int]]]:
-    """Return the median distance of nearest neighbours, and pairs that are near: distance in its units, two positions."""
+    """Return the median distance between nearest neighbours, and the near pairs: distance relative to it, two positions."""
     nearest = np.arange(len(says))
     first, second = np.zeros((2, len(says)))
     for group in np.split(np.argsort(says, kind="stable"), np.flatnonzero(np.diff(np.sort(says))) + 1):
@@ -115,7 +115,9 @@ def _near(logits: Floats, says: Ints) -> tuple[float, list[tuple[float, int, int
         squares = np.einsum("ij,ij->i", rows, rows)
         for start in range(0, len(group), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
-            distances = squares - 2 * (rows[part] @ rows.T)  # and the row's own square, which changes no order
+            distances = squares - 2 * (
+                rows[part] @ rows.T
+            )  # without the row's own square, which does not change the order
             every = np.arange(len(distances))
             distances[every, every + start] = np.inf
             found = distances.argmin(1)
@@ -123,7 +125,7 @@ def _near(logits: Floats, says: Ints) -> tuple[float, list[tuple[float, int, int
             first[group[part]] = np.linalg.norm(rows[part] - rows[found], axis=1)
             distances[every, found] = np.inf
             second[group[part]] = np.sqrt(np.maximum(distances.min(1) + squares[part], 0))
-    has = np.flatnonzero(nearest != np.arange(len(says)))  # not alone of its class
+    has = np.flatnonzero(nearest != np.arange(len(says)))  # samples that are not the only one of their class
     scale = float(np.median(first[has])) if len(has) else 0.0
     pairs = {
         (min(one, other), max(one, other)): float(first[one]) / scale
@@ -134,7 +136,7 @@ def _near(logits: Floats, says: Ints) -> tuple[float, list[tuple[float, int, int
 
 
 def _equal_pixels(cache: Cache, on_progress: OnProgress) -> Iterator[tuple[int, int]]:
-    """Yield pairs of rows whose pixels in view 0 have the same digest, each with the next one alike."""
+    """Yield pairs of rows with the same pixel digest in view 0, each row with the next equal one."""
     manifest, rows_kept = cache.manifest, cache.kept_rows()
     parts = -(-manifest.view_rows // _DIGESTS)
     task = f"comparing {'pixels' if manifest.of_images else 'digests'}"

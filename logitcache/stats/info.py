@@ -1,4 +1,4 @@
-"""What a cache is, from its manifest and the sizes of its files: no row is read. Without torch."""
+"""Describe a cache from its manifest and file sizes, without reading rows. Does not need torch."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ __all__ = ["cache_info"]
 
 
 def cache_info(cache: str | Path | Cache, *, teacher: str | None = None) -> CacheInfo:
-    """Describe a cache without reading a row: teacher, data, views, encoding, size, state, and the methods that it serves.
+    """Describe a cache without reading rows: teacher, data, views, encoding, size, state, and the methods that can use it.
 
-    Two small files are opened, and the others listed, so it takes as long for 100 million rows as for ten thousand of as many files.
-    An unfinished cache will do from its first block on.
+    Two small files are read and the others are only listed, so the time depends on the number of files, not of rows. Works on unfinished
+    caches that have at least one block.
 
     Args:
-        cache: Its path or address.
-        teacher: Slug of one of several teachers; None describes all of them together.
+        cache: Cache, or its path or address.
+        teacher: Slug of the teacher to describe; None describes all of them together.
 
     Raises:
         LogitCacheError: The cache cannot be opened.

@@ -1,4 +1,4 @@
-"""How well a share is known."""
+"""Confidence interval of a proportion."""
 
 import math
 
@@ -8,11 +8,11 @@ _Z = 1.959964  # 95 %
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a share (Wilson, JASA 1927), which stays inside [0, 1] and holds for few samples too.
+    """Return the 95 % score interval of a proportion (Wilson, JASA 1927), which stays within [0, 1] and also works for few samples.
 
     Args:
-        share: What was observed, in [0, 1].
-        count: Samples it was observed on.
+        share: Observed proportion, in [0, 1].
+        count: Number of samples.
     """
     if not count:
         return 0.0, 1.0

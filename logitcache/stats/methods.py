@@ -1,9 +1,9 @@
-"""What methods will do with the rows, without a student and without torch: the formulas of `logitcache.methods` on rows as they are kept.
+"""Preview the effect of methods on stored rows, without a student and without torch, with the formulas of `logitcache.methods`.
 
-At most some 65,536 rows are looked at, scattered over all views. Of a top-k row, LoCa, swap and RLD see what they would see in
-training: the rest completed at their temperature. ATKD and NormKD refuse such rows, because a student's counterpart is not
-known; the teacher's own temperature follows from what is kept and the stored mean, deviation and minimum of the rest. A row whose
-label is not among the k largest hides at least these from RLD, and is counted with them.
+About 65,536 rows at most are used, spread over all views. For top-k rows, LoCa, swap and RLD see what they would see in training, with
+the rest filled in at their temperature. ATKD and NormKD refuse such rows, because the student's counterpart is unknown, but the teacher's
+temperature follows from the kept logits and the stored mean, deviation and minimum of the rest. In a row whose label is not among the k
+largest logits, RLD masks at least these k, and this minimum is counted.
 """
 
 import math
@@ -19,19 +19,19 @@ __all__ = ["PREVIEW_ROWS", "Preview", "Previews", "preview_rows"]
 PREVIEW_ROWS = 65_536
 _TEMPERATURES = (1.0, 2.0, 4.0)
 _RANKS = 50
-_ALPHA, _CALIBRATION = 0.95, 4.0  # LoCa's defaults
-_FACTOR = (1 + math.sqrt(3)) / 2  # ATKD's
-_BASE = 2.0  # NormKD's
-_TINY = 1e-7  # beside a deviation
+_ALPHA, _CALIBRATION = 0.95, 4.0  # defaults of LoCa
+_FACTOR = (1 + math.sqrt(3)) / 2  # constant of ATKD
+_BASE = 2.0  # default base temperature of NormKD
+_TINY = 1e-7  # added to deviations
 
 _OF_ROWS = ("wrong", "loca", "swap", "hidden", "atkd", "normkd", "deviation")
 
 Doubles = NDArray[np.float64]
-Preview = dict[str, Doubles]  # number of a row, by name: [B], or [B, ...]
+Preview = dict[str, Doubles]  # quantities of each row by name, [B] or [B, ...]
 
 
 def preview_rows(rows: Rows, *, mixed: bool = False) -> Preview:
-    """Work out what methods do with each of these rows; those that read a row's label refuse mixed ones, which have two."""
+    """Compute the effect of methods on each row; quantities that depend on the label are left out for mixed rows, which have two."""
     masses = [_masses(rows, temperature) for temperature in _TEMPERATURES]
     total = masses[0].sum(1)
     own = rows.own.astype(np.float64)
@@ -41,7 +41,7 @@ def preview_rows(rows: Rows, *, mixed: bool = False) -> Preview:
     deviation, largest = _spread(rows)
     of_label = {
         "wrong": rows.wrong.astype(np.float64),
-        # Editing one logit scales all other probabilities alike, so that the distance is what the label gains.
+        # Editing one logit scales all other probabilities by the same factor, so the distance equals the label's gain.
         "loca": lifted / (lifted + total - np.exp(own)) - p_label,
         "swap": p_first - p_label,
         "hidden": hidden.astype(np.float64),
@@ -56,20 +56,24 @@ def preview_rows(rows: Rows, *, mixed: bool = False) -> Preview:
 
 
 class Previews:
-    """What is kept of the rows looked at: a few numbers of each, and sums."""
+    """Accumulates previews: a few quantities of each row, and sums."""
 
     def __init__(self) -> None:
         self._rows: list[Preview] = []
         self._outside, self._by_rank = np.zeros(len(_TEMPERATURES)), np.zeros(0)
 
     def add(self, found: Preview) -> None:
-        """Take rows."""
+        """Add the preview of some rows."""
         self._rows.append({name: found[name] for name in _OF_ROWS if name in found})
         self._outside += found["outside"].sum(0)
         self._by_rank = found["by_rank"].sum(0) + (self._by_rank if len(self._by_rank) else 0)
 
     def summary(self, changed: float) -> MethodPreview:
-        """Sum them up, given the share of all rows that LoCa and swap edit: those whose largest logit is not the label's."""
+        """Return the summary.
+
+        Args:
+            changed: Fraction of all rows that LoCa and swap edit, those whose top class is not the label.
+        """
         every = {
             name: np.concatenate([np.zeros(0), *(part[name] for part in self._rows if name in part)])
             for name in _OF_ROWS
@@ -96,7 +100,7 @@ class Previews:
 
 
 def _quantiles(values: NDArray[np.floating]) -> Quantiles:
-    """Say where values, [B], lie; zeros where there are none."""
+    """Return the quantiles of values, [B]; zeros if there are none."""
     if not len(values):
         values = np.zeros(1)
     low, p5, p25, median, p75, p95, high = np.quantile(values, (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)).tolist()
@@ -108,7 +112,7 @@ def _mean(values: NDArray[np.bool_] | Doubles) -> float:
 
 
 def _masses(rows: Rows, temperature: float) -> Doubles:
-    """Σ exp(gap / T) of what was kept and of the rest, [B, 2]."""
+    """Return Σ exp(gap / T) of the kept classes and of the rest, [B, 2]."""
     kept = np.exp(rows.gaps.astype(np.float64) / temperature).sum(1)
     if rows.rest is None:
         return np.stack([kept, np.zeros_like(kept)], 1)
@@ -116,19 +120,21 @@ def _masses(rows: Rows, temperature: float) -> Doubles:
 
 
 def _lifted(rows: Rows, own: Doubles) -> Doubles:
-    """LoCa's logit of the label of a wrong row, relative to the largest (logitcache/methods/loca.py)."""
-    rest = _masses(rows, _CALIBRATION).sum(1) - np.exp(own / _CALIBRATION)  # a wrong row has its largest logit in it
-    with np.errstate(divide="ignore", invalid="ignore"):  # of a row that is right the number is not used
+    """Return the label's logit after LoCa, relative to the largest, for wrong rows, [B] (logitcache/methods/loca.py)."""
+    rest = _masses(rows, _CALIBRATION).sum(1) - np.exp(
+        own / _CALIBRATION
+    )  # in a wrong row, the largest logit is part of it
+    with np.errstate(divide="ignore", invalid="ignore"):  # the values of correct rows are not used
         rest = np.log(np.maximum(rest, 0)) + math.log1p(-_ALPHA)
         return np.asarray(_CALIBRATION * (np.logaddexp(0, rest) - math.log(_ALPHA)))
 
 
 def _spread(rows: Rows) -> tuple[Doubles, Doubles]:
-    """Unbiased deviation over all classes, [B], and the largest distance of a logit from the row's mean, [B]."""
+    """Return the unbiased standard deviation over all classes and the largest distance of a logit from the row's mean, [B] each."""
     gaps = rows.gaps.astype(np.float64)
     total, lowest = gaps.sum(1), gaps.min(1)
     mean_of_rest = deviation_of_rest = np.zeros(len(gaps))
-    if rows.rest is not None and rows.rest.shape[1] == 1:  # of the rest only the mass is known
+    if rows.rest is not None and rows.rest.shape[1] == 1:  # only the mass of the rest is known
         unknown = np.full(len(gaps), np.nan)
         return unknown, unknown
     if rows.rest is not None:
@@ -141,7 +147,7 @@ def _spread(rows: Rows) -> tuple[Doubles, Doubles]:
 
 
 def _largest(rows: Rows) -> Floats:
-    """Return the largest logits, relative, falling, [B, ranks]: of a top-k row at most k."""
+    """Return the largest logits relative to the first, in descending order, [B, ranks]; at most k for top-k rows."""
     kept = rows.gaps.shape[1] - (rows.ids is not None)
     ranks = min(_RANKS, kept)
     gaps = rows.gaps

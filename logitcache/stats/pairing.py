@@ -1,4 +1,4 @@
-"""Which rows of two caches are compared: of images samples of equal views, of text the same target tokens."""
+"""Pair the rows of two caches: the same samples and views for images, the same target tokens for text."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from logitcache.store import Cache
 __all__ = ["ImageRows", "Part", "TextRows", "common_samples"]
 
 _SAME_VIEW = ("recipe", "recipe_version", "seed", "key")
-_TOKENS = 1 << 20  # looked at together
-_BEFORE = 16  # tokens shown before one
+_TOKENS = 1 << 20  # tokens to process at a time
+_BEFORE = 16  # number of preceding tokens to show
 
 
 class Part(NamedTuple):
-    """Some rows that both caches hold.
+    """A batch of rows that both caches contain.
 
     Attributes:
-        views: View of each.
-        rows: Row ids in each, ascending, [B].
-        labels: Their labels, [B].
-        documents: Of text, ids of their contexts in the data set, [B]; else None.
-        positions: Of text, tokens before them in their contexts, [B]; else None.
-        done: Share of all rows that is read after this part.
+        views: View in each cache.
+        rows: Row numbers in each cache, ascending, [B] each.
+        labels: Labels of the rows, [B].
+        documents: For text, id of each row's context in the data set, [B]; otherwise None.
+        positions: For text, number of preceding tokens in the context, [B]; otherwise None.
+        done: Fraction of all rows that is done after this part.
     """
 
     views: tuple[int, int]
@@ -39,29 +39,29 @@ class Part(NamedTuple):
 
 
 def common_samples(first: Cache, second: Cache) -> tuple[int, int]:
-    """Return the first sample that both caches hold, and one past the last.
+    """Return the first sample that both caches contain, and one past the last.
 
     Raises:
-        CacheMismatchError: There is none.
+        CacheMismatchError: The caches have no sample in common.
     """
     spans = [(one.manifest.data["first"], one.manifest.data["first"] + one.manifest.samples) for one in (first, second)]
     begin, end = max(span[0] for span in spans), min(span[1] for span in spans)
     if begin >= end:
         raise CacheMismatchError(
-            f"{first.place} holds samples {spans[0][0]:,} to {spans[0][1] - 1:,} and {second.place} {spans[1][0]:,} to "
-            f"{spans[1][1] - 1:,}: they have none in common to compare."
+            f"{first.place} has samples {spans[0][0]:,} to {spans[0][1] - 1:,} and {second.place} {spans[1][0]:,} to "
+            f"{spans[1][1] - 1:,}; compare caches with samples in common."
         )
     return begin, end
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRows:
-    """Samples that both hold, in views of one rendition, or in view 0 of each where there are none.
+    """Samples that both caches contain, in views with the same rendition, or in view 0 of each cache if there are none.
 
     Attributes:
-        both: The caches.
+        both: Caches.
         views: Pairs of views.
-        alike: Whether they are of one rendition.
+        alike: Whether the views of a pair have the same rendition.
     """
 
     both: tuple[Cache, Cache]
@@ -79,11 +79,11 @@ class ImageRows:
         return cls((first, second), found or [(0, 0)], bool(found))
 
     def parts(self, most: int, at_once: int) -> Iterator[Part]:
-        """Yield at most so many rows, spread evenly, at other samples in each view.
+        """Yield evenly spaced rows, of different samples in each view.
 
         Args:
-            most: Rows in all.
-            at_once: Rows of a part.
+            most: Maximum number of rows in total.
+            at_once: Maximum number of rows per part.
         """
         (begin, end), firsts = common_samples(*self.both), [one.manifest.data["first"] for one in self.both]
         left_out = [sample for one in self.both for sample in one.manifest.excluded]
@@ -98,19 +98,19 @@ class ImageRows:
 
 
 class TextRows:
-    """Target tokens that both have a row of, in view 0 of each.
+    """Target tokens with a row in view 0 of both caches.
 
-    Memory: tokens, labels and targets of both (up to 9 bytes a token each), and 16 bytes a context.
+    Memory: tokens, labels and targets of both caches (up to 9 bytes per token each), and 16 bytes per context.
     """
 
     views: tuple[tuple[int, int], ...] = ((0, 0),)
-    alike = False  # equal tokens have been compared already; there are no pixels
+    alike = False  # there are no pixels to compare, and the tokens have been compared before
 
     def __init__(self, first: Cache, second: Cache) -> None:
-        """Compare the contexts of both.
+        """Read the tokens of both caches and compare them.
 
         Raises:
-            CacheMismatchError: They have none in common, or divide the text differently.
+            CacheMismatchError: The caches have no context in common, or different tokens.
         """
         self.both = (first, second)
         self._begin, self._end = common_samples(first, second)
@@ -119,7 +119,7 @@ class TextRows:
             here = slice(self._begin - one.manifest.data["first"], self._end - one.manifest.data["first"])
             begins = one.array("documents")[here.start : here.stop + 1].astype(np.int64)
             stretch, offsets = slice(int(begins[0]), int(begins[-1])), one.offsets()
-            assert offsets is not None  # of text each sample has its own number of rows
+            assert offsets is not None  # for text, the number of rows varies between samples
             self.tokens.append(one.array("tokens")[stretch])
             self.begins.append(begins - begins[0])
             targets.append(one.array("targets")[stretch])
@@ -129,23 +129,23 @@ class TextRows:
             kept.append(mask[here])
         if not all(np.array_equal(*pair) for pair in (self.tokens, self.begins)):
             raise CacheMismatchError(
-                f"{first.place} and {second.place} hold other text, or divide it into other contexts, so that their teachers saw other "
-                "tokens: compare caches of one data set, dumped with the same --sequence-length, --pack, --too-long and --documents-by."
+                f"{first.place} and {second.place} have different text, or divide it into different contexts; compare caches of one data "
+                "set, dumped with the same --sequence-length, --pack, --too-long and --documents-by."
             )
         self._targets = targets
         both_kept = np.repeat(kept[0] & kept[1], np.diff(self.begins[0]))
         self._common = targets[0] & targets[1] & both_kept
 
     def parts(self, most: int, at_once: int) -> Iterator[Part]:
-        """Yield at most so many rows, spread evenly (see `ImageRows.parts`).
+        """Yield evenly spaced rows (see `ImageRows.parts`).
 
         Raises:
-            CacheMismatchError: Both have rows, of other tokens.
+            CacheMismatchError: No token has a row in both caches.
         """
         count, total = int(self._common.sum()), len(self._common)
         if not count:
             raise CacheMismatchError(
-                f"no token has a row in both {self.both[0].place} and {self.both[1].place}: compare caches dumped with the same --rows."
+                f"no token has a row in both {self.both[0].place} and {self.both[1].place}; compare caches dumped with the same --rows."
             )
         step, seen, before = -(-count // most), 0, list(self._before)
         for start in range(0, total, _TOKENS):
@@ -170,7 +170,7 @@ class TextRows:
                 )
 
     def before(self, document: int, position: int) -> list[int]:
-        """Return the tokens before one of a context, at most 16."""
+        """Return the tokens before a position of a context, at most 16."""
         begin = int(self.begins[0][document - self._begin])
         tokens: list[int] = self.tokens[0][max(begin, begin + position - _BEFORE) : begin + position].tolist()
         return tokens

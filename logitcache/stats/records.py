@@ -1,4 +1,4 @@
-"""What `logitcache stats` finds out, as frozen records: plain numbers, shares in [0, 1], divergences in nats."""
+"""Results of `logitcache stats` as frozen records. Fractions are in [0, 1], divergences and entropies in nats."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """Where the values of a quantity over rows lie: minimum, 5 %, 25 %, median, 75 %, 95 %, maximum, and their mean."""
+    """Quantiles of a quantity over rows: minimum, 5 %, 25 %, median, 75 %, 95 % and maximum; and the mean."""
 
     low: float
     p5: float
@@ -52,10 +52,10 @@ class Bin:
     """One bin of a reliability diagram.
 
     Attributes:
-        lower, upper: Confidence, (lower, upper].
-        rows: How many fall in.
-        confidence: Their mean largest probability at temperature 1; nan-free: 0 where there are none.
-        accuracy: Share of them that are right.
+        lower, upper: Range of confidences, (lower, upper].
+        rows: Number of rows in the bin.
+        confidence: Mean of their largest probability at temperature 1; 0 if there are no rows.
+        accuracy: Fraction of them that are correct; 0 if there are no rows.
     """
 
     lower: float
@@ -67,25 +67,25 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class ViewStats:
-    """The teacher on one view.
+    """Statistics of the teacher on one view.
 
     Attributes:
-        view: Its index.
-        recipe: How it was made.
-        rows: Rows counted (those of missing or damaged blocks, and those that are not finite, are not).
-        accuracy: Share of rows whose largest logit is the label's.
-        top5_accuracy: Share of rows whose label is among the five largest, or among those kept, where these are fewer.
-        mis_instruction_rate: Share of rows whose largest logit is not the label's: those that label-aware methods act on.
+        view: Index of the view.
+        recipe: Recipe of the view.
+        rows: Number of rows counted, without those of missing or damaged blocks and those that are not finite.
+        accuracy: Fraction of rows whose top class is the label.
+        top5_accuracy: Fraction of rows whose label is among the five largest logits, or among the kept ones if these are fewer.
+        mis_instruction_rate: Fraction of rows whose top class is not the label, which label-aware methods change.
         confidence: Mean of the largest probability at temperature 1.
-        entropy_nats: Mean entropy at temperature 1 (of a top-k row: with the rest spread evenly).
+        entropy_nats: Mean entropy at temperature 1; for top-k rows, with the tail spread evenly.
         calibration_error: Expected calibration error, 15 bins of equal width (Guo et al., ICML 2017, Eq. 3).
-        reliability: These bins.
-        rank_of_label: Rows by the label's rank (0: the largest); the last number counts every rank from there on, and rows whose
-            label is not among the k largest. At most 21 numbers.
-        class_accuracy: Of each class, in the manifest's order; None where the view has no row of it.
-        class_rows: Rows of each class.
-        constant_rows: Rows whose logits are all equal.
-        not_finite_rows: Rows with a NaN or an infinity.
+        reliability: Bins of the reliability diagram.
+        rank_of_label: Number of rows by the label's rank, from 0. The last element counts all further ranks and the rows whose label is
+            not among the k largest. At most 21 elements.
+        class_accuracy: Accuracy by class, in the order of the manifest; None if the view has no row of the class.
+        class_rows: Number of rows by class.
+        constant_rows: Number of rows whose logits are all equal.
+        not_finite_rows: Number of rows with NaN or infinite values.
     """
 
     view: int
@@ -107,12 +107,12 @@ class ViewStats:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """A pair of classes that the teacher takes for each other.
+    """A label and a wrong prediction of the teacher for it.
 
     Attributes:
-        label, says: Class numbers.
-        rows: Rows of all views that are not mixed, with this label and this largest logit.
-        share: Of the label's rows.
+        label, says: Label and predicted class.
+        rows: Number of rows with this label and top class, over all views that are not mixed.
+        share: Fraction of the label's rows.
     """
 
     label: int
@@ -123,21 +123,22 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class MethodPreview:
-    """What methods will do with the rows, at their papers' settings; over a sample of the rows, without a student.
+    """Effect of methods on a subset of the rows, with the settings of their papers and without a student.
 
     Attributes:
-        rows: Rows looked at.
-        labelled: Of these, in views that are not mixed: the others have two labels, and methods that read one refuse them.
-        loca_changed, swap_changed: Share of rows that LoCa and swap edit; of all rows, not of those looked at alone.
-        loca_moved, swap_moved: Mean total variation distance (half the sum of absolute differences of probability at temperature 1) of
-            the rows they edit.
-        rld_masked: Share of rows in which RLD hides more than the label itself.
-        rld_hidden: Mean number of classes hidden in those, the label included; of a top-k row at most those kept.
-        atkd_temperature: ATKD's temperature, by row, as the teacher's logits alone would have it.
-        normkd_temperature: NormKD's for the teacher, by row.
+        rows: Number of rows in the subset.
+        labelled: Number of these rows in views that are not mixed. Rows of mixed views have two labels, and methods that read the label
+            refuse them.
+        loca_changed, swap_changed: Fraction of rows that LoCa and swap edit, over all rows instead of the subset.
+        loca_moved, swap_moved: Mean total variation distance (half the sum of the absolute differences of the probabilities at
+            temperature 1) of the rows that they edit.
+        rld_masked: Fraction of rows in which RLD masks other classes besides the label.
+        rld_hidden: Mean number of classes masked in these rows, including the label; for top-k rows at most those kept.
+        atkd_temperature: ATKD's temperature by row, from the teacher's logits alone.
+        normkd_temperature: NormKD's temperature of the teacher by row.
         deviation: Standard deviation of a row's logits, unbiased.
-        mass_outside: Mean probability of what a top-k row does not keep, by temperature ("T=1", "T=2", "T=4"); zeros for full rows.
-        mass_by_rank: Mean probability of the r-th largest class at temperature 1, r from 0, as far as rows go (at most 50).
+        mass_outside: Mean probability of the tail of top-k rows, by temperature ("T=1", "T=2", "T=4"); zeros for full rows.
+        mass_by_rank: Mean probability of the r-th largest class at temperature 1, for r from 0, for at most 50 ranks.
     """
 
     rows: int
@@ -157,13 +158,13 @@ class MethodPreview:
 
 @dataclass(frozen=True, slots=True)
 class OddSample:
-    """A sample whose label every view of a confident teacher denies: likely a wrong label.
+    """A likely label error: the teacher confidently predicts another class in every view.
 
     Attributes:
-        sample: Its id.
-        label, says: Class numbers: as labelled, as the teacher has it in every view.
+        sample: Id of the sample.
+        label, says: Label, and the class predicted in every view.
         confidence: Mean probability of `says` over the views.
-        label_probability: Mean probability of `label`.
+        label_probability: Mean probability of `label` over the views.
     """
 
     sample: int
@@ -175,13 +176,13 @@ class OddSample:
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """Two samples that the teacher answers nearly alike: likely one image twice.
+    """Two samples with nearly equal logits or equal pixels, likely the same image.
 
     Attributes:
         first, second: Sample ids, ascending.
-        distance: Between their centred logits in view 0, relative to the median distance of nearest neighbours.
-        labels: Their class numbers.
-        same_pixels: The digests of their pixels in view 0 are equal.
+        distance: Distance between their centered logits in view 0, relative to the median distance between nearest neighbours.
+        labels: Labels of the two samples.
+        same_pixels: Whether the digests of their pixels in view 0 are equal.
     """
 
     first: int
@@ -193,15 +194,15 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class ProbeLoss:
-    """What storing has changed, measured against rows kept in full.
+    """Error of the encoding, measured on the probe.
 
     Attributes:
-        rows: Rows looked at.
-        largest_gap: Largest difference of a logit.
+        rows: Number of rows compared.
+        largest_gap: Largest absolute difference of a logit.
         kl_nats: Mean KL(exact || stored) at temperatures 1 and 4.
-        top1_changed: Rows whose largest class is another.
-        merged_rest: Whether classes that were not kept count as one, as they do in training on text, and no logit of theirs as stored;
-            otherwise what they weigh together is shared among them evenly.
+        top1_changed: Number of rows whose top class changed.
+        merged_rest: Whether the classes of the tail count as one, as in training on text, and are left out of `largest_gap`; otherwise
+            their mass is spread evenly over them.
     """
 
     rows: int
@@ -213,14 +214,14 @@ class ProbeLoss:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether the rows are there and make sense; `logitcache verify` compares every file with its digest.
+    """Whether all rows can be read and are valid. `logitcache verify` also compares every file with its digest.
 
     Attributes:
-        finished: The dump has ended.
-        blocks: Blocks there should be, of all views.
-        missing: Those that are not there, in words ("view 3, block 0"); and the probe, where it is not.
-        damaged: Those that are there and cannot be read, in words.
-        constant_rows, not_finite_rows: Over all views.
+        finished: Whether the dump is finished.
+        blocks: Number of blocks that the cache should have, over all views.
+        missing: Descriptions of the missing blocks, e.g. "view 3, block 0", and of the probe if it is missing.
+        damaged: Descriptions of the blocks that cannot be read.
+        constant_rows, not_finite_rows: Number of such rows, over all views.
     """
 
     finished: bool
@@ -238,14 +239,14 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class PositionBin:
-    """The teacher on the tokens at some positions of their contexts.
+    """Statistics of the teacher on the tokens in a range of positions.
 
     Attributes:
-        first, last: Tokens before them, at least and at most.
-        rows: How many there are.
-        surprise_nats: Mean of -log of the token's probability at temperature 1.
+        first, last: Range of the number of preceding tokens in the context, inclusive.
+        rows: Number of tokens.
+        surprise_nats: Mean surprisal, -log of the token's probability at temperature 1.
         entropy_nats: Mean entropy.
-        accuracy: Share of rows whose largest logit is the token's.
+        accuracy: Fraction of rows whose top class is the token.
     """
 
     first: int
@@ -262,12 +263,12 @@ class SurprisingToken:
 
     Attributes:
         document: Id of its context in the data set.
-        position: Tokens before it there.
-        label: Its id.
-        says: Id of the teacher's likeliest token.
-        surprise_nats: -log of its probability.
-        confidence: Probability of the likeliest.
-        before: Ids of the tokens before it, at most 16.
+        position: Number of preceding tokens in the context.
+        label: Id of the token.
+        says: Id of the most likely token according to the teacher.
+        surprise_nats: Surprisal, -log of the token's probability.
+        confidence: Probability of the most likely token.
+        before: Ids of the preceding tokens, at most 16.
     """
 
     document: int
@@ -281,13 +282,13 @@ class SurprisingToken:
 
 @dataclass(frozen=True, slots=True)
 class OddDocument:
-    """A context that surprises the teacher far more than others: damaged text, another language, or noise.
+    """A context with a far higher surprisal than others: damaged text, another language, or noise.
 
     Attributes:
-        document: Its id in the data set.
-        rows: Its rows, 8 or more.
-        surprise_nats: Their mean surprise.
-        deviations: How far that is above the median of contexts, in 1.4826 median absolute deviations; above 5.
+        document: Id of the context in the data set.
+        rows: Number of its rows, at least 8.
+        surprise_nats: Mean surprisal.
+        deviations: Distance from the median over contexts, in units of 1.4826 median absolute deviations; above 5.
     """
 
     document: int
@@ -298,18 +299,18 @@ class OddDocument:
 
 @dataclass(frozen=True, slots=True)
 class TokenStats:
-    """The teacher on text, in view 0.
+    """Statistics of the teacher on text, in view 0.
 
     Attributes:
-        rows: Tokens counted.
-        surprise_nats: Mean of -log of a token's probability at temperature 1; its exponential is the teacher's perplexity.
-        positions: Means by the number of tokens before, in powers of two; empty bins are left out.
-        surprising: The most surprising tokens, at most 20.
-        documents: Contexts that are not left out.
-        copies: Contexts with the same tokens as an earlier one, (earlier, later), at most 20; of two tokens and more.
-        copies_total: Number of such pairs.
-        odd_documents: Contexts that stand out, farthest first, at most 20.
-        odd_total: Number of such documents.
+        rows: Number of tokens.
+        surprise_nats: Mean surprisal, -log of a token's probability at temperature 1; its exponential is the teacher's perplexity.
+        positions: Statistics by position, in powers of two; empty bins are left out.
+        surprising: Most surprising tokens, at most 20.
+        documents: Number of contexts that are not excluded.
+        copies: Pairs of contexts with the same tokens, (earlier, later), at most 20; only contexts of two or more tokens.
+        copies_total: Total number of such pairs.
+        odd_documents: Outlier contexts, farthest first, at most 20.
+        odd_total: Total number of outlier contexts.
     """
 
     rows: int
@@ -324,33 +325,33 @@ class TokenStats:
 
     @property
     def perplexity(self) -> float:
-        """The teacher's, per token."""
+        """Perplexity of the teacher per token."""
         return math.exp(min(self.surprise_nats, 700.0))
 
 
 @dataclass(frozen=True, slots=True)
 class CacheInfo:
-    """What a cache is, as `logitcache info` shows it: known from its manifest and the sizes of its files.
+    """Description of a cache as shown by `logitcache info`, from its manifest and file sizes.
 
     Attributes:
-        path: Of the cache.
-        fingerprint: Of its content; empty while it is unfinished.
-        finished: Whether the dump has ended.
-        blocks: Blocks there should be, over all views.
-        blocks_there: Those of which every file is there.
-        rows: Rows there should be, over all views.
-        rows_there: Those of the blocks that are there.
-        made: When and on what, from the history: `begun` and, where it was, `continued` (UTC), `host`, `device`, `command`; empty
-            where there is none.
-        preprocessing_from: Where the teacher's preprocessing came from at the dump: `mean`, `std`, `image_size` and `crop_pct` to `option`,
-            `weights` or `data`; empty where the history does not say.
-        manifest: Its manifest, narrowed to the teacher described.
-        bytes_by_array: In storage, by array, and for `metadata` and `.logitcache`.
-        bytes_total: Their sum.
-        bytes_per_row: Bytes a row in storage, as `logitcache.store.bytes_per_row` defines it.
-        ratio_to_float32: bytes_per_row against the logits of all classes in raw float32.
-        serves: Methods that can train from these rows as their papers have them.
-        refuses: The others, each with the reason.
+        path: Path or address of the cache.
+        fingerprint: Fingerprint of the cache; empty while it is unfinished.
+        finished: Whether the dump is finished.
+        blocks: Number of blocks that the cache should have, over all views.
+        blocks_there: Number of blocks with all their files.
+        rows: Number of rows that the cache should have, over all views.
+        rows_there: Number of rows in the blocks with all their files.
+        made: Time and place of the dump, from the history: `begun`, `continued` if it was resumed (both UTC), `host`, `device` and
+            `command`; empty without a history.
+        preprocessing_from: Origin of the preprocessing settings `mean`, `std`, `image_size` and `crop_pct` at the dump, each `option`,
+            `weights` or `data`; empty if the history does not record it.
+        manifest: Manifest, reduced to the teacher described.
+        bytes_by_array: Bytes in storage by array, and for `metadata` and `.logitcache`.
+        bytes_total: Sum of these bytes.
+        bytes_per_row: Bytes per row in storage, as defined by `logitcache.store.bytes_per_row`.
+        ratio_to_float32: Ratio of bytes_per_row to the size of all logits in raw float32.
+        serves: Methods that can train from these rows with the settings of their papers.
+        refuses: Reason for each of the other methods.
     """
 
     path: str
@@ -381,28 +382,28 @@ class CacheInfo:
         return classes_from_json(self.manifest["classes"])
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as plain objects."""
+        """Return the record as JSON-compatible objects."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStats(CacheInfo):
-    """Everything `logitcache stats` prints: what `CacheInfo` has of one teacher, and what its rows say.
+    """Results of `logitcache stats`: the description of a cache with one teacher, and statistics of its rows.
 
     Attributes:
-        health: Whether it is whole.
-        views: The teacher on each view.
-        agreement: Share of samples whose largest class is the same in each pair of views, [V][V]; of at most 16 views; None where no sample
-            has both.
-        agreement_of_all: Share of samples with one largest class in all views, of those that all views have; None where there are none.
-        confusions: The most confused pairs, most rows first, at most 20.
-        preview: What methods will do with the rows.
-        odd: Samples with likely wrong labels, surest first, at most 100.
-        odd_total: Number of such samples.
+        health: Whether all rows can be read and are valid.
+        views: Statistics of the teacher on each view.
+        agreement: Fraction of samples with the same top class, for each pair of at most 16 views, [V][V]; None if no sample has both
+            views.
+        agreement_of_all: Fraction of samples with the same top class in all views, of the samples that have all views; None if none has.
+        confusions: Most confused pairs, most rows first, at most 20.
+        preview: Effect of methods on the rows.
+        odd: Likely label errors, most confident first, at most 100.
+        odd_total: Total number of likely label errors.
         duplicates: Likely duplicates, nearest first, at most 100.
-        duplicates_among: Samples searched for them.
-        probe: What storing has changed.
-        tokens: The teacher on text; None of other data.
+        duplicates_among: Number of samples searched for duplicates by logits.
+        probe: Error of the encoding.
+        tokens: Statistics of text; None for other data.
     """
 
     health: Health
@@ -420,7 +421,7 @@ class CacheStats(CacheInfo):
 
     @property
     def chance(self) -> str:
-        """A sentence where the teacher is right no more often than chance, else nothing."""
+        """Warning if the teacher's accuracy is no better than chance, otherwise empty."""
         rows, classes = sum(view.rows for view in self.views), len(self.classes)
         right = round(sum(view.rows * view.accuracy for view in self.views))
         return (
@@ -432,14 +433,14 @@ class CacheStats(CacheInfo):
         )
 
     def mean(self, name: str) -> float:
-        """Return one of the numbers of views over all their rows, the calibration error of all together; nan where there are none."""
+        """Return a statistic of `ViewStats` over the rows of all views; nan if there are no rows."""
         rows = sum(view.rows for view in self.views)
-        if name == "calibration_error" and rows:  # of the bins added up: its mean over views would be larger
+        if name == "calibration_error" and rows:  # from the summed bins, because the mean over views would be larger
             return sum(one.rows * abs(one.accuracy - one.confidence) for one in self.reliability()) / rows
         return sum(view.rows * float(getattr(view, name)) for view in self.views) / rows if rows else math.nan
 
     def class_accuracy(self) -> list[float | None]:
-        """Return each class's mean over the views that have rows of it, [C]; None where none has."""
+        """Return the mean accuracy of each class over the views that have rows of it, [C]; None if no view has."""
         found: list[float | None] = []
         for shares in zip(*(view.class_accuracy for view in self.views), strict=True):
             here = [share for share in shares if share is not None]
@@ -447,15 +448,15 @@ class CacheStats(CacheInfo):
         return found
 
     def class_samples(self) -> list[int]:
-        """Return the samples of each class, [C]: its rows in the view that has most of them, because views show the same samples."""
+        """Return the number of samples of each class, [C]: the maximum over views, because all views have the same samples."""
         return [max(counts) for counts in zip(*(view.class_rows for view in self.views), strict=True)]
 
     def rank_of_label(self) -> list[int]:
-        """Return the rows of all views by the label's rank, as a view has them."""
+        """Return the number of rows by the label's rank over all views, like `ViewStats.rank_of_label`."""
         return [sum(counts) for counts in zip(*(view.rank_of_label for view in self.views), strict=True)]
 
     def reliability(self, together: int = 1) -> list[Bin]:
-        """Return the bins of all views added up, and some neighbours put together."""
+        """Return the bins of the reliability diagram of all views, with `together` neighbouring bins joined into one."""
         places = list(zip(*(view.reliability for view in self.views), strict=True))
         return [
             _joined([one for bins in places[start : start + together] for one in bins])
@@ -471,15 +472,15 @@ def _joined(bins: list[Bin]) -> Bin:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of two caches that are compared, over the rows that both hold.
+    """One of two compared caches, with statistics of the rows that both contain.
 
     Attributes:
-        path, fingerprint: Which.
-        teacher: Its name.
-        encoding: In words ("top-20 u8").
-        bytes_per_row: Size on disk of a row (one sample in one view), all files.
-        accuracy, entropy_nats, calibration_error: Over the rows compared.
-        surprise_nats: Mean of -log of the label's probability at temperature 1; of text its exponential is the perplexity.
+        path, fingerprint: Path and fingerprint of the cache.
+        teacher: Name of its teacher.
+        encoding: Name of its encoding, e.g. "top-20 u8".
+        bytes_per_row: Bytes per row in storage, over all files.
+        accuracy, entropy_nats, calibration_error: Statistics of the compared rows, as in `ViewStats`.
+        surprise_nats: Mean surprisal, -log of the label's probability at temperature 1; for text, its exponential is the perplexity.
     """
 
     path: str
@@ -494,20 +495,20 @@ class Side:
 
     @property
     def perplexity(self) -> float:
-        """The teacher's, per token."""
+        """Perplexity of the teacher per token."""
         return math.exp(min(self.surprise_nats, 700.0))
 
 
 @dataclass(frozen=True, slots=True)
 class PairedBin:
-    """Two teachers on the tokens at some positions of their contexts.
+    """Comparison of two teachers on the tokens in a range of positions.
 
     Attributes:
-        first, last: Tokens before them, at least and at most.
-        rows: How many there are.
-        agreement: Share with the same largest class.
+        first, last: Range of the number of preceding tokens in the context, inclusive.
+        rows: Number of tokens.
+        agreement: Fraction of tokens with the same top class.
         kl_nats: Mean KL(first || second) at temperature 1.
-        first_surprise_nats, second_surprise_nats: Mean of -log of the token's probability of each.
+        first_surprise_nats, second_surprise_nats: Mean surprisal of each teacher.
     """
 
     first: int
@@ -521,16 +522,16 @@ class PairedBin:
 
 @dataclass(frozen=True, slots=True)
 class DifferingToken:
-    """A token of which two teachers expect something else.
+    """A token on which two teachers differ.
 
     Attributes:
         document: Id of its context in the data set.
-        position: Tokens before it there.
-        label: Its id.
-        first_says, second_says: Likeliest token of each.
-        first_probability, second_probability: Of the token, by each.
+        position: Number of preceding tokens in the context.
+        label: Id of the token.
+        first_says, second_says: Id of the most likely token according to each teacher.
+        first_probability, second_probability: Probability of the token according to each teacher.
         kl_nats: KL(first || second) at temperature 1.
-        before: Ids of the tokens before it, at most 16.
+        before: Ids of the preceding tokens, at most 16.
     """
 
     document: int
@@ -546,11 +547,11 @@ class DifferingToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenComparison:
-    """Two teachers on the same text.
+    """Comparison of two teachers on the same text.
 
     Attributes:
-        positions: Means by the number of tokens before, in powers of two; empty bins are left out.
-        differing: Tokens about which they differ most, at most 20.
+        positions: Statistics by position, in powers of two; empty bins are left out.
+        differing: Tokens with the largest KL divergence, at most 20.
     """
 
     positions: list[PairedBin]
@@ -559,19 +560,20 @@ class TokenComparison:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two caches of one data set, row by row.
+    """Comparison of two caches of one data set.
 
     Attributes:
-        sides: The two.
-        same: What is the same in both and what differs ("teacher", "views", "encoding", "data"), in words.
-        rows: Rows compared.
-        top1_agreement: Share of rows with the same largest class.
-        both_right, first_right, second_right, both_wrong: Shares of rows.
+        sides: Statistics of each cache.
+        same: Descriptions of what is the same and what differs, for "teacher", "views", "encoding" and "data".
+        rows: Number of rows compared.
+        top1_agreement: Fraction of rows with the same top class.
+        both_right, first_right, second_right, both_wrong: Fractions of rows for which both, only the first, only the second or neither
+            teacher is correct.
         kl_nats: Mean KL(first || second) at "T=1" and "T=4".
-        kl_back_nats: Mean KL(second || first).
-        class_agreement: Share of rows with the same largest class, by label; None where there is none. Of text empty.
-        tokens: The two on text; None of images.
-        advice: Which to prefer for what, in sentences.
+        kl_back_nats: Mean KL(second || first) at "T=1" and "T=4".
+        class_agreement: Fraction of rows with the same top class by label, None for labels without rows; empty for text.
+        advice: Sentences on which cache to prefer for what.
+        tokens: Comparison by token; None for images.
     """
 
     sides: tuple[Side, Side]
@@ -589,5 +591,5 @@ class Comparison:
     tokens: TokenComparison | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as plain objects."""
+        """Return the record as JSON-compatible objects."""
         return asdict(self)

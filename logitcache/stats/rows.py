@@ -1,6 +1,6 @@
-"""Rows as they are kept, and what they say of the teacher: in pieces that fit a processor's cache, a top-k row never made dense.
+"""Stored rows and the teacher's predictions from them, computed in pieces that fit into the CPU cache, without making top-k rows dense.
 
-Everything is read relative to a row's largest logit. What a top-k row did not keep takes part through its stored statistics.
+All logits are relative to the row's largest logit. The tail of a top-k row is represented by its stored statistics.
 """
 
 import math
@@ -32,23 +32,25 @@ __all__ = [
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Columns = Mapping[str, NDArray[Any]]  # of an encoding: name to rows
+Columns = Mapping[str, NDArray[Any]]  # arrays of an encoding by name
 
 _VALUES_AT_ONCE = 1 << 18  # 1 MB as float32
-_NEARLY_FLAT = 0.98  # of C: rows whose sum of exp(z - max z) is less are not constant, whatever float16 did to the rest
+# Rows whose sum of exp(z - max z), relative to C, is below this are not constant, whatever the rounding to float16 did.
+_NEARLY_FLAT = 0.98
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Some rows, of B samples.
+    """A batch of stored rows.
 
     Attributes:
-        ids: Classes that were kept, ascending, [B, K]; None: every class, in order.
-        gaps: Their logits less the row's largest, [B, K] float32, at most 0.
-        first: Where the largest logit stands among them, [B]; of equal ones the first.
-        label: Where the label stands among them, [B].
-        rest: Mean, deviation, log-sum-exp and minimum of what was not kept, less the largest logit, [B, 4] as stored; or None.
-        classes: C.
+        ids: Kept classes, ascending, [B, K]; None if every class is kept, in order.
+        gaps: Logits of the kept classes minus the row's largest logit, [B, K] float32, at most 0.
+        first: Column of the largest logit, [B]; the first one if there is a tie.
+        label: Column of the label, [B].
+        rest: Mean, standard deviation, log-sum-exp and minimum of the logits of the tail, minus the largest logit, [B, 4] as stored; or
+            None.
+        classes: Number of classes, C.
     """
 
     ids: Ints | None
@@ -60,33 +62,33 @@ class Rows:
 
     @property
     def others(self) -> int:
-        """How many classes were not kept."""
+        """Number of classes in the tail."""
         return self.classes - int(self.gaps.shape[1])
 
     @property
     def own(self) -> Floats:
-        """Logit of the label, relative, [B]."""
+        """Logit of the label, relative to the largest, [B]."""
         found: Floats = self.gaps[np.arange(len(self.gaps)), self.label]
         return found
 
     @property
     def wrong(self) -> Bools:
-        """Which rows have another class first, [B]."""
+        """Whether the top class is not the label, [B]."""
         found: Bools = self.first != self.label
         return found
 
     def class_at(self, place: Ints) -> Ints:
-        """Return the class that stands at a place of each row, [B]."""
+        """Return the class in the given column of each row, [B]."""
         return place if self.ids is None else self.ids[np.arange(len(place)), place]
 
     def level(self, temperature: float) -> Floats:
-        """Return the logit, relative, that every class of the rest counts with at a temperature, [B]."""
+        """Return the logit of each class in the tail at a temperature, relative to the largest, [B]."""
         assert self.rest is not None
         return completion(self.rest, self.others, temperature)
 
 
 def pieces(columns: Columns) -> Iterator[slice]:
-    """Cut rows so that the logits of one piece stay in a processor's cache."""
+    """Split rows into pieces whose logits fit into the CPU cache."""
     widest = next(columns[name] for name in ("logits", "values", "draws") if name in columns)
     step = max(_VALUES_AT_ONCE // widest.shape[1], 1)
     for start in range(0, len(widest), step):
@@ -94,23 +96,23 @@ def pieces(columns: Columns) -> Iterator[slice]:
 
 
 def read_rows(encoding: Mapping[str, Any], columns: Columns, labels: NDArray[np.int32], classes: int) -> Rows:
-    """Read rows as they are kept.
+    """Read stored rows.
 
     Args:
-        encoding: The manifest's entry.
-        columns: Name to rows, [B, ...].
+        encoding: Encoding entry of the manifest.
+        columns: Arrays by name, [B, ...] each.
         labels: True classes, [B].
-        classes: C.
+        classes: Number of classes, C.
 
     Raises:
-        CorruptCacheError: A row names classes that there are not, or not its label.
+        CorruptCacheError: A row has a class out of range, or lacks its label.
     """
     ids, values = kept_values(encoding, columns)
     every, label = np.arange(len(values)), labels.astype(np.int64)
     if ids is not None:
         label = (ids == labels[:, None]).argmax(1)
         if len(ids) and (ids[:, -1].max() >= classes or (ids[every, label] != labels).any()):
-            raise CorruptCacheError(f"a row names classes beyond {classes - 1}, or not its label")
+            raise CorruptCacheError(f"a row has a class above {classes - 1}, or lacks its label")
     first = values.argmax(1)
     with np.errstate(invalid="ignore"):
         gaps = values - values[every, first][:, None]
@@ -119,16 +121,16 @@ def read_rows(encoding: Mapping[str, Any], columns: Columns, labels: NDArray[np.
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the teacher says about B rows, at temperature 1.
+    """The teacher's predictions for B rows, at temperature 1.
 
     Attributes:
-        says: The class of the largest logit, [B].
-        rank: Of the label, [B]; as many as there are classes where it is not known, because the label is not among the k largest.
+        says: Top class, [B].
+        rank: Rank of the label, from 0, [B]; C if it is unknown because the label is not among the k largest.
         confidence: Largest probability, [B].
-        label_probability: That of the label, [B].
-        entropy: In nats, [B].
+        label_probability: Probability of the label, [B].
+        entropy: Entropy in nats, [B].
         constant: Whether all logits are equal, [B].
-        finite: Whether there is no NaN and no infinity, [B]; where there is, nothing else counts.
+        finite: Whether all values are finite, [B]; the other attributes are meaningless if not.
     """
 
     says: Ints
@@ -141,7 +143,7 @@ class Answers:
 
 
 def answers(rows: Rows) -> Answers:
-    """Work out what rows say."""
+    """Compute the teacher's predictions from rows."""
     with np.errstate(invalid="ignore", over="ignore"):
         weights = np.exp(rows.gaps)
         total = weights.sum(1)
@@ -166,12 +168,12 @@ def answers(rows: Rows) -> Answers:
 
 
 def answers_of(encoding: Mapping[str, Any], columns: Columns, labels: NDArray[np.int32], classes: int) -> Answers:
-    """Work out what stored rows say; see `read_rows`."""
+    """Compute the teacher's predictions from stored arrays; see `read_rows` for the arguments."""
     if encoding["kind"] != "sampled":
         return answers(read_rows(encoding, columns, labels, classes))
     says, facts = columns["first"].astype(np.int64), columns["facts"].astype(np.float32)
     if len(says) and says.max() >= classes:
-        raise CorruptCacheError(f"a row names classes beyond {classes - 1}")
+        raise CorruptCacheError(f"a row has a class above {classes - 1}")
     confidence, of_label = np.exp(facts[:, :2]).T
     finite: Bools = np.isfinite(facts[:, 0] + facts[:, 1] + facts[:, 2])
     constant: Bools = facts[:, 0] <= -math.log(classes) * _NEARLY_FLAT
@@ -187,10 +189,10 @@ def answers_of(encoding: Mapping[str, Any], columns: Columns, labels: NDArray[np
 
 
 def label_ranks(rows: Rows) -> Ints:
-    """Rank the label of each row, 0 for the largest, [B]; C where it is not known.
+    """Return the rank of each row's label, [B]; 0 for the largest logit, C if it is unknown.
 
-    Classes at the label's logit count as above it, unless it is the row's first: rounding keeps what ranks at or above the label,
-    and makes ties of it (docs/format.md, RLD's mask).
+    Classes with the same logit as the label rank above it unless the label is the top class, because rounding keeps the set of classes
+    that rank at or above the label, but may turn them into ties (docs/format.md, RLD's mask).
     """
     found, wrong = np.zeros(len(rows.gaps), np.int64), np.flatnonzero(rows.wrong)
     found[wrong] = (rows.gaps[wrong] >= rows.own[wrong, None]).sum(1) - 1
@@ -209,10 +211,10 @@ def _constant(rows: Rows, total: Floats) -> Bools:
 
 
 def joined(parts: list[Answers]) -> Answers:
-    """Put the answers of several pieces one after another."""
+    """Concatenate the predictions of several pieces."""
     return Answers(*(np.concatenate([getattr(part, name) for part in parts]) for name in Answers.__slots__))
 
 
 def chosen(found: Answers, mask: Bools) -> Answers:
-    """Return the answers of some rows, of a mask [B]."""
+    """Return the predictions of the rows selected by a mask, [B]."""
     return found if mask.all() else Answers(*(getattr(found, name)[mask] for name in Answers.__slots__))

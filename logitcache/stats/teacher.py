@@ -1,4 +1,4 @@
-"""How good the teacher is, view by view: sums that grow with the rows, and what comes of them."""
+"""Quality of the teacher by view, accumulated over the rows: accuracy, calibration, ranks and confusions."""
 
 from typing import Any
 
@@ -11,25 +11,25 @@ from logitcache.stats.rows import Answers, Floats, Ints
 __all__ = ["Calibration", "Confusions", "ViewSums"]
 
 _BINS = 15  # Guo et al., ICML 2017, Section 5
-_RANKS = 20  # counted one by one
-_PAIRS = 20  # of confused classes, shown
-_PENDING = 1 << 20  # rows that are counted at once
+_RANKS = 20  # number of ranks that are counted separately
+_PAIRS = 20  # number of confused pairs to report
+_PENDING = 1 << 20  # rows to count at a time
 
 
 class Calibration:
-    """A reliability diagram that is being filled."""
+    """Accumulates a reliability diagram."""
 
     def __init__(self) -> None:
         self._rows, self._confidence, self._right = np.zeros((3, _BINS))
 
     def add(self, confidence: Floats, right: NDArray[np.bool_]) -> None:
-        """Count rows in: largest probability, [B], and whether it is the label's."""
+        """Add rows, given their largest probability and whether the top class is the label, [B] each."""
         place = np.ceil(confidence * np.float32(_BINS)).astype(np.int64).clip(1, _BINS) - 1
         for sums, weights in ((self._rows, None), (self._confidence, confidence), (self._right, right)):
             np.add(sums, np.bincount(place, weights, _BINS), out=sums)
 
     def bins(self) -> list[Bin]:
-        """Return the bins."""
+        """Return the bins of the diagram."""
         return [
             Bin(number / _BINS, (number + 1) / _BINS, int(rows), confidence / max(rows, 1), right / max(rows, 1))
             for number, (rows, confidence, right) in enumerate(
@@ -43,22 +43,22 @@ class Calibration:
 
 
 class ViewSums:
-    """One view: what is summed while its rows are read.
+    """Accumulates the statistics of one view.
 
     Args:
-        classes: C.
-        kept: How many of the largest logits of a row are kept.
+        classes: Number of classes, C.
+        kept: Number of the largest logits that are kept per row.
     """
 
     def __init__(self, classes: int, kept: int) -> None:
         self.rows = self.constant = self.not_finite = 0
         self._class_rows, self._class_right = np.zeros((2, classes), np.int64)
         self._ranks = np.zeros(min(_RANKS, kept, classes - 1) + 1, np.int64)
-        self._sums = np.zeros(3)  # among the first five, confidence, entropy
+        self._sums = np.zeros(3)  # rows with the label in the top five, confidence, entropy
         self._calibration = Calibration()
 
     def add(self, found: Answers, labels: NDArray[np.int32]) -> None:
-        """Count rows in; those that are not finite only as such."""
+        """Add rows; rows that are not finite are only counted."""
         self.not_finite += int((~found.finite).sum())
         keep = found.finite
         labels, rank, confidence = labels[keep], found.rank[keep], found.confidence[keep]
@@ -75,11 +75,11 @@ class ViewSums:
 
     @property
     def wrong(self) -> int:
-        """Rows whose largest logit is not the label's."""
+        """Number of rows whose top class is not the label."""
         return self.rows - int(self._class_right.sum())
 
     def stats(self, view: int, recipe: str) -> ViewStats:
-        """Return what came of it."""
+        """Return the statistics of the view."""
         five, confidence, entropy = (self._sums / max(self.rows, 1)).tolist()
         right = int(self._class_right.sum()) / max(self.rows, 1)
         return ViewStats(
@@ -105,7 +105,7 @@ class ViewSums:
 
 
 class Confusions:
-    """Which class is taken for which; 16 bytes for every pair that occurs, and at most 8 MB besides."""
+    """Counts wrong predictions by label and predicted class, with 16 bytes per pair that occurs and at most 8 MB of buffers."""
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
@@ -113,7 +113,7 @@ class Confusions:
         self._pending: list[Ints] = []
 
     def add(self, says: Ints, labels: NDArray[np.int32]) -> None:
-        """Count rows in."""
+        """Add rows, given their top classes and labels, [B] each."""
         wrong = says != labels
         self._pending.append(labels[wrong].astype(np.int64) * self._classes + says[wrong])
         if sum(map(len, self._pending)) > _PENDING:
@@ -126,7 +126,7 @@ class Confusions:
         self._pairs, self._counts, self._pending = merged, sums.astype(np.int64), []
 
     def most(self, class_rows: NDArray[np.int64]) -> list[Confusion]:
-        """Return the most confused pairs, given how many rows each class has, [C]."""
+        """Return the most confused pairs, given the number of rows of each class, [C]."""
         self._merge()
         order = np.lexsort((self._pairs, -self._counts))[:_PAIRS]
         found: list[Any] = [divmod(pair, self._classes) for pair in self._pairs[order].tolist()]

@@ -1,4 +1,4 @@
-"""Two teachers of text, token by token: where they agree, and where they differ most."""
+"""Compare two teachers of text token by token: agreement by position, and the tokens with the largest divergence."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,17 +20,17 @@ _LEAST = np.float32(1e-38)
 
 
 def surprise_of(found: Answers) -> Floats:
-    """Return -log of the label's probability of each row, in nats, [B]."""
+    """Return the surprisal of each row, -log of the label's probability in nats, [B]."""
     surprise: Floats = -np.log(np.maximum(found.label_probability, _LEAST))
     return surprise
 
 
 def kept_by_both(both: Sequence[tuple[Mapping[str, Any], Columns]], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return which classes of each row both caches keep one by one, [B, C].
+    """Return whether both caches keep a class of a row separately, [B, C].
 
     Args:
-        both: Encoding and columns of the rows of each.
-        shape: Rows and classes.
+        both: Encoding and stored arrays of the rows in each cache.
+        shape: Number of rows and of classes, (B, C).
     """
     kept = np.ones(shape, np.bool_)
     for encoding, columns in both:
@@ -43,20 +43,20 @@ def kept_by_both(both: Sequence[tuple[Mapping[str, Any], Columns]], shape: tuple
 
 
 class TokenSums:
-    """Sums by the number of tokens before a row, and the rows whose teachers differ most."""
+    """Accumulates means by position, and the tokens on which the teachers differ most."""
 
     def __init__(self) -> None:
         self._bins = np.zeros((5, _BINS))  # rows, agreeing, KL, surprise of the first, of the second
         self._most: list[DifferingToken] = []
 
     def add(self, part: Part, chosen: Ints, found: Sequence[Answers], divergence: NDArray[np.floating]) -> None:
-        """Count rows in.
+        """Add rows.
 
         Args:
             part: Rows of text.
-            chosen: Which of them.
-            found: Answers of both teachers for these.
-            divergence: KL(first || second) at temperature 1 of these, in nats, [B].
+            chosen: Indices of the rows of the part to add, [B].
+            found: Predictions of both teachers for these rows.
+            divergence: KL(first || second) of these rows at temperature 1 in nats, [B].
         """
         assert part.documents is not None
         assert part.positions is not None
@@ -84,7 +84,7 @@ class TokenSums:
         self._most = sorted(self._most, key=lambda one: (-one.kl_nats, one.document, one.position))[:_SHOWN]
 
     def stats(self, rows: TextRows) -> TokenComparison:
-        """Return what came of it, with the tokens before each that is shown."""
+        """Return the result, with the preceding tokens of each token that is shown."""
         positions = [
             PairedBin(1 << number, (2 << number) - 1, int(count), *(float(total / count) for total in totals))
             for number, (count, *totals) in enumerate(self._bins.T.tolist())

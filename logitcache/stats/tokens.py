@@ -1,6 +1,6 @@
-"""What a teacher says of text, token by token and document by document; view 0, read once.
+"""Statistics of a teacher of text by position, token and document, in one pass over view 0.
 
-Memory: tokens, labels and targets as the cache carries them (up to 9 bytes a token), 40 bytes a document, and a block.
+Memory: tokens, labels and targets as stored (up to 9 bytes per token), 40 bytes per document, and one block.
 """
 
 import math
@@ -15,27 +15,27 @@ from logitcache.store import Cache, samples_of
 
 __all__ = ["Tokens"]
 
-_SHOWN = 20  # of each list
-_BEFORE = 16  # tokens shown before a surprising one
-_FEWEST = 8  # rows of a document that is judged as a whole
-_FAR = 5.0  # deviations, by the median absolute one, from which on a document stands out
-_PARTS = 1 << 16  # tokens whose targets are counted together
+_SHOWN = 20  # maximum length of each list
+_BEFORE = 16  # preceding tokens to show for a surprising token
+_FEWEST = 8  # minimum number of rows to judge a document as a whole
+_FAR = 5.0  # minimum number of deviations above the median for a document to be an outlier
+_PARTS = 1 << 16  # tokens per part when counting targets
 _LEAST = np.float32(1e-38)
 _BINS = 40  # powers of two
 
 
 class Tokens:
-    """Sums that grow while the rows of view 0 are read."""
+    """Accumulates the statistics of text while the rows of view 0 are read."""
 
     def __init__(self, cache: Cache) -> None:
-        """Read what the cache carries of its text.
+        """Read the tokens of the cache.
 
         Raises:
             CorruptCacheError: An array is missing or damaged.
         """
         self._tokens, self._begins, self._targets = (cache.array(name) for name in ("tokens", "documents", "targets"))
         offsets, self._first = cache.offsets(), int(cache.manifest.data["first"])
-        assert offsets is not None  # of text each sample has its own number of rows
+        assert offsets is not None  # for text, the number of rows varies between samples
         self._offsets, self._kept = offsets, np.zeros(len(offsets) - 1, np.bool_)
         self._kept[cache.kept()] = True
         counts = np.add.reduceat(self._targets, np.arange(0, len(self._targets), _PARTS), dtype=np.int64)
@@ -45,12 +45,12 @@ class Tokens:
         self._most: list[SurprisingToken] = []
 
     def add(self, first: int, found: Answers, labels: NDArray[np.int32]) -> None:
-        """Count in the rows of a block that are finite and not left out.
+        """Add the rows of a block that are finite and not excluded.
 
         Args:
-            first: Its first row.
-            found: Answers of these rows; `finite` is false where they do not count.
-            labels: Labels of these rows.
+            first: First row of the block.
+            found: Predictions of the rows; `finite` is False for rows to leave out.
+            labels: Labels of the rows, [B].
         """
         rows = np.flatnonzero(found.finite)
         if not len(rows):
@@ -67,7 +67,7 @@ class Tokens:
         self._remember(rows, surprise, documents, places, found, labels)
 
     def _places(self, first: int, count: int) -> Ints:
-        """Return the place in `tokens` of the target of each of some rows, [count]."""
+        """Return the index in `tokens` of the target of each row from `first` on, [count]."""
         begin = int(np.searchsorted(self._counted, first, side="right")) - 1
         end = int(np.searchsorted(self._counted, first + count))
         found = np.flatnonzero(self._targets[begin * _PARTS : end * _PARTS]) + begin * _PARTS
@@ -105,7 +105,7 @@ class Tokens:
         self._most = sorted(self._most, key=lambda one: (-one.surprise_nats, one.document, one.position))[:_SHOWN]
 
     def stats(self) -> TokenStats:
-        """Return what came of it."""
+        """Return the statistics."""
         rows, surprise, entropy, right = self._bins.tolist()
         positions = [
             PositionBin(1 << number, (2 << number) - 1, int(count), one / count, other / count, good / count)
@@ -127,7 +127,7 @@ class Tokens:
         )
 
     def _copies(self) -> list[tuple[int, int]]:
-        """Return pairs of contexts with the same tokens, each copy with the first, in order."""
+        """Return pairs of contexts with the same tokens: the first one and each later copy, in order."""
         first, found = dict[bytes, int](), list[tuple[int, int]]()
         for document in np.flatnonzero(self._kept & (np.diff(self._begins) > 1)).tolist():
             content = self._tokens[self._begins[document] : self._begins[document + 1]].tobytes()
@@ -137,7 +137,7 @@ class Tokens:
         return found
 
     def _odd(self) -> tuple[list[OddDocument], int]:
-        """Return the documents whose mean surprise is far above the others', farthest first, and how many there are."""
+        """Return the documents with a far higher mean surprisal than the others, farthest first, and their total number."""
         rows, surprise = self._documents
         judged = np.flatnonzero(rows >= _FEWEST)
         if len(judged) < 2:

@@ -65,7 +65,7 @@ def test_a_poor_encoding_is_said_at_the_dump_and_a_good_one_is_not(dump, tmp_pat
     sentence = next(one for one in poor if one.startswith("rld at T=4 loses "))
     lost, kept, precision = re.fullmatch(
         r"rld at T=4 loses (\d+%|all) of its gradient at k=1: dump with --(.*) --precision (\w+) "
-        r"\(\d+ B a row instead of \d+\).*",
+        r"\(\d+ bytes per row instead of \d+\).*",
         sentence,
     ).groups()
     error = logitcache.cache_fidelity(tmp_path / "c.zarr", methods=["rld"]).methods[0].gradient["trained"]
@@ -84,12 +84,12 @@ def test_fidelity_on_the_command_line(dump, run, tmp_path):
     dump(top_k=2, precision="f16")
     shown = run("fidelity", "c.zarr", "--method", "rld", "--method", "kd", "--temperature", "4", "--sweep")
     assert shown.exit_code == 0
-    assert "clkd is refused: clkd needs every logit of a row" in run("fidelity", "--method", "clkd").stdout
+    assert "clkd cannot use these rows: clkd needs every logit of a row" in run("fidelity", "--method", "clkd").stdout
     assert "top-2 f16 (stored)" in shown.stdout
     found = json.loads(run("fidelity", "--json", "--method", "rld", "--set", "beta=1").stdout)
     assert found["stored"]["methods"][0]["gradient"]["trained"] > 0
     assert run("fidelity", "--method", "rdl").exit_code == 1
-    assert "for which method?" in run("fidelity", "--set", "beta=1").stderr
+    assert "requires a method" in run("fidelity", "--set", "beta=1").stderr
 
 
 def test_bytes_a_row_are_the_same_in_every_verb(dump, run, npz, tmp_path):
@@ -102,8 +102,8 @@ def test_bytes_a_row_are_the_same_in_every_verb(dump, run, npz, tmp_path):
     )
     shown = [dumped, *(run(verb, "c.zarr").stdout for verb in ("info", "stats", "fidelity"))]
     for one in shown:
-        assert f"{found:.1f} B a row" in " ".join(one.split()), one
-    planned = float(re.search(r"([\d.]+) B a row", run("dump", *words, "--out", "d.zarr", "--plan").stdout)[1])
+        assert f"{found:.1f} bytes per row" in " ".join(one.split()), one
+    planned = float(re.search(r"([\d.]+) bytes per row", run("dump", *words, "--out", "d.zarr", "--plan").stdout)[1])
     assert planned == pytest.approx(found, rel=0.2)
     swept = run("fidelity", "c.zarr", "--method", "kd", "--sweep").stdout
     stored = next(line for line in swept.splitlines() if "(stored)" in line)

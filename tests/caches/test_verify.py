@@ -71,7 +71,7 @@ def test_the_command_replays(run, npz):
     assert run(*f"dump --teacher tiny:net --data arrays:{npz} --out c.zarr --precision f32".split()).exit_code == 0
     done = run("verify", "c.zarr", "--replay", "50", "--device", "cpu")
     assert done.exit_code == 0
-    assert "50 rows asked of the teacher again: it agrees within rounding" in done.stdout
+    assert "teacher run again on 50 rows: its logits agree within rounding" in done.stdout
 
 
 @pytest.mark.parametrize("wrong", [{"check_rows": -1}, {"check_rows": "8"}, {"replay": -1}, {"replay": 0.5}])

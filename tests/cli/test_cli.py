@@ -39,7 +39,7 @@ def test_what_is_taken_from_a_checkpoint_is_said(run, tmp_path):
 def test_the_whole_way(run, npz):
     done = run(*DUMP.split(), "c.zarr")
     assert done.exit_code == 0
-    assert re.fullmatch(r"c\.zarr: 300 samples x 2 views, 5 classes, complete; [\d.]+ B a row\n", done.stdout)
+    assert re.fullmatch(r"c\.zarr: 300 samples x 2 views, 5 classes, complete; [\d.]+ bytes per row\n", done.stdout)
     assert re.search(r"dumping: 600/600 rows, view 2/2, [0-9,]+ rows/s, .*teacher accuracy [0-9.]+%", done.stderr)
 
     done = run("stats")
@@ -51,8 +51,8 @@ def test_the_whole_way(run, npz):
     done = run("verify", "c.zarr")
     assert done.exit_code == 0
     assert done.stdout.splitlines() == [
-        "c.zarr: 2 blocks are what was written; the probe agrees within rounding",
-        "512 rows rendered again: the same pixels as the teacher was shown",
+        "c.zarr: 2 blocks intact; the probe agrees within rounding",
+        "512 rows rendered again: the same pixels as the teacher saw",
     ]
 
     for method in ("ce", "kd", "rld"):
@@ -69,7 +69,7 @@ def test_the_whole_way(run, npz):
         )
         assert done.exit_code == 0
         assert re.fullmatch(
-            rf"runs/{method}: {method}, tiny:student, test accuracy \d+\.\d\d%, agrees with the teacher on \d+\.\d%\n",
+            rf"runs/{method}: {method}, tiny:student, test accuracy \d+\.\d\d%, teacher agreement \d+\.\d%\n",
             done.stdout,
         )
         assert len(re.findall(r"epoch +\d  lr .*  test \d+\.\d\d%  \d+\.\d s", done.stderr)) == 2
@@ -136,7 +136,7 @@ def test_a_memory_budget_is_a_size(ready):
     assert ready("train", "--config", "a/run.json", "--out", "b").exit_code == 0
     done = ready("train", "c.zarr", *TRAIN.split(), "--memory-budget", "much")
     assert done.exit_code == 2
-    assert "expected a size like 500MB or 8GB, not 'much'" in " ".join(done.stderr.replace("│", " ").split())
+    assert "expected a size such as 500MB or 8GB, not 'much'" in " ".join(done.stderr.replace("│", " ").split())
 
 
 def test_pieces_and_presets_go_from_the_command_line_into_the_run_and_the_table(ready):
@@ -167,10 +167,10 @@ def test_pieces_and_presets_go_from_the_command_line_into_the_run_and_the_table(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epoch = 3", "'epoch' is no option of this command; did you mean 'epochs'?"),
+        ("epoch = 3", "'epoch' is not an option of this command; did you mean 'epochs'?"),
         ("epochs = [", "cannot be read"),
         ("epochs = 'many'", "integer"),
-        ("epochs = true", "bad.toml: epochs must be a number or a word, not True"),
+        ("epochs = true", "bad.toml: epochs must be a number or a string, not True"),
         ("amp = 1", "bad.toml: amp must be true or false, not 1"),
         ("set = 'x'", 'bad.toml: set must be a table, or a list of "name=value", not'),
     ],
@@ -204,15 +204,15 @@ REFUSALS = [
     ("train c.zarr --student resnet8 --set beta=2", 1, "unknown parameter 'beta' of kd; expected temperature"),
     ("train c.zarr --student resnet8 --set beta", 2, "expected name=value, not 'beta'"),
     ("train c.zarr --student resnet8 --augment none", 1, "has its own views (pad-crop-flip): leave out --augment"),
-    ("train c.zarr", 2, "which network? Name it with --student NAME"),
-    ("train --resume", 2, "which run? Name its folder with --out RUN"),
-    ("train --resume --out nothing", 1, "nothing holds no run to resume. Leave out --resume to begin one"),
+    ("train c.zarr", 2, "missing; add --student NAME"),
+    ("train --resume", 2, "requires the folder of the run; add --out RUN"),
+    ("train --resume --out nothing", 1, "nothing has no run to resume; leave out --resume to start one"),
     (
         "train c.zarr --student resnet8 --data arrays:other.npz",
         1,
         "has 300 samples, but this data set has 60. Pass the data",
     ),
-    ("train c.zarr --student resnet8 --mean 1,2,x", 2, "expected numbers with commas between them, not '1,2,x'"),
+    ("train c.zarr --student resnet8 --mean 1,2,x", 2, "expected comma-separated numbers, not '1,2,x'"),
     (
         "dump --teacher resnet20 --teacher-weights demo --data arrays:data.npz --out d.zarr",
         1,
@@ -280,9 +280,9 @@ def test_an_environment_variable_does_the_same(run, monkeypatch):
     [
         (
             KeyError("what\never"),
-            r"error: unexpected KeyError: 'what.*, in .*tests/cli/test_cli\.py, line \d+\. It is .* LOGITCACHE_DEBUG=1 ",
+            r"error: unexpected KeyError: 'what.*, in .*tests/cli/test_cli\.py, line \d+\. This is a bug .* LOGITCACHE_DEBUG=1 ",
         ),
-        (MemoryError("no room for 3 GiB"), r"error: memory ran out \(no room for 3 GiB\)\. Use smaller batches"),
+        (MemoryError("no room for 3 GiB"), r"error: out of memory \(no room for 3 GiB\)\. Use a smaller --batch-size"),
     ],
     ids=["key", "memory"],
 )
@@ -306,7 +306,7 @@ def test_ctrl_c_while_modules_are_imported_is_one_line():
         "sys.meta_path.insert(0, type('', (), {'find_spec': staticmethod(press)})); main()"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nstopped; nothing had begun\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nstopped before starting\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -314,7 +314,7 @@ def test_the_first_signal_ends_at_once_what_has_nothing_in_hand(run, monkeypatch
     monkeypatch.setattr("logitcache.dump.dump.dump_logits", lambda **_: os.kill(os.getpid(), number))
     done = run("dump", "--teacher", "tiny:net", "--data", "tiny:arrays", "--out", "c.zarr")
     assert done.exit_code == code
-    assert done.stderr.splitlines()[-1].startswith("stopped; what was committed is whole")
+    assert done.stderr.splitlines()[-1].startswith("stopped; committed data is intact")
 
 
 @pytest.mark.parametrize("kind", ["flipped", "missing"])
@@ -328,11 +328,11 @@ def test_damage_is_found_repaired_and_dumped_again(ready, kind, tmp_path):
     done = ready("verify", "c.zarr")
     assert done.exit_code == 1
     assert "teachers/tiny-net/logits/c/1/0/0: " in done.stdout
-    assert "`logitcache verify --repair c.zarr` drops them" in done.stdout
+    assert "`logitcache verify --repair c.zarr` drops the damaged blocks" in done.stdout
     assert ready("train", "c.zarr", *TRAIN.split(), "--out", "a").exit_code == 1
     done = ready("verify", "--repair", "c.zarr")
     assert done.exit_code == 1
-    assert "They were dropped; the cache is unfinished" in done.stdout
+    assert "The damaged blocks were dropped." in done.stdout
     done = ready("train", "c.zarr", *TRAIN.split(), "--out", "b")
     assert done.exit_code == 1
     command = re.search(r"Complete it with:\s+logitcache (.*)", done.stderr)
@@ -415,7 +415,7 @@ def test_the_demo_runs_and_so_do_the_commands_it_prints(run, tmp_path):
     """With the real data and the real teacher, as `logitcache demo` does it; and by hand as it prints, but for two of its students."""
     done = run("demo")
     assert done.exit_code == 0
-    printed = done.stdout.partition("The same by hand:")[2].split("\n")
+    printed = done.stdout.partition("To run the same commands yourself:")[2].split("\n")
     by_hand = [line for _, line in steps("fashion.zarr", "runs")]
     for found, line in zip(filter(None, printed), by_hand, strict=True):
         assert found.endswith(f" {line}")

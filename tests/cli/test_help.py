@@ -29,7 +29,16 @@ def shown(run, monkeypatch):
 
 def test_options_of_large_commands_are_in_titled_panels(shown):
     titles = {name: re.findall(r"^╭─ (.*?) ─", shown(name), re.MULTILINE) for name in ("dump", "train")}
-    assert titles["dump"][1:] == ["Teacher", "Data", "Output", "Text", "Encoding", "Preprocessing of images", "Run"]
+    assert titles["dump"][1:] == [
+        "Teacher",
+        "Data",
+        "Output",
+        "Text",
+        "Encoding",
+        "Preprocessing of images",
+        "Run",
+        "Teacher behind a server",
+    ]
     assert titles["train"][2:] == [
         "Student and teacher",
         "Output",
@@ -98,7 +107,7 @@ def test_an_option_means_the_same_in_every_command():
 def test_an_option_that_had_another_name_says_so(run, line, new):
     done = run(*line.split())
     assert done.exit_code == 2
-    assert f"it is {new} now" in done.stderr
+    assert f"renamed to {new}" in done.stderr
 
 
 def test_the_shell_completes_methods_and_networks():

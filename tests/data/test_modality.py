@@ -260,6 +260,6 @@ def test_what_is_odd_is_named_by_its_row(dumped, run, tmp_path):
     cache = dumped()
     assert logitcache.cache_stats(cache).row_name == "row"
     result = run("stats", str(tmp_path / "c.zarr"), "--all")
-    assert "likely twice the same row" in result.output
-    with pytest.raises(CacheMismatchError, match="only caches of images and of text can be compared"):
+    assert "Likely duplicate rows" in result.output
+    with pytest.raises(CacheMismatchError, match="only caches of images or text can be compared"):
         logitcache.compare_caches(cache, cache)

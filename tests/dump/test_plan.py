@@ -74,10 +74,10 @@ def test_the_command_line_plans_text(run):
         r"documents +60",
         r"tokens +\d",
         r"rows +\d",
-        r"room +\d.*free there",
+        r"size +\d.*free on the disk",
         r"tokens \d",
         r"time +[\d.]+ s",
-        "paid for",
+        "pays off",
     ):
         assert re.search(word, done.stdout), word
 
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused(run, npz, monkeypatch):
     done = run(*words)
     assert done.exit_code == 0
     assert re.search(r"rows +300 *\n", done.stdout)
-    assert "are free there" in done.stdout
+    assert "free on the disk" in done.stdout
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     refused = run(*words)
     assert refused.exit_code == 1

@@ -214,7 +214,7 @@ def test_a_dump_that_is_asked_to_stop_finishes_its_block_and_says_how_to_go_on(
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number
-    assert "stopping after the block in hand; once more stops at once" in said
+    assert "stopping after the current block; repeat to stop at once" in said
     assert (
         "stopped on request: " in said
         and f"of 20 blocks of {out} are committed. Resume with:\n  logitcache dump" in said

@@ -231,7 +231,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch, file):
 def test_the_command_says_what_was_generated(run, file):
     done = run("generate", TEACHER, "--data", file, "--max-new-tokens", "5", "--rouge", "--out", "c.jsonl")
     assert done.exit_code == 0, done.output
-    assert "c.jsonl: 3 completions, 5.0 tokens on average, 0 ended by themselves" in done.stdout
+    assert "c.jsonl: 3 completions, 5.0 tokens on average, 0 stopped at an end token" in done.stdout
     assert "over 2 references" in done.stdout
     done = run("generate", TEACHER, "--data", file, "--max-new-tokens", "5", "--samples", "0:1")
     assert "prompt 0:  little" in done.output or "prompt 0: " in done.output

@@ -278,9 +278,9 @@ def test_an_import_of_images_that_is_killed_goes_on(tmp_path, folder, kind, writ
 @pytest.mark.parametrize("form", ["renormalized", "largest", "hard"])
 def test_labels_without_the_mass_of_the_others_are_refused(tmp_path, folder, form):
     says = {
-        "renormalized": "divided by their sum, so that the mass",
-        "largest": "holds the largest probability alone, of which no distribution",
-        "hard": "holds hard labels, of which no distribution",
+        "renormalized": "they were normalized, so the mass",
+        "largest": "has only the largest probability, which is not enough for a distribution",
+        "hard": "has hard labels, which is not enough for a distribution",
     }[form]
     with pytest.raises(InputError, match=says):
         import_rows("fkd", fkd(tmp_path / "l", folder, form), tmp_path / "c.zarr", data=spec(folder), **FKD)
@@ -301,14 +301,17 @@ class _Code:
             "holds Python objects besides arrays, which could run code",
         ),
         (lambda boxes, flips, labels: {"boxes": boxes}, "expected boxes, flips and probabilities, found dict"),
-        (lambda boxes, flips, labels: [[[1], [1, 2]], flips, labels], "is no file of FKD's labels: ValueError"),
+        (lambda boxes, flips, labels: [[[1], [1, 2]], flips, labels], "is not a file of FKD labels: ValueError"),
         (lambda boxes, flips, labels: [boxes, flips[:1], labels], r"have the shapes \[2, 4\], \[1\] and \[2, 2, 4\]"),
-        (lambda boxes, flips, labels: [boxes * 300, flips, labels], "boxes that are no shares of an image"),
-        (lambda boxes, flips, labels: [boxes[:1], flips[:1], labels[:1]], "has 1 crop, and 2 are taken of each image"),
-        (lambda boxes, flips, labels: [boxes, flips, labels[..., :3]], "labels of another form than"),
+        (lambda boxes, flips, labels: [boxes * 300, flips, labels], "has invalid boxes"),
+        (
+            lambda boxes, flips, labels: [boxes[:1], flips[:1], labels[:1]],
+            "has 1 crop, but 2 are imported from each image",
+        ),
+        (lambda boxes, flips, labels: [boxes, flips, labels[..., :3]], "labels of a different form than"),
         (
             lambda boxes, flips, labels: [boxes, flips, labels * np.float32([[9], [1]])],
-            "names class .* the data set has 5",
+            "has class .* the data set has 5",
         ),
         (lambda boxes, flips, labels: [boxes, flips, labels * np.float32([[1], [9]])], "those of a row sum to"),
     ],
@@ -326,13 +329,17 @@ def test_damaged_files_of_fkd_are_named(tmp_path, folder, change, says, capsys):
 @pytest.mark.parametrize(
     ("name", "data", "says"),
     [
-        ("rank0-values.bin", b"123", "has 3 bytes, and 6 keys of 20 bytes take 120: it was cut short"),
-        ("rank0-keys.txt", b"\xff\xfe", "cannot be read, which names the images"),
-        ("rank0-keys.txt", b"a\nb\nc\nd\ne\nf\n", "names images by keys like 'a', and the data set has none of them"),
-        ("rank0-keys.txt", b"1\n2\n3\n4\n5\n60\n", "numbers images up to 60, and the data set has 12"),
-        ("rank0-values.bin", bytes(120), "names a class twice"),
-        ("rank0-values.bin", np.array([[0, 0, 77, 1, 2, 3, 0, 0, 0, 0]] * 6, "<i2").tobytes(), "names class 77"),
-        ("rank0-values.bin", np.array([[0, 0, 0, 1, 2, 3, -1, 0, 0, 0]] * 6, "<i2").tobytes(), "are no probabilities"),
+        ("rank0-values.bin", b"123", "has 3 bytes, but 6 keys of 20 bytes take 120; it was truncated"),
+        ("rank0-keys.txt", b"\xff\xfe", "cannot read .* with the keys of the images"),
+        ("rank0-keys.txt", b"a\nb\nc\nd\ne\nf\n", "has keys like 'a', none of which is in the data set"),
+        ("rank0-keys.txt", b"1\n2\n3\n4\n5\n60\n", "has image numbers up to 60, but the data set has 12"),
+        ("rank0-values.bin", bytes(120), "a row with a duplicate class"),
+        ("rank0-values.bin", np.array([[0, 0, 77, 1, 2, 3, 0, 0, 0, 0]] * 6, "<i2").tobytes(), "has class 77"),
+        (
+            "rank0-values.bin",
+            np.array([[0, 0, 0, 1, 2, 3, -1, 0, 0, 0]] * 6, "<i2").tobytes(),
+            "has invalid probabilities",
+        ),
     ],
 )
 def test_damaged_files_of_tinyvit_are_named(tmp_path, folder, name, data, says):
@@ -347,15 +354,17 @@ def test_rows_of_other_images_are_refused(tmp_path, folder, monkeypatch):
     """Where the largest class is the label no more often than chance, in 1,000 rows or more; here the rule is lowered."""
     source = tinyvit(tmp_path / "logits", folder)
     monkeypatch.setattr("logitcache.runtime.wording._ENOUGH", 10)
-    with pytest.raises(InputError, match=r"which is chance \(20.00%\): the images of `data` stand in another order"):
+    with pytest.raises(
+        InputError, match=r"which is chance \(20.00%\); the images of `data` or their classes are in a different order"
+    ):
         import_rows("tinyvit", source, tmp_path / "c.zarr", data=spec(folder))
     for changes, says in (
-        ({"data": None}, "name the images that its teacher was shown with `data`"),
+        ({"data": None}, "set `data` to the images that the teacher saw"),
         ({"data": "stories-mini"}, "stories-mini is text"),
         ({"views": 9}, "has 2 epochs"),
         (
             {"vocabulary": 5},
-            "`vocabulary` is for vllm, sglang, distillkit, axolotl, llama.cpp: leave it out for tinyvit",
+            "`vocabulary` is only for vllm, sglang, distillkit, axolotl, llama.cpp; leave it out for tinyvit",
         ),
     ):
         with pytest.raises(InputError, match=says):

@@ -127,10 +127,10 @@ def test_answers_of_vllm_and_sglang_that_were_kept(tmp_path):
     assert gives == {"by": "sglang", "values": "log-probabilities", "temperature": 1.0, "rest": "mass"}
     whole = (tmp_path / "a.jsonl").read_text()
     (tmp_path / "a.jsonl").write_text(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"a.jsonl:\d is no JSON"):
+    with pytest.raises(InputError, match=r"a.jsonl:\d is not valid JSON"):
         import_rows("vllm", tmp_path / "a.jsonl", tmp_path / "n.zarr", vocabulary=IDS)
     bare = [vllm_line(one, prompt_token_ids=None) for one in DOCUMENTS]
-    with pytest.raises(InputError, match=r"n.jsonl:1 does not hold the ids of its prompt.*return_token_ids"):
+    with pytest.raises(InputError, match=r"n.jsonl:1 lacks the token ids of its prompt.*return_token_ids"):
         import_rows("vllm", lines(tmp_path / "n.jsonl", bare), tmp_path / "n.zarr", vocabulary=IDS)
     answers[3]["choices"][0]["prompt_logprobs"].pop()
     with pytest.raises(InputError, match=r"m.jsonl:4: prompt_logprobs has 16 entries for 17 tokens"):
@@ -339,15 +339,15 @@ def test_llama_cpps_base_file_has_rows_for_the_second_half_of_each_chunk(tmp_pat
     file = base_file(tmp_path / "base.bin", chunks, 15)
     cache = import_rows("llama.cpp", file, tmp_path / "c.zarr", bos=-1, top_k=K)
     check(cache, documents=chunks, targets=lambda document, at: at > 7)
-    with pytest.raises(InputError, match=r"which token the model was shown .*`bos`"):
+    with pytest.raises(InputError, match=r"does not record the token that the model saw .*`bos`"):
         import_rows("llama.cpp", file, tmp_path / "d.zarr")
     shown = import_rows("llama.cpp", file, tmp_path / "e.zarr", bos=1)
     assert shown.array("tokens")[::15].tolist() == [1, 1, 1]
     file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(InputError, match=r"it was cut short"):
+    with pytest.raises(InputError, match=r"it was truncated"):
         import_rows("llama.cpp", file, tmp_path / "d.zarr", bos=-1)
     (tmp_path / "other.bin").write_bytes(b"GGUF" + bytes(40))
-    with pytest.raises(InputError, match=r"does not begin with _logits_"):
+    with pytest.raises(InputError, match=r"does not start with _logits_"):
         import_rows("llama.cpp", tmp_path / "other.bin", tmp_path / "d.zarr", bos=-1)
 
 
@@ -373,7 +373,7 @@ def test_axolotls_lists_are_aligned_as_was_said_and_as_the_data_shows(tmp_path, 
     file = axolotl(tmp_path / "set.jsonl", form, alignment)
     check(import_rows("axolotl", file, tmp_path / "c.zarr", alignment=alignment, **given), own=False)
     other = {"token": "next", "next": "token"}[alignment]
-    with pytest.raises(InputError, match=r"not aligned as they should be: .* and the one (before|after) it"):
+    with pytest.raises(InputError, match=r"not aligned with the tokens: .* for the one (before|after) it"):
         import_rows("axolotl", file, tmp_path / "d.zarr", alignment=other, **given)
 
 
@@ -421,43 +421,58 @@ def test_what_a_source_does_not_say_is_asked_for(tmp_path):
         with pytest.raises(error, match=says):
             import_rows(kind, source, tmp_path / "n.zarr", **(given | changes))
 
-    refuses("`alignment` token, as vLLM", alignment=None)
+    refuses("`alignment` token, as in vLLM", alignment=None)
     refuses("unknown alignment 'tokens'; did you mean 'token'", error=UnknownNameError, alignment="tokens")
-    refuses("say `rows_temperature` 1 if it was 1", rows_temperature=None)
+    refuses("set `rows_temperature` 1 if it was 1", rows_temperature=None)
     refuses("temperature 2 cannot be imported", rows_temperature=2.0)
-    refuses("how many ids exist: name the tokenizer", vocabulary=None)
+    refuses("does not record the size of the vocabulary", vocabulary=None)
     refuses("token 0 .*is id", vocabulary=3)
     refuses("unknown kind of source 'axolot'; did you mean 'axolotl'", kind="axolot", error=UnknownNameError)
-    refuses("`alignment` is for axolotl: leave it out", kind="vllm", rows_temperature=None)
+    refuses("`alignment` is only for axolotl; leave it out", kind="vllm", rows_temperature=None)
     refuses("there is no file or folder", source=tmp_path / "nothing")
     entry = {"input_ids": [1, 2], "target_logprobs": [[-1.0]], "logprobs": [[-1.0]]}
-    refuses("divided by the sum of the k largest", source=lines(tmp_path / "p.jsonl", [entry]))
-    refuses("name the tokenizer that was used", source=lines(tmp_path / "q.jsonl", [{"messages": [], "logprobs": []}]))
+    refuses("normalized over the k largest", source=lines(tmp_path / "p.jsonl", [entry]))
+    refuses("name their tokenizer", source=lines(tmp_path / "q.jsonl", [{"messages": [], "logprobs": []}]))
     entry = {"input_ids": [1, 2], "logprobs": [[-1.0]] * 3, "target_token_ids": [[1]] * 3}
-    refuses("2 tokens and 3 lists", source=lines(tmp_path / "r.jsonl", [entry]))
+    refuses("2 tokens but 3 lists", source=lines(tmp_path / "r.jsonl", [entry]))
     folder = distillkit(tmp_path / "set", CODECS["exact"])
     dk = {"kind": "distillkit", "source": folder, "alignment": None}
     (folder / "compression_config.yaml").write_text(json.dumps(CODECS["exact"] | {"d": 600}))
-    refuses("ids take 9 bytes a row, and 12 of 10 bits .*is d the one that was used", **dk)
+    refuses("9 bytes of ids, but 12 ids of 10 bits .*; check d", **dk)
     (folder / "compression_config.yaml").write_text(json.dumps(CODECS["exact"] | {"kk": 600}))
     refuses("missing or unknown: kk", **dk)
     (folder / "compression_config.yaml").unlink()
-    refuses("only their configuration says how. Name it with `codec` FILE", **dk)
+    refuses("require the configuration of their codec. Set `codec` FILE", **dk)
     assert not (tmp_path / "n.zarr" / "zarr.json").exists()
 
 
 @pytest.mark.parametrize(
     ("kind", "make", "change", "says"),
     [
-        ("vllm", vllm_line, lambda e: e["choices"].__setitem__(0, "x"), "does not hold the ids of its prompt"),
-        ("vllm", vllm_line, lambda e: e["choices"][0]["prompt_token_ids"].__setitem__(0, -1), "tokens that are no ids"),
-        ("vllm", vllm_line, lambda e: e["choices"][0]["prompt_token_ids"].__setitem__(0, 2**32 + 5), "that are no ids"),
-        ("vllm", vllm_line, lambda e: e["choices"][0]["prompt_logprobs"][3].update(a={"logprob": -1}), "another form"),
+        ("vllm", vllm_line, lambda e: e["choices"].__setitem__(0, "x"), "lacks the token ids of its prompt"),
+        (
+            "vllm",
+            vllm_line,
+            lambda e: e["choices"][0]["prompt_token_ids"].__setitem__(0, -1),
+            "are out of range; expected ids",
+        ),
+        (
+            "vllm",
+            vllm_line,
+            lambda e: e["choices"][0]["prompt_token_ids"].__setitem__(0, 2**32 + 5),
+            "out of range; expected ids",
+        ),
+        (
+            "vllm",
+            vllm_line,
+            lambda e: e["choices"][0]["prompt_logprobs"][3].update(a={"logprob": -1}),
+            "does not have the expected form",
+        ),
         (
             "sglang",
             sglang_line,
             lambda e: e["meta_info"].update(input_token_logprobs=[1, 2]),
-            "another form than files of",
+            "does not have the expected form",
         ),
         (
             "sglang",
@@ -465,7 +480,7 @@ def test_what_a_source_does_not_say_is_asked_for(tmp_path):
             lambda e: e["meta_info"]["input_top_logprobs"][3].append(
                 [-4, *e["meta_info"]["input_top_logprobs"][3][0][1:]]
             ),
-            "names a class twice",
+            "has a duplicate class",
         ),
     ],
 )
@@ -485,13 +500,13 @@ def test_a_row_that_names_a_class_twice_is_refused(tmp_path):
     codec = {"d": IDS, "k": "x", "exact_k": K}
     folder = distillkit(tmp_path / "set", CODECS["exact"])
     (folder / "compression_config.yaml").write_text(json.dumps(codec))
-    with pytest.raises(InputError, match="says k: 'x'; expected a whole number"):
+    with pytest.raises(InputError, match="has k: 'x'; expected an integer"):
         import_rows("distillkit", folder, tmp_path / "c.zarr", vocabulary=IDS, rows_temperature=1.0)
 
 
 def test_axolotls_ids_are_whole_numbers(tmp_path):
     entry = {"input_ids": [1.5, 2.5], "logprobs": [[-1.0]], "target_token_ids": [[1]]}
-    with pytest.raises(InputError, match="tokens that are no list of ids"):
+    with pytest.raises(InputError, match="are not a list of ids"):
         given = {"vocabulary": IDS, "rows_temperature": 1.0, "alignment": "token"}
         import_rows("axolotl", lines(tmp_path / "a.jsonl", [entry]), tmp_path / "c.zarr", **given)
 
@@ -503,7 +518,7 @@ def test_the_command_says_what_rows_can_serve(run, tmp_path):
     found = run(*words.split())
     assert "5 samples of 76 rows" in found.output
     assert (
-        "the 11 largest log-probabilities, the label's and the mass of the rest, as f16; temperature 1 alone"
+        "the 11 largest log-probabilities, the label's and the mass of the rest, as f16; for temperature 1 only"
         in found.output
     )
     assert "methods that read labels refuse these rows" in found.output

@@ -133,8 +133,8 @@ def test_runs_of_different_headlines_are_not_mixed(tmp_path, run):
     groups = group_runs(compare_runs([tmp_path / "runs"]))
     assert [(group.method, group.headline, group.over) for group in groups] == [("ce", ACCURACY, {}), ("kd", LOSS, {})]
     sentence = (
-        "these runs are judged by different metrics (test accuracy, higher is better; test loss (nats), lower is better), so each "
-        "has its own table\n"
+        "these runs have different headline metrics (test accuracy, higher is better; test loss (nats), lower is better); each "
+        "metric has its own table\n"
     )
     for words in ([], ["--markdown"]):
         done = run("compare", "runs", *words)
@@ -255,7 +255,10 @@ def test_the_reason_of_a_failed_run_is_reported(tmp_path, dump, run):
     ("output", "reason"),
     [
         ("epoch 1\nerror: no cache at x. Check it:\n  logitcache dump\n", "no cache at x. Check it:"),
-        ("Usage: logitcache train\n\nError: Invalid value for --student: which network?\n", "Invalid value for --student: which network?"),
+        (
+            "Usage: logitcache train\n\nError: Invalid value for --student: missing; add --student NAME.\n",
+            "Invalid value for --student: missing; add --student NAME.",
+        ),
         ("╭─ Error ───────╮\n│ Invalid value │\n│ for --lr: x   │\n╰───────────────╯\n", "Invalid value for --lr: x"),
         ("Traceback (most recent call last):\n  File\nZeroDivisionError: division by zero\n", "ZeroDivisionError: division by zero"),
         ("", "it printed nothing"),
@@ -349,7 +352,7 @@ def test_a_difference_of_one_seed_is_no_cliff():
     drawn = draw_runs({"ce": [[0.5, 0.900]], "kd": [[0.5, 0.902]]})
     left, right = places(drawn)
     assert right - left < 0.02 * 450
-    assert "one seed each: differences may be chance" in drawn
+    assert "one seed each, differences may be noise" in drawn
     assert "polygon" not in drawn
     lines = re.findall(r'polyline points="([^"]*)"', drawn)
     ends = [float(line.split()[-1].split(",")[1]) for line in lines[-2:]]
@@ -363,7 +366,7 @@ def test_the_axis_shows_what_seeds_do():
     assert (marks[-1] - marks[0]) < 0.3 * 450
     assert drawn.count("<polygon") == 2
     mixed = draw_runs({"ce": [[0.5, 0.90], [0.5, 0.92]], "kd": [[0.5, 0.91]]})
-    assert "unknown for one" in mixed
+    assert "std over seeds (if several)" in mixed
 
 
 @pytest.mark.parametrize("value", [0.0, 0.001, 0.5, 0.999, 1.0])
@@ -472,8 +475,8 @@ def test_published_numbers_of_other_conditions_are_named_as_such(tmp_path, run):
     file = tmp_path / "runs/kd--0/run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"trained_on": {"data": "fashion-mnist-mini:train"}}))
     sentence = (
-        "the published numbers were measured under other conditions (240 epochs, here 2; student resnet20, here s; data cifar100, here "
-        "fashion-mnist-mini): they are no baseline for these runs\n"
+        "the published numbers were measured under different conditions (240 epochs, here 2; student resnet20, here s; data cifar100, here "
+        "fashion-mnist-mini) and are no baseline for these runs\n"
     )
     for words in ([], ["--markdown"]):
         done = run("compare", "runs", "--published", str(recipe), *words)

@@ -78,10 +78,10 @@ def test_a_row_that_does_not_name_its_label_is_damage():
     (logits,), labels = draw(views=1)
     encoding = TopKEncoding(3, "u8")
     columns = encode(encoding, logits, labels)
-    with pytest.raises(CorruptCacheError, match="not its label"):
+    with pytest.raises(CorruptCacheError, match="lacks its label"):
         read_rows(encoding.to_json(), columns, (labels + 1) % 12, 12)
     columns["ids"][:, -1] += 12
-    with pytest.raises(CorruptCacheError, match="names classes beyond 11"):
+    with pytest.raises(CorruptCacheError, match="has a class above 11"):
         read_rows(encoding.to_json(), columns, labels, 12)
 
 

@@ -33,13 +33,13 @@ def test_it_says_what_stats_says_and_reads_no_row(run, tmp_path):
         "data x, 600 samples, 12 classes",
         "views 3 x none",
         "the 4 largest logits",
-        f"{found.bytes_per_row:.1f} B a row",
+        f"{found.bytes_per_row:.1f} bytes per row",
         "state finished",
         f"fingerprint {whole.fingerprint}",
         "command logitcache dump",
         "versions torch 1; cache format 1",
-        "does not serve atkd, clkd",
-        "(needs every class; 4 of 12 are kept)",
+        "unsupported atkd, clkd",
+        "(needs every class, but 4 of 12 are stored)",
     ):
         assert part in words, part
 
@@ -55,8 +55,8 @@ def test_an_unfinished_cache_says_how_far_it_is(run, tmp_path):
     )
     assert found.bytes_per_row == pytest.approx(found.bytes_total / found.rows_there) == cache_stats(path).bytes_per_row
     shown = " ".join(run("info", "c.zarr").stdout.split())
-    assert "state unfinished: 7 of 9 blocks are there; the dump's own command goes on" in shown
-    assert f"rows 1,800, {found.rows_there:,} of them there" in shown
+    assert "state unfinished, 7 of 9 blocks written; run the dump command again to resume it" in shown
+    assert f"rows 1,800, {found.rows_there:,} of them written" in shown
     (path / "zarr.json").unlink()
     with pytest.raises(CacheIncompleteError, match="was stopped before its first block"):
         cache_info(path)
@@ -65,7 +65,7 @@ def test_an_unfinished_cache_says_how_far_it_is(run, tmp_path):
 def test_a_lost_block_is_damage(run, tmp_path):
     path = make(tmp_path / "c.zarr", *draw())
     (path / "teachers/t/logits/c/1/1/0").unlink()
-    assert "state damaged: 8 of 9 blocks are there" in " ".join(run("info", "c.zarr").stdout.split())
+    assert "state damaged, 8 of 9 blocks written" in " ".join(run("info", "c.zarr").stdout.split())
 
 
 def test_of_several_teachers_all_are_named_and_one_can_be_chosen(run, dump, images, tmp_path):

@@ -14,7 +14,7 @@ import logitcache.caches.fidelity
 from logitcache.encoding import TopKEncoding
 from logitcache.stats import cache_stats
 
-SHORT = ["logits", "state", "accuracy", "worst", "label-aware", "wrong", "duplicates", "--all"]
+SHORT = ["logits", "state", "accuracy", "worst", "label-aware", "label", "duplicates", "--all"]
 
 
 def test_four_numbers_come_first_and_fit_a_few_lines(run, tmp_path):
@@ -25,12 +25,10 @@ def test_four_numbers_come_first_and_fit_a_few_lines(run, tmp_path):
     assert lines[0] == "c.zarr: T on x, 600 samples x 3 views"
     assert lines[1].startswith(f"teacher accuracy {found.mean('accuracy'):.2%}, top-5 ")
     assert lines[2].startswith(f"calibration error {found.mean('calibration_error'):.2%}; ")
-    assert (
-        lines[3] == f"agreement of views {found.agreement_of_all:.2%} of samples have one largest class in all 3 views"
-    )
-    assert lines[4].startswith(f"size {found.bytes_per_row:.1f} B a row, ")
+    assert lines[3] == f"view agreement {found.agreement_of_all:.2%} of samples have the same top class in all 3 views"
+    assert lines[4].startswith(f"size {found.bytes_per_row:.1f} bytes per row, ")
     make(tmp_path / "d.zarr", *draw(views=1))
-    assert "one view, nothing to compare" in run("stats", "d.zarr").stdout
+    assert "only one view" in run("stats", "d.zarr").stdout
 
 
 def test_a_usual_cache_fits_a_screen_or_two_and_says_what_is_asked(run, tmp_path):
@@ -49,21 +47,21 @@ def test_a_usual_cache_fits_a_screen_or_two_and_says_what_is_asked(run, tmp_path
         line.split()[0] for line in lines[:5]
     ] + SHORT
     words = done.stdout
-    assert "one largest class in every view: " in words
+    assert "same top class in every view: " in words
     assert "class 10 > class 2" in words or "class 2 " in words
     for part in (
-        "where the true class ranks",
-        "how often it is right",
-        "what it confuses",
+        "Rank of the true class",
+        "Calibration (accuracy by confidence)",
+        "Most confused classes",
         "worst classes",
-        "; not kept, about: ",
+        "; outside the top k, about ",
     ):
         assert part in words
     for method in ("loca", "sld, swap", "rld", "atkd", "normkd"):
         assert f"\n{method} " in words
     assert [line.split()[1] for line in lines if line.startswith("│ 7 ")] == ["7"]
     assert "│ 3, 9" in words
-    sure = [re.search(r"([0-9.]+)% right, .* ([0-9,]+) rows", line) for line in lines if "% sure" in line]
+    sure = [re.search(r"([0-9.]+)% accuracy, .* ([0-9,]+) rows", line) for line in lines if "% confidence" in line]
     assert sum(int(one[2].replace(",", "")) for one in sure) == 1800
     right = sum(float(one[1]) * int(one[2].replace(",", "")) for one in sure) / 1800
     assert right == pytest.approx(100 * cache_stats("c.zarr").mean("accuracy"), abs=0.1)
@@ -84,8 +82,8 @@ def test_what_is_wrong_is_said_first(run, tmp_path):
     done = run("stats", "c.zarr")
     assert done.exit_code == 0
     assert done.stdout.splitlines()[:2] == [
-        "c.zarr: its dump has not finished: the same command goes on",
-        "c.zarr: missing of 9 blocks: view 1, block 2",
+        "c.zarr: the dump is unfinished; run the same command again to resume it",
+        "c.zarr: missing, of 9 blocks: view 1, block 2",
     ]
     found = json.loads(run("stats", "c.zarr", "--json").stdout)
     assert found["health"]["missing"] == ["view 1, block 2"]
@@ -95,7 +93,7 @@ def test_what_is_wrong_is_said_first(run, tmp_path):
     assert done.exit_code == 0
     assert "view 0, block 0; view 0, block 1" in done.stdout
     assert "and 5 more" in done.stdout
-    assert "advice: none before the cache is whole" in run("stats", "d.zarr", "--advise").stdout
+    assert "advice: not available until the cache is complete" in run("stats", "d.zarr", "--advise").stdout
     assert json.loads(run("stats", "d.zarr", "--advise", "--json").stdout)["advice"] is None
 
 
@@ -134,8 +132,8 @@ def test_two_caches_side_by_side(run, tmp_path):
     make(tmp_path / "b.zarr", logits, labels, TopKEncoding(3, "u8"))
     done = run("stats", "a.zarr", "b.zarr")
     assert done.exit_code == 0
-    assert "two caches, over 1,800 rows that both hold" in done.stdout
-    assert "same largest class  ████████████████████████ 100.00%" in done.stdout
+    assert "Comparison over 1,800 shared rows" in done.stdout
+    assert re.search("same top class +█{24} 100.00%", done.stdout)
     assert "advice: a.zarr keeps every class" in done.stdout
     found = json.loads(run("stats", "a.zarr", "b.zarr", "--json", "--cached-teacher", "t").stdout)
     assert (found["rows"], found["top1_agreement"]) == (1800, 1.0)
@@ -144,14 +142,14 @@ def test_two_caches_side_by_side(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("encoding", "says"), [(TopKEncoding(1, "u8"), "rld at T=4 loses "), (None, "what is stored is a good stand-in")]
+    ("encoding", "says"), [(TopKEncoding(1, "u8"), "rld at T=4 loses "), (None, "none; the encoding costs")]
 )
 def test_advice_names_the_method_and_what_to_dump(run, tmp_path, encoding, says):
     make(tmp_path / "c.zarr", *draw(), encoding)
     lines = [line for line in run("stats", "c.zarr", "--advise").stdout.splitlines() if line.startswith("advice: ")]
     assert any(line.startswith(f"advice: {says}") for line in lines)
     advice = json.loads(run("stats", "c.zarr", "--advise", "--json").stdout)["advice"]
-    assert advice == [line.removeprefix("advice: ") for line in lines if "stand-in" not in line]
+    assert advice == [line.removeprefix("advice: ") for line in lines if "none; " not in line]
     assert "advice" not in json.loads(run("stats", "c.zarr", "--json").stdout)
 
 
@@ -184,7 +182,7 @@ def test_the_page_says_what_the_terminal_says_and_is_measured_once(run, tmp_path
     done = run("stats", "c.zarr", "--advise", "--report", "a.html", "--data", "fashion-mnist-mini")
     assert done.stdout == plain
     assert len(asked) == 1
-    assert "\na.html written. There are no images here: " in done.stderr
+    assert "\nwrote a.html. There are no images here: " in done.stderr
     page = (tmp_path / "a.html").read_text()
     for line in plain.splitlines():
         if line.startswith("advice: "):

@@ -135,11 +135,11 @@ def test_terminal_and_page_show_it(run, cache, samples):
     result = run("stats", place, "--all", "--report", "page.html")
     assert result.exit_code == 0, result.output
     words = " ".join(result.output.split())
-    assert "surprise of the teacher" in words
-    assert "copies of an earlier 1: 12 = 30" in words
+    assert "Surprisal by position: mean" in words
+    assert "copies of earlier ones 1: 12 = 30" in words
     assert re.search(r"<\d+> <\d+> │ <\d+>", words)  # ids, because no tokenizer is at hand
     page = Path("page.html").read_text()
-    assert "Surprise by position in the document" in page
+    assert "Surprisal by position in the document" in page
     assert "12 = 30" in page
     assert "&lt;" in page
     assert "Likely label errors" not in page

@@ -49,8 +49,8 @@ def test_numbers_are_the_obvious_ones(tmp_path, monkeypatch):
         assert side.accuracy == pytest.approx(np.mean([view.accuracy for view in alone.views]))
         assert side.entropy_nats == pytest.approx(np.mean([view.entropy_nats for view in alone.views]))
     assert found.same == {
-        "teacher": "differs: T beside U",
-        "views": "3 the same",
+        "teacher": "different: T and U",
+        "views": "3 in common",
         "encoding": "the same: full f32",
         "data": "the same: samples 0 to 599",
     }
@@ -71,7 +71,7 @@ def test_two_encodings_of_one_teacher_differ_by_what_was_lost(tmp_path):
             slowly(logits, np.array(stored), temperature), rel=1e-3
         )
     assert found.same["teacher"] == "the same: T"
-    assert found.same["encoding"] == "differs: full f32 beside top-3 u8"
+    assert found.same["encoding"] == "different: full f32 and top-3 u8"
     assert any(sentence.startswith(f"{first} keeps every class") for sentence in found.advice)
     assert compare_caches(first, first).advice == []
     assert set(compare_caches(first, first).kl_nats.values()) == {0.0}
@@ -83,7 +83,7 @@ def test_advice_prefers_the_better_teacher_and_only_where_it_is_clear(tmp_path):
     better[:, np.arange(SAMPLES), labels] += 2
     first, second = make(tmp_path / "a.zarr", 3 * logits, labels), make(tmp_path / "b.zarr", better, labels)
     advice = compare_caches(first, second).advice
-    assert any(sentence.startswith(f"{second} is right more often") for sentence in advice)
+    assert any(sentence.startswith(f"{second} is more accurate") for sentence in advice)
     assert any(sentence.startswith(f"{second} is softer") for sentence in advice)
     assert any(sentence.startswith(f"{second} is better calibrated") for sentence in advice)
     hardly = logits.copy()
@@ -91,9 +91,9 @@ def test_advice_prefers_the_better_teacher_and_only_where_it_is_clear(tmp_path):
     third = make(tmp_path / "c.zarr", logits, labels)
     assert compare_caches(third, make(tmp_path / "d.zarr", hardly, labels)).advice == []
     finer = make(tmp_path / "e.zarr", logits, labels, FullEncoding("u8"))
-    assert compare_caches(finer, third).advice[-1] == f"{third} is finer (full f32 against full u8)"
+    assert compare_caches(finer, third).advice[-1] == f"{third} has higher precision (full f32 instead of full u8)"
     more, fewer = (make(tmp_path / f"{k}.zarr", logits, labels, TopKEncoding(k, "u8")) for k in (5, 2))
-    assert f"{more} keeps more classes of a row (top-5 u8 against top-2 u8)" in compare_caches(fewer, more).advice
+    assert f"{more} keeps more classes per row (top-5 u8 instead of top-2 u8)" in compare_caches(fewer, more).advice
 
 
 def test_other_views_are_compared_by_their_first_and_it_is_said(tmp_path):
@@ -102,7 +102,7 @@ def test_other_views_are_compared_by_their_first_and_it_is_said(tmp_path):
     second = make(tmp_path / "b.zarr", logits[::-1].copy(), labels, recipes=("pad-crop-flip",) * 3, seed=5)
     found = compare_caches(first, second)
     assert found.rows == SAMPLES
-    assert found.same["views"] == "differ: view 0 (none, seed 0) beside view 0 (pad-crop-flip, seed 5)"
+    assert found.same["views"] == "different: view 0 (none, seed 0) and view 0 (pad-crop-flip, seed 5)"
     assert found.top1_agreement == pytest.approx((logits[0].argmax(1) == logits[2].argmax(1)).mean())
 
 
@@ -113,7 +113,7 @@ def test_views_of_another_number_in_the_other_cache_are_found(tmp_path):
     first = make(tmp_path / "a.zarr", logits, labels, recipes=("x", "y", "none"), digests=digests)
     second = make(tmp_path / "b.zarr", logits[[2, 1]], labels, recipes=("none", "y"), digests=digests[[2, 1]])
     found = compare_caches(first, second)
-    assert found.same["views"] == "1 the same"  # "none" has another key there, and so another rendition
+    assert found.same["views"] == "1 in common"  # "none" has another key there, and so another rendition
     assert (found.rows, found.top1_agreement, found.kl_nats["T=1"]) == (SAMPLES, 1.0, 0.0)
 
 
@@ -127,8 +127,8 @@ def test_rows_with_other_pixels_are_left_out(tmp_path):
     changed[:, :100] += 10_000
     found = compare_caches(first, make(tmp_path / "b.zarr", others, labels, digests=changed))
     assert (found.rows, found.top1_agreement) == (VIEWS * (SAMPLES - 100), 1.0)
-    assert found.same["views"] == "3 the same; 16.7% of their rows show other pixels and are left out"
-    with pytest.raises(CacheMismatchError, match="other pixels in every row"):
+    assert found.same["views"] == "3 in common; 16.7% of their rows have different pixels and are left out"
+    with pytest.raises(CacheMismatchError, match="the pixels differ in every row"):
         compare_caches(first, make(tmp_path / "c.zarr", others, labels, digests=digests + 10_000))
 
 
@@ -143,8 +143,10 @@ def test_stretches_that_overlap_are_compared_there(tmp_path):
         )
     found = compare_caches(parts[0], parts[1])
     assert (found.rows, found.top1_agreement) == (VIEWS * 100, 1.0)
-    assert found.same["data"] == "samples 300 to 399 of the same data are in both"
-    with pytest.raises(CacheMismatchError, match="holds samples 0 to 399 and .* 400 to 599: they have none in common"):
+    assert found.same["data"] == "the same, with samples 300 to 399 in both"
+    with pytest.raises(
+        CacheMismatchError, match="has samples 0 to 399 and .* 400 to 599; compare caches with samples in common"
+    ):
         compare_caches(parts[0], parts[2])
 
 
@@ -155,7 +157,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
     with pytest.raises(CacheMismatchError, match="has 12 classes and .* 11"):
         compare_caches(first, fewer)
     with pytest.raises(
-        CacheMismatchError, match=r"digest d\) and .* of x \(digest e\): compare caches of one data set"
+        CacheMismatchError, match=r"digest d\) and .* from x \(digest e\); compare caches of one data set"
     ):
         compare_caches(first, make(tmp_path / "c.zarr", logits, labels, data={"digest": "e"}))
     unfinished = make(tmp_path / "d.zarr", logits, labels, leave_out=((0, 0),), finish=False)
@@ -233,7 +235,7 @@ def test_two_caches_of_text_are_compared_token_by_token(rising):
     assert rising.tokens[begin + most.position] == most.label
     assert most.before == rising.tokens[max(begin, begin + most.position - 16) : begin + most.position].tolist()
     assert most.first_says != most.second_says and most.before[-1] % 7 == 0
-    assert (found.class_agreement, found.same["views"]) == ([], "text as it is: the same tokens before each")
+    assert (found.class_agreement, found.same["views"]) == ([], "text without augmentation, the same preceding tokens")
 
 
 def test_rows_of_the_largest_of_text_give_a_lower_bound(rising):
@@ -260,7 +262,7 @@ def test_of_text_only_tokens_with_rows_in_both_are_compared(rising):
 def test_text_that_is_divided_otherwise_is_refused(rising, tmp_path):
     other = Documents(rising.tokens, np.array([0, 5, len(rising.tokens)]), texts.VOCABULARY)
     cache = logitcache.dump_logits(Rising(), other, tmp_path / "c.zarr", encoding="full")
-    with pytest.raises(CacheMismatchError, match="or divide it into other contexts"):
+    with pytest.raises(CacheMismatchError, match="or divide it into different contexts"):
         compare_caches(rising("a.zarr"), cache)
 
 
@@ -269,9 +271,9 @@ def test_two_caches_of_text_in_the_terminal_and_on_a_page(rising, run, monkeypat
     done = run("stats", str(one.place), str(other.place), "--report", "page.html")
     assert done.exit_code == 0, done.output
     words = " ".join(done.stdout.split())
-    for part in ("perplexity", "same likeliest token, by tokens before", "tokens about which they differ most"):
+    for part in ("perplexity", "Agreement on the top token, by position", "Tokens with the largest KL divergence"):
         assert part in words
     page = Path("page.html").read_text()
-    for part in ("Agreement by position", "Tokens about which they differ most", "perplexity", "A says"):
+    for part in ("Agreement by position", "Tokens with the largest KL divergence", "perplexity", "top of A"):
         assert part in page
     assert "Agreement by class" not in page

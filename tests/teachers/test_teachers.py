@@ -173,7 +173,7 @@ def test_cached_is_live_for_a_mean_with_test_time_views(npz, run, tmp_path):
     ).read_bytes()
     done = run("verify", "m.zarr", "--replay", "40")
     assert done.exit_code == 0, done.stdout
-    assert "it agrees within rounding" in done.stdout
+    assert "its logits agree within rounding" in done.stdout
     assert open_cache(tmp_path / "m.zarr").command == (
         "logitcache dump --teacher tiny:net --teacher tiny:net "
         f"--data arrays:{npz} --out {tmp_path}/m.zarr --teacher-weights a.safetensors --teacher-weights b.safetensors --average "

@@ -187,7 +187,7 @@ def test_the_command_line_says_what_it_measured(run):
     said = " ".join(result.output.split())
     assert "perplexity" in said
     assert "KL 0." in said
-    assert "like the teacher" in said
+    assert "teacher agreement" in said
     assert run("train", "--resume", "--out", "r").exit_code == 0
     assert run("compare", "r").exit_code == 0
 

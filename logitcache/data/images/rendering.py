@@ -41,7 +41,7 @@ def _unmixed(data: ImageSet, view: View, samples: Ids) -> Tensor | list[Tensor]:
     images = [data.image(int(sample)) for sample in samples]
     boxes = view.boxes(samples, np.array([i.shape[1] for i in images]), np.array([i.shape[2] for i in images]))
     rows = [cut(image, boxes, row) for row, image in enumerate(images)]
-    return view.changed(rows, samples) if view.changes_pixels else rows
+    return view.changed([row.contiguous() for row in rows], samples) if view.changes_pixels else rows
 
 
 class Renderer:

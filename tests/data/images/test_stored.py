@@ -11,7 +11,7 @@ import tiny
 from PIL import Image
 
 import logitcache
-from logitcache.data import MappedImages, as_samples, load_data
+from logitcache.data import MappedImages, as_samples, held_out_split, load_data
 from logitcache.data.exclusion import Reading
 from logitcache.data.open import named_modality
 from logitcache.errors import InputError, UnreadableError
@@ -199,6 +199,14 @@ def test_an_image_that_cannot_be_decoded_is_named_and_can_be_left_out(tmp_path):
         workers=0,
     )
     assert cache.manifest.excluded == (12,)
+
+
+@pytest.mark.parametrize(("splits", "companion"), [(("train", "test"), "test"), (("train", "validation"), None)])
+def test_the_companion_of_a_training_split_is_a_test_split_that_is_there(saved, splits, companion):
+    spec = saved(splits=splits)
+    assert held_out_split(f"{spec}:train") == (companion and f"{spec}:{companion}")
+    assert held_out_split(spec) is None
+    assert held_out_split(f"{spec}:{splits[1]}") is None
 
 
 def test_splits_of_a_data_set_are_named(saved):
