@@ -1,4 +1,4 @@
-"""Terminal output of `logitcache info` and `logitcache stats`. Problems are printed first."""
+"""Terminal output of `logitcache stats`. Problems are printed first."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -8,35 +8,29 @@ import typer
 
 from logitcache.runtime.wording import (
     bytes_text,
-    class_map_words,
     counted,
     kept_words,
-    origin_words,
     percent,
-    preprocessing_words,
     samples_words,
-    teacher_words,
 )
 
+from .described_info import print_info, state_words
+from .described_tokens import print_paired_tokens, print_tokens
 from .render import bar, print_pairs, print_table
 
 if TYPE_CHECKING:
     from logitcache.stats import (
-        CacheInfo,
         CacheStats,
         Comparison,
         MethodPreview,
         PositionBin,
         Quantiles,
         Side,
-        TokenComparison,
-        TokenStats,
     )
 
-__all__ = ["print_advice", "print_compared", "print_described", "print_info"]
+__all__ = ["print_advice", "print_compared", "print_described"]
 
 _TEXT = "text"
-_AT_ONE = ("sampled", "topk-mass")  # encodings that support only temperature 1
 _VIEWS = 8  # if there are more, the first four and the totals are shown
 _LINES = 5  # maximum number of lines of each list
 _RANKS = 5
@@ -44,7 +38,6 @@ _BINS = 3  # bins of the reliability diagram to join into one line
 _DUPLICATES = 100  # maximum number that `stats` finds
 _NUMBERS = ("accuracy", "top5_accuracy", "confidence", "entropy_nats", "calibration_error")
 _NAME = 24  # maximum length of a class name
-_CONTEXT = 48  # maximum length of the text before a token
 
 
 def print_described(found: "CacheStats", *, everything: bool = False) -> None:
@@ -60,7 +53,7 @@ def print_described(found: "CacheStats", *, everything: bool = False) -> None:
     _print_methods(found)
     _print_oddities(found)
     if found.tokens is not None:
-        _print_tokens(found, found.tokens)
+        print_tokens(found, found.tokens)
 
 
 def _print_headline(found: "CacheStats") -> None:
@@ -104,7 +97,7 @@ def _print_short(found: "CacheStats") -> None:
     """Print one line for each section of `--all`."""
     accuracies = [view.accuracy for view in found.views if view.rows]
     shares = sorted((share, label) for label, share in enumerate(found.class_accuracy()) if share is not None)
-    lines = {"logits": kept_words(found.manifest["encoding"]), "state": _state(found)}
+    lines = {"logits": kept_words(found.manifest["encoding"]), "state": state_words(found)}
     if len(accuracies) > 1:
         lines["accuracy by view"] = f"{percent(min(accuracies))} to {percent(max(accuracies))}"
     if found.tokens is None and len(shares) > 1:
@@ -183,84 +176,6 @@ def _print_health(found: "CacheStats") -> None:
 
 def _first(words: list[str]) -> str:
     return "; ".join(words[:_LINES]) + (f" and {len(words) - _LINES} more" if len(words) > _LINES else "")
-
-
-def print_info(found: "CacheInfo") -> None:
-    """Print the description of a cache, without statistics of its rows."""
-    manifest = found.manifest
-    print_pairs(
-        found.path,
-        {
-            **_teachers(found),
-            "data": f"{manifest['data']['spec'] or 'data set object'}, {samples_words(manifest)}, {counted(len(found.classes), 'class')}",
-            "views": _views(manifest["views"]),
-            "logits": kept_words(manifest["encoding"]),
-            "rows": f"{found.rows:,}"
-            + ("" if found.rows == found.rows_there else f", {found.rows_there:,} of them written"),
-            "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} bytes per row ({found.ratio_to_float32:.2f}x raw float32 "
-            "logits)",
-            "by array": _largest_arrays(found),
-            "state": _state(found),
-            "fingerprint": found.fingerprint or "none while unfinished",
-            **_origin(found),
-            "versions": ", ".join(f"{name} {version}" for name, version in manifest["software"].items())
-            + f"; cache format {manifest['format']}",
-            "methods": ", ".join(found.serves) + ", at temperature 1" * (manifest["encoding"]["kind"] in _AT_ONE),
-            **({"unsupported": _refused(found.refuses)} if found.refuses else {}),
-        },
-    )
-
-
-def _teachers(found: "CacheInfo") -> dict[str, str]:
-    """Describe the teachers, and the preprocessing and class map if there is only one."""
-    teachers = found.manifest["teachers"]
-    if len(teachers) == 1:
-        mapped = class_map_words(teachers[0]["class_map"], found.classes)
-        return {
-            "teacher": teacher_words(teachers[0]),
-            "preprocessing": preprocessing_words(teachers[0]["preprocessing"], found.preprocessing_from),
-            **({"class map": mapped} if mapped else {}),
-        }
-    return {f"teacher {one['slug']}": teacher_words(one) for one in teachers}
-
-
-def _views(views: list[dict[str, Any]]) -> str:
-    recipes = " + ".join(view["recipe"] for view in views if view["group"] == 0)
-    seed = f", seed {views[0]['seed']}" if "seed" in views[0] else ""
-    return f"{len({view['group'] for view in views})} x {recipes}{seed}"
-
-
-def _largest_arrays(found: "CacheInfo") -> str:
-    largest = sorted(found.bytes_by_array.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {bytes_text(size)}" for name, size in largest[: _LINES + 1])
-
-
-def _state(found: "CacheInfo") -> str:
-    there = f"{found.blocks_there:,} of {counted(found.blocks, 'block')} written"
-    if not found.finished:
-        return f"unfinished, {there}; run the dump command again to resume it"
-    return (
-        "finished" if found.blocks_there == found.blocks else f"damaged, {there}; run `logitcache verify` for details"
-    )
-
-
-def _origin(found: "CacheInfo") -> dict[str, str]:
-    made, manifest = found.made, found.manifest
-    begun = made.get("begun", "")
-    said = {
-        "created": f"{begun} on {made['host']}" if begun and "host" in made else begun,
-        "device": f"{manifest['device']}, {counted(manifest['threads'], 'thread')}, batch size {manifest['batch_size']:,}",
-        "command": made.get("command", ""),
-        "derived from": origin_words(manifest["derived"]),
-    }
-    return {word: value for word, value in said.items() if value}
-
-
-def _refused(refuses: Mapping[str, str]) -> str:
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in refuses.items():
-        by_reason.setdefault(reason, []).append(name)
-    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
 
 
 def _print_teacher(found: "CacheStats") -> None:
@@ -410,49 +325,6 @@ def _print_oddities(found: "CacheStats") -> None:
         )
 
 
-def _print_tokens(found: "CacheStats", tokens: "TokenStats") -> None:
-    """Print the surprisal by position, the most surprising tokens, and outlier documents."""
-    if not tokens.rows:
-        return
-    from logitcache.report.words import after, speller_of
-
-    spell, most = speller_of(found.manifest), max(one.surprise_nats for one in tokens.positions)
-    print_pairs(
-        f"Surprisal by position: mean {tokens.surprise_nats:.3f} nats per token, perplexity {tokens.perplexity:.2f}",
-        {
-            (f"{one.first:,} to {one.last:,}" if one.last > one.first else f"{one.first:,}"): (
-                f"{bar(one.surprise_nats / most):<24} {one.surprise_nats:.3f} nats, "
-                f"entropy {one.entropy_nats:.3f}, {one.accuracy:.1%} accuracy, {counted(one.rows, 'token')}"
-            )
-            for one in tokens.positions
-        },
-    )
-    print_table(
-        "Most surprising tokens",
-        ["document", "preceding text", "token", "prediction", "nats"],
-        [
-            [
-                f"{one.document:,}",
-                spell(one.before)[-_CONTEXT:],
-                after(spell, one.before, one.label),
-                after(spell, one.before, one.says),
-                f"{one.surprise_nats:.2f}",
-            ]
-            for one in tokens.surprising[:_LINES]
-        ],
-        left=4,
-    )
-    copies = ", ".join(f"{one:,} = {other:,}" for one, other in tokens.copies[:_LINES])
-    odd = ", ".join(f"{one.document:,} ({one.surprise_nats:.2f} nats)" for one in tokens.odd_documents[:_LINES])
-    print_pairs(
-        f"Outliers among {counted(tokens.documents, 'document')}",
-        {
-            "high surprisal": f"{tokens.odd_total:,}{': ' * bool(odd)}{odd}",
-            "copies of earlier ones": f"{tokens.copies_total:,}{': ' * bool(copies)}{copies}",
-        },
-    )
-
-
 def print_compared(found: "Comparison", manifest: Mapping[str, Any]) -> None:
     """Print a comparison of two caches.
 
@@ -483,41 +355,8 @@ def print_compared(found: "Comparison", manifest: Mapping[str, Any]) -> None:
         },
     )
     if found.tokens is not None:
-        _print_paired(found.tokens, manifest)
+        print_paired_tokens(found.tokens, manifest)
     print_advice(found.advice)
-
-
-def _print_paired(tokens: "TokenComparison", manifest: Mapping[str, Any]) -> None:
-    """Print the agreement of two text teachers by position, and the tokens on which they differ most."""
-    from logitcache.report.words import after, speller_of
-
-    spell = speller_of(manifest)
-    print_pairs(
-        "Agreement on the top token, by position",
-        {
-            (f"{one.first:,} to {one.last:,}" if one.last > one.first else f"{one.first:,}"): (
-                f"{_barred(one.agreement)}, KL {one.kl_nats:.2g} nats, surprisal {one.first_surprise_nats:.3f} and "
-                f"{one.second_surprise_nats:.3f}, {counted(one.rows, 'token')}"
-            )
-            for one in tokens.positions
-        },
-    )
-    print_table(
-        "Tokens with the largest KL divergence",
-        ["document", "preceding text", "token", "first prediction", "second prediction", "KL (nats)"],
-        [
-            [
-                f"{one.document:,}",
-                spell(one.before)[-_CONTEXT:],
-                after(spell, one.before, one.label),
-                after(spell, one.before, one.first_says),
-                after(spell, one.before, one.second_says),
-                f"{one.kl_nats:.2g}",
-            ]
-            for one in tokens.differing[:_LINES]
-        ],
-        left=5,
-    )
 
 
 def _side(side: "Side") -> list[str]:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .described import print_info
+from .described_info import print_info
 from .options import CacheArgument, JsonOption, newest_unless
 from .render import print_json
 

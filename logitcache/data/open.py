@@ -14,7 +14,7 @@ from logitcache.data.images.sets import ArrayImages, FolderImages, MappedImages,
 from logitcache.data.images.sources import NAMED_DATA, SPLITS, open_arrays
 from logitcache.data.images.stored import ShardItems, TableItems
 from logitcache.data.protocol import Modality, Samples, whole_of
-from logitcache.data.tables import image_column, open_hub_table, open_parquet_table, parquet_holds_images
+from logitcache.data.tables import hub_splits, image_column, open_hub_table, open_parquet_table, parquet_holds_images
 from logitcache.data.text.modality import TEXT
 from logitcache.data.text.reading import TEXT_KINDS
 from logitcache.data.text.sources import NAMED_TEXT, open_text
@@ -226,12 +226,17 @@ def refuse_orientation(samples: Any) -> None:
 
 def held_out_split(spec: str) -> str | None:
     """Return the test split that belongs to a training set, or None where there is none."""
-    name, _, split = spec.rpartition(":")
+    (name, _, split), kind = spec.rpartition(":"), spec.partition(":")[0]
+    if kind == "hf":
+        source = name.partition(":")[2]
+        return f"{name}:test" if split == "train" and source and "test" in hub_splits(source) else None
+    if kind in (*_IMAGE_KINDS, *TEXT_KINDS):  # what follows is a path, also where it is `train`
+        return None
     if split in SPLITS and name:
         return f"{name}:test" if split == "train" else None
     if spec in NAMED_DATA or spec in NAMED_TEXT:
         return f"{spec}:test"
-    if spec.partition(":")[0] in (*_IMAGE_KINDS, *TEXT_KINDS) or ":" not in spec:
+    if ":" not in spec:
         return None
     return f"{spec}:test" if _takes_a_split(resolve(spec, "data set")) else None
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 from logitcache.data.files import matching_files
 from logitcache.errors import InputError, first_line
 
-__all__ = ["Table", "image_column", "open_hub_table", "open_parquet_table", "parquet_holds_images"]
+__all__ = ["Table", "hub_splits", "image_column", "open_hub_table", "open_parquet_table", "parquet_holds_images"]
 
 _IMAGE_COLUMNS = ("image", "img", "pixel_values", "jpg", "png")
 
@@ -45,11 +45,29 @@ def open_hub_table(path: str) -> Table:
         InputError: The package `datasets` is missing, or the data set cannot be read or has no such split.
     """
     source, _, split = path.rpartition(":") if ":" in path and "/" not in path.rpartition(":")[2] else (path, "", "")
+    return _split_of(_opened(source, path), split, source)
+
+
+def hub_splits(source: str) -> list[str]:
+    """Return the names of the splits of a data set of Hugging Face `datasets`; none where it has no splits.
+
+    Args:
+        source: As for `open_hub_table`, without a split.
+
+    Raises:
+        InputError: The package `datasets` is missing, or the data set cannot be read.
+    """
+    found = _opened(source, source)
+    return list(found) if isinstance(found, Mapping) else []
+
+
+def _opened(source: str, path: str) -> Any:
+    """Return the data set of a folder or a name, with all its splits; messages on the package name `path`."""
     datasets = _package(f"hf:{path}")
     folder = Path(source).expanduser()
     saved = any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
     try:
-        found = (
+        return (
             datasets.load_from_disk(folder)
             if saved
             else datasets.load_dataset(str(folder) if folder.exists() else source)
@@ -58,7 +76,6 @@ def open_hub_table(path: str) -> Table:
         raise InputError(
             f"hf:{source} cannot be read as a data set: {first_line(error) or type(error).__name__}"
         ) from error
-    return _split_of(found, split, source)
 
 
 def _split_of(found: Any, split: str, source: str) -> Table:

@@ -332,6 +332,8 @@ class DumpExecution(Settings):
 class ServerSettings(Settings):
     """How a teacher behind a server is asked."""
 
+    panel = "Teacher behind a server"
+
     concurrency: int = option(
         16,
         metavar="N",

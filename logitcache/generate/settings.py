@@ -85,6 +85,7 @@ class GenerateRequest(Settings):
     )
     data: Any = option(
         metavar="SPEC",
+        panel="Data",
         form="text",
         help="Data set of prompts: jsonl:PATH, parquet:PATH or hf:PATH with `prompt`, `instruction` or `messages`, or other text with "
         "--prompt-tokens.",

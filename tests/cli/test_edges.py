@@ -45,7 +45,7 @@ ITEMS: dict[str, str | None] = {
     "wrong label": r"error: (Items|Table) has two labels for sample 37: 1 in its list .*, 2 in its item",
     "label out of range": r"error: labels must lie in 0 \.\.\. 2 \(3 classes\); sample 37 has 3",
     "data set cannot be made": r"error: data set faulty:(pairs|table) cannot be made: SystemExit: nothing to be had\n",
-    "length raises": r"error: data set (Items|Table) does not say what is in it: ConnectionError: no database\n",
+    "length raises": r"error: cannot read the length, labels or class names of data set (Items|Table): ConnectionError: no database\n",
 }
 WITH_WORKERS: dict[str, str | None] = {
     "worker killed": r"error: a worker process that decodes images has ended .*--workers 0 decodes in this process"

@@ -29,7 +29,16 @@ def shown(run, monkeypatch):
 
 def test_options_of_large_commands_are_in_titled_panels(shown):
     titles = {name: re.findall(r"^╭─ (.*?) ─", shown(name), re.MULTILINE) for name in ("dump", "train")}
-    assert titles["dump"][1:] == ["Teacher", "Data", "Output", "Text", "Encoding", "Preprocessing of images", "Run"]
+    assert titles["dump"][1:] == [
+        "Teacher",
+        "Data",
+        "Output",
+        "Text",
+        "Encoding",
+        "Preprocessing of images",
+        "Run",
+        "Teacher behind a server",
+    ]
     assert titles["train"][2:] == [
         "Student and teacher",
         "Output",

@@ -46,8 +46,11 @@ FILES = {
     "one.npz": "no zip",
 }
 WRONG_FILES = [
-    ("jsonl:one.jsonl", "one.jsonl:1: `text` holds half of a surrogate pair, which is no character."),
-    ("tokens:one.npz", "one.npz is no .npz file. numpy.savez writes one, with the arrays tokens and documents."),
+    ("jsonl:one.jsonl", "one.jsonl:1: `text` contains an unpaired surrogate, which is not a character."),
+    (
+        "tokens:one.npz",
+        "one.npz is not an .npz file. Write one with numpy.savez, with the arrays tokens and documents.",
+    ),
     ("tokens:two.npz", "there is no file two.npz"),
     ("tokens:empty.npz", "empty.npz has no array tokens and no array documents; it has none"),
     ("text:", "text: names no file: expected text:PATH"),
@@ -73,7 +76,7 @@ def test_a_vocabulary_that_is_no_number_is_refused(typed, vocabulary):
     tokens("odd.npz", vocabulary=vocabulary)
     code, said = typed(f"dump {TEACHER} --data tokens:odd.npz --out c.zarr")
     assert code == 1
-    assert "error: odd.npz: vocabulary must be a whole number, the number of ids, not" in said
+    assert "error: odd.npz: vocabulary must be an integer, the number of ids, not" in said
 
 
 def test_a_mark_of_byte_order_is_no_text(typed):
@@ -86,17 +89,17 @@ def test_a_mark_of_byte_order_is_no_text(typed):
 
 
 OPTIONS = [
-    ("--image-size 32", "--image-size is for images, and the data is text: leave it out"),
-    ("--mean 0.5,0.5,0.5", "--mean is for images, and the data is text: leave it out"),
-    ("--exif-orientation", "--exif-orientation is for images, and the data is text: leave it out"),
-    ("--teacher-classes 600", "--teacher-classes is for images, and the data is text: leave it out"),
-    ("--class-map map.json", "--class-map is for images, and the data is text: leave it out"),
-    ("--channels-last", "--channels-last is for images, and the data is text: leave it out"),
+    ("--image-size 32", "--image-size is for images, but the data is text; leave it out"),
+    ("--mean 0.5,0.5,0.5", "--mean is for images, but the data is text; leave it out"),
+    ("--exif-orientation", "--exif-orientation is for images, but the data is text; leave it out"),
+    ("--teacher-classes 600", "--teacher-classes is for images, but the data is text; leave it out"),
+    ("--class-map map.json", "--class-map is for images, but the data is text; leave it out"),
+    ("--channels-last", "--channels-last is for images, but the data is text; leave it out"),
     (
         "--documents-by blank-line",
-        "--documents-by is for text:PATH; tokens:PATH says itself where its documents end: leave it out",
+        "--documents-by is for text:PATH; in tokens:PATH the documents are already separate. Leave it out.",
     ),
-    ("--too-long cut", "--too-long is for documents of more tokens than --sequence-length: give that too"),
+    ("--too-long cut", "--too-long applies to documents longer than --sequence-length; set that too"),
     ("--tokenizer hf:.", "holds no tokenizer: it has no tokenizer.json"),
     ("--tokenizer hf:", "hf: does not name a model; expected hf:PATH, a folder of transformers, or hf:FILE.gguf"),
 ]
@@ -113,7 +116,7 @@ def test_an_option_that_means_nothing_for_text_is_refused(typed, option, message
 def test_options_of_images_are_refused_at_the_training_too(typed, cache):
     code, said = typed(f"train t.zarr {STUDENT} --image-size 32 --out r")
     assert code == 1
-    assert "error: --image-size is for images, and the data is text: leave it out" in said
+    assert "error: --image-size is for images, but the data is text; leave it out" in said
 
 
 def test_a_context_beyond_the_positions_of_a_model_is_refused(typed, cache):
@@ -121,13 +124,13 @@ def test_a_context_beyond_the_positions_of_a_model_is_refused(typed, cache):
     code, said = typed(f"dump {TEACHER} --data text:long.txt --out c.zarr")
     assert code == 1
     assert (
-        "error: the longest context has 601 tokens, and the network has positions for 512: choose --sequence-length 512"
+        "error: the longest context has 601 tokens, but the network has only 512 positions; dump with --sequence-length 512"
         in said
     )
     assert typed(f"dump {TEACHER} --data text:long.txt --sequence-length 512 --out c.zarr")[0] == 0
     code, said = typed(f"train t.zarr {STUDENT.replace('heads=2', 'heads=2,context=64')} --out r")
     assert code == 1
-    assert "the longest context has 100 tokens, and the network has positions for 64" in said
+    assert "the longest context has 100 tokens, but the network has only 64 positions" in said
     code, said = typed(
         f"train t.zarr {STUDENT.replace('heads=2', 'heads=2,context=128')} --test-data text:long.txt --out r"
     )
@@ -148,7 +151,7 @@ def test_test_data_of_another_vocabulary_is_refused(typed, cache):
     code, said = typed(f"train t.zarr {STUDENT} --test-data tokens:other.npz --out r")
     assert code == 1
     assert (
-        "error: other.npz has a vocabulary of 1,000 ids, and 512 are expected: its tokens were made with another tokenizer"
+        "error: other.npz has a vocabulary of 1,000 ids, but 512 are expected; its tokens were made with another tokenizer"
         in said
     )
 
@@ -182,7 +185,7 @@ def test_a_student_with_another_tokenizer_is_warned_of(typed, cache, caplog):
     assert typed("train t.zarr --student hf:./same --epochs 1 --out r/same")[0] == 0
     assert "another tokenizer" not in caplog.text
     assert typed("train t.zarr --student hf:./other --epochs 1 --out r/other")[0] == 0
-    assert "hf:./other has another tokenizer than the one that made the tokens" in caplog.text
+    assert "hf:./other has a different tokenizer from the one that made the tokens" in caplog.text
 
 
 def test_a_page_about_text_is_written(typed, cache):

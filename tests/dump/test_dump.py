@@ -414,7 +414,7 @@ def test_the_callers_network_comes_back_as_it_was(dump):
 
 
 def test_recipes_of_other_sizes_do_not_pair(dump):
-    with pytest.raises(InputError, match="augmentations none,random-resized-crop-flip do not go together"):
+    with pytest.raises(InputError, match="augmentations none,random-resized-crop-flip cannot be combined"):
         dump(augment="none,random-resized-crop-flip")
 
 

@@ -180,7 +180,7 @@ def test_text_given_at_training_is_read_with_the_tokenizer_of_the_dump(run, fold
     file.write_text(json.dumps(other))
     result = run(*given, "--out", "other")
     assert result.exit_code == 1
-    assert "the tokenizer of hf:teacher is another one than the cache was made with" in " ".join(result.output.split())
+    assert "the tokenizer of hf:teacher is not the one that the cache was made with" in " ".join(result.output.split())
 
 
 def test_a_tokenizer_that_is_not_the_teachers_is_found_again(folder, monkeypatch):

@@ -204,7 +204,7 @@ def test_models_and_data_that_cannot_be_used_are_named(file, tmp_path):
     (tmp_path / "run/run.json").write_text("{}")
     with pytest.raises(InputError, match=r"has no folder student-hf: the run is unfinished"):
         logitcache.generate_completions(tmp_path / "run", file)
-    with pytest.raises(InputError, match="stories-mini has no prompts: say how many tokens"):
+    with pytest.raises(InputError, match="stories-mini has no prompts: set the number of tokens"):
         generated("stories-mini")
     with pytest.raises(InputError, match="prompts must be text; expected jsonl:PATH"):
         generated("fashion-mnist-mini")

@@ -62,7 +62,7 @@ def test_another_teacher_is_warned_of_at_the_dump(begun, tmp_path, caplog):
     """Its run says whom the student learned from."""
     cache = dumped(begun, tmp_path / "own.zarr", teacher=f"{TEACHER}?layers=0,1,2")
     assert "which learned from hf:stories-mini (weights " in warnings(caplog)[0]
-    assert "and the teacher here is hf:stories-mini?layers=0,1,2 (weights " in warnings(caplog)[0]
+    assert "but the teacher here is hf:stories-mini?layers=0,1,2 (weights " in warnings(caplog)[0]
     logitcache.train_student(cache, f"hf:{begun}/sft/student-hf", out=tmp_path / "opd", **HOW)
     assert json.loads((tmp_path / "opd/run.json").read_text())["on_policy"]["same_teacher"] is False
 
@@ -70,7 +70,7 @@ def test_another_teacher_is_warned_of_at_the_dump(begun, tmp_path, caplog):
 def test_another_student_is_warned_of(begun, tmp_path, caplog):
     cache = dumped(begun, tmp_path / "own.zarr")
     logitcache.train_student(cache, f"{TEACHER}?layers=0,4", out=tmp_path / "opd", **HOW)
-    assert "this student starts from others" in warnings(caplog)[0]
+    assert "this student starts from other weights" in warnings(caplog)[0]
     assert json.loads((tmp_path / "opd/run.json").read_text())["on_policy"]["same_student"] is False
 
 
@@ -92,13 +92,13 @@ def test_a_teacher_behind_a_server_is_known_by_its_name(caplog):
     assert warn_of_other_teacher(samples, [{"name": "vllm:one", "weights_sha256": None}])
     assert not warnings(caplog)
     assert warn_of_other_teacher(samples, [{"name": "vllm:two", "weights_sha256": None}]) is False
-    assert "which learned from vllm:one, and the teacher here is vllm:two:" in warnings(caplog)[0]
+    assert "which learned from vllm:one, but the teacher here is vllm:two." in warnings(caplog)[0]
 
 
 def test_a_damaged_origin_is_refused(begun, tmp_path):
     with np.load(begun / "own.npz") as file:
         np.savez(tmp_path / "own.npz", **(dict(file) | {"generated": '{"taught_by": 3}'}))
-    with pytest.raises(InputError, match="own.npz: `generated` does not say which model generated the tokens"):
+    with pytest.raises(InputError, match="own.npz: cannot read from `generated` which model generated the tokens"):
         dumped(tmp_path, tmp_path / "c.zarr")
 
 

@@ -184,7 +184,7 @@ def test_rows_whose_images_cannot_be_made_again_are_for_loops_that_make_them(tmp
     report = logitcache.verify_cache(cache.place.path)
     assert report.ok
     assert report.pixels_checked is None
-    with pytest.raises(InputError, match="augmentation recorded-seeds is of imported caches"):
+    with pytest.raises(InputError, match="augmentation recorded-seeds exists only in imported caches"):
         logitcache.dump_logits("tiny:net", spec(folder), tmp_path / "d.zarr", augment="recorded-seeds")
 
 

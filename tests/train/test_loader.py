@@ -265,7 +265,7 @@ def test_processes_that_train_together_divide_an_epoch(dump, images, world, monk
         ({"mean": "0.1"}, "`mean` must be a sequence of numbers, not '0.1'"),
         ({"batch_size": "3"}, "must be a whole number of 1 or more, not '3'"),
         ({"image_size": 0}, "must be 1 or more, not 0"),
-        ({"crop_pct": 0}, "`crop_pct` must be a share above 0, at most 1, not 0"),
+        ({"crop_pct": 0}, "`crop_pct` must be greater than 0 and at most 1, not 0"),
         ({"workers": -1}, "must be 0 or more, not -1"),
         ({"rank": 2, "world_size": 2}, "`rank` must be below the world size, 2, not 2"),
         ({"bach_size": 3}, "unknown setting 'bach_size'; did you mean 'batch_size'"),

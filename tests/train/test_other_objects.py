@@ -260,7 +260,7 @@ def test_networks_of_grey_images_take_grey_images(tmp_path):
     assert torch.allclose(logitcache.open_dataset(cache).logits(range(300)), expected, atol=1e-5)
     for student in (Grey(tiny.CLASSES), "tiny:still"):  # another student sees three channels
         logitcache.train_student(cache, student, data=grey_arrays(), epochs=1, out=tmp_path / type(student).__name__)
-    with pytest.raises(InputError, match="the network takes images of one channel, and these have three"):
+    with pytest.raises(InputError, match="the network takes images with one channel, but these have three"):
         logitcache.dump_logits(teacher, tiny.arrays()[:2], tmp_path / "d.zarr")
 
 

@@ -240,7 +240,7 @@ def test_test_data_that_the_student_cannot_take_is_found_before_the_first_epoch(
     shown, named, _ = tiny.arrays()
     grey = ArrayImages(shown[..., 0].copy(), named, classes)
     student = nn.Sequential(nn.Conv2d(1, tiny.CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(InputError, match="on the test data, the network takes images of one channel"):
+    with pytest.raises(InputError, match="on the test data, the network takes images with one channel"):
         train(student, grey, test_data=coloured)
 
 

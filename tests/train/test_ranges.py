@@ -33,7 +33,7 @@ def test_what_is_no_number_is_one_sentence(name, value):
 @pytest.mark.parametrize("value", [-0.5, math.nan, math.inf])
 @pytest.mark.parametrize("name", ["ce_weight", "kd_weight", "kd_warmup", "crop_pct"])
 def test_the_others_are_refused_before_a_run_is_begun(dump, images, tmp_path, name, value):
-    with pytest.raises(LogitCacheError, match=r"must be (0 or more|a share above 0|from 0)"):
+    with pytest.raises(LogitCacheError, match=r"must be (0 or more|greater than 0|from 0)"):
         logitcache.train_student(
             dump(views=1), "tiny:still", data=images, image_size=24, out=tmp_path / "run", **{name: value}
         )

@@ -27,7 +27,7 @@ def trained(cache, out, **changes):
 @pytest.mark.parametrize("cached", [True, False])
 def test_settings_of_images_are_refused_as_such(cache, tmp_path, name, value, cached):
     given = {name: value} | ({} if cached else {"method": "ce", "data": texts.contexts(60)})
-    with pytest.raises(InputError, match=f"`{name}` is for images, and the data is text: leave it out"):
+    with pytest.raises(InputError, match=f"`{name}` is for images, but the data is text; leave it out"):
         trained(cache if cached else None, tmp_path / "r", **given)
     assert not (tmp_path / "r").exists()
 

@@ -28,7 +28,7 @@ def image_and_label(item: Any) -> tuple[Any, Any]:
         item: (image, label, ...), or a dictionary of columns.
 
     Raises:
-        InputError: It is neither, or its image or label column cannot be identified.
+        InputError: If it is neither, or its image or label column cannot be identified.
     """
     if not isinstance(item, Mapping):
         if not isinstance(item, Sequence) or len(item) < 2:
@@ -49,7 +49,9 @@ def listed_labels(dataset: Any) -> NDArray[Any] | None:
         return np.concatenate(parts) if all(part is not None for part in parts) else None  # type: ignore[arg-type]
     column = label_column(dataset)
     for name in ("targets", "labels", *([column] if column else [])):
-        with contextlib.suppress(Exception):  # a ragged list, a property that fails: items are asked instead
+        with contextlib.suppress(
+            Exception
+        ):  # a ragged list, or a property that raises: labels are read from the items instead
             found = np.asarray(dataset[name][:] if name == column else getattr(dataset, name))
             if found.shape == (len(dataset),) and np.issubdtype(found.dtype, np.integer):
                 return found
@@ -108,7 +110,7 @@ def _column(item: Mapping[Any, Any], names: Iterable[str], fitting: Iterable[Any
     if len(found) != 1:
         have = ", ".join(map(str, found or item))
         raise InputError(
-            f"its columns {have} could each be {wanted}: rename the right one {wanted.split()[1]!r}"
+            f"its columns {have} could each be {wanted}: rename the right one to {wanted.split()[1]!r}"
             if found
             else f"it has no column with {wanted}, only {have or 'an empty dictionary'}: name it {wanted.split()[1]!r}"
         )

@@ -1,4 +1,4 @@
-"""Which files of a folder are images: every one that is left out is counted, and every one that cannot be read is named."""
+"""Find the images in a folder. Skipped files are counted, and unreadable images are listed by name."""
 
 import functools
 import logging
@@ -20,18 +20,18 @@ from logitcache.runtime.wording import counted
 __all__ = ["Listing", "list_images", "readable", "suffixes"]
 
 _LOG = logging.getLogger(__name__)
-_NAMED = 3  # files of other types, in the log
+_NAMED = 3  # files of other types to name in the log
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The images of a folder with one folder a class.
+    """Images of a folder that has one subfolder per class.
 
     Attributes:
         paths: Sorted paths relative to the folder, with forward slashes.
-        labels: Class of each, [N] int64.
+        labels: Class of each image, [N] int64.
         classes: Sorted names of the class folders that hold images.
-        unreadable: Positions among the paths of those that cannot be opened, with the reason.
+        unreadable: Positions in `paths` of the images that cannot be opened, with the reason.
     """
 
     paths: PackedStrings
@@ -41,15 +41,15 @@ class Listing:
 
 
 def list_images(root: Path) -> Listing:
-    """List ROOT/CLASS/.../IMAGE. Links to folders and files are followed; hidden ones (`.name`) and other types of files are skipped.
+    """List ROOT/CLASS/.../IMAGE. Symbolic links are followed; hidden entries (`.name`) and files of other types are skipped.
 
-    What was found, used and skipped is logged.
+    Logs the number of images and classes, and what was skipped.
 
     Raises:
-        InputError: There are no images, or a folder cannot be opened, such as a link that leads nowhere.
+        InputError: If there are no images, or a folder cannot be opened, such as a broken link.
     """
     if not root.is_dir():
-        raise InputError(f"there is no folder {root} to read images from")
+        raise InputError(f"cannot read images: there is no folder {root}")
     walk, folders = _Walk(), list[str]()
     for entry in sorted(os.scandir(root), key=lambda one: one.name):
         if entry.name.startswith("."):
@@ -77,12 +77,12 @@ def list_images(root: Path) -> Listing:
 class _Walk:
     """A walk through class folders.
 
-    A folder may hold millions of files, so nothing is done for each that is not needed: a path is a string, not a `Path`.
+    A folder may hold millions of files, so the work per file is kept to a minimum: a path is a string, not a `Path`.
 
     Attributes:
-        skipped: Number of entries that were skipped, by the reason.
-        others: Names of some files of other types, the first in the order of names.
-        counts: Number of images of each class folder, in the order of their paths.
+        skipped: Number of skipped entries, by reason.
+        others: Names of a few files of other types, the first in sorted order.
+        counts: Number of images in each class folder, in the order of their paths.
         unreadable: Positions of images that cannot be opened, with the reason.
     """
 
@@ -92,7 +92,7 @@ class _Walk:
         self._asks = os.geteuid() != 0  # the superuser may read every file
 
     def classes(self, root: Path, folders: Sequence[str]) -> Iterator[list[str]]:
-        """Yield the paths of the images of each class folder, all in the order of paths, in which `a-b/` is before `a/`."""
+        """Yield the image paths of each class folder, sorted as paths, so that `a-b/` comes before `a/`."""
         for name in sorted(folders, key=lambda name: f"{name}/"):
             before, found = sum(self.counts.values()), list[str]()
             refused = self._images(f"{root}/{name}", f"{name}/", found)
@@ -104,21 +104,21 @@ class _Walk:
     def _images(
         self, folder: str, prefix: str, found: list[str], above: frozenset[tuple[int, int]] = frozenset()
     ) -> dict[str, str]:
-        """Collect the paths of the images below a folder, and return those that cannot be opened, with the reason.
+        """Append the image paths below a folder to `found`, and return those that cannot be opened, with the reason.
 
         Args:
-            folder: The folder.
-            prefix: Beginning of the paths.
-            found: The paths, in no order, to which these are added.
-            above: Device and inode of the folders on the way here, to which a link may lead back.
+            folder: Folder to search.
+            prefix: Prefix of the paths.
+            found: List that the paths are appended to, unsorted.
+            above: Device and inode of the parent folders, to detect links that form a cycle.
 
         Raises:
-            InputError: A folder cannot be opened, or has no end.
+            InputError: If a folder cannot be opened, or links form a cycle.
         """
         here, refused, others, endings = _identity(folder), dict[str, str](), list[str](), suffixes()
         if here in above:
             raise InputError(
-                f"{readable(folder)} is a link to a folder that it lies in: it has no end. Remove the link."
+                f"{readable(folder)} is a link to one of its own parent folders, which makes a cycle. Remove the link."
             )
         for entry in _entries(folder):
             name = entry.name
@@ -134,7 +134,7 @@ class _Walk:
             else:
                 found.append(prefix + name)
                 if leads_nowhere:
-                    refused[found[-1]] = "it is a link that leads nowhere"
+                    refused[found[-1]] = "it is a broken link"
                 elif self._asks and not os.access(entry.path, os.R_OK):
                     refused[found[-1]] = "permission denied"
         self.skipped["others"] += len(others)
@@ -157,13 +157,13 @@ def _entries(folder: str) -> "list[os.DirEntry[str]]":
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Return whether an entry is a folder, through links.
+    """Return whether an entry is a folder, following links.
 
     Raises:
-        InputError: It is a link that leads nowhere.
+        InputError: If it is a broken link.
     """
     if _leads_nowhere(entry):
-        raise InputError(f"{readable(entry.path)} is a link that leads nowhere: fix it, or remove it.")
+        raise InputError(f"{readable(entry.path)} is a broken link: fix or remove it.")
     return entry.is_dir()
 
 
@@ -173,12 +173,12 @@ def _leads_nowhere(entry: "os.DirEntry[str]") -> bool:
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """Return the suffixes of the formats that Pillow reads; it registers others that it only writes, such as .pdf."""
+    """Return the suffixes of the formats that Pillow can read; it also registers formats that it only writes, such as .pdf."""
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
 def readable(path: str | os.PathLike[str]) -> str:
-    """Return a path as text that can be printed and stored; bytes of a name that are not UTF-8 are escaped."""
+    """Return a path as text that can be printed and stored, with bytes that are not UTF-8 escaped."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -186,7 +186,7 @@ def _skipped_words(walk: _Walk, folders: list[str]) -> str:
     """Describe the entries that were skipped and why; empty if none were.
 
     Args:
-        walk: The walk that skipped them.
+        walk: Finished walk.
         folders: Class folders without images.
     """
     skipped = walk.skipped
@@ -196,7 +196,7 @@ def _skipped_words(walk: _Walk, folders: list[str]) -> str:
         f"{skipped['others']:,} of other types ({', '.join(map(readable, walk.others))}{more})"
         if skipped["others"]
         else "",
-        f"{skipped['outside']:,} outside of class folders" if skipped["outside"] else "",
+        f"{skipped['outside']:,} outside class folders" if skipped["outside"] else "",
         f"{counted(len(folders), 'folder')} without images ({', '.join(map(readable, folders[:_NAMED]))}"
         f"{', ...' * (len(folders) > _NAMED)})"
         if folders

@@ -33,7 +33,7 @@ class Images:
     test_time_views: tuple[str, ...] = TEST_TIME_VIEWS
 
     def make_views(self, recipe: str, count: int, seed: int) -> tuple[View, ...]:
-        """Number `count` views of each recipe."""
+        """Return `count` views of each recipe."""
         return make_views(recipe, count, seed)
 
     def read_view(self, entry: Mapping[str, Any]) -> View:
@@ -41,12 +41,12 @@ class Images:
         return View.from_json(entry)
 
     def continued(self, views: Sequence[View], begun: Sequence[Mapping[str, Any]]) -> tuple[View, ...]:
-        """Return views with pixels hashed as in those of a cache that was begun; further views as the last of these."""
+        """Return views whose pixels are hashed as in the unfinished cache; additional views use the hash of its last view."""
         kinds = [View.from_json(entry).digest for entry in begun]
         return tuple(replace(view, digest=kinds[min(number, len(kinds) - 1)]) for number, view in enumerate(views))
 
     def with_recorded(self, cache: Cache, views: Sequence[View]) -> list[View]:
-        """Give views whose boxes another tool drew these boxes, which the cache holds."""
+        """Return views with the crop boxes of another tool attached, which the cache stores for imported views."""
         held, first = _HeldBoxes(cache), int(cache.manifest.data["first"])
         return [
             replace(view, recorded=RecordedBoxes(functools.partial(held.of, view.index), first))
@@ -56,15 +56,15 @@ class Images:
         ]
 
     def choose_inputs(self, samples: ImageSet, view: View, *said: Mapping[str, Any]) -> Preprocessing:
-        """Choose mean, deviation, size and resizing (`preprocessing_for`)."""
+        """Choose mean, standard deviation, size and resizing (see `preprocessing_for`)."""
         return preprocessing_for(samples, view.recipe, *said)
 
     def read_inputs(self, entry: Mapping[str, Any]) -> Preprocessing:
-        """Read the manifest entry of a preprocessing."""
+        """Read the manifest entry of the preprocessing."""
         return Preprocessing.from_json(entry)
 
     def for_evaluation(self, inputs: Preprocessing, samples: ImageSet) -> tuple[Preprocessing, View]:
-        """Show whole images: at their own size where the network was trained so, else resized and center-cropped."""
+        """Evaluate on whole images: at their own size if the network was trained on it, else resized and center-cropped."""
         size, (whole,) = inputs.image_size, make_views("none", 1, 0)
         kept = samples.native_size == (size, size) or (samples.native_size and inputs.resize == "none")
         return replace(inputs, resize="none" if kept else "center-crop"), whole
@@ -80,7 +80,7 @@ class Images:
         skip_unreadable: bool = False,
         on_device: bool = False,
     ) -> Renderer:
-        """Return what renders batches of images."""
+        """Return a renderer of batches of images."""
         return Renderer(
             samples,
             inputs,
@@ -94,7 +94,7 @@ class Images:
     def resident(
         self, samples: ImageSet, views: Sequence[View], inputs: Preprocessing, device: torch.device
     ) -> tuple[ResidentImages | None, str]:
-        """Return images that a device renders by itself, or None and the reason."""
+        """Return images that are rendered on the device without the host, or None and the reason."""
         return resident_images(samples, views, inputs, device)
 
     def digests(self, samples: ImageSet, view: View, ids: Ids) -> NDArray[np.uint64]:
@@ -102,7 +102,7 @@ class Images:
         return joined_digests([digests(render(samples, view, ids), view.digest)])
 
     def row_labels(self, samples: ImageSet, view: View, ids: Ids) -> RowLabels:
-        """Return the class of each image; where the view mixes two, that of the partner too."""
+        """Return the class of each image, and that of its partner if the view mixes images."""
         whole, first = whole_of(samples)
         mixed, second = view.mixed(ids + first, len(whole), excluded_of(samples)), None
         if mixed is not None:
@@ -111,7 +111,7 @@ class Images:
         return RowLabels(ids, torch.from_numpy(samples.labels[ids]), second)
 
     def rows(self, output: Any, keep: Tensor | None, *, classes: int, label: str) -> Iterable[Tensor]:
-        """Return the logits as they are, [B, C]."""
+        """Return the logits unchanged, [B, C]."""
         logits = logits_of(output)
         if keep is not None or not isinstance(logits, Tensor) or logits.ndim != 2 or logits.is_complex():
             found = f"a tensor {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
@@ -130,7 +130,7 @@ class Images:
 
 
 class _HeldBoxes:
-    """Boxes of the view that was asked for last: of a data set of millions they take 20 bytes an image."""
+    """Boxes of the most recently requested view only, because they take 20 bytes per image."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache, self._held = cache, (-1, np.empty((0, 5), np.float32))
@@ -143,7 +143,7 @@ class _HeldBoxes:
         return held[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Travel without the boxes: a spawned worker reads them itself."""
+        """Drop the boxes: a spawned worker reads them itself."""
         return self.__dict__ | {"_held": (-1, np.empty((0, 5), np.float32))}
 
 

@@ -1,4 +1,4 @@
-"""From sample ids to pixels, in batches: one gather for arrays in memory, worker processes for files; the same pixels either way."""
+"""Render batches of samples: with one gather for arrays in memory, or in worker processes for files. The pixels are the same."""
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ __all__ = ["Renderer", "preprocessing_for", "render"]
 
 
 def render(data: ImageSet, view: View, samples: Ids) -> Tensor | list[Tensor]:
-    """Show samples in a view: [B, C, H, W] uint8 where sizes agree, else one tensor a sample. Shared by teacher and student."""
+    """Render samples in a view: [B, C, H, W] uint8, or one tensor per sample if sizes differ. Teacher and student share the result."""
     whole, first = whole_of(data)
     samples = samples + first
     pixels, mixed = _unmixed(whole, view, samples), view.mixed(samples, len(whole), excluded_of(whole))
@@ -41,11 +41,11 @@ def _unmixed(data: ImageSet, view: View, samples: Ids) -> Tensor | list[Tensor]:
     images = [data.image(int(sample)) for sample in samples]
     boxes = view.boxes(samples, np.array([i.shape[1] for i in images]), np.array([i.shape[2] for i in images]))
     rows = [cut(image, boxes, row) for row, image in enumerate(images)]
-    return view.changed(rows, samples) if view.changes_pixels else rows
+    return view.changed([row.contiguous() for row in rows], samples) if view.changes_pixels else rows
 
 
 class Renderer:
-    """Renders batches for one or two networks."""
+    """Renders batches of images for one or more networks."""
 
     def __init__(
         self,
@@ -58,18 +58,18 @@ class Renderer:
         skip_unreadable: bool = False,
         on_device: bool = False,
     ) -> None:
-        """Choose what comes out.
+        """Configure a renderer.
 
         Args:
-            data: Where images come from.
-            preprocessings: One for each network that looks.
+            data: Data set.
+            preprocessings: Preprocessing of each network.
             with_digests: Whether to hash the shared rendition.
-            workers: Processes that decode and render; None chooses 0 where a batch is one gather and up to 8 elsewhere.
-            device: Where pixels are used. For a GPU they are cut out of images that are kept there, where images are in memory, a batch
-                is one gather, and nobody hashes it or `on_device` says so; else left in page-locked memory, which the GPU fetches while
-                the host goes on.
-            skip_unreadable: Whether a sample that cannot be read is left out of its batch and named in it, instead of raising an error.
-            on_device: Whether pixels are hashed there too. The digests are the same.
+            workers: Number of worker processes that decode and render. None chooses 0 if a batch is one gather, and up to 8 otherwise.
+            device: Device that will use the pixels. For a GPU, in-memory images are kept on it and crops are gathered there, if a batch
+                is one gather and it is either not hashed or `on_device` is set. Otherwise batches are put in page-locked memory, so
+                that copies to the GPU are asynchronous.
+            skip_unreadable: Whether to leave unreadable samples out of their batch and report them in it, instead of raising an error.
+            on_device: Whether to hash pixels on the device too. The digests are the same.
         """
         self._in_memory = isinstance(whole_of(data)[0], ArrayImages)
         self._workers = decoding_workers() if workers is None else workers
@@ -79,24 +79,24 @@ class Renderer:
         self._near = None if near is None else _Source(near, tuple(preprocessings), with_digests)
         self._order = _Order()
         self._processes = Workers(
-            functools.partial(  # without a way back to this object: the processes end as soon as nobody holds it
+            functools.partial(  # holds no reference to this object, so the processes end when it is garbage-collected
                 make_loader,
                 self._source,
                 batch_sampler=self._order,
                 num_workers=self._workers,
                 collate_fn=_as_is,
                 pin_memory=self._pinned,
-                generator=torch.Generator(),  # or it would draw from the global one, and change what dropout draws next
+                generator=torch.Generator(),  # the global generator would be advanced, which changes later dropout masks
             )
         )
 
     def batches(self, view: View, batches: Iterable[Ids]) -> Iterator[Rendition]:
-        """Yield the batches of sample ids rendered in a view, in order."""
+        """Yield the rendition of each batch of sample ids in a view, in order."""
         one_gather = self._in_memory and view.keeps_size and not view.changes_pixels
         if one_gather and self._near:
             yield from (self._near.rendered(view, samples) for samples in batches)
             return
-        if self._workers == 0 or one_gather:  # a gather is cheaper than sending its result between processes
+        if self._workers == 0 or one_gather:  # a gather costs less than sending its result between processes
             for samples in batches:
                 batch = self._source.rendered(view, samples)
                 yield batch.pin_memory() if self._pinned else batch
@@ -107,7 +107,7 @@ class Renderer:
 
 
 class _Order:
-    """The batch sampler of a loader that outlives an epoch: what its workers do next."""
+    """Batch sampler of a loader that is kept between epochs; `batches` is replaced for each epoch."""
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[View, Ids]]] = []
@@ -120,7 +120,7 @@ class _Order:
 
 
 class _Source(Dataset[Rendition | Failure]):
-    """What a worker runs: one item is one whole batch."""
+    """Data set that runs in the workers; one item is one whole batch."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class _Source(Dataset[Rendition | Failure]):
         return self._without_unreadable(view, samples)
 
     def _without_unreadable(self, view: View, samples: Ids) -> Rendition:
-        """Render a batch without the samples that cannot be read, and without mixing any of them into others."""
+        """Render a batch without the samples that cannot be read, neither as rows nor as mixing partners."""
         (whole, first), excluded = whole_of(self.data), excluded_of(self.data)
         shown = shown_beside(self.data, view, samples)
         reasons: dict[int, str] = {}
@@ -172,12 +172,12 @@ class _Source(Dataset[Rendition | Failure]):
         return batch
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to a process that is started anew (spawn, forkserver), where importing the data set may fail."""
+        """Pickle for a worker started with spawn or forkserver, in which importing the data set may fail."""
         return _restored, (pack((self.data, self._preprocessings, self._with_digests, self._skip_unreadable)),)
 
 
 class _Unusable(Dataset[Failure]):
-    """A data set that could not be built in a worker: every item says why."""
+    """Placeholder for a data set that could not be built in a worker; every item is the failure."""
 
     def __init__(self, failure: Failure) -> None:
         self._failure = failure
@@ -202,17 +202,17 @@ def _as_is(items: list[Any]) -> Any:
 def preprocessing_for(data: ImageSet, recipe: str, *said: Mapping[str, Any]) -> Preprocessing:
     """Choose a network's preprocessing.
 
-    Where nothing is said, images of one size keep it and the data set's own mean and deviation; others are brought to 224
-    pixels. After a random resized crop the box is stretched to the input; otherwise the shorter side is resized to
-    image_size / crop_pct and the middle taken (crop_pct 0.875 for files, 1 for arrays).
+    By default, images that all have one size keep it, others are resized to 224 pixels, and mean and standard deviation are those of the
+    data set. A random resized crop is stretched to the input size. Otherwise the shorter side is resized to image_size / crop_pct and
+    the center is cropped (crop_pct 0.875 for files, 1 for arrays).
 
     Args:
-        data: What is looked at.
-        recipe: Of the views.
-        said: `mean`, `std`, `image_size` and `crop_pct`, where somebody wants or knows them; of two the first has its way.
+        data: Data set.
+        recipe: Recipe of the views.
+        said: Settings `mean`, `std`, `image_size` and `crop_pct`, as far as they are known; earlier mappings take precedence.
 
     Raises:
-        InputError: Not one number or three.
+        InputError: If mean or std is neither one number nor three.
     """
     usual = dict(zip(("mean", "std"), data.normalization, strict=True))
     wanted: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Images in memory that the device renders by itself, from numbers that lie there before an epoch begins: no batch waits for the host."""
+"""In-memory images rendered on the device. The crops of a whole epoch are copied there in advance, so no batch waits for the host."""
 
 from collections.abc import Sequence
 
@@ -20,17 +20,17 @@ class ResidentImages:
     """Images of one size on a device, and the preprocessing of one network.
 
     Attributes:
-        columns: How many numbers `numbers` gives for each sample.
+        columns: Number of columns that `numbers` returns.
     """
 
     columns = 4  # sample, top, left, flip
 
     def __init__(self, images: ImageSet, views: Sequence[View], inputs: Preprocessing) -> None:
-        """Take what `resident_images` has looked at.
+        """Wrap images that `resident_images` has checked.
 
         Args:
             images: `ArrayImages` on the device, or a stretch of them.
-            views: All views that will be shown.
+            views: All views that will be rendered.
             inputs: Preprocessing of the network, without resizing.
         """
         whole, self._first = whole_of(images)
@@ -39,21 +39,21 @@ class ResidentImages:
         self._crops = any(read_recipe(view.recipe).crop is not CROPS["none"] for view in views)
 
     def numbers(self, view: View, ids: Ids) -> NDArray[np.int64]:
-        """Return what `inputs` needs to know of each sample: [N, 4].
+        """Return the sample and crop of each row, the arguments of `inputs`, [N, 4] int64.
 
         Args:
-            view: One of the views.
-            ids: Sample ids, in the order of the epoch, [N].
+            view: View to render.
+            ids: Sample ids in the order of the epoch, [N].
         """
         samples, (height, width) = ids + self._first, self._pixels.shape[-2:]
         boxes = view.boxes(samples, np.full(len(ids), height), np.full(len(ids), width))
         return np.stack([samples, boxes.top, boxes.left, boxes.flip], 1, dtype=np.int64, casting="unsafe")
 
     def inputs(self, numbers: Tensor) -> Tensor:
-        """Return the network's input for a batch, [B, 3, H, W] float32, without asking the host.
+        """Return the network's input for a batch, [B, 3, H, W] float32, without synchronizing with the host.
 
         Args:
-            numbers: Rows of `numbers`, on the device, [B, 4].
+            numbers: Rows of the result of `numbers`, on the device, [B, 4].
         """
         samples, top, left, flip = numbers.unbind(1)
         pixels = self._pixels.index_select(0, samples)
@@ -63,13 +63,13 @@ class ResidentImages:
 def resident_images(
     samples: ImageSet, views: Sequence[View], inputs: Preprocessing, device: torch.device
 ) -> tuple[ResidentImages | None, str]:
-    """Return images that a device renders by itself, or None and the reason.
+    """Return images that are rendered on the device without the host, or None and the reason.
 
     Args:
-        samples: The data set.
-        views: All views that will be shown.
+        samples: Data set.
+        views: All views that will be rendered.
         inputs: Preprocessing of the network.
-        device: The device.
+        device: Device that renders.
     """
     if not isinstance(whole_of(samples)[0], ArrayImages):
         return None, "images are decoded by the host"

@@ -1,4 +1,4 @@
-"""Image data sets that have a name, and those in a file: `fashion-mnist-mini`, `cifar100`, `arrays:FILE.npz`."""
+"""Named image data sets (`fashion-mnist-mini`, `cifar100`, ...) and arrays in a file (`arrays:FILE.npz`)."""
 
 import os
 import zipfile
@@ -18,7 +18,7 @@ _GREY: Normalization = ((0.2860, 0.2860, 0.2860), (0.3530, 0.3530, 0.3530))
 
 
 def _mini(split: str) -> ImageSet:
-    """Fashion-MNIST, 10,000 train and 2,000 test images; ships with logitcache."""
+    """Open the part of Fashion-MNIST that ships with logitcache: 10,000 training and 2,000 test images."""
     file = resources.files("logitcache.demo_data") / f"{split}.npz"
     with resources.as_file(file) as path:
         return open_arrays(path, _GREY)
@@ -26,15 +26,15 @@ def _mini(split: str) -> ImageSet:
 
 def _torchvision(name: str, normalization: Normalization) -> Callable[[str], ImageSet]:
     def load(split: str) -> ImageSet:
-        from torchvision import datasets  # noqa: PLC0415  (a second of import that most commands do not need)
+        from torchvision import datasets  # noqa: PLC0415  (takes a second to import, and most commands do not need it)
 
         root = Path(os.environ.get("LOGITCACHE_DATA", Path.home() / ".cache" / "logitcache"))
         try:
             dataset = getattr(datasets, name)(root, train=split == "train", download=True)
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"{name} is not in {root} and cannot be downloaded ({error}). Put it there by hand (torchvision's layout), or set "
-                "LOGITCACHE_DATA to the folder that has it."
+                f"{name} is not in {root} and cannot be downloaded ({error}). Copy it there (in torchvision's layout), or set "
+                "LOGITCACHE_DATA to the folder that contains it."
             ) from error
         return ArrayImages(np.asarray(dataset.data), np.asarray(dataset.targets), dataset.classes, normalization)
 
@@ -50,10 +50,10 @@ NAMED_DATA: dict[str, Callable[[str], ImageSet]] = {
 
 
 def open_arrays(path: Path, normalization: Normalization | None = None) -> ArrayImages:
-    """Open an `.npz` file with `images`, `labels` and perhaps `classes`.
+    """Open an `.npz` file with arrays `images`, `labels` and optionally `classes`.
 
     Raises:
-        InputError: It cannot be read, or its arrays do not fit.
+        InputError: If it cannot be read, or its arrays are invalid.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -1,7 +1,7 @@
-"""Images in the files that other tools write: tar shards of webdataset, tables of Hugging Face `datasets`, Parquet.
+"""Images in files of other tools: webdataset tar shards, Hugging Face `datasets` tables, Parquet.
 
-Each is a map-style data set of (image, label) items, which `MappedImages` wraps. Images are decoded here, as those of a folder are: as
-they are stored, without regard to their EXIF orientation unless `--exif-orientation` asks for it.
+Each class is a map-style data set of (image, label) items, which `MappedImages` wraps. As with image folders, EXIF orientation is ignored
+unless `--exif-orientation` is given.
 """
 
 import io
@@ -27,17 +27,17 @@ from logitcache.runtime.wording import counted
 
 __all__ = ["ShardItems", "StoredItems", "TableItems"]
 
-_CLASS_NAMES = "classnames.txt"  # as CLIP benchmark's data sets have it
+_CLASS_NAMES = "classnames.txt"  # as in the data sets of CLIP benchmark
 _JSON_LABELS = ("label", "cls", "class")
 
 
 class StoredItems(ABC):
-    """Map-style items (PIL image, label) of files.
+    """Map-style data set of (PIL image, label) items that are stored in files.
 
     Attributes:
-        name: The data set in messages.
+        name: Name of the data set in messages.
         targets: Class of each item, [N] int64.
-        classes: Class names in index order; None where the files name none.
+        classes: Class names in index order; None if the files do not name the classes.
     """
 
     name: str
@@ -49,33 +49,33 @@ class StoredItems(ABC):
         return len(self.targets)
 
     def __getitem__(self, sample: int) -> tuple[Image.Image, int]:
-        """Return an image and its class; the image is decoded when its pixels are asked for."""
+        """Return an image and its class; the image is decoded when its pixels are accessed."""
         return Image.open(io.BytesIO(self.read(sample))), int(self.targets[sample])
 
     @abstractmethod
     def read(self, sample: int) -> bytes:
-        """Return an image as the file holds it, not decoded."""
+        """Return an encoded image, as stored in the file."""
 
     def label_of(self, sample: int) -> str:
-        """Return what an item is called at the beginning of a message."""
+        """Return the subject of an error message about an item."""
         return f"sample {sample} of {self.name}"
 
 
 class TableItems(StoredItems):
-    """Rows of a table with a column of encoded images and one of labels: class numbers, or names, which are numbered in their order."""
+    """Rows of a table with a column of encoded images and one of labels: class indices, or names, indexed in sorted order."""
 
     def __init__(self, table: Table, name: str) -> None:
         """Find the columns and read the labels.
 
         Raises:
-            InputError: There is no such column, or it is not clear which.
+            InputError: If there is no such column, or several could be meant.
         """
         self.name = name
         image, label = image_column(table.features.arrow_schema), label_column(table)
         if image is None or label is None:
             raise InputError(
                 f"{name} has no column of {'images' if image is None else 'labels'}; it has {', '.join(table.column_names)}. "
-                f"Name it {'image' if image is None else 'label'}."
+                f"Rename it to {'image' if image is None else 'label'}."
             )
         self._image, self._rows = image, table.with_format("arrow")
         found = self._rows[label][:].to_numpy() if len(table) else np.empty(0, np.int64)
@@ -84,11 +84,11 @@ class TableItems(StoredItems):
             names, found = np.unique(found.astype(str), return_inverse=True)
             self.classes = names.tolist()
         if not np.issubdtype(found.dtype, np.integer):
-            raise InputError(f"the labels of {name} (column {label}) are not all class numbers, or class names")
+            raise InputError(f"the labels of {name} (column {label}) must be all class indices or all class names")
         self.targets = found.astype(np.int64)
 
     def read(self, sample: int) -> bytes:
-        """Return an image as the file holds it, not decoded."""
+        """Return an encoded image, as stored in the file."""
         found = self._rows[sample][self._image][0].as_py()
         if not isinstance(found, dict):
             return bytes(found)
@@ -96,7 +96,7 @@ class TableItems(StoredItems):
 
 
 class _Member(NamedTuple):
-    """A file in a tar archive: its name, and where its bytes are."""
+    """A file in a tar archive: its name, and the offset and size of its content, in bytes."""
 
     name: str
     offset: int
@@ -104,21 +104,21 @@ class _Member(NamedTuple):
 
 
 class ShardItems(StoredItems):
-    """Samples of tar shards as webdataset writes them: KEY.jpg beside KEY.cls, the class number, or KEY.json with a `label`.
+    """Samples of webdataset tar shards: KEY.jpg, and KEY.cls with the class index or KEY.json with a `label`.
 
-    Files of one sample follow one another and share a name up to its first dot. Shards are taken in the order of their names. Their
-    headers are read once; after that any image is read where it lies. A file `classnames.txt` beside the shards, or in the folder
-    above, names the classes, one a line.
+    The files of a sample are consecutive and share their name up to the first dot. Shards are read in the order of their names. Headers
+    are read once; afterwards images are read at random access. A file `classnames.txt` in the folder of the shards or its parent lists
+    the class names, one per line.
     """
 
     def __init__(self, path: str) -> None:
         """List the samples of shards.
 
         Args:
-            path: A tar file, a folder of them, or a pattern (`train-*.tar`, `train-{000..146}.tar`).
+            path: Path of a tar file or of a folder of them, or a pattern (`train-*.tar`, `train-{000..146}.tar`).
 
         Raises:
-            InputError: There are none, one cannot be read, or a sample has no image or label, or several.
+            InputError: If there are no samples, a shard cannot be read, or a sample does not have exactly one image and a label.
         """
         self.name = f"webdataset:{path}"
         self._shards = matching_files(path, ".tar")
@@ -134,18 +134,18 @@ class ShardItems(StoredItems):
         self.classes = _class_names(self._shards[0].parent)
 
     def read(self, sample: int) -> bytes:
-        """Return an image as its shard holds it, not decoded."""
+        """Return an encoded image, as stored in its shard."""
         number, offset, size = map(int, self._places[sample])
         with self._shards[number].open("rb") as shard:
             return _bytes_of(shard, _Member("", offset, size))
 
     def label_of(self, sample: int) -> str:
-        """Return shard and key of a sample."""
+        """Return the shard and key of a sample, the subject of an error message about it."""
         return readable(f"{self._shards[int(self._places[sample, 0])]}, sample {self._keys[sample]}")
 
 
 def _samples_of(shard: Path) -> Iterator[tuple[str, _Member, int]]:
-    """Yield the samples of a shard in order: key, image and label."""
+    """Yield the key, image and label of each sample of a shard, in order."""
     try:
         with shard.open("rb") as file:
             for key, group in itertools.groupby(_members_of(file, shard.stat().st_size), lambda one: _parted(one)[0]):
@@ -154,23 +154,23 @@ def _samples_of(shard: Path) -> Iterator[tuple[str, _Member, int]]:
                     yield key, *_image_and_label(file, readable(f"{shard}, sample {key}"), members)
     except (OSError, tarfile.TarError) as error:
         raise InputError(
-            f"{readable(shard)} cannot be read as an uncompressed tar file: {error}. Unpack it if it is compressed, or copy it again."
+            f"{readable(shard)} cannot be read as an uncompressed tar file: {error}. Decompress it if it is compressed, or copy it again."
         ) from error
 
 
 def _members_of(file: BinaryIO, size: int) -> Iterator[_Member]:
-    """Yield the files of a tar archive of this many bytes; between two of them, others may read from it."""
+    """Yield the files of a tar archive of `size` bytes. The file may be read elsewhere between two of them."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while (one := archive.next()) is not None:
             if one.isfile():
                 yield _Member(one.name, one.offset_data, one.size)
-            archive.members = []  # type: ignore[attr-defined]  # would keep every header
-        if 0 < size - archive.offset < tarfile.BLOCKSIZE:  # which tarfile takes for the end
+            archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
+        if 0 < size - archive.offset < tarfile.BLOCKSIZE:  # tarfile would take it for the end of the archive
             raise tarfile.ReadError("unexpected end of data")
 
 
 def _parted(member: _Member) -> tuple[str, str]:
-    """Return the key of a file, its name up to the first dot; and the rest in small letters. A hidden file has no key."""
+    """Return the key of a file, which is its name up to the first dot, and the rest in lower case. Hidden files have no key."""
     folder, slash, file = member.name.rpartition("/")
     stem, _, suffix = file.partition(".")
     return (folder + slash + stem if stem else ""), suffix.lower()
@@ -182,16 +182,18 @@ def _image_and_label(file: BinaryIO, label: str, members: dict[str, _Member]) ->
         found = ", ".join(f".{suffix}" for suffix in members)
         raise InputError(f"{label} has {counted(len(images), 'image')} (files: {found}); expected one, such as .jpg")
     if "cls" not in members and "json" not in members:
-        raise InputError(f"{label} has no label: expected a file .cls with the class number, or .json with a `label`")
+        raise InputError(
+            f"{label} has no label: expected a .cls file with the class index, or a .json file with a `label`"
+        )
     text = _bytes_of(file, members["cls" if "cls" in members else "json"])
     try:
-        value: Any = json.loads(text)  # of .cls a number too
+        value: Any = json.loads(text)  # the content of .cls is valid JSON too
         if isinstance(value, dict):
             value = next(value[name] for name in _JSON_LABELS if name in value)
     except (ValueError, StopIteration):
         value = None
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InputError(f"the label of {label} is {text[:40]!r}; expected a class number")
+        raise InputError(f"the label of {label} is {text[:40]!r}; expected a class index")
     return images[0], value
 
 

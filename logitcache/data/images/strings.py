@@ -1,7 +1,7 @@
-"""Many strings in one array, which worker processes share.
+"""Many strings in one array that worker processes share.
 
-A list of 1.28 million paths is 132 MiB, and each forked worker that reads it copies it, because reading changes reference counts. An array
-has none; a worker that is started anew finds it in shared memory.
+A list of 1.28 million paths takes 132 MiB, and each forked worker that reads it gets its own copy, because reading changes reference
+counts. An array avoids this, and spawned workers receive it in shared memory.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,24 +13,24 @@ from torch import Tensor
 
 __all__ = ["PackedStrings"]
 
-_AT_ONCE = 1 << 12  # strings that are made together
+_AT_ONCE = 1 << 12  # strings to decode at a time
 
 
 class PackedStrings(Sequence[str]):
-    """Strings, each without a NUL. Bytes that are not UTF-8 are kept (`surrogateescape`)."""
+    """Strings without NUL characters. Bytes that are not UTF-8 are preserved (`surrogateescape`)."""
 
     def __init__(self, text: Tensor, ends: Tensor) -> None:
-        """Take the arrays.
+        """Wrap packed arrays.
 
         Args:
-            text: The strings in UTF-8, each followed by a NUL, uint8.
+            text: Strings in UTF-8, each followed by a NUL, uint8.
             ends: Positions of the NULs, [N] int64.
         """
         self._text, self._ends = text, ends
 
     @classmethod
     def of(cls, parts: Iterable[Sequence[str]]) -> "PackedStrings":
-        """Pack the strings of several sequences, one after another."""
+        """Pack the strings of several sequences, in order."""
         text = bytearray()
         for part in parts:
             text += "".join(f"{one}\0" for one in part).encode("utf-8", "surrogateescape")
@@ -59,7 +59,7 @@ class PackedStrings(Sequence[str]):
             yield from (one.decode("utf-8", "surrogateescape") for one in packed)
 
     def encoded(self) -> Iterator[list[bytes]]:
-        """Yield the strings in UTF-8, many at a time."""
+        """Yield the strings as UTF-8 bytes, in lists of a few thousand."""
         text, ends = self._text.numpy(), self._ends.numpy()
         for first in range(0, len(ends), _AT_ONCE):
             begin = int(ends[first - 1]) + 1 if first else 0

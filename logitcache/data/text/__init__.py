@@ -1,1 +1,1 @@
-"""Text: contexts of tokens, of which each target token is one row."""
+"""Text: contexts of tokens, in which each target token is one row."""

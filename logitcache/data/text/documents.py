@@ -1,4 +1,4 @@
-"""Contexts of tokens as a data set: one array of ids, where each context begins, and which tokens are targets."""
+"""A text data set: one array of token ids, the boundaries of the contexts, and the mask of target tokens."""
 
 import copy
 import functools
@@ -16,7 +16,7 @@ __all__ = ["FACTS", "Documents", "Stretch", "token_dtype"]
 
 FACTS = ("reading", "tokenizer", "bytes", "generated")  # keys of `Documents.facts`
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_HASHED = 1 << 24  # tokens at a time
+_HASHED = 1 << 24  # tokens to hash at a time
 
 
 def token_dtype(vocabulary: int) -> np.dtype[Any]:
@@ -25,26 +25,27 @@ def token_dtype(vocabulary: int) -> np.dtype[Any]:
 
 
 class Documents:
-    """Contexts of tokens, D of them with T tokens and R targets in all. A sample is a context, a row a target.
+    """D contexts with T tokens and R target tokens in total. A sample is a context, and a row is a target token.
 
-    The row of a token is what a teacher says of it after the tokens before it in its context, so the first is never a target.
+    The row of a token holds the teacher's prediction of it from the preceding tokens of its context, so the first token of a context is
+    never a target.
 
     Attributes:
-        tokens: Ids of all contexts in a row, [T], u2 or u4.
-        documents: Place in `tokens` at which each context begins, and T at the end, [D + 1] int64.
-        targets: Which tokens are targets, [T] bool.
+        tokens: Ids of all contexts, concatenated, [T] uint16 or uint32.
+        documents: Index in `tokens` of the first token of each context, and T, [D + 1] int64.
+        targets: Mask of target tokens, [T] bool.
         answers: Mask of the tokens of completions and of assistants' turns, [T] bool; None if that is all targets, or unknown.
         completions: Mask of the tokens of each document's last answer, [T] bool; None if that is all answers, or unknown.
-        counted: Mask of the rows that count in a loss, [R] bool; None if all do.
-        counted_targets: Mask of the target tokens whose rows count, [T] bool.
-        counted_offsets: Number of rows that count before each context, and of all at the end, [D + 1] int64.
-        vocabulary: Number of ids that exist.
-        classes: The ids as classes.
-        offsets: Row at which each context begins, and R at the end, [D + 1] int64.
-        facts: What a manifest records of it beside its digest: `reading`, how it was read; `tokenizer`, which made its ids; `bytes` of
-            the text as UTF-8; `generated`, which model wrote the text. Each only where it is known.
-        sequence_length: Most tokens of a context, as asked for; None: nothing was.
-        notes: What was done with documents that were too long, for people.
+        counted: Mask of the rows that count in the loss, [R] bool; None if all do.
+        counted_targets: Mask of the target tokens whose rows count in the loss, [T] bool.
+        counted_offsets: Number of rows before each context that count in the loss, and the total, [D + 1] int64.
+        vocabulary: Size of the vocabulary.
+        classes: Token ids as classes.
+        offsets: First row of each context, and R, [D + 1] int64.
+        facts: Facts for the manifest besides the digest, as far as known: `reading`, the options it was read with; `tokenizer`; `bytes`,
+            the size of the text in UTF-8; `generated`, the model that generated the text.
+        sequence_length: Requested maximum length of a context, in tokens; None if there was no limit.
+        notes: Log messages about documents that were too long.
     """
 
     modality = "text"
@@ -62,31 +63,31 @@ class Documents:
         sequence_length: int | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
-        """Check and hold contexts; nothing is copied that has the right type.
+        """Validate and wrap contexts; arrays of the right dtype are not copied.
 
         Args:
-            tokens: Ids, [T].
-            documents: Where each context begins, and T, [D + 1].
-            vocabulary: Number of ids that exist.
-            targets: Which tokens are targets, [T]; None: all. The first of a context is not one in any case.
+            tokens: Token ids, [T].
+            documents: Index of the first token of each context, and T, [D + 1].
+            vocabulary: Size of the vocabulary.
+            targets: Mask of target tokens, [T]. Defaults to all. The first token of a context is never a target.
             answers: Mask of the tokens of completions and of assistants' turns, [T].
             completions: Mask of the tokens of each document's last answer, [T].
-            facts: What a manifest records besides.
-            sequence_length: Most tokens of a context.
-            notes: What was done when it was read.
+            facts: Facts for the manifest.
+            sequence_length: Maximum length of a context, in tokens.
+            notes: Log messages about how it was read.
 
         Raises:
-            InputError: Arrays of other shapes or types, boundaries that do not ascend from 0 to T, or an id that does not exist.
+            InputError: If an array has a wrong shape or dtype, boundaries do not ascend from 0 to T, or an id is not in the vocabulary.
         """
         begins = _boundaries(documents, tokens)
         if vocabulary < 2:
-            raise InputError(f"a vocabulary has two ids or more, not {vocabulary}")
+            raise InputError(f"a vocabulary must have at least 2 ids, not {vocabulary}")
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
             at = int(np.flatnonzero((tokens < 0) | (tokens >= vocabulary))[0])
             context = int(np.searchsorted(begins, at, side="right")) - 1
             raise InputError(
-                f"token {at:,} (of context {context:,}) is id {int(tokens[at])}, and the vocabulary has {vocabulary:,}, from 0. Use the "
-                "tokenizer that made the tokens, or say how many ids there are."
+                f"token {at:,} (in context {context:,}) has id {int(tokens[at])}, but the vocabulary has ids 0 to {vocabulary - 1:,}. "
+                "Use the tokenizer that made the tokens, or set `vocabulary` to the number of ids."
             )
         for name, one in (("targets", targets), ("answers", answers), ("completions", completions)):
             if one is not None and (one.shape != tokens.shape or one.dtype != np.bool_):
@@ -105,14 +106,14 @@ class Documents:
 
     @functools.cached_property
     def labels(self) -> NDArray[np.int64]:
-        """Token of each row, [R]."""
+        """Target token of each row, [R] int64."""
         return self.tokens[self.targets].astype(np.int64)
 
     def with_loss_on(self, tokens: NDArray[np.bool_] | None) -> "Documents":
-        """Return the same contexts, of which only the rows of some tokens count in a loss.
+        """Return a copy in which only the rows of some tokens count in the loss.
 
         Args:
-            tokens: Mask of the tokens whose rows count, [T]; None counts all.
+            tokens: Mask of the tokens whose rows count, [T]; None for all.
         """
         if tokens is None:
             return self
@@ -122,18 +123,18 @@ class Documents:
         return found
 
     def counted_rows(self, ids: Ids) -> Ids:
-        """Return the rows of contexts that count, in their order."""
+        """Return the rows of contexts that count in the loss, in order."""
         rows = rows_of(self.offsets, ids)
         return rows if self.counted is None else rows[self.counted[rows]]
 
     @functools.cached_property
     def lengths(self) -> Ids:
-        """Tokens of each context, [D]."""
+        """Number of tokens in each context, [D]."""
         return np.diff(self.documents)
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest context."""
+        """Number of tokens in the longest context."""
         return int(self.lengths.max(initial=0))
 
     def __len__(self) -> int:
@@ -141,7 +142,7 @@ class Documents:
         return len(self.documents) - 1
 
     def digest(self) -> str:
-        """Identify tokens, contexts, targets and vocabulary; memory maps and arrays of other widths have the same."""
+        """Return a hash of tokens, contexts, targets and vocabulary, independent of dtypes and memory mapping."""
         digest = blake2b(str(self.vocabulary).encode(), digest_size=16)
         for start in range(0, len(self.tokens), _HASHED):
             digest.update(self.tokens[start : start + _HASHED].astype("<u4").tobytes())
@@ -153,7 +154,7 @@ class Documents:
         return digest.hexdigest()
 
     def arrays(self) -> dict[str, tuple[str, NDArray[Any]]]:
-        """Return what a cache carries so that it trains without the files: name of the array to its axis and values."""
+        """Return the arrays that a cache carries so that it can be trained from without the files: name to axis and values."""
         return {
             "tokens": ("token", self.tokens),
             "documents": ("boundary", self.documents),
@@ -163,31 +164,31 @@ class Documents:
         }
 
     def part(self, first: int, last: int) -> "Stretch":
-        """Return the contexts from the first to one before the last, as a data set of their own."""
+        """Return contexts `first` to `last` - 1 as a data set."""
         return Stretch(self, first, last)
 
     def row_digests(self, ids: Ids) -> NDArray[np.uint64]:
-        """Return for each row of some contexts a digest of the tokens before it in its context, [R], in their order."""
-        at = rows_of(self.documents, ids)  # places of their tokens
+        """Return a digest of the preceding tokens of the context for each row of some contexts, in order, [R] uint64."""
+        at = rows_of(self.documents, ids)  # indices of their tokens
         lengths = self.lengths[ids]
         begins = np.cumsum(lengths) - lengths
         place = np.arange(len(at)) - np.repeat(begins, lengths)
         mixed = _mixed(self.tokens[at].astype(np.uint64) + (place.astype(np.uint64) << np.uint64(32)))
-        before = np.cumsum(mixed, dtype=np.uint64) - mixed  # of all tokens before, also of other contexts
+        before = np.cumsum(mixed, dtype=np.uint64) - mixed  # includes tokens of preceding contexts
         inside = before - np.repeat(before[begins[lengths > 0]], lengths[lengths > 0])
         return _mixed(inside[self.targets[at]])
 
 
 class Stretch(Documents):
-    """A stretch of other contexts.
+    """A stretch of consecutive contexts of another data set.
 
     Attributes:
-        whole: The data set that it is of.
-        first: Context of `whole` that is its first.
+        whole: Data set that the contexts belong to.
+        first: Index in `whole` of the first context.
     """
 
     def __init__(self, whole: Documents, first: int, last: int) -> None:
-        """Take the contexts from the first to one before the last; tokens are not copied."""
+        """Select contexts `first` to `last` - 1; tokens are not copied."""
         begin, end = int(whole.documents[first]), int(whole.documents[last])
         super().__init__(
             whole.tokens[begin:end],
@@ -203,22 +204,24 @@ class Stretch(Documents):
         self.whole, self.first = whole, first
 
     def part(self, first: int, last: int) -> "Stretch":
-        """Return a stretch of the stretch: one of the whole."""
+        """Return contexts `first` to `last` - 1 of this stretch, as a stretch of `whole`."""
         return Stretch(self.whole, self.first + first, self.first + last)
 
 
 def _boundaries(documents: NDArray[Any], tokens: NDArray[Any]) -> Ids:
-    """Return where contexts begin, as int64.
+    """Return the boundaries of contexts as int64.
 
     Raises:
-        InputError: They are no boundaries of these tokens.
+        InputError: If they are not boundaries of these tokens.
     """
     for name, array in (("tokens", tokens), ("documents", documents)):
         if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise InputError(f"{name} must be whole numbers in one row, not {array.dtype} {list(array.shape)}")
+            raise InputError(
+                f"{name} must be a one-dimensional array of integers, not {array.dtype} {list(array.shape)}"
+            )
     if len(documents) < 2 or documents[0] != 0 or documents[-1] != len(tokens):
         raise InputError(
-            f"documents says where each begins, and the number of tokens at the end: from 0 to {len(tokens):,}, not "
+            f"documents must hold the index of each document's first token, then the number of tokens: from 0 to {len(tokens):,}, not "
             f"{', '.join(map(str, documents[:3].tolist()))} ... {', '.join(map(str, documents[-1:].tolist()))}"
         )
     begins = documents.astype(np.int64)
@@ -228,7 +231,7 @@ def _boundaries(documents: NDArray[Any], tokens: NDArray[Any]) -> Ids:
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Mix the bits of numbers (splitmix64, Steele et al., OOPSLA 2014)."""
+    """Mix the bits of integers (splitmix64, Steele et al., OOPSLA 2014)."""
     with np.errstate(over="ignore"):
         z = values + _GOLDEN
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

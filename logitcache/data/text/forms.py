@@ -1,10 +1,10 @@
-"""Objects that hold a document, one a line of JSONL or a row of Parquet, and the forms that they may have.
+"""Documents in JSONL lines and Parquet rows, and the forms that they may have.
 
 | form | keys |
 |---|---|
 | plain text | `text` |
 | a prompt and its completion | `prompt`, `completion`: text, or messages (TRL's conversational form) |
-| an instruction and its response | `instruction`, perhaps `context` or `input`, and `response` or `output` (Dolly, Alpaca) |
+| an instruction and its response | `instruction`, optionally `context` or `input`, and `response` or `output` (Dolly, Alpaca) |
 | a chat | `messages` |
 """
 
@@ -33,13 +33,13 @@ Messages = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A document that is not tokenized yet.
+    """A document before tokenization.
 
     Attributes:
         where: File and line, for messages.
-        text: All of it; of a chat empty.
-        answer: Character at which the completion begins; None: there is no prompt.
-        messages: A chat, or None.
+        text: Whole text; empty for a chat.
+        answer: Character offset of the completion, or None if there is no prompt.
+        messages: Messages of a chat, or None.
         ends: Whether the tokenizer's end-of-sequence token follows the text.
     """
 
@@ -52,13 +52,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class PromptEntry:
-    """A prompt that is not tokenized yet.
+    """A prompt before tokenization.
 
     Attributes:
         where: File and line, for messages.
-        prompt: Text, or the messages of a chat up to the turn that is asked for.
-        references: Completions to compare with; empty where there are none.
-        plain: Whether the text is a document without a prompt.
+        prompt: Text, or the messages of a chat before the turn to generate.
+        references: Reference completions, possibly none.
+        plain: Whether the text is a plain document without a prompt.
     """
 
     where: str
@@ -68,10 +68,10 @@ class PromptEntry:
 
 
 def jsonl_objects(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield file and line, and the object there, of each line of a JSONL file.
+    """Yield the location (file and line) and the value of each line of a JSONL file.
 
     Raises:
-        InputError: The file cannot be read, or a line is no JSON.
+        InputError: If the file cannot be read, or a line is not valid JSON.
     """
     try:
         with file.open(encoding="utf-8-sig") as lines:
@@ -86,14 +86,14 @@ def _parsed(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise InputError(f"{where} is no JSON: {error}") from error
+        raise InputError(f"{where} is not valid JSON: {error}") from error
 
 
 def parquet_objects(file: Path) -> Iterator[tuple[str, Any]]:
-    """Yield file and row, and the object there, of each row of a Parquet file.
+    """Yield the location (file and row) and the value of each row of a Parquet file.
 
     Raises:
-        InputError: The package pyarrow is missing, or the file cannot be read or has none of the columns.
+        InputError: If the package pyarrow is missing, or the file cannot be read or has none of the columns.
     """
     try:
         import pyarrow as pa  # noqa: PLC0415  (an extra)
@@ -115,10 +115,10 @@ def parquet_objects(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def hub_objects(path: str) -> Iterator[tuple[str, Any]]:
-    """Yield path and row, and the object there, of each row of a data set of Hugging Face `datasets`.
+    """Yield the location (path and row) and the value of each row of a Hugging Face data set.
 
     Raises:
-        InputError: The data set cannot be read, or has none of the columns.
+        InputError: If the data set cannot be read, or has none of the columns.
     """
     table = open_hub_table(path)
     if not set(table.column_names) & set(_KEYS):
@@ -128,10 +128,10 @@ def hub_objects(path: str) -> Iterator[tuple[str, Any]]:
 
 
 def as_document(value: Any, where: str) -> Entry:
-    """Read an object as a document.
+    """Convert an object to a document.
 
     Raises:
-        InputError: It has none of the forms.
+        InputError: If it has none of the forms.
     """
     form = _form(value, where)
     if form == "messages":
@@ -150,10 +150,10 @@ def as_document(value: Any, where: str) -> Entry:
 
 
 def as_prompt(value: Any, where: str) -> PromptEntry:
-    """Read an object as a prompt to complete; a completion that it has is a reference. A list of texts is several references.
+    """Convert an object to a prompt. Its completion becomes a reference; a list of texts becomes several references.
 
     Raises:
-        InputError: It has none of the forms.
+        InputError: If it has none of the forms.
     """
     form = _form(value, where)
     if form == "text":
@@ -166,7 +166,7 @@ def as_prompt(value: Any, where: str) -> PromptEntry:
         answered = messages[-1]["role"] == "assistant"
         said = _references({"content": messages[-1].get("content")}, "content", where) if answered else ()
         if answered and len(messages) == 1:
-            raise InputError(f"{where}: the chat has no turn before the assistant's, so there is nothing to answer")
+            raise InputError(f"{where}: the chat has no turn before the assistant's, so there is no prompt")
         return PromptEntry(where, messages[:-1] if answered else messages, said)
     if isinstance(value.get("prompt"), list):
         turns = _messages(value["completion"], where) if value.get("completion") else [{}]
@@ -176,9 +176,9 @@ def as_prompt(value: Any, where: str) -> PromptEntry:
 
 
 def _form(value: Any, where: str) -> str:
-    """Return which form an object has; an instruction that is also there as `text` or `prompt` is an instruction."""
+    """Return the form of an object; `instruction` takes precedence over `text` and `prompt`."""
     if not isinstance(value, dict):
-        raise InputError(f"{where} is {type(value).__name__}, not an object with {_FORMS}")
+        raise InputError(f"{where} is a {type(value).__name__}, not an object with {_FORMS}")
     if _present(value, "messages"):
         return "messages"
     if _present(value, "completion") or (_present(value, "prompt") and not _present(value, "instruction")):
@@ -187,12 +187,12 @@ def _form(value: Any, where: str) -> str:
 
 
 def _present(value: Mapping[str, Any], *names: str) -> str | None:
-    """Return the first of some keys that has a value, or None."""
+    """Return the first key that has a value, or None."""
     return next((name for name in names if value.get(name) is not None), None)
 
 
 def _instruction(value: Mapping[str, Any], where: str) -> str:
-    """Return the prompt of an instruction."""
+    """Return the prompt for an instruction."""
     name = _present(value, "context", "input")
     context = _text(value, name, where, empty=True) if name else ""
     return _INSTRUCTION.format(
@@ -203,16 +203,16 @@ def _instruction(value: Mapping[str, Any], where: str) -> str:
 
 
 def _text(value: Mapping[str, Any], name: str, where: str, *, empty: bool = False) -> str:
-    """Return the text below a key.
+    """Return the text under a key.
 
     Args:
-        value: The object.
-        name: The key.
-        where: File and line.
-        empty: Whether it may be empty.
+        value: Object.
+        name: Key.
+        where: File and line, for messages.
+        empty: Whether the text may be empty.
 
     Raises:
-        InputError: It is missing, no text, or cannot be written as UTF-8.
+        InputError: If it is missing, not a string, or cannot be encoded as UTF-8.
     """
     found = value.get(name)
     if found is None:
@@ -222,7 +222,7 @@ def _text(value: Mapping[str, Any], name: str, where: str, *, empty: bool = Fals
         raise InputError(f"{where}: `{name}` must be text, not {type(found).__name__}")
     if not _is_encodable(found):
         raise InputError(
-            f"{where}: `{name}` holds half of a surrogate pair, which is no character. Mend or leave it out."
+            f"{where}: `{name}` contains an unpaired surrogate, which is not a character. Fix it or leave it out."
         )
     if not found and not empty:
         raise InputError(f"{where}: `{name}` is empty. Leave it out.")
@@ -230,7 +230,7 @@ def _text(value: Mapping[str, Any], name: str, where: str, *, empty: bool = Fals
 
 
 def _references(value: Mapping[str, Any], name: str | None, where: str) -> tuple[str, ...]:
-    """Return the completions below a key: a text, or a list of them."""
+    """Return the completions under a key, which is a text or a list of texts."""
     if name is None or value[name] in (None, "", []):
         return ()
     every = value[name] if isinstance(value[name], list) else [value[name]]
@@ -241,7 +241,7 @@ def _messages(value: Any, where: str) -> Messages:
     """Return the messages of a chat.
 
     Raises:
-        InputError: They are none.
+        InputError: If the value is not a list of messages, or is empty.
     """
     if not isinstance(value, list) or not all(isinstance(one, dict) and "role" in one for one in value):
         raise InputError(f"{where}: `messages` must be a list of objects with `role` and `content`")
@@ -251,7 +251,7 @@ def _messages(value: Any, where: str) -> Messages:
 
 
 def _is_encodable(text: str) -> bool:
-    """Whether a text can be written as UTF-8: JSON may name halves of surrogate pairs, which cannot."""
+    """Return whether a text can be encoded as UTF-8; JSON may contain unpaired surrogates, which cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

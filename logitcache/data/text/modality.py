@@ -1,4 +1,4 @@
-"""Text as a modality: a sample is a context of tokens, a row one target token."""
+"""Text as a modality: a sample is a context of tokens, and a row is one target token."""
 
 import logging
 import math
@@ -26,8 +26,8 @@ from logitcache.store import Cache
 
 __all__ = ["TEXT", "Text", "documents_of"]
 
-_ROWS_AT_ONCE = 256  # of which logits exist at a time; fewer where the vocabulary is wide
-_LOGITS_AT_ONCE = 1 << 24  # 64 MiB in float32
+_ROWS_AT_ONCE = 256  # rows whose logits are computed at a time; fewer for a large vocabulary
+_LOGITS_AT_ONCE = 1 << 24  # maximum number of logits at a time, 64 MiB in float32
 _LOG = logging.getLogger(__name__)
 
 
@@ -41,7 +41,7 @@ class Text:
     views_are_equal = True
 
     def usual_training(self, student: Any) -> dict[str, Any]:
-        """Return what students of text are usually trained with: AdamW, cosine, and a smaller rate where they come with weights."""
+        """Return the default training settings for text: AdamW with a cosine schedule, and a smaller rate for pretrained students."""
         comes_with_weights = isinstance(student, str) and student.startswith("hf:")
         return {
             "opt": "adamw",
@@ -56,37 +56,38 @@ class Text:
         }
 
     def counting(self, samples: Documents, loss_on: str) -> Documents:
-        """Return the contexts with the rows that a loss counts.
+        """Return a copy of the contexts in which only some rows count in the loss.
 
         Args:
-            samples: The contexts.
-            loss_on: `all`; `assistant`: completions of prompts, and what the assistant says in a chat; `completion`: of a chat only the
-                last that it says.
+            samples: Contexts.
+            loss_on: Rows that count: `all`; `assistant`, completions of prompts and the assistant's turns in a chat; or `completion`,
+                which in a chat is the assistant's last turn only.
         """
         last = samples.answers if samples.completions is None else samples.completions
         return samples.with_loss_on({"all": None, "assistant": samples.answers, "completion": last}[loss_on])
 
     def held_out(self, samples: Documents, kept: Ids, share: float) -> Ids:
-        """Return the last documents, at least one: a share of those that have targets.
+        """Return the last documents, a share of those that have targets, at least one.
 
         Raises:
-            InputError: None would be left to train on.
+            InputError: If none would be left to train on.
         """
         having = kept[np.diff(samples.counted_offsets)[kept] > 0]
         count = max(round(share * len(having)), 1)
         if count >= len(having):
             raise InputError(
-                f"--holdout {share:g} of {len(having):,} documents with targets leaves none to train on: hold out fewer, or dump more"
+                f"--holdout {share:g} of {len(having):,} documents with targets leaves none to train on; use a smaller share, or dump "
+                "more documents"
             )
         return having[len(having) - count :]
 
     def measured_besides(
         self, samples: Documents, loss: float, rows: int, ids: Ids, names: Sequence[str]
     ) -> dict[str, float]:
-        """Return the perplexity, and bits per byte where all tokens but the first of each context have rows.
+        """Return the perplexity, and bits per byte if every token except the first of each context has a row.
 
-        The bytes are those of the text where all of it is evaluated and they are recorded, else those that its tokens stand for; where
-        neither is known, there are no bits per byte.
+        The number of bytes is that of the text if all of it is evaluated and the number is recorded, and otherwise that of the tokens'
+        text. If neither is known, bits per byte are left out.
         """
         found, lengths = {"perplexity": math.exp(min(loss, 700.0))}, samples.lengths[ids]
         if rows == lengths.sum() - np.count_nonzero(lengths):
@@ -97,10 +98,10 @@ class Text:
         return found
 
     def make_views(self, recipe: str, count: int, seed: int) -> tuple[TextView, ...]:
-        """Return views that all show the text as it is: more than one where rows are drawn anew for each.
+        """Return views, which all show the unmodified text; with sampled rows each view draws its own classes.
 
         Raises:
-            UnknownNameError: Text has no augmentation.
+            UnknownNameError: If a recipe other than `none` is given, because text has no augmentation.
         """
         del seed
         if recipe != "none":
@@ -111,17 +112,17 @@ class Text:
         """Read the manifest entry of a view.
 
         Raises:
-            FormatVersionError: A newer logitcache made it.
+            FormatVersionError: If a newer logitcache made it.
         """
         if entry.get("recipe") != "none" or entry.keys() - {"recipe", "index", "group"}:
-            raise FormatVersionError(f"this logitcache cannot replay a view of text like {dict(entry)}. Upgrade it.")
+            raise FormatVersionError(f"this logitcache cannot replay the text view {dict(entry)}. Upgrade it.")
         return TextView(**entry)
 
     def choose_inputs(self, samples: Documents, view: TextView, *said: Mapping[str, Any]) -> TextInputs:
-        """Choose the length of sequences: `length` as somebody said, else that of the longest context.
+        """Choose the length of sequences: `length` if given, else that of the longest context.
 
         Raises:
-            InputError: Options for images, a length below that of a context, or a network with fewer positions.
+            InputError: If options for images are given, a context is longer than `length`, or the network has fewer positions.
         """
         del view
         given = {name for one in said for name, value in one.items() if value is not None}
@@ -130,8 +131,8 @@ class Text:
         positions = min((one["positions"] for one in said if one.get("positions")), default=None)
         if positions is not None and samples.longest > positions:
             raise InputError(
-                f"the longest context has {samples.longest:,} tokens, and the network has positions for {positions:,}: choose "
-                f"--sequence-length {positions} for the dump, or a network with more positions (llama:...,context={samples.longest})"
+                f"the longest context has {samples.longest:,} tokens, but the network has only {positions:,} positions; dump with "
+                f"--sequence-length {positions}, or choose a network with more positions (llama:...,context={samples.longest})"
             )
         wanted = next((one["length"] for one in said if one.get("length") is not None), None)
         length = max(samples.longest, 1) if wanted is None else int(wanted)
@@ -139,40 +140,42 @@ class Text:
         return TextInputs(length)
 
     def read_inputs(self, entry: Mapping[str, Any]) -> TextInputs:
-        """Read the manifest entry of what a network is given."""
+        """Read the manifest entry of the preprocessing."""
         return TextInputs(**entry)
 
     def for_training(self, inputs: TextInputs, samples: Documents, sequence_length: int | None = None) -> TextInputs:
-        """Pack contexts into sequences of so many tokens; None: of as many as was asked for when the text was read.
+        """Return preprocessing that packs contexts into sequences of `sequence_length` tokens.
+
+        Defaults to the length that was requested when the text was read.
 
         Raises:
-            InputError: A context is longer.
+            InputError: If a context is longer.
         """
         length = sequence_length or max(inputs.length, samples.sequence_length or 0)
         _refuse_longer(samples, length)
         return replace(inputs, packs=True, length=length)
 
     def for_evaluation(self, inputs: TextInputs, samples: Documents) -> tuple[TextInputs, TextView]:
-        """Pack in the same way, into sequences that hold the longest context."""
+        """Return preprocessing that packs in the same way, into sequences that hold the longest context."""
         return replace(inputs, length=max(inputs.length, samples.longest)), TextView()
 
     def arrange(
         self, samples: Documents, inputs: TextInputs, order: Ids, size: int, *, drop_last: bool = False
     ) -> list[Ids]:
-        """Divide an epoch's order of contexts into batches of `size` sequences each, packed by best fit over the order.
+        """Divide an epoch's contexts into batches of `size` sequences, packed by best fit over the whole epoch.
 
         Args:
-            samples: The contexts.
-            inputs: The student's.
-            order: Context ids, [N].
-            size: Sequences of a batch.
-            drop_last: Whether to leave out a last batch that has fewer.
+            samples: Contexts.
+            inputs: Preprocessing of the student.
+            order: Context ids in the order of the epoch, [N].
+            size: Number of sequences per batch.
+            drop_last: Whether to leave out a smaller last batch.
 
         Returns:
-            Context ids of each batch, sequence by sequence, so that the renderer finds the same sequences.
+            Context ids of each batch, sequence by sequence, so that the renderer packs the same sequences.
 
         Raises:
-            InputError: A context is longer than a sequence.
+            InputError: If a context is longer than a sequence.
         """
         alone = inputs.sequences(samples, order)  # refuses contexts that are too long
         packed = best_fit(samples.lengths[order], inputs.length) if inputs.packs else [[one] for one in alone.tolist()]
@@ -182,7 +185,7 @@ class Text:
         return [order[[place for sequence in batch for place in sequence]] for batch in batches]
 
     def divide(self, samples: Documents, inputs: TextInputs, batch: Ids, size: int) -> list[Ids]:
-        """Divide a batch that `arrange` made into parts of at most `size` sequences, as even as can be."""
+        """Divide a batch from `arrange` into micro-batches of at most `size` sequences, as even as possible."""
         sequence = inputs.sequences(samples, batch)
         count = int(sequence[-1]) + 1
         parts = np.array_split(np.arange(count), -(-count // size))
@@ -198,33 +201,33 @@ class Text:
         device: torch.device | None = None,
         skip_unreadable: bool = False,
     ) -> TextRenderer:
-        """Return what renders batches of contexts: without worker processes, and what was opened can be read."""
+        """Return a renderer of batches of contexts. It uses no worker processes, and contexts are never unreadable."""
         del workers, skip_unreadable
         return TextRenderer(samples, inputs, with_digests=with_digests, device=device)
 
     def digests(self, samples: Documents, view: TextView, ids: Ids) -> NDArray[np.uint64]:
-        """Hash for each row the tokens before it, [R] uint64."""
+        """Return a digest of the preceding tokens for each row, [R] uint64."""
         del view
         return samples.row_digests(ids)
 
     def row_labels(self, samples: Documents, view: TextView, ids: Ids) -> RowLabels:
-        """Return the targets of contexts: context by context as listed, which is also sequence by sequence, position by position."""
+        """Return the targets of contexts, in the order of `ids`, which is also sequence by sequence and position by position."""
         del view
         rows = samples.counted_rows(ids)
         return RowLabels(rows, torch.from_numpy(samples.labels[rows]))
 
     def rows(self, output: Any, keep: Tensor | None, *, classes: int, label: str) -> Iterator[Tensor]:
-        """Yield the logits of the rows, a few hundred at a time at most, without the columns beyond the vocabulary: [r, V] float32.
+        """Yield the logits of the rows, at most a few hundred at a time, without columns beyond the vocabulary: [r, V] float32.
 
         Args:
-            output: Hidden states `states` [B, L, H] and a `head` that makes logits of some of them; or logits [B, L, V'], as a tensor or
-                as `.logits`.
-            keep: Which outputs are rows, [B, L]; None: all.
-            classes: Number of ids that exist, V.
+            output: Hidden states `states` [B, L, H] with a `head` that maps states to logits; or logits [B, L, V'], as a tensor or in an
+                attribute `logits`.
+            keep: Mask of outputs that are rows, [B, L]; None for all.
+            classes: Size of the vocabulary, V.
             label: Subject of the error message.
 
         Raises:
-            InputError: The output holds neither, or fewer columns.
+            InputError: If the output holds neither, or fewer than V columns.
         """
         head = getattr(output, "head", None)
         states = output.states if head is not None else logits_of(output)
@@ -239,7 +242,8 @@ class Text:
             logits = some if head is None else _headed(head, some, at_once)
             if logits.shape[1] < classes:
                 raise InputError(
-                    f"{label} answers for {logits.shape[1]:,} ids, and the vocabulary has {classes:,}: use the tokenizer it was made with"
+                    f"{label} has logits for {logits.shape[1]:,} ids, but the vocabulary has {classes:,}; use the tokenizer it was trained "
+                    "with"
                 )
             yield logits[:, :classes].float()
 
@@ -248,15 +252,15 @@ class Text:
         return load_language_network(spec, classes, weights)
 
     def save_network(self, samples: Documents, network: Any, folder: Path, names: Sequence[str]) -> None:
-        """Write a causal language model as transformers stores it, with its tokenizer where that is at hand.
+        """Save a causal language model in the format of transformers, with its tokenizer if that is available.
 
-        A model that transformers cannot write is left out with a warning: its weights are saved elsewhere.
+        A model that transformers cannot save is skipped with a warning; its weights are saved elsewhere too.
 
         Args:
-            samples: The contexts.
-            network: A network; one that is no `CausalNetwork` is not written.
-            folder: Folder to write to; files of the same names are replaced.
-            names: Names of networks that may bring the tokenizer.
+            samples: Contexts.
+            network: Network. Only a `CausalNetwork` is saved.
+            folder: Folder to write to; existing files of the same names are replaced.
+            names: Names of networks that may come with the tokenizer.
         """
         if not isinstance(network, CausalNetwork):
             return
@@ -266,23 +270,23 @@ class Text:
             save_language_network(network, folder, tokenizer)
         except LogitCacheError:  # a full disk
             raise
-        except Exception as error:  # noqa: BLE001  (whatever somebody else's model makes transformers stumble over)
-            _LOG.warning("the student is not written to %s for transformers: %s", folder, reason_of(error))
+        except Exception as error:  # noqa: BLE001  (a user's model may make transformers raise anything)
+            _LOG.warning("the student was not saved to %s for transformers: %s", folder, reason_of(error))
 
     def part(self, samples: Documents, first: int, last: int) -> Stretch:
-        """Return a stretch of the contexts."""
+        """Return contexts `first` to `last` - 1."""
         return samples.part(first, last)
 
     def arrays(self, samples: Documents) -> Mapping[str, tuple[str, NDArray[Any]]]:
-        """Return what a cache carries of the data: tokens, contexts and targets."""
+        """Return the arrays that a cache carries: tokens, contexts and targets."""
         return samples.arrays()
 
     def recorded(self, cache: Cache) -> Documents:
-        """Return the data that a cache carries, as the stretch of the whole that it holds."""
+        """Return the data that a cache carries, as a stretch of the whole data set."""
         return documents_of(cache)
 
     def joined(self, parts: Sequence[Documents]) -> Documents:
-        """Put stretches of one data set, in order, together."""
+        """Concatenate consecutive stretches of one data set."""
         shifts = np.cumsum([0, *(len(one.tokens) for one in parts)])
         return Documents(
             np.concatenate([one.tokens for one in parts]),
@@ -298,29 +302,29 @@ class Text:
 
 
 def _joined(parts: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
-    """Put what is known of the tokens of stretches together; None where one lacks it."""
+    """Concatenate masks of the tokens of stretches; None if one has no mask."""
     known = [one for one in parts if one is not None]
     return np.concatenate(known) if len(known) == len(parts) else None
 
 
 def _refuse_longer(samples: Documents, length: int) -> None:
-    """Raise InputError where a context is longer than a sequence."""
+    """Raise InputError if a context is longer than a sequence."""
     if length < samples.longest:
         raise InputError(
-            f"the longest context has {samples.longest:,} tokens, more than sequences of {length:,}: choose a larger --sequence-length"
+            f"the longest context has {samples.longest:,} tokens, more than --sequence-length {length:,}; choose a larger length"
         )
 
 
 def _rows_at_once(classes: int) -> int:
-    """Return of how many rows logits exist at a time: a power of two."""
+    """Return the number of rows whose logits are computed at a time, a power of two."""
     return min(_ROWS_AT_ONCE, 1 << (max(_LOGITS_AT_ONCE // classes, 1).bit_length() - 1))
 
 
 def _headed(head: Any, states: Tensor, rows: int) -> Tensor:
-    """Return the logits of some hidden states, [r, V'].
+    """Return the logits of hidden states, [r, V'].
 
-    Without gradient, which is how teachers run, the head always sees the same number of them: the last bits of a product depend on its
-    shape, and must be the same in a dump and with a live teacher, whatever shares a batch.
+    Without gradients, as for teachers, states are padded to a fixed number of rows. The last bits of a matrix product depend on its
+    shape, and they must not depend on the batch, so that a dump and a live teacher agree.
     """
     missing = 0 if torch.is_grad_enabled() else rows - len(states)
     found: Tensor = head(states if not missing else torch.cat([states, states.new_zeros(missing, states.shape[1])]))
@@ -328,13 +332,13 @@ def _headed(head: Any, states: Tensor, rows: int) -> Tensor:
 
 
 def documents_of(cache: Cache) -> Documents:
-    """Return the contexts that a cache of text carries: to train without the files it was made of.
+    """Return the contexts that a text cache carries, to train without the original files.
 
-    Contexts of the whole data set that the cache does not hold are empty there.
+    In the whole data set, contexts that the cache does not hold are empty.
 
     Raises:
-        CorruptCacheError: An array is missing or damaged.
-        InputError: The arrays do not belong together.
+        CorruptCacheError: If an array is missing or damaged.
+        InputError: If the arrays are inconsistent.
     """
     manifest = cache.manifest
     first, length = int(manifest.data["first"]), int(manifest.data["length"])

@@ -1,8 +1,8 @@
 """Packing contexts into sequences of a fixed length.
 
-The order of an epoch is packed by best fit: each context goes where the least room is left over. A batch then lists its contexts
-sequence by sequence, and `next_fit` finds the same sequences again from the list alone. That holds because best fit begins a sequence
-only with a context that fits into none of those before it.
+An epoch is packed by best fit: each context goes into the sequence where it leaves the least room. A batch then lists its contexts sequence
+by sequence, and `next_fit` recovers the same sequences from the list alone. This works because best fit starts a new sequence only with a
+context that fits into none of the earlier ones.
 """
 
 from collections import deque
@@ -17,18 +17,18 @@ __all__ = ["best_fit", "next_fit"]
 
 
 def best_fit(lengths: Ids, length: int) -> list[list[int]]:
-    """Put contexts into sequences: each, in order, where it leaves the least room; among equals, into the oldest.
+    """Pack contexts, in order, each into the sequence where it leaves the least room; ties go to the oldest sequence.
 
     Args:
-        lengths: Tokens of each context, in the order of the epoch, [N]; from 1 to `length`.
-        length: Tokens of a sequence.
+        lengths: Number of tokens in each context, in the order of the epoch, [N]; from 1 to `length`.
+        length: Length of a sequence, in tokens.
 
     Returns:
-        For each sequence the positions of its contexts in `lengths`, ascending; sequences in the order in which they were begun.
+        Positions in `lengths` of the contexts of each sequence, ascending; sequences in the order in which they were started.
     """
     found: list[list[int]] = []
-    by_room: list[deque[int]] = [deque() for _ in range(length + 1)]  # room to the sequences that have it
-    rooms = 0  # bit r is set where a sequence has room for r tokens
+    by_room: list[deque[int]] = [deque() for _ in range(length + 1)]  # sequences with room for r tokens, by r
+    rooms = 0  # bit r is set if a sequence has room for r tokens
     for position, needed in enumerate(lengths.tolist()):
         fitting = rooms >> needed
         if fitting:
@@ -47,11 +47,11 @@ def best_fit(lengths: Ids, length: int) -> list[list[int]]:
 
 
 def next_fit(lengths: Ids, length: int) -> NDArray[np.int64]:
-    """Return the sequence of each context, where one begins as soon as a context does not fit into the one before, [N].
+    """Return the sequence number of each context, [N]; a new sequence starts when a context does not fit into the current one.
 
     Args:
-        lengths: Tokens of each context, [N]; from 1 to `length`.
-        length: Tokens of a sequence.
+        lengths: Number of tokens in each context, [N]; from 1 to `length`.
+        length: Length of a sequence, in tokens.
     """
     return np.fromiter(_numbered(lengths.tolist(), length), np.int64, len(lengths))
 

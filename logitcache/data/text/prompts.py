@@ -1,4 +1,4 @@
-"""Prompts to complete, and the completions that they are compared with."""
+"""Prompts to complete, and reference completions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Prompt:
     """A prompt to complete.
 
     Attributes:
-        number: Place among all prompts of its source, from 0.
-        ids: Its tokens, [L] int64.
-        references: Completions to compare with; empty where there are none.
+        number: Position among all prompts of its source, from 0.
+        ids: Token ids, [L] int64.
+        references: Reference completions, possibly none.
     """
 
     number: int
@@ -36,13 +36,13 @@ def read_prompts(kind: str, path: str, tokenizer: Tokenizer, prompt_tokens: int 
     """Read the prompts of JSONL or Parquet files, or of a Hugging Face data set.
 
     Args:
-        kind: `jsonl`, `parquet` or `hf`.
-        path: A file, a folder or a pattern.
-        tokenizer: Makes tokens of them; of chats with its chat template.
-        prompt_tokens: Tokens at the beginning of plain text that are its prompt.
+        kind: Kind of the source: `jsonl`, `parquet` or `hf`.
+        path: Path of a file or a folder, or a pattern.
+        tokenizer: Tokenizer; its chat template is applied to chats.
+        prompt_tokens: Number of tokens at the beginning of plain text to use as its prompt.
 
     Raises:
-        InputError: They cannot be read, or plain text has no prompt.
+        InputError: If they cannot be read, or plain text is found and `prompt_tokens` is None.
     """
     entries = [as_prompt(value, where) for where, value in read_objects(kind, path)]
     if not entries:
@@ -54,12 +54,14 @@ def read_prompts(kind: str, path: str, tokenizer: Tokenizer, prompt_tokens: int 
             ids, references = _chat(tokenizer, entry), entry.references
         else:
             ids, ends = next(plain)
-            ids = ids[: np.flatnonzero(ends)[-1] + 1] if ends.any() else ids[:1]  # without what is put after a text
+            ids = (
+                ids[: np.flatnonzero(ends)[-1] + 1] if ends.any() else ids[:1]
+            )  # without special tokens added at the end
             references = entry.references
         if entry.plain:
             if prompt_tokens is None:
                 raise InputError(
-                    f"{entry.where} is plain text, which has no prompt: say how many of its tokens are one with --prompt-tokens"
+                    f"{entry.where} is plain text, which has no prompt; set the number of tokens to use as the prompt with --prompt-tokens"
                 )
             references = _texts(tokenizer.wrapped, ids[prompt_tokens:])
             ids = ids[:prompt_tokens]
@@ -77,11 +79,11 @@ def _chat(tokenizer: Tokenizer, entry: PromptEntry) -> NDArray[np.int64]:
 
 
 def prompts_of(documents: Documents, tokenizer: Any, ids: Ids) -> list[Prompt]:
-    """Return the prompts of contexts that have a completion, and what their own tokens say for it.
+    """Return the prompts of contexts that have a completion, with the completion as reference.
 
     Args:
-        documents: The contexts; the last answer of each is its completion.
-        tokenizer: Tokenizer of transformers that made the tokens.
+        documents: Contexts; the last answer of each is its completion.
+        tokenizer: Transformers tokenizer that made the tokens.
         ids: Context ids, [N].
     """
     found = []
@@ -97,21 +99,21 @@ def prompts_of(documents: Documents, tokenizer: Any, ids: Ids) -> list[Prompt]:
 
 
 def prompts_in(documents: Documents, tokenizer: Any, prompt_tokens: int | None, name: str) -> list[Prompt]:
-    """Return prompts of a data set that has tokens already: up to its completions, or the first tokens of each context.
+    """Return the prompts of a tokenized data set: the tokens before each completion, or the first tokens of each context.
 
     Args:
-        documents: The contexts.
-        tokenizer: Tokenizer of transformers that made the tokens.
-        prompt_tokens: Tokens at the beginning of a context that are its prompt; shorter ones are left out.
-        name: Name of the data set, for messages.
+        documents: Contexts.
+        tokenizer: Transformers tokenizer that made the tokens.
+        prompt_tokens: Number of tokens at the beginning of a context to use as its prompt; shorter contexts are left out.
+        name: Name of the data set in messages.
 
     Raises:
-        InputError: There are none.
+        InputError: If there are none.
     """
     every = np.arange(len(documents))
     if prompt_tokens is None:
         found = prompts_of(documents, tokenizer, every)
-        remedy = "say how many tokens of each document are its prompt with --prompt-tokens"
+        remedy = "set the number of tokens of each document to use as its prompt with --prompt-tokens"
     else:
         starts = [documents.tokens[begin:end].astype(np.int64) for begin, end in _spans(documents)]
         found = [
@@ -119,7 +121,7 @@ def prompts_in(documents: Documents, tokenizer: Any, prompt_tokens: int | None, 
             for number, one in enumerate(starts)
             if len(one) > prompt_tokens
         ]
-        remedy = f"give fewer --prompt-tokens than {prompt_tokens:,}"
+        remedy = f"use a smaller --prompt-tokens than {prompt_tokens:,}"
     if not found:
         raise InputError(f"{name} has no prompts: {remedy}")
     return found
@@ -130,6 +132,6 @@ def _spans(documents: Documents) -> Sequence[tuple[int, int]]:
 
 
 def _texts(tokenizer: Any, ids: NDArray[np.int64]) -> tuple[str, ...]:
-    """Return the text of tokens as a reference; none where it is empty."""
+    """Return the text of tokens as a reference completion, or none if it is empty."""
     text = tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()
     return (text,) if text else ()

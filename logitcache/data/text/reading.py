@@ -1,4 +1,4 @@
-"""How text is read: the options that decide which contexts and targets a data set has."""
+"""Options for reading text, which determine the contexts and targets of a data set."""
 
 import functools
 import logging
@@ -36,7 +36,7 @@ TEXT_KINDS = (
     "jsonl",
     "parquet",
     "hf",
-)  # of data sets by name, before the colon; the last two also of images
+)  # prefix of a data set's name, before the colon; the last two may also hold images
 TEXT_OPTIONS = ("sequence_length", "too_long", "pack", "rows", "documents_by")
 
 _LOG = logging.getLogger(__name__)
@@ -50,17 +50,17 @@ _CHOICES = {
 
 @dataclass(frozen=True, slots=True)
 class TextReading:
-    """How documents become contexts.
+    """Options that turn documents into contexts.
 
     Attributes:
-        sequence_length: Most tokens of a context; None: documents stay as long as they are.
-        too_long: What is done with a longer document: `split` it into contexts, `cut` it after its first tokens, or `drop` it.
-        pack: `none`: each document is a context; `stream`: all documents in a row are cut into windows of `sequence_length`.
-        rows: Which tokens are targets. `assistant`: completions of prompts, what the assistant says in a chat, and all tokens of plain
-            text; `completion`: of a chat only the last that it says; `all`: all tokens. The first token of a context never is.
-        documents_by: Where a document of a text file ends: at the end of the `file`, or at a `blank-line`.
-        tokenizer: Makes tokens of text; not needed for `tokens:FILE.npz`.
-        vocabulary: Number of ids that exist; None: those of the tokenizer.
+        sequence_length: Maximum length of a context, in tokens. None keeps documents at their full length.
+        too_long: Treatment of longer documents: `split` into several contexts, `cut` after the first tokens, or `drop`.
+        pack: Packing: `none` makes each document a context; `stream` concatenates all documents and cuts windows of `sequence_length`.
+        rows: Target tokens: `assistant`, completions of prompts, the assistant's turns in a chat, and all tokens of plain text;
+            `completion`, which in a chat is the assistant's last turn only; or `all`. The first token of a context is never a target.
+        documents_by: End of a document in a text file: the end of the `file`, or a `blank-line`.
+        tokenizer: Tokenizer; not needed for `tokens:FILE.npz`.
+        vocabulary: Size of the vocabulary. Defaults to that of the tokenizer.
     """
 
     sequence_length: int | None = None
@@ -75,8 +75,8 @@ class TextReading:
         """Check names and ranges.
 
         Raises:
-            UnknownNameError: No such choice.
-            InputError: A number out of range, or a stream without a length.
+            UnknownNameError: If a choice is unknown.
+            InputError: If a number is out of range, or `pack` is `stream` without a length.
         """
         for name, known in _CHOICES.items():
             if (value := getattr(self, name)) not in known:
@@ -84,35 +84,35 @@ class TextReading:
         if self.sequence_length is not None and self.sequence_length < 2:
             raise InputError(f"--sequence-length must be 2 or more, not {self.sequence_length}")
         if self.pack == "stream" and self.sequence_length is None:
-            raise InputError("--pack stream cuts text into windows: say how long they are with --sequence-length")
+            raise InputError("--pack stream cuts text into windows; set their length with --sequence-length")
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a manifest records."""
+        """Return the manifest entry."""
         return {"sequence_length": self.sequence_length} | {name: getattr(self, name) for name in _CHOICES}
 
     @classmethod
     def from_json(
         cls, entry: Mapping[str, Any], *, tokenizer: Tokenizer | None = None, vocabulary: int | None = None
     ) -> "TextReading":
-        """Read what `to_json` wrote, for text that is read again."""
+        """Read a manifest entry, to read the text again."""
         return cls(**entry, tokenizer=tokenizer, vocabulary=vocabulary)
 
 
 def choose_text_reading(data: Any, teacher: Any, tokenizer: str | None, given: Mapping[str, Any]) -> TextReading | None:
-    """Choose how a data set is read, if it is text.
+    """Choose the reading options of a data set, if it is text.
 
     Args:
-        data: The data set, as `as_samples` takes it.
-        teacher: The teacher; one by name, `hf:PATH`, brings its tokenizer.
-        tokenizer: Name of another tokenizer, `hf:PATH`.
-        given: Fields of `TextReading`; those that are None are left at their defaults.
+        data: Data set, as in `as_samples`.
+        teacher: Teacher; one given as `hf:PATH` comes with its tokenizer.
+        tokenizer: Name of a different tokenizer, `hf:PATH`.
+        given: Fields of `TextReading`; None leaves the default.
 
     Returns:
-        How it is read; None where neither teacher nor data nor options speak of text.
+        Reading options, or None if neither teacher nor data nor options are for text.
 
     Raises:
-        UnknownNameError: No such choice.
-        InputError: A number out of range, or a tokenizer that cannot be loaded.
+        UnknownNameError: If a choice is unknown.
+        InputError: If a number is out of range, or a tokenizer cannot be loaded.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     first = teacher[0] if isinstance(teacher, list | tuple) and teacher else teacher
@@ -122,16 +122,16 @@ def choose_text_reading(data: Any, teacher: Any, tokenizer: str | None, given: M
         return None
     if kind in TEXT_KINDS and kind != "text" and "documents_by" in chosen:
         raise InputError(
-            f"--documents-by is for text:PATH; {kind}:PATH says itself where its documents end: leave it out"
+            f"--documents-by is for text:PATH; in {kind}:PATH the documents are already separate. Leave it out."
         )
     if "too_long" in chosen and "sequence_length" not in chosen:
-        raise InputError("--too-long is for documents of more tokens than --sequence-length: give that too")
+        raise InputError("--too-long applies to documents longer than --sequence-length; set that too")
     found = None
     if source is not None:
         try:
             found = Tokenizer(load_tokenizer(source), f"the tokenizer of {source}", source=tokenizer)
         except InputError:
-            if tokenizer is not None or kind != "tokens":  # which may say itself how many ids there are
+            if tokenizer is not None or kind != "tokens":  # a tokens file may hold the size of its vocabulary
                 raise
     return TextReading(**chosen, tokenizer=found)
 
@@ -140,40 +140,40 @@ def tokenizer_named(source: str) -> Any:
     """Load a tokenizer by the name of its model (see `load_tokenizer`).
 
     Raises:
-        InputError: There is none.
+        InputError: If there is no such tokenizer.
     """
     return load_tokenizer(source)
 
 
 def refuse_text_options(samples: Any, given: Mapping[str, Any]) -> None:
-    """Refuse options for text beside data of another kind.
+    """Raise an error if options for text are given for other data.
 
     Args:
-        samples: The data set.
-        given: Options by name; those that are None were not given.
+        samples: Data set.
+        given: Options by name; None if not given.
 
     Raises:
-        InputError: One was given, and the data is no text.
+        InputError: If one is given and the data is not text.
     """
     named = [name for name, value in given.items() if value is not None]
     if named and not isinstance(samples, Documents):
-        raise InputError(f"--{named[0].replace('_', '-')} is for text, and this data set is none: leave it out")
+        raise InputError(f"--{named[0].replace('_', '-')} is for text, but this data set is not text; leave it out")
 
 
 def for_images(name: str) -> InputError:
-    """Return the error for an option of images, by its name, beside text."""
-    return InputError(f"--{name.replace('_', '-')} is for images, and the data is text: leave it out")
+    """Return the error for an option for images that is given for text."""
+    return InputError(f"--{name.replace('_', '-')} is for images, but the data is text; leave it out")
 
 
 def refuse_image_options(samples: Any, given: Mapping[str, Any]) -> None:
-    """Refuse options for images beside text.
+    """Raise an error if options for images are given for text.
 
     Args:
-        samples: The data set.
-        given: Options by name; those that are None or false were not given.
+        samples: Data set.
+        given: Options by name; None or False if not given.
 
     Raises:
-        InputError: One was given, and the data is text.
+        InputError: If one is given and the data is text.
     """
     named = [name for name, value in given.items() if value]
     if named and isinstance(getattr(samples, "whole", samples), Documents):
@@ -181,18 +181,18 @@ def refuse_image_options(samples: Any, given: Mapping[str, Any]) -> None:
 
 
 def text_reading_of(manifest: Manifest, data: Any) -> TextReading | None:
-    """Return how to read the text of a cache again.
+    """Return the options to read the text of a cache again.
 
     Args:
-        manifest: Says how it was read.
-        data: Name of the text, which may need the tokenizer that its ids were made with.
+        manifest: Manifest of the cache, which records the options.
+        data: Name of the text; its kind decides whether the tokenizer is needed.
 
     Returns:
-        None where it is no text, or nobody knows how it was read.
+        Reading options, or None if the data is not text or the options are not recorded.
 
     Raises:
-        CacheMismatchError: The tokenizer is another one by now.
-        InputError: It cannot be loaded.
+        CacheMismatchError: If the tokenizer has changed.
+        InputError: If the tokenizer cannot be loaded.
     """
     entry = manifest.data.get("reading")
     if entry is None:
@@ -203,19 +203,19 @@ def text_reading_of(manifest: Manifest, data: Any) -> TextReading | None:
 
 
 def text_reading_like(samples: Any, data: Any, teacher: str | None) -> TextReading | None:
-    """Return how to read other text as some was read: into contexts of the same length, with the same tokenizer.
+    """Return the options to read other text like an open data set: contexts of the same length, and the same tokenizer.
 
     Args:
-        samples: The data set that was read.
-        data: Name of the other, which may need a tokenizer.
-        teacher: Name of the teacher, whose tokenizer it is unless another is recorded.
+        samples: Open data set.
+        data: Name of the other text; its kind decides whether the tokenizer is needed.
+        teacher: Name of the teacher, whose tokenizer is used unless another one is recorded.
 
     Returns:
-        None where the data set is no text.
+        Reading options, or None if the data set is not text.
 
     Raises:
-        CacheMismatchError: The tokenizer is another one by now.
-        InputError: It cannot be loaded.
+        CacheMismatchError: If the tokenizer has changed.
+        InputError: If the tokenizer cannot be loaded.
     """
     whole = getattr(samples, "whole", samples)
     if not isinstance(whole, Documents):
@@ -225,11 +225,11 @@ def text_reading_like(samples: Any, data: Any, teacher: str | None) -> TextReadi
 
 
 def warn_of_other_tokenizer(samples: Any, student: Any) -> None:
-    """Log a warning where a student that comes with weights has another tokenizer than the one that made the tokens.
+    """Log a warning if a pretrained student has a different tokenizer from the one that made the tokens.
 
     Args:
-        samples: The data set.
-        student: The student; one by name, `hf:PATH`, has a tokenizer.
+        samples: Data set.
+        student: Student; one given as `hf:PATH` has a tokenizer.
     """
     whole = getattr(samples, "whole", samples)
     recorded = whole.facts.get("tokenizer", {}).get("digest") if isinstance(whole, Documents) else None
@@ -237,12 +237,12 @@ def warn_of_other_tokenizer(samples: Any, student: Any) -> None:
         return
     try:
         found = Tokenizer(load_tokenizer(student)).facts.digest
-    except InputError:  # a folder without one
+    except InputError:  # a folder without a tokenizer
         return
     if found != recorded:
         _LOG.warning(
-            "%s has another tokenizer than the one that made the tokens (digest %s, not %s): where ids mean other tokens, its weights are "
-            "of no use",
+            "%s has a different tokenizer from the one that made the tokens (digest %s, not %s); its weights are useless for ids that "
+            "stand for other tokens",
             student,
             found[:12],
             recorded[:12],
@@ -250,11 +250,11 @@ def warn_of_other_tokenizer(samples: Any, student: Any) -> None:
 
 
 def find_tokenizer(samples: Any, names: Sequence[str]) -> Any | None:
-    """Return the tokenizer that made the tokens of a data set, as transformers has it; None where it is not at hand.
+    """Return the transformers tokenizer that made the tokens of a data set, or None if it is not available.
 
     Args:
-        samples: The data set.
-        names: Names of networks that may bring it, `hf:PATH`, in the order in which they are tried.
+        samples: Data set.
+        names: Names of networks that may come with it, `hf:PATH`, tried in this order.
     """
     whole = getattr(samples, "whole", samples)
     recorded = whole.facts.get("tokenizer", {})
@@ -262,15 +262,15 @@ def find_tokenizer(samples: Any, names: Sequence[str]) -> Any | None:
 
 
 def bytes_of(samples: Documents, ids: Ids, names: Sequence[str]) -> int | None:
-    """Return how many bytes of text the tokens of some contexts stand for; None where the tokenizer is not at hand.
+    """Return the number of bytes of text that the tokens of some contexts stand for, or None if the tokenizer is not available.
 
-    A space that the tokenizer puts before each text is not counted. A context of `sequence_length` tokens may go on in the next one,
-    which then begins with a space of its own.
+    The space that some tokenizers put before each text is not counted. A context of `sequence_length` tokens may continue in the next
+    one, whose leading space belongs to the text.
 
     Args:
-        samples: The contexts.
+        samples: Contexts.
         ids: Context ids, ascending.
-        names: As `find_tokenizer` takes them.
+        names: Names of networks, as in `find_tokenizer`.
     """
     whole = getattr(samples, "whole", samples)
     recorded = whole.facts.get("tokenizer", {})
@@ -279,7 +279,7 @@ def bytes_of(samples: Documents, ids: Ids, names: Sequence[str]) -> int | None:
         return None
     sizes = np.zeros(max(whole.vocabulary, len(spelling.bytes)), np.int64)
     sizes[: len(spelling.bytes)] = spelling.bytes
-    at = rows_of(samples.documents, ids)  # places of their tokens
+    at = rows_of(samples.documents, ids)  # indices of their tokens
     found = int(sizes[samples.tokens[at]].sum())
     if spelling.leading_space is None:
         return found
@@ -298,7 +298,7 @@ def _spelling(digest: str | None, source: str | None, vocabulary: int, names: tu
 
 
 def _tokenizer(digest: str | None, source: str | None, vocabulary: int, names: Sequence[str]) -> Any | None:
-    """Return the first tokenizer that has the recorded digest; where none is recorded, that has as many ids."""
+    """Return the first tokenizer with the recorded digest or, if none is recorded, with the size of the vocabulary."""
     for name in dict.fromkeys(one for one in (source, *names) if one is not None and one.startswith("hf:")):
         try:
             found = Tokenizer(load_tokenizer(name))
@@ -312,11 +312,11 @@ def _tokenizer(digest: str | None, source: str | None, vocabulary: int, names: S
 def _read_again(
     entry: Mapping[str, Any], recorded: Mapping[str, Any], vocabulary: int, data: Any, teacher: str | None
 ) -> TextReading:
-    """Return a recorded reading, with the recorded tokenizer where `data` names text that has no ids yet.
+    """Return recorded reading options, with the recorded tokenizer if `data` names text that is not tokenized.
 
     Raises:
-        CacheMismatchError: The tokenizer is another one by now.
-        InputError: It cannot be loaded.
+        CacheMismatchError: If the tokenizer has changed.
+        InputError: If the tokenizer cannot be loaded.
     """
     kind, source = data.partition(":")[0] if isinstance(data, str) else "", recorded.get("source", teacher)
     if kind not in TEXT_KINDS or kind == "tokens" or source is None or not source.startswith("hf:"):
@@ -324,7 +324,7 @@ def _read_again(
     found = Tokenizer(load_tokenizer(source), f"the tokenizer of {source}")
     if recorded.get("digest") not in (None, found.facts.digest):
         raise CacheMismatchError(
-            f"the tokenizer of {source} is another one than the cache was made with (digest {found.facts.digest[:12]}, then "
-            f"{recorded['digest'][:12]}): its ids would mean other tokens. Restore it, or give tokens:FILE.npz."
+            f"the tokenizer of {source} is not the one that the cache was made with (digest {found.facts.digest[:12]}, recorded "
+            f"{recorded['digest'][:12]}), so ids would stand for other tokens. Restore it, or pass tokens:FILE.npz."
         )
     return TextReading.from_json(entry, tokenizer=found, vocabulary=vocabulary)

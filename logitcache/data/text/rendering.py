@@ -1,4 +1,4 @@
-"""From context ids to a network's input: padded sequences of one context each, or sequences that hold as many as fit."""
+"""Rendering of contexts: padded sequences of one context each, or packed sequences of several contexts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,17 +17,17 @@ from logitcache.store import rows_of
 
 __all__ = ["TextInputs", "TextRenderer", "TextView"]
 
-_PADDING = -1  # number of the context that padding belongs to
+_PADDING = -1  # context number of padding
 
 
 @dataclass(frozen=True, slots=True)
 class TextView:
-    """Text as it is. Where there are several views, they show the same, and rows are drawn anew for each.
+    """The unmodified text. If there are several views, they differ only in the classes drawn for sampled rows.
 
     Attributes:
-        recipe: `none`.
-        index: Place of the view in its cache.
-        group: Number of its group, of which it is the only one.
+        recipe: Recipe, always `none`.
+        index: Position of the view in its cache.
+        group: Number of its group; each view has its own.
     """
 
     recipe: str = "none"
@@ -36,12 +36,12 @@ class TextView:
 
     @property
     def mixes(self) -> bool:
-        """Whether rows have two labels: no."""
+        """Whether rows have two labels; always False."""
         return False
 
     @property
     def runs_others_code(self) -> bool:
-        """Whether a step is a user's own code: no."""
+        """Whether a step is a user's own code; always False."""
         return False
 
     def to_json(self) -> dict[str, Any]:
@@ -51,15 +51,14 @@ class TextView:
 
 @dataclass(frozen=True, slots=True)
 class TextInputs:
-    """What a language model is given: `input_ids`, `position_ids` and `documents`, each [B, length] int64.
+    """Input of a language model: `input_ids`, `position_ids` and `documents`, each [B, length] int64.
 
-    Positions restart at each context. `documents` is the number of the context within its sequence that a token belongs to, from 0;
-    of padding, which is at the end, it is -1. Where a sequence holds more than one context, a network must not let one see another:
-    positions alone do not see to that.
+    Positions restart at each context. `documents` numbers the contexts of a sequence from 0; it is -1 for padding, which is at the end.
+    In packed sequences a network must mask attention between contexts; restarting the positions is not sufficient.
 
     Attributes:
-        length: Tokens of a sequence.
-        packs: Whether a sequence holds as many contexts as fit (next fit, in the order of the batch), or one.
+        length: Length of a sequence, in tokens.
+        packs: Whether a sequence holds as many contexts as fit (next fit, in the order of the batch) or only one.
     """
 
     length: int
@@ -75,7 +74,7 @@ class TextInputs:
         return [inputs]
 
     def blank(self, samples: int) -> dict[str, Tensor]:
-        """Return sequences of one context each, full of id 0; where contexts are packed, a sequence may be longer than any of them."""
+        """Return sequences full of id 0, of one context each. Packed sequences may be longer than any context."""
         ids = torch.zeros(samples, self.length, dtype=torch.int64)
         return {
             "input_ids": ids,
@@ -88,33 +87,33 @@ class TextInputs:
         return asdict(self)
 
     def sequences(self, documents: Documents, ids: Ids) -> Ids:
-        """Return the sequence of each context of a batch, from 0, [B].
+        """Return the sequence number of each context of a batch, from 0, [B].
 
         Raises:
-            InputError: A context is longer than a sequence.
+            InputError: If a context is longer than a sequence.
         """
         lengths = documents.lengths[ids]
         if len(long := np.flatnonzero(lengths > self.length)):
             raise InputError(
-                f"context {ids[long[0]]:,} has {lengths[long[0]]:,} tokens, more than sequences of {self.length:,}: choose a larger "
-                "--sequence-length"
+                f"context {ids[long[0]]:,} has {lengths[long[0]]:,} tokens, more than --sequence-length {self.length:,}; choose a larger "
+                "length"
             )
         return next_fit(lengths, self.length) if self.packs else np.arange(len(ids))
 
     def render(self, documents: Documents, ids: Ids) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the input for a batch of contexts, and which outputs are rows, [B, length] bool: sequence by sequence, as `ids`.
+        """Return the input for a batch of contexts, in the order of `ids`, and the mask of outputs that are rows, [B, length] bool.
 
-        Output p of a sequence is a row where token p + 1 is a target of the same context, and counts.
+        Output p of a sequence is a row if token p + 1 is a target in the same context and counts in the loss.
 
         Raises:
-            InputError: A context is longer than a sequence.
+            InputError: If a context is longer than a sequence.
         """
         sequence, lengths = self.sequences(documents, ids), documents.lengths[ids]
         count = int(sequence[-1]) + 1 if len(sequence) else 0
         ends = np.cumsum(lengths)
-        first = np.searchsorted(sequence, sequence)  # of the contexts of the same sequence
+        first = np.searchsorted(sequence, sequence)  # first context of the same sequence
         begins = ends - lengths - np.where(first > 0, ends[first - 1], 0)  # within the sequence
-        at = rows_of(documents.documents, ids)  # places of the tokens
+        at = rows_of(documents.documents, ids)  # indices of the tokens
         place = np.arange(len(at)) - np.repeat(ends - lengths, lengths)  # within the context
         where = np.repeat(sequence * self.length + begins, lengths) + place
 
@@ -134,7 +133,7 @@ class TextInputs:
 
 
 class TextRenderer:
-    """Renders batches of contexts for one network or more."""
+    """Renders batches of contexts for one or more networks."""
 
     def __init__(
         self,
@@ -144,19 +143,19 @@ class TextRenderer:
         with_digests: bool = False,
         device: torch.device | None = None,
     ) -> None:
-        """Choose what comes out.
+        """Configure a renderer.
 
         Args:
-            documents: The contexts.
-            inputs: One for each network.
-            with_digests: Whether to hash what a teacher is shown.
-            device: Where the inputs are used; for a GPU they are left in page-locked memory.
+            documents: Contexts.
+            inputs: Preprocessing of each network.
+            with_digests: Whether to hash the teacher's input.
+            device: Device that will use the inputs; for a GPU they are put in page-locked memory.
         """
         self._documents, self._inputs, self._with_digests = documents, tuple(inputs), with_digests
         self._pinned = device is not None and device.type == "cuda"
 
     def batches(self, view: TextView, batches: Iterable[Ids]) -> Iterator[Rendition]:
-        """Yield batches of context ids, in order. One is a gather, which no process of its own would make faster."""
+        """Yield the rendition of each batch of context ids, in order. A batch is one gather, so worker processes would not be faster."""
         del view
         for ids in batches:
             made: Mapping[TextInputs, Any] = {one: one.render(self._documents, ids) for one in set(self._inputs)}

@@ -1,4 +1,4 @@
-"""Text by name: `tokens:FILE.npz`, `text:PATH`, `jsonl:PATH`, `parquet:PATH`."""
+"""Text data sets by name: `tokens:FILE.npz`, `text:PATH`, `jsonl:PATH`, `parquet:PATH`."""
 
 import itertools
 import os
@@ -24,39 +24,41 @@ from logitcache.runtime.wording import counted
 
 __all__ = ["NAMED_TEXT", "open_text", "read_documents", "read_objects"]
 
-_STORIES_IDS = 512  # of the tokenizer that made the stories
-_NAME_LENGTH = 26  # place of that number in the header of a file in a zip archive
-_AT_ONCE = 512  # documents that are tokenized together
+_STORIES_IDS = 512  # vocabulary of the tokenizer that made the stories
+_NAME_LENGTH = 26  # offset of the length of the name in a zip archive's file header, in bytes
+_AT_ONCE = 512  # documents to tokenize at a time
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
 
 
 class _Tokens(NamedTuple):
-    """A tokenized document: ids, [L], and which of them are of an answer, [L]; of plain text None."""
+    """A tokenized document: ids, [L], and the mask of tokens of answers, [L], or None for plain text."""
 
     ids: NDArray[np.integer[Any]]
     answers: NDArray[np.bool_] | None
 
 
 def open_text(kind: str, path: str, reading: TextReading | None = None) -> Documents:
-    """Open text.
+    """Open a text data set.
 
     Args:
-        kind: `tokens`: an .npz file with `tokens` [T] and `documents` [D + 1], where each begins, perhaps with `targets` [T] bool and
-            `vocabulary`; `text`: text files, a document each or one a paragraph; `jsonl`: a JSON object a line; `parquet` and `hf`
-            (`open_hub_table`): a row each. An object or row has one of the forms of `forms`.
-        path: A file; for text also a folder or a pattern, in whose files of their names' order.
-        reading: How it is read.
+        kind: Kind of source: `tokens`, an .npz file with `tokens` [T], `documents` [D + 1] (index of each document's first token) and
+            optionally `targets` [T] bool and `vocabulary`; `text`, text files with one document each or one per paragraph; `jsonl`, one
+            JSON object per line; `parquet` or `hf` (see `open_hub_table`), one document per row. Objects and rows have one of the forms
+            in `forms`.
+        path: Path of a file. Except for `tokens`, also a folder or a pattern; files are read in the order of their names.
+        reading: Reading options.
 
     Raises:
-        InputError: It cannot be read, a key is missing, a document is empty, or an id does not exist; names file and line.
+        InputError: If it cannot be read, a key is missing, a document is empty, or an id is not in the vocabulary; the message names the
+            file and line.
     """
     chosen = reading or TextReading()
     if kind == "tokens":
         return _open_tokens(Path(path).expanduser(), chosen)
     if chosen.tokenizer is None:
         raise InputError(
-            f"{kind}:{path} is text, and no tokenizer is known that makes tokens of it. A teacher hf:PATH brings its own; name one "
-            "with --tokenizer hf:PATH, or use tokens:FILE.npz."
+            f"{kind}:{path} is text and needs a tokenizer. A teacher hf:PATH comes with its own; otherwise pass --tokenizer hf:PATH, or "
+            "use tokens:FILE.npz."
         )
     if kind == "text":
         entries = (entry for file in matching_files(path, ".txt") for entry in _text_entries(file, chosen))
@@ -66,14 +68,14 @@ def open_text(kind: str, path: str, reading: TextReading | None = None) -> Docum
 
 
 def read_objects(kind: str, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield where each object of some files is, and the object.
+    """Yield the location and the value of each object in files.
 
     Args:
-        kind: `jsonl`, `parquet` or `hf`.
-        path: A file, a folder or a pattern; of `hf` as `open_hub_table` takes it.
+        kind: Kind of source: `jsonl`, `parquet` or `hf`.
+        path: Path of a file or a folder, or a pattern; for `hf` as in `open_hub_table`.
 
     Raises:
-        InputError: They cannot be read.
+        InputError: If they cannot be read.
     """
     if kind == "hf":
         yield from hub_objects(path)
@@ -84,7 +86,7 @@ def read_objects(kind: str, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def open_stories(split: str, reading: TextReading | None = None) -> Documents:
-    """Open the stories that ship with logitcache: 60,024 tokens for training and 20,346 others, that their teacher wrote itself."""
+    """Open the stories that ship with logitcache, which their teacher generated: 60,024 training and 20,346 test tokens."""
     file = resources.files("logitcache.demo_text") / f"{split}.npz"
     with resources.as_file(file) as path:
         return _open_tokens(path, replace(reading or TextReading(), vocabulary=_STORIES_IDS))
@@ -94,15 +96,15 @@ NAMED_TEXT: dict[str, Callable[[str, TextReading | None], Documents]] = {"storie
 
 
 def read_documents(entries: Iterable[Entry], reading: TextReading, name: str) -> Documents:
-    """Tokenize documents and make contexts of them.
+    """Tokenize documents and divide them into contexts.
 
     Args:
-        entries: The documents.
-        reading: How; its tokenizer is needed.
-        name: What they are called in messages.
+        entries: Documents.
+        reading: Reading options, with a tokenizer.
+        name: Name of the data set in messages.
 
     Raises:
-        InputError: A document is empty, or none remains.
+        InputError: If a document is empty, or none remains.
     """
     tokenizer = reading.tokenizer
     assert tokenizer is not None
@@ -122,7 +124,7 @@ def read_documents(entries: Iterable[Entry], reading: TextReading, name: str) ->
     if not every:
         raise InputError(f"{name} has no documents")
     facts: dict[str, Any] = {"tokenizer": tokenizer.to_json()}
-    if all(text_bytes) and reading.too_long == "split":  # of a chat, and of what is not used, there is no text
+    if all(text_bytes) and reading.too_long == "split":  # unknown for chats and for documents that are cut or dropped
         facts["bytes"] = sum(text_bytes)
     answers = None
     if any(one.answers is not None for one in every):
@@ -149,18 +151,18 @@ def _encoded(tokenizer: Tokenizer, entries: Sequence[Entry]) -> Iterator[_Tokens
             yield _Tokens(ids, said)
             continue
         ids, ends = next(plain)
-        # A token that reaches into the completion is part of it, also where it begins in the prompt.
+        # A token that extends into the completion belongs to it, even if it begins in the prompt.
         answers = None if entry.answer is None else ends > entry.answer
         found = _Tokens(ids, answers)
         yield _ended(found, tokenizer.facts.eos) if entry.ends else found
 
 
 def _ended(document: _Tokens, end: int | None) -> _Tokens:
-    """Return a document whose last token is the end of its answer; as it is where the tokenizer has no such token."""
+    """Return a document with an end-of-sequence token after its answer; unchanged if the tokenizer has no such token."""
     if end is None or document.answers is None:
         return document
     ids, answers = document.ids, document.answers
-    if len(ids) and ids[-1] == end:  # a tokenizer that adds it by itself
+    if len(ids) and ids[-1] == end:  # the tokenizer has already added it
         ids, answers = ids[:-1], answers[:-1]
     return _Tokens(np.append(ids, end), np.append(answers, np.True_))
 
@@ -175,17 +177,17 @@ def _contexts(
     facts: Mapping[str, Any],
     name: str,
 ) -> Documents:
-    """Make contexts of whole documents, as long as they may be.
+    """Divide documents into contexts of the permitted length.
 
     Args:
-        tokens: Ids of all documents in a row, [T].
-        begins: Where each begins, and T, [D + 1].
+        tokens: Ids of all documents, concatenated, [T].
+        begins: Index of each document's first token, and T, [D + 1].
         answers: Mask of the tokens of answers, [T]; None if all are.
         last: Mask of the tokens of each document's last answer, [T]; None if that is `answers`.
-        reading: How it is read.
-        vocabulary: Number of ids that exist.
-        facts: What is known of the data besides.
-        name: What it is called in messages.
+        reading: Reading options.
+        vocabulary: Size of the vocabulary.
+        facts: Further facts for the manifest.
+        name: Name of the data set in messages.
     """
     limit, notes, lengths = reading.sequence_length, list[str](), np.diff(begins)
     long = np.zeros(len(lengths), np.bool_) if limit is None or reading.pack == "stream" else lengths > limit
@@ -222,12 +224,12 @@ def _contexts(
         notes=tuple(notes),
     )
     if not found.offsets[-1]:
-        raise InputError(f"{name} has no targets: every context is a single token, or none has an answer")
+        raise InputError(f"{name} has no target tokens: every context is a single token, or none has an answer")
     return found
 
 
 def _last_runs(answers: NDArray[np.bool_], begins: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which tokens are of the last answer of their document, the last run of tokens that are of answers, [T].
+    """Return the mask of the tokens of each document's last answer, its last run of answer tokens, [T].
 
     Args:
         answers: Mask of the tokens of answers, [T].
@@ -235,13 +237,13 @@ def _last_runs(answers: NDArray[np.bool_], begins: NDArray[np.int64]) -> NDArray
     """
     starts = answers & ~np.append(False, answers[:-1])
     starts[begins[:-1]] |= answers[begins[:-1]]
-    run = np.cumsum(starts)  # number of the run that a token is of, where it is of one
+    run = np.cumsum(starts)  # number of the run that an answer token belongs to
     last: NDArray[np.bool_] = answers & (run == np.repeat(run[begins[1:] - 1], np.diff(begins)))
     return last
 
 
 def _divided(begins: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """Divide contexts that are longer than `limit` tokens into ones of `limit` tokens and a rest."""
+    """Return boundaries with contexts longer than `limit` tokens divided into ones of `limit` tokens and a remainder."""
     parts = np.maximum(-(-np.diff(begins) // limit), 1)
     ends = np.cumsum(parts)
     number = np.arange(ends[-1]) - np.repeat(ends - parts, parts)
@@ -254,14 +256,14 @@ def _open_tokens(path: Path, reading: TextReading) -> Documents:
     own = _vocabulary(arrays, path)
     if own is not None and reading.vocabulary not in (None, own):
         raise InputError(
-            f"{path} has a vocabulary of {own:,} ids, and {reading.vocabulary:,} are expected: its tokens were made with another tokenizer"
+            f"{path} has a vocabulary of {own:,} ids, but {reading.vocabulary:,} are expected; its tokens were made with another tokenizer"
         )
     vocabulary = reading.vocabulary or own
     if vocabulary is None and reading.tokenizer is not None:
         vocabulary = len(reading.tokenizer)
     if vocabulary is None:
         raise InputError(
-            f"{path} does not say how many ids there are: add a number `vocabulary` to it, or name a teacher hf:PATH"
+            f"{path} does not give the size of its vocabulary; add an array `vocabulary` with the number of ids, or pass a teacher hf:PATH"
         )
     facts: dict[str, Any] = {} if reading.tokenizer is None else {"tokenizer": reading.tokenizer.to_json()}
     if "generated" in arrays:
@@ -278,31 +280,33 @@ def _open_tokens(path: Path, reading: TextReading) -> Documents:
 
 
 def _vocabulary(arrays: Mapping[str, NDArray[Any]], path: Path) -> int | None:
-    """Return the number of ids that a file says exist, or None.
+    """Return the size of the vocabulary that a file records, or None.
 
     Raises:
-        InputError: It says no whole number.
+        InputError: If the record is not an integer.
     """
     said = arrays.get("vocabulary")
     if said is None:
         return None
     if said.size != 1 or said.dtype.kind not in "iu":
         raise InputError(
-            f"{path}: vocabulary must be a whole number, the number of ids, not {said.dtype} {list(said.shape)}"
+            f"{path}: vocabulary must be an integer, the number of ids, not {said.dtype} {list(said.shape)}"
         )
     return int(said.item())
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read what an .npz file of tokens has; what is not compressed is mapped into memory.
+    """Read the arrays of an .npz file of tokens; uncompressed tokens are memory-mapped.
 
     Raises:
-        InputError: It cannot be read, or lacks an array.
+        InputError: If it cannot be read, or lacks an array.
     """
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     if not zipfile.is_zipfile(path):
-        raise InputError(f"{path} is no .npz file. numpy.savez writes one, with the arrays tokens and documents.")
+        raise InputError(
+            f"{path} is not an .npz file. Write one with numpy.savez, with the arrays tokens and documents."
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in ("tokens", "documents") if name not in file.files]
@@ -317,13 +321,13 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _mapped(path: Path, name: str) -> NDArray[Any] | None:
-    """Map an array of an .npz file into memory; None where it is compressed, or empty."""
+    """Return a memory map of an array in an .npz file, or None if it is compressed or empty."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
         entry = archive.getinfo(f"{name}.npy")
         if entry.compress_type != zipfile.ZIP_STORED:
             return None
         raw.seek(entry.header_offset + _NAME_LENGTH)
-        lengths = np.frombuffer(raw.read(4), "<u2")  # of the name, and of what else stands before the content
+        lengths = np.frombuffer(raw.read(4), "<u2")  # of the name and of the extra field before the content
         raw.seek(int(lengths.sum()), os.SEEK_CUR)
         if np.lib.format.read_magic(raw) != (1, 0):
             return None

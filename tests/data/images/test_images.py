@@ -63,7 +63,7 @@ def test_the_digest_sees_every_change(change):
     ("labels", "classes", "message"),
     [
         (np.r_[LABELS[:-1], 5], NAMES, r"labels must lie in 0 \.\.\. 4 \(5 classes\); sample 299 has 5\. Correct"),
-        (np.r_[-1, -2, LABELS[2:]], None, r"sample 0 has -1, and 1 more do not"),
+        (np.r_[-1, -2, LABELS[2:]], None, r"sample 0 has -1, and 1 more are out of range"),
         (LABELS[:-1], NAMES, r"expected \[300\] integers, found int64 \[299\]"),
         (LABELS.astype(float), NAMES, r"expected \[300\] integers, found float64 \[300\]"),
     ],
@@ -134,13 +134,13 @@ def test_anybodys_data_set_is_read():
 
 def test_class_names_may_be_bytes_and_must_differ():
     assert ArrayImages(PIXELS[:2], np.array([0, 1]), [b"cat", b"d\xe9"]).classes == ("cat", "d\\xe9")
-    with pytest.raises(InputError, match="class 'cat' is named twice"):
+    with pytest.raises(InputError, match="class name 'cat' is used twice"):
         ArrayImages(PIXELS[:2], np.array([0, 1]), ["cat", "cat"])
 
 
 def test_a_data_set_with_transforms_is_refused():
     images = MappedImages(Mapped([(torch.zeros(3, 4, 4), 0)]))
-    with pytest.raises(InputError, match=r"found torch.float32 \[3, 4, 4\]. Give the data set without transforms"):
+    with pytest.raises(InputError, match=r"found torch.float32 \[3, 4, 4\]. Pass the data set without transforms"):
         images.image(0)
 
 
@@ -150,7 +150,7 @@ def test_sixteen_bits_are_refused_because_they_would_be_clipped(folder):
     images = FolderImages(folder)
     sample = images.paths.index(path.relative_to(folder).as_posix())
     with pytest.raises(
-        UnreadableError, match=r"has more than 8 bits a channel \(mode I;16\), which would be clipped to white"
+        UnreadableError, match=r"has more than 8 bits per channel \(mode I;16\), which would be clipped to white"
     ) as raised:
         images.image(sample)
     assert str(raised.value).startswith(f"{path} cannot be read: ")

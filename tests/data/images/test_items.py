@@ -83,15 +83,15 @@ PICTURE = Image.new("RGB", (16, 16))
     [
         (
             {"img": PICTURE, "fine": 3, "coarse": 1},
-            "its columns fine, coarse could each be a label: rename the right one 'label'",
+            "its columns fine, coarse could each be a label: rename the right one to 'label'",
         ),
         (
             {"left": PICTURE, "right": PICTURE, "label": 1},
-            "its columns left, right could each be an image: rename the right one 'image'",
+            "its columns left, right could each be an image: rename the right one to 'image'",
         ),
         ({"image": PICTURE, "text": "cow"}, "it has no column with a label, only image, text: name it 'label'"),
         ({"bytes": b"", "label": 1}, "it has no column with an image, only bytes, label: name it 'image'"),
-        ({"image": PICTURE, "label": None}, "its label is None (NoneType); expected the number of a class"),
+        ({"image": PICTURE, "label": None}, "its label is None (NoneType); expected an integer class index"),
         ({}, "it has no column with an image, only an empty dictionary"),
     ],
     ids=["two labels", "two images", "no label", "no image", "null", "empty"],

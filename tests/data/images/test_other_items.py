@@ -64,7 +64,7 @@ def test_a_label_is_any_whole_number(label):
 @pytest.mark.parametrize(
     ("label", "said"),
     [
-        ("cat", "its label is 'cat' (str); expected the number of a class"),
+        ("cat", "its label is 'cat' (str); expected an integer class index"),
         (0.7, "its label is 0.7 (float)"),
         (float("nan"), "its label is nan (float)"),
         (None, "its label is None (NoneType)"),
@@ -79,7 +79,9 @@ def test_a_label_that_is_no_number_of_a_class_is_named(label, said):
 
 
 def test_a_label_beyond_all_classes_takes_no_memory():
-    with pytest.raises(InputError, match="sample 5 has the label 1,000,000,000,000, which would make as many classes"):
+    with pytest.raises(
+        InputError, match="sample 5 has label 1,000,000,000,000, which would make more than 1,000,000,000,000 classes"
+    ):
         as_samples(Items(lambda n: (image(n), 10**12 * (n == 5))))
 
 
@@ -88,7 +90,9 @@ def test_items_by_name_as_hugging_face_gives_them():
     assert found.classes == ("ant", "bee", "cow")
     assert found.labels.tolist() == [0, 1, 2] * 4
     assert found.image(7)[0, 0, 0] == 7
-    with pytest.raises(UnreadableError, match="its columns y, z could each be a label: rename the right one 'label'"):
+    with pytest.raises(
+        UnreadableError, match="its columns y, z could each be a label: rename the right one to 'label'"
+    ):
         as_samples(Items(lambda n: {"pixels": image(n), "y": 0, "z": 1}))
 
 
@@ -98,7 +102,7 @@ def test_items_by_name_as_hugging_face_gives_them():
         (Stream(), "the data set is of type Stream; .* asked for by number"),
         (DataLoader(TensorDataset(torch.zeros(3, 1))), "of type DataLoader; .* Of a loader give its data set"),
         ((one for one in ()), "of type generator"),
-        (Unsure(image), "data set Unsure does not say what is in it: TypeError: who knows"),
+        (Unsure(image), "cannot read the length, labels or class names of data set Unsure: TypeError: who knows"),
         (Items(image, 0), "Items is empty"),
         (Items(lambda n: (image(n),)), "the item is a tuple of length 1; expected"),
         (Items(image), "the item is a Image; expected"),
@@ -115,7 +119,7 @@ def test_what_is_no_data_set_of_images_and_labels_is_one_sentence(data, said):
     ("pixels", "said"),
     [
         (np.zeros((0, 16, 3), np.uint8), "it has no pixels"),
-        (Image.fromarray(np.full((16, 16), 40_000, np.uint16)), "more than 8 bits a channel"),
+        (Image.fromarray(np.full((16, 16), 40_000, np.uint16)), "more than 8 bits per channel"),
         (torch.rand(3, 16, 16), "must be a PIL image or uint8 pixels, found torch.float32"),
         (np.zeros((16, 16, 4), np.uint8), r"found torch.uint8 \[4, 16, 16\]"),
     ],

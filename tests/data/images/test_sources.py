@@ -40,6 +40,10 @@ def test_a_factory_is_called_with_its_split():
         ("tiny:arrays", "tiny:arrays:test"),
         ("arrays:x.npz", None),
         ("imagefolder:x", None),
+        ("imagefolder:train", None),  # a path
+        ("webdataset:train", None),
+        ("parquet:train", None),
+        ("text:train", None),
         ("", None),
     ],
 )

@@ -11,7 +11,7 @@ import tiny
 from PIL import Image
 
 import logitcache
-from logitcache.data import MappedImages, as_samples, load_data
+from logitcache.data import MappedImages, as_samples, held_out_split, load_data
 from logitcache.data.exclusion import Reading
 from logitcache.data.open import named_modality
 from logitcache.errors import InputError, UnreadableError
@@ -159,9 +159,9 @@ def test_labels_may_be_in_json_and_names_have_dots(tmp_path):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"png": b"", "txt": b"0"}, r"s/train-000.tar, sample some/00000 has no label: expected a file .cls with"),
-        ({"png": b"", "cls": b"cat"}, r"the label of .*sample some/00000 is b'cat'; expected a class number"),
-        ({"png": b"", "json": b'{"label": 0.5}'}, r"expected a class number"),
+        ({"png": b"", "txt": b"0"}, r"s/train-000.tar, sample some/00000 has no label: expected a .cls file with"),
+        ({"png": b"", "cls": b"cat"}, r"the label of .*sample some/00000 is b'cat'; expected a class index"),
+        ({"png": b"", "json": b'{"label": 0.5}'}, r"expected a class index"),
         ({"cls": b"0"}, r"has 0 images \(files: .cls\); expected one, such as .jpg"),
         ({"png": b"", "jpg": b"", "cls": b"0"}, r"has 2 images"),
         ({}, r"has no samples: its 1 shard are empty"),
@@ -181,7 +181,7 @@ def test_a_shard_that_is_cut_off_or_compressed_is_named(tmp_path):
         load_data(f"webdataset:{folder}")
     with tarfile.open(folder / "train-001.tar", "w:gz") as archive:
         add(archive, "a.png", picture(0))
-    with pytest.raises(InputError, match=r"train-001.tar cannot be read as an uncompressed tar file: .* Unpack it"):
+    with pytest.raises(InputError, match=r"train-001.tar cannot be read as an uncompressed tar file: .* Decompress it"):
         load_data(f"webdataset:{folder}")
 
 
@@ -201,6 +201,14 @@ def test_an_image_that_cannot_be_decoded_is_named_and_can_be_left_out(tmp_path):
     assert cache.manifest.excluded == (12,)
 
 
+@pytest.mark.parametrize(("splits", "companion"), [(("train", "test"), "test"), (("train", "validation"), None)])
+def test_the_companion_of_a_training_split_is_a_test_split_that_is_there(saved, splits, companion):
+    spec = saved(splits=splits)
+    assert held_out_split(f"{spec}:train") == (companion and f"{spec}:{companion}")
+    assert held_out_split(spec) is None
+    assert held_out_split(f"{spec}:{splits[1]}") is None
+
+
 def test_splits_of_a_data_set_are_named(saved):
     spec = saved(splits=("train", "test"))
     assert len(load_data(spec)) == len(load_data(f"{spec}:test")) == COUNT
@@ -213,11 +221,11 @@ def test_splits_of_a_data_set_are_named(saved):
     [
         (
             {"image": rows()["image"], "kind": [0.5] * COUNT},
-            r"has no column of labels; it has image, kind. Name it label",
+            r"has no column of labels; it has image, kind. Rename it to label",
         ),
         (
             {"image": rows()["image"], "label": [0.5] * COUNT},
-            r"labels of parquet:.* \(column label\) are not all class numbers",
+            r"labels of parquet:.* \(column label\) must be all class indices",
         ),
         ({"a": rows()["image"], "b": rows()["image"]}, r"the columns a, b could each be the images: rename"),
     ],

@@ -35,12 +35,12 @@ def test_it_is_text():
 @pytest.mark.parametrize(
     ("tokens", "documents", "message"),
     [
-        ([1, 2, 40], [0, 1, 3], r"token 2 \(of context 1\) is id 40, and the vocabulary has 40, from 0"),
-        ([1, -2, 3], [0, 3], "is id -2"),
+        ([1, 2, 40], [0, 1, 3], r"token 2 \(in context 1\) has id 40, but the vocabulary has ids 0 to 39"),
+        ([1, -2, 3], [0, 3], "has id -2"),
         ([1, 2, 3], [0, 2], r"from 0 to 3, not 0, 2 \.\.\. 2"),
         ([1, 2, 3], [1, 3], "from 0 to 3, not 1, 3"),
         ([1, 2, 3], [0, 2, 1, 3], "document 1 ends before it begins"),
-        ([1.0, 2.0], [0, 2], "tokens must be whole numbers in one row, not float64"),
+        ([1.0, 2.0], [0, 2], "tokens must be a one-dimensional array of integers, not float64"),
         ([[1, 2]], [0, 1], r"int64 \[1, 2\]"),
     ],
 )

@@ -216,4 +216,4 @@ def test_the_command_line_dumps_a_file_of_tokens(run, tmp_path):
     np.savez("t.npz", **arrays)
     result = run("dump", "--teacher", "texts:teacher", "--data", "tokens:t.npz", "--out", "d.zarr")
     assert result.exit_code == 1
-    assert "is id 40, and the vocabulary has 40, from 0" in " ".join(result.output.split())
+    assert "has id 40, but the vocabulary has ids 0 to 39" in " ".join(result.output.split())

@@ -106,7 +106,7 @@ def test_rows_take_tensors_logits_and_states_with_a_head_and_leave_out_columns()
         assert max(map(len, chunks)) == 256
         assert torch.allclose(torch.cat(chunks), logits.reshape(-1, 20)[:, :15], atol=1e-6)
         assert sum(map(len, TEXT.rows(output, None, classes=15, label="x"))) == 600
-    with pytest.raises(InputError, match=r"x answers for 20 ids, and the vocabulary has 21"):
+    with pytest.raises(InputError, match=r"x has logits for 20 ids, but the vocabulary has 21"):
         list(TEXT.rows(logits, keep, classes=21, label="x"))
     with pytest.raises(InputError, match=r"x must return logits \[2, 300, 15\].* found a tensor \[2, 20\]"):
         list(TEXT.rows(logits[:, 0], keep, classes=15, label="x"))
@@ -116,11 +116,11 @@ def test_options_that_text_does_not_have_are_refused():
     samples = texts.contexts(10)
     assert TEXT.choose_inputs(samples, TextView(), {"mean": None}) == TextInputs(samples.longest)
     assert TEXT.choose_inputs(samples, TextView(), {}, {"length": 20, "packs": False}) == TextInputs(20)
-    with pytest.raises(InputError, match="`image_size` is for images, and the data is text"):
+    with pytest.raises(InputError, match="`image_size` is for images, but the data is text"):
         TEXT.choose_inputs(samples, TextView(), {"mean": (0.5,), "image_size": 3})
-    with pytest.raises(InputError, match="more than sequences of 3"):
+    with pytest.raises(InputError, match="more than `sequence_length` 3"):
         TEXT.choose_inputs(samples, TextView(), {"length": 3})
-    with pytest.raises(InputError, match="more than sequences of 3"):
+    with pytest.raises(InputError, match="more than `sequence_length` 3"):
         rendered(samples, np.arange(10), [TextInputs(3, packs=True)])
     with pytest.raises(UnknownNameError, match="unknown augmentation of text 'cifar'"):
         TEXT.make_views("cifar", 1, 0)
@@ -136,7 +136,7 @@ def test_a_student_is_given_sequences_of_the_length_that_was_asked_for():
     chosen = TEXT.choose_inputs(samples, TextView(), {}, {"length": 4, "packs": False})
     assert for_training(TEXT, chosen, samples) == TextInputs(8, packs=True)
     assert for_training(TEXT, chosen, samples, 5) == TextInputs(5, packs=True)
-    with pytest.raises(InputError, match="the longest context has 4 tokens, more than sequences of 3"):
+    with pytest.raises(InputError, match="the longest context has 4 tokens, more than `sequence_length` 3"):
         for_training(TEXT, chosen, samples, 3)
     with pytest.raises(InputError, match="is for text, and the data is images"):
         for_training(IMAGES, object(), object(), 3)

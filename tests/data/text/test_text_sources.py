@@ -75,16 +75,16 @@ def test_tokens_that_are_not_compressed_stay_on_disk(tmp_path):
     ("arrays", "message"),
     [
         ({"tokens": [1, 2]}, "t.npz has no array documents; it has tokens"),
-        ({"tokens": [1, 2], "documents": [0, 2]}, "does not say how many ids there are"),
+        ({"tokens": [1, 2], "documents": [0, 2]}, "does not give the size of its vocabulary"),
         (
             {"tokens": [1, 20], "documents": [0, 2], "vocabulary": 9},
-            r"t.npz: token 1 .* is id 20, and the vocabulary has 9",
+            r"t.npz: token 1 .* has id 20, but the vocabulary has ids 0 to 8",
         ),
         (
             {"tokens": [1, 2], "documents": [0, 1, 1, 2], "vocabulary": 9},
             "document 1 is empty: it begins and ends at token 1",
         ),
-        ({"tokens": [1, 2], "documents": [0, 1, 2], "vocabulary": 9}, "has no targets"),
+        ({"tokens": [1, 2], "documents": [0, 1, 2], "vocabulary": 9}, "has no target tokens"),
     ],
 )
 def test_what_is_wrong_with_tokens_is_said(tmp_path, arrays, message):
@@ -109,7 +109,7 @@ def test_folders_and_patterns_are_read_in_the_order_of_names(tmp_path):
     assert listed(load_data(f"text:{tmp_path}/*.md", reading)) == [[3, 3]]
     with pytest.raises(InputError, match="no file, folder or pattern"):
         load_data(f"text:{tmp_path}/nothing", reading)
-    with pytest.raises(InputError, match="no tokenizer is known"):
+    with pytest.raises(InputError, match="is text and needs a tokenizer"):
         load_data(f"text:{tmp_path}")
 
 
@@ -223,7 +223,7 @@ def test_a_conversational_prompt_and_completion_are_a_chat(opened):
         ({"text": "   "}, "data.jsonl:2: the document is empty"),
         ({"prompt": "a", "completion": ""}, "data.jsonl:2: `completion` is empty"),
         ({"text": 5}, "data.jsonl:2: `text` must be text, not int"),
-        ([1], "data.jsonl:2 is list, not an object"),
+        ([1], "data.jsonl:2 is a list, not an object"),
         ({"messages": []}, "data.jsonl:2: the document is empty"),
         ({"messages": ["a"]}, "data.jsonl:2: `messages` must be a list of objects"),
     ],
@@ -235,17 +235,17 @@ def test_what_is_wrong_with_a_line_is_said_with_its_number(opened, line, message
 
 def test_templates_that_mark_no_answers_are_refused(opened, tmp_path):
     chat = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
-    with pytest.raises(InputError, match=r"data.jsonl:1: the chat template .* does not mark what the assistant says"):
+    with pytest.raises(InputError, match=r"data.jsonl:1: the chat template .* does not mark the assistant's turns"):
         opened("jsonl", chat, template="{% for m in messages %}{{ m.content }} {% endfor %}")
     with pytest.raises(InputError, match=r"data.jsonl:1: the tokenizer has no chat template"):
         opened("jsonl", chat, template=None)
-    with pytest.raises(InputError, match=r"data.jsonl:1: the chat template .* refuses it"):
+    with pytest.raises(InputError, match=r"data.jsonl:1: the chat template .* rejects the chat"):
         opened("jsonl", chat, template="{% generation %}{% endgeneration %}{{ raise_exception('no') }}")
     (tmp_path / "data.jsonl").write_text('{"text": "a b"}\n{"text": ')
     from logitcache.data.text.tokenizer import Tokenizer
 
     reading = Reading(text=TextReading(tokenizer=Tokenizer(texts.wrapped(WORDS))))
-    with pytest.raises(InputError, match=r"data.jsonl:2 is no JSON"):
+    with pytest.raises(InputError, match=r"data.jsonl:2 is not valid JSON"):
         load_data(f"jsonl:{tmp_path}/data.jsonl", reading)
 
 
@@ -280,7 +280,7 @@ def test_a_hugging_face_data_set_has_the_same_forms(tmp_path):
     made.rename_column("prompt", "question").remove_columns("completion").save_to_disk(tmp_path / "e")
     with pytest.raises(InputError, match=r"hf:.*/e needs the columns `text`, .*; it has question, id"):
         load_data(f"hf:{tmp_path}/e", reading)
-    with pytest.raises(InputError, match=r"hf:.*/d:train is text, and no tokenizer is known"):
+    with pytest.raises(InputError, match=r"hf:.*/d:train is text and needs a tokenizer"):
         load_data(f"hf:{tmp_path}/d:train")
 
 

@@ -1,4 +1,4 @@
-"""Replayable augmentation: a view's pixels are a pure function of (seed, view, sample)."""
+"""Replayable augmentation: the pixels of a view are a pure function of (seed, view, sample)."""
 
 from logitcache.data.images.views.changes import CHANGES
 from logitcache.data.images.views.crops import CROPS, Boxes, RecordedBoxes

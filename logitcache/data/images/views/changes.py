@@ -1,7 +1,7 @@
-"""What happens to a box's pixels: torchvision's transforms, each drawn from numbers of its row and step alone.
+"""Transforms of the pixels of a crop: torchvision's, with random numbers that depend only on row and step.
 
-A transform draws from the global generators. Here these are set for every row from (seed, view, sample, step) and put back
-afterwards, so that any transform can be replayed, also one that somebody wrote with `random` or numpy's generator.
+Transforms draw from the global generators. These are seeded for every row from (seed, view, sample, step) and restored afterwards, so
+that any transform can be replayed, including a user's own that uses `random` or numpy's global generator.
 """
 
 import functools
@@ -24,18 +24,18 @@ from logitcache.runtime.plugins import resolve
 
 __all__ = ["CHANGES", "Change", "change"]
 
-_FIRST_DRAW = 1 << 20  # of steps; crops take the ones from 0
+_FIRST_DRAW = 1 << 20  # first draw number of transforms; crops use those from 0
 Transform = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A transform of torchvision's.
+    """A torchvision transform.
 
     Attributes:
-        version: Raised when the same numbers would give other pixels.
-        make: Parameters to transform.
-        defaults: Its parameters.
+        version: Version, incremented when the same random numbers would give different pixels.
+        make: Function that builds the transform from its parameters.
+        defaults: Parameters with their defaults.
     """
 
     version: int
@@ -67,20 +67,20 @@ def change(
     view: int,
     samples: NDArray[np.int64],
 ) -> list[Tensor]:
-    """Run the steps over renditions, [C, h, w] uint8 each.
+    """Apply transforms to crops, [C, h, w] uint8 each.
 
     Args:
-        rows: What the boxes hold.
-        steps: Keys of `CHANGES`, or `package.module:factory`, each with its parameters.
+        rows: Crops, one per sample.
+        steps: Keys of `CHANGES` or `package.module:factory`, each with its parameters.
         seed: Seed of the random numbers.
-        view: The view's key.
+        view: Key of the view.
         samples: Sample ids, [B].
 
     Raises:
-        InputError: Somebody's own transform cannot be used.
+        InputError: If a user's own transform cannot be used.
     """
     rows = list(rows)
-    with _numbers_put_back(), cpu_threads(1):  # a convolution's last bit may depend on how it is divided
+    with _numbers_put_back(), cpu_threads(1):  # the last bit of a convolution may depend on the number of threads
         for number, (name, parameters) in enumerate(steps):
             transform = _transform(name, tuple(parameters.items()))
             spelled = f" {dict(parameters)}" if parameters else ""
@@ -89,7 +89,7 @@ def change(
                 with explain_foreign_errors(f"augmentation {name}{spelled} fails on sample {samples[row]}"):
                     changed = transform(
                         rows[row] if name in CHANGES else rows[row].clone()
-                    )  # which may be changed in place
+                    )  # a user's transform may modify it in place
                 rows[row] = _checked(changed, name, int(samples[row]))
     return rows
 
@@ -100,10 +100,10 @@ def _transform(name: str, parameters: tuple[tuple[str, float | str], ...]) -> Tr
         try:
             return CHANGES[name].make(**dict(parameters))
         except (TypeError, ValueError) as error:
-            raise InputError(f"{name} cannot have {dict(parameters)}: {error}") from error
+            raise InputError(f"{name} does not accept {dict(parameters)}: {error}") from error
     factory = resolve(name, "augmentation")
     with explain_foreign_errors(
-        f"augmentation {name} cannot be made", "It is called with nothing, and returns a transform."
+        f"augmentation {name} cannot be created", "It must be callable without arguments and return a transform."
     ):
         made = factory()
     if not callable(made):
@@ -122,8 +122,8 @@ def _checked(pixels: Any, name: str, sample: int) -> Tensor:
             else type(pixels).__name__
         )
         raise InputError(
-            f"augmentation {name} must turn uint8 pixels [C, H, W] into such, and gave {found} for sample {sample}. Leave ToDtype and "
-            "Normalize out: each network has its own."
+            f"augmentation {name} must return uint8 pixels [C, H, W], found {found} for sample {sample}. Remove ToDtype and Normalize: "
+            "normalization is applied for each network later."
         )
     return pixels.as_subclass(Tensor)
 
@@ -136,7 +136,7 @@ def _set_numbers(numbers: Sequence[int]) -> None:
 
 @contextmanager
 def _numbers_put_back() -> Iterator[None]:
-    """Leave the process's own random numbers as they were."""
+    """Restore the state of the global random number generators on exit."""
     kept = torch.default_generator.get_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield

@@ -1,6 +1,6 @@
-"""Which box of an image is shown, and whether it is mirrored: integers and shares in double precision, on the host.
+"""Crop boxes and horizontal flips, computed on the host in integers and double precision.
 
-A box may reach beyond the image; what lies outside is black.
+A box may extend beyond the image; pixels outside it are black.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """What to cut out of each image, in pixels of that image.
+    """Crop box of each image, in pixels of that image.
 
     Attributes:
-        top, left: Upper left corner, [B]; may be negative.
+        top, left: Top left corner, [B]; may be negative.
         height, width: Size of the box, [B].
         flip: Whether the box is mirrored left to right, [B] bool.
     """
@@ -35,23 +35,23 @@ class Boxes:
 
 
 def _whole(_seed: int, _view: int, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
-    """Show the image as it is."""
+    """Return boxes that keep the whole image, without a flip."""
     zero = np.zeros(len(samples), np.int64)
     return Boxes(zero, zero, heights, widths, np.zeros(len(samples), np.bool_))
 
 
 def _pad_crop_flip(seed: int, view: int, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
-    """Pad by four black pixels, cut a box of the image's own size anywhere, mirror half: the CIFAR recipe (He et al., CVPR 2016, 4.2)."""
+    """Pad by four black pixels, crop the image's own size at random, flip half: the CIFAR recipe (He et al., CVPR 2016, 4.2)."""
     random = words(seed, view, samples, 0)
     top, left = integers(random[:, 0], 9) - 4, integers(random[:, 1], 9) - 4
     return Boxes(top, left, heights, widths, integers(random[:, 2], 2) == 1)
 
 
 def _random_resized_crop_flip(seed: int, view: int, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
-    """Cut 8 to 100 % of the area at a ratio of 3/4 to 4/3, mirror half: the ImageNet recipe (Szegedy et al., CVPR 2015, 6).
+    """Crop 8 to 100 % of the area at a ratio of 3/4 to 4/3, flip half: the ImageNet recipe (Szegedy et al., CVPR 2015, 6).
 
-    As torchvision's RandomResizedCrop: ten attempts, then the largest central box of an allowed ratio. Draw 0 holds
-    the flip, draws 1 to 10 an attempt each.
+    Follows torchvision's RandomResizedCrop: ten attempts, then the largest center crop of an allowed ratio. Draw 0 decides the flip, and
+    draws 1 to 10 are used by one attempt each.
     """
     area = (heights * widths).astype(np.float64)
     top, left, height, width = (np.full(len(samples), -1, np.int64) for _ in range(4))
@@ -73,66 +73,66 @@ def _random_resized_crop_flip(seed: int, view: int, samples: Ints, heights: Ints
 
 
 def _recorded(_seed: int, _view: int, _samples: Ints, _heights: Ints, _widths: Ints) -> Boxes:
-    """Draw nothing: these boxes were drawn by another tool, and a cache may hold them.
+    """Raise an error: these boxes were drawn by another tool, so they can only be read from a cache that stores them.
 
     Raises:
         InputError: Always.
     """
     raise InputError(
-        "the images of this view were augmented by another tool, and how is not recorded in a way that can be repeated here: they "
-        "cannot be shown"
+        "cannot render this view: its images were augmented by another tool, and the cache does not record the augmentation in a form "
+        "that can be replayed"
     )
 
 
 class RecordedBoxes:
-    """Boxes of a view that another tool drew, read when they are first needed."""
+    """Boxes of a view that were drawn by another tool, read on first use."""
 
     def __init__(self, read: Callable[[], NDArray[np.float32]], first: int) -> None:
-        """Read nothing yet.
+        """Store the reader; nothing is read yet.
 
         Args:
-            read: Returns the boxes, [N, 5]: top, left, height and width as shares of the image's, and 1 where mirrored.
-            first: Sample id of the first.
+            read: Function that returns the boxes, [N, 5]: top, left, height and width as shares of the image size, and 1 if flipped.
+            first: Sample id of the first box.
         """
         self._read, self._first = read, first
 
     def boxes(self, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
-        """Return the boxes of images of these sizes, [B] each: edges are rounded to pixels, as Pillow rounds those of a crop."""
+        """Return the boxes of images with the given sizes, [B] each. Edges are rounded to whole pixels, as Pillow does in `crop`."""
         rows = self.rows(samples).astype(np.float64)
         top, bottom = (np.rint(x * heights).astype(np.int64) for x in (rows[:, 0], rows[:, 0] + rows[:, 2]))
         left, right = (np.rint(x * widths).astype(np.int64) for x in (rows[:, 1], rows[:, 1] + rows[:, 3]))
         return Boxes(top, left, np.maximum(bottom - top, 1), np.maximum(right - left, 1), rows[:, 4] > 0)
 
     def rows(self, samples: Ints) -> NDArray[np.float32]:
-        """Return the boxes of some samples as they are recorded, [B, 5]."""
+        """Return the boxes of samples as recorded, [B, 5]."""
         return self._read()[samples - self._first]
 
     def only(self, samples: Ints) -> "RecordedBoxes":
-        """Return those of some samples alone, which a worker process is sent."""
+        """Return the boxes of some samples only, to be sent to a worker process."""
         return _SomeBoxes(samples, self.rows(samples))
 
 
 class _SomeBoxes(RecordedBoxes):
-    """Boxes of a batch."""
+    """Recorded boxes of the samples of one batch."""
 
     def __init__(self, samples: Ints, rows: NDArray[np.float32]) -> None:
         order = np.argsort(samples)
         self._samples, self._rows = samples[order], rows[order]
 
     def rows(self, samples: Ints) -> NDArray[np.float32]:
-        """Return the boxes of some samples of the batch."""
+        """Return the boxes of samples of the batch, [B, 5]."""
         return self._rows[np.searchsorted(self._samples, samples)]
 
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A way to choose boxes.
+    """A way to crop images.
 
     Attributes:
-        version: Raised when the same integers would give other boxes.
-        boxes: (seed, view, sample ids, heights, widths) to boxes.
+        version: Version, incremented when the same arguments would give different boxes.
+        boxes: Function of seed, view, sample ids, heights and widths that returns boxes.
         keeps_size: Whether a box always has the size of its image.
-        drawn: Whether it is drawn here, and not by another tool whose cache was imported.
+        drawn: Whether boxes are drawn by logitcache; False for the boxes of imported caches, drawn by another tool.
     """
 
     version: int
@@ -146,7 +146,7 @@ CROPS: dict[str, Crop] = {
     "pad-crop-flip": Crop(1, _pad_crop_flip, keeps_size=True),
     "random-resized-crop-flip": Crop(1, _random_resized_crop_flip, keeps_size=False),
 }
-RECORDED: dict[str, Crop] = {  # of imported caches
+RECORDED: dict[str, Crop] = {  # crops of imported caches
     "recorded-boxes": Crop(1, _recorded, keeps_size=False, drawn=False),
     "recorded-seeds": Crop(1, _recorded, keeps_size=False, drawn=False),
 }

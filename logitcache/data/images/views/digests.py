@@ -1,7 +1,8 @@
-"""The digest that proves which pixels a network was shown.
+"""Digests of the pixels that a network was shown.
 
-`multilinear` is arithmetic that torch does alike on every device, for a whole batch at once. `blake2b`, which caches had before, takes one
-image after another on the host; it is kept to verify and continue them. Neither resists somebody who wants two images to have one digest.
+`multilinear` uses integer arithmetic that torch computes identically on every device, for a whole batch at once. `blake2b`, used by older
+caches, hashes one image at a time on the host; it is kept to verify and resume those caches. Neither is secure against deliberate
+collisions.
 """
 
 import functools
@@ -18,8 +19,8 @@ from torch.nn import functional as F
 __all__ = ["BLAKE2B", "MULTILINEAR", "blake2b_digest", "digests", "multilinear_digests"]
 
 BLAKE2B, MULTILINEAR = "blake2b", "multilinear"
-_HEAD = 3  # keys of the shape
-_AT_ONCE_ON_CPU = 1 << 16  # words: their products stay in the cache of a core
+_HEAD = 3  # number of keys for the shape
+_AT_ONCE_ON_CPU = 1 << 16  # words per step; their products fit into the cache of a core
 _AT_ONCE = 1 << 24
 
 
@@ -27,11 +28,11 @@ def digests(pixels: Tensor | Sequence[Tensor], kind: str) -> NDArray[np.uint64] 
     """Hash every rendition of a batch, [C, h, w] uint8 each.
 
     Args:
-        pixels: The renditions, in one tensor or several.
-        kind: `multilinear` or `blake2b`.
+        pixels: Renditions, as one tensor or one per image.
+        kind: Hash function, `multilinear` or `blake2b`.
 
     Returns:
-        [B] uint64; from pixels on a GPU the same bits as a tensor there, [B] int64, so that nobody waits for it.
+        Digests, [B] uint64. For pixels on a GPU, the same bits as a tensor on it, [B] int64, to avoid a synchronization.
     """
     if kind == BLAKE2B:
         rows = pixels.cpu().numpy() if isinstance(pixels, Tensor) else [row.numpy() for row in pixels]
@@ -51,12 +52,12 @@ def blake2b_digest(pixels: NDArray[np.uint8]) -> int:
 def multilinear_digests(pixels: Tensor) -> Tensor:
     """Hash renditions of one shape, [B, C, H, W] uint8, on their device; docs/format.md specifies it.
 
-    A row is read as signed words of 32 bits, padded with zeros. Their products with fixed odd keys of 64 bits are summed modulo 2**64,
-    those of C, H and W besides, and the bits of the sum are mixed. A change of one word always shows, because its key is odd. Any other two
-    images have the same digest with a chance of 2**-64, and of 2**-33 at worst, if they differ in the highest bits of words alone.
+    A row is read as signed 32-bit words, padded with zeros. The products of the words, and of C, H and W, with fixed odd 64-bit keys are
+    summed modulo 2**64, and the bits of the sum are mixed. A change of a single word always changes the digest, because its key is odd.
+    Any other two images collide with probability 2**-64, or 2**-33 at worst, if they differ only in the highest bits of words.
 
     Returns:
-        [B] int64, to be read as uint64.
+        Digests, [B] int64, to be reinterpreted as uint64.
     """
     rows = pixels.flatten(1)
     rows = F.pad(rows, (0, -rows.shape[1] % 4)).contiguous()
@@ -69,19 +70,19 @@ def multilinear_digests(pixels: Tensor) -> Tensor:
 
 
 def _mixed(sums: Tensor) -> Tensor:
-    """Let every bit of the sums, int64, depend on all lower and higher ones: the finalizer of MurmurHash3, which loses nothing."""
+    """Mix the bits of int64 sums with the finalizer of MurmurHash3, which is a bijection."""
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         sums = (sums ^ _shifted(sums)) * _signed(factor)
     return sums ^ _shifted(sums)
 
 
 def _shifted(values: Tensor) -> Tensor:
-    """Shift to the right by 33 bits, as unsigned numbers."""
+    """Return values shifted right by 33 bits, as unsigned integers."""
     return (values >> 33) & (2**31 - 1)
 
 
 def _key(number: int) -> int:
-    """Return key `number`: output `number` of SplitMix64 from seed 0 (Steele, Lea, Flood 2014), made odd."""
+    """Return key `number`: output `number` of SplitMix64 with seed 0 (Steele, Lea, Flood 2014), with the lowest bit set."""
     word = (number + 1) * 0x9E3779B97F4A7C15 % 2**64
     word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     word = (word ^ word >> 27) * 0x94D049BB133111EB % 2**64
@@ -95,7 +96,7 @@ def _keys(count: int, device: torch.device) -> Tensor:
 
 @functools.cache
 def _many_keys(count: int, device: torch.device) -> Tensor:
-    """As `_key`, for all numbers below a power of two."""
+    """Return `_key` of all numbers below a power of two, [count] int64."""
     with np.errstate(over="ignore"):
         words = (np.arange(count, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -106,5 +107,5 @@ def _many_keys(count: int, device: torch.device) -> Tensor:
 
 
 def _signed(value: int) -> int:
-    """Return the number of 64 bits that torch takes for an unsigned one."""
+    """Return the signed 64-bit integer with the same bits as an unsigned one."""
     return (value + 2**63) % 2**64 - 2**63

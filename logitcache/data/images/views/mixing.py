@@ -1,7 +1,7 @@
-"""Mixup and CutMix, a row at a time: partner, weight and box are functions of (seed, view, sample), whatever else is in the batch.
+"""Mixup and CutMix. Partner, weight and box of a row are functions of (seed, view, sample), independent of the rest of the batch.
 
-Weights are multiples of 1/256 and pixels are blended in integers. A box is drawn in 1/256 of an image's sides, so that its share,
-which is the weight of the labels, does not depend on how large an image is.
+Weights are multiples of 1/256, and pixels are blended in integer arithmetic. Boxes are drawn in units of 1/256 of an image's sides, so
+that their area, which determines the weight of the labels, does not depend on the size of the image.
 """
 
 import functools
@@ -22,13 +22,13 @@ __all__ = ["MIXES", "Mixed", "Mixing", "blend", "draw"]
 
 _FIRST_DRAW = 1 << 16
 _WHOLE = 256
-_SMALLEST, _LARGEST = 1e-3, 100.0  # of alpha: beyond, weights are 0, 1 or 1/2
+_SMALLEST, _LARGEST = 1e-3, 100.0  # range of alpha; outside it, all weights are 0, 1 or 1/2
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Mixing:
-    """A way to mix two renditions: its version, and its parameters' defaults."""
+    """A method of mixing two renditions: its version and the defaults of its parameters."""
 
     version: int
     defaults: Mapping[str, float | str]
@@ -42,12 +42,12 @@ MIXES: dict[str, Mixing] = {
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """What each row of a batch is mixed with.
+    """Mixing parameters of each row of a batch.
 
     Attributes:
-        partners: Sample ids, [B]; shown in the same view.
-        weights: Of the row itself, in 1/256, [B]; its label's weight too.
-        boxes: What the partner fills, in 1/256 of the sides: top, bottom, left, right, [B, 4]; empty where pixels are blended.
+        partners: Sample ids of the partners, rendered in the same view, [B].
+        weights: Weight of the row itself and of its label, in 1/256, [B].
+        boxes: Box filled by the partner, in 1/256 of the sides: top, bottom, left, right, [B, 4]; empty if pixels are blended.
     """
 
     partners: Ints
@@ -55,7 +55,7 @@ class Mixed:
     boxes: Ints
 
     def without(self, samples: Ints, excluded: Ints) -> "Mixed":
-        """Return the same, where a row whose partner is left out is mixed with itself: shown as it is, with its own label."""
+        """Return a copy in which rows whose partner is excluded are mixed with themselves, so that image and label are unchanged."""
         gone = is_among(self.partners, excluded)
         return Mixed(
             np.where(gone, samples, self.partners),
@@ -67,14 +67,14 @@ class Mixed:
 def draw(
     steps: Sequence[tuple[str, Mapping[str, float | str]]], seed: int, view: int, samples: Ints, total: int
 ) -> Mixed:
-    """Draw what each row is mixed with.
+    """Draw the mixing parameters of each row.
 
     Args:
-        steps: Keys of `MIXES` with their parameters; of several, each row takes one, all as often.
+        steps: Keys of `MIXES` with their parameters. If there are several, each row uses one, chosen with equal probability.
         seed: Seed of the random numbers.
-        view: The view's key.
+        view: Key of the view.
         samples: Sample ids, [B].
-        total: How many samples the whole data set has.
+        total: Number of samples in the whole data set.
     """
     first, second = (words(seed, view, samples, _FIRST_DRAW + number) for number in (0, 1))
     chosen = integers(first[:, 2], len(steps))
@@ -93,7 +93,7 @@ def draw(
 
 
 def _around(weights: Ints, rows: Ints, columns: Ints) -> Ints:
-    """Return boxes of the share 1 - weight around centres, cut off at the edges, [B, 4]."""
+    """Return boxes with a share 1 - weight of the area around the given centers, clipped to the image, [B, 4]."""
     half = np.rint(np.sqrt((_WHOLE - weights) / _WHOLE) * (_WHOLE / 2)).astype(np.int64)
     edges = [rows - half, rows + half, columns - half, columns + half]
     return np.stack(edges, 1).clip(0, _WHOLE)
@@ -101,12 +101,13 @@ def _around(weights: Ints, rows: Ints, columns: Ints) -> Ints:
 
 @functools.cache
 def _thresholds(alpha: float) -> NDArray[np.float64]:
-    """Return where 32 random bits pass from a weight of Beta(alpha, alpha), rounded to 1/256, to the next: [256], of 2**32.
+    """Return thresholds on a 32-bit random number that divide the weights of Beta(alpha, alpha), rounded to 1/256, [256] float64.
 
-    With x = t^(1/alpha) the density has no pole at 0; the other half is symmetric. Weight q has the mass from q - 1/2 to q + 1/2.
+    The substitution x = t^(1/alpha) removes the pole of the density at 0; the other half is symmetric. Weight q has the mass from
+    q - 1/2 to q + 1/2.
     """
     if not _SMALLEST <= alpha <= _LARGEST:
-        raise InputError(f"alpha of mixup and cutmix must lie between {_SMALLEST:g} and {_LARGEST:g}, not {alpha:g}")
+        raise InputError(f"alpha of mixup and cutmix must be between {_SMALLEST:g} and {_LARGEST:g}, not {alpha:g}")
     edges = ((np.arange(129) + 0.5) / _WHOLE).clip(0, 0.5) ** alpha
     nodes, shares = np.polynomial.legendre.leggauss(32)
     low, high = np.concatenate([[0.0], edges[:-1]])[:, None], edges[:, None]
@@ -117,13 +118,15 @@ def _thresholds(alpha: float) -> NDArray[np.float64]:
 
 
 def blend(own: Tensor | list[Tensor], partners: Tensor | list[Tensor], mixed: Mixed) -> Tensor | list[Tensor]:
-    """Mix renditions: [B, C, H, W] uint8, or one tensor a row; a partner of another size is brought to the row's."""
+    """Mix renditions: [B, C, H, W] uint8, or one tensor per row. Partners of another size are resized to the size of the row."""
     weights, boxes = torch.from_numpy(mixed.weights), torch.from_numpy(mixed.boxes)
     if isinstance(own, Tensor) and isinstance(partners, Tensor):
         return _blended(own, partners, weights, boxes)
     rows = []
     for row, pair in enumerate(zip(own, partners, strict=True)):
-        one, other = (pixels.expand(max(map(len, pair)), -1, -1) for pixels in pair)  # a grey image's channel fills all
+        one, other = (
+            pixels.expand(max(map(len, pair)), -1, -1) for pixels in pair
+        )  # repeat the channel of a grey image
         fitted = other if one.shape == other.shape else resize(other, list(one.shape[-2:]))
         rows.append(_blended(one[None], fitted[None], weights[row : row + 1], boxes[row : row + 1])[0])
     return rows

@@ -1,6 +1,6 @@
-"""From a shared rendition to one network's input: resize and normalise.
+"""Preprocessing of one network: resize and normalize a shared rendition.
 
-Teacher and student may differ here (384 and 224 pixels, say) and still see the same rendition.
+Teacher and student may differ here (such as 384 and 224 pixels) and still see the same rendition.
 """
 
 import functools
@@ -22,15 +22,15 @@ TEST_TIME_VIEWS = ("none", "flip")
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How pixels become one network's input.
+    """Preprocessing of one network's input.
 
     Attributes:
         image_size: Height and width of the input, in pixels.
         crop_pct: Share of the shorter side that `center-crop` keeps (timm's name).
-        resize: `none` (pixels have the right size already), `stretch` (to a square, as after a random resized crop) or
-            `center-crop` (shorter side to image_size / crop_pct, then the middle).
-        mean, std: Of each of three channels, for pixels in [0, 1].
-        channels: Channels of the network's input: 3, or 1 for a network of grey images.
+        resize: Resizing: `none` (pixels already have the right size), `stretch` (to a square, as after a random resized crop) or
+            `center-crop` (resize the shorter side to image_size / crop_pct, then crop the center).
+        mean, std: Mean and standard deviation of the three channels, for pixels in [0, 1].
+        channels: Number of input channels: 3, or 1 for a network that takes grayscale images.
     """
 
     image_size: int
@@ -45,7 +45,7 @@ class Preprocessing:
             raise InputError(f"resize must be none, stretch or center-crop, not {self.resize!r}")
         for name, good, wanted in (
             ("image_size", self.image_size >= 2, "2 pixels or more"),
-            ("crop_pct", 0 < self.crop_pct <= 1, "a share above 0, at most 1"),
+            ("crop_pct", 0 < self.crop_pct <= 1, "greater than 0 and at most 1"),
             ("std", all(0 < value < math.inf for value in self.std), "greater than 0"),
             ("mean", all(math.isfinite(value) for value in self.mean), "finite"),
         ):
@@ -53,9 +53,9 @@ class Preprocessing:
                 raise InputError(f"--{name.replace('_', '-')} must be {wanted}, not {getattr(self, name)}")
 
     def fit(self, pixels: Tensor | Sequence[Tensor]) -> Tensor:
-        """Bring renditions, [C, h, w] uint8 each, to one size: [B, C, image_size, image_size] uint8.
+        """Resize renditions, [C, h, w] uint8 each, to [B, C, image_size, image_size] uint8.
 
-        Resizing is bilinear with antialiasing and always happens on the CPU: devices round differently.
+        Resizing is bilinear with antialiasing, and always runs on the CPU because devices round differently.
         """
         if self.resize == "none":
             return pixels if isinstance(pixels, Tensor) else _stacked(pixels)
@@ -75,16 +75,17 @@ class Preprocessing:
         return cropped
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Turn [B, 1 or 3, H, W] uint8 into [B, 3, H, W] float32 of the recorded mean and deviation; grey fills all three.
+        """Normalize [B, 1 or 3, H, W] uint8 to [B, 3, H, W] float32; a grayscale image is repeated in all three channels.
 
-        A network of grey images is given [B, 1, H, W], of the first mean and deviation.
+        For a network with one input channel the result is [B, 1, H, W], normalized with the first mean and standard deviation.
 
         Raises:
-            InputError: The network takes grey images, and these have three channels.
+            InputError: If the network has one input channel and the images have three.
         """
         if self.channels < pixels.shape[1]:
             raise InputError(
-                "the network takes images of one channel, and these have three: give it grey ones, [N, H, W], or choose another"
+                "the network takes images with one channel, but these have three: pass grayscale images, [N, H, W], or choose another "
+                "network"
             )
         mean, std = (_constant(values, pixels.device)[: self.channels] for values in (self.mean, self.std))
         return (pixels.float() / 255 - mean) / std
@@ -94,38 +95,38 @@ class Preprocessing:
         return self.normalize(pixels.to(device, non_blocking=True))
 
     def variants(self, inputs: Tensor, test_time_views: str) -> list[Tensor]:
-        """Return the images, and with `flip` their mirror images too."""
+        """Return the images and, with `flip`, also their mirror images."""
         return [inputs, inputs.flip(-1)] if test_time_views == "flip" else [inputs]
 
     def blank(self, samples: int) -> Tensor:
-        """Return black pixels of the input's size, [B, 3, image_size, image_size] uint8."""
+        """Return black images, [B, channels, image_size, image_size] uint8."""
         return torch.zeros(samples, self.channels, self.image_size, self.image_size, dtype=torch.uint8)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entry of the manifest."""
+        """Return the manifest entry."""
         found = {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
         return {name: value for name, value in found.items() if (name, value) != ("channels", 3)}
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "Preprocessing":
-        """Read the entry of the manifest."""
+        """Read a manifest entry."""
         return cls(**{**entry, "mean": tuple(entry["mean"]), "std": tuple(entry["std"])})
 
 
 @functools.cache
 def _constant(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    """Keep three numbers on a device, [3, 1, 1]: a copy in every batch would wait for the device."""
+    """Return three numbers as a cached tensor on a device, [3, 1, 1]; copying them for every batch would synchronize."""
     with torch.inference_mode(mode=False):
         return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
 def _stacked(rows: Sequence[Tensor]) -> Tensor:
-    """Put renditions of one size together; beside coloured ones a grey one's channel fills all."""
+    """Stack renditions of one size; the channel of grayscale images is repeated if others have color."""
     channels = max(map(len, rows))
     return torch.stack([row.expand(channels, -1, -1) for row in rows])
 
 
 def resize(row: Tensor, size: list[int]) -> Tensor:
-    """Bring one rendition, [C, h, w] uint8, to a size: bilinear with antialiasing."""
+    """Resize one rendition, [C, h, w] uint8: bilinear with antialiasing."""
     resized: Tensor = TF.resize_image(row, size, antialias=True)
     return resized

@@ -1,8 +1,8 @@
-"""Views: what the teacher and the student are shown, replayable from three integers.
+"""Views: augmentation that teacher and student share, replayable from three integers.
 
-A recipe is a crop, and perhaps changes of its pixels and mixing with another sample's: `pad-crop-flip+randaugment+cutmix`.
-Each turns (seed, view, sample id) into numbers of its own, on the host; rendering is bytes in, bytes out, the same on every
-device. Resizing and normalising belong to each network and come later (`preprocessing.py`).
+A recipe is a crop, optionally followed by transforms of its pixels and by mixing with another sample: `pad-crop-flip+randaugment+cutmix`.
+Each step derives its random numbers from (seed, view, sample id) on the host. Rendering maps uint8 pixels to uint8 pixels, identically on
+every device. Resizing and normalization belong to each network and come later (`preprocessing.py`).
 """
 
 import functools
@@ -26,7 +26,7 @@ __all__ = ["PRESETS", "Recipe", "View", "make_views", "read_recipe"]
 Ints = NDArray[np.int64]
 Step = tuple[str, Mapping[str, float | str]]
 
-_PLUS = r"\+(?![^()]*\))"  # outside of parentheses: 1e+2 is a number
+_PLUS = r"\+(?![^()]*\))"  # only outside parentheses: 1e+2 is a number
 
 _EVERY_CROP = CROPS | RECORDED
 PRESETS = {
@@ -39,14 +39,14 @@ PRESETS = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A way to make views.
+    """A parsed augmentation recipe.
 
     Attributes:
-        name: With every parameter spelled, so that another default changes no cache.
-        version: Raised when the same integers would give other pixels; recorded with every view.
-        crop: Which box is shown.
-        changes: What happens to its pixels, one after another.
-        mixes: What it is mixed with another sample by; of several each row takes one.
+        name: Name with every parameter written out, so that a new default does not change existing caches.
+        version: Version, incremented when the same integers would give different pixels; recorded with every view.
+        crop: Crop of the image.
+        changes: Transforms of the cropped pixels, in order.
+        mixes: Methods of mixing with another sample; if there are several, each row uses one.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Recipe:
 
     @property
     def runs_others_code(self) -> bool:
-        """Whether a step is somebody's own."""
+        """Whether a step is a user's own code."""
         return any(":" in name for name, _ in self.changes)
 
     @property
@@ -68,15 +68,15 @@ class Recipe:
 
 @functools.cache
 def read_recipe(text: str) -> Recipe:
-    """Read `CROP+CHANGE+MIXING`, each with parameters in parentheses where they are not the usual ones.
+    """Parse `CROP+TRANSFORM+MIXING`, each step with its parameters in parentheses if they are not the defaults.
 
     Args:
-        text: A preset, or steps: a crop (left out it is `none`), then changes of pixels, torchvision's or somebody's own as
+        text: Preset, or steps: a crop (default `none`), then transforms, either torchvision's or a user's own as
             `package.module:factory`, then `mixup` or `cutmix` or both.
 
     Raises:
-        UnknownNameError: A step or parameter that is not known.
-        InputError: Steps in another order, or a value that means nothing.
+        UnknownNameError: If a step or parameter is unknown.
+        InputError: If steps are in the wrong order, or a value is invalid.
     """
     named = "+".join(PRESETS.get(step.strip(), step) for step in re.split(_PLUS, text))
     steps = [_read_step(step, text) for step in re.split(_PLUS, named)]
@@ -84,7 +84,7 @@ def read_recipe(text: str) -> Recipe:
         steps.insert(0, ("none", {}))
     ranks = [0 if name in _EVERY_CROP else 2 if name in MIXES else 1 for name, _ in steps]
     if ranks != sorted(ranks) or ranks.count(0) > 1:
-        raise InputError(f"augmentation {text}: one crop comes first, then changes of pixels, then mixing")
+        raise InputError(f"augmentation {text}: steps must be one crop, then transforms of pixels, then mixing")
     mixed = [name for name, _ in steps if name in MIXES]
     if len(set(mixed)) < len(mixed):
         raise InputError(f"augmentation {text} names {mixed[0]} twice")
@@ -105,7 +105,7 @@ def read_recipe(text: str) -> Recipe:
 def _read_step(text: str, recipe: str) -> Step:
     found = re.fullmatch(r"([^()]+)(?:\((.*)\))?", text.strip())
     if not found:
-        raise InputError(f"augmentation {recipe}: {text!r} is no step; expected NAME or NAME(parameter=value,...)")
+        raise InputError(f"augmentation {recipe}: {text!r} is not a step; expected NAME or NAME(parameter=value,...)")
     name, given = found[1].strip(), found[2]
     if found[2] is not None and (name in PRESETS or name in _EVERY_CROP or ":" in name):
         raise InputError(f"augmentation {recipe}: {name} takes no parameters")
@@ -134,9 +134,7 @@ def _read_parameter(text: str, step: str, defaults: Mapping[str, float | str]) -
     except ValueError as error:
         raise InputError(f"{word} of {step} must be a number, not {value!r}") from error
     if not 0 <= number < float("inf") or (word == "p" and number > 1):
-        raise InputError(
-            f"{word} of {step} must be {'a share from 0 to 1' if word == 'p' else '0 or more'}, not {value}"
-        )
+        raise InputError(f"{word} of {step} must be {'between 0 and 1' if word == 'p' else '0 or more'}, not {value}")
     return word, int(number) if isinstance(defaults[word], int) and number == int(number) else number
 
 
@@ -146,17 +144,17 @@ def _spelled(name: str, parameters: Mapping[str, float | str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One rendition of a whole data set.
+    """One augmented version of a whole data set.
 
     Attributes:
-        recipe: As `read_recipe` spells it.
-        recipe_version: The recipe's version when the view was made.
-        seed: Of the random numbers, 0 <= seed < 2**64.
-        key: Enters the random numbers, with the seed.
-        index: Place of the view in its cache.
-        group: Views of one group belong together for methods that pair views.
-        digest: How pixels are hashed: `multilinear`, or `blake2b` as before 2026-11-28.
-        recorded: Boxes that another tool drew, of a view of an imported cache; not part of the manifest entry.
+        recipe: Name of the recipe, as in `Recipe.name`.
+        recipe_version: Version of the recipe when the view was made.
+        seed: Seed of the random numbers, 0 <= seed < 2**64.
+        key: Number that the random numbers depend on besides the seed.
+        index: Position of the view in its cache.
+        group: Number of the group; methods that compare views use views of one group together.
+        digest: Hash function of pixels: `multilinear`, or `blake2b` in caches made before 2026-11-28.
+        recorded: Boxes drawn by another tool, for a view of an imported cache; not part of the manifest entry.
     """
 
     recipe: str
@@ -169,28 +167,28 @@ class View:
     recorded: RecordedBoxes | None = field(default=None, compare=False, repr=False)
 
     def boxes(self, samples: Ints, heights: Ints, widths: Ints) -> Boxes:
-        """Say what to cut out of images of these sizes, [B] each."""
+        """Return the crop boxes of images with the given sizes, [B] each."""
         if self.recorded is not None:
             return self.recorded.boxes(samples, heights, widths)
         return read_recipe(self.recipe).crop.boxes(self.seed, self.key, samples, heights, widths)
 
     @property
     def replayable(self) -> bool:
-        """Whether its images can be shown again: not where another tool made them from random numbers of its own."""
+        """Whether its images can be rendered again; False if another tool drew the augmentation and did not record it."""
         return self.recorded is not None or read_recipe(self.recipe).crop.drawn
 
     def only(self, samples: Ints) -> "View":
-        """Return the same view for some samples alone, which a worker process is sent."""
+        """Return the same view for some samples only, to be sent to a worker process."""
         return self if self.recorded is None else replace(self, recorded=self.recorded.only(samples))
 
     @property
     def changes_pixels(self) -> bool:
-        """Whether more happens to a row than being cut out, so that rendering it takes time."""
+        """Whether there are transforms besides the crop, so that rendering takes time."""
         return bool(read_recipe(self.recipe).changes)
 
     @property
     def runs_others_code(self) -> bool:
-        """Whether a step is somebody's own."""
+        """Whether a step is a user's own code."""
         return read_recipe(self.recipe).runs_others_code
 
     @property
@@ -208,12 +206,12 @@ class View:
         return change(rows, read_recipe(self.recipe).changes, self.seed, self.key, samples)
 
     def mixed(self, samples: Ints, total: int, excluded: Ints | None = None) -> Mixed | None:
-        """Return what rows are mixed with; None where they are not.
+        """Return the mixing parameters of rows, or None if the view does not mix.
 
         Args:
             samples: Sample ids, [B].
-            total: How many samples the whole data set has.
-            excluded: Samples that are left out: a row that would be mixed with one is shown as it is.
+            total: Number of samples in the whole data set.
+            excluded: Excluded samples; rows that would be mixed with one are not mixed.
         """
         mixes = read_recipe(self.recipe).mixes
         if not mixes:
@@ -222,55 +220,58 @@ class View:
         return found if excluded is None or not len(excluded) else found.without(samples, excluded)
 
     def partners(self, samples: Ints, total: int) -> Ints:
-        """Return the samples that rows are mixed with, [B], whether these are left out or not; of a view that mixes."""
+        """Return the samples that rows are mixed with, excluded or not, [B]. The view must mix."""
         return draw(read_recipe(self.recipe).mixes, self.seed, self.key, samples, total).partners
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entry of the manifest."""
+        """Return the manifest entry."""
         left_out = {"recorded"} | ({"digest"} if self.digest == BLAKE2B else set())
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in left_out}
 
     @classmethod
     def from_json(cls, entry: Mapping[str, Any]) -> "View":
-        """Read an entry of the manifest.
+        """Read a manifest entry.
 
         Raises:
-            UnknownNameError: No such recipe here.
-            FormatVersionError: The recipe has another version here, so pixels would differ, or their digest is not known here.
+            UnknownNameError: If this logitcache does not have the recipe.
+            FormatVersionError: If this logitcache has another version of the recipe, so that pixels would differ, or does not know the
+                hash function.
         """
         view = cls(**entry)
         here = read_recipe(view.recipe).version
         if view.recipe_version != here:
             raise FormatVersionError(
-                f"view {view.index} was rendered by version {view.recipe_version} of recipe {view.recipe!r}, this logitcache renders "
-                f"version {here}: the pixels would differ. Use the logitcache recorded in the manifest, or dump again."
+                f"view {view.index} was rendered with version {view.recipe_version} of recipe {view.recipe!r}, but this logitcache has "
+                f"version {here}, whose pixels differ. Use the logitcache version recorded in the manifest, or dump again."
             )
         if view.digest not in (BLAKE2B, MULTILINEAR):
             raise FormatVersionError(
-                f"the pixels of view {view.index} are hashed by {view.digest!r}, this logitcache knows {BLAKE2B} and {MULTILINEAR}. "
-                "Upgrade logitcache to read it."
+                f"the pixels of view {view.index} are hashed with {view.digest!r}, but this logitcache has only {BLAKE2B} and "
+                f"{MULTILINEAR}. Upgrade logitcache to read it."
             )
         return view
 
 
 def make_views(recipe: str, count: int, seed: int) -> tuple[View, ...]:
-    """Number the views of one recipe, or of several with commas between them: then a group has one view of each.
+    """Return the views of one recipe, or of several; in the latter case each group has one view of each recipe.
 
     Args:
-        recipe: `pad-crop-flip`, or `cifar,cifar-strong`: a weak and a strong view of every image, say.
-        count: Views of each recipe.
+        recipe: One or more recipes, separated by commas: `pad-crop-flip`, or `cifar,cifar-strong` for a weak and a strong view.
+        count: Number of views of each recipe.
         seed: Seed of the random numbers.
 
     Raises:
-        UnknownNameError: No such recipe.
-        InputError: Recipes whose views are of different sizes, so that a network would have to see them differently.
+        UnknownNameError: If there is no such recipe.
+        InputError: If only some of the recipes keep the size of an image, so that a network would see different scales.
     """
     recipes = [read_recipe(name) for name in re.split(r",(?![^()]*\))", recipe)]
     if foreign := next((one.name for one in recipes if not one.crop.drawn), None):
-        raise InputError(f"augmentation {foreign} is of imported caches: choose one of {', '.join([*PRESETS, *CROPS])}")
+        raise InputError(
+            f"augmentation {foreign} exists only in imported caches; choose one of {', '.join([*PRESETS, *CROPS])}"
+        )
     if len({one.keeps_size for one in recipes}) > 1:
         raise InputError(
-            f"augmentations {recipe} do not go together: one keeps the size of an image and another does not, so that a network "
+            f"augmentations {recipe} cannot be combined: one keeps the size of an image and another does not, so that a network "
             "would see them at different scales"
         )
     return tuple(

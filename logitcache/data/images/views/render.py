@@ -1,4 +1,4 @@
-"""From boxes to pixels."""
+"""Crop boxes from images."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ _PADDING = 4  # pixels that a box of an image's own size may reach beyond it
 
 
 def cut(image: Tensor, boxes: Boxes, row: int) -> Tensor:
-    """Cut box number `row` out of one image, [C, H, W] uint8; black outside the image."""
+    """Crop box number `row` from one image, [C, H, W] uint8; pixels outside the image are black."""
     top, left = int(boxes.top[row]), int(boxes.left[row])
     bottom, right = top + int(boxes.height[row]), left + int(boxes.width[row])
     height, width = image.shape[-2:]
@@ -24,15 +24,15 @@ def cut(image: Tensor, boxes: Boxes, row: int) -> Tensor:
 
 
 def cut_batch(images: Tensor, samples: Tensor, boxes: Boxes) -> Tensor:
-    """Cut boxes of the images' own size out of many images in one gather, on the device that holds them.
+    """Crop boxes of the images' own size from many images with one gather, on the device of the images.
 
     Args:
-        images: [N, C, H, W] uint8.
-        samples: Rows of `images` to take, [B] int64, on the same device.
-        boxes: Boxes of size H x W that reach at most 4 pixels beyond the image.
+        images: Images, [N, C, H, W] uint8.
+        samples: Rows of `images` to crop, [B] int64, on the same device.
+        boxes: Boxes of size H x W that extend at most 4 pixels beyond the image.
 
     Returns:
-        [B, C, H, W] uint8.
+        Crops, [B, C, H, W] uint8.
     """
     chosen = images[samples]
     if not (boxes.top.any() or boxes.left.any() or boxes.flip.any()):
@@ -42,13 +42,13 @@ def cut_batch(images: Tensor, samples: Tensor, boxes: Boxes) -> Tensor:
 
 
 def cut_out(images: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-    """Cut a box of its own size out of each image, without asking the host; black outside the image.
+    """Crop a box of the image's own size from each image, without synchronizing; pixels outside the image are black.
 
     Args:
-        images: [B, C, H, W] uint8.
-        top: Upper edge of each box, at most 4 pixels beyond the image, [B] int64.
-        left: Left edge, likewise.
-        flip: Whether the box is mirrored left to right, [B] bool, or 0 and 1.
+        images: Images, [B, C, H, W] uint8.
+        top: Top edge of each box, at most 4 pixels outside the image, [B] int64.
+        left: Left edge of each box, at most 4 pixels outside the image, [B] int64.
+        flip: Whether to mirror each box left to right, [B] bool, or 0 and 1.
     """
     batch, channels, height, width = images.shape
     padded = F.pad(images, (_PADDING,) * 4)

@@ -141,7 +141,9 @@ def test_a_view_of_before_keeps_its_digest():
     assert entry.pop("digest") == view.digest == "multilinear"
     before = View.from_json(entry)
     assert (before.digest, before.to_json()) == ("blake2b", entry)
-    with pytest.raises(FormatVersionError, match=r"the pixels of view 0 are hashed by 'sha1', this logitcache knows"):
+    with pytest.raises(
+        FormatVersionError, match=r"the pixels of view 0 are hashed with 'sha1', but this logitcache has"
+    ):
         View.from_json(entry | {"digest": "sha1"})
 
 

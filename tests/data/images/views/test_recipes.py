@@ -124,5 +124,5 @@ def test_an_unknown_recipe_is_refused_with_a_suggestion():
 
 def test_another_version_of_a_recipe_is_refused():
     entry = make_views("none", 1, 0)[0].to_json() | {"recipe_version": 2}
-    with pytest.raises(FormatVersionError, match="version 2 of recipe 'none', this logitcache renders version 1"):
+    with pytest.raises(FormatVersionError, match="version 2 of recipe 'none', but this logitcache has version 1"):
         View.from_json(entry)
