@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Photograph sections of a page that `logitcache stats --report` wrote, for the documents (needs Chromium).
+"""Take a screenshot of sections of a report by `logitcache stats --report`, for the documentation (requires Chromium).
 
-python docs/screens.py fashion.html docs/report.png --header "The teacher" "Effect of methods"
+python docs/screens.py fashion.html docs/pictures/report.png --header Cache Teacher
 """
 
 import argparse
@@ -17,7 +17,7 @@ COLOURS = 256
 
 
 def part_of(page: str, titles: list[str], *, header: bool) -> str:
-    """Leave out what was not asked for: other sections, the header, the footer."""
+    """Return the page with only the given sections and, if requested, the header."""
     page = re.sub(
         r"<section>.*?</section>",
         lambda found: found[0] if any(f"<h2>{title}</h2>" in found[0] for title in titles) else "",
@@ -31,7 +31,7 @@ def part_of(page: str, titles: list[str], *, header: bool) -> str:
 
 
 def photograph(page: str) -> Image.Image:
-    """Open a page in a window that is too high for it, and cut off what is empty below."""
+    """Take a screenshot of a page in a tall window and crop the empty space below it."""
     with tempfile.TemporaryDirectory() as folder:
         file, target = Path(folder) / "page.html", Path(folder) / "page.png"
         file.write_text(page)
@@ -45,13 +45,13 @@ def photograph(page: str) -> Image.Image:
 
 
 def main() -> None:
-    """Write the picture, with a palette."""
+    """Save the screenshot as a PNG with a palette."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("titles", nargs="*")
     parser.add_argument("--header", action="store_true")
-    parser.add_argument("--lines", type=int, help="keep that many from above")
+    parser.add_argument("--lines", type=int, help="number of pixel rows to keep from the top")
     given = parser.parse_intermixed_args()
     shown = photograph(part_of(given.page.read_text(), given.titles, header=given.header))
     if given.lines:

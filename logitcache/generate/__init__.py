@@ -1,1 +1,1 @@
-"""Completions of prompts by a trained student or a teacher, and how they compare with references."""
+"""Generate completions of prompts with a trained student or a teacher, and compare them with references."""

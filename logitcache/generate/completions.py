@@ -1,4 +1,4 @@
-"""Completions of many prompts: in batches of similar length, decoded, and compared with references."""
+"""Complete many prompts in batches of similar length, decode the completions and compare them with references."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ __all__ = ["Completion", "complete_all", "mean_rouge"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Completion:
-    """A prompt and what a model made of it.
+    """A prompt and its completion.
 
     Attributes:
-        prompt: The prompt.
-        ids: Tokens of the completion, [M] int64; the last is an end-of-sequence token where `ended`.
-        text: The completion without special tokens.
-        ended: Whether it ended by itself, before the most tokens.
-        rouge_l: ROUGE-L against the references of the prompt, in [0, 1]; None: nobody asked, or there is no reference.
+        prompt: Prompt.
+        ids: Tokens of the completion, [M] int64; the last one is an end-of-sequence token if `ended`.
+        text: Text of the completion without special tokens.
+        ended: Whether the model ended it with an end-of-sequence token.
+        rouge_l: ROUGE-L against the references of the prompt, in [0, 1]; None if it was not requested or there are no references.
     """
 
     prompt: Prompt
@@ -47,17 +47,17 @@ def complete_all(
     """Complete prompts, the longest first.
 
     Args:
-        network: The model.
-        tokenizer: Its tokenizer, of transformers.
-        prompts: The prompts.
-        sampling: How tokens are chosen.
-        vocabulary: Number of ids that exist.
-        batch_size: Prompts at a time.
-        score: Compares a completion with references.
-        on_batch: Told the number of completions after every batch.
+        network: Language model.
+        tokenizer: Tokenizer of the model, from transformers.
+        prompts: Prompts to complete.
+        sampling: Sampling parameters.
+        vocabulary: Size of the vocabulary.
+        batch_size: Number of prompts per batch.
+        score: Function that compares a completion with references.
+        on_batch: Called with the number of completions after every batch.
 
     Returns:
-        The completions in the order of `prompts`.
+        Completions in the order of `prompts`.
 
     Raises:
         InputError: A prompt is too long for the model.
@@ -78,7 +78,7 @@ def complete_all(
 
 
 def _text_after(tokenizer: Any, prompt: NDArray[np.int64], completion: NDArray[np.int64]) -> str:
-    """Return the text of a completion with the space that it may begin with, which most tokenizers drop where a text begins."""
+    """Return the text of a completion with its leading space, which most tokenizers drop at the start of a text."""
     before, whole = (
         str(tokenizer.decode(ids.tolist(), skip_special_tokens=True))
         for ids in (prompt, np.concatenate([prompt, completion]))
@@ -89,6 +89,6 @@ def _text_after(tokenizer: Any, prompt: NDArray[np.int64], completion: NDArray[n
 
 
 def mean_rouge(completions: Sequence[Completion]) -> float | None:
-    """Return the mean ROUGE-L of completions, each of equal weight; None where none was compared."""
+    """Return the mean ROUGE-L over the completions that have one; None if none has."""
     values = [one.rouge_l for one in completions if one.rouge_l is not None]
     return sum(values) / len(values) if values else None

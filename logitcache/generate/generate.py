@@ -37,13 +37,13 @@ __all__ = ["Generated", "generate_completions"]
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What was generated.
+    """Result of a generation.
 
     Attributes:
-        completions: One for each prompt, in their order.
-        left_out: Number of prompts that are longer than `max_prompt_tokens`.
-        rouge_l: Mean ROUGE-L of those that have a reference, in [0, 1]; None if it was not asked for.
-        seconds: Time that generation took.
+        completions: Completions, in the order of the prompts.
+        left_out: Number of prompts longer than `max_prompt_tokens`, which were skipped.
+        rouge_l: Mean ROUGE-L over the completions with references, in [0, 1]; None if it was not requested.
+        seconds: Duration of the generation in seconds.
         out: File that was written, or None.
     """
 
@@ -55,7 +55,7 @@ class Generated:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens generated."""
+        """Number of generated tokens."""
         return sum(len(one.ids) for one in self.completions)
 
 
@@ -73,8 +73,8 @@ def generate_completions(
     {arguments}
 
     Raises:
-        UnknownNameError: There is no such setting.
-        InputError: Model or data cannot be used, a prompt is too long, or the package rouge-score is missing.
+        UnknownNameError: A setting is unknown.
+        InputError: The model or data cannot be used, a prompt is too long, or the package rouge-score is missing.
     """
     settings = GenerateSettings(**options)
     target = None if out is None else _target(out)
@@ -86,13 +86,13 @@ def generate_completions(
     chosen = [one for one in prompts if len(one.ids) <= (settings.max_prompt_tokens or len(one.ids))]
     if not chosen:
         raise InputError(
-            f"all {len(prompts):,} prompts are longer than --max-prompt-tokens {settings.max_prompt_tokens}"
+            f"cannot generate: all {len(prompts):,} prompts are longer than --max-prompt-tokens {settings.max_prompt_tokens}"
         )
     if settings.rouge and not any(one.references for one in chosen):
-        raise InputError("--rouge compares completions with references, and this data has none: leave it out")
+        raise InputError("--rouge requires references, but this data has none; leave it out")
     network = load_language_network(source, len(tokenizer)).module
     if not isinstance(network, CausalNetwork):
-        raise InputError(f"{type(network).__name__} cannot generate: expected a causal language model of transformers")
+        raise InputError(f"{type(network).__name__} cannot generate; expected a causal language model of transformers")
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed)
     began = time.perf_counter()
     made = complete_all(
@@ -114,13 +114,13 @@ def generate_completions(
 
 
 def language_model_of(model: str | Path) -> str:
-    """Return the name, `hf:...`, of the language model in a run or a folder.
+    """Return the name of the language model in a run or folder, `hf:...`.
 
     Args:
-        model: A run, a folder of transformers, or a name, which is returned as it is.
+        model: Run folder, model folder of transformers, or an `hf:` name, which is returned unchanged.
 
     Raises:
-        InputError: It is neither, or the run has no language model.
+        InputError: It is none of these, or the run has no language model.
     """
     name = str(model)
     if name.partition(":")[0] == "hf":
@@ -132,9 +132,11 @@ def language_model_of(model: str | Path) -> str:
         if (folder / "student-hf/config.json").is_file():
             return f"hf:{folder / 'student-hf'}"
         raise InputError(
-            f"{folder} holds no student-hf/: the run is not finished, or its student is no language model of transformers"
+            f"{folder} has no folder student-hf: the run is unfinished, or its student is not a language model of transformers"
         )
-    raise InputError(f"{name} is no run and no folder of transformers: expected RUN, FOLDER, hf:PATH or hf:FILE.gguf")
+    raise InputError(
+        f"{name} is not a run or a model folder of transformers; expected RUN, FOLDER, hf:PATH or hf:FILE.gguf"
+    )
 
 
 def _target(out: str | Path) -> Path:
@@ -142,27 +144,27 @@ def _target(out: str | Path) -> Path:
     if path.suffix not in (".jsonl", ".npz"):
         raise InputError(f"--out {out} must end in .jsonl (text) or .npz (tokens)")
     if path.exists():
-        raise InputError(f"{path} exists; nothing in it was touched. Choose another --out, or remove it.")
+        raise InputError(f"{path} already exists and was not changed; use another --out or remove it.")
     return path
 
 
 def _tokenizer(source: str | nn.Module, given: Any) -> Tokenizer:
-    """Return the tokenizer that was given, or the model's own."""
+    """Return the given tokenizer, or the model's own."""
     if given is not None and not isinstance(given, str):
         return Tokenizer(given)
     name = source if given is None else given
     if not isinstance(name, str):
-        raise InputError("a model that is an object brings no tokenizer: give one with --tokenizer")
+        raise InputError("a model object has no tokenizer; set --tokenizer")
     try:
         return Tokenizer(load_tokenizer(name), f"the tokenizer of {name}")
     except InputError as error:
         if given is not None:
             raise
-        raise InputError(f"{error} Or name one with --tokenizer hf:PATH.") from error
+        raise InputError(f"{error} Or set --tokenizer hf:PATH.") from error
 
 
 def _prompts(data: Any, tokenizer: Tokenizer, settings: GenerateSettings) -> list[Prompt]:
-    """Return the prompts of a data set, those of the range that was asked for."""
+    """Return the prompts of a data set, in the requested range."""
     kind, _, path = data.partition(":") if isinstance(data, str) else ("", "", "")
     if kind in ("jsonl", "parquet", "hf") and path:
         every = read_prompts(kind, path, tokenizer, settings.prompt_tokens)
@@ -171,22 +173,22 @@ def _prompts(data: Any, tokenizer: Tokenizer, settings: GenerateSettings) -> lis
         samples = as_samples(data, reading=Reading(text=reading))
         if not isinstance(samples, Documents):
             raise InputError(
-                "prompts are text: give jsonl:PATH, parquet:PATH, hf:PATH, text:PATH, tokens:FILE.npz or stories-mini"
+                "prompts must be text; expected jsonl:PATH, parquet:PATH, hf:PATH, text:PATH, tokens:FILE.npz or stories-mini"
             )
         if samples.vocabulary != len(tokenizer):
             raise InputError(
-                f"the data has a vocabulary of {samples.vocabulary:,} ids, and {tokenizer.name} has {len(tokenizer):,}: its tokens were "
-                "made with another tokenizer"
+                f"the data has a vocabulary of {samples.vocabulary:,} ids, but {tokenizer.name} has {len(tokenizer):,}; use the tokenizer "
+                "of the data"
             )
         every = prompts_in(samples, tokenizer.wrapped, settings.prompt_tokens, str(data) if kind else "the data set")
     first, last = settings.samples or (0, len(every))
     if last > len(every):
-        raise InputError(f"--samples {first}:{last} is not a range of the {len(every):,} prompts there are")
+        raise InputError(f"--samples {first}:{last} is out of range: there are {len(every):,} prompts")
     return every[first:last]
 
 
 def _lines(completions: Sequence[Completion], tokenizer: Tokenizer) -> bytes:
-    """Return completions as JSONL; `prompt` and `completion` are a form that `--data jsonl:FILE` reads."""
+    """Return completions as JSON lines with `prompt` and `completion`, which `--data jsonl:FILE` reads."""
     begins = tokenizer.wrapped.bos_token_id
     lines = []
     for one in completions:
@@ -200,7 +202,7 @@ def _lines(completions: Sequence[Completion], tokenizer: Tokenizer) -> bytes:
 
 
 def _tokens(completions: Sequence[Completion], tokenizer: Tokenizer, origin: dict[str, Any]) -> bytes:
-    """Return completions as the .npz file that `--data tokens:FILE.npz` reads: exact ids, and where they come from."""
+    """Return completions as an .npz file with the exact ids and their origin, which `--data tokens:FILE.npz` reads."""
     lengths = [(len(one.prompt.ids), len(one.ids)) for one in completions]
     tokens = np.concatenate([part for one in completions for part in (one.prompt.ids, one.ids)])
     targets = np.repeat(np.tile([False, True], len(lengths)), np.array(lengths).reshape(-1))
@@ -217,7 +219,7 @@ def _tokens(completions: Sequence[Completion], tokenizer: Tokenizer, origin: dic
 
 
 def _origin(source: str | nn.Module, network: CausalNetwork, sampling: Sampling) -> dict[str, Any]:
-    """Return which model generated, what it learned from, and how tokens were chosen."""
+    """Return the origin of completions: the model, its teachers and the sampling parameters."""
     run = run_of(source) if isinstance(source, str) else None
     return {
         "model": source if isinstance(source, str) else type(source).__name__,

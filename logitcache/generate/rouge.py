@@ -1,4 +1,4 @@
-"""ROUGE-L of completions, as MiniLLM, DistiLLM and the papers that follow them report it."""
+"""ROUGE-L of completions, as reported by MiniLLM, DistiLLM and later papers."""
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -9,9 +9,9 @@ __all__ = ["rouge_l"]
 
 
 def rouge_l() -> Callable[[str, Sequence[str]], float]:
-    """Return a function of a completion and its references: the largest F-measure of ROUGE-L over the references, in [0, 1].
+    """Return a function that computes the largest ROUGE-L F-measure of a completion over its references, in [0, 1].
 
-    Words are compared by their stems, as in MiniLLM's and DistiLLM's rouge_metric.py. Both print percent.
+    Words are stemmed, as in the rouge_metric.py of MiniLLM and DistiLLM, which print percentages.
 
     Raises:
         InputError: The package rouge-score is not installed.
@@ -19,7 +19,9 @@ def rouge_l() -> Callable[[str, Sequence[str]], float]:
     try:
         scoring = import_module("rouge_score.rouge_scorer")
     except ImportError as error:
-        raise InputError("ROUGE-L needs the package rouge-score: pip install 'logitcache[rouge]'") from error
+        raise InputError(
+            "ROUGE-L requires the package rouge-score; install it with pip install 'logitcache[rouge]'"
+        ) from error
     scorer = scoring.RougeScorer(["rougeL"], use_stemmer=True)
 
     def score(completion: str, references: Sequence[str]) -> float:

@@ -18,7 +18,7 @@ __all__ = ["what_a_method_will_do"]
 _POOR = 0.1  # relative gradient error above which it is marked
 _FLOOR = 1e-5  # lower end of the probability axis
 _DRAWN = 16  # maximum number of methods in the chart
-_STUDENTS = ("fresh", "trained")
+_STUDENTS = ("untrained", "trained")
 
 
 def what_a_method_will_do(stats: "CacheStats", fidelity: "Fidelity | None") -> str:

@@ -183,11 +183,11 @@ def test_chats_are_prompts_up_to_the_assistant(tmp_path):
 WRONG = [
     ({"temperature": -1.0}, "`temperature` must be 0 or more"),
     ({"top_p": 0.0}, "`top_p` must be greater than 0, and at most 1"),
-    ({"samples": (2, 9)}, "`samples` 2:9 is not a range of the 3 prompts there are"),
+    ({"samples": (2, 9)}, "`samples` 2:9 is out of range: there are 3 prompts"),
     ({"max_new_tokens": 600}, "a prompt of 103 tokens and `max_new_tokens` 600 are more than the 512 positions"),
     ({"max_prompt_tokens": 1}, "all 3 prompts are longer than `max_prompt_tokens` 1"),
     ({"out": "c.txt"}, r"c.txt must end in .jsonl \(text\) or .npz \(tokens\)"),
-    ({"samples": (0, 1), "rouge": True}, "`rouge` compares completions with references, and this data has none"),
+    ({"samples": (0, 1), "rouge": True}, "`rouge` requires references, but this data has none"),
 ]
 
 
@@ -198,21 +198,21 @@ def test_what_is_wrong_is_said(file, how, message):
 
 
 def test_models_and_data_that_cannot_be_used_are_named(file, tmp_path):
-    with pytest.raises(InputError, match="nothing is no run and no folder of transformers"):
+    with pytest.raises(InputError, match="nothing is not a run or a model folder of transformers"):
         logitcache.generate_completions("nothing", file)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text("{}")
-    with pytest.raises(InputError, match=r"holds no student-hf/: the run is not finished"):
+    with pytest.raises(InputError, match=r"has no folder student-hf: the run is unfinished"):
         logitcache.generate_completions(tmp_path / "run", file)
     with pytest.raises(InputError, match="stories-mini has no prompts: set the number of tokens"):
         generated("stories-mini")
-    with pytest.raises(InputError, match="prompts are text: give jsonl:PATH"):
+    with pytest.raises(InputError, match="prompts must be text; expected jsonl:PATH"):
         generated("fashion-mnist-mini")
     (tmp_path / "t.jsonl").write_text('{"text": "a"}')
     with pytest.raises(InputError, match=r"t.jsonl:1 is plain text, which has no prompt"):
         generated(f"jsonl:{tmp_path}/t.jsonl")
     (tmp_path / "c.jsonl").write_text("here")
-    with pytest.raises(InputError, match=r"c.jsonl exists; nothing in it was touched"):
+    with pytest.raises(InputError, match=r"c.jsonl already exists and was not changed"):
         generated(file, out=tmp_path / "c.jsonl")
 
 
@@ -224,7 +224,9 @@ def test_rouge_l_is_the_best_of_the_references():
 
 def test_a_missing_package_is_one_sentence(monkeypatch, file):
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
-    with pytest.raises(InputError, match=r"ROUGE-L needs the package rouge-score: pip install 'logitcache\[rouge\]'"):
+    with pytest.raises(
+        InputError, match=r"ROUGE-L requires the package rouge-score; install it with pip install 'logitcache\[rouge\]'"
+    ):
         generated(file, rouge=True)
 
 
