@@ -32,6 +32,8 @@ def anonymous(manifest: Manifest) -> Manifest:
     data = manifest.data | {"spec": _data(manifest.data["spec"])}
     if "source" in data.get("tokenizer", {}):
         data["tokenizer"] = data["tokenizer"] | {"source": _named(data["tokenizer"]["source"])}
+    if "generated" in data:
+        data["generated"] = _generated(data["generated"])
     return replace(
         manifest, data=data, teachers=tuple(map(_teacher, manifest.teachers)), derived=_derived(manifest.derived)
     )
@@ -41,6 +43,13 @@ def _data(spec: str) -> str:
     """Return the name of a data set, if it is one that is named; else nothing."""
     name, _, split = spec.partition(":")
     return spec if name in (*NAMED_DATA, *NAMED_TEXT) and (split.isalpha() or not split) else ""
+
+
+def _generated(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which model wrote the text, and whom it learned from."""
+    taught = origin["taught_by"]
+    names = taught and [one | {"name": _named(one["name"])} for one in taught]
+    return {**origin, "model": _named(origin["model"]), "taught_by": names}
 
 
 def _teacher(entry: Mapping[str, Any]) -> dict[str, Any]:

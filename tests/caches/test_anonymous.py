@@ -112,6 +112,15 @@ def test_of_a_path_a_name_keeps_the_last_part(dump, name, kept):
     assert not [one for one in SECRETS if one in json.dumps(found.to_json())]
 
 
+@pytest.mark.parametrize("taught", [None, [{"name": "hf:/home/user-8812/teacher", "weights_sha256": "1"}]])
+def test_the_model_that_wrote_the_text_keeps_the_last_part(dump, taught):
+    manifest = dump().manifest
+    origin = {"model": "hf:/home/user-8812/runs/sft/student-hf", "weights_sha256": "0", "taught_by": taught, "seed": 3}
+    found = anonymous(replace(manifest, data=manifest.data | {"generated": origin})).data["generated"]
+    named = taught and [{"name": "hf:teacher", "weights_sha256": "1"}]
+    assert found == {"model": "hf:student-hf", "weights_sha256": "0", "taught_by": named, "seed": 3}
+
+
 @pytest.mark.parametrize("spec", ["fashion-mnist-mini", "cifar10:test", "stories-mini"])
 def test_names_that_everybody_has_stay(dump, spec):
     manifest = dump().manifest
