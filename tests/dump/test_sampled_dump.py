@@ -138,7 +138,7 @@ def test_train_takes_the_methods_that_draws_serve(dumped, tmp_path):
         logitcache.train_student(cache, out=tmp_path / "dkd", method="dkd", **common)
     with pytest.raises(CacheMismatchError, match="sampled at temperature 1, not 2"):
         logitcache.train_student(cache, out=tmp_path / "kd2", method="kd", temperature=2.0, **common)
-    with pytest.raises(InputError, match="leave no rest for `tail` bucket"):
+    with pytest.raises(InputError, match="have no tail for `tail` bucket"):
         logitcache.train_student(cache, out=tmp_path / "kd3", method="kd", tail="bucket", **common)
 
 

@@ -94,7 +94,7 @@ def test_each_way_to_extend_has_its_rates(train, tmp_path):
 def test_a_schedule_that_fell_to_nothing_can_only_be_stretched(train, tmp_path, sched):
     train(sched=sched)
     for extend in (None, "continue"):
-        with pytest.raises(InputError, match=rf"{sched} has fallen to nothing.* `extend` stretch follows .* 4 epochs"):
+        with pytest.raises(InputError, match=rf"{sched} has decayed to zero.* `extend` stretch follows .* 4 epochs"):
             train(sched=sched, epochs=4, resume=True, extend=extend)
     assert record_of(tmp_path / "run")["settings"]["epochs"] == 2
     found = train(sched=sched, epochs=4, resume=True, extend="stretch")
@@ -136,7 +136,7 @@ def test_what_cannot_be_extended_is_one_sentence(train, tmp_path):
         train(epochs=1, resume=True)
     with pytest.raises(CacheMismatchError, match="lr: there 0.01, requested 0.1"):
         train(epochs=3, lr=0.1, resume=True)
-    with pytest.raises(InputError, match="`extend` is for a run that is trained on"):
+    with pytest.raises(InputError, match="`extend` is for a run that is extended"):
         train(epochs=3, extend="stretch", out=tmp_path / "none")
     with pytest.raises(UnknownNameError, match="unknown way to extend a schedule 'stretched'; did you mean 'stretch'"):
         train(epochs=3, extend="stretched", resume=True)
@@ -153,7 +153,7 @@ def test_the_command_line_trains_on(run, npz, tmp_path):
     assert run(*words).exit_code == 0
     done = run("train", "--resume", "--out", "r", "--epochs", "2")
     assert done.exit_code == 1
-    assert "r was trained for 1 epoch, and 2 are asked for: say with --extend continue" in done.stderr
+    assert "r was trained for 1 epoch, but --epochs is 2. Use --extend continue" in done.stderr
     done = run("train", "--resume", "--out", "r", "--epochs", "2", "--extend", "stretch")
     assert done.exit_code == 0, done.stderr
     assert "epoch   2" in done.stderr and "epoch   1" not in done.stderr
@@ -168,7 +168,7 @@ def test_milestones_that_no_epoch_comes_to_are_warned_of(train, caplog, tmp_path
     assert "`decay_milestones` 1 is never reached: the run ends after 1 epoch" in caplog.text
     caplog.clear()
     train(decay_milestones=[1], sched="cosine", out=tmp_path / "cosine")
-    assert "`decay_milestones` does nothing with `sched` cosine" in caplog.text
+    assert "`decay_milestones` has no effect with `sched` cosine" in caplog.text
     caplog.clear()
     train(decay_milestones=[1], out=tmp_path / "fine")
     assert not caplog.text
