@@ -110,7 +110,7 @@ class Loop:
         cache, epoch_views = self.job.cache, self.job.epoch_views
         if not any(part.training for part in self.model.modules()):
             self.model.train()  # otherwise each module keeps its mode, so that batch normalization may be frozen
-        history, begun = self._taken_up()
+        history, begun = self._load_checkpoint()
         networks = [self.inputs, *self.targets.preprocessing]
         renderers = [self._renderer(self.samples, networks) for _ in epoch_views[0]]
         for epoch in range(len(history), self.settings.epochs):
@@ -156,7 +156,7 @@ class Loop:
         torch.save(self.stepper.state() | {"history": history, "begun": begun}, buffer)
         return buffer.getvalue()
 
-    def _taken_up(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def _load_checkpoint(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Load the last checkpoint, if there is one, and return the metrics so far and the state of an unfinished epoch."""
         packed, history, begun = self.replicas.from_leader(self.directory.checkpoint), [], {}
         if packed is not None:
@@ -191,7 +191,7 @@ class Loop:
             sums += begun["sums"].to(self.device)
         before, taken, self._next_agreement = begun.get("seconds", 0.0), 0, 0
         started = time.perf_counter()
-        with self._random_numbers(epoch, begun), explain_oom(settings.batch_size):
+        with self._seeded(epoch, begun), explain_oom(settings.batch_size):
             for (stretch, later), (_, batches) in zip(
                 self._stretches(epoch, views, upcoming, windows), windows, strict=True
             ):
@@ -208,7 +208,7 @@ class Loop:
                     self.callbacks.on_step(
                         Progress(f"epoch {epoch + 1}/{settings.epochs}", done, samples, self.modality.unit)
                     )
-                    if step < steps and self._asked(step, time.perf_counter() - started, taken):
+                    if step < steps and self._should_stop(step, time.perf_counter() - started, taken):
                         self._save_within(history, step, sums, before + time.perf_counter() - started)
                         raise self._stopped(f"step {step} of {steps} of epoch {epoch + 1}")
         seconds = before + time.perf_counter() - started
@@ -245,18 +245,18 @@ class Loop:
         yield from pairwise([*found, last])
 
     @contextmanager
-    def _random_numbers(self, epoch: int, begun: Mapping[str, Any]) -> Iterator[None]:
+    def _seeded(self, epoch: int, begun: Mapping[str, Any]) -> Iterator[None]:
         """Seed dropout for an epoch, differently in each process, or restore the state of an unfinished epoch (`begun`)."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed((mixed_seed(self.settings.seed, epoch) + self.replicas.rank * _SEED_STRIDE) % 2**63)
             if begun and len(begun["numbers"]) == self.replicas.world:
-                _set_numbers(begun["numbers"][self.replicas.rank], self.device)
+                _set_random_states(begun["numbers"][self.replicas.rank], self.device)
             yield
 
     def _save_within(self, history: list[dict[str, Any]], step: int, sums: Tensor, seconds: float) -> None:
         """Save the state in the middle of an epoch. Every process must call this."""
-        numbers, sums = self.replicas.gathered(_numbers(self.device)), self.replicas.summed(sums)
+        numbers, sums = self.replicas.gathered(_random_states(self.device)), self.replicas.summed(sums)
         begun = {"step": step, "sums": sums.cpu(), "numbers": numbers, "seconds": seconds}
         self.directory.save(functools.partial(self._packed, history, **begun))
         self.replicas.wait()
@@ -274,7 +274,7 @@ class Loop:
         found = {name: value for name, value in means.items() if not np.isnan(value)}
         return found | {"seconds": seconds, f"{self.modality.unit}_per_second": samples / seconds}
 
-    def _asked(self, step: int, seconds: float, steps: int) -> bool:
+    def _should_stop(self, step: int, seconds: float, steps: int) -> bool:
         """Return whether to stop after this step. Several processes agree on this every few steps.
 
         Args:
@@ -400,12 +400,12 @@ class Loop:
         return predicted_classes(cache, view, rows)
 
 
-def _numbers(device: torch.device) -> list[Tensor]:
+def _random_states(device: torch.device) -> list[Tensor]:
     """Return the states of the generators that dropout uses."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
-def _set_numbers(numbers: Sequence[Tensor], device: torch.device) -> None:
+def _set_random_states(numbers: Sequence[Tensor], device: torch.device) -> None:
     torch.set_rng_state(numbers[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(numbers[1], device)

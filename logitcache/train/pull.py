@@ -10,7 +10,7 @@ from logitcache.runs.directory import RunDirectory
 __all__ = ["record_pull"]
 
 _LOG = logging.getLogger(__name__)
-_LITTLE = "accounts for less than 1 % of the gradient norm on the student's logits in the first batch"
+_NEGLIGIBLE = "accounts for less than 1 % of the gradient norm on the student's logits in the first batch"
 
 
 def record_pull(norms: Mapping[str, float], run: RunDirectory) -> None:
@@ -25,15 +25,13 @@ def record_pull(norms: Mapping[str, float], run: RunDirectory) -> None:
     run.note({"gradient_norms": dict(norms)})
     _LOG.info("gradient norms on the student's logits in the first batch: %s", describe_norms(norms))
     for name in drowned_terms(norms):
-        _LOG.warning("%s", name_settings(_drowned(name)))
+        _LOG.warning("%s", name_settings(_describe_negligible(name)))
 
 
-def _drowned(name: str) -> str:
+def _describe_negligible(name: str) -> str:
     """Return the warning about a negligible term, with a remedy."""
     if name == "ce":
-        return (
-            f"the labels have almost no effect: cross-entropy {_LITTLE}. Increase --ce-weight or decrease --kd-weight."
-        )
+        return f"the labels have almost no effect: cross-entropy {_NEGLIGIBLE}. Increase --ce-weight or decrease --kd-weight."
     if name == "distillation":
-        return f"the teacher has almost no effect: the distillation term {_LITTLE}. Increase --kd-weight or decrease --ce-weight."
-    return f"{name} {_LITTLE}, so it has almost no effect."
+        return f"the teacher has almost no effect: the distillation term {_NEGLIGIBLE}. Increase --kd-weight or decrease --ce-weight."
+    return f"{name} {_NEGLIGIBLE}, so it has almost no effect."

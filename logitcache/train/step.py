@@ -186,7 +186,7 @@ class Stepper:
             return
         with torch.no_grad():
             means, now = ([*one.parameters(), *one.buffers()] for one in (self.average.module, self.model))
-            _towards(self._share, means, now)
+            _update_moving_average(self._share, means, now)
 
     def forget(self) -> None:
         """Discard a step that was not completed: its gradients, and the state that the scaler derived from them."""
@@ -320,7 +320,7 @@ def _summed(terms: Terms, right: Tensor, agreed: Tensor) -> tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def _towards(share: float, averaged: Sequence[Tensor], current: Sequence[Tensor]) -> None:
+def _update_moving_average(share: float, averaged: Sequence[Tensor], current: Sequence[Tensor]) -> None:
     """Update a moving average in a few kernels for all tensors; integer tensors are copied."""
     has_mean = [mean.is_floating_point() or mean.is_complex() for mean in averaged]
     means, counts = (

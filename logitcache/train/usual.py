@@ -43,7 +43,9 @@ def with_usual(
     if "opt" not in chosen and settings.opt != usual.get("opt"):  # moments are settings of that optimizer
         chosen = {name: value for name, value in chosen.items() if name not in ("betas", "lr", "weight_decay")}
     if chosen:
-        listed = ", ".join(f"{TrainSettings.flag(name)} {_spelled(value)}" for name, value in sorted(chosen.items()))
+        listed = ", ".join(
+            f"{TrainSettings.flag(name)} {_format_value(value)}" for name, value in sorted(chosen.items())
+        )
         _LOG.info("defaults for this data: %s", listed)
     found = replace(settings, **chosen)
     return found, {name: value for name, value in found.to_json().items() if name in chosen}
@@ -57,7 +59,7 @@ def _of_method(settings: TrainSettings, cache: Cache) -> dict[str, Any]:
     return language_settings(method_name(settings.method), largest_alone=largest_alone)
 
 
-def _spelled(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(map(_spelled, value))
+        return ",".join(map(_format_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

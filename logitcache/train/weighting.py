@@ -39,7 +39,7 @@ def weights_of_classes(given: Any, samples: Samples) -> NDArray[np.float64]:
     if not np.isfinite(found).all() or (found < 0).any() or total == 0:
         raise InputError(
             "--class-weights must be finite and non-negative, and greater than 0 for a class of the training data; found "
-            f"{_some(found.tolist())}"
+            f"{_abbreviate(found.tolist())}"
         )
     return found * (len(samples.labels) / total)
 
@@ -69,18 +69,18 @@ def _ordered(given: Any, classes: Sequence[str]) -> NDArray[np.float64]:
             raise unknown_name("class in --class-weights", str(unknown[0]), classes)
         if missing := [name for name in classes if name not in given]:
             raise InputError(
-                f"--class-weights has no weight for {_some(missing)} ({len(missing)} of {len(classes)} classes)"
+                f"--class-weights has no weight for {_abbreviate(missing)} ({len(missing)} of {len(classes)} classes)"
             )
         given = [given[name] for name in classes]
     numbers = list(given) if isinstance(given, list | tuple) else [given]
     good = all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers)
     if len(numbers) != len(classes) or not good:
         raise InputError(
-            f"--class-weights must be {len(classes)} numbers, one per class in the order of the classes; found {_some(numbers)}"
+            f"--class-weights must be {len(classes)} numbers, one per class in the order of the classes; found {_abbreviate(numbers)}"
             f" ({len(numbers)})"
         )
     return np.array(numbers, np.float64)
 
 
-def _some(values: Sequence[Any]) -> str:
+def _abbreviate(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values[:5])) + ", ..." * (len(values) > 5)
