@@ -227,7 +227,7 @@ def test_what_a_server_cannot_do_is_refused_before_anything_is_written(server, t
         ({"amp": True}, r"`amp` is for a teacher that runs here"),
         ({"encoding": "sampled", "top_k": None}, "leave out `encoding` sampled"),
         ({"draws": 5}, "`draws` requires `encoding` sampled"),
-        ({"views": 2}, "text has one view"),
+        ({"views": 2}, "text is not augmented"),
     ):
         with pytest.raises(InputError, match=says):
             told_to(server.teacher, path, **changes)

@@ -66,7 +66,7 @@ def test_the_progress_of_a_method_is_a_schedule_too(dump, images, tmp_path, chan
     given = {"cache": dump(augment="none,pad-crop-flip"), "student": "tiny:still", "data": images, **changes}
     given |= {"decay_milestones": [], "lr": 0.01, "batch_size": 300, "out": tmp_path / "run"}
     logitcache.train_student(epochs=2, **given)
-    with pytest.raises(InputError, match="say with `extend` continue .* or with `extend` stretch"):
+    with pytest.raises(InputError, match="Use `extend` continue .* or `extend` stretch"):
         logitcache.train_student(epochs=8, resume=True, **given)
     assert logitcache.train_student(epochs=8, resume=True, extend="continue", **given).results
 
@@ -122,7 +122,7 @@ def test_an_extension_that_is_stopped_goes_on_as_it_was_extended(train, tmp_path
 def test_milestones_may_be_added_but_not_changed_for_epochs_that_are_over(train, tmp_path):
     train(decay_milestones=[1])
     with pytest.raises(
-        CacheMismatchError, match=r"`decay_milestones` 1, and 3 would change the rate .* first 2 epochs"
+        CacheMismatchError, match=r"`decay_milestones` 1, but 3 would change the rate .* first 2 epochs"
     ):
         train(decay_milestones=[3], epochs=4, resume=True)
     train(decay_milestones=[1, 3], epochs=4, resume=True)

@@ -131,7 +131,7 @@ def test_a_file_that_changes_is_noticed(train, tmp_path):
         ([1, 2, 3, 4, float("nan")], "must be finite and non-negative"),
         ([0, 0, 0, 0, 1], "greater than 0 for a class of the training data"),
         (3.0, "must be 5 numbers, one per class"),
-        ({"class 1": 1}, r"says nothing of class 0, class 2, class 3, class 4 \(4 of 5 classes\)"),
+        ({"class 1": 1}, r"has no weight for class 0, class 2, class 3, class 4 \(4 of 5 classes\)"),
         (dict.fromkeys([*NAMES, "clas 1"], 1.0), "unknown class in `class_weights` 'clas 1'; did you mean 'class 1'"),
         ("balance", "'balance' is neither balanced nor a readable file"),
     ],
