@@ -274,7 +274,7 @@ def read_exclusions(exclude: Exclude | None, samples: Sized) -> Ids:
             raise InputError(f"--exclude names sample {bad}; the data set has samples 0 to {len(whole) - 1:,}")
         return np.unique(np.asarray(list(exclude), np.int64))
     path, by_name, found = Path(exclude).expanduser(), getattr(whole, "numbers_of", None), []
-    words = _words(path)
+    words = _read_lines(path)
     numbers = dict[str, int](by_name({word for _, word in words})) if by_name else {}
     for place, word in words:
         number = numbers.get(word, _number(word))
@@ -294,14 +294,14 @@ def exclusion_numbers(exclude: Exclude | None) -> frozenset[int]:
         return frozenset()
     if not isinstance(exclude, str | Path):
         return frozenset(int(one) for one in exclude)
-    return frozenset(_number(word) for _, word in _words(Path(exclude).expanduser()))
+    return frozenset(_number(word) for _, word in _read_lines(Path(exclude).expanduser()))
 
 
 def _number(word: str) -> int:
     return int(word) if word.isascii() and word.isdigit() else -1
 
 
-def _words(path: Path) -> list[tuple[int, str]]:
+def _read_lines(path: Path) -> list[tuple[int, str]]:
     """Return the line number and content of each line of a file that names a sample."""
     try:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")

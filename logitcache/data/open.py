@@ -112,9 +112,9 @@ def as_samples(
     if isinstance(data, str):
         return load_data(data, reading)
     if isinstance(data, _OURS) or hasattr(data, "modality"):
-        return _turned(data, reading)
+        return _with_orientation(data, reading)
     if isinstance(data, tuple) and len(data) in (2, 3):
-        return _turned(ArrayImages(*data), reading)
+        return _with_orientation(ArrayImages(*data), reading)
     if isinstance(data, Mapping):
         raise InputError(
             f"{subject} {type(data).__name__} with {', '.join(map(str, data)) or 'no entries'}; pass one of its entries"
@@ -166,12 +166,12 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
     if kind == "imagefolder" and rest:
         return FolderImages(Path(rest).expanduser(), reading)
     if kind == "arrays" and rest:
-        return _turned(open_arrays(Path(rest).expanduser()), reading)
+        return _with_orientation(open_arrays(Path(rest).expanduser()), reading)
     split = "train"
     if spec.rpartition(":")[2] in SPLITS:
         spec, _, split = spec.rpartition(":")
     if spec in NAMED_DATA:
-        return _turned(NAMED_DATA[spec](split), reading)
+        return _with_orientation(NAMED_DATA[spec](split), reading)
     if spec in NAMED_TEXT:
         return NAMED_TEXT[spec](split, None if reading is None else reading.text)
     if (named := spec.partition(":")[0]) in {**NAMED_DATA, **NAMED_TEXT}:
@@ -195,7 +195,7 @@ def _holds_images(kind: str, path: str) -> bool:
     return image_column(open_hub_table(path).features.arrow_schema) is not None
 
 
-def _turned(samples: Any, reading: Reading | None) -> Any:
+def _with_orientation(samples: Any, reading: Reading | None) -> Any:
     """Return a copy of the data set with `exif_orientation` set as requested, if its images can have an orientation."""
     whole, _ = whole_of(samples)
     if reading is None or reading.exif_orientation == getattr(whole, "exif_orientation", False):

@@ -165,17 +165,19 @@ class Filler:
         at = found[inside] - first
         blank = np.setdiff1d(np.arange(last - first), at) if len(at) < last - first else np.empty(0, np.int64)
         digests = joined_digests(computed.digests)[inside]
-        rows: dict[str, NDArray[np.generic]] = {"digests": _placed(digests, at, np.zeros(len(blank), np.uint64), blank)}
+        rows: dict[str, NDArray[np.generic]] = {
+            "digests": _interleave(digests, at, np.zeros(len(blank), np.uint64), blank)
+        }
         where = torch.from_numpy(inside)
         fillers = self._fillers(view, first + blank) if len(blank) else {}
         for slug, teachers in self._teachers.items():
             parts = computed.columns[slug]
             for name in fillers or parts[0]:
-                column = _chosen([one[name] for one in parts], where) if len(at) else fillers[name][:0]
-                column = _placed(column, at, fillers.get(name, column[:0]), blank)
+                column = _select_rows([one[name] for one in parts], where) if len(at) else fillers[name][:0]
+                column = _interleave(column, at, fillers.get(name, column[:0]), blank)
                 refuse_unusable(column, np.arange(first, last), view, self._job.samples, teachers.name, name)
                 rows[f"teachers/{slug}/{name}"] = column
-            self._right[slug] += int(_chosen(computed.right[slug], where).sum()) if len(at) else 0
+            self._right[slug] += int(_select_rows(computed.right[slug], where).sum()) if len(at) else 0
         self._seen += len(at)
         self._report(view, len(blank))
         return rows
@@ -291,13 +293,13 @@ def left_out_of(job: Job, view: View, samples: Ids, gone: Ids, unmixed: Ids) -> 
     return np.union1d(np.setdiff1d(samples, kept) + first, shown[is_among(shown, unmixed)])
 
 
-def _chosen(parts: Sequence[torch.Tensor], where: torch.Tensor) -> NDArray[np.generic]:
+def _select_rows(parts: Sequence[torch.Tensor], where: torch.Tensor) -> NDArray[np.generic]:
     """Concatenate the parts of a column, and select rows."""
     whole = torch.cat(list(parts))
     return (whole if len(where) == len(whole) else whole[where.to(whole.device)]).cpu().numpy()
 
 
-def _placed(found: NDArray[np.generic], at: Ids, filler: NDArray[np.generic], blank: Ids) -> NDArray[np.generic]:
+def _interleave(found: NDArray[np.generic], at: Ids, filler: NDArray[np.generic], blank: Ids) -> NDArray[np.generic]:
     """Return an array with rows at positions `at` and fillers at positions `blank`."""
     if not len(blank):
         return found

@@ -1,1 +1,1 @@
-"""`logitcache train`: train a student from a cache, beside a live teacher, or from labels alone."""
+"""`logitcache train`: train a student from a cache, with a live teacher, or on labels alone."""

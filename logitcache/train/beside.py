@@ -1,4 +1,4 @@
-"""How far a student is from its teacher on rows that it was not trained on."""
+"""Comparison of a student with its teacher on held-out rows."""
 
 import functools
 import math
@@ -13,22 +13,22 @@ __all__ = ["BESIDE", "as_metrics", "compared"]
 
 _TOP = 10
 
-BESIDE = ("kl_to_teacher", "test_teacher_agreement", "topk_overlap")  # what `compared` adds up, in order
+BESIDE = ("kl_to_teacher", "test_teacher_agreement", "topk_overlap")  # metrics that `compared` sums, in order
 
 
 @torch.no_grad()
 def compared(student: Tensor, teacher: AnyRows, labels: Tensor) -> Tensor:
-    """Compare a student with its teacher; what `BESIDE` names, summed over rows, [3] float64.
+    """Return the metrics in `BESIDE`, summed over rows, [3] float64.
 
         KL(teacher || student) = sum_c p_c (log p_c - log q_c)      at temperature 1, in nats
 
-    Of rows of which the largest were kept, all other classes count as one. That joins terms of the sum, so what is found is at most the
-    divergence of whole rows. From draws it is an unbiased estimate. The overlap is the share of the teacher's ten largest
-    classes, or of as many as a cache keeps, that are among as many of the student's; of draws it is NaN.
+    For top-k rows, the classes outside the k largest are merged into one, so the result is a lower bound of the divergence of full rows.
+    For sampled rows it is an unbiased estimate. The overlap is the share of the teacher's ten largest classes (or of as many as the cache
+    keeps) that are among the same number of the student's largest classes; it is NaN for sampled rows.
 
     Args:
-        student: Logits, [R, C].
-        teacher: Its rows.
+        student: Student logits, [R, C].
+        teacher: Teacher rows.
         labels: Class of each row, [R] int64.
     """
     loss = _divergence("bucket" if isinstance(teacher, TopKRows) else "uniform")
@@ -42,7 +42,7 @@ def compared(student: Tensor, teacher: AnyRows, labels: Tensor) -> Tensor:
 
 
 def as_metrics(sums: Tensor, rows: int) -> dict[str, float]:
-    """Return what an epoch records, from sums over so many rows; without what is not known."""
+    """Return the metrics of an epoch from sums over rows, without those that are NaN."""
     means = zip(BESIDE, (sums / rows).tolist(), strict=True)
     return {name: mean for name, mean in means if not math.isnan(mean)}
 

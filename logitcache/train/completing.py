@@ -1,4 +1,4 @@
-"""Completions of test prompts while a student trains, and their ROUGE-L."""
+"""Completions of test prompts during training, and their ROUGE-L."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ __all__ = ["Completer", "completer_for"]
 
 @dataclass(frozen=True, slots=True)
 class Completer:
-    """Completes test prompts.
+    """Completes test prompts and scores the completions.
 
     Attributes:
-        prompts: The prompts, with their completions in the data.
-        tokenizer: Tokenizer of transformers that made their tokens.
-        vocabulary: Number of ids that exist.
-        sampling: How tokens are chosen.
-        batch_size: Prompts at a time.
-        score: Compares a completion with references, in [0, 1].
+        prompts: Prompts, with their completions in the data as references.
+        tokenizer: Transformers tokenizer that made their tokens.
+        vocabulary: Size of the vocabulary.
+        sampling: Sampling settings.
+        batch_size: Number of prompts to complete at a time.
+        score: Function that scores a completion against references, in [0, 1].
     """
 
     prompts: Sequence[Prompt]
@@ -41,16 +41,16 @@ class Completer:
     score: Callable[[str, Sequence[str]], float]
 
     def measure(self, network: nn.Module, replicas: Replicas, should_stop: Callable[[], bool]) -> dict[str, float]:
-        """Return the mean ROUGE-L of the completions; each process of a training completes its share of the prompts.
+        """Return the mean ROUGE-L of the completions. Each process of a training completes its share of the prompts.
 
         Raises:
-            StoppedError: It was asked to stop, where one process trains.
+            StoppedError: If `should_stop` returned True; it is called only if there is one process.
         """
         assert isinstance(network, CausalNetwork)
 
         def stop(done: int) -> None:
             if replicas.world == 1 and done < len(self.prompts) and should_stop():
-                raise StoppedError("generation was stopped as asked")
+                raise StoppedError("generation was stopped on request")
 
         made = complete_all(
             network,
@@ -69,33 +69,33 @@ class Completer:
 def completer_for(
     test: Any, held_out: Ids | None, network: nn.Module, settings: TrainSettings, names: Sequence[str]
 ) -> Completer | None:
-    """Return what completes test prompts; None where no number of them was asked for.
+    """Return a completer of test prompts, or None if `generate` is not set.
 
     Args:
-        test: The test data, or None.
-        held_out: Samples of it that are evaluated; None: all.
-        network: The student.
-        settings: How many prompts, and how they are completed.
-        names: Names of networks that may bring the tokenizer.
+        test: Test data, or None.
+        held_out: Samples of it to evaluate on; None for all.
+        network: Student.
+        settings: Settings of the training.
+        names: Names of networks that may come with the tokenizer.
 
     Raises:
-        InputError: There are no prompts with completions, the student cannot generate, or tokenizer or rouge-score is missing.
+        InputError: If there are no prompts with completions, the student cannot generate, or the tokenizer or rouge-score is missing.
     """
     if settings.generate is None:
         return None
     documents = None if test is None else whole_of(test)[0]
     if not isinstance(documents, Documents):
         raise InputError(
-            "--generate completes the prompts of test data of text: give --test-data with prompts and completions, or --holdout"
+            "--generate needs test data of text; pass --test-data with prompts and completions, or --holdout"
         )
     if not isinstance(network, CausalNetwork):
         raise InputError(
-            f"--generate: {type(network).__name__} cannot generate. Language models of transformers (hf:, llama:) can: leave it out."
+            f"--generate is not supported by {type(network).__name__}, only by language models of transformers (hf:, llama:). Leave it out."
         )
     score, tokenizer = rouge_l(), find_tokenizer(documents, names)
     if tokenizer is None:
         raise InputError(
-            "--generate: the tokenizer that made the test tokens is not at hand. Restore it, or leave this out."
+            "--generate needs the tokenizer that made the test tokens, which is not available. Restore it, or leave --generate out."
         )
     ids = kept_of(test) if held_out is None else held_out
     sampling = Sampling(settings.generate_tokens or 256, settings.generate_temperature or 0.0, seed=settings.seed)
@@ -104,7 +104,7 @@ def completer_for(
         found = [one for one in found if len(one.ids) + sampling.max_new_tokens <= network.positions]
     if not found:
         raise InputError(
-            "--generate: the test data has no prompts with completions that fit into the student's positions. Give --test-data with "
+            "--generate: the test data has no prompts with completions that fit into the student's positions. Pass --test-data with "
             "prompts, or lower --generate-tokens."
         )
     return Completer(found[: settings.generate], tokenizer, documents.vocabulary, sampling, settings.batch_size, score)

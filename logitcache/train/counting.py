@@ -1,4 +1,4 @@
-"""Which rows of a training's data count in its loss."""
+"""Selection of the rows of the training data that count in the loss."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ __all__ = ["with_loss_on"]
 
 
 def with_loss_on(samples: Any, loss_on: str | None) -> Any:
-    """Return training data with the rows that count; samples without such a row are left out.
+    """Return a copy of the training data in which only some rows count in the loss; samples without such a row are excluded.
 
     Args:
-        samples: The data set.
-        loss_on: Rows that count (`LOSSES_ON`). None counts all.
+        samples: Data set.
+        loss_on: Rows that count, one of `LOSSES_ON`. None counts all.
 
     Raises:
-        InputError: In this kind of data every row counts, or none does.
+        InputError: If the modality does not support this, or no row counts.
     """
     found = counting(modality_of(samples), samples, loss_on)
     if loss_on is None:
@@ -28,5 +28,5 @@ def with_loss_on(samples: Any, loss_on: str | None) -> Any:
     kept, offsets = kept_of(found), counted_offsets_of(found)
     gone = np.setdiff1d(kept, with_rows(offsets, kept))
     if len(gone) == len(kept):
-        raise InputError(f"--loss-on {loss_on} counts no row of this data: none is of a completion. Leave it out.")
+        raise InputError(f"--loss-on {loss_on} selects no row of this data, which has no completions. Leave it out.")
     return leave_out(found, [*excluded_of(found), *(gone + whole_of(found)[1])])

@@ -1,4 +1,4 @@
-"""For a training loop of your own: a teacher's logits, with the inputs that it was shown.
+"""Data sets for your own training loop: a teacher's logits, with the inputs that it was shown.
 
 rows = logitcache.open_dataset("c.zarr")  # rows[i]: logits of sample i; rows.loader(...): whole batches
 both = logitcache.wrap(dataset, "c.zarr") # both[i]: (image, label, logits), for any DataLoader
@@ -28,7 +28,7 @@ from logitcache.train.targets import RowDecoder, ViewRows
 
 __all__ = ["EpochRows", "TeacherRows", "WithTeacher", "open_dataset", "wrap"]
 
-_MOST_CHECKED = 64  # samples of the first batch of a view that nobody announced
+_MOST_CHECKED = 64  # samples to check in the first batch of a view that was not chosen with set_epoch
 
 
 def _stacked(rows: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
@@ -37,15 +37,15 @@ def _stacked(rows: Sequence[Any], *, collate_fn_map: Any = None) -> Any:
 
 
 for _kind in (TopKRows, DrawnRows):
-    default_collate_fn_map[_kind] = _stacked  # of DataLoader, also in its workers
+    default_collate_fn_map[_kind] = _stacked  # used by DataLoader, also in its workers
 
 
 @dataclass(frozen=True, slots=True)
 class EpochRows:
-    """A teacher's logits for one epoch; a later `set_epoch` does not change them.
+    """A teacher's logits for one epoch, unaffected by later calls of `set_epoch`.
 
     Attributes:
-        view: The view of the epoch.
+        view: View of the epoch.
     """
 
     view: Any
@@ -53,25 +53,25 @@ class EpochRows:
     _cache: Cache
 
     def recorded(self) -> dict[str, NDArray[Any]]:
-        """Return how another tool augmented each image, of a cache that was imported from one: see `Cache.recorded`."""
+        """Return the augmentation of each image by another tool, for a cache of imported rows (see `Cache.recorded`)."""
         return self._cache.recorded(self.view.index)
 
     def logits(self, samples: Sequence[int] | Ids, temperature: float | None = None) -> AnyRows:
-        """Return the logits of some rows: see `TeacherRows.logits`."""
+        """Return the logits of rows (see `TeacherRows.logits`)."""
         cache, ids = self._cache, _row_ids(samples, self._cache.manifest.view_rows)
         if len(gone := ids[is_among(ids, self._rows.left_out)]):
             raise InputError(
-                f"{cache.place} leaves out sample {gone[0]}: `cache.kept()` lists the samples it has rows for"
+                f"{cache.place} leaves out sample {gone[0]}; `cache.kept()` lists the samples that it has rows for"
             )
         rows = self._rows.of(ids)
         return rows if temperature is None else dense(rows, temperature)
 
 
 class TeacherRows(Dataset[Any]):
-    """A teacher's logits as a map-style data set: item i is row i, which for images is sample i.
+    """A teacher's logits as a map-style data set. Item i is row i, which for images is sample i.
 
-    Epoch e reads view e mod V; `set_epoch` chooses it, and without it the epoch is 0. It can be passed to the workers of a DataLoader,
-    forked or spawned, persistent or not: each reads the view itself. Use `at` for a view and logits that belong together.
+    Epoch e reads view e mod V. The epoch is set with `set_epoch` and is 0 by default. The data set can be used in DataLoader workers,
+    forked or spawned, persistent or not; each worker reads the view itself. Use `at` to get a view together with its logits.
     """
 
     def __init__(self, cache: str | Path | Cache, teacher: str | None = None) -> None:
@@ -79,10 +79,10 @@ class TeacherRows(Dataset[Any]):
 
         Args:
             cache: Path of the cache.
-            teacher: Slug of one of several teachers.
+            teacher: Slug of the teacher, if the cache has several.
 
         Raises:
-            LogitCacheError: It cannot be opened, or is not whole.
+            LogitCacheError: If it cannot be opened, or is incomplete.
         """
         self.cache = open_cache(cache).of(teacher)
         self.views = cache_views(self.cache)
@@ -100,30 +100,30 @@ class TeacherRows(Dataset[Any]):
 
     @property
     def epoch(self) -> int | None:
-        """The epoch that `set_epoch` chose last, or None."""
+        """Epoch set by `set_epoch`, or None."""
         chosen = int(self._chosen)
         return None if chosen < 0 else chosen
 
     @property
     def view(self) -> View:
-        """The view of this epoch."""
+        """View of this epoch."""
         found: View = self.views[(self.epoch or 0) % len(self.views)]
         return found
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the view of an epoch, 0, 1, ...
+        """Set the epoch, 0, 1, ..., which determines the view.
 
         Raises:
-            InputError: It is not a whole number from 0.
+            InputError: If it is not a non-negative integer.
         """
         self._chosen.fill_(epoch_number(epoch))
 
     def at(self, epoch: int) -> EpochRows:
-        """Return view and logits of an epoch, which belong together whatever `set_epoch` does meanwhile.
+        """Return the view and the logits of an epoch; later calls of `set_epoch` do not affect them.
 
         Raises:
-            CorruptCacheError: The view is damaged.
-            InputError: It is not a whole number from 0.
+            CorruptCacheError: If the view is damaged.
+            InputError: If `epoch` is not a non-negative integer.
         """
         view = self.views[epoch_number(epoch) % len(self.views)]
         held = self._held
@@ -134,53 +134,53 @@ class TeacherRows(Dataset[Any]):
         return EpochRows(view, held[1], self.cache)
 
     def logits(self, samples: Sequence[int], temperature: float | None = None) -> AnyRows:
-        """Return the logits of some rows in this epoch, as any loss of logitcache takes them.
+        """Return the logits of rows in this epoch, in the form that logitcache's losses accept.
 
         Args:
             samples: Row ids, [B], which for images are sample ids.
-            temperature: Softmax temperature to complete the rows of a top-k cache for. None leaves them as they are.
+            temperature: Softmax temperature at which to complete top-k rows. None returns them as stored.
 
         Returns:
-            [B, C] float32, or `TopKRows` where the cache keeps the largest and no temperature is given, or `DrawnRows`.
+            Logits, [B, C] float32; or `TopKRows` for a top-k cache if no temperature is given, or `DrawnRows` for a sampled cache.
 
         Raises:
-            IndexError: A row that is not there.
-            InputError: A sample that the cache leaves out.
-            TypeError: Ids that are no integers: a mask, say.
-            CorruptCacheError: The view is damaged.
+            IndexError: If a row does not exist.
+            InputError: If the cache leaves out a sample.
+            TypeError: If ids are not integers, such as a mask.
+            CorruptCacheError: If the view is damaged.
         """
         return self.at(self.epoch or 0).logits(samples, temperature)
 
     def rows(self, samples: Sequence[int]) -> AnyRows:
-        """The same as `logits` without a temperature."""
+        """Return `logits(samples)`."""
         return self.logits(samples)
 
     def __getitem__(self, sample: int) -> AnyRows:
         return self.logits([sample])[0]
 
     def __getitems__(self, samples: list[int]) -> list[AnyRows]:
-        """Return several at once: torch's loaders ask this way."""
+        """Return several items at once, as torch's data loaders request them."""
         return list(self.logits(samples))
 
     def loader(self, data: Any = None, **settings: Any) -> Loader:
-        """Return whole batches of inputs, labels and logits: see `Loader`."""
+        """Return a `Loader` of batches of inputs, labels and logits."""
         return Loader(self.cache, data, **settings)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Travel without the rows: a spawned worker reads them itself."""
+        """Drop the rows: a spawned worker reads them itself."""
         return self.__dict__ | {"_held": None, "_decoder": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Share the epoch of a copy with the workers that it will have, as the original does."""
+        """Put the epoch of a copy in shared memory, so that its workers see changes."""
         self.__dict__.update(state)
         shared(self._chosen)
 
 
 class WithTeacher(Dataset[tuple[Any, int, Any]]):
-    """A data set with what the teacher said: items are (image, label, logits), of one view.
+    """A data set with the teacher's logits: items are (image, label, logits) in one view.
 
-    Epoch e shows view e mod V. `set_epoch` chooses the epoch; Hugging Face's Trainer and accelerate call it by themselves. Until it is
-    called, views follow one another: a batch shows the view after the one in which its first sample was shown last.
+    Epoch e uses view e mod V. The epoch is set with `set_epoch`, which Hugging Face's Trainer and accelerate call automatically. Until
+    it is called, views are cycled: a batch uses the view after the one that its first sample was last shown in.
     """
 
     def __init__(
@@ -201,11 +201,11 @@ class WithTeacher(Dataset[tuple[Any, int, Any]]):
         return len(self._kept)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the view of an epoch, 0, 1, ..., and look whether 64 of its samples still are what the teacher saw.
+        """Set the epoch, 0, 1, ..., and check that 64 samples of its view are what the teacher saw.
 
         Raises:
-            CacheMismatchError: They are not.
-            InputError: It is not a whole number from 0.
+            CacheMismatchError: If they are not.
+            InputError: If it is not a non-negative integer.
         """
         self.teacher.set_epoch(epoch)
         self._check(self.teacher.view, sampled(0, epoch, len(self._images)))
@@ -214,7 +214,7 @@ class WithTeacher(Dataset[tuple[Any, int, Any]]):
         return self.__getitems__([sample])[0]
 
     def __getitems__(self, samples: list[int]) -> list[tuple[Any, int, Any]]:
-        """Return several at once: torch's loaders ask this way."""
+        """Return several items at once, as torch's data loaders request them."""
         ids, transform = self._kept[_row_ids(samples, len(self))], self._transform or (lambda pixels: pixels)
         if not len(ids):
             return []
@@ -226,13 +226,13 @@ class WithTeacher(Dataset[tuple[Any, int, Any]]):
         return [(transform(pixels), label, row) for pixels, label, row in zip(shown, labels, logits, strict=True)]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Share the views of a copy with the workers that it will have, as the original does."""
+        """Put the next views of a copy in shared memory, so that its workers see changes."""
         self.__dict__.update(state)
         if self._upcoming is not None:
             shared(self._upcoming)
 
     def _epoch_of(self, ids: Ids) -> int:
-        """Read once which epoch a batch shows; where nobody chose one, it is the next that its first sample has not been shown in."""
+        """Return the epoch of a batch: the one that was set, or else the next view of its first sample."""
         if (chosen := self.teacher.epoch) is not None or self._upcoming is None:
             return chosen or 0
         view = int(self._upcoming[ids[0]])
@@ -247,24 +247,24 @@ class WithTeacher(Dataset[tuple[Any, int, Any]]):
 def _row_ids(samples: Sequence[int] | Ids, count: int) -> Ids:
     ids = np.asarray(samples).reshape(-1)
     if len(ids) and ids.dtype.kind not in "iu":
-        raise TypeError(f"sample ids are integers, not {ids.dtype}")
+        raise TypeError(f"sample ids must be integers, not {ids.dtype}")
     ids = ids.astype(np.int64)
     if len(ids) and not 0 <= ids.min() <= ids.max() < count:
-        raise IndexError(f"samples are 0 to {count - 1}, not {ids.min()} to {ids.max()}")
+        raise IndexError(f"sample ids must be 0 to {count - 1}, not {ids.min()} to {ids.max()}")
     return ids
 
 
 def open_dataset(cache: str | Path | Cache, teacher: str | None = None) -> TeacherRows:
-    """Open a cache as a torch data set of logits, for a training loop of your own; `logitcache.open` is the same.
+    """Open a cache as a torch data set of logits, for your own training loop; `logitcache.open` is an alias.
 
-    `logitcache.open_cache` opens the store instead: its manifest, labels and blocks, as numpy arrays.
+    To read the manifest, labels and blocks as numpy arrays, use `logitcache.open_cache`.
 
     Args:
         cache: Path of the cache.
-        teacher: Slug of one of several teachers.
+        teacher: Slug of the teacher, if the cache has several.
 
     Raises:
-        LogitCacheError: It cannot be opened, or is not whole.
+        LogitCacheError: If it cannot be opened, or is incomplete.
     """
     return TeacherRows(cache, teacher)
 
@@ -277,31 +277,31 @@ def wrap(
     teacher: str | None = None,
     image_size: int | None = None,
 ) -> WithTeacher:
-    """Add the teacher's rows to a data set: items become (image, label, logits), which torch's own collate function takes.
+    """Add the teacher's rows to a data set: items become (image, label, logits), which torch's default collate function supports.
 
-    Images are rendered as the teacher saw them in the view of the epoch, so the data set must come without random transforms, and are
-    resized to one size; what remains (float, normalise) is `transform`. Logits are [C] float32, or of a top-k cache one row of
-    `TopKRows`: a batch of either is what a loss of logitcache takes.
+    Images are rendered as the teacher saw them in the view of the epoch and resized to one size, so the data set must not apply random
+    transforms; use `transform` for the remaining steps (conversion to float, normalization). Logits are [C] float32, or one row of
+    `TopKRows` for a top-k cache; logitcache's losses accept batches of either.
 
     Args:
-        dataset: Torchvision-style: items are (PIL image or uint8 pixels, label); or the name of a data set, or None for the one that
-            the cache was dumped from.
-        cache: A cache of its logits.
-        transform: Applied to the uint8 pixels, [C, image_size, image_size], of an item.
-        teacher: Slug of one of several teachers.
+        dataset: Torchvision-style data set with items (PIL image or uint8 pixels, label), or the name of a data set. None opens the one
+            that the cache was dumped from.
+        cache: Cache of its logits.
+        transform: Function applied to the uint8 pixels of an item, [C, image_size, image_size].
+        teacher: Slug of the teacher, if the cache has several.
         image_size: Height and width of the images in pixels. Defaults to the teacher's.
 
     Raises:
-        CacheMismatchError: The cache is of other data, or pixels differ from what the teacher was shown.
-        InputError: Items that are no images; views that mix samples; an argument that means nothing.
+        CacheMismatchError: If the cache is of other data, or pixels differ from what the teacher was shown.
+        InputError: If items are not images, views mix samples, or an argument is invalid.
     """
-    LoaderSettings(image_size=image_size)  # refuses what is no size
+    LoaderSettings(image_size=image_size)  # raises an error for an invalid size
     if not (transform is None or callable(transform)):
         raise InputError(f"`transform` must be a function of pixels, not {transform!r}")
     rows = TeacherRows(cache, teacher)
     if not rows.cache.manifest.of_images:
         raise InputError(
-            f"{rows.cache.place} is a cache of {rows.cache.manifest.modality}: `wrap` takes images. Use `Loader`."
+            f"{rows.cache.place} is a cache of {rows.cache.manifest.modality}, but `wrap` is for images. Use `Loader`."
         )
     refuse_unreplayable(rows.cache)
     images = recorded_data(rows.cache, dataset, listed=dataset is None)

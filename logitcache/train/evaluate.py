@@ -1,4 +1,4 @@
-"""How good is a network on labelled data."""
+"""Evaluation of a network on labelled data."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,23 +27,23 @@ __all__ = ["Evaluation", "Subject", "evaluate"]
 _BINS = 15
 _TOP = 5
 
-# Network, input, which outputs are rows -> their logits, [r, C] float32 each.
+# Function of a network, its input and the mask of outputs that are rows; yields their logits, [r, C] float32.
 Predict = Callable[[nn.Module, Any, Tensor | None], Iterable[Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was measured, in evaluation mode.
+    """Results of an evaluation.
 
     Attributes:
-        accuracy: Share of rows whose largest logit is the label's.
+        accuracy: Fraction of rows whose predicted class is the label.
         loss: Mean cross-entropy in nats.
         ece: Expected calibration error, 15 bins of equal width (Guo et al., ICML 2017).
         rows: Row ids, [R] int64.
-        predictions: Class of the largest logit of each row, [R] int64.
-        top5: Share of rows whose label is among the five largest logits; None where there are five classes or fewer, or the data is
-            not judged by its accuracy.
-        others: What the kind of data is measured by besides, as `perplexity`.
+        predictions: Predicted class of each row, [R] int64.
+        top5: Fraction of rows whose label is among the five largest logits; None if there are five classes or fewer, or accuracy is not
+            the headline metric of the data.
+        others: Further metrics of the modality, such as `perplexity`.
     """
 
     accuracy: float
@@ -55,7 +55,7 @@ class Evaluation:
     others: Mapping[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """Return what an epoch records."""
+        """Return the metrics of an epoch."""
         top5 = {} if self.top5 is None else {"test_top5_accuracy": self.top5}
         return {"test_accuracy": self.accuracy, **top5, "test_loss": self.loss, "test_ece": self.ece, **self.others}
 
@@ -65,12 +65,12 @@ class Subject:
     """The data that a network is evaluated on.
 
     Attributes:
-        samples: The labelled data.
-        view: View that renders the samples.
+        samples: Labelled data.
+        view: View to render.
         inputs: Preprocessing of the network.
-        renderer: Renders the samples for this preprocessing.
-        names: Names of networks that may have what belongs to the data, as a tokenizer.
-        completer: Completes prompts of the samples; None completes none.
+        renderer: Renderer of the samples for this preprocessing.
+        names: Names of networks that may come with files the modality needs, such as a tokenizer.
+        completer: Completer of the samples' prompts, or None.
     """
 
     samples: Samples
@@ -92,36 +92,37 @@ def evaluate(
     teacher: Callable[[Ids], AnyRows] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
-    """Run a network in evaluation mode; afterwards each of its modules has its own mode again.
+    """Evaluate a network in evaluation mode, and restore the mode of each of its modules afterwards.
 
-    All processes of a training take part: each evaluates its share of the batches, and all return the same.
+    All processes of a training must call this. Each evaluates its share of the batches, and all return the same result.
 
     Args:
-        module: The network, on `device`.
-        subject: The data.
-        predict: Runs the network on a batch as training does (`Stepper.rows`).
+        module: Network, on `device`.
+        subject: Data to evaluate on.
+        predict: Function that runs the network on a batch as in training (`Stepper.rows`).
         device: Device of the network.
-        replicas: The processes that share the work.
-        ids: Sample ids to evaluate on, ascending, [B]. Defaults to all that are not left out.
-        teacher: Returns the teacher's logits of some rows, to compare the student with; None compares with labels alone.
-        should_stop: Asked after every batch but the last, where one process evaluates: several would have to agree each time.
+        replicas: Processes that share the work.
+        ids: Sample ids to evaluate on, ascending, [B]. Defaults to all that are not excluded.
+        teacher: Function that returns the teacher's logits of rows, to compare the student with, or None.
+        should_stop: Function that returns whether to stop, called after every batch except the last. Not called if there are several
+            processes, because they would have to agree each time.
 
     Raises:
-        InputError: The loss is no number.
-        StoppedError: It was asked to stop.
+        InputError: If the loss is not finite.
+        StoppedError: If `should_stop` returned True.
     """
     samples, modality = subject.samples, modality_of(subject.samples)
     chosen = kept_of(samples) if ids is None else ids
     size = usual_batch(modality)
     batches = [chosen[start : start + size] for start in range(0, len(chosen), size)][replicas.rank :: replicas.world]
     ranked = modality.headline == ACCURACY.name and len(samples.classes) > _TOP
-    # Loss; rows whose label is among the largest logits; of each bin, correct rows less their confidence.
+    # Loss; number of rows whose label is among the largest logits; correct rows minus confidence in each bin.
     sums = torch.zeros(2 + _BINS, dtype=torch.float64, device=device)
     differences = torch.zeros(len(BESIDE), dtype=torch.float64, device=device)
     rows: list[Ids] = []
     predictions: list[Tensor] = []
     replicas.align(module)
-    # Not in inference mode: a student may keep what it makes here, a table of positions say, for the next step.
+    # Not in inference mode: a student may cache tensors that it creates here, such as a table of positions, for the next step.
     with evaluating(module), torch.no_grad():
         for batch in subject.renderer.batches(subject.view, batches):
             targets = modality.row_labels(samples, subject.view, batch.samples)
@@ -141,7 +142,7 @@ def evaluate(
                 predictions.append(predicted)
             rows.append(targets.ids)
             if replicas.world == 1 and len(rows) < len(batches) and should_stop():
-                raise StoppedError("the evaluation was stopped as asked")
+                raise StoppedError("the evaluation was stopped on request")
     mine = (_joined(rows), _joined([one.cpu().numpy() for one in predictions]))
     found, said = (_joined(parts) for parts in zip(*replicas.gathered(mine), strict=True))
     order = np.argsort(found, kind="stable")
@@ -150,8 +151,7 @@ def evaluate(
     loss, hits, ece = float(sums[0]), float(sums[1]), float(sums[2:].abs().sum())
     if not math.isfinite(loss):
         raise InputError(
-            f"the loss of an evaluation is {loss}: the student's logits are no numbers, training has diverged. Lower --lr, or add "
-            "--warmup-epochs."
+            f"the loss of an evaluation is {loss}, so training has diverged. Lower --lr, or add --warmup-epochs."
         )
     top5 = hits / len(found) if ranked else None
     others = dict(measured_besides(modality, samples, loss / len(found), len(found), chosen, subject.names))

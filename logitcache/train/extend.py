@@ -1,10 +1,10 @@
-"""Extending a run beyond its last epoch: the schedule of the additional epochs.
+"""Schedule of the additional epochs when a run is extended beyond its last epoch.
 
-`continue` keeps the schedule of the run as it was begun. Step stays at its last rate, or falls at milestones that lie beyond the old
-end; the warm-up of the distillation term and the switches of a method stay where they ended. Cosine and onecycle have fallen to
-nothing, so they cannot be continued. `stretch` follows, from the next epoch on, the schedule of a run with the new number of epochs:
-milestones that are shares of the epochs, cosine, onecycle and the method's progress move; `warmup_epochs` and milestones that were
-given in epochs stay. Epochs that are over keep the rates they had.
+`continue` keeps the original schedule: step stays at its last rate, or decays at milestones beyond the old end; the warm-up of the
+distillation term and the switches of a method keep their final values. Cosine and onecycle have decayed to zero, so they cannot be
+continued. `stretch` follows, from the next epoch on, the schedule of a run with the new number of epochs: milestones given as shares of the
+epochs, cosine, onecycle and the method's progress move; `warmup_epochs` and milestones given in epochs do not. Completed epochs keep their
+rates.
 """
 
 import logging
@@ -29,7 +29,7 @@ def warn_of_milestones(settings: TrainSettings) -> None:
     milestones = settings.decay_milestones or ()
     if settings.sched != "step":
         if milestones:
-            words = f"--decay-milestones does nothing with --sched {settings.sched}: only step falls at milestones"
+            words = f"--decay-milestones has no effect with --sched {settings.sched}; only step uses milestones"
             _LOG.warning("%s", name_settings(words))
         return
     if late := [milestone for milestone in milestones if milestone >= settings.epochs]:
@@ -50,28 +50,29 @@ def lengthened(
     """Choose the schedule of a run that is extended.
 
     Args:
-        path: The run.
+        path: Folder of the run.
         settings: New settings, with more epochs than the run had.
         objective: Training objective.
-        extend: `continue`, `stretch`, or None if not given.
+        extend: Value of `--extend`: `continue`, `stretch`, or None if not given.
         then: Recorded settings of the run.
-        length: Number of epochs that its schedule is made for.
-        done: Number of epochs that are over.
+        length: Number of epochs of its schedule.
+        done: Number of completed epochs.
 
     Returns:
-        `extend`, or None where both are the same, and the number of epochs that the schedule is made for from now on.
+        `extend`, or None if both choices are equivalent, and the number of epochs of the schedule from now on.
 
     Raises:
-        InputError: It matters and nothing was said, or the schedule has nothing left to continue.
-        CacheMismatchError: Milestones of epochs that are over were changed.
+        InputError: If `extend` is needed but not given, or the schedule cannot be continued.
+        CacheMismatchError: If milestones of completed epochs were changed.
     """
     before = replace(settings, epochs=length, decay_milestones=then.get("decay_milestones"))
     continued = replace(settings, epochs=length)
     had, asked = counted(then["epochs"], "epoch"), f"{settings.epochs:,}"
     if any(learning_rate(before, epoch, 0, 1) != learning_rate(continued, epoch, 0, 1) for epoch in range(done)):
         raise CacheMismatchError(
-            f"{path} was trained with --decay-milestones {_listed(then.get('decay_milestones'))}, and {_listed(settings.decay_milestones)} "
-            f"would change the rate of epochs that are over: give milestones that agree with it on the first {counted(done, 'epoch')}."
+            f"{path} was trained with --decay-milestones {_listed(then.get('decay_milestones'))}, but "
+            f"{_listed(settings.decay_milestones)} "
+            f"would change the rate of completed epochs; use milestones that give the same rates in the first {counted(done, 'epoch')}."
         )
     over = settings.sched != "step"
     if not over and _pace(continued, objective, done, settings.epochs) == _pace(
@@ -83,20 +84,20 @@ def lengthened(
     if over:
         weights = path / "student.safetensors"
         raise InputError(
-            f"{path} was trained for {had}, at the end of which {settings.sched} has fallen to nothing, so --extend continue would train "
-            f"nothing. --extend stretch follows the schedule of {asked} epochs from here on; a new schedule is that of a new run, begun "
-            f"with --student-weights {weights}."
+            f"{path} was trained for {had}, at the end of which {settings.sched} has decayed to zero, so --extend continue would not train "
+            f"anything. Use --extend stretch to follow the schedule of {asked} epochs from here on, or start a new run with a new schedule "
+            f"and --student-weights {weights}."
         )
     if extend is None:
         raise InputError(
-            f"{path} was trained for {had}, and {asked} are asked for: say with --extend continue that its schedule stays where it ended, "
-            f"or with --extend stretch that from here on it is that of {asked} epochs."
+            f"{path} was trained for {had}, but --epochs is {asked}. Use --extend continue to keep the schedule where it ended, or "
+            f"--extend stretch to follow the schedule of {asked} epochs from here on."
         )
     return extend, length
 
 
 def _pace(schedule: TrainSettings, objective: Objective, first: int, last: int) -> list[tuple[Any, ...]]:
-    """Return all that a schedule decides about some epochs: the rate, the ramp of the distillation term, what a method switches on."""
+    """Return everything that a schedule determines in some epochs: learning rate, warm-up of the distillation term, switches."""
     found: list[tuple[Any, ...]] = []
     for epoch in range(first, last):
         progress = progress_after(epoch, schedule)

@@ -1,4 +1,4 @@
-"""What a training will do: cache, data, student and objective opened and decided, before anything is written."""
+"""Preparation of a training: open cache and data, build student and objective, before anything is written."""
 
 import shlex
 from collections.abc import Sequence
@@ -50,29 +50,29 @@ from logitcache.train.weighting import weights_of_classes
 
 __all__ = ["Job", "prepare", "targets_of"]
 
-_MANY_CLASSES = 4096  # beyond which rows of every class are no advice
-_FOR_IMAGES = ("augment", "exif_orientation", "channels_last")  # settings that text has no use for
+_MANY_CLASSES = 4096  # number of classes up to which messages recommend --encoding full
+_FOR_IMAGES = ("augment", "exif_orientation", "channels_last")  # settings that do not apply to text
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A training that is ready to begin.
+    """A prepared training.
 
     Attributes:
-        cache: The cache, with one teacher chosen; None on labels alone.
+        cache: Cache with one teacher chosen, or None when training on labels alone.
         method: Name of the method, as recorded.
-        objective: The training objective.
-        samples: The training data.
-        test: The data to evaluate on after each epoch, or None.
-        excluded: Samples that are left out because the cache or somebody says so: ids in the whole data set.
-        held_out: Samples of `test` that are evaluated, where that is the training data with what is held out of it, ascending; else None.
-        epoch_views: Views of an epoch; epoch e takes entry e mod their number.
-        network: The student with its initial weights, not yet on the device.
-        inputs: The student's preprocessing.
+        objective: Training objective.
+        samples: Training data.
+        test: Data to evaluate on after each epoch, or None.
+        excluded: Samples that the cache or the user excludes, as ids in the whole data set.
+        held_out: Held-out samples, ascending, if `test` is the training data including them; else None.
+        epoch_views: Views of each epoch; epoch e uses entry e mod their number.
+        network: Student with its initial weights, not yet on the device.
+        inputs: Preprocessing of the student.
         device: Device to train on.
-        spec: Name of the training data; None where it is an object.
-        window: Rows of a block and blocks of a window, where memory is bounded; None holds whole views.
-        completer: Completes test prompts after each epoch, where that was asked for.
+        spec: Name of the training data, or None if it is an object.
+        window: Rows per block and blocks per window if memory is bounded; None if whole views are loaded.
+        completer: Completer of test prompts after each epoch, or None.
     """
 
     cache: Cache | None
@@ -92,7 +92,7 @@ class Job:
 
     @property
     def names(self) -> list[str]:
-        """Names of the teacher, or of those that a mean is of, and of the student."""
+        """Names of the teacher (or of the members of an averaged teacher) and of the student."""
         teacher = None if self.cache is None else self.cache.manifest.teachers[0]
         return [
             *([] if teacher is None else [one["name"] for one in teacher["members"] or [teacher]]),
@@ -101,7 +101,10 @@ class Job:
 
 
 def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettings) -> Job:
-    """Open everything that a training needs, and refuse what does not fit; writes nothing. Raises what `train_student` raises."""
+    """Open everything that a training needs, and check that it fits together. Nothing is written.
+
+    Raises the same errors as `train_student`.
+    """
     name, objective = method_name(settings.method), _objective(settings)
     opened = None if cache is None else cache.of(settings.teacher)
     _refuse_nonsense(opened, name, settings, distills=objective.loss is not None)
@@ -142,12 +145,12 @@ def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettin
 
 
 def targets_of(job: Job, settings: TrainSettings, *, in_place: bool = False) -> Targets:
-    """Return where the teacher's logits come from: the cache, the live teacher, or nowhere.
+    """Return the source of the teacher's logits: the cache, the live teacher, or none.
 
     Args:
-        job: The training.
-        settings: Those of `train_student`.
-        in_place: As for `CachedTargets`.
+        job: Prepared training.
+        settings: Settings of the training.
+        in_place: Whether to load rows into the same memory, as in `CachedTargets`.
     """
     if job.cache is None or job.objective.loss is None:
         return LabelsOnly()
@@ -160,7 +163,7 @@ def targets_of(job: Job, settings: TrainSettings, *, in_place: bool = False) -> 
 def _objective(settings: TrainSettings) -> Objective:
     pieces = {name: getattr(settings, name) for name in ("refine", "standardize", "temperature", "tail")}
     if twice := [word for word in settings.parameters or {} if pieces.get(word) is not None]:
-        raise InputError(f"{twice[0]} is given twice, by its own option and as a parameter")
+        raise InputError(f"{twice[0]} is set twice, by its own option and as a parameter")
     return make_objective(
         settings.method,
         {word: value for word, value in pieces.items() if value is not None} | dict(settings.parameters or {}),
@@ -175,12 +178,12 @@ def _objective(settings: TrainSettings) -> Objective:
 def _weighted(
     objective: Objective, method: str, settings: TrainSettings, samples: Samples, device: torch.device
 ) -> Objective:
-    """Give an objective the weights of classes that were asked for."""
+    """Return the objective with class weights, if they are set."""
     if settings.class_weights is None:
         return objective
     if objective.ce_weight == 0:
         raise InputError(
-            f"--class-weights weighs the classes in cross-entropy, which has no weight in {method} here: give it some with --ce-weight"
+            f"--class-weights applies to cross-entropy, whose weight is 0 with method {method}; set --ce-weight"
         )
     weights = weights_of_classes(settings.class_weights, samples)
     return replace(objective, class_weights=torch.tensor(weights, dtype=torch.float32, device=device))
@@ -193,43 +196,43 @@ def _epoch_views(
     shown = epoch_views(views, paired=paired)
     if settings.pair_views and len(shown) == len(views):
         remedy = (
-            "Dump some: --augment RECIPE,RECIPE makes one view of each"
+            "Dump them with --augment RECIPE,RECIPE, which makes one view of each"
             if cache
-            else "Name two: --augment RECIPE,RECIPE"
+            else "Pass two recipes with --augment RECIPE,RECIPE"
         )
-        raise CacheMismatchError(f"{cache.place if cache else 'this training'} holds no pairs of views. {remedy}.")
+        raise CacheMismatchError(f"{cache.place if cache else 'this training'} has no pairs of views. {remedy}.")
     return shown
 
 
 def _refuse_nonsense(cache: Cache | None, method: str, settings: TrainSettings, *, distills: bool) -> None:
     if cache is None and distills:
         raise InputError(
-            f"method {method} needs a teacher's logits: name a cache. Without one, only --method ce trains, with --data."
+            f"method {method} needs a teacher's logits; pass a cache. Without a cache, only --method ce with --data is possible."
         )
     if cache is None and settings.live_teacher:
-        raise InputError("a live teacher needs a cache too: it says which teacher, data and views. Name one.")
+        raise InputError("a live teacher needs a cache, which records the teacher, the data and the views. Pass one.")
     if cache is None and settings.data is None:
-        raise InputError("name a cache, or with --method ce a data set (--data)")
+        raise InputError("nothing to train on; pass a cache, or with --method ce a data set (--data)")
 
 
 def _refuse_other_views(cache: Cache, settings: TrainSettings) -> None:
-    """Refuse settings that say how images are rendered, where the cache says otherwise."""
+    """Raise an error if settings for rendering images contradict the cache."""
     if settings.augment is not None:
         raise InputError(
-            f"{cache.place} has its own views ({cache.manifest.views[0]['recipe']}): leave out --augment, or dump again with it."
+            f"{cache.place} has its own views ({cache.manifest.views[0]['recipe']}); leave out --augment, or dump again with it."
         )
     if settings.exif_orientation and not cache.manifest.data.get("exif_orientation", False):
         raise InputError(
-            f"{cache.place} was dumped without --exif-orientation, and its students see what its teacher saw: leave it out, or dump again "
-            "with it into another path."
+            f"{cache.place} was dumped without --exif-orientation, and a student must see what the teacher saw; leave it out, or dump "
+            "again with it to another path."
         )
 
 
 def _window(cache: Cache, budget: int | None, views: int) -> tuple[int, int] | None:
-    """Choose how many blocks of a cache are held at once: (rows of a block, blocks), or None for all.
+    """Return the rows per block and the blocks per window that fit into a memory budget, or None if all blocks fit.
 
     Raises:
-        InputError: Not even one block fits, twice.
+        InputError: If the budget is smaller than two blocks.
     """
     if budget is None:
         return None
@@ -237,83 +240,83 @@ def _window(cache: Cache, budget: int | None, views: int) -> tuple[int, int] | N
     block = 2 * views * manifest.block_rows * cache.fields(cache.teacher).itemsize
     block *= 1 + most_spills(
         manifest.view_rows, manifest.block_rows, cache.offsets()
-    )  # blocks that a sample goes on in
+    )  # further blocks that a sample continues in
     if budget < block:
         raise InputError(
-            f"--memory-budget {budget:,} bytes does not hold one block of {cache.place} and the next beside it: that takes {block:,}"
+            f"--memory-budget {budget:,} bytes is too small: one block of {cache.place} and the next one take {block:,} bytes"
         )
     count = budget // block
     return None if count >= manifest.blocks else (manifest.block_rows, count)
 
 
 def _refuse_too_little(cache: Cache, objective: Objective) -> None:
-    """Refuse a method that needs more of a row than the cache keeps, naming the dump that would serve."""
+    """Raise an error if the method needs more of a row than the cache stores, and suggest a dump that would be sufficient."""
     encoding, loss = cache.manifest.encoding, objective.loss
     if loss is not None and encoding["kind"] == "sampled":
         if loss.bucket:
-            raise InputError(f"{cache.place} holds draws, which leave no rest for --tail bucket. Leave it out.")
+            raise InputError(f"{cache.place} stores sampled rows, which have no tail for --tail bucket. Leave it out.")
         if loss.not_drawn:
             fine = ", ".join(["ce", *(name for name, one in METHODS.items() if serves_draws(name, one))])
             raise CacheMismatchError(
-                f"{cache.place} holds classes drawn from the teacher's distribution, and {loss.not_drawn}. Methods that take draws, at "
-                f"temperature 1: {fine}. Choose one of them, or dump again with --encoding full or topk."
+                f"{cache.place} stores classes drawn from the teacher's distribution, and {loss.not_drawn}. Methods that support sampled "
+                f"rows, at temperature 1: {fine}. Choose one of them, or dump again with --encoding full or topk."
             )
         return
     if loss is None or encoding["kind"] == "full":
         if loss is not None and loss.bucket:
-            raise InputError(f"{cache.place} keeps every class: nothing is left for --tail bucket. Leave it out.")
+            raise InputError(f"{cache.place} stores every class, so there is no tail for --tail bucket. Leave it out.")
         return
     if loss.every_class:
         raise CacheMismatchError(_more_is_needed(cache, loss.every_class))
     if loss.needs_label and "label" in cache.manifest.teachers[0].get("gives", {}):
         raise CacheMismatchError(
-            f"{cache.place} was imported from rows that do not say how likely a token is that is not among the {encoding['k']} largest, "
-            "and the method reads that of the label. Choose one that does not: "
+            f"{cache.place} was imported from rows without the probability of a token outside the {encoding['k']} largest, but the method "
+            "needs that of the label. Choose one that does not: "
             f"{', '.join(name for name, one in METHODS.items() if one.divergence and one.ignores_labels and one.refine is None)}."
         )
     if encoding["kind"] == "topk-mass" and (temperature := loss.other_temperature) is not None:
         raise CacheMismatchError(
-            f"{cache.place} holds log-probabilities at temperature 1, and of the classes outside the {encoding['k']} largest only their "
-            f"mass: what that mass is at temperature {temperature:g} nobody can tell. Use --temperature 1 (and 1 where a method has "
-            "others, as calibration_temperature), or dump a teacher whose logits are at hand."
+            f"{cache.place} stores log-probabilities at temperature 1 and only the total mass of the classes outside the {encoding['k']} "
+            f"largest, which is unknown at temperature {temperature:g}. Use --temperature 1 (and 1 for other temperatures of the method, "
+            "such as calibration_temperature), or dump a teacher whose logits are available."
         )
 
 
 def _more_is_needed(cache: Cache, reason: str) -> str:
-    """Return the message for a method that needs every class of rows of which the largest were kept."""
+    """Return the error message for a method that needs every class of a top-k cache."""
     encoding, classes, rows = cache.manifest.encoding, len(cache.manifest.classes), cache.manifest.view_rows
-    why = f"{cache.place} keeps the {encoding['k']} largest of {classes:,} logits, and {reason}."
+    why = f"{cache.place} stores the {encoding['k']} largest of {classes:,} logits, and {reason}."
     if encoding["kind"] == "topk-mass":
-        return f"{why} Its teacher gave no more: choose another method."
+        return f"{why} Its teacher provided only these; choose another method."
     if classes <= _MANY_CLASSES:
         return f"{why} Dump again with --encoding full{_fuller(cache)} or choose another method."
     serving = ", ".join(name for name, method in METHODS.items() if needs_of(name, method) != "every class")
     return (
-        f"{why} Choose a method that takes such rows ({serving}): with --encoding full --precision f16 a row would take "
+        f"{why} Choose a method that supports such rows ({serving}). With --encoding full --precision f16, a row would take "
         f"{bytes_text(2 * classes)}, and the cache {bytes_text(2 * classes * rows * len(cache.manifest.views))}."
     )
 
 
 def _refuse_mixed(views: Sequence[View], objective: Objective, method: str, where: str) -> None:
-    """Refuse a method that reads the label of a row where rows have two."""
+    """Raise an error if the method uses the label of a row but views mix samples, so that rows have two labels."""
     mixed = next((view for view in views if view.mixes), None)
     if mixed is None or objective.loss is None or not objective.loss.needs_label:
         return
     if objective.loss.assumed:
         raise CacheMismatchError(
-            f"method {method} is a plain function, which is assumed to read the label of a row, and the views of {where} mix two samples "
+            f"method {method} is a plain function, which is assumed to use the label of a row, but the views of {where} mix two samples "
             f"into one ({mixed.recipe}). Wrap it in a logitcache.methods.Method with ignores_labels=True if it does not, or dump views "
-            "that are not mixed."
+            "without mixing."
         )
     fine = ", ".join(["ce", *(name for name, one in METHODS.items() if one.ignores_labels and one.refine is None)])
     raise CacheMismatchError(
-        f"method {method} reads the label of a row, and the views of {where} mix two samples into one ({mixed.recipe}). Choose a "
-        f"method that does not ({fine}), or dump views that are not mixed."
+        f"method {method} uses the label of a row, but the views of {where} mix two samples into one ({mixed.recipe}). Choose a "
+        f"method that does not ({fine}), or dump views without mixing."
     )
 
 
 def _fuller(cache: Cache) -> str:
-    """Spell the dump that keeps every class, where it is known how the cache was made."""
+    """Return the command of a dump that stores every class, as text to insert, if the cache records its own command."""
     words, kept = shlex.split(cache.command or ""), list[str]()
     if "dump" not in words or "--out" not in words:
         return ","
@@ -325,22 +328,22 @@ def _fuller(cache: Cache) -> str:
 
 
 def _held_out(cache: Cache | None, samples: Samples, share: float | None) -> Ids | None:
-    """Return the samples that are evaluated instead of trained on; None where no share was asked for.
+    """Return the samples to hold out for evaluation, or None if no share is given.
 
     Raises:
-        InputError: There is no cache, or it is of data that holds none out.
+        InputError: If there is no cache, or the modality does not support this.
     """
     if share is None:
         return None
     if cache is None:
         raise InputError(
-            "--holdout compares a student with the cached rows of documents: name a cache, or give --test-data instead"
+            "--holdout compares a student with the cached rows of documents; pass a cache, or use --test-data instead"
         )
     return held_out(modality_of(samples), samples, kept_of(samples), share)
 
 
 def _labelled(settings: TrainSettings) -> Any:
-    """Open the data of a training without a cache, without the samples that are left out."""
+    """Open the data of a training without a cache, without excluded samples."""
     reading = reading_beside(None, settings.exclude, exif_orientation=settings.exif_orientation)
     opened = as_samples(settings.data, reading=reading)
     refuse_image_options(opened, {name: getattr(settings, name) for name in _FOR_IMAGES})
@@ -361,10 +364,12 @@ def _test_samples(test_data: Any, data: Any, samples: Samples, cache: Cache | No
     reading = Reading(exif_orientation=turned, text=text_reading_like(samples, test_data, teacher))
     test, known = as_samples(test_data, samples.classes, reading=reading), samples.classes
     if (ours := modality_of(samples).name) != (theirs := modality_of(test).name):
-        raise CacheMismatchError(f"the training data is {ours} and the test data {theirs}: give the same kind.")
+        raise CacheMismatchError(
+            f"the training data is {ours}, but the test data is {theirs}; pass data of the same kind."
+        )
     if len(test.classes) > len(known) or tuple(test.classes) != tuple(known[: len(test.classes)]):
         raise CacheMismatchError(
-            f"the test data has other classes ({', '.join(test.classes[:5])}, ...; {len(test.classes)}) than the training data "
-            f"({', '.join(known[:5])}, ...; {len(known)}). Give one of the same classes with --test-data."
+            f"the test data has different classes ({', '.join(test.classes[:5])}, ...; {len(test.classes)}) from the training data "
+            f"({', '.join(known[:5])}, ...; {len(known)}). Pass data with the same classes with --test-data."
         )
     return counting(modality_of(test), test, loss_on)

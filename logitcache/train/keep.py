@@ -1,6 +1,6 @@
-"""The weights that a run leaves behind: those of the last epoch, and beside them those of the best.
+"""Saved weights of a run: those of the last epoch and those of the best epoch.
 
-Each is a safetensors file, and of language models a folder besides, which transformers loads.
+Weights are saved as a safetensors file and, for language models, also as a folder that transformers can load.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ from logitcache.train.step import Stepper
 
 __all__ = ["best_results", "keep_best", "save_last"]
 
-_AVERAGE = "ema_"  # before the name of a metric: that of the averaged weights
+_AVERAGE = "ema_"  # prefix of the metrics of the averaged weights
 
 
 def save_last(job: Job, stepper: Stepper, folder: Path) -> None:
-    """Write the weights, and those of the running mean, with a note on what they are."""
+    """Save the weights of the last epoch and their moving average, with metadata."""
     for prefix, network in _networks(stepper).items():
         _save(job, network, folder / f"student{_suffix(prefix)}.safetensors", {})
 
@@ -31,17 +31,17 @@ def save_last(job: Job, stepper: Stepper, folder: Path) -> None:
 def keep_best(
     job: Job, stepper: Stepper, folder: Path, history: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]
 ) -> None:
-    """Write the weights of an epoch whose headline metric is better than that of every epoch before it.
+    """Save the weights of an epoch if its headline metric is better than in every earlier epoch.
 
-    The running mean of the weights is judged by its own metric. This comes before the state of the epoch is saved: a run that is
-    killed in between trains the epoch again and writes the same.
+    The moving average of the weights is judged by its own metric. This runs before the state of the epoch is saved, so a run that is
+    killed in between repeats the epoch and writes the same file.
 
     Args:
-        job: The training.
-        stepper: Holds the student.
-        folder: Of the run.
-        history: Metrics of the epochs before.
-        metrics: Metrics of this epoch, with its number.
+        job: Prepared training.
+        stepper: Student and optimizer.
+        folder: Folder of the run.
+        history: Metrics of the earlier epochs.
+        metrics: Metrics of this epoch, including its number.
     """
     headline = _headline(job)
     for prefix, network in _networks(stepper).items():
@@ -53,7 +53,7 @@ def keep_best(
 
 
 def best_results(job: Job, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the best headline metric of all epochs and the first epoch that reached it, also of the running mean."""
+    """Return the best headline metric of all epochs and the first epoch that reached it, also for the averaged weights."""
     headline, found = _headline(job), dict[str, Any]()
     for prefix in ("", _AVERAGE):
         values = {one["epoch"]: one[prefix + headline.name] for one in history if prefix + headline.name in one}

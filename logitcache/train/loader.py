@@ -1,4 +1,4 @@
-"""Whole batches of inputs, labels and teacher's logits, for a training loop of your own."""
+"""Loader of batches of inputs, labels and the teacher's logits, for your own training loop."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -29,13 +29,13 @@ __all__ = ["Batch", "Loader", "LoaderRequest", "LoaderSettings", "refuse_mixed"]
 
 
 class Batch(NamedTuple):
-    """What a training step needs, all of it from one view. For images each sample is one row, R = B.
+    """A batch of one view for a training step. For images each sample is one row, so R = B.
 
     Attributes:
-        inputs: The student's input: a tensor, or a mapping of tensors; for images normalized pixels, [B, 3, H, W] float32.
+        inputs: Input of the student, a tensor or a mapping of tensors; for images normalized pixels, [B, 3, H, W] float32.
         labels: Class of each row, [R] int64.
-        logits: The teacher's logits as any loss of logitcache takes them: [R, C] float32, or `TopKRows` where a cache keeps the
-            largest, or `DrawnRows` where it holds draws.
+        logits: Teacher's logits in the form that logitcache's losses accept: [R, C] float32, `TopKRows` for a top-k cache, or
+            `DrawnRows` for a sampled cache.
         samples: Sample ids, [B] int64, on the host.
         keep: Mask of the student's outputs that are rows, [B, ...] bool. None if all of them are.
     """
@@ -48,26 +48,28 @@ class Batch(NamedTuple):
 
     @property
     def images(self) -> Any:
-        """The same as `inputs`."""
+        """Alias of `inputs`."""
         return self.inputs
 
     @property
     def rows(self) -> AnyRows:
-        """The same as `logits`."""
+        """Alias of `logits`."""
         return self.logits
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class LoaderSettings(Settings):
-    """The settings of a `Loader`."""
+    """Settings of a `Loader`."""
 
-    batch_size: int = option(64, minimum=1, help="Samples of a batch, in each process. The last batch may be smaller.")
-    drop_last: bool = option(False, help="Leave out a last batch that is smaller.")
+    batch_size: int = option(
+        64, minimum=1, help="Number of samples per batch, in each process. The last batch may be smaller."
+    )
+    drop_last: bool = option(False, help="Leave out a smaller last batch.")
     teacher: str | None = option(None, shown="the only one", help="Teacher, if the cache holds several.")
     shuffle: bool = option(
-        True, help="Go through the samples in a random order that depends on the seed and the epoch alone."
+        True, help="Iterate over the samples in a random order, which depends only on the seed and the epoch."
     )
-    seed: int = option(0, minimum=0, help="Seed of the order.")
+    seed: int = option(0, minimum=0, help="Seed of the sampling order.")
     mean: Sequence[float] | None = option(
         None, form="numbers", shown="the teacher's", help="Per-channel mean of the student's input, in [0, 1]."
     )
@@ -86,18 +88,18 @@ class LoaderSettings(Settings):
         None,
         metavar="all|assistant|completion",
         shown="all rows of the cache",
-        help="For text, the rows of a batch, as `train_student` takes it: all; completions, and whatever the assistant says in a chat; or "
-        "completions, and of a chat the last that it says. Documents without such a row are left out.",
+        help="For text, the rows to return, as in `train_student`: all; completions and the assistant's turns in a chat (assistant); or "
+        "completions and the assistant's last turn in a chat (completion). Documents without such a row are left out.",
     )
     device: str = option("auto", help="Device of the batches: auto, cpu, cuda, cuda:1, ...")
     workers: int | None = option(
-        None, minimum=0, shown="a number that suits the data", help="Number of processes that decode images."
+        None, minimum=0, shown="a number that suits the data", help="Number of worker processes that decode images."
     )
     rank: int | None = option(
         None,
         minimum=0,
-        shown="that of torch.distributed, or as torchrun says",
-        help="Number of this process among those that train together, from 0.",
+        shown="that of torch.distributed or torchrun",
+        help="Rank of this process among those that train together.",
     )
     world_size: int | None = option(
         None, minimum=1, shown="as for the rank", help="Number of processes that train together."
@@ -109,13 +111,13 @@ class LoaderSettings(Settings):
         self.check("seed", lambda seed: seed < 2**63, "below 2**63")
         self.check_name("loss_on", "rows to count", LOSSES_ON)
         if (self.rank is None) != (self.world_size is None):
-            raise InputError("rank and world_size belong together: give both, or neither")
+            raise InputError("rank and world_size must be given together, or not at all")
         self.check("rank", lambda rank: rank < (self.world_size or 1), f"below the world size, {self.world_size}")
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class LoaderRequest(Settings):
-    """What a loader takes besides its settings."""
+    """The arguments of a loader besides its settings."""
 
     cache: str | Path | Cache = option(form="python", help="Cache with the teacher's logits, or its path.")
     data: Any = option(
@@ -127,17 +129,17 @@ class LoaderRequest(Settings):
 
 
 class Loader:
-    """Whole batches for a loop of your own, in the order and with the pixels of `logitcache train`.
+    """Batches for your own training loop, in the order and with the pixels of `logitcache train`.
 
         with Loader("c.zarr", batch_size=64) as loader:
             for epoch in range(240):
                 for batch in loader:
                     loss = distill(student(batch.inputs), batch.logits, batch.labels).mean()
 
-    Each pass is the next epoch, and epoch e shows view e mod V. Passes do not disturb each other: several may be under way at once, and
-    one may be left at any batch. Processes that train together (torchrun, accelerate, torch.distributed) divide every epoch among
-    them: they make the same number of batches, for which up to `world_size - 1` samples are shown twice, and a step of all of them
-    shows what one process would show with batches of `batch_size * world_size`.
+    Each pass is the next epoch, and epoch e uses view e mod V. Passes are independent: several may be active at once, and each may be
+    stopped at any batch. Processes that train together (torchrun, accelerate, torch.distributed) divide every epoch: all have the same
+    number of batches, so up to `world_size - 1` samples are repeated, and a step of all processes contains the samples of one batch of
+    `batch_size * world_size` in a single process.
     """
 
     @show_options(LoaderRequest, LoaderSettings)
@@ -147,7 +149,7 @@ class Loader:
         {arguments}
 
         Raises:
-            LogitCacheError: Cache or data cannot be opened, or do not belong together.
+            LogitCacheError: If the cache or the data cannot be opened, or they do not match.
         """
         self._settings = settings = LoaderSettings(**options)
         self.cache = open_cache(cache).of(settings.teacher)
@@ -162,33 +164,33 @@ class Loader:
         chosen = self._modality.choose_inputs(self.data, self._views[0], given, recorded)
         self.preprocessing = for_training(self._modality, chosen, self.data)
         self._targets, self._reading = CachedTargets(self.cache, self.device), threading.Lock()
-        self._idle: list[Renderer] = []  # of passes that have ended
+        self._idle: list[Renderer] = []  # from finished passes
         self._next, self._closed = 0, False
 
     def __len__(self) -> int:
-        """Return the batches of an epoch, in this process."""
+        """Return the number of batches per epoch in this process."""
         return sum(1 for _ in self._shares(kept_of(self.data)))
 
     def __iter__(self) -> Iterator[Batch]:
-        """Return the batches of the next epoch: of epoch 0 at first, then of 1, ..."""
+        """Return the batches of the next epoch, starting with epoch 0."""
         epoch, self._next = self._next, self._next + 1
         return self.epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass, 0, 1, ...; those after it follow.
+        """Set the epoch of the next pass, 0, 1, ...; later passes continue from there.
 
         Raises:
-            InputError: It is not a whole number from 0.
+            InputError: If it is not a non-negative integer.
         """
         self._next = epoch_number(epoch)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch, 0, 1, ...; the next view is read meanwhile.
+        """Yield the batches of an epoch, 0, 1, ..., while the next view is read in the background.
 
         Raises:
-            CacheMismatchError: Pixels are not those that the teacher was shown (64 samples are looked at).
-            CorruptCacheError: The view is damaged.
-            InputError: The loader is closed, or the epoch is not a whole number from 0.
+            CacheMismatchError: If pixels differ from those that the teacher was shown (64 samples are checked).
+            CorruptCacheError: If the view is damaged.
+            InputError: If the loader is closed, or `epoch` is not a non-negative integer.
         """
         self._refuse_closed()
         epoch = epoch_number(epoch)
@@ -217,7 +219,7 @@ class Loader:
                 self._idle.append(renderer)
 
     def _shares(self, order: Ids) -> Iterator[Ids]:
-        """Yield the sample ids of each batch of this process."""
+        """Yield the sample ids of each batch in this process."""
         settings = self._settings
         rank, world = (settings.rank, settings.world_size) if settings.rank is not None else place_in_group()
         return shares(order, settings.batch_size, rank, world or 1, drop_last=settings.drop_last)
@@ -232,7 +234,7 @@ class Loader:
             raise InputError("this loader is closed")
 
     def close(self) -> None:
-        """End the thread that reads ahead and the processes that decode."""
+        """Stop the read-ahead thread and the worker processes."""
         self._closed = True
         self._idle.clear()
         self._targets.close()
@@ -247,6 +249,8 @@ class Loader:
 
 
 def refuse_mixed(cache: Cache, views: Sequence[Any]) -> None:
-    """Raise InputError where views mix samples."""
+    """Raise InputError if views mix samples."""
     if any(view.mixes for view in views):
-        raise InputError(f"{cache.place} mixes samples, so that rows have two labels: `logitcache train` takes both")
+        raise InputError(
+            f"{cache.place} mixes samples, so rows have two labels, which only `logitcache train` supports"
+        )

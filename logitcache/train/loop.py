@@ -1,10 +1,10 @@
-"""The epochs of one run: batches, their order and every random number are functions of (seed, epoch).
+"""Training loop of one run. Batches, their order and every random number are functions of (seed, epoch).
 
     dataset ─(sample, view)→ augmentation ─→ student ─┐
     store ─→ reader ─→ decode ─→ refine ──────────────┴→ loss
 
-An epoch shows one view, or the views of a pair, over which the objective is summed. A **window** is a part of it: where the rows of
-a view do not fit into memory, blocks are drawn in random order, a few at a time, and shuffled together.
+An epoch uses one view, or the views of a pair, over which the objective is summed. If the rows of a view do not fit into memory, an epoch
+is divided into **windows**: a few blocks at a time are drawn at random and shuffled together.
 """
 
 import functools
@@ -54,20 +54,20 @@ from logitcache.train.targets import CachedTargets, SomeRows, Stretch, Targets, 
 __all__ = ["Loop"]
 
 _AGREEMENT_SAMPLES = 2048
-_AGREED_STEPS, _AGREED_SECONDS = 16, 2.0  # at most, between two questions of several processes whether to stop
-_SEED_STRIDE = 0x9E3779B97F4A7C15  # between the dropout seeds of two processes
+_AGREED_STEPS, _AGREED_SECONDS = 16, 2.0  # maximum interval at which several processes agree on whether to stop
+_SEED_STRIDE = 0x9E3779B97F4A7C15  # difference between the dropout seeds of consecutive ranks
 
-_RESULTS = (  # of the last epoch, in the results of a run
+_RESULTS = (  # metrics of the last epoch that are recorded in the results of a run
     *("loss", "train_accuracy", "refined_rows", "test_accuracy", "test_top5_accuracy", "test_loss", "test_ece"),
     *("perplexity", "bits_per_byte", "kl_to_teacher", "test_teacher_agreement", "topk_overlap", "rouge_l"),
     *("ema_test_accuracy", "ema_test_top5_accuracy", "ema_test_loss", "ema_rouge_l"),
 )
 
-Blocks = tuple[int, ...] | None  # None: all
+Blocks = tuple[int, ...] | None  # None for all
 
 
 class Loop:
-    """The epochs of one run."""
+    """Training loop of one run."""
 
     def __init__(
         self,
@@ -91,8 +91,8 @@ class Loop:
             rows, least = len(job.samples.labels), settings.batch_size if settings.drop_last else 1
             self.bounded = Windows(rows, *job.window, settings.seed, self.offsets, self._some, least)
         self.test: Subject | None = None
-        self._beside: SomeRows | None = None  # the teacher's, of what is held out
-        self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)  # of an epoch, which steps add to
+        self._beside: SomeRows | None = None  # teacher's rows of the held-out samples
+        self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)  # metrics of the current epoch
         self._static: StaticSteps | None = None
         if plan.resident is not None:
             self._static = StaticSteps(job, settings, stepper, targets, plan, self._sums)
@@ -106,11 +106,11 @@ class Loop:
                 self._beside = SomeRows(job.cache, self.test.view, held, self.device)
 
     def run(self) -> dict[str, Any]:
-        """Train all epochs that are left, and measure the student."""
+        """Train the remaining epochs, and return the results of the run."""
         cache, epoch_views = self.job.cache, self.job.epoch_views
         if not any(part.training for part in self.model.modules()):
-            self.model.train()  # else each part keeps its mode: batch normalization may be frozen
-        history, begun = self._taken_up()
+            self.model.train()  # otherwise each module keeps its mode, so that batch normalization may be frozen
+        history, begun = self._load_checkpoint()
         networks = [self.inputs, *self.targets.preprocessing]
         renderers = [self._renderer(self.samples, networks) for _ in epoch_views[0]]
         for epoch in range(len(history), self.settings.epochs):
@@ -142,7 +142,7 @@ class Loop:
         return self.modality.renderer(samples, inputs, workers=self.settings.workers, device=self.device)
 
     def _results(self, history: list[dict[str, Any]]) -> dict[str, Any]:
-        """Sum up the epochs, and compare the student once more with its teacher."""
+        """Return the results of the run, including the student's final agreement with its teacher."""
         last = history[-1]
         results: dict[str, Any] = {name: last[name] for name in _RESULTS if name in last} | best_results(
             self.job, history
@@ -156,18 +156,18 @@ class Loop:
         torch.save(self.stepper.state() | {"history": history, "begun": begun}, buffer)
         return buffer.getvalue()
 
-    def _taken_up(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """Load the state that was saved last, where there is one: the metrics so far, and how far an epoch was."""
+    def _load_checkpoint(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Load the last checkpoint, if there is one, and return the metrics so far and the state of an unfinished epoch."""
         packed, history, begun = self.replicas.from_leader(self.directory.checkpoint), [], {}
         if packed is not None:
             try:
                 state = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
                 history, begun = state["history"], state["begun"]
                 self.stepper.load(state)
-            except Exception as error:  # whatever a broken pickle makes torch stumble over
+            except Exception as error:  # torch may raise anything on a damaged pickle
                 raise InputError(
-                    f"the checkpoint of {self.directory.path} is damaged or of another version ({first_line(error)}). "
-                    "Remove the folder and begin the run again."
+                    f"the checkpoint of {self.directory.path} is damaged or from another version ({first_line(error)}). "
+                    "Remove the folder and start the run again."
                 ) from error
         self.directory.keep_metrics(history)
         return history, begun
@@ -181,7 +181,7 @@ class Loop:
         history: list[dict[str, Any]],
         begun: dict[str, Any],
     ) -> dict[str, Any]:
-        """Train one pass, or what is left of one that was `begun`; metrics are summed on the device and read once."""
+        """Train one epoch, or the rest of an unfinished one (`begun`). Metrics are summed on the device and read once."""
         settings, windows = self.settings, self._windows(epoch)
         every = [batch for _, batches in windows for batch in batches]
         samples, steps = sum(map(len, every)), len(every)  # samples that have rows
@@ -191,7 +191,7 @@ class Loop:
             sums += begun["sums"].to(self.device)
         before, taken, self._next_agreement = begun.get("seconds", 0.0), 0, 0
         started = time.perf_counter()
-        with self._random_numbers(epoch, begun), explain_oom(settings.batch_size):
+        with self._seeded(epoch, begun), explain_oom(settings.batch_size):
             for (stretch, later), (_, batches) in zip(
                 self._stretches(epoch, views, upcoming, windows), windows, strict=True
             ):
@@ -208,7 +208,7 @@ class Loop:
                     self.callbacks.on_step(
                         Progress(f"epoch {epoch + 1}/{settings.epochs}", done, samples, self.modality.unit)
                     )
-                    if step < steps and self._asked(step, time.perf_counter() - started, taken):
+                    if step < steps and self._should_stop(step, time.perf_counter() - started, taken):
                         self._save_within(history, step, sums, before + time.perf_counter() - started)
                         raise self._stopped(f"step {step} of {steps} of epoch {epoch + 1}")
         seconds = before + time.perf_counter() - started
@@ -226,7 +226,7 @@ class Loop:
         rates: Sequence[float],
         renderers: Sequence[Renderer],
     ) -> Iterator[Ids]:
-        """Take a step on each batch, adding to the sums of the epoch, and yield the batch."""
+        """Take a step on each batch, add its metrics to the sums of the epoch, and yield the batch."""
         progress = progress_after(epoch, self.schedule)
         if self._static is not None:
             yield from self._static.steps(views, batches, rates, progress)
@@ -238,49 +238,49 @@ class Loop:
     def _stretches(
         self, epoch: int, views: Sequence[View], upcoming: Sequence[View], windows: Sequence[tuple[Blocks, Any]]
     ) -> Iterator[tuple[Stretch, Stretch]]:
-        """Yield what each window trains on, and what comes after it; after the last epoch nothing does, and it is the same."""
+        """Yield the stretch of each window and the next one; the last stretch of the last epoch is followed by itself."""
         following = None if self.bounded is None else self.bounded.first(epoch + 1)
         found = [Stretch(views, blocks) for blocks, _ in windows]
         last = Stretch(upcoming, following) if epoch + 1 < self.settings.epochs else found[-1]
         yield from pairwise([*found, last])
 
     @contextmanager
-    def _random_numbers(self, epoch: int, begun: Mapping[str, Any]) -> Iterator[None]:
-        """Draw dropout's random numbers of an epoch, or go on where one that was `begun` stopped; each process has its own."""
+    def _seeded(self, epoch: int, begun: Mapping[str, Any]) -> Iterator[None]:
+        """Seed dropout for an epoch, differently in each process, or restore the state of an unfinished epoch (`begun`)."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed((mixed_seed(self.settings.seed, epoch) + self.replicas.rank * _SEED_STRIDE) % 2**63)
             if begun and len(begun["numbers"]) == self.replicas.world:
-                _set_numbers(begun["numbers"][self.replicas.rank], self.device)
+                _set_random_states(begun["numbers"][self.replicas.rank], self.device)
             yield
 
     def _save_within(self, history: list[dict[str, Any]], step: int, sums: Tensor, seconds: float) -> None:
-        """Save the state in the middle of an epoch; every process takes part."""
-        numbers, sums = self.replicas.gathered(_numbers(self.device)), self.replicas.summed(sums)
+        """Save the state in the middle of an epoch. Every process must call this."""
+        numbers, sums = self.replicas.gathered(_random_states(self.device)), self.replicas.summed(sums)
         begun = {"step": step, "sums": sums.cpu(), "numbers": numbers, "seconds": seconds}
         self.directory.save(functools.partial(self._packed, history, **begun))
         self.replicas.wait()
 
     def _means(self, epoch: int, sums: Tensor, seconds: float, batches: Sequence[Ids]) -> dict[str, float]:
-        """Return the metrics of an epoch from their sums over rows; those that do not apply to the method are NaN, and left out."""
+        """Return the metrics of an epoch from their sums over rows. Metrics that do not apply to the method are NaN and are dropped."""
         rows, samples = count_rows(self.counted, self.kept), len(self.kept)
         if self.settings.drop_last:
             rows, samples = sum(count_rows(self.counted, batch) for batch in batches), sum(map(len, batches))
         means = dict(zip(SUMS, (self.replicas.summed(sums) / rows).tolist(), strict=True))
         if not np.isfinite(means["loss"]):
             raise InputError(
-                f"the loss is {means['loss']} in epoch {epoch + 1}: training has diverged. Lower --lr, or add --warmup-epochs."
+                f"the loss is {means['loss']} in epoch {epoch + 1}, so training has diverged. Lower --lr, or add --warmup-epochs."
             )
         found = {name: value for name, value in means.items() if not np.isnan(value)}
         return found | {"seconds": seconds, f"{self.modality.unit}_per_second": samples / seconds}
 
-    def _asked(self, step: int, seconds: float, steps: int) -> bool:
-        """Return whether to stop after this step; several processes agree on it every few steps.
+    def _should_stop(self, step: int, seconds: float, steps: int) -> bool:
+        """Return whether to stop after this step. Several processes agree on this every few steps.
 
         Args:
-            step: Number of steps done in this epoch.
-            seconds: Since this process took up the epoch.
-            steps: It has taken since then.
+            step: Number of completed steps in this epoch.
+            seconds: Time since this process started or resumed the epoch.
+            steps: Number of steps since then.
         """
         if self.replicas.world == 1:
             return self.callbacks.should_stop()
@@ -291,14 +291,14 @@ class Loop:
         return stop > 0
 
     def _stopped(self, where: str) -> StoppedError:
-        """Return the error that tells how to resume; the state has been saved."""
+        """Return the error that explains how to resume. The state must have been saved."""
         command = shlex.join(["logitcache", "train", "--resume", "--out", str(self.directory.path)])
-        return StoppedError(f"stopped as asked after {where}. Go on with:\n  {command}")
+        return StoppedError(f"stopped on request after {where}. Resume with:\n  {command}")
 
     def _micro_batches(
         self, views: Sequence[View], batches: Sequence[Ids], renderers: Sequence[Renderer]
     ) -> Iterator[list[list[MicroBatch]]]:
-        """Render batches; yield for each this process's shares of its micro-batches, in every view."""
+        """Render batches, and yield this process's shares of each batch's micro-batches, in every view."""
         size = -(-self.settings.batch_size // self.settings.grad_accum_steps)
         parts = [divided(self.modality, self.samples, self.inputs, batch, size) for batch in batches]
         shared = [[self.replicas.share(micro) for micro in micros] for micros in parts]
@@ -332,11 +332,11 @@ class Loop:
         return len(with_rows(self.offsets, self.kept))
 
     def _windows(self, epoch: int) -> Sequence[tuple[Blocks, list[Ids]]]:
-        """Order the samples of an epoch: a permutation of all, or of a few blocks after the other where memory is bounded.
+        """Return the windows of an epoch: a permutation of all samples or, if memory is bounded, of a few blocks at a time.
 
         Returns:
-            For each window the blocks of the cache that hold it (None: all), and the sample ids of its batches, without a last one that
-            `drop_last` leaves out.
+            For each window, its blocks of the cache (None for all) and the sample ids of its batches, without a smaller last batch if
+            `drop_last` is set.
         """
         seed, size, found = self.settings.seed, self.settings.batch_size, list[tuple[Blocks, Ids]]()
         drop_last = self.settings.drop_last
@@ -352,14 +352,14 @@ class Loop:
 
     @property
     def _some(self) -> Ids | None:
-        """The samples to train on; None: all."""
+        """Samples to train on; None for all."""
         return self.kept if len(self.kept) < len(self.samples) else None
 
     def _tested(self, epoch: int) -> dict[str, float]:
-        """Measure the student, and the running mean of its weights, on the test data.
+        """Evaluate the student, and the moving average of its weights, on the test data.
 
         Raises:
-            StoppedError: This was asked to stop meanwhile; the state before the evaluation has been saved.
+            StoppedError: If a callback asked to stop; the state before the evaluation has been saved.
         """
         if self.test is None:
             return {}
@@ -378,14 +378,14 @@ class Loop:
             averaged = {} if self.stepper.average is None else measure(self.stepper.average.module).metrics()
         except StoppedError as error:
             self._save_whole()
-            raise self._stopped(f"the last step of epoch {epoch + 1}, before it was measured") from error
+            raise self._stopped(f"the last step of epoch {epoch + 1}, before its evaluation") from error
         if averaged:
             kept = {"test_accuracy", "test_top5_accuracy", "rouge_l", self.modality.headline}
             found |= {f"ema_{name}": value for name, value in averaged.items() if name in kept}
         return found
 
     def _beside_teacher(self, cache: Cache) -> dict[str, float]:
-        """Compare the student, in evaluation mode, with the teacher's stored logits of some samples of the first view."""
+        """Compare the student, in evaluation mode, with the teacher's stored logits on some samples of the first view."""
         count = min(_AGREEMENT_SAMPLES, len(self.kept))
         ids, view = self.kept[np.arange(count) * len(self.kept) // count], self.job.epoch_views[0][0]
         subject = Subject(self.samples, view, self.inputs, self._renderer(self.samples, [self.inputs]))
@@ -394,18 +394,18 @@ class Loop:
         return {"teacher_agreement": float((student.predictions == teacher).mean()), "agreement_rows": len(teacher)}
 
     def _predicted(self, cache: Cache, view: View, rows: Ids) -> NDArray[np.int64]:
-        """Return what the teacher predicts: from memory where training holds that view, else from the cache."""
+        """Return the teacher's predictions, from memory if the view is loaded, else from the cache."""
         if isinstance(self.targets, CachedTargets):
             return self.targets.predicted(view, rows)
         return predicted_classes(cache, view, rows)
 
 
-def _numbers(device: torch.device) -> list[Tensor]:
-    """Return where the random numbers of dropout are."""
+def _random_states(device: torch.device) -> list[Tensor]:
+    """Return the states of the generators that dropout uses."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
-def _set_numbers(numbers: Sequence[Tensor], device: torch.device) -> None:
+def _set_random_states(numbers: Sequence[Tensor], device: torch.device) -> None:
     torch.set_rng_state(numbers[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(numbers[1], device)

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, by timm's names."""
+"""Optimizers and learning-rate schedules, with timm's names."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _CLASSES: dict[str, Any] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
-# What makes each take a step without asking the host. SGD has no other form of it than the fused one.
+# Arguments that make each optimizer take steps without synchronizing with the host. SGD supports this only in its fused form.
 _CAPTURABLE: dict[str, Mapping[str, bool]] = {
     **{name: {"capturable": True, "foreach": True} for name in ("adamax", "nadam", "radam", "rmsprop")},
     **{name: {"capturable": True, "fused": True} for name in ("adam", "adamw")},
@@ -32,22 +32,22 @@ _CAPTURABLE: dict[str, Mapping[str, bool]] = {
 def make_optimizer(model: nn.Module, settings: Optimization, *, capturable: bool = False) -> torch.optim.Optimizer:
     """Build the optimizer for the parameters of a model that require gradients.
 
-    A callable gets a list of parameters, or parameter groups if a weight decay is given. Its learning rate does not
-    matter, because every step sets the rate of the schedule.
+    A callable receives a list of parameters, or parameter groups if a weight decay is given. Its learning rate is
+    ignored, because every step sets the rate of the schedule.
 
     Args:
-        model: The model, on its device.
+        model: Model, on its device.
         settings: Optimizer and hyperparameters.
-        capturable: Whether a step must not ask the host for anything: the fused or capturable form of the optimizer, whose last bits are
-            its own. A callable decides by itself (`is_capturable`).
+        capturable: Whether steps must not synchronize with the host. This selects the fused or capturable implementation, whose results
+            differ in the last bits. It does not affect a callable (see `is_capturable`).
 
     Raises:
-        InputError: The callable did not return a torch optimizer.
+        InputError: If the callable does not return a torch optimizer.
     """
     decay, norm_decay = settings.resolved_weight_decay, settings.norm_weight_decay
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
-        raise InputError("no parameter of the student requires gradients: there is nothing to train")
+        raise InputError("no parameter of the student requires gradients, so there is nothing to train")
     flat = [] if norm_decay is None else [parameter for parameter in parameters if parameter.ndim <= 1]
     others = parameters if norm_decay is None else [parameter for parameter in parameters if parameter.ndim > 1]
     groups: list[dict[str, Any]] = [{"params": others} if decay is None else {"params": others, "weight_decay": decay}]
@@ -69,11 +69,11 @@ def make_optimizer(model: nn.Module, settings: Optimization, *, capturable: bool
 
 
 def is_capturable(optimizer: torch.optim.Optimizer, *, scaled: bool = False) -> bool:
-    """Return whether an optimizer takes a step without asking the host.
+    """Return whether an optimizer takes steps without synchronizing with the host.
 
     Args:
-        optimizer: The optimizer.
-        scaled: Whether its gradients are those of a scaled loss, so that it must skip a step by itself where they are infinite.
+        optimizer: Optimizer.
+        scaled: Whether the loss is scaled, so that the optimizer itself must skip steps with infinite gradients.
     """
     if scaled and not getattr(optimizer, "_step_supports_amp_scaling", False):
         return False
@@ -84,8 +84,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float | Tensor) -> None:
     """Set the learning rate of all parameters.
 
     Args:
-        optimizer: The optimizer.
-        rate: The rate; as a tensor, 0-dim, it is one that somebody else changes from step to step.
+        optimizer: Optimizer.
+        rate: Learning rate. A 0-dim tensor is not copied, so the caller can update it in place between steps.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -95,12 +95,12 @@ def _refuse_unusable(optimizer: torch.optim.Optimizer, parameters: list[nn.Param
     ours = {id(one) for group in optimizer.param_groups for one in group["params"]}
     if isinstance(optimizer, torch.optim.LBFGS):
         raise InputError(
-            "LBFGS evaluates the loss several times a step, which training does not do: take another optimizer"
+            "LBFGS evaluates the loss several times per step, which is not supported; use another optimizer"
         )
     if missing := sum(id(one) not in ours for one in parameters):
         raise InputError(
-            f"the optimizer that opt returned leaves out {missing} of the student's {len(parameters)} parameters that require gradients: "
-            "give it those that opt is called with, or freeze the others with requires_grad_(False)"
+            f"the optimizer that opt returned does not contain {missing} of the student's {len(parameters)} parameters that require "
+            "gradients; pass it all parameters that opt receives, or freeze the others with requires_grad_(False)"
         )
 
 
@@ -108,7 +108,7 @@ def learning_rate(settings: Training, epoch: int, step: int, steps: int) -> floa
     """Return the learning rate of a step. It is stateless, so checkpoints need no scheduler state.
 
     Args:
-        settings: The schedule and the peak rate.
+        settings: Schedule and peak rate.
         epoch: Index of the epoch, from 0.
         step: Index of the step in this epoch, from 0.
         steps: Number of steps per epoch.
@@ -130,14 +130,14 @@ def learning_rate(settings: Training, epoch: int, step: int, steps: int) -> floa
 
 
 def progress_after(epoch: int, settings: Training) -> float:
-    """Return the share of the schedule that is over after an epoch (from 0): 1 for those that a run was trained on."""
+    """Return the fraction of the schedule that is complete after an epoch (from 0), at most 1 if the run is extended."""
     return min((epoch + 1) / settings.epochs, 1.0)
 
 
 def _one_cycle(highest: float, step: int, steps: int) -> float:
-    """Return the rate of a step of the whole training, as torch's OneCycleLR but for the momentum.
+    """Return the learning rate of a step of the whole training, as torch's OneCycleLR without its momentum schedule.
 
-    Up from 1/25 over 30 % of it, down to 1/250,000, along cosines (Smith and Topin, 2019).
+    It rises from 1/25 of the peak over 30 % of the steps and falls to 1/250,000, both along cosines (Smith and Topin, 2019).
     """
     place, up = step / max(steps - 1, 1), (0.3 * steps - 1) / max(steps - 1, 1)
 

@@ -1,4 +1,4 @@
-"""The order of samples and views: functions of (seed, epoch) alone."""
+"""Sampling order and views of epochs, as functions of (seed, epoch)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,51 +23,51 @@ __all__ = [
     "shuffled",
 ]
 
-_MOST_EPOCHS = 2**63  # numbers of epochs are shared with workers as 64-bit integers
-_CHECKED_ROWS = 64  # rendered again and compared with their digests before each epoch
+_MOST_EPOCHS = 2**63  # epoch numbers are shared with workers as 64-bit integers
+_CHECKED_ROWS = 64  # samples to render again and compare with their digests before each epoch
 
 
 def mixed_seed(seed: int, epoch: int) -> int:
-    """Derive the seed of an epoch: neighbouring seeds and epochs never meet."""
+    """Return the seed of an epoch. Different small seeds and epochs never give the same value."""
     return (seed * 1_000_003 + epoch) % 2**63
 
 
 def shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return the order of an epoch, a permutation of 0 to count - 1."""
+    """Return the sampling order of an epoch, a permutation of 0 to count - 1."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch))).numpy()
 
 
 def epoch_number(epoch: Any) -> int:
-    """Return the number of an epoch as somebody gave it.
+    """Validate an epoch number and return it as an integer.
 
     Raises:
-        InputError: It is not a whole number from 0.
+        InputError: If it is not a non-negative integer.
     """
     try:
         good = 0 <= epoch == int(epoch) < _MOST_EPOCHS
     except (TypeError, ValueError, OverflowError):
         good = False
     if not good:
-        raise InputError(f"an epoch is a whole number from 0, not {epoch!r}")
+        raise InputError(f"epoch must be a non-negative integer, not {epoch!r}")
     return int(epoch)
 
 
 def only(order: Ids, kept: Ids) -> Ids:
-    """Return those samples of an order that are kept, in its order: the same one whatever else is left out."""
+    """Return the samples of an order that are in `kept`. Their relative order does not depend on which others are left out."""
     return order[np.isin(order, kept)]
 
 
 def shares(order: Ids, batch_size: int, rank: int, world: int, *, drop_last: bool = False) -> Iterator[Ids]:
-    """Yield the batches that one of several processes takes of an epoch; together they take it in order, step by step.
+    """Yield one process's batches of an epoch. In each step, all processes together take the next samples of the order.
 
-    All processes make equally many and equally large batches: where samples do not divide evenly, the first ones are shown again.
+    All processes have the same number of batches of the same size. If samples do not divide evenly, the first ones are repeated.
 
     Args:
         order: Sample ids of the epoch, [N].
-        batch_size: Samples of a batch of one process.
-        rank: Number of the process, from 0.
+        batch_size: Number of samples per batch in each process.
+        rank: Rank of the process.
         world: Number of processes.
-        drop_last: Whether to leave out a last batch that is smaller.
+        drop_last: Whether to leave out a smaller last batch.
     """
     order = np.resize(order, -(-len(order) // world) * world)
     step = batch_size * world
@@ -79,7 +79,7 @@ def shares(order: Ids, batch_size: int, rank: int, world: int, *, drop_last: boo
 
 
 def epoch_views(views: Sequence[Any], *, paired: bool) -> list[tuple[Any, ...]]:
-    """Return the views of each epoch: one view, or where `paired` all views of a group. Epoch e takes entry e mod their number."""
+    """Return the views of each epoch: one view, or all views of a group if `paired`. Epoch e uses entry e mod their number."""
     if not paired:
         return [(view,) for view in views]
     groups: dict[int, list[Any]] = {}
@@ -90,16 +90,16 @@ def epoch_views(views: Sequence[Any], *, paired: bool) -> list[tuple[Any, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """The order of epochs where memory is bounded: blocks drawn at random, a few at a time, and shuffled together.
+    """Sampling order if memory is bounded: blocks are drawn at random, a few at a time, and their samples are shuffled together.
 
     Attributes:
-        rows: Rows of a view.
-        block_rows: Rows of a block.
-        blocks: Blocks of a window.
-        seed: Seed of the order.
-        offsets: Row at which each sample begins, [N + 1]; None where each sample is one row.
-        kept: Samples that are not left out, ascending; None: all.
-        least: Number of samples of the smallest window that is used.
+        rows: Number of rows in a view.
+        block_rows: Number of rows in a block.
+        blocks: Number of blocks in a window.
+        seed: Seed of the sampling order.
+        offsets: First row of each sample, and the number of rows, [N + 1]; None if each sample is one row.
+        kept: Samples that are not excluded, ascending; None for all.
+        least: Minimum number of samples in a window; smaller windows are skipped.
     """
 
     rows: int
@@ -114,15 +114,15 @@ class Windows:
         """Return the windows of an epoch (from 0).
 
         Returns:
-            For each window the blocks that hold its rows, and its sample ids: those that begin in a block that was drawn. A sample
-            that goes on in another block brings that block along.
+            For each window, the blocks that hold its rows and its sample ids, which are those that begin in a drawn block. If a sample
+            continues in another block, that block is included.
         """
         random = self._generator(epoch)
         windows = []
         for chosen in self._drawn(random):
             held = np.concatenate([self._begun(block) for block in chosen])
             order = held[torch.randperm(len(held), generator=random).numpy()]
-            if len(order) >= self.least:  # one long sample may fill all that was drawn
+            if len(order) >= self.least:  # a long sample may fill all drawn blocks
                 windows.append((self._with_spills(chosen), order))
         return windows
 
@@ -131,7 +131,7 @@ class Windows:
         return self._with_spills(next(chosen for chosen, length in self.lengths(epoch) if length >= self.least))
 
     def lengths(self, epoch: int) -> Iterator[tuple[tuple[int, ...], int]]:
-        """Yield the blocks drawn for each window of an epoch, and how many samples begin in them, also below `least`."""
+        """Yield the drawn blocks of each window of an epoch and the number of samples that begin in them, including small windows."""
         for chosen in self._drawn(self._generator(epoch)):
             yield chosen, sum(len(self._begun(block)) for block in chosen)
 
@@ -150,13 +150,13 @@ class Windows:
 
 
 def most_spills(rows: int, block_rows: int, offsets: Ids | None) -> int:
-    """Return how many blocks, at most, the last sample of a block goes on in."""
+    """Return the maximum number of further blocks that the last sample of a block continues in."""
     every = range(-(-rows // block_rows))
     return max(len(_with_spills((block,), rows, block_rows, offsets)) - 1 for block in every)
 
 
 def _begun(block: int, rows: int, block_rows: int, offsets: Ids | None, kept: Ids | None = None) -> Ids:
-    """Return the samples whose first row is in a block; those without rows, and those that are left out, are nowhere."""
+    """Return the samples whose first row is in a block, without excluded samples and samples without rows."""
     span = block * block_rows, min((block + 1) * block_rows, rows)
     begins = span if offsets is None else np.searchsorted(offsets[:-1], span)
     found = np.arange(*begins) if kept is None else kept[slice(*np.searchsorted(kept, begins))]
@@ -164,7 +164,7 @@ def _begun(block: int, rows: int, block_rows: int, offsets: Ids | None, kept: Id
 
 
 def _with_spills(chosen: tuple[int, ...], rows: int, block_rows: int, offsets: Ids | None) -> tuple[int, ...]:
-    """Add the blocks in which the last sample of a chosen block goes on."""
+    """Return the chosen blocks and those in which their last samples continue."""
     if offsets is None:
         return chosen
     found = list(chosen)
@@ -176,6 +176,6 @@ def _with_spills(chosen: tuple[int, ...], rows: int, block_rows: int, offsets: I
 
 
 def sampled(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-    """Draw the samples that are rendered and compared with their digests before an epoch, ascending, at most 64."""
+    """Draw the samples to compare with their digests before an epoch, ascending, at most 64."""
     generator = np.random.Generator(np.random.Philox(key=mixed_seed(seed, epoch)))
     return np.unique(generator.integers(0, count, _CHECKED_ROWS))

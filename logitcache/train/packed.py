@@ -1,4 +1,4 @@
-"""Cached text for other people's loops: packed sequences with their rows, as a map-style and as an iterable data set of torch."""
+"""Text caches for other training loops: packed sequences with their rows, as a map-style and an iterable torch data set."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,24 +25,27 @@ from logitcache.train.settings import LOSSES_ON
 
 __all__ = ["PackedDataset", "PackedIterableDataset", "PackedSettings", "collate_packed"]
 
-_IGNORED = -100  # label of a token that does not count, as torch's cross-entropy and transformers have it
+_IGNORED = -100  # label of a token that does not count, the convention of torch's cross-entropy and transformers
 _MOST_WORKERS = 256
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PackedSettings(Settings):
-    """The settings of packed sequences."""
+    """Settings of packed sequences."""
 
     sequence_length: int | None = option(
-        None, minimum=2, shown="that of the dump", help="Tokens of a sequence; shorter ones are padded at the end."
+        None,
+        minimum=2,
+        shown="that of the dump",
+        help="Length of a sequence in tokens; shorter ones are padded at the end.",
     )
     loss_on: str | None = option(
         None,
         shown="all rows of the cache",
-        help="Rows that count: all, assistant or completion, as `train_student` takes it.",
+        help="Rows that count in the loss: all, assistant or completion, as in `train_student`.",
     )
-    shuffle: bool = option(True, help="Pack documents in a random order that depends on the seed and the epoch alone.")
-    seed: int = option(0, minimum=0, help="Seed of the order.")
+    shuffle: bool = option(True, help="Pack documents in a random order, which depends only on the seed and the epoch.")
+    seed: int = option(0, minimum=0, help="Seed of the sampling order.")
     teacher: str | None = option(None, shown="the only one", help="Teacher, if the cache holds several.")
 
     def __post_init__(self) -> None:
@@ -53,13 +56,13 @@ class PackedSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PackedRequest(Settings):
-    """What a data set takes besides its settings."""
+    """The arguments of a packed data set besides its settings."""
 
     cache: str | Path | Cache = option(form="python", help="Cache of text with the teacher's logits, or its path.")
 
 
 class _Sequences:
-    """Documents of a cache packed into sequences by best fit, and the teacher's rows of each."""
+    """Documents of a cache packed into sequences by best fit, with the teacher's rows."""
 
     def __init__(self, cache: str | Path | Cache, settings: PackedSettings) -> None:
         self._settings, self.teacher = settings, TeacherRows(cache, settings.teacher)
@@ -80,7 +83,7 @@ class _Sequences:
         return arranged(self._modality, self._data, self._inputs, order, 1)
 
     def item(self, contexts: Ids, epoch: int) -> dict[str, Any]:
-        """Return a sequence: see `PackedDataset`."""
+        """Return a sequence in the form described in `PackedDataset`."""
         inputs, keep = self._inputs.render(self._data, contexts)
         found = {name: values[0] for name, values in inputs.items()} | {"keep": keep[0]}
         labels = torch.full_like(found["input_ids"], _IGNORED)
@@ -90,20 +93,20 @@ class _Sequences:
 
 
 class PackedDataset(Dataset[dict[str, Any]]):
-    """Packed sequences of a cache of text with the teacher's rows, map-style: whatever shuffles and divides data sets can use it.
+    """Packed sequences of a text cache with the teacher's rows, as a map-style data set that any sampler can shuffle and divide.
 
-    An item has, for a sequence of L tokens of which R have rows that count:
+    An item holds, for a sequence of L tokens with R rows that count:
 
-        input_ids       tokens, [L] int64; 0 where there is padding, which is at the end
+        input_ids       tokens, [L] int64; 0 for padding, which is at the end
         position_ids    position of each token in its document, [L] int64
-        documents       number of the document within the sequence, [L] int64; -1 is padding
-        labels          the token itself where its row counts, else -100, [L] int64: not shifted, as transformers has it
-        keep            mask of the outputs that are rows, [L] bool: output p is the row of token p + 1
-        rows            the teacher's rows, [R]: [R, V] float32, or `TopKRows` or `DrawnRows`
+        documents       number of the document within the sequence, [L] int64; -1 for padding
+        labels          the token itself if its row counts, else -100, [L] int64; not shifted, as in transformers
+        keep            mask of the outputs that are rows, [L] bool; output p is the row of token p + 1
+        rows            the teacher's rows, [R, V] float32, `TopKRows` or `DrawnRows`
 
-    Sequences are packed once and are the same in every epoch; `set_epoch` chooses the view, where a cache has several. `collate_packed`
-    makes batches. A model must not let one document see another: hand it `documents`, as `logitcache.models.language.CausalNetwork` takes
-    it, or nothing but `position_ids` and no cache where it isolates by these.
+    Sequences are packed once and do not change between epochs; `set_epoch` chooses the view if the cache has several. Use
+    `collate_packed` to make batches. The model must mask attention between documents: pass `documents` to it, as
+    `logitcache.models.language.CausalNetwork` requires, or only `position_ids`, without a KV cache, if it separates documents by these.
     """
 
     @show_options(PackedRequest, PackedSettings)
@@ -113,7 +116,7 @@ class PackedDataset(Dataset[dict[str, Any]]):
         {arguments}
 
         Raises:
-            LogitCacheError: The cache cannot be opened, is not of text, or has a document that is longer than a sequence.
+            LogitCacheError: If the cache cannot be opened, is not of text, or has a document that is longer than a sequence.
         """
         self._sequences = _Sequences(cache, PackedSettings(**options))
         self._packed = self._sequences.packed(0)
@@ -122,10 +125,10 @@ class PackedDataset(Dataset[dict[str, Any]]):
         return len(self._packed)
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the view of an epoch, 0, 1, ...
+        """Set the epoch, 0, 1, ..., which determines the view.
 
         Raises:
-            InputError: It is not a whole number from 0.
+            InputError: If it is not a non-negative integer.
         """
         self._sequences.teacher.set_epoch(epoch)
 
@@ -134,11 +137,11 @@ class PackedDataset(Dataset[dict[str, Any]]):
 
 
 class PackedIterableDataset(IterableDataset[dict[str, Any]]):
-    """The same items as a stream, packed anew in each epoch, as `logitcache train` does it.
+    """The items of `PackedDataset` as an iterable data set, packed again for each epoch as in `logitcache train`.
 
-    Each pass is the next epoch, unless `set_epoch` chooses one. Processes of torch.distributed and workers of a DataLoader divide a pass
-    among them; all processes make equally many items, for which up to a few are shown twice. accelerate divides streams once
-    more: give it a `PackedDataset`.
+    Each pass is the next epoch, unless `set_epoch` chooses one. Processes of torch.distributed and DataLoader workers divide a pass. All
+    processes have the same number of items, so a few may be repeated. accelerate would divide the stream again; use `PackedDataset` with
+    it.
     """
 
     @show_options(PackedRequest, PackedSettings)
@@ -148,21 +151,21 @@ class PackedIterableDataset(IterableDataset[dict[str, Any]]):
         {arguments}
 
         Raises:
-            LogitCacheError: The cache cannot be opened, is not of text, or has a document that is longer than a sequence.
+            LogitCacheError: If the cache cannot be opened, is not of text, or has a document that is longer than a sequence.
         """
         self._sequences = _Sequences(cache, PackedSettings(**options))
-        self._next = shared(torch.zeros(_MOST_WORKERS, dtype=torch.int64))  # epoch of the next pass of each worker
+        self._next = shared(torch.zeros(_MOST_WORKERS, dtype=torch.int64))  # next epoch of each worker
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass, 0, 1, ...; those after it follow.
+        """Set the epoch of the next pass, 0, 1, ...; later passes continue from there.
 
         Raises:
-            InputError: It is not a whole number from 0.
+            InputError: If it is not a non-negative integer.
         """
         self._next.fill_(epoch_number(epoch))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Share the epoch of a copy with the workers that it will have, as the original does."""
+        """Put the epoch of a copy in shared memory, so that its workers see changes."""
         self.__dict__.update(state)
         shared(self._next)
 
@@ -170,7 +173,9 @@ class PackedIterableDataset(IterableDataset[dict[str, Any]]):
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
         if workers > _MOST_WORKERS:
-            raise InputError(f"a DataLoader of packed sequences has at most {_MOST_WORKERS} workers, not {workers}")
+            raise InputError(
+                f"a DataLoader of packed sequences can have at most {_MOST_WORKERS} workers, not {workers}"
+            )
         rank, world = place_in_group()
         epoch = int(self._next[worker])
         self._next[worker] = epoch + 1
@@ -182,7 +187,7 @@ class PackedIterableDataset(IterableDataset[dict[str, Any]]):
 
 
 def collate_packed(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Make a batch of packed sequences: tensors are stacked, [B, L], and rows put one after another, as `states[batch["keep"]]` has them.
+    """Collate packed sequences into a batch: tensors are stacked, [B, L], and rows are concatenated in the order of `states[keep]`.
 
     Args:
         items: Items of `PackedDataset` or `PackedIterableDataset`.

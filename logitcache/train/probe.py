@@ -1,7 +1,7 @@
-"""Check that the student accepts its batches: on a copy, before the first step and before anything is written.
+"""Check that the student accepts its batches, on a copy, before the first step and before anything is written.
 
-Batch normalization refuses a batch of one sample, a network may require one input size, and evaluation may fail where training does
-not. Without this check a run would fail only at the end of its first epoch.
+Batch normalization rejects a batch of one sample, a network may require a certain input size, and evaluation may fail even if training
+does not. Without this check a run would fail only at the end of its first epoch.
 """
 
 import copy
@@ -30,22 +30,22 @@ from logitcache.train.step import Stepper
 
 __all__ = ["refuse_unfit_student"]
 
-_SHOWN = 2  # samples that are rendered for a trial; more are copies of them
+_SHOWN = 2  # samples to render for a trial; larger batches repeat them
 
 
 def refuse_unfit_student(job: Job, settings: TrainSettings, stepper: Stepper, replicas: Replicas) -> None:
-    """Run the student on the smallest part of a batch that it will be trained on, and in evaluation mode.
+    """Run the student on the smallest micro-batch of the training, and in evaluation mode.
 
-    A copy of it runs, and every random number state is restored, so the training that follows is the same.
+    A copy runs, and all random number states are restored, so the training that follows is not affected.
 
     Args:
-        job: The training.
-        settings: Those of `train_student`.
-        stepper: Holds the student.
-        replicas: The processes that share every batch.
+        job: Prepared training.
+        settings: Settings of the training.
+        stepper: Student and optimizer.
+        replicas: Processes that share every batch.
 
     Raises:
-        InputError: No batch is left, or the student fails.
+        InputError: If no batch is left, or the student fails.
     """
     sizes = _part_sizes(job, settings, replicas, drop_last=settings.drop_last)
     ids, view = with_rows(offsets_of(job.samples), kept_of(job.samples)), job.epoch_views[0][0]
@@ -74,14 +74,14 @@ def refuse_unfit_student(job: Job, settings: TrainSettings, stepper: Stepper, re
 
 
 def _unfit_test_data(job: Job, error: InputError, test: Samples, seen: Inputs, whole: View) -> InputError:
-    """Return the error of test data that the student fails on, though not on training data."""
+    """Return the error for a student that fails on test data but not on training data."""
     ours, theirs = _shape(job.samples, job.inputs, job.epoch_views[0][0]), _shape(test, seen, whole)
     reason = error.__cause__
     if reason is None or ours == theirs:
         return InputError(f"on the test data, {error}")
     return InputError(
-        f"the student takes inputs of shape {ours}, as the training data's, and fails on those of the test data, {theirs} "
-        f"({type(reason).__name__}: {first_line(reason)}): give test data of the same shape (--test-data)"
+        f"the student accepts inputs of shape {ours}, as in the training data, but fails on those of the test data, {theirs} "
+        f"({type(reason).__name__}: {first_line(reason)}); pass test data of the same shape (--test-data)"
     )
 
 
@@ -92,12 +92,12 @@ def _shape(samples: Samples, inputs: Inputs, view: View) -> list[int] | None:
 
 
 def _part_sizes(job: Job, settings: TrainSettings, replicas: Replicas, *, drop_last: bool) -> set[int]:
-    """Return the numbers of samples, or sequences of several, that the student is given at once, over all epochs and processes.
+    """Return the sizes of micro-batches, in samples or packed sequences, over all epochs and processes.
 
-    Where samples are put together into sequences, those of the first epoch are counted; with windows, samples are.
+    For packed sequences only the first epoch is counted; with windows, samples are counted.
 
     Raises:
-        InputError: An epoch has no batch.
+        InputError: If an epoch has no batch.
     """
     size, lengths, offsets = settings.batch_size, set[int](), offsets_of(job.samples)
     modality, kept = modality_of(job.samples), kept_of(job.samples)
@@ -111,7 +111,7 @@ def _part_sizes(job: Job, settings: TrainSettings, replicas: Replicas, *, drop_l
             where = " of a window of --memory-budget" if job.window else ""
             raise InputError(
                 f"--drop-last leaves nothing to train on: {max(these):,} {unit}{where} are fewer than a batch of {size:,}. "
-                f"Leave it out, or give a smaller --batch-size."
+                f"Leave it out, or choose a smaller --batch-size."
             )
         lengths |= these
     batches = {size for length in lengths if length >= size}
@@ -125,7 +125,7 @@ def _part_sizes(job: Job, settings: TrainSettings, replicas: Replicas, *, drop_l
 def _refuse_size(
     job: Job, settings: TrainSettings, replicas: Replicas, error: InputError, run: Callable[[int], None]
 ) -> None:
-    """Raise InputError where the student fails on a small part of a batch alone, with what to do about it."""
+    """Raise InputError with a remedy if the student fails only on a small micro-batch."""
     sizes = _part_sizes(job, settings, replicas, drop_last=False)
     smallest = min(_part_sizes(job, settings, replicas, drop_last=settings.drop_last))
     larger = next((size for size in sorted(sizes) if size > smallest), 2 * smallest)
@@ -136,17 +136,17 @@ def _refuse_size(
     samples, unit = len(job.samples), modality_of(job.samples).unit
     how = f"{samples:,} {unit} in batches of {settings.batch_size:,}"
     how += f" {batched_unit(modality_of(job.samples))}" * (batched_unit(modality_of(job.samples)) != unit)
-    how += f" of {settings.grad_accum_steps} parts" * (settings.grad_accum_steps > 1)
+    how += f" of {settings.grad_accum_steps} micro-batches" * (settings.grad_accum_steps > 1)
     how += f" over {replicas.world} processes" * (replicas.world > 1)
     how += " in windows of --memory-budget" * (job.window is not None)
     reason = error.__cause__ or error
     remedy = "Choose a larger --batch-size" + " or fewer --grad-accum-steps" * (settings.grad_accum_steps > 1)
     left = not settings.drop_last and samples >= settings.batch_size
     if left and min(_part_sizes(job, settings, replicas, drop_last=True)) > smallest:
-        remedy = "Leave such a last batch out with --drop-last, or choose another --batch-size"
+        remedy = "Leave out the smaller last batch with --drop-last, or choose another --batch-size"
     raise InputError(
-        f"the student cannot be trained on {counted(smallest, 'sample')} at once ({type(reason).__name__}: {first_line(reason)}), the "
-        f"smallest part of a batch that {how} come to. {remedy}."
+        f"the student cannot be trained on {counted(smallest, 'sample')} at a time ({type(reason).__name__}: {first_line(reason)}), the "
+        f"smallest micro-batch of {how}. {remedy}."
     ) from error
 
 
@@ -160,7 +160,7 @@ def _run(
     count: int,
     device: torch.device,
 ) -> None:
-    """Run the student on `count` samples, of which the last are copies of those with these ids."""
+    """Run the student on `count` samples: those in `ids`, repeated if there are fewer."""
     modality = modality_of(samples)
     with explain_oom(count):
         (shown,) = modality.renderer(samples, [inputs], workers=0).batches(view, [ids])
@@ -168,25 +168,25 @@ def _run(
         mask = shown.kept(rows, 0)
         keep = None if mask is None else to_device(padded(mask, count), device)
         chunks = stepper.rows(student, inputs.on(padded(shown.inputs[0], count), device), keep)
-        shapes = [chunk.shape for chunk in chunks]  # not the logits, which may be many
+        shapes = [chunk.shape for chunk in chunks]  # keeping the logits could take too much memory
     expected, found = count if keep is None else int(keep.sum()), sum(rows for rows, _ in shapes)
     if found != expected:
         classes = len(samples.classes)
         raise InputError(
-            f"the student must return logits [B, {classes}], a row for each of {expected}, found a tensor {[found, classes]}"
+            f"the student must return logits [B, {classes}] with {expected} rows, found a tensor {[found, classes]}"
         )
 
 
 @contextmanager
 def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """Yield a copy of a network to run, and restore every random number state; a network that cannot be copied gets its buffers back."""
+    """Yield a copy of a network, and restore all random number states; if it cannot be copied, its buffers are restored instead."""
     python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002  (a data set or network may draw from it)
     kept: list[tuple[Tensor, Tensor]] = []
     modes = [(part, part.training) for part in model.modules()]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             student: Any = copy.deepcopy(model)
-        except Exception:  # noqa: BLE001  (whatever a user's module cannot do)
+        except Exception:  # noqa: BLE001  (copying a user's module may raise anything)
             student, kept = model, [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
             yield student

@@ -1,4 +1,4 @@
-"""Say and record how strongly each term of an objective pulls on the student, so that one that drowns is seen at once."""
+"""Record the gradient norm of each term of the objective, and warn about terms that are negligible."""
 
 import logging
 from collections.abc import Mapping
@@ -10,28 +10,28 @@ from logitcache.runs.directory import RunDirectory
 __all__ = ["record_pull"]
 
 _LOG = logging.getLogger(__name__)
-_LITTLE = "makes less than 1 % of the pull on the student's logits in the first batch"
+_NEGLIGIBLE = "accounts for less than 1 % of the gradient norm on the student's logits in the first batch"
 
 
 def record_pull(norms: Mapping[str, float], run: RunDirectory) -> None:
-    """Record norms of gradients as `gradient_norms` in run.json, log them in one line, and warn of each term that hardly counts.
+    """Record gradient norms as `gradient_norms` in run.json, log them, and warn about each negligible term.
 
     Args:
-        norms: What `Objective.gradient_norms` returned for the first batch. Fewer than two have no balance: nothing is said.
-        run: The run.
+        norms: Result of `Objective.gradient_norms` for the first batch. With fewer than two terms nothing is logged or recorded.
+        run: Folder of the run.
     """
     if len(norms) < 2:
         return
     run.note({"gradient_norms": dict(norms)})
-    _LOG.info("pull on the student's logits in the first batch: %s", describe_norms(norms))
+    _LOG.info("gradient norms on the student's logits in the first batch: %s", describe_norms(norms))
     for name in drowned_terms(norms):
-        _LOG.warning("%s", name_settings(_drowned(name)))
+        _LOG.warning("%s", name_settings(_describe_negligible(name)))
 
 
-def _drowned(name: str) -> str:
-    """Say what it means that a term hardly counts, and what changes it."""
+def _describe_negligible(name: str) -> str:
+    """Return the warning about a negligible term, with a remedy."""
     if name == "ce":
-        return f"the labels hardly count: cross-entropy {_LITTLE}. A larger --ce-weight or a smaller --kd-weight changes that."
+        return f"the labels have almost no effect: cross-entropy {_NEGLIGIBLE}. Increase --ce-weight or decrease --kd-weight."
     if name == "distillation":
-        return f"the teacher hardly counts: the distillation term {_LITTLE}. A larger --kd-weight or a smaller --ce-weight changes that."
-    return f"{name} {_LITTLE}, so it hardly counts."
+        return f"the teacher has almost no effect: the distillation term {_NEGLIGIBLE}. Increase --kd-weight or decrease --ce-weight."
+    return f"{name} {_NEGLIGIBLE}, so it has almost no effect."

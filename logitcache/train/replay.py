@@ -1,8 +1,8 @@
-"""A step of a training as one function of what lies on the device: from the gather of pixels to the optimizer and the sums of metrics.
+"""Training steps on static tensors: a whole step, from gathering pixels to the optimizer and the metrics, runs on the device.
 
-What an epoch needs is there before it begins: the order of samples, boxes and flips, labels, rows of the view, learning rates. So a step
-asks the host for nothing, has the shapes of the one before, and can be captured as a CUDA graph and replayed (`runtime.graphs`). A batch
-of another size, the last one of an epoch, is called.
+Everything that an epoch needs is copied to the device in advance: the order of samples, crops and flips, labels, rows of the view, and
+learning rates. A step therefore needs no synchronization with the host and has fixed shapes, so it can be captured as a CUDA graph and
+replayed (`runtime.graphs`). A batch of another size, such as the last one of an epoch, runs eagerly.
 """
 
 import logging
@@ -27,17 +27,17 @@ from logitcache.train.targets import CachedTargets, Targets
 __all__ = ["StaticSteps", "StepPlan", "plan_steps", "with_optimizer"]
 
 _LOG = logging.getLogger(__name__)
-_UNSEEN = "not yet seen on a GPU"
+_UNSEEN = "not tried on a GPU yet"
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """How steps are taken.
+    """The way in which training steps are executed.
 
     Attributes:
-        resident: The samples, as the device renders them; None where the host renders each batch.
-        captures: Whether steps are captured and replayed.
-        reason: Why they are taken so.
+        resident: Samples to render on the device; None if the host renders each batch.
+        captures: Whether steps are captured as a CUDA graph and replayed.
+        reason: Reason for this choice, for the log.
     """
 
     resident: Resident | None
@@ -45,14 +45,14 @@ class StepPlan:
     reason: str
 
     def log(self, device: torch.device, asked: str) -> None:
-        """Log how steps are taken, where there is a GPU or somebody asked."""
+        """Log how steps are executed, if there is a GPU or --cuda-graph is on."""
         if device.type == "cuda" or asked == "on":
-            how = "replayed as a CUDA graph" if self.captures else "called"
+            how = "replayed as a CUDA graph" if self.captures else "run eagerly"
             _LOG.info("steps are %s: %s", how, self.reason)
 
 
 def plan_steps(job: Job, settings: TrainSettings, replicas: Replicas) -> StepPlan:
-    """Decide how steps are taken; whether the optimizer allows it is seen later (`with_optimizer`)."""
+    """Choose how steps are executed. The optimizer is checked later, by `with_optimizer`."""
     if settings.cuda_graph != "on":
         said = f"--cuda-graph {settings.cuda_graph}"
         return StepPlan(None, captures=False, reason=said if settings.cuda_graph == "off" else f"{said} ({_UNSEEN})")
@@ -63,50 +63,48 @@ def plan_steps(job: Job, settings: TrainSettings, replicas: Replicas) -> StepPla
     if found is None:
         return StepPlan(None, captures=False, reason=problem)
     if job.device.type != "cuda":
-        return StepPlan(
-            found, captures=False, reason=f"the device is {job.device.type}; the steps are those of a graph"
-        )
+        return StepPlan(found, captures=False, reason=f"the device is {job.device.type}; steps use static tensors")
     return StepPlan(found, captures=True, reason=f"--cuda-graph on ({_UNSEEN})")
 
 
 def _problem(job: Job, settings: TrainSettings, replicas: Replicas) -> str | None:
-    """Return why steps of a training cannot be captured, apart from its data and its optimizer; None if they can."""
+    """Return the reason why steps cannot be captured, apart from the data and the optimizer; None if they can."""
     if replicas.world > 1:
-        return "several processes average their gradients"
+        return "gradients are averaged over several processes"
     if settings.live_teacher is not False and job.objective.loss is not None:
-        return "the live teacher is asked in every step"
+        return "the live teacher runs in every step"
     if job.window is not None:
-        return "--memory-budget reads the rows in windows"
+        return "--memory-budget reads rows in windows"
     if settings.gradient_checkpointing:
-        return "--gradient-checkpointing saves the state of random numbers in every step"
+        return "--gradient-checkpointing saves the random number state in every step"
     return None
 
 
 def with_optimizer(plan: StepPlan, settings: TrainSettings, stepper: Stepper) -> StepPlan:
-    """Return the plan, or another one where the optimizer asks the host in every step."""
+    """Return the plan, without capture if the optimizer synchronizes with the host in every step."""
     if not plan.captures or stepper.is_capturable:
         return plan
-    reason = "the optimizer asks the host in every step; make it with capturable=True, or SGD with fused=True"
+    reason = "the optimizer synchronizes in every step; create it with capturable=True, or SGD with fused=True"
     if settings.amp and settings.amp_dtype == "float16":
-        reason = "with float16 the host decides whether a step is skipped, but for --opt sgd, adam and adamw"
+        reason = "with float16 the host decides whether to skip a step, except for --opt sgd, adam and adamw"
     return StepPlan(None, captures=False, reason=reason)
 
 
 class StaticSteps:
-    """Takes the steps of epochs from static tensors."""
+    """Runs the steps of epochs on static tensors."""
 
     def __init__(
         self, job: Job, settings: TrainSettings, stepper: Stepper, targets: Targets, plan: StepPlan, sums: Tensor
     ) -> None:
-        """Allocate them.
+        """Allocate the tensors.
 
         Args:
-            job: The training.
-            settings: Those of `train_student`.
-            stepper: Takes the steps.
-            targets: The teacher's rows, held in place, or none.
-            plan: How steps are taken; with resident samples.
-            sums: What `SUMS` names, which steps add to, float64 on the device.
+            job: Prepared training.
+            settings: Settings of the training.
+            stepper: Student and optimizer.
+            targets: Teacher's rows, replaced in place, or none.
+            plan: Plan with resident samples.
+            sums: Sums of the metrics in `SUMS`, which steps add to, float64 on the device.
         """
         assert plan.resident is not None
         assert sums.shape == (len(SUMS),)
@@ -117,10 +115,10 @@ class StaticSteps:
         self._replay = Replay(job.device, stepper.forget, captures=plan.captures)
         samples, shown = len(job.samples), max(map(len, job.epoch_views))
         integers = partial(torch.zeros, dtype=torch.int64, device=job.device)
-        # Of every sample in the order of the epoch its row, its label and what renders it; of a pair of views one table each.
+        # Row, label and crop of every sample in the order of the epoch; one table for each view of a pair.
         self._tables = [integers(samples, 2 + self._resident.columns) for _ in range(shown)]
         self._rates = torch.zeros(samples, dtype=torch.float64, device=job.device)
-        self._place, self._step = integers(1), integers(1)  # sample and step that come next
+        self._place, self._step = integers(1), integers(1)  # next sample and next step
         self._offsets = torch.arange(settings.batch_size, device=job.device)
 
     def steps(
@@ -129,10 +127,10 @@ class StaticSteps:
         """Take a step on each batch and yield the batch.
 
         Args:
-            views: One view, or those of a pair.
+            views: One view, or the views of a pair.
             batches: Sample ids of each batch.
             rates: Learning rate of each step.
-            progress: Share of the epochs that will be over when this one is.
+            progress: Fraction of the epochs that are complete after this one.
         """
         self._fill(views, np.concatenate(batches), rates)
         for batch in batches:
@@ -150,7 +148,7 @@ class StaticSteps:
         ]
 
     def _fill(self, views: Sequence[View], ids: Ids, rates: Sequence[float]) -> None:
-        """Bring what the steps of an epoch need to the device."""
+        """Copy everything that the steps of an epoch need to the device."""
         for view, table in zip(views, self._tables, strict=False):
             rows = self._modality.row_labels(self._job.samples, view, ids)
             numbers = torch.from_numpy(self._resident.numbers(view, ids))
@@ -161,12 +159,12 @@ class StaticSteps:
         self._step.zero_()
 
     def _take(self, views: int, lengths: Sequence[int], progress: float) -> None:
-        """Take the next step: what a graph holds.
+        """Take the next step. This is the function that a graph captures.
 
         Args:
-            views: Number of views that are shown together.
-            lengths: Samples of each micro-batch.
-            progress: As for `steps`.
+            views: Number of views per step.
+            lengths: Number of samples in each micro-batch.
+            progress: Progress as in `steps`.
         """
         parts, first = list[list[MicroBatch]](), 0
         for length in lengths:
@@ -179,7 +177,7 @@ class StaticSteps:
         self._step += 1
 
     def _micro_batch(self, position: int, places: Tensor) -> MicroBatch:
-        """Gather samples of a view by their places in the order of the epoch, [B]."""
+        """Gather samples of a view by their positions in the order of the epoch, [B]."""
         table = self._tables[position].index_select(0, places)
         rows, labels = table[:, 0], table[:, 1]
         teacher = None if self._targets is None else self._targets.held(position).at(rows)

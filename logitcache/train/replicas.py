@@ -1,4 +1,4 @@
-"""The processes of one training, as torchrun starts them: each has a replica of the student and takes its share of every batch."""
+"""Data-parallel training under torchrun: each process has a replica of the student and trains on its share of every batch."""
 
 import copy
 import functools
@@ -23,19 +23,19 @@ from logitcache.runtime.processes import join_store, lasting_store, under_torchr
 __all__ = ["Replicas", "answer_of", "join_replicas"]
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=1)  # one evaluates while others wait; torchrun ends all when one dies
+_PATIENCE = timedelta(days=1)  # processes may wait while one evaluates; torchrun stops all when one dies
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """An object that a student returned, and its tensors, which `DistributedDataParallel` finds here and not in the object."""
+    """A student's output object, and its tensors in a form in which `DistributedDataParallel` finds them."""
 
     output: Any
     tensors: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, output: Any) -> "_Seen":
-        """Take an object with attributes; a head among them, a module, is used after the forward pass and gets views of its weights."""
+        """Wrap an object with attributes. If `head` is a module, which runs after the forward pass, it gets views of its weights."""
         found, head = copy.copy(output), getattr(output, "head", None)
         views: dict[str, Tensor] = {}
         if isinstance(head, nn.Module):
@@ -46,19 +46,19 @@ class _Seen:
 
 
 def answer_of(output: Any) -> Any:
-    """Return what a student returned, from what its replicated form returns."""
+    """Return the student's own output, given that of its replicated module."""
     return output.output if isinstance(output, _Seen) else output
 
 
 class _WithHead(nn.Module):
-    """A student whose forward pass shows all that it computes and uses: also the head of a language model, which is applied after it."""
+    """Wraps a student so that DDP sees everything it computes and uses, including a head that runs after the forward pass."""
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
         self.student = student
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
-        """Return what the student does, with its tensors where they are found (`answer_of`)."""
+        """Return the student's output, wrapped so that its tensors are found (see `answer_of`)."""
         output = self.student(*inputs, **named)
         if isinstance(output, HiddenStates):
             return output.with_head_in_graph()
@@ -67,11 +67,11 @@ class _WithHead(nn.Module):
 
 
 class Replicas:
-    """The processes of one training; alone, there is one.
+    """The processes of one training, possibly only one.
 
     Attributes:
-        rank: Number of this process, from 0.
-        world: How many there are.
+        rank: Rank of this process.
+        world: Number of processes.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, memory: Any = None) -> None:
@@ -79,62 +79,62 @@ class Replicas:
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes the run."""
+        """Whether this process writes the run (rank 0)."""
         return self.rank == 0
 
     def begin(self, run: Path) -> None:
-        """Remember that this job has a run of its own in a directory, also after torchrun has started it again."""
+        """Record that this job started a run in a directory; the record survives a restart by torchrun."""
         if self._memory is not None:
             self._memory.set(f"logitcache-run-{run.absolute()}", "begun")
 
     def began(self, run: Path) -> bool:
-        """Say whether this very job has begun the run there before torchrun started it again."""
+        """Return whether this job started the run in a directory before torchrun restarted it."""
         return self._memory is not None and bool(self._memory.check([f"logitcache-run-{run.absolute()}"]))
 
     def share(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-        """Return this process's part of a batch, and how many of its rows count.
+        """Return this process's share of a batch, and the number of its samples to include in the loss.
 
-        No part is a single row, which batch normalisation may refuse, unless the batch is. A small batch leaves some processes without:
-        these take its first rows, which do not count, because all must take part in every step.
+        A share has at least two samples, which batch normalization may require, unless the batch has only one. For a small batch, some
+        processes have no share; they use its first samples with weight 0, because all processes must join every step.
         """
         parts = np.array_split(samples, min(self.world, max(len(samples) // 2, 1)))
         return (parts[self.rank], len(parts[self.rank])) if self.rank < len(parts) else (samples[:2], 0)
 
     def replicate(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Return the student with gradients that are averaged over all processes."""
+        """Return the student wrapped in DistributedDataParallel, if there are several processes."""
         if self.world == 1:
             return model
-        # Looking for unused parameters keeps the order in which gradients are added the same from the first step on, so that a run
-        # that was resumed adds as one that was not; and students may have such parameters.
+        # With find_unused_parameters, the order in which gradients are added is the same from the first step on, so that a resumed run
+        # gives the same result; and students may have unused parameters.
         gpu = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(_WithHead(model), device_ids=gpu, find_unused_parameters=True)
 
     def summed(self, sums: Tensor) -> Tensor:
-        """Add up what all processes have."""
+        """Return the sum of a tensor over all processes."""
         if self.world > 1:
             sums = sums.clone()
             distributed.all_reduce(sums)
         return sums
 
     def align(self, model: nn.Module) -> None:
-        """Give every process the leader's buffers: each normalises its own share of a batch, and keeps running means of that."""
+        """Broadcast the leader's buffers. They differ because each process tracks batch statistics of its own shares."""
         for buffer in model.buffers() if self.world > 1 else ():
             distributed.broadcast(buffer, src=0)
 
     def wait(self) -> None:
-        """Wait until every process is here: torchrun ends the others when one does."""
+        """Wait for all processes, because torchrun stops the others when one exits."""
         if self.world > 1:
             distributed.barrier()
 
     def largest(self, *values: float) -> list[float]:
-        """Return the largest of each of these values over all processes; all must ask."""
+        """Return the maximum of each value over all processes. Every process must call this."""
         found = torch.tensor(values, dtype=torch.float64)
         if self.world > 1:
             distributed.all_reduce(found, distributed.ReduceOp.MAX)
         return found.tolist()
 
     def gathered(self, value: T) -> list[T]:
-        """Return what each process has, in order of rank."""
+        """Return the value of each process, in order of rank."""
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
@@ -142,15 +142,15 @@ class Replicas:
         return found
 
     def from_leader(self, value: Callable[[], T]) -> T:
-        """Return what the leader computes.
+        """Return a value that the leader computes.
 
         Raises:
-            LogitCacheError: As the leader's.
-            StoppedError: In the others, where the leader fails.
+            LogitCacheError: In the leader, if the computation fails.
+            StoppedError: In the other processes, if the leader fails.
         """
         if self.world == 1:
             return value()
-        box: list[Any] = [None, True]  # what it is, and whether there is nothing
+        box: list[Any] = [None, True]  # value, and whether the leader failed
         failed: LogitCacheError | None = None
         if self.leads:
             try:
@@ -161,31 +161,31 @@ class Replicas:
         if failed:
             raise failed
         if box[1]:
-            raise StoppedError(f"process {self.rank} ends with process 0, which says why")
+            raise StoppedError(f"process {self.rank} stopped because process 0 failed; see its error")
         found: T = box[0]
         return found
 
     def refuse_unlike(self, facts: dict[str, Any]) -> None:
-        """Refuse processes that would train something else than the leader; all of them, so that none begins.
+        """Raise an error in all processes if any would train something else than the leader.
 
         Raises:
-            CacheMismatchError: They differ.
+            CacheMismatchError: If they differ.
         """
         first, *others = self.gathered(facts)
         for rank, other in enumerate(others, 1):
             if different := sorted(name for name in first if first[name] != other.get(name)):
                 lines = "".join(f"\n  {name}: there {first[name]!r}, here {other.get(name)!r}" for name in different)
                 raise CacheMismatchError(
-                    f"process {rank} would train something else than process 0; they differ in:{lines}\nGive every process the same "
-                    "options, cache, data and versions."
+                    f"process {rank} would train something else than process 0; they differ in:{lines}\nUse the same options, cache, data "
+                    "and versions in every process."
                 )
 
     @contextmanager
     def explain_lost_process(self) -> Iterator[None]:
-        """Turn the end of another process, which a collective operation meets, into a sentence.
+        """Convert the error that a collective operation raises when another process has ended.
 
         Raises:
-            StoppedError: Another process is gone.
+            StoppedError: If another process has ended.
         """
         try:
             yield
@@ -194,16 +194,16 @@ class Replicas:
             if self.world == 1 or not lost:
                 raise
             raise StoppedError(
-                f"process {self.rank} lost the others, one of which has ended ({first_line(error)}). What was saved is whole: where the "
-                "run has begun, start all again with --resume."
+                f"process {self.rank} lost its connection to the others because one has ended ({first_line(error)}). Saved state is "
+                "intact; if the run has started, restart all processes with --resume."
             ) from error
 
 
 def join_replicas(device: torch.device) -> Replicas:
-    """Return the processes that torchrun started this one with, or this one alone; every one of them must call this.
+    """Join the processes started by torchrun, if any. Every process must call this.
 
     Args:
-        device: Where this one trains.
+        device: Device of this process.
     """
     if not under_torchrun():
         return Replicas()

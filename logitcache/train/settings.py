@@ -1,4 +1,4 @@
-"""The settings of a training (no torch, so that `logitcache train --help` stays fast).
+"""Settings of a training. torch is not imported here, so that `logitcache train --help` is fast.
 
 The defaults are the CIFAR-100 recipe of the papers: 240 epochs of SGD in batches of 64.
 """
@@ -35,7 +35,7 @@ __all__ = [
     "Training",
 ]
 
-# Each optimizer with those of the settings below that it has.
+# Optimizers, and the settings below that apply to each.
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "adam": ("betas", "eps"),
     "adamax": ("betas", "eps"),
@@ -56,7 +56,7 @@ _WEIGHT_DECAY = 5e-4
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class NetworkSettings(Settings):
-    """The student's initial weights, and which teacher it learns from."""
+    """The student's initial weights, and the teacher that it learns from."""
 
     panel = "Student and teacher"
 
@@ -65,15 +65,17 @@ class NetworkSettings(Settings):
         flag="cached-teacher",
         metavar="SLUG",
         shown="the only one",
-        help="Teacher to learn from, if the cache holds several; `logitcache stats` lists them.",
+        help="Teacher to learn from, if the cache has several; `logitcache stats` lists them.",
     )
     student_weights: str | None = option(
-        None, metavar="FILE", help="File with the weights that the student starts from, instead of random ones."
+        None,
+        metavar="FILE",
+        help="File with the student's initial weights. Without it, the student is initialized at random.",
     )
     live_teacher: "bool | nn.Module" = option(
         False,
         form="flag",
-        help="Run the teacher in every step instead of reading its logits from the cache, as a baseline.",
+        help="Run the teacher in every step, as a baseline, instead of reading its logits from the cache.",
     )
     teacher_weights: str | None = option(
         None,
@@ -92,7 +94,7 @@ class MethodSettings(Settings):
     method: str | Any = option(
         "kd",
         metavar="NAME",
-        help="Distillation method, or package.module:name for one of your own; `logitcache methods` lists them.",
+        help="Distillation method, or package.module:name for your own; `logitcache methods` lists them.",
     )
     parameters: Mapping[str, Any] | None = option(
         None,
@@ -126,7 +128,7 @@ class MethodSettings(Settings):
         None,
         metavar="uniform|bucket",
         shown="uniform",
-        help="Treatment of classes that a top-k cache does not keep: share their probability evenly (uniform), or merge them into one "
+        help="Treatment of the classes that a top-k row leaves out: spread their probability evenly (uniform), or merge them into one "
         "class (bucket).",
     )
     pair_views: bool | None = option(
@@ -150,7 +152,7 @@ class MethodSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class DataSettings(Settings):
-    """The images, and the preprocessing for the student."""
+    """The data, and the preprocessing of the student."""
 
     panel = "Data"
 
@@ -171,16 +173,16 @@ class DataSettings(Settings):
         metavar="SHARE",
         shown="no share",
         panel="Text",
-        help="For text, the share of the cache's documents, the last ones, that is not trained on but evaluated after every epoch, against "
-        "their labels and the teacher's rows; in the place of test data.",
+        help="For text, the share of the cache's documents to hold out for evaluation after every epoch, against their labels and the "
+        "teacher's rows. The last documents are held out. Replaces test data.",
     )
     loss_on: str | None = option(
         None,
         metavar="all|assistant|completion",
         shown="all rows of the cache",
         panel="Text",
-        help="For text, the rows that count, where a cache has others too: all; completions, and whatever the assistant says in a chat "
-        "(assistant); or completions, and of a chat the last that it says (completion).",
+        help="For text, the rows that count in the loss: all; completions and the assistant's turns in a chat (assistant); or completions "
+        "and the assistant's last turn in a chat (completion).",
     )
     generate: int | None = option(
         None,
@@ -188,33 +190,33 @@ class DataSettings(Settings):
         minimum=1,
         shown="none",
         panel="Text",
-        help="For text, number of test prompts, the first ones, that the student completes after every epoch. `rouge_l` compares with the "
-        "completions of the data; needs the package rouge-score.",
+        help="For text, number of test prompts that the student completes after every epoch. `rouge_l` compares the results with the "
+        "completions in the data; needs the package rouge-score.",
     )
     generate_tokens: int | None = option(
-        None, metavar="N", minimum=1, shown="256", panel="Text", help="Most tokens of such a completion."
+        None, metavar="N", minimum=1, shown="256", panel="Text", help="Maximum length of these completions, in tokens."
     )
     generate_temperature: float | None = option(
         None,
         metavar="T",
         shown="0, the most likely token",
         panel="Text",
-        help="Temperature at which tokens of such a completion are drawn.",
+        help="Sampling temperature of these completions.",
     )
     exclude: "str | Path | Sequence[int] | None" = option(
         None,
         form="samples",
         metavar="FILE",
         shown="those that the cache leaves out",
-        help="More samples to leave out: a file with one a line, its path in an image folder or its number in the data set; or numbers "
-        "separated by commas. The run records the numbers.",
+        help="Further samples to leave out: a file with one sample per line, given by its path in an image folder or its id; or ids "
+        "separated by commas. The run records the ids.",
     )
     exif_orientation: bool = option(
         False,
-        help="Turn images as their EXIF orientation says, when training without a cache; a cache says it itself.",
+        help="Rotate images according to their EXIF orientation when training without a cache; a cache has its own setting.",
     )
     augment: str | None = option(
-        None, metavar="RECIPE", help="Augmentation for training without a cache; a cache has its own."
+        None, metavar="RECIPE", help="Augmentation for training without a cache; a cache has its own views."
     )
     mean: Sequence[float] | None = option(
         None,
@@ -249,17 +251,18 @@ class DataSettings(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Check that what is evaluated is said once."""
+        """Check ranges, and that the evaluation data is given only once."""
         super().__post_init__()
         self.check_name("loss_on", "rows to count", LOSSES_ON)
-        self.check("holdout", lambda share: 0 < share < 1, "a share between 0 and 1")
+        self.check("holdout", lambda share: 0 < share < 1, "between 0 and 1")
         self.check("generate_temperature", lambda t: 0 <= t < math.inf, "0 or more")
         for name in ("generate_tokens", "generate_temperature"):
             if self.generate is None and getattr(self, name) is not None:
-                raise InputError(f"{self.flag(name)} says how prompts are completed: give --generate PROMPTS too")
+                raise InputError(f"{self.flag(name)} requires --generate PROMPTS; set both, or leave it out")
         if self.holdout is not None and self.test_data is not None:
             raise InputError(
-                "--holdout and --test-data each say what is evaluated: give one of them (test data has no cached rows to compare with)"
+                "--holdout and --test-data both set the evaluation data; use only one of them (test data has no cached rows to compare "
+                "with)"
             )
 
 
@@ -272,7 +275,7 @@ class Optimization(Settings):
     opt: str | Callable[[Any], Any] = option(
         "sgd",
         metavar="NAME",
-        help="Optimizer: sgd, adamw, adam, adamax, nadam, radam or rmsprop. In Python also a callable that takes parameters or parameter "
+        help="Optimizer: sgd, adamw, adam, adamax, nadam, radam or rmsprop. In Python, also a callable that takes parameters or parameter "
         "groups and returns a torch optimizer; the schedule sets its learning rate.",
     )
     lr: float = option(0.05, help="Peak learning rate.")
@@ -293,7 +296,7 @@ class Optimization(Settings):
     weight_decay: float | None = option(
         None,
         shown="0.0005",
-        help="Weight decay of all parameters. A callable optimizer has its own, unless this is given.",
+        help="Weight decay of all parameters. A callable optimizer uses its own unless this is given.",
     )
     norm_weight_decay: float | None = option(
         None, shown="the weight decay", help="Weight decay of biases and normalization layers."
@@ -309,28 +312,28 @@ class Optimization(Settings):
         form="value",
         metavar="balanced|FILE|W,W,...",
         shown="all the same",
-        help="Weights of the classes in cross-entropy: balanced (inverse to their number of rows), numbers in the order of the classes, or "
-        "a JSON file with a list or an object of names and numbers. They are scaled to a mean of 1 over the training rows.",
+        help="Class weights in cross-entropy: balanced (inverse class frequency), numbers in the order of the classes, or a JSON file with "
+        "a list of numbers or an object of names and numbers. They are scaled to a mean of 1 over the training rows.",
     )
     model_ema_decay: float | None = option(
         None,
         metavar="DECAY",
         shown="no average",
-        help="Decay of an exponential moving average of the weights, which is evaluated and saved as well.",
+        help="Decay of an exponential moving average of the weights, which is evaluated and saved too.",
     )
     batch_size: int = option(
-        64, metavar="SAMPLES", minimum=1, help="Samples per step, over all processes; of text, sequences."
+        64, metavar="SAMPLES", minimum=1, help="Number of samples per step (for text, sequences), over all processes."
     )
     grad_accum_steps: int = option(
         1,
         metavar="N",
         minimum=1,
-        help="Number of parts a batch is split into if it does not fit into memory; their gradients are accumulated.",
+        help="Number of micro-batches per batch, to save memory; their gradients are accumulated.",
     )
     drop_last: bool = option(
         False,
-        help="Leave out the last batch of an epoch if it is smaller than the others; with --memory-budget, that of each window. "
-        "The samples left out differ from epoch to epoch, as their order does.",
+        help="Leave out the last batch of an epoch if it is smaller; with --memory-budget, that of each window. The samples left out "
+        "differ between epochs, like the sampling order.",
     )
 
     def __post_init__(self) -> None:
@@ -341,7 +344,7 @@ class Optimization(Settings):
         if isinstance(self.opt, str):
             self.check_name("opt", "optimizer", OPTIMIZERS)
         else:
-            self.check("opt", callable, "the name of an optimizer, or a callable that makes one")
+            self.check("opt", callable, "the name of an optimizer, or a callable that returns one")
         self.check("lr", lambda lr: 0 < lr < math.inf, "greater than 0")
         self.check("momentum", lambda momentum: 0 <= momentum < 1, "from 0 to below 1")
         self.check(
@@ -353,7 +356,7 @@ class Optimization(Settings):
         for name in ("weight_decay", "norm_weight_decay"):
             self.check(name, lambda decay: 0 <= decay < math.inf, "0 or more")
         self.check("clip_grad", lambda norm: norm > 0, "greater than 0")
-        self.check("label_smoothing", lambda fraction: 0 <= fraction < 1, "a share from 0 to below 1")
+        self.check("label_smoothing", lambda fraction: 0 <= fraction < 1, "from 0 to below 1")
         self.check("model_ema_decay", lambda decay: 0 < decay < 1, "between 0 and 1")
         self._refuse_what_the_optimizer_lacks()
 
@@ -364,37 +367,35 @@ class Optimization(Settings):
         if not isinstance(self.opt, str):
             if given:
                 raise InputError(
-                    f"{self.flag(given[0])} cannot be set for an optimizer of your own: give it to the callable instead"
+                    f"{self.flag(given[0])} cannot be set for your own optimizer; set it in the callable instead"
                 )
             return
         if self.nesterov and not (self.opt == "sgd" and self.resolved_momentum):
-            raise InputError(
-                "--nesterov is a way of SGD with momentum: leave it out, or give --opt sgd and a --momentum"
-            )
+            raise InputError("--nesterov requires SGD with momentum; leave it out, or pass --opt sgd and --momentum")
         for name in given:
             if name not in OPTIMIZERS[self.opt]:
                 takes = " and ".join(map(self.flag, OPTIMIZERS[self.opt]))
-                raise InputError(f"{self.flag(name)} is no setting of {self.opt}, which has {takes}: leave it out")
+                raise InputError(f"{self.flag(name)} does not apply to {self.opt}, which has {takes}; leave it out")
 
     @property
     def resolved_momentum(self) -> float | None:
-        """The momentum in use, or None if the optimizer has none."""
+        """Momentum in use, or None if the optimizer has none."""
         has = isinstance(self.opt, str) and "momentum" in OPTIMIZERS[self.opt]
         return _MOMENTUM if has and self.momentum is None else self.momentum
 
     @property
     def resolved_weight_decay(self) -> float | None:
-        """The weight decay in use, or None if it is up to a callable."""
+        """Weight decay in use, or None if a callable sets it."""
         return _WEIGHT_DECAY if isinstance(self.opt, str) and self.weight_decay is None else self.weight_decay
 
     def record(self) -> dict[str, Any]:
-        """Return what decides the result, with the momentum and weight decay in use."""
+        """Return the settings that affect the result, with the momentum and weight decay in use."""
         return super().record() | {"momentum": self.resolved_momentum, "weight_decay": self.resolved_weight_decay}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Schedule(Settings):
-    """The number of epochs and the learning rate over them."""
+    """The number of epochs and the learning-rate schedule."""
 
     panel = "Optimization"
 
@@ -406,10 +407,10 @@ class Schedule(Settings):
     sched: str = option(
         "step",
         metavar="step|cosine|onecycle",
-        help="Learning rate schedule: step falls at milestones, cosine falls to 0, and onecycle is torch's OneCycleLR.",
+        help="Learning rate schedule: step decays at milestones, cosine decays to 0, and onecycle is torch's OneCycleLR.",
     )
     warmup_epochs: float = option(
-        0, minimum=0, help="Number of epochs, or part of one, over which the learning rate grows linearly."
+        0, minimum=0, help="Number of epochs, possibly fractional, over which the learning rate grows linearly."
     )
     sequence_length: int | None = option(
         None,
@@ -417,16 +418,16 @@ class Schedule(Settings):
         minimum=2,
         shown="that of the dump, for text",
         panel="Text",
-        help="Tokens of the sequences that documents are packed into for the student.",
+        help="Length of the packed sequences for the student, in tokens.",
     )
     decay_milestones: Sequence[int] | None = option(
         None,
         form="integers",
         metavar="E,E,...",
         shown="62.5, 75 and 87.5 % of the epochs",
-        help="Epochs after which the step schedule lowers the learning rate.",
+        help="Epochs after which the step schedule decays the learning rate.",
     )
-    decay_rate: float = option(0.1, help="Factor by which the step schedule lowers the learning rate.")
+    decay_rate: float = option(0.1, help="Factor by which the step schedule multiplies the learning rate.")
 
     def __post_init__(self) -> None:
         """Check names and ranges."""
@@ -438,13 +439,13 @@ class Schedule(Settings):
         self.check(
             "warmup_epochs",
             lambda epochs: self.sched != "onecycle" or epochs == 0,
-            "left out: onecycle warms up itself",
+            "left out: onecycle has its own warm-up",
         )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Training(Optimization, Schedule):
-    """All that decides how weights are updated."""
+    """All settings that affect how weights are updated."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -453,32 +454,28 @@ class Execution(Settings):
 
     panel = "Run"
 
-    amp: bool = option(False, help="Run the student under automatic mixed precision.")
+    amp: bool = option(False, help="Run the student with automatic mixed precision.")
     amp_dtype: str = option(
-        "bfloat16", metavar="bfloat16|float16", help="Data type of mixed precision. With float16 the loss is scaled."
+        "bfloat16", metavar="bfloat16|float16", help="Data type of mixed precision; float16 uses loss scaling."
     )
-    channels_last: bool = option(
-        False, help="Use the channels-last memory format, which makes convolutions on GPUs faster."
-    )
+    channels_last: bool = option(False, help="Use the channels-last memory format (faster convolutions on GPUs).")
     gradient_checkpointing: bool = option(
         False,
-        help="Recompute the student's activations in the backward pass instead of keeping them: less memory for more time, and the same "
-        "gradients. For language models, networks of timm, and others with a method checkpoint_gradients(enabled=True).",
+        help="Recompute the student's activations in the backward pass instead of storing them, which saves memory, takes more time and "
+        "gives the same gradients. For language models, timm networks, and others with a method checkpoint_gradients(enabled=True).",
     )
     compiled: bool = option(False, flag="compile", help="Compile the student and the loss with torch.compile.")
     cuda_graph: str = option(
         "auto",
         metavar="auto|on|off",
-        help="Capture a whole step as a CUDA graph and replay it, for images in memory on a GPU. It is not yet seen on a GPU, so auto is "
-        "off. Where on cannot be done, steps are called one kernel after the other, and one line says why.",
+        help="Capture whole steps as a CUDA graph and replay them, for in-memory images on a GPU. Not tried on a GPU yet, so auto means "
+        "off. If on is not possible, steps run eagerly and the reason is logged.",
     )
     deterministic: bool = option(
         False,
-        help="Train with torch's deterministic algorithms, so that two runs on one GPU have the same bits; slower there.",
+        help="Use torch's deterministic algorithms, so that two runs on the same GPU are bit-identical; slower on GPUs.",
     )
-    seed: int = option(
-        0, minimum=0, help="Seed of the student's initial weights, of dropout and of the order of samples."
-    )
+    seed: int = option(0, minimum=0, help="Seed for the student's initial weights, dropout and the sampling order.")
     device: str = option("auto", metavar="NAME", help="Device to train on: auto, cpu, cuda, cuda:1, ...")
     workers: int | None = option(
         None,
@@ -486,28 +483,28 @@ class Execution(Settings):
         minimum=0,
         shown="a number that suits the data",
         conduct=True,
-        help="Number of processes that decode images.",
+        help="Number of worker processes that decode images.",
     )
     checkpoint_every: int = option(
         1,
         metavar="EPOCHS",
         minimum=1,
         conduct=True,
-        help="Epochs between two checkpoints. A run that is killed loses the epochs since the last one; one that is asked to stop loses "
-        "nothing.",
+        help="Number of epochs between checkpoints. A run that is killed loses the epochs since the last checkpoint; a run that is stopped "
+        "on request loses nothing.",
     )
     keep_best: bool | None = option(
         None,
         shown="yes, with test data",
         conduct=True,
-        help="Keep the weights of the epoch that is best on the test data too, as student-best.safetensors.",
+        help="Also save the weights of the epoch that is best on the test data, as student-best.safetensors.",
     )
     memory_budget: int | None = option(
         None,
         form="bytes",
         metavar="SIZE",
         shown="whole views",
-        help="Memory for decoded teacher logits, such as 8GB; in Python a number of bytes. Views that need more are read and shuffled in "
+        help="Memory for the teacher's rows, such as 8GB; in Python, a number of bytes. Views that need more are read and shuffled in "
         "windows.",
     )
 
@@ -522,27 +519,27 @@ class Execution(Settings):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TrainSettings(NetworkSettings, MethodSettings, DataSettings, Training, Execution):
-    """All settings of a training but the cache, the student and the run; reusable for any number of runs.
+    """All settings of a training except the cache, the student and the run. They can be used for any number of runs.
 
-    The fields are the keyword arguments of `train_student` and the options of `logitcache train`, where each is
-    described. Use `dataclasses.replace` to change some of them.
+    The fields are the keyword arguments of `train_student` and the options of `logitcache train`, which describe them.
+    Use `dataclasses.replace` to change some of them.
 
     Raises:
-        UnknownNameError: There is no such setting, optimizer or schedule.
-        InputError: A value is out of range.
+        UnknownNameError: If there is no such setting, optimizer or schedule.
+        InputError: If a value is out of range.
     """
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TrainRequest(Settings):
-    """What a single call adds to the settings: the cache, the student, the run, and who is told of it."""
+    """The arguments of a single call besides the settings: cache, student, run and callbacks."""
 
     panel = "Output"
 
     cache: "str | Path | Cache | None" = option(
         None,
         form="argument",
-        help="Cache with the teacher's logits. None trains on labels alone, with the method ce and a data set.",
+        help="Cache with the teacher's logits. Without one, the student is trained on labels alone, with the method ce and a data set.",
     )
     student: "str | nn.Module | None" = option(
         None,
@@ -551,51 +548,51 @@ class TrainRequest(Settings):
         help="Student network: a CIFAR network (resnet8, ...), torchvision:NAME, timm:NAME or package.module:factory.",
     )
     settings: "TrainSettings | None" = option(
-        None, form="python", conduct=True, help="Settings; keyword arguments replace fields of it."
+        None, form="python", conduct=True, help="Settings; keyword arguments override its fields."
     )
     log_to: Sequence[str] | None = option(
         None,
         form="repeated",
         metavar="NAME",
         conduct=True,
-        help="Where to log metrics besides metrics.jsonl: csv, tensorboard or wandb; repeatable. A resumed run goes on as before.",
+        help="Logger of metrics besides metrics.jsonl: csv, tensorboard or wandb; repeatable. A resumed run keeps its loggers.",
     )
     resume: bool = option(
         False,
         conduct=True,
-        help="Continue a stopped run, with the settings it was begun with. It ends as if it had not been stopped. With more --epochs, a "
-        "finished one is trained on, too.",
+        help="Resume a stopped run with its own settings. The result is the same as without the stop. With more --epochs, a finished run "
+        "is extended.",
     )
     extend: str | None = option(
         None,
         metavar="continue|stretch",
-        shown="asked for where it matters",
+        shown="required if the choice matters",
         conduct=True,
-        help="Schedule of a run that is resumed with more epochs than it had: continue keeps the schedule it was begun with, which stays "
-        "where it ended; stretch follows, from here on, the schedule of a run with the new number of epochs.",
+        help="Schedule of a run that is resumed with more epochs: continue keeps its schedule, which stays where it ended; stretch follows "
+        "the schedule of a run with the new number of epochs from here on.",
     )
     out: str | Path | None = option(
         None,
         metavar="RUN",
         shown="a new folder in runs/",
         conduct=True,
-        help="Folder for the weights, metrics and settings of the run.",
+        help="Folder of the run, for its weights, metrics and settings.",
     )
     callbacks: Callbacks | None = option(
         None,
         form="python",
         conduct=True,
-        help="Object whose methods are called after steps and epochs, and asked whether to stop. A run that is asked to stop saves its "
-        "state and raises StoppedError.",
+        help="Object whose methods are called after steps and epochs. If its `should_stop` returns True, the run saves its state and "
+        "raises StoppedError.",
     )
     should_stop: Callable[[], bool] | None = option(
-        None, form="python", conduct=True, help="Function called as `Callbacks.should_stop`."
+        None, form="python", conduct=True, help="Function to use as `Callbacks.should_stop`."
     )
     on_progress: OnProgress | None = option(
-        None, form="python", conduct=True, help="Function called as `Callbacks.on_step`."
+        None, form="python", conduct=True, help="Function to use as `Callbacks.on_step`."
     )
     on_epoch: Callable[[EpochMetrics], None] | None = option(
-        None, form="python", conduct=True, help="Function called as `Callbacks.on_epoch`."
+        None, form="python", conduct=True, help="Function to use as `Callbacks.on_epoch`."
     )
 
     def __post_init__(self) -> None:

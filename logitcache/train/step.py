@@ -1,7 +1,7 @@
-"""One step of a training: forward and backward over the micro-batches of a batch, then the optimizer.
+"""One training step: forward and backward passes over the micro-batches of a batch, then the optimizer.
 
-A batch's gradient is that of the mean over its rows, however it is divided: each part counts by its share of the rows. (A method
-that couples the rows of a batch couples those of a part.)
+The gradient is that of the mean over the rows of the batch, however it is divided: each micro-batch is weighted by its share of the rows.
+(A method that couples the rows of a batch couples those of a micro-batch.)
 """
 
 import contextlib
@@ -30,23 +30,23 @@ from logitcache.train.settings import TrainSettings
 __all__ = ["SUMS", "MicroBatch", "Stepper"]
 
 _STUDENT = "the student"
-# Rows of whose logits the pull of each term is measured, and numbers of these logits, at most, where those of all rows never exist.
+# Maximum number of rows, and of their logits, on which gradient norms are measured if the logits of all rows are never materialized.
 _MEASURED_ROWS, _MEASURED = 256, 1 << 22
 
 SUMS = ("loss", "ce", "kd", "train_accuracy", "teacher_agreement", "refined_rows", "unranked_rows")
 
 
 class MicroBatch(NamedTuple):
-    """A part of a batch in one view; everything is on the student's device.
+    """A micro-batch in one view; all tensors are on the student's device.
 
     Attributes:
-        inputs: The student's input: a tensor, or a mapping of tensors; for images [B, 3, H, W] float32.
+        inputs: Input of the student, a tensor or a mapping of tensors; for images [B, 3, H, W] float32.
         keep: Mask of the student's outputs that are rows (`Rendition.kept`).
         labels: Class of each row, [R] int64.
-        second: Second labels of mixed rows.
-        teacher: The teacher's logits, or None.
+        second: Second labels of mixed rows, or None.
+        teacher: Teacher's logits, or None.
         weight_rows: Rows to include in the loss; 0 on ranks that only join the collective.
-        sequences: Number of the sample of each row, [R] int64, for methods that couple the rows of one; None: all rows are of one.
+        sequences: Sample of each row, [R] int64, for methods that couple the rows of a sample; None if all rows belong to one.
     """
 
     inputs: Any
@@ -59,7 +59,7 @@ class MicroBatch(NamedTuple):
 
 
 class Stepper:
-    """A student, its optimizer, and all that changes from step to step."""
+    """A student, its optimizer, and all other state that changes from step to step."""
 
     def __init__(
         self,
@@ -75,22 +75,25 @@ class Stepper:
         """Prepare a student for training.
 
         Args:
-            model: On `device`.
-            objective: What is minimised.
-            settings: Those of `train_student`.
-            device: Where it trains.
-            replicas: The processes that train it together.
-            samples: The training data; its modality says which of the student's outputs are rows.
-            capturable: Whether steps are to be captured as a CUDA graph, so that none may ask the host for anything.
+            model: Student, on `device`.
+            objective: Objective to minimize.
+            settings: Settings of the training.
+            device: Device to train on.
+            replicas: Processes that train together.
+            samples: Training data; its modality determines which of the student's outputs are rows.
+            capturable: Whether steps will be captured as a CUDA graph, so that they must not synchronize with the host.
         """
         self.model, self._objective, self._device = model, objective, device
         self._weights_dtype = float_dtype(model)
         self._modality, self._classes = modality_of(samples), len(samples.classes)
         self._optimizer = make_optimizer(model, settings, capturable=capturable)
-        self._optimizer.zero_grad(set_to_none=True)  # a module may come with gradients of another use
+        self._optimizer.zero_grad(set_to_none=True)  # a user's module may already have gradients
         self._clip = settings.clip_grad
         decay = settings.model_ema_decay
-        self.average, self._averages = None, False  # whether the average has begun, with the weights after a first step
+        self.average, self._averages = (
+            None,
+            False,
+        )  # `_averages`: whether the average was initialized after the first step
         if decay:
             self.average = AveragedModel(model, use_buffers=True)
             self._share = 1 - decay
@@ -98,7 +101,7 @@ class Stepper:
         self._autocast = settings.amp
         scaled = self._autocast and self._dtype is torch.float16
         self._scaler = torch.amp.GradScaler(device.type, enabled=scaled)
-        # The rate of a step that is captured; others set a number, which the host reads.
+        # Learning rate of captured steps, a tensor on the device; other steps use a Python number.
         self._rate: Tensor | None = None
         if capturable and is_capturable(self._optimizer, scaled=scaled):
             self._rate = torch.zeros((), dtype=torch.float32, device=device)
@@ -107,7 +110,7 @@ class Stepper:
         self._channels_last = settings.channels_last
         self._replicas, self._replicated = replicas, replicas.replicate(model, device)
         self._run: Callable[..., Any] = self._replicated
-        self.norms: dict[str, float] | None = None  # of the gradients of the first batch, see Objective.gradient_norms
+        self.norms: dict[str, float] | None = None  # Objective.gradient_norms of the first batch
         if settings.compiled:
             self._run = compile_function(self._replicated, "the student")
             if objective.loss:
@@ -116,31 +119,31 @@ class Stepper:
 
     @property
     def couples_sequences(self) -> bool:
-        """Whether the method couples the rows of a sequence, so that it must know them."""
+        """Whether the method couples the rows of a sequence, so that it needs `MicroBatch.sequences`."""
         return self._objective.loss is not None and self._objective.loss.of_sequence is not None
 
     @property
     def is_capturable(self) -> bool:
-        """Whether a step asks the host for nothing, so far as the optimizer is concerned."""
+        """Whether the optimizer takes steps without synchronizing with the host."""
         return self._rate is not None
 
     def constants(self, progress: float) -> Hashable:
-        """Return the numbers of the objective that are the same in every step of an epoch, and perhaps others in the next."""
+        """Return the parameters of the objective that are constant within an epoch and may change between epochs."""
         switches = self._objective.switches(progress)
         return self._objective.weight_of_kd(progress), tuple(sorted(switches.items()))
 
     def step(self, parts: Sequence[Sequence[MicroBatch]], rows: int, rate: float | Tensor, progress: float) -> Tensor:
-        """Take a step on a batch. From the second on it asks the host for nothing where `is_capturable`.
+        """Take a step on a batch. If `is_capturable`, steps after the first do not synchronize with the host.
 
         Args:
-            parts: This process's shares of the micro-batches, each in one view or in those of a pair, over which the objective is
-                summed.
-            rows: Of the whole batch.
-            rate: Learning rate; a 0-dim tensor on the device where steps are captured.
-            progress: Share of the epochs that will be over when this one is.
+            parts: This process's shares of the micro-batches, each in one view or in the views of a pair. The objective is summed over
+                views.
+            rows: Number of rows in the whole batch.
+            rate: Learning rate; a 0-dim tensor on the device if steps are captured.
+            progress: Fraction of the epochs that are complete after this one.
 
         Returns:
-            What `SUMS` names, summed over this process's rows (averaged over views, where it is a share), float64 on the device.
+            Metrics in `SUMS`, summed over this process's rows (fractions are averaged over views), float64 on the device.
         """
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self._device)
         for number, part in enumerate(parts):
@@ -152,11 +155,11 @@ class Stepper:
                 scaled: Tensor = self._scaler.scale(total if share == 1 else total * share)
                 if not scaled.requires_grad:
                     raise InputError(
-                        "the loss does not depend on the student's parameters: what the student returns has no gradient (detached, or "
-                        "integers). Let it return the logits as its layers give them."
+                        "the loss does not depend on the student's parameters: the student's output has no gradient (it is detached or "
+                        "of an integer type). Return the logits without detaching them."
                     )
                 torch.autograd.backward(scaled)
-            if not count:  # means over no rows are no numbers
+            if not count:  # the mean over no rows is NaN
                 continue
             summed = torch.stack([terms for _, terms, _ in found]).sum(0)
             averaged = torch.stack([shares for _, _, shares in found]).mean(0)
@@ -174,7 +177,7 @@ class Stepper:
         return sums
 
     def _update_average(self) -> None:
-        """Move the running mean of the weights; it begins with those after the first step."""
+        """Update the moving average of the weights, which is initialized after the first step."""
         if self.average is None:
             return
         if not self._averages:
@@ -183,10 +186,10 @@ class Stepper:
             return
         with torch.no_grad():
             means, now = ([*one.parameters(), *one.buffers()] for one in (self.average.module, self.model))
-            _towards(self._share, means, now)
+            _update_moving_average(self._share, means, now)
 
     def forget(self) -> None:
-        """Forget a step that was begun and not taken: its gradients, and what the scaler found in them."""
+        """Discard a step that was not completed: its gradients, and the state that the scaler derived from them."""
         self._optimizer.zero_grad(set_to_none=True)
         if self._scaler.is_enabled():
             state = self._scaler.state_dict()
@@ -194,29 +197,29 @@ class Stepper:
             self._scaler.load_state_dict(state)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """Keep gradients local: the last micro-batch of a batch averages the sum of all over the processes."""
+        """Skip gradient synchronization; the last micro-batch of a batch averages the accumulated gradients over processes."""
         if isinstance(self._replicated, DistributedDataParallel):
             return self._replicated.no_sync()
         return contextlib.nullcontext()
 
     def rows(self, network: Callable[..., Any], inputs: Any, keep: Tensor | None) -> Iterator[Tensor]:
-        """Run a student, this one or its running mean, as training runs it: with its autocast and memory format.
+        """Run a student, or its moving average, as in training: with the same autocast and memory format.
 
         Args:
-            network: The student.
-            inputs: The student's input, on the device.
+            network: Student.
+            inputs: Input of the student, on the device.
             keep: Mask of the outputs that are rows.
 
         Yields:
-            The logits of some rows, in order, [r, C] float32: of all, or where they are many of a few hundred at a time.
+            Logits of consecutive rows, [r, C] float32; large outputs are yielded a few hundred rows at a time.
 
         Raises:
-            InputError: The student returns no logits.
+            InputError: If the student returns no logits.
         """
         yield from self._logits(self._answer(network, inputs), keep)
 
     def _logits(self, output: Any, keep: Tensor | None) -> Iterator[Tensor]:
-        """Yield the logits of what a network answered, as `rows`."""
+        """Yield the logits in a network's output, as in `rows`."""
         chunks = iter(self._modality.rows(output, keep, classes=self._classes, label=_STUDENT))
         while True:
             with self._precision():
@@ -226,22 +229,22 @@ class Stepper:
             if chunk.shape[1] != self._classes:
                 raise InputError(
                     f"the student must return logits [B, {self._classes}], one for each class of the data, found a tensor "
-                    f"{list(chunk.shape)}: give it as many outputs, or let it return its logits first"
+                    f"{list(chunk.shape)}; change its number of outputs, or return the logits first"
                 )
             yield chunk.float()
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        """Compute under the training's autocast."""
+        """Return the autocast context of the training."""
         return torch.autocast(self._device.type, self._dtype, enabled=self._autocast)
 
     def _answer(self, network: Callable[..., Any], inputs: Any) -> Any:
-        """Return what a network answers: logits, or hidden states and their head."""
+        """Return a network's output: logits, or hidden states and their head."""
         inputs = in_dtype(inputs, self._weights_dtype)
         with self._precision(), explain_forward_errors(_STUDENT, inputs):
             return answer_of(call_network(network, channels_last(inputs) if self._channels_last else inputs))
 
     def _forward(self, batch: MicroBatch, progress: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Evaluate the objective in one view: its value, its terms to be summed, and shares to be averaged, over views."""
+        """Evaluate the objective in one view: its value, terms to sum over views, and fractions to average over views."""
         output = self._answer(self._run, batch.inputs)
         if isinstance(output, HiddenStates) and batch.keep is not None:
             return self._from_hidden(output.states[batch.keep], output.head, batch, progress)
@@ -262,7 +265,7 @@ class Stepper:
     def _from_hidden(
         self, hidden: Tensor, head: Head, batch: MicroBatch, progress: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Evaluate the objective from the hidden states of the rows, [R, H], as `_forward`, without the logits of all of them."""
+        """Evaluate the objective, as `_forward`, from the hidden states of rows, [R, H], without materializing all logits."""
         if self.norms is None:
             some = slice(0, min(_MEASURED_ROWS, max(_MEASURED // self._classes, 1)))
             with torch.no_grad(), self._precision():
@@ -284,19 +287,19 @@ class Stepper:
         return _summed(terms, terms.right / count, terms.agreed / count)
 
     def _measure(self, logits: Tensor, batch: MicroBatch, progress: float) -> None:
-        """Keep how strongly each term pulls on the logits of the first batch."""
+        """Record the gradient norm of each term with respect to the logits of the first batch."""
         if self.norms is None:
             self.norms = self._objective.gradient_norms(logits, batch.teacher, batch.labels, progress, batch.second)
 
     def state(self) -> dict[str, Any]:
-        """Return what goes on from step to step."""
+        """Return the state that changes from step to step."""
         found = {"student": self.model.state_dict(), "optimizer": self._optimizer.state_dict()}
         if self._scaler.is_enabled():
             found["scaler"] = self._scaler.state_dict()
         return found | ({"average": self.average.state_dict()} if self.average is not None else {})
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take up what `state` returned."""
+        """Restore a state returned by `state`."""
         self.model.load_state_dict(state["student"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._scaler.is_enabled():
@@ -307,7 +310,7 @@ class Stepper:
 
 
 def _summed(terms: Terms, right: Tensor, agreed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `Stepper._forward` returns."""
+    """Return the results of `Stepper._forward`."""
     sums = torch.stack([terms.total.detach(), terms.ce, terms.kd])
     return (
         terms.total,
@@ -317,8 +320,8 @@ def _summed(terms: Terms, right: Tensor, agreed: Tensor) -> tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def _towards(share: float, averaged: Sequence[Tensor], current: Sequence[Tensor]) -> None:
-    """Move a running mean towards the current values, in a few kernels for all tensors; integers have no mean and are copied."""
+def _update_moving_average(share: float, averaged: Sequence[Tensor], current: Sequence[Tensor]) -> None:
+    """Update a moving average in a few kernels for all tensors; integer tensors are copied."""
     has_mean = [mean.is_floating_point() or mean.is_complex() for mean in averaged]
     means, counts = (
         [pair for pair, floats in zip(zip(averaged, current, strict=True), has_mean, strict=True) if floats is wanted]

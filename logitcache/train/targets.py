@@ -1,4 +1,4 @@
-"""Where the teacher's logits come from: the cache, the live teacher, or nowhere. The training loop cannot tell them apart."""
+"""Sources of the teacher's logits: the cache, the live teacher, or none. They have the same interface for the training loop."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -30,11 +30,11 @@ __all__ = [
 
 
 class Stretch(NamedTuple):
-    """The views and blocks that the next part of an epoch trains on.
+    """The views and blocks of a part of an epoch.
 
     Attributes:
         views: One view, or the views of a pair.
-        blocks: Blocks of the cache, in this order; None for all.
+        blocks: Blocks of the cache, in order; None for all.
     """
 
     views: Sequence[View]
@@ -42,29 +42,29 @@ class Stretch(NamedTuple):
 
 
 class Targets(Protocol):
-    """Where a teacher's logits come from.
+    """A source of the teacher's logits.
 
     Attributes:
-        name: `cached`, `live` or `unused`; recorded with the run.
-        preprocessing: One per live teacher; a batch holds the student's input first, then theirs.
+        name: Name recorded with the run: `cached`, `live` or `unused`.
+        preprocessing: Preprocessing of each live teacher; a batch holds the student's input first, then theirs.
     """
 
     name: str
     preprocessing: tuple[Inputs, ...]
 
     def begin(self, stretch: Stretch, upcoming: Stretch) -> None:
-        """Prepare for a stretch; `upcoming` comes next, and is the same stretch where nothing comes next."""
+        """Prepare for a stretch. `upcoming` is the next one, or the same stretch if there is none."""
 
     def logits(self, position: int, batch: Rendition, rows: RowLabels) -> AnyRows | None:
         """Return the teacher's logits for a batch, or None when training without a teacher.
 
         Args:
             position: Position of the view in the stretch.
-            batch: The samples, as that view shows them.
-            rows: Their rows.
+            batch: Samples rendered in that view.
+            rows: Rows of the samples.
 
         Returns:
-            [R, C] float32 without gradient, or rows of which the largest were kept; on the student's device.
+            Logits, [R, C] float32 without gradient, or top-k or sampled rows, on the student's device.
         """
 
     def close(self) -> None:
@@ -72,7 +72,7 @@ class Targets(Protocol):
 
 
 class LabelsOnly:
-    """No teacher."""
+    """No teacher: training on labels alone."""
 
     name = "unused"
     preprocessing: tuple[Inputs, ...] = ()
@@ -90,19 +90,19 @@ class LabelsOnly:
 
 
 class CachedTargets:
-    """Logits from a cache: a view is held in the memory of the student's device, and a batch is one gather, decoded there."""
+    """Logits from a cache. A view is kept in the memory of the student's device, where batches are gathered and decoded."""
 
     name = "cached"
     preprocessing: tuple[Inputs, ...] = ()
 
     def __init__(self, cache: Cache, device: torch.device, *, in_place: bool = False) -> None:
-        """Read nothing yet.
+        """Store the arguments; nothing is read yet.
 
         Args:
-            cache: The cache.
+            cache: Cache.
             device: Device of the logits.
-            in_place: Whether the rows of each stretch are held where those of the one before were, for steps that are captured. `held`
-                changes with them, so stretches must be as long as one another.
+            in_place: Whether to load the rows of each stretch into the same memory, for captured steps. The result of `held` then changes
+                with them, and all stretches must have the same length.
         """
         self._cache, self._decoder, self._in_place = cache, RowDecoder(cache, device), in_place
         self._streams: list[ViewStream] = []
@@ -110,7 +110,7 @@ class CachedTargets:
         self._held: list[ViewRows] = []
 
     def begin(self, stretch: Stretch, upcoming: Stretch) -> None:
-        """Decode the rows of a stretch into memory, and begin to read the upcoming ones in the background."""
+        """Load the rows of a stretch, and start to read those of the upcoming one in the background."""
         self._streams = self._streams or [ViewStream(self._cache, self._cache.teacher) for _ in stretch.views]
         parts = ([(view.index, one.blocks) for view in one.views] for one in (stretch, upcoming))
         taken = [stream.take(part, later) for stream, part, later in zip(self._streams, *parts, strict=True)]
@@ -130,18 +130,18 @@ class CachedTargets:
         return self._held[position].of(rows.ids)
 
     def held(self, position: int) -> "ViewRows":
-        """Return the rows of a view of the stretch that was begun last; unless `in_place` they stay when another is begun."""
+        """Return the rows of a view of the current stretch. They remain valid for later stretches unless `in_place`."""
         return self._held[position]
 
     def predicted(self, view: View, rows: Ids) -> NDArray[np.int64]:
-        """Return the class of the teacher's largest logit for ascending rows of a view, [R]: from memory where the view is held."""
+        """Return the teacher's predicted class for ascending rows of a view, [R], from memory if the view is loaded."""
         held = self._stretch if self._stretch and self._stretch.blocks is None else Stretch(())
         if view in held.views:
             return _largest(self._held[list(held.views).index(view)].of(rows))
         return predicted_classes(self._cache, view, rows)
 
     def close(self) -> None:
-        """End the threads that read ahead."""
+        """Stop the read-ahead threads."""
         for stream in self._streams:
             stream.close()
 
@@ -150,10 +150,10 @@ class RowDecoder:
     """Decodes the stored rows of one cache into logits on one device."""
 
     def __init__(self, cache: Cache, device: torch.device) -> None:
-        """Take the labels of all rows to the device.
+        """Copy the labels of all rows to the device.
 
         Args:
-            cache: The cache.
+            cache: Cache.
             device: Device of the logits.
         """
         self.cache, self.device = cache, device
@@ -162,27 +162,27 @@ class RowDecoder:
         self.left_out = np.flatnonzero(~cache.kept_rows()) if cache.manifest.excluded else np.empty(0, np.int64)  # rows
 
     def check(self, view: View, rows: NDArray[np.void]) -> None:
-        """Raise CorruptCacheError if rows of a view name classes that do not exist."""
+        """Raise CorruptCacheError if rows of a view refer to classes that do not exist."""
         if problem := self.encoding.check({name: rows[name] for name in rows.dtype.names or ()}, self.classes):
             raise CorruptCacheError(f"{self.cache.place}, view {view.index}: {problem}. Dump the cache again.")
 
     def hold(
         self, view: View, rows: NDArray[np.void], blocks: tuple[int, ...] | None = None, *, in_bytes: bool = False
     ) -> "ViewRows":
-        """Hold what `Cache.view` read of a view in the memory of the device.
+        """Load the rows of a view into the memory of the device.
 
         Args:
-            view: The view.
-            rows: Its rows, [N], with a field for each column.
-            blocks: Blocks that they are of, in this order; None for all.
-            in_bytes: Whether to copy them as a GPU holds them, on any device.
+            view: View.
+            rows: Rows from `Cache.view`, [N], with a field for each column.
+            blocks: Blocks that the rows belong to, in order; None for all.
+            in_bytes: Whether to copy them as raw bytes on the CPU too, as on a GPU.
 
         Raises:
-            CorruptCacheError: They name classes that do not exist.
+            CorruptCacheError: If they refer to classes that do not exist.
         """
         self.check(view, rows)
         begins = None
-        if blocks is not None:  # the place in memory at which the rows of each block begin
+        if blocks is not None:  # position in memory of the first row of each block
             manifest = self.cache.manifest
             begins = np.full(manifest.blocks, -1, np.int64)
             lengths = [last - first for first, last in map(manifest.span, blocks)]
@@ -191,7 +191,7 @@ class RowDecoder:
 
 
 class ViewRows:
-    """Rows of one view in memory, decoded when they are asked for. Unless they are replaced they never change."""
+    """Rows of one view in memory, decoded on access. They do not change unless they are replaced."""
 
     def __init__(self, decoder: RowDecoder, held: "HeldRows", begins: Ids | None) -> None:
         self._decoder, self._held, self._begins = decoder, held, begins
@@ -202,7 +202,7 @@ class ViewRows:
         return self._decoder.left_out
 
     def of(self, rows: Ids) -> AnyRows:
-        """Gather and decode rows: [R, C] float32, or what was kept.
+        """Gather and decode rows: [R, C] float32, or top-k or sampled rows.
 
         Args:
             rows: Row ids, [R].
@@ -215,7 +215,7 @@ class ViewRows:
         return self._decoded(ids, ids if at is rows else to_device(torch.from_numpy(at), decoder.device))
 
     def at(self, rows: Tensor) -> AnyRows:
-        """Gather and decode rows as `of`, without asking the host: row ids are on the device, [R] int64, and all blocks are held."""
+        """Gather and decode rows as in `of`, without synchronizing. Row ids, [R] int64, are on the device; all blocks must be loaded."""
         assert self._begins is None
         return self._decoded(rows, rows)
 
@@ -224,35 +224,35 @@ class ViewRows:
         return decoder.encoding.decode(columns, decoder.labels.index_select(0, ids), decoder.classes)
 
     def replace(self, view: View, rows: NDArray[np.void]) -> None:
-        """Hold as many rows of another view in the same memory.
+        """Load the same number of rows of another view into the same memory.
 
         Raises:
-            CorruptCacheError: They name classes that do not exist.
+            CorruptCacheError: If they refer to classes that do not exist.
         """
         self._decoder.check(view, rows)
         self._held.replace(rows)
 
 
 class SomeRows:
-    """Some rows of a view as they are stored, read once and held in the memory of the host; decoded when they are asked for."""
+    """Selected rows of a view, read once into the memory of the host and decoded on access."""
 
     def __init__(self, cache: Cache, view: View, rows: Ids, device: torch.device) -> None:
-        """Read them.
+        """Read the rows.
 
         Args:
-            cache: The cache.
-            view: The view.
+            cache: Cache.
+            view: View.
             rows: Row ids, ascending, [R].
             device: Device of the logits.
 
         Raises:
-            CorruptCacheError: They are damaged.
+            CorruptCacheError: If they are damaged.
         """
         self._decoder, self._ids = RowDecoder(cache, device), rows
         self._columns = cache.rows(view.index, cache.teacher, rows)
 
     def of(self, rows: Ids) -> AnyRows:
-        """Decode some of them: [R, C] float32, or what was kept or drawn.
+        """Decode rows: [R, C] float32, or top-k or sampled rows.
 
         Args:
             rows: Row ids, [R].
@@ -264,17 +264,17 @@ class SomeRows:
 
 
 class HeldRows:
-    """Rows of a view in the memory of a device, all columns of a row beside each other."""
+    """Rows of a view in the memory of a device; the columns of a row are contiguous."""
 
     def __init__(self, rows: NDArray[np.void], device: torch.device, *, in_bytes: bool = False) -> None:
-        """Take them there.
+        """Copy rows to a device.
 
         Args:
-            rows: As `Cache.view` gives them: [N], with a field for each column.
+            rows: Rows from `Cache.view`, [N], with a field for each column.
             device: Device of the batches.
-            in_bytes: Whether to copy them as bytes on the CPU too, which can be replaced.
+            in_bytes: Whether to copy them as raw bytes on the CPU too, so that they can be replaced.
         """
-        # On the CPU as they are: there torch's calls cost a small batch more than numpy's.
+        # On the CPU they stay a numpy array, because numpy has less overhead than torch for small batches.
         as_they_are = device.type == "cpu" and not in_bytes
         self._rows = rows if as_they_are else _bytes_of(rows).to(device, copy=True)
         self._columns = [
@@ -283,15 +283,15 @@ class HeldRows:
         ]
 
     def replace(self, rows: NDArray[np.void]) -> None:
-        """Hold as many other rows in the same memory."""
+        """Load the same number of other rows into the same memory."""
         assert isinstance(self._rows, Tensor)
         self._rows.copy_(_bytes_of(rows))
 
     def take(self, samples: Tensor) -> dict[str, Tensor]:
-        """Gather a batch of rows, once for all columns: each, [B, ...], a part of one copy on the device of the rows.
+        """Gather a batch of rows with one copy; the columns, [B, ...] each, are views of it.
 
         Args:
-            samples: Positions of the rows in memory, [B] int64, on that device.
+            samples: Positions of the rows in memory, [B] int64, on the device of the rows.
         """
         if isinstance(self._rows, np.ndarray):
             rows = self._rows.take(samples.numpy())
@@ -303,12 +303,12 @@ class HeldRows:
 
 
 def _bytes_of(rows: NDArray[np.void]) -> Tensor:
-    """What every device can gather: [N, bytes of a row]."""
+    """Return rows as raw bytes, which every device can gather, [N, bytes per row] uint8."""
     return torch.from_numpy(rows.view(np.uint8).reshape(len(rows), -1))
 
 
 class LiveTargets(LabelsOnly):
-    """The teacher itself, run as it was for the cache."""
+    """The live teacher, run with the same settings as for the cache."""
 
     name = "live"
 
@@ -326,7 +326,7 @@ class LiveTargets(LabelsOnly):
 
 
 def predicted_classes(cache: Cache, view: View, rows: Ids) -> NDArray[np.int64]:
-    """Return the class of the teacher's largest stored logit for ascending rows of a view, [R]; read from the cache."""
+    """Return the teacher's predicted class for ascending rows of a view, [R], read from the cache."""
     columns = {name: torch.from_numpy(x) for name, x in cache.rows(view.index, cache.teacher, rows).items()}
     labels = torch.from_numpy(cache.labels()[rows]).long()
     decoded = read_encoding(cache.manifest.encoding).decode(columns, labels, len(cache.manifest.classes))
@@ -334,5 +334,5 @@ def predicted_classes(cache: Cache, view: View, rows: Ids) -> NDArray[np.int64]:
 
 
 def _largest(rows: AnyRows) -> NDArray[np.int64]:
-    """Return the class of the largest logit of each row, [R]; it is the same at any temperature."""
+    """Return the class of the largest logit of each row, [R], which does not depend on the temperature."""
     return top_classes(rows).cpu().numpy()

@@ -1,10 +1,10 @@
-"""`logitcache train`: train a student from a cache, beside a live teacher, or from labels alone.
+"""`logitcache train`: train a student from a cache, with a live teacher, or on labels alone.
 
     dataset ─(sample, view)→ augmentation ─→ student ─┐
     store ─→ reader ─→ decode ─→ refine ──────────────┴→ loss
 
-Batches, their order and every random number are functions of (seed, epoch), so the three differ in nothing but where
-the teacher's logits come from.
+Batches, their order and every random number are functions of (seed, epoch), so these differ only in the source of
+the teacher's logits.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ from logitcache.train.usual import with_usual
 
 __all__ = ["RunResult", "train_student"]
 
-# Runs of earlier versions do not record them.
+# Not recorded unless they are set, because runs of earlier versions do not record them.
 _RECORDED_WHERE_GIVEN = (
     "exclude",
     "exif_orientation",
@@ -63,13 +63,13 @@ _RECORDED_WHERE_GIVEN = (
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What a run left behind.
+    """Result of a run.
 
     Attributes:
-        path: The folder of the run.
-        student: The trained network, in evaluation mode.
-        metrics: The metrics of every epoch, as in `metrics.jsonl`.
-        results: The final results, as in `run.json`.
+        path: Folder of the run.
+        student: Trained network, in evaluation mode.
+        metrics: Metrics of every epoch, as in `metrics.jsonl`.
+        results: Final results, as in `run.json`.
     """
 
     path: Path
@@ -79,12 +79,12 @@ class RunResult:
 
     @property
     def out(self) -> Path:
-        """The same as `path`."""
+        """Alias of `path`."""
         return self.path
 
     @property
     def best(self) -> Path | None:
-        """File with the weights of the epoch that was best on the test data; None if none was kept."""
+        """File with the weights of the epoch that was best on the test data, or None if they were not saved."""
         file = self.path / "student-best.safetensors"
         return file if file.exists() else None
 
@@ -105,30 +105,30 @@ def train_student(
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     **options: Any,
 ) -> RunResult:
-    """Train a student from a cache, beside a live teacher, or on labels alone.
+    """Train a student from a cache, with a live teacher, or on labels alone.
 
     The defaults are the CIFAR-100 recipe of the papers (mdistiller's): 240 epochs of SGD in batches of 64.
 
     {arguments}
 
     Raises:
-        UnknownNameError: There is no such setting, method, network or other name.
-        InputError: A value is out of range, or `out` cannot be used.
-        CacheMismatchError: Data, pixels or logits are not those of the cache, or the run to resume has other settings.
-        StoppedError: The run was asked to stop; its state is saved.
-        LogitCacheError: The base class of these and of all other errors.
+        UnknownNameError: If there is no such setting, method, network or other name.
+        InputError: If a value is out of range, or `out` cannot be used.
+        CacheMismatchError: If data, pixels or logits differ from those of the cache, or the run to resume has other settings.
+        StoppedError: If a callback asked to stop; the state of the run is saved.
+        LogitCacheError: Base class of these and all other errors.
     """
     chosen = TrainSettings.over(settings, options)
     if student is None:
-        raise InputError("no student to train: name a network, or pass a module (--student)")
+        raise InputError("there is no student to train; pass the name of a network or a module (--student)")
     if not isinstance(student, str | nn.Module) or isinstance(cache, nn.Module):
         raise InputError(
-            f"train_student(cache, student) takes a path or a Cache, and a network's name or a module; found {type(cache).__name__} and "
-            f"{type(student).__name__}. A factory is called first, with the number of classes."
+            f"train_student(cache, student) takes a path or a Cache, and the name of a network or a module; found {type(cache).__name__} "
+            f"and {type(student).__name__}. Call a factory with the number of classes first."
         )
     if TrainRequest(extend=extend).extend and not resume:
         raise InputError(
-            "--extend is for a run that is trained on: give it with --resume, --out RUN and more --epochs than the run had"
+            "--extend is for a run that is extended; use it with --resume, --out RUN and more --epochs than the run had"
         )
     told = combine_callbacks(callbacks, on_progress=on_progress, on_epoch=on_epoch, should_stop=should_stop)
     opened = None if cache is None else open_cache(cache)
@@ -183,7 +183,7 @@ def _begun(
     resume: bool,
     lengthen: Lengthen,
 ) -> RunDirectory:
-    """Begin or take up the run, in the process that leads; the others follow it."""
+    """Start or resume the run in the leading process; the others follow it."""
     replicas.refuse_unlike(settings | {name: facts[name] for name in facts if name != "hardware"})
     facts["hardware"]["processes"] = replicas.world
     ours = list[RunDirectory]()
@@ -201,7 +201,7 @@ def _begun(
 def _record(
     cache: str | Path | Cache | None, student: str | nn.Module | None, settings: TrainSettings, job: Job
 ) -> dict[str, Any]:
-    """Return what decides the result, as `run.json` has it; of a file of samples to leave out, the samples."""
+    """Return the settings that affect the result, as in `run.json`, with the ids of excluded samples instead of a file."""
     path = str(cache.place) if isinstance(cache, Cache) else cache
     found = TrainRequest(cache=path, student=student).record() | settings.record()
     found["exclude"] = None if settings.exclude is None else job.excluded.tolist()
@@ -214,20 +214,20 @@ def _record(
 
 
 def _metrics(run: RunDirectory, replicas: Replicas) -> list[EpochMetrics]:
-    """Read the metrics of all epochs; on other ranks than 0, which may not see the folder, get them from there."""
+    """Return the metrics of all epochs, read by rank 0, because other ranks may not see the folder."""
     return cast("list[EpochMetrics]", replicas.from_leader(lambda: read_metrics(run.path)))
 
 
 def _folder(method: str) -> str:
-    """Return a method's name without characters that are awkward in the name of a folder."""
+    """Return a method's name without characters that are unsuitable for the name of a folder."""
     return re.sub(r"[^\w.:=+-]+", "-", method).strip("-")
 
 
 def _facts(job: Job, logits: str) -> dict[str, Any]:
-    """Return what else a run records: where it came from and what it ran on.
+    """Return further facts that a run records: its origin, software and hardware.
 
     Args:
-        job: The training.
+        job: Prepared training.
         logits: Source of the teacher's logits: cached, live or unused.
     """
     cache, device, encoded = job.cache, job.device, None
@@ -254,7 +254,7 @@ def _facts(job: Job, logits: str) -> dict[str, Any]:
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
         },
-        # Paths may move; what they lead to may not change in the middle of a run.
+        # Paths may change, but the data must not change in the middle of a run.
         "data": {"train": job.samples.digest(), "test": None if job.test is None else job.test.digest()},
         **({} if cache is None else {"taught_by": identities(cache.manifest.teachers)}),
         **_on_policy(job),
@@ -264,7 +264,7 @@ def _facts(job: Job, logits: str) -> dict[str, Any]:
 
 
 def _on_policy(job: Job) -> dict[str, Any]:
-    """Return whether text that a model generated is the student's own, and its teacher that of the student; of other data nothing."""
+    """Return whether generated text comes from this student, and from its teacher; empty for other data."""
     if job.cache is None or origin_of(job.samples) is None:
         return {}
     weights = hash_weights(job.network.module.state_dict())

@@ -1,4 +1,4 @@
-"""What a training does where nobody says it: the recipe of the kind of data, in the place of the defaults for images."""
+"""Default settings of a modality, which replace the general defaults for images."""
 
 import logging
 from collections.abc import Collection
@@ -20,16 +20,16 @@ _LOG = logging.getLogger(__name__)
 def with_usual(
     cache: Cache | None, student: Any, settings: TrainSettings, said: Collection[str]
 ) -> tuple[TrainSettings, dict[str, Any]]:
-    """Give a training the usual settings of its kind of data.
+    """Apply the default training settings of the modality.
 
     Args:
-        cache: The cache; its kind of data has a recipe of its own, or none. None: the data of the settings has.
-        student: The student, as it was asked for.
-        settings: What was asked for.
-        said: Names of settings that were asked for one by one; they, and others that differ from their default, stay as they are.
+        cache: Cache, whose modality is used. None uses the modality of the data in `settings`.
+        student: Student, as given by the user.
+        settings: Settings, as given by the user.
+        said: Names of settings that the user gave explicitly. They do not change, and neither do settings that differ from their default.
 
     Returns:
-        The settings to train with; and those that were chosen here, which are logged, as run.json has them.
+        Settings to train with, and those that were chosen here, as in run.json. The latter are logged.
     """
     modality = named_modality(settings.data) if cache is None else cache_modality(cache)
     usual = {} if modality is None else usual_training(modality, student)
@@ -43,21 +43,23 @@ def with_usual(
     if "opt" not in chosen and settings.opt != usual.get("opt"):  # moments are settings of that optimizer
         chosen = {name: value for name, value in chosen.items() if name not in ("betas", "lr", "weight_decay")}
     if chosen:
-        listed = ", ".join(f"{TrainSettings.flag(name)} {_spelled(value)}" for name, value in sorted(chosen.items()))
-        _LOG.info("usual for this data, as nothing else was said: %s", listed)
+        listed = ", ".join(
+            f"{TrainSettings.flag(name)} {_format_value(value)}" for name, value in sorted(chosen.items())
+        )
+        _LOG.info("defaults for this data: %s", listed)
     found = replace(settings, **chosen)
     return found, {name: value for name, value in found.to_json().items() if name in chosen}
 
 
 def _of_method(settings: TrainSettings, cache: Cache) -> dict[str, Any]:
-    """Return how a method is used on language models."""
+    """Return the settings of a method for language models."""
     if not isinstance(settings.method, str):
         return {}
     largest_alone = "k" in cache.manifest.encoding and not settings.live_teacher
     return language_settings(method_name(settings.method), largest_alone=largest_alone)
 
 
-def _spelled(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(map(_spelled, value))
+        return ",".join(map(_format_value, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

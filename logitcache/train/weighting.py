@@ -1,4 +1,4 @@
-"""Weights of classes in cross-entropy, for data in which some are rare."""
+"""Class weights in cross-entropy, for imbalanced data."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,16 +19,16 @@ BALANCED = "balanced"
 def weights_of_classes(given: Any, samples: Samples) -> NDArray[np.float64]:
     """Return the weight of each class in cross-entropy, [C], scaled so that their mean over the training rows is 1.
 
-    So the loss keeps its size beside the distillation term, whatever the scale of the weights, and a batch divided into parts or over
-    processes takes the same step: torch's CrossEntropyLoss(weight=...) divides by the weights of the rows of each batch instead.
+    With this scale, the loss keeps its magnitude relative to the distillation term, and dividing a batch into micro-batches or over
+    processes does not change the step. torch's CrossEntropyLoss(weight=...) divides by the sum of the weights in each batch instead.
 
     Args:
-        given: `balanced` for weights inverse to the number of rows of each class, as scikit-learn's; a file (`_read`); a number for each
-            class, in order; or a mapping of class names to numbers.
-        samples: The training data.
+        given: Weights: `balanced` for inverse class frequencies, as in scikit-learn; path of a file (see `_read`); one number per class, in
+            order; or a mapping of class names to numbers.
+        samples: Training data.
 
     Raises:
-        InputError: There is no such file, or it or the numbers do not fit the classes.
+        InputError: If the file does not exist, or the weights do not match the classes.
     """
     classes, counts = samples.classes, np.bincount(samples.labels, minlength=len(samples.classes))
     if isinstance(given, str) and given == BALANCED:
@@ -38,20 +38,20 @@ def weights_of_classes(given: Any, samples: Samples) -> NDArray[np.float64]:
     total = float((found * counts).sum())
     if not np.isfinite(found).all() or (found < 0).any() or total == 0:
         raise InputError(
-            "--class-weights must be finite, 0 or more each, and above 0 for a class of the training data; found "
-            f"{_some(found.tolist())}"
+            "--class-weights must be finite and non-negative, and greater than 0 for a class of the training data; found "
+            f"{_abbreviate(found.tolist())}"
         )
     return found * (len(samples.labels) / total)
 
 
 def _read(file: str) -> Any:
-    """Read a JSON list or object, or numbers with commas, blanks or line ends between them."""
+    """Read a JSON list or object, or numbers separated by commas or white space."""
     try:
         text = Path(file).expanduser().read_text()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"--class-weights {file!r} is neither {BALANCED} nor a file that can be read ({first_line(error)}). Give {BALANCED}, numbers "
-            "with commas between them, or a JSON file with a list or an object of class names and numbers."
+            f"--class-weights {file!r} is neither {BALANCED} nor a readable file ({first_line(error)}). Pass {BALANCED}, numbers separated "
+            "by commas, or a JSON file with a list of numbers or an object of class names and numbers."
         ) from error
     try:
         return json.loads(text)
@@ -69,18 +69,18 @@ def _ordered(given: Any, classes: Sequence[str]) -> NDArray[np.float64]:
             raise unknown_name("class in --class-weights", str(unknown[0]), classes)
         if missing := [name for name in classes if name not in given]:
             raise InputError(
-                f"--class-weights says nothing of {_some(missing)} ({len(missing)} of {len(classes)} classes)"
+                f"--class-weights has no weight for {_abbreviate(missing)} ({len(missing)} of {len(classes)} classes)"
             )
         given = [given[name] for name in classes]
     numbers = list(given) if isinstance(given, list | tuple) else [given]
     good = all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers)
     if len(numbers) != len(classes) or not good:
         raise InputError(
-            f"--class-weights must give each of the {len(classes)} classes a number, in the order of the classes; found {_some(numbers)}"
+            f"--class-weights must be {len(classes)} numbers, one per class in the order of the classes; found {_abbreviate(numbers)}"
             f" ({len(numbers)})"
         )
     return np.array(numbers, np.float64)
 
 
-def _some(values: Sequence[Any]) -> str:
+def _abbreviate(values: Sequence[Any]) -> str:
     return ", ".join(map(str, values[:5])) + ", ..." * (len(values) > 5)

@@ -203,7 +203,7 @@ REFUSALS = [
     ),
     ("train c.zarr --student resnet8 --set beta=2", 1, "unknown parameter 'beta' of kd; expected temperature"),
     ("train c.zarr --student resnet8 --set beta", 2, "expected name=value, not 'beta'"),
-    ("train c.zarr --student resnet8 --augment none", 1, "has its own views (pad-crop-flip): leave out --augment"),
+    ("train c.zarr --student resnet8 --augment none", 1, "has its own views (pad-crop-flip); leave out --augment"),
     ("train c.zarr", 2, "missing; add --student NAME"),
     ("train --resume", 2, "requires the folder of the run; add --out RUN"),
     ("train --resume --out nothing", 1, "nothing has no run to resume; leave out --resume to start one"),

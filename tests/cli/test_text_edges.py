@@ -171,7 +171,7 @@ def test_a_training_without_a_cache_has_the_usual_settings_too(typed):
     tokens("ok.npz")
     code, said = typed(f"train {STUDENT} --method ce --data tokens:ok.npz --out r")
     assert code == 0
-    assert "usual for this data, as nothing else was said: --batch-size 8" in said
+    assert "defaults for this data: --batch-size 8" in said
     assert json.loads(Path("r/run.json").read_text())["settings"]["opt"] == "adamw"
 
 

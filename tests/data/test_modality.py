@@ -247,7 +247,7 @@ def test_a_memory_budget_counts_the_blocks_that_a_long_sample_goes_on_in(dumped,
     cache = dumped(data=data, block_rows=8, batch_size=4)
     row = 4 * sequences.CLASSES
     common = {"cache": cache, "student": "sequences:Net", "data": data, "epochs": 1}
-    with pytest.raises(InputError, match=f"does not hold one block .* takes {2 * 8 * row * 8:,}"):
+    with pytest.raises(InputError, match=f"is too small: one block .* take {2 * 8 * row * 8:,}"):
         logitcache.train_student(out=tmp_path / "a", memory_budget=2 * 8 * row * 7, **common)
     held, view = [], type(cache).view
     monkeypatch.setattr(type(cache), "view", lambda self, *which: held.append(which[2]) or view(self, *which))

@@ -138,7 +138,7 @@ def test_train_takes_the_methods_that_draws_serve(dumped, tmp_path):
         logitcache.train_student(cache, out=tmp_path / "dkd", method="dkd", **common)
     with pytest.raises(CacheMismatchError, match="sampled at temperature 1, not 2"):
         logitcache.train_student(cache, out=tmp_path / "kd2", method="kd", temperature=2.0, **common)
-    with pytest.raises(InputError, match="leave no rest for `tail` bucket"):
+    with pytest.raises(InputError, match="have no tail for `tail` bucket"):
         logitcache.train_student(cache, out=tmp_path / "kd3", method="kd", tail="bucket", **common)
 
 
@@ -179,12 +179,12 @@ def test_images_have_draws_too(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"top_k": 5}, "leave out `top_k`, or give `draws`"),
+        ({"top_k": 5}, "leave out `top_k`, or set `draws`"),
         ({"precision": "u8"}, "so it has no precision; leave out `precision`"),
         ({"encoding": "full"}, "`draws` requires `encoding` sampled"),
-        ({"encoding": "full", "draws": None, "proposal_temperature": 2.0}, "`proposal_temperature` belongs to"),
+        ({"encoding": "full", "draws": None, "proposal_temperature": 2.0}, "`proposal_temperature` requires"),
         ({"proposal_temperature": 40.0}, "must be from 0.5 to 4, not 40"),
-        ({"encoding": "full", "draws": None}, "text has one view"),
+        ({"encoding": "full", "draws": None}, "text is not augmented"),
     ],
 )
 def test_options_that_mean_nothing_together_are_refused(dumped, changes, message):

@@ -271,7 +271,9 @@ def test_distillkits_codec_is_decoded_as_its_configuration_says(tmp_path, name, 
     assert cache.manifest.teachers[0]["gives"]["label"] == "among the largest"
     rows, _ = decoded(cache)
     assert bool(rows.unranked.any())
-    with pytest.raises(CacheMismatchError, match=r"do not say how likely a token is .*Choose one that does not: .*kd"):
+    with pytest.raises(
+        CacheMismatchError, match=r"without the probability of a token .*Choose one that does not: .*kd"
+    ):
         logitcache.train_student(cache, "llama:hidden=8,layers=1,heads=1", out=tmp_path / "run", method="rld")
 
 

@@ -114,9 +114,9 @@ def test_an_unknown_option_is_refused_on_the_command_line(run):
         ({"warmup_epochs": 241}, "`warmup_epochs` must be from 0 to the number of epochs, not 241"),
         ({"decay_milestones": [-1]}, r"`decay_milestones` must be 0 or more each, not \(-1,\)"),
         ({"decay_milestones": 3}, "`decay_milestones` must be a sequence of whole numbers, not 3"),
-        ({"label_smoothing": 1.0}, "`label_smoothing` must be a share from 0 to below 1, not 1"),
+        ({"label_smoothing": 1.0}, "`label_smoothing` must be from 0 to below 1, not 1"),
         ({"amp": True, "amp_dtype": "half"}, "`amp_dtype` must be bfloat16 or float16, not 'half'"),
-        ({"opt": 3}, "`opt` must be the name of an optimizer, or a callable that makes one, not 3"),
+        ({"opt": 3}, "`opt` must be the name of an optimizer, or a callable that returns one, not 3"),
     ],
 )
 def test_a_value_out_of_range_is_refused_on_construction(changes, message):
@@ -313,17 +313,17 @@ def test_every_optimizer_gets_the_settings_it_has(opt):
     [
         (
             {"opt": "adam", "momentum": 0.9},
-            "`momentum` is no setting of adam, which has `betas` and `eps`: leave it out",
+            "`momentum` does not apply to adam, which has `betas` and `eps`; leave it out",
         ),
-        ({"opt": "adam", "momentum": 0.0}, "`momentum` is no setting of adam"),
-        ({"opt": "sgd", "betas": (0.9, 0.99)}, "`betas` is no setting of sgd, which has `momentum` and `nesterov`"),
-        ({"opt": "sgd", "eps": 1e-8}, "`eps` is no setting of sgd"),
-        ({"opt": "rmsprop", "nesterov": True}, "`nesterov` is a way of SGD with momentum"),
-        ({"opt": "rmsprop", "betas": (0.9, 0.99)}, "`betas` is no setting of rmsprop"),
-        ({"opt": torch.optim.SGD, "momentum": 0.9}, "`momentum` cannot be set for an optimizer of your own"),
-        ({"opt": torch.optim.SGD, "nesterov": True}, "`nesterov` cannot be set for an optimizer of your own"),
-        ({"opt": torch.optim.Adam, "betas": (0.9, 0.99)}, "`betas` cannot be set for an optimizer of your own"),
-        ({"opt": torch.optim.Adam, "eps": 1e-8}, "`eps` cannot be set for an optimizer of your own"),
+        ({"opt": "adam", "momentum": 0.0}, "`momentum` does not apply to adam"),
+        ({"opt": "sgd", "betas": (0.9, 0.99)}, "`betas` does not apply to sgd, which has `momentum` and `nesterov`"),
+        ({"opt": "sgd", "eps": 1e-8}, "`eps` does not apply to sgd"),
+        ({"opt": "rmsprop", "nesterov": True}, "`nesterov` requires SGD with momentum"),
+        ({"opt": "rmsprop", "betas": (0.9, 0.99)}, "`betas` does not apply to rmsprop"),
+        ({"opt": torch.optim.SGD, "momentum": 0.9}, "`momentum` cannot be set for your own optimizer"),
+        ({"opt": torch.optim.SGD, "nesterov": True}, "`nesterov` cannot be set for your own optimizer"),
+        ({"opt": torch.optim.Adam, "betas": (0.9, 0.99)}, "`betas` cannot be set for your own optimizer"),
+        ({"opt": torch.optim.Adam, "eps": 1e-8}, "`eps` cannot be set for your own optimizer"),
         (
             {"opt": "adam", "betas": (0.9, 1.0)},
             r"`betas` must be (two numbers|a sequence of numbers) from 0 to below 1, not \(0.9, 1.0\)",
@@ -386,7 +386,7 @@ def test_betas_and_eps_are_set_on_the_command_line(run, npz, dump, tmp_path):
     assert recorded(tmp_path / "b") == found
     done = run(*words, *["--opt", "adamw", "--momentum", "0.9", "--out", "c"])
     assert done.exit_code == 1
-    assert "error: --momentum is no setting of adamw, which has --betas and --eps: leave it out" in done.stderr
+    assert "error: --momentum does not apply to adamw, which has --betas and --eps; leave it out" in done.stderr
     assert run(*words, *["--betas", "0.8;0.9"]).exit_code == 2
     assert run(*words, *["--nesterov", "--out", "d"]).exit_code == 0
     assert (recorded(tmp_path / "d")["momentum"], recorded(tmp_path / "d")["nesterov"]) == (0.9, True)
@@ -513,7 +513,7 @@ def test_a_result_has_the_metrics_of_every_epoch(dump, data, tmp_path):
 
 
 def test_a_student_must_be_named(dump):
-    with pytest.raises(InputError, match="no student to train: name a network, or pass a module"):
+    with pytest.raises(InputError, match="there is no student to train; pass the name of a network or a module"):
         logitcache.train_student(dump())
 
 

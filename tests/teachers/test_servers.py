@@ -227,7 +227,7 @@ def test_what_a_server_cannot_do_is_refused_before_anything_is_written(server, t
         ({"amp": True}, r"`amp` is for a teacher that runs here"),
         ({"encoding": "sampled", "top_k": None}, "leave out `encoding` sampled"),
         ({"draws": 5}, "`draws` requires `encoding` sampled"),
-        ({"views": 2}, "text has one view"),
+        ({"views": 2}, "text is not augmented"),
     ):
         with pytest.raises(InputError, match=says):
             told_to(server.teacher, path, **changes)
@@ -241,8 +241,8 @@ def test_what_a_server_cannot_do_is_refused_before_anything_is_written(server, t
 def test_methods_that_need_the_shape_of_the_rest_refuse_it(served, tmp_path):
     path, student = served[1], "llama:hidden=16,layers=1,heads=2"
     for changes, says in (
-        ({"temperature": 4.0}, r"what that mass is at temperature 4 nobody can tell. Use `temperature` 1"),
-        ({"method": "dist"}, r"Its teacher gave no more: choose another method"),
+        ({"temperature": 4.0}, r"which is unknown at temperature 4. Use `temperature` 1"),
+        ({"method": "dist"}, r"Its teacher provided only these; choose another method"),
         ({"method": "rld", "parameters": {"confidence_temperature": 2.0}}, "at temperature 2"),
         ({"method": "loca", "parameters": {"calibration_temperature": 4.0}}, "at temperature 4"),
         ({"live_teacher": True}, "does not run here"),

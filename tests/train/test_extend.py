@@ -66,7 +66,7 @@ def test_the_progress_of_a_method_is_a_schedule_too(dump, images, tmp_path, chan
     given = {"cache": dump(augment="none,pad-crop-flip"), "student": "tiny:still", "data": images, **changes}
     given |= {"decay_milestones": [], "lr": 0.01, "batch_size": 300, "out": tmp_path / "run"}
     logitcache.train_student(epochs=2, **given)
-    with pytest.raises(InputError, match="say with `extend` continue .* or with `extend` stretch"):
+    with pytest.raises(InputError, match="Use `extend` continue .* or `extend` stretch"):
         logitcache.train_student(epochs=8, resume=True, **given)
     assert logitcache.train_student(epochs=8, resume=True, extend="continue", **given).results
 
@@ -94,7 +94,7 @@ def test_each_way_to_extend_has_its_rates(train, tmp_path):
 def test_a_schedule_that_fell_to_nothing_can_only_be_stretched(train, tmp_path, sched):
     train(sched=sched)
     for extend in (None, "continue"):
-        with pytest.raises(InputError, match=rf"{sched} has fallen to nothing.* `extend` stretch follows .* 4 epochs"):
+        with pytest.raises(InputError, match=rf"{sched} has decayed to zero.* `extend` stretch follows .* 4 epochs"):
             train(sched=sched, epochs=4, resume=True, extend=extend)
     assert record_of(tmp_path / "run")["settings"]["epochs"] == 2
     found = train(sched=sched, epochs=4, resume=True, extend="stretch")
@@ -122,7 +122,7 @@ def test_an_extension_that_is_stopped_goes_on_as_it_was_extended(train, tmp_path
 def test_milestones_may_be_added_but_not_changed_for_epochs_that_are_over(train, tmp_path):
     train(decay_milestones=[1])
     with pytest.raises(
-        CacheMismatchError, match=r"`decay_milestones` 1, and 3 would change the rate .* first 2 epochs"
+        CacheMismatchError, match=r"`decay_milestones` 1, but 3 would change the rate .* first 2 epochs"
     ):
         train(decay_milestones=[3], epochs=4, resume=True)
     train(decay_milestones=[1, 3], epochs=4, resume=True)
@@ -136,7 +136,7 @@ def test_what_cannot_be_extended_is_one_sentence(train, tmp_path):
         train(epochs=1, resume=True)
     with pytest.raises(CacheMismatchError, match="lr: there 0.01, requested 0.1"):
         train(epochs=3, lr=0.1, resume=True)
-    with pytest.raises(InputError, match="`extend` is for a run that is trained on"):
+    with pytest.raises(InputError, match="`extend` is for a run that is extended"):
         train(epochs=3, extend="stretch", out=tmp_path / "none")
     with pytest.raises(UnknownNameError, match="unknown way to extend a schedule 'stretched'; did you mean 'stretch'"):
         train(epochs=3, extend="stretched", resume=True)
@@ -153,7 +153,7 @@ def test_the_command_line_trains_on(run, npz, tmp_path):
     assert run(*words).exit_code == 0
     done = run("train", "--resume", "--out", "r", "--epochs", "2")
     assert done.exit_code == 1
-    assert "r was trained for 1 epoch, and 2 are asked for: say with --extend continue" in done.stderr
+    assert "r was trained for 1 epoch, but --epochs is 2. Use --extend continue" in done.stderr
     done = run("train", "--resume", "--out", "r", "--epochs", "2", "--extend", "stretch")
     assert done.exit_code == 0, done.stderr
     assert "epoch   2" in done.stderr and "epoch   1" not in done.stderr
@@ -168,7 +168,7 @@ def test_milestones_that_no_epoch_comes_to_are_warned_of(train, caplog, tmp_path
     assert "`decay_milestones` 1 is never reached: the run ends after 1 epoch" in caplog.text
     caplog.clear()
     train(decay_milestones=[1], sched="cosine", out=tmp_path / "cosine")
-    assert "`decay_milestones` does nothing with `sched` cosine" in caplog.text
+    assert "`decay_milestones` has no effect with `sched` cosine" in caplog.text
     caplog.clear()
     train(decay_milestones=[1], out=tmp_path / "fine")
     assert not caplog.text

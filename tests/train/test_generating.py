@@ -69,17 +69,17 @@ def test_a_stop_is_heard_between_batches_of_prompts(answers, tmp_path, monkeypat
 
     monkeypatch.setattr(completing, "complete_all", watched)
     how = {"test_data": answers[0], "generate": 3, "generate_tokens": 2, "batch_size": 1, "epochs": 1}
-    with pytest.raises(StoppedError, match="before it was measured"):
+    with pytest.raises(StoppedError, match="before its evaluation"):
         trained(answers[1], tmp_path / "r", **how, should_stop=lambda: bool(begun))
     done = trained(answers[1], tmp_path / "r", **how, resume=True)
     assert "rouge_l" in done.results
 
 
 WRONG = [
-    ({}, "`generate` completes the prompts of test data of text"),
-    ({"student": "texts:wide"}, "cannot generate. Language models of transformers"),
+    ({}, "`generate` needs test data of text"),
+    ({"student": "texts:wide"}, "only by language models of transformers"),
     ({"generate_tokens": 600}, "has no prompts with completions that fit into the student's positions"),
-    ({"generate": None, "generate_tokens": 5}, "`generate_tokens` says how prompts are completed: give `generate`"),
+    ({"generate": None, "generate_tokens": 5}, "`generate_tokens` requires `generate`"),
     ({"generate_temperature": -1.0}, "`generate_temperature` must be 0 or more"),
 ]
 

@@ -92,7 +92,7 @@ def test_a_run_that_was_stopped_holds_out_the_same(cached, tmp_path):
     cache, more = cached(exclude=[58]), {"exclude": [3, 60]}
     whole = trained(cache, tmp_path / "whole", **more)
     steps = []
-    with pytest.raises(logitcache.LogitCacheError, match="stopped as asked"):
+    with pytest.raises(logitcache.LogitCacheError, match="stopped on request"):
         trained(cache, tmp_path / "r", on_progress=steps.append, should_stop=lambda: bool(steps), **more)
     recorded = json.loads((tmp_path / "r/run.json").read_text())["settings"]
     assert recorded["holdout"] == SHARE
@@ -156,7 +156,7 @@ def test_the_average_of_weights_is_measured_too(cached, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"test_data": "texts:make:test"}, "each say what is evaluated: give one of them"),
+        ({"test_data": "texts:make:test"}, "both set the evaluation data; use only one of them"),
         ({"holdout": 1.0}, "between 0 and 1"),
         ({"holdout": 0.999}, "leaves none to train on"),
     ],

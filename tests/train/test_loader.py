@@ -43,7 +43,7 @@ def test_rows_are_those_of_the_epochs_view(dump):
         assert torch.equal(rows[17], stored[17])
         assert torch.equal(rows.logits([3, 299, 3]), stored[[3, 299, 3]])
     for wrong in (-1, 300):
-        with pytest.raises(IndexError, match="samples are 0 to 299"):
+        with pytest.raises(IndexError, match="sample ids must be 0 to 299"):
             rows[wrong]
 
 
@@ -282,7 +282,7 @@ def test_an_epoch_that_is_none_is_a_sentence_wherever_it_is_given(dump, images, 
     rows = logitcache.open(cache)
     with Loader(cache, images, workers=0) as loader:
         for take in (rows.at, rows.set_epoch, loader.set_epoch, lambda epoch: next(loader.epoch(epoch))):
-            with pytest.raises(InputError, match=f"an epoch is a whole number from 0, not {epoch!r}"):
+            with pytest.raises(InputError, match=f"epoch must be a non-negative integer, not {epoch!r}"):
                 take(epoch)
 
 
@@ -378,7 +378,7 @@ def test_views_follow_one_another_where_nobody_sets_the_epoch(dump, images, work
     for _ in range(2):
         assert torch.equal(torch.stack([both[i][2] for i in (3, 4)]), both.teacher.at(0).logits([3, 4]))
     for wrong in (-1, 1.5, "1", None):
-        with pytest.raises(InputError, match="an epoch is a whole number from 0"):
+        with pytest.raises(InputError, match="epoch must be a non-negative integer"):
             both.set_epoch(wrong)
 
 
@@ -416,7 +416,7 @@ def test_a_data_set_is_wrapped_by_name(tmp_path):
 def test_ids_that_are_no_integers_are_refused(dump):
     rows = logitcache.open(dump())
     for wrong in ([True, False], [1.5], torch.ones(300, dtype=torch.bool)):
-        with pytest.raises(TypeError, match="sample ids are integers"):
+        with pytest.raises(TypeError, match="sample ids must be integers"):
             rows.logits(wrong)
 
 

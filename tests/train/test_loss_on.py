@@ -146,7 +146,7 @@ def test_a_run_records_it_and_what_it_leaves_out_is_nobodys_exclusion(cached, tm
 
 def test_what_cannot_count_is_refused(cached, dump, images, tmp_path):
     none = Documents(TEXT.tokens, TEXT.documents, TEXT.vocabulary, answers=np.zeros(len(TEXT.tokens), bool))
-    with pytest.raises(InputError, match="counts no row of this data"):
+    with pytest.raises(InputError, match="selects no row of this data"):
         trained(cached(none), tmp_path / "r", loss_on="assistant")
     with pytest.raises(UnknownNameError, match="did you mean 'completion'"):
         trained(cached(none), tmp_path / "r", loss_on="completions")

@@ -188,14 +188,14 @@ def test_nothing_is_read_ahead_after_the_last_epoch(dump, images, tmp_path, monk
     ("changes", "message"),
     [
         ({"student": 5}, r"train_student\(cache, student\) takes a path or a Cache, .* and int"),
-        ({"student": tiny.student}, "and function. A factory is called first"),
+        ({"student": tiny.student}, "and function. Call a factory with the number of classes first"),
         ({"cache": 3}, "a cache must be a path, an address or a Cache, not int"),
         ({"callbacks": 3}, "callbacks must be a logitcache.Callbacks object, not 3"),
         ({"should_stop": True}, "should_stop must be a function, not True"),
         ({"method": nn.KLDivLoss()}, "method .* cannot be called with student, teacher and labels"),
         ({"method": nn.PReLU()}, "cannot be called with student|has trainable parameters"),
         ({"method": lambda s, t, y: y}, r"returned torch.int64 \[48\]; expected"),
-        ({"opt": torch.optim.LBFGS}, "LBFGS evaluates the loss several times a step"),
+        ({"opt": torch.optim.LBFGS}, "LBFGS evaluates the loss several times per step"),
         (
             {"opt": lambda parameters: torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1)},
             "leaves out 4 of the student's 4 parameters",

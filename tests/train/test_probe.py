@@ -56,19 +56,19 @@ def part(count):
 @pytest.mark.parametrize(
     ("count", "changes", "words"),
     [
-        (24, {"batch_size": 23}, r"24 images in batches of 23 come to. Leave such a last batch out with `drop_last`"),
-        (24, {"batch_size": 1}, r"24 images in batches of 1 come to. Choose a larger `batch_size`\.$"),
+        (24, {"batch_size": 23}, r"24 images in batches of 23. Leave out the smaller last batch with `drop_last`"),
+        (24, {"batch_size": 1}, r"24 images in batches of 1. Choose a larger `batch_size`\.$"),
         (
             24,
             {"batch_size": 8, "grad_accum_steps": 8},
-            "batches of 8 of 8 parts come to. Choose a larger `batch_size` or fewer `grad_accum_steps`",
+            "batches of 8 of 8 micro-batches. Choose a larger `batch_size` or fewer `grad_accum_steps`",
         ),
-        (27, {"batch_size": 4, "grad_accum_steps": 2}, "4 of 2 parts come to. Leave such a last batch out"),
-        (25, {"batch_size": 24, "drop_last": False}, "Leave such a last batch out with `drop_last`, or choose another"),
+        (27, {"batch_size": 4, "grad_accum_steps": 2}, "4 of 2 micro-batches. Leave out the smaller last batch"),
+        (25, {"batch_size": 24, "drop_last": False}, "Leave out the smaller last batch with `drop_last`, or choose another"),
     ],
 )  # fmt: skip
 def test_a_batch_that_batch_normalization_refuses_is_found_before_the_first_step(train, count, changes, words):
-    said = r"the student cannot be trained on 1 sample at once \(ValueError: Expected more than 1 value per channel.*"
+    said = r"the student cannot be trained on 1 sample at a time \(ValueError: Expected more than 1 value per channel.*"
     with pytest.raises(InputError, match=said + words):
         train(Rows(), part(count), **changes)
 
@@ -86,7 +86,7 @@ def test_a_batch_that_is_larger_than_the_data_leaves_nothing(train):
 def test_a_window_whose_last_batch_is_small_is_found(dump, images, tmp_path):
     """Blocks of 49 and one of 6: windows of two blocks hold 98 samples or 55."""
     given = {"cache": dump(block_rows=49), "data": images, "epochs": 2, "memory_budget": 2 * 2 * 49 * 20}
-    with pytest.raises(InputError, match=r"300 images in batches of 54 in windows of `memory_budget` come to. Leave"):
+    with pytest.raises(InputError, match=r"300 images in batches of 54 in windows of `memory_budget`. Leave"):
         logitcache.train_student(student=Rows(), batch_size=54, out=tmp_path / "run", **given)
     assert not (tmp_path / "run").exists()
     found = logitcache.train_student(student=Rows(), batch_size=54, drop_last=True, out=tmp_path / "run", **given)

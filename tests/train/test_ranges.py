@@ -57,7 +57,7 @@ def test_the_others_are_refused_before_a_run_is_begun(dump, images, tmp_path, na
         ({"clip_grad": 0}, "greater than 0"),
         ({"clip_grad": math.nan}, "greater than 0"),
         ({"lr": math.inf}, "greater than 0"),
-        ({"label_smoothing": 1}, "a share from 0 to below 1"),
+        ({"label_smoothing": 1}, "from 0 to below 1"),
         ({"momentum": 1.0}, "from 0 to below 1"),
         ({"model_ema_decay": 0.0}, "between 0 and 1"),
         ({"weight_decay": math.inf}, "0 or more"),

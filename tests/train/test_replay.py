@@ -300,9 +300,9 @@ def lines(caplog):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({}, "the device is cpu; the steps are those of a graph"),
-        ({"live_teacher": tiny.net(tiny.CLASSES)}, "the live teacher is asked in every step"),
-        ({"memory_budget": 2_600}, "--memory-budget reads the rows in windows"),
+        ({}, "the device is cpu; steps use static tensors"),
+        ({"live_teacher": tiny.net(tiny.CLASSES)}, "the live teacher runs in every step"),
+        ({"memory_budget": 2_600}, "--memory-budget reads rows in windows"),
         ({"image_size": 20}, "views are rendered by the host"),
     ],
     ids=["cpu", "live", "windows", "resized"],

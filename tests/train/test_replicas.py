@@ -184,7 +184,7 @@ def test_two_processes_take_the_steps_of_one(job, tmp_path):
 
 def test_a_stop_that_one_process_hears_stops_all_and_goes_on_as_if_unbroken(job):
     for rank in (0, 1):
-        assert re.search(r"stopped as asked after step \d+ of 38 of epoch 2", (job / f"stopped-{rank}").read_text())
+        assert re.search(r"stopped on request after step \d+ of 38 of epoch 2", (job / f"stopped-{rank}").read_text())
     assert torch.equal(weights(job / "whole"), weights(job / "broken"))
     assert (job / "weights-0").read_text() == (job / "weights-1").read_text()
     unbroken, resumed = (
@@ -303,7 +303,7 @@ def test_a_restart_does_not_take_up_a_run_that_was_there_before(tmp_path, npz):
     )
     assert done.returncode != 0
     assert done.stderr.count("already holds a run; nothing in it was touched") == 2
-    assert done.stderr.count("process 1 ends with process 0, which says why") == 2
+    assert done.stderr.count("process 1 stopped because process 0 failed; see its error") == 2
     assert before.results == json.loads((tmp_path / "run/run.json").read_text())["results"]
 
 
@@ -319,5 +319,5 @@ def test_torchrun_that_is_asked_to_stop_saves_the_run(tmp_path, npz):
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=120)[1]
-    assert re.search(r"stopped as asked after step \d+ of 38 of epoch 1", said)
+    assert re.search(r"stopped on request after step \d+ of 38 of epoch 1", said)
     assert (tmp_path / "run/checkpoint.pt").exists()

@@ -161,7 +161,7 @@ def test_no_part_of_a_batch_is_a_single_row(train, tmp_path, monkeypatch):
 def test_a_stop_is_heard_between_epochs_of_one_step(train, tmp_path):
     arguments = {"batch_size": 300, "epochs": 3}
     whole = train(out=tmp_path / "whole", **arguments)
-    with pytest.raises(StoppedError, match=r"stopped as asked after epoch 1 of 3. Go on with:"):
+    with pytest.raises(StoppedError, match=r"stopped on request after epoch 1 of 3. Resume with:"):
         train(should_stop=lambda: True, **arguments)
     assert len(metrics_of(tmp_path / "run")) == 1
     assert torch.equal(weights(train(resume=True, **arguments)), weights(whole))
@@ -173,7 +173,7 @@ def test_a_stop_is_heard_between_epochs_of_one_step(train, tmp_path):
         ({"clip_grad": -1.0}, "`clip_grad` must be greater than 0, not -1"),
         ({"model_ema_decay": 1.0}, "`model_ema_decay` must be between 0 and 1"),
         ({"amp_dtype": "float16"}, "`amp_dtype` must be left out without `amp`"),
-        ({"nesterov": True, "momentum": 0.0}, "`nesterov` is a way of SGD with momentum"),
+        ({"nesterov": True, "momentum": 0.0}, "`nesterov` requires SGD with momentum"),
         ({"sched": "onecycle", "warmup_epochs": 1}, "`warmup_epochs` must be left out"),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_another_network_is_one_sentence(train, tmp_path):
     with pytest.raises(StoppedError):
         train(should_stop=lambda: True)
     torch.save({"student": {}, "optimizer": {}, "history": []}, tmp_path / "run/checkpoint.pt")
-    with pytest.raises(InputError, match="damaged or of another version"):
+    with pytest.raises(InputError, match="damaged or from another version"):
         train(resume=True)
 
 
@@ -239,7 +239,7 @@ def test_every_optimizer_learns(train, tmp_path, opt):
 
 def test_nesterov_is_sgds(train, tmp_path):
     assert not torch.equal(weights(train(nesterov=True, out=tmp_path / "n")), weights(train(out=tmp_path / "p")))
-    with pytest.raises(InputError, match="`nesterov` is a way of SGD"):
+    with pytest.raises(InputError, match="`nesterov` requires SGD"):
         train(opt="adamw", nesterov=True, out=tmp_path / "none")
 
 
@@ -294,7 +294,7 @@ def tiny_images():
 def _stop_and_resume(train, out, steps, arguments):
     asked = iter([False] * (steps - 1) + [True] * 1000)
     with pytest.raises(
-        StoppedError, match=rf"stopped as asked after step \d+ of 7.*\n  logitcache train --resume --out {out}"
+        StoppedError, match=rf"stopped on request after step \d+ of 7.*\n  logitcache train --resume --out {out}"
     ):
         train(out=out, should_stop=lambda: next(asked), **arguments)
 
@@ -339,7 +339,7 @@ def test_a_training_that_is_asked_to_stop_saves_and_says_how_to_go_on(tmp_path, 
     code, said = command.end()
     assert code == 128 + number, said
     assert "stopping after the step in hand" in said
-    assert "Go on with:\n  logitcache train --resume --out run" in said
+    assert "Resume with:\n  logitcache train --resume --out run" in said
     assert run("train", "--resume", "--out", "run").exit_code == 0
     files = [tmp_path / folder / "student.safetensors" for folder in ("run", "whole")]
     assert files[0].read_bytes() == files[1].read_bytes()

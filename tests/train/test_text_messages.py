@@ -46,8 +46,8 @@ def test_many_classes_are_told_of_methods_and_of_sizes(tmp_path):
     with pytest.raises(CacheMismatchError) as refused:
         trained(cache, tmp_path / "r", student="texts:wide", method="clkd")
     said = str(refused.value)
-    assert "keeps the 6 largest of 5,000 logits, and clkd needs every logit" in said
-    assert "Choose a method that takes such rows (ce, " in said
+    assert "stores the 6 largest of 5,000 logits, and clkd needs every logit" in said
+    assert "Choose a method that supports such rows (ce, " in said
     assert " kd, " in said
     assert "clkd," not in said
     assert f"a row would take 10 kB, and the cache {len(samples.labels) * 10} kB." in said

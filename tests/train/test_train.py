@@ -134,7 +134,7 @@ def test_cross_entropy_weighs_both_labels_of_a_mixed_row(dump, train, images, tm
 def test_a_method_that_reads_the_label_refuses_mixed_rows(dump, train, tmp_path, changes):
     dump(augment="none+cutmix")
     with pytest.raises(
-        CacheMismatchError, match=r"reads the label of a row.*none\+cutmix.*Choose a method that does not \(ce, atkd"
+        CacheMismatchError, match=r"uses the label of a row.*none\+cutmix.*Choose a method that does not \(ce, atkd"
     ):
         train(**changes)
     assert not (tmp_path / "run").exists()
@@ -201,7 +201,7 @@ def test_a_function_in_hand_refuses_what_it_may_not_understand(dump, train, tmp_
     ):
         train(cache=tmp_path / "top.zarr", method=halved)
     dump(augment="cifar+mixup", out=tmp_path / "mixed.zarr")
-    with pytest.raises(CacheMismatchError, match="halved is a plain function, which is assumed to read the label"):
+    with pytest.raises(CacheMismatchError, match="halved is a plain function, which is assumed to use the label"):
         train(cache=tmp_path / "mixed.zarr", method=halved)
     with pytest.raises(InputError, match="halved is already a complete loss and takes no temperature"):
         train(cache=tmp_path / "mixed.zarr", method=halved, temperature=2.0)
@@ -305,7 +305,7 @@ def test_a_run_stops_in_an_evaluation_too_and_loses_nothing(dump, train, images,
         return len(asked) == last_of_evaluation
 
     with pytest.raises(
-        StoppedError, match="stopped as asked after the last step of epoch 2, before it was measured. Go on"
+        StoppedError, match="stopped on request after the last step of epoch 2, before its evaluation. Resume"
     ):
         train(should_stop=should_stop, **given)
     assert [one["epoch"] for one in metrics_of(tmp_path / "run")] == [1]
@@ -476,7 +476,7 @@ def test_a_view_beyond_the_memory_budget_streams_in_windows(dump, train, tmp_pat
     if top_k is None:
         live = train(memory_budget=budget, live_teacher=teacher, out=tmp_path / "live")
         assert same(weights(windowed), weights(live))
-    with pytest.raises(InputError, match=r"`memory_budget` 100 bytes does not hold one block of .* that takes"):
+    with pytest.raises(InputError, match=r"`memory_budget` 100 bytes is too small: one block of .* take"):
         train(memory_budget=100, out=tmp_path / "none")
     assert cache.manifest.blocks == 5
 
@@ -529,7 +529,8 @@ def test_a_top_k_cache_trains_what_it_serves_and_refuses_the_rest(dump, train, t
         ({"method": "normkd"}, r"a per-row temperature \(deviation\) needs every logit of a row"),
     ):
         with pytest.raises(
-            CacheMismatchError, match=rf"keeps the 2 largest of 5 logits, and {reason}. Dump again with `encoding` full"
+            CacheMismatchError,
+            match=rf"stores the 2 largest of 5 logits, and {reason}. Dump again with `encoding` full",
         ):
             train(**changes, out=tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
@@ -548,13 +549,13 @@ def test_a_cache_that_serves_too_little_names_the_dump_that_would_serve(run, npz
 
 def test_a_bucket_needs_something_left_out(dump, train):
     dump()
-    with pytest.raises(InputError, match="keeps every class: nothing is left for `tail` bucket"):
+    with pytest.raises(InputError, match="stores every class, so there is no tail for `tail` bucket"):
         train(tail="bucket")
 
 
 def test_pairs_that_are_not_there_are_refused_with_the_dump_that_makes_them(dump, train):
     dump()
-    with pytest.raises(CacheMismatchError, match=r"holds no pairs of views. Dump some: `augment` RECIPE,RECIPE"):
+    with pytest.raises(CacheMismatchError, match=r"has no pairs of views. Dump them with `augment` RECIPE,RECIPE"):
         train(pair_views=True)
 
 
@@ -709,9 +710,9 @@ def test_damage_met_while_training_stops_it(dump, train):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cache": None}, "method kd needs a teacher's logits: name a cache"),
-        ({"cache": None, "method": "ce", "data": None}, "name a cache, or with `method` ce a data set"),
-        ({"augment": "none"}, r"has its own views \(pad-crop-flip\): leave out `augment`"),
+        ({"cache": None}, "method kd needs a teacher's logits; pass a cache"),
+        ({"cache": None, "method": "ce", "data": None}, "pass a cache, or with `method` ce a data set"),
+        ({"augment": "none"}, r"has its own views \(pad-crop-flip\); leave out `augment`"),
         ({"epochs": 0}, "`epochs` must be 1 or more, not 0"),
         ({"lr": 0}, "`lr` must be greater than 0, not 0"),
         ({"lr": float("nan")}, "`lr` must be greater than 0, not nan"),
@@ -722,7 +723,7 @@ def test_damage_met_while_training_stops_it(dump, train):
         ({"sched": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
         ({"method": "kdd"}, "unknown method 'kdd'; did you mean 'kd'"),
         ({"student": "resnet9"}, "unknown network 'resnet9'"),
-        ({"lr": 1e9}, "the loss is .* in epoch 1: training has diverged. Lower `lr`"),
+        ({"lr": 1e9}, "the loss is .* in epoch 1, so training has diverged. Lower `lr`"),
     ],
 )
 def test_requests_that_mean_nothing_are_refused(dump, train, changes, message):
@@ -734,7 +735,7 @@ def test_requests_that_mean_nothing_are_refused(dump, train, changes, message):
 def test_test_data_of_other_classes_is_refused(dump, train):
     dump()
     other = ArrayImages(tiny.arrays("test")[0], tiny.arrays("test")[1], ["a", "b", "c", "d", "e"])
-    with pytest.raises(CacheMismatchError, match=r"the test data has other classes \(a, b, c, d, e, ...; 5\)"):
+    with pytest.raises(CacheMismatchError, match=r"the test data has different classes \(a, b, c, d, e, ...; 5\)"):
         train(test_data=other)
 
 

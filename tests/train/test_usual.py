@@ -30,7 +30,7 @@ def test_text_is_trained_with_what_is_usual_for_it_and_that_is_said(stories, tmp
     found = recorded(tmp_path / "run")
     assert (found["opt"], found["lr"], found["sched"], found["clip_grad"]) == ("adamw", 5e-4, "cosine", 1.0)
     assert (found["preset"], found["tail"], found["norm_weight_decay"]) == ("language", "bucket", 0.0)
-    said = next(one.getMessage() for one in caplog.records if "usual for this data" in one.getMessage())
+    said = next(one.getMessage() for one in caplog.records if "defaults for this data" in one.getMessage())
     assert "--opt adamw" in said
     (summary,) = logitcache.compare_runs(tmp_path / "run")
     assert (summary.method, summary.changes) == ("kd", "")  # what is usual is no change of the method
@@ -86,4 +86,4 @@ def test_images_are_trained_as_ever(dump, images, tmp_path, caplog):
     caplog.set_level(logging.INFO, "logitcache")
     logitcache.train_student(dump(), "tiny:still", data=images, epochs=1, out=tmp_path / "run")
     assert recorded(tmp_path / "run")["opt"] == "sgd"
-    assert not any("usual for this data" in one.getMessage() for one in caplog.records)
+    assert not any("defaults for this data" in one.getMessage() for one in caplog.records)

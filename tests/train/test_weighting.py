@@ -125,15 +125,15 @@ def test_a_file_that_changes_is_noticed(train, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([1, 2], r"must give each of the 5 classes a number, in the order of the classes; found 1, 2 \(2\)"),
-        ([1, 2, 3, 4, "x"], "must give each of the 5 classes a number"),
-        ([1, 2, 3, 4, -1], "must be finite, 0 or more each"),
-        ([1, 2, 3, 4, float("nan")], "must be finite, 0 or more each"),
-        ([0, 0, 0, 0, 1], "above 0 for a class of the training data"),
-        (3.0, "must give each of the 5 classes a number"),
-        ({"class 1": 1}, r"says nothing of class 0, class 2, class 3, class 4 \(4 of 5 classes\)"),
+        ([1, 2], r"must be 5 numbers, one per class in the order of the classes; found 1, 2 \(2\)"),
+        ([1, 2, 3, 4, "x"], "must be 5 numbers, one per class"),
+        ([1, 2, 3, 4, -1], "must be finite and non-negative"),
+        ([1, 2, 3, 4, float("nan")], "must be finite and non-negative"),
+        ([0, 0, 0, 0, 1], "greater than 0 for a class of the training data"),
+        (3.0, "must be 5 numbers, one per class"),
+        ({"class 1": 1}, r"has no weight for class 0, class 2, class 3, class 4 \(4 of 5 classes\)"),
         (dict.fromkeys([*NAMES, "clas 1"], 1.0), "unknown class in `class_weights` 'clas 1'; did you mean 'class 1'"),
-        ("balance", "'balance' is neither balanced nor a file that can be read"),
+        ("balance", "'balance' is neither balanced nor a readable file"),
     ],
 )  # fmt: skip
 def test_weights_that_do_not_fit_are_one_sentence(train, tmp_path, given, words):
@@ -143,7 +143,7 @@ def test_weights_that_do_not_fit_are_one_sentence(train, tmp_path, given, words)
 
 
 def test_they_need_cross_entropy(dump, images, tmp_path):
-    with pytest.raises(InputError, match="which has no weight in kd here: give it some with `ce_weight`"):
+    with pytest.raises(InputError, match="whose weight is 0 with method kd; set `ce_weight`"):
         logitcache.train_student(
             dump(), "tiny:still", data=images, ce_weight=0.0, class_weights="balanced", out=tmp_path / "run"
         )

@@ -1,1 +1,1 @@
-"""Labelled images: where they come from, how a batch of them is rendered in a view."""
+"""Labelled images: data sets, views and rendering."""

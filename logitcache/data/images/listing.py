@@ -126,14 +126,14 @@ class _Walk:
                 self.skipped["hidden"] += 1
                 continue
             is_file, is_image = entry.is_file(follow_symlinks=False), name[name.rfind(".") :].lower() in endings
-            leads_nowhere = not is_file and is_image and _leads_nowhere(entry)
-            if not is_file and not leads_nowhere and _is_folder(entry):
+            is_broken = not is_file and is_image and _is_broken_link(entry)
+            if not is_file and not is_broken and _is_folder(entry):
                 refused |= self._images(entry.path, f"{prefix}{name}/", found, above | {here})
             elif not is_image:
                 others.append(name)
             else:
                 found.append(prefix + name)
-                if leads_nowhere:
+                if is_broken:
                     refused[found[-1]] = "it is a broken link"
                 elif self._asks and not os.access(entry.path, os.R_OK):
                     refused[found[-1]] = "permission denied"
@@ -162,12 +162,12 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
     Raises:
         InputError: If it is a broken link.
     """
-    if _leads_nowhere(entry):
+    if _is_broken_link(entry):
         raise InputError(f"{readable(entry.path)} is a broken link: fix or remove it.")
     return entry.is_dir()
 
 
-def _leads_nowhere(entry: "os.DirEntry[str]") -> bool:
+def _is_broken_link(entry: "os.DirEntry[str]") -> bool:
     return entry.is_symlink() and not Path(entry.path).exists()
 
 

@@ -148,9 +148,11 @@ def _samples_of(shard: Path) -> Iterator[tuple[str, _Member, int]]:
     """Yield the key, image and label of each sample of a shard, in order."""
     try:
         with shard.open("rb") as file:
-            for key, group in itertools.groupby(_members_of(file, shard.stat().st_size), lambda one: _parted(one)[0]):
+            for key, group in itertools.groupby(
+                _members_of(file, shard.stat().st_size), lambda one: _split_name(one)[0]
+            ):
                 if key:
-                    members = {_parted(one)[1]: one for one in group}
+                    members = {_split_name(one)[1]: one for one in group}
                     yield key, *_image_and_label(file, readable(f"{shard}, sample {key}"), members)
     except (OSError, tarfile.TarError) as error:
         raise InputError(
@@ -169,7 +171,7 @@ def _members_of(file: BinaryIO, size: int) -> Iterator[_Member]:
             raise tarfile.ReadError("unexpected end of data")
 
 
-def _parted(member: _Member) -> tuple[str, str]:
+def _split_name(member: _Member) -> tuple[str, str]:
     """Return the key of a file, which is its name up to the first dot, and the rest in lower case. Hidden files have no key."""
     folder, slash, file = member.name.rpartition("/")
     stem, _, suffix = file.partition(".")

@@ -173,10 +173,10 @@ class Documents:
         lengths = self.lengths[ids]
         begins = np.cumsum(lengths) - lengths
         place = np.arange(len(at)) - np.repeat(begins, lengths)
-        mixed = _mixed(self.tokens[at].astype(np.uint64) + (place.astype(np.uint64) << np.uint64(32)))
+        mixed = _mix_bits(self.tokens[at].astype(np.uint64) + (place.astype(np.uint64) << np.uint64(32)))
         before = np.cumsum(mixed, dtype=np.uint64) - mixed  # includes tokens of preceding contexts
         inside = before - np.repeat(before[begins[lengths > 0]], lengths[lengths > 0])
-        return _mixed(inside[self.targets[at]])
+        return _mix_bits(inside[self.targets[at]])
 
 
 class Stretch(Documents):
@@ -230,7 +230,7 @@ def _boundaries(documents: NDArray[Any], tokens: NDArray[Any]) -> Ids:
     return begins
 
 
-def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _mix_bits(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Mix the bits of integers (splitmix64, Steele et al., OOPSLA 2014)."""
     with np.errstate(over="ignore"):
         z = values + _GOLDEN

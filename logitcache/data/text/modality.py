@@ -239,7 +239,7 @@ class Text:
             raise InputError(f"{label} must return logits [{places}, {classes}], one row for each token, found {found}")
         at_once = _rows_at_once(classes)
         for some in torch.split(states.flatten(0, 1) if keep is None else states[keep], at_once):
-            logits = some if head is None else _headed(head, some, at_once)
+            logits = some if head is None else _apply_head(head, some, at_once)
             if logits.shape[1] < classes:
                 raise InputError(
                     f"{label} has logits for {logits.shape[1]:,} ids, but the vocabulary has {classes:,}; use the tokenizer it was trained "
@@ -296,12 +296,12 @@ class Text:
             ),
             parts[0].vocabulary,
             np.concatenate([one.targets for one in parts]),
-            answers=_joined([one.answers for one in parts]),
-            completions=_joined([one.completions for one in parts]),
+            answers=_concatenate_masks([one.answers for one in parts]),
+            completions=_concatenate_masks([one.completions for one in parts]),
         )
 
 
-def _joined(parts: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
+def _concatenate_masks(parts: Sequence[NDArray[np.bool_] | None]) -> NDArray[np.bool_] | None:
     """Concatenate masks of the tokens of stretches; None if one has no mask."""
     known = [one for one in parts if one is not None]
     return np.concatenate(known) if len(known) == len(parts) else None
@@ -320,7 +320,7 @@ def _rows_at_once(classes: int) -> int:
     return min(_ROWS_AT_ONCE, 1 << (max(_LOGITS_AT_ONCE // classes, 1).bit_length() - 1))
 
 
-def _headed(head: Any, states: Tensor, rows: int) -> Tensor:
+def _apply_head(head: Any, states: Tensor, rows: int) -> Tensor:
     """Return the logits of hidden states, [r, V'].
 
     Without gradients, as for teachers, states are padded to a fixed number of rows. The last bits of a matrix product depend on its

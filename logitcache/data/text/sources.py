@@ -154,10 +154,10 @@ def _encoded(tokenizer: Tokenizer, entries: Sequence[Entry]) -> Iterator[_Tokens
         # A token that extends into the completion belongs to it, even if it begins in the prompt.
         answers = None if entry.answer is None else ends > entry.answer
         found = _Tokens(ids, answers)
-        yield _ended(found, tokenizer.facts.eos) if entry.ends else found
+        yield _with_end_token(found, tokenizer.facts.eos) if entry.ends else found
 
 
-def _ended(document: _Tokens, end: int | None) -> _Tokens:
+def _with_end_token(document: _Tokens, end: int | None) -> _Tokens:
     """Return a document with an end-of-sequence token after its answer; unchanged if the tokenizer has no such token."""
     if end is None or document.answers is None:
         return document
@@ -210,7 +210,7 @@ def _contexts(
     if len(begins) < 2:
         raise InputError(f"{name} has no documents left: all are longer than --sequence-length")
     if limit is not None:
-        begins = _divided(np.array([0, len(tokens)]) if reading.pack == "stream" else begins, limit)
+        begins = _split_long(np.array([0, len(tokens)]) if reading.pack == "stream" else begins, limit)
     recorded = {"reading": reading.to_json(), **facts}
     found = Documents(
         tokens,
@@ -242,7 +242,7 @@ def _last_runs(answers: NDArray[np.bool_], begins: NDArray[np.int64]) -> NDArray
     return last
 
 
-def _divided(begins: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+def _split_long(begins: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
     """Return boundaries with contexts longer than `limit` tokens divided into ones of `limit` tokens and a remainder."""
     parts = np.maximum(-(-np.diff(begins) // limit), 1)
     ends = np.cumsum(parts)

@@ -80,12 +80,15 @@ def change(
         InputError: If a user's own transform cannot be used.
     """
     rows = list(rows)
-    with _numbers_put_back(), cpu_threads(1):  # the last bit of a convolution may depend on the number of threads
+    with (
+        _restoring_random_states(),
+        cpu_threads(1),
+    ):  # the last bit of a convolution may depend on the number of threads
         for number, (name, parameters) in enumerate(steps):
             transform = _transform(name, tuple(parameters.items()))
             spelled = f" {dict(parameters)}" if parameters else ""
             for row, numbers in enumerate(words(seed, view, samples, _FIRST_DRAW + number).tolist()):
-                _set_numbers(numbers)
+                _seed_generators(numbers)
                 with explain_foreign_errors(f"augmentation {name}{spelled} fails on sample {samples[row]}"):
                     changed = transform(
                         rows[row] if name in CHANGES else rows[row].clone()
@@ -128,14 +131,14 @@ def _checked(pixels: Any, name: str, sample: int) -> Tensor:
     return pixels.as_subclass(Tensor)
 
 
-def _set_numbers(numbers: Sequence[int]) -> None:
+def _seed_generators(numbers: Sequence[int]) -> None:
     torch.default_generator.manual_seed(numbers[0] << 32 | numbers[1])
     random.seed(numbers[2])
     np.random.seed(numbers[3])  # noqa: NPY002  (for transforms that use it)
 
 
 @contextmanager
-def _numbers_put_back() -> Iterator[None]:
+def _restoring_random_states() -> Iterator[None]:
     """Restore the state of the global random number generators on exit."""
     kept = torch.default_generator.get_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     try:

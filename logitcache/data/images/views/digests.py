@@ -66,17 +66,17 @@ def multilinear_digests(pixels: Tensor) -> Tensor:
     at_once = max((_AT_ONCE_ON_CPU if pixels.device.type == "cpu" else _AT_ONCE) // max(words.shape[1], 1), 1)
     shape = sum(size * _key(number) for number, size in enumerate(pixels.shape[1:]))
     sums = [some.long().mul_(keys[_HEAD:]).sum(1) for some in torch.split(words, at_once)]
-    return _mixed(torch.cat(sums) + _signed(shape))
+    return _mix_bits(torch.cat(sums) + _signed(shape))
 
 
-def _mixed(sums: Tensor) -> Tensor:
+def _mix_bits(sums: Tensor) -> Tensor:
     """Mix the bits of int64 sums with the finalizer of MurmurHash3, which is a bijection."""
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        sums = (sums ^ _shifted(sums)) * _signed(factor)
-    return sums ^ _shifted(sums)
+        sums = (sums ^ _shift_right(sums)) * _signed(factor)
+    return sums ^ _shift_right(sums)
 
 
-def _shifted(values: Tensor) -> Tensor:
+def _shift_right(values: Tensor) -> Tensor:
     """Return values shifted right by 33 bits, as unsigned integers."""
     return (values >> 33) & (2**31 - 1)
 

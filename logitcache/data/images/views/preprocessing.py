@@ -58,9 +58,9 @@ class Preprocessing:
         Resizing is bilinear with antialiasing, and always runs on the CPU because devices round differently.
         """
         if self.resize == "none":
-            return pixels if isinstance(pixels, Tensor) else _stacked(pixels)
+            return pixels if isinstance(pixels, Tensor) else _stack(pixels)
         device = pixels.device if isinstance(pixels, Tensor) else None
-        return _stacked([self._resized(row.cpu()) for row in pixels]).to(device)
+        return _stack([self._resized(row.cpu()) for row in pixels]).to(device)
 
     def _resized(self, row: Tensor) -> Tensor:
         size = self.image_size
@@ -120,7 +120,7 @@ def _constant(values: tuple[float, float, float], device: torch.device) -> Tenso
         return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
-def _stacked(rows: Sequence[Tensor]) -> Tensor:
+def _stack(rows: Sequence[Tensor]) -> Tensor:
     """Stack renditions of one size; the channel of grayscale images is repeated if others have color."""
     channels = max(map(len, rows))
     return torch.stack([row.expand(channels, -1, -1) for row in rows])

@@ -94,7 +94,7 @@ def read_recipe(text: str) -> Recipe:
     crop = _EVERY_CROP[steps[0][0]]
     versions = [crop.version, *(CHANGES[name].version for name, _ in changes if name in CHANGES)]
     return Recipe(
-        "+".join(_spelled(*step) for step in steps),
+        "+".join(_format_step(*step) for step in steps),
         sum([*versions, *(MIXES[name].version for name, _ in mixes)]),
         crop,
         changes,
@@ -138,7 +138,7 @@ def _read_parameter(text: str, step: str, defaults: Mapping[str, float | str]) -
     return word, int(number) if isinstance(defaults[word], int) and number == int(number) else number
 
 
-def _spelled(name: str, parameters: Mapping[str, float | str]) -> str:
+def _format_step(name: str, parameters: Mapping[str, float | str]) -> str:
     return name + (f"({','.join(f'{word}={value}' for word, value in parameters.items())})" if parameters else "")
 
 
