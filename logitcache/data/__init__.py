@@ -1,4 +1,4 @@
-"""What networks are shown: data sets by name or object, and what a modality is."""
+"""Data sets, given by name or as an object, and modalities (kinds of data)."""
 
 from logitcache.data.exclusion import excluded_of, kept_of, leave_out
 from logitcache.data.images.rendering import Renderer, preprocessing_for, render

@@ -1,4 +1,4 @@
-"""Is this the data that the teacher saw? Checked before every epoch that trains on its logits."""
+"""Check that data is what the teacher saw. Runs before every epoch that trains on its logits."""
 
 from typing import Any
 
@@ -41,40 +41,40 @@ def cache_views(cache: Cache) -> list[Any]:
     """Return the views of a cache, in order.
 
     Raises:
-        LogitCacheError: This version cannot replay them.
+        LogitCacheError: If this version cannot replay them.
     """
     modality = cache_modality(cache)
     return with_recorded(modality, cache, [modality.read_view(entry) for entry in cache.manifest.views])
 
 
 def is_replayable(cache: Cache) -> bool:
-    """Return whether what the teacher was shown can be shown again, in every view."""
+    """Return whether the teacher's input can be rendered again in every view."""
     return all(getattr(view, "replayable", True) for view in cache_views(cache))
 
 
 def refuse_unreplayable(cache: Cache) -> None:
-    """Raise CacheMismatchError where a student cannot be shown what the teacher was shown."""
+    """Raise CacheMismatchError if the teacher's input cannot be rendered again for a student."""
     if not is_replayable(cache):
         by = cache.manifest.teachers[0].get("gives", {}).get("by", "another tool")
         raise CacheMismatchError(
-            f"{cache.place} holds rows of images that {by} augmented with random numbers of its own, which logitcache cannot repeat: a "
-            "student would be shown other pixels than the teacher. A loop that makes the same images takes the rows from "
-            "`logitcache.open_dataset(cache).at(epoch)`, whose `recorded()` has each image's seed."
+            f"the images of {cache.place} were augmented by {by} with its own random numbers, which logitcache cannot replay, so a "
+            "student would see different pixels than the teacher. In a loop of your own that renders the same images, read the rows with "
+            "`logitcache.open_dataset(cache).at(epoch)`; its `recorded()` returns each image's seed."
         )
 
 
 def recorded_data(cache: Cache, data: Any, exclude: Exclude | None = None, *, listed: bool = True) -> Any:
-    """Open the data set of a cache: the one given, or the one it carries or its manifest names; and check that it is the same.
+    """Open the data set of a cache and check that it is the one the cache was made from.
 
     Args:
-        cache: The cache.
-        data: Whatever `as_samples` takes, or None for the data that the cache carries, or for the data set that the manifest names.
-        exclude: Samples to leave out besides those that the cache leaves out (see `read_exclusions`).
-        listed: As for `check_samples`.
+        cache: Cache.
+        data: Data set, as in `as_samples`. Defaults to the data that the cache carries, or else to the data set that its manifest names.
+        exclude: Samples to leave out in addition to those that the cache leaves out (see `read_exclusions`).
+        listed: Whether to compare digest and class names, as in `check_samples`.
 
     Raises:
-        CacheMismatchError: It has other samples, or its samples are mixed with one that is to be left out.
-        InputError: It cannot be opened from here, or a sample of it cannot be read.
+        CacheMismatchError: If it has different samples, or an excluded sample is mixed into others.
+        InputError: If it cannot be opened, or a sample cannot be read.
     """
     if data is None and (carried := carried_data(cache_modality(cache), cache)) is not None:
         part = leave_out(carried, cache.manifest.excluded)
@@ -82,7 +82,8 @@ def recorded_data(cache: Cache, data: Any, exclude: Exclude | None = None, *, li
     spec = data if data is not None else cache.manifest.data["spec"]
     if isinstance(spec, str) and spec == "":
         raise InputError(
-            f"{cache.place} does not say where its data is, which was given as an object or left out by --anonymous: name it with --data."
+            f"{cache.place} does not record the path of its data, because the data was passed as an object or the cache was made with "
+            "--anonymous. Pass it with --data."
         )
     orientation = cache.manifest.data.get("exif_orientation", False)
     text = text_reading_of(cache.manifest, spec)
@@ -93,14 +94,14 @@ def recorded_data(cache: Cache, data: Any, exclude: Exclude | None = None, *, li
         if data is not None:
             raise
         raise InputError(
-            f"the data of {cache.place}, {spec}, cannot be opened from here ({error}). Say where it is with --data."
+            f"the data of {cache.place}, {spec}, cannot be opened ({error}). If it has moved, pass its new path with --data."
         ) from error
     part = check_samples(cache, samples, listed=listed)
     more = np.setdiff1d(read_exclusions(exclude, samples), excluded_of(part))
     if len(more) and any(view.mixes for view in cache_views(cache)):
         raise CacheMismatchError(
-            f"{cache.place} mixes samples, so that pixels of sample {more[0]} are in others too, and --exclude at the training cannot take "
-            "them out. Run the dump's own command with this --exclude added: it makes again what shows the sample, and nothing else."
+            f"{cache.place} mixes samples, so pixels of sample {more[0]} also appear in others, and --exclude in training cannot remove "
+            "them. Run the dump's command again with this --exclude added; it redoes only the blocks that show the sample."
         )
     part = leave_out(part, [*excluded_of(part), *more])
     refuse_unreadable(part, kept_unreadable(part))
@@ -108,28 +109,28 @@ def recorded_data(cache: Cache, data: Any, exclude: Exclude | None = None, *, li
 
 
 def check_samples(cache: Cache, samples: Samples, *, listed: bool = True) -> Any:
-    """Compare modality, length, classes, labels and the digest of the sample list.
+    """Compare the modality, length, classes, labels and digest of a data set with those of a cache.
 
     Args:
-        cache: The cache.
-        samples: The data set to be used with it.
-        listed: Whether to compare the digest and the class names: one data set has other digests as an array, a folder and a
+        cache: Cache.
+        samples: Data set to use with it.
+        listed: Whether to compare the digest and the class names. The digest of the same data differs between an array, a folder and a
             user's own object.
 
     Returns:
-        The stretch that the cache holds, without the samples that it leaves out.
+        The stretch of samples that the cache holds, without those that it leaves out.
 
     Raises:
-        CacheMismatchError: The data set differs from the one that was dumped; the message names the difference.
+        CacheMismatchError: If the data set differs from the one that was dumped; the message states the difference.
     """
     whole, _ = whole_of(samples)
     manifest, name = cache.manifest, f"the data of {cache.place}"
-    remedy = "Give the data it was dumped from with --data, or dump again."
+    remedy = "Pass the data it was dumped from with --data, or dump again."
     if (kind := modality_of(whole).name) != manifest.modality:
-        raise CacheMismatchError(f"{name} is {manifest.modality}, this data set is {kind}. {remedy}")
+        raise CacheMismatchError(f"{name} is {manifest.modality}, but this data set is {kind}. {remedy}")
     if len(whole) != manifest.data["length"]:
         raise CacheMismatchError(
-            f"{name} has {counted(manifest.data['length'], 'sample')}, this data set has {len(whole):,}. {remedy}"
+            f"{name} has {counted(manifest.data['length'], 'sample')}, but this data set has {len(whole):,}. {remedy}"
         )
     if whole.classes != manifest.classes and (listed or len(whole.classes) != len(manifest.classes)):
         differing = [(a, b) for a, b in zip(manifest.classes, whole.classes, strict=False) if a != b]
@@ -139,14 +140,14 @@ def check_samples(cache: Cache, samples: Samples, *, listed: bool = True) -> Any
             else "the others are the same"
         )
         raise CacheMismatchError(
-            f"{name} has {counted(len(manifest.classes), 'class')}, this data set {len(whole.classes)}; {detail}. {remedy}"
+            f"{name} has {counted(len(manifest.classes), 'class')}, but this data set has {len(whole.classes)}; {detail}. {remedy}"
         )
     first = manifest.data["first"]
     part = part_of(whole, (first, first + manifest.samples))
-    _check_labels(cache, part, f"{name} has other", remedy)
+    _check_labels(cache, part, f"{name} has different", remedy)
     if listed and whole.digest() != manifest.data["digest"]:
         raise CacheMismatchError(
-            f"{name} has other samples (digest {manifest.data['digest']}) than this data set ({whole.digest()}). {remedy}"
+            f"{name} has different samples (digest {manifest.data['digest']}) from this data set ({whole.digest()}). {remedy}"
         )
     return leave_out(part, manifest.excluded)
 
@@ -154,7 +155,7 @@ def check_samples(cache: Cache, samples: Samples, *, listed: bool = True) -> Any
 def _check_labels(cache: Cache, part: Samples, has_other: str, remedy: str) -> None:
     offsets, labels, classes = cache.offsets(), cache.labels(), cache.manifest.classes
     if offsets is not None and not np.array_equal(offsets, offsets_of(part)):  # type: ignore[arg-type]
-        raise CacheMismatchError(f"{has_other} rows than this data set: samples have other lengths. {remedy}")
+        raise CacheMismatchError(f"{has_other} rows from this data set: the lengths of samples differ. {remedy}")
     other = np.flatnonzero(labels != part.labels)
     if len(other):
         row = int(other[0])
@@ -165,12 +166,12 @@ def _check_labels(cache: Cache, part: Samples, has_other: str, remedy: str) -> N
 
 
 def check_inputs(cache: Cache, samples: Samples, view: View, ids: Ids) -> None:
-    """Render samples of a view again and compare them with the digests of what the teacher was shown.
+    """Render samples of a view again and compare them with the digests of the teacher's input.
 
-    Samples that are left out are not looked at.
+    Excluded samples are skipped.
 
     Raises:
-        CacheMismatchError: A sample is rendered differently.
+        CacheMismatchError: If a sample renders differently.
     """
     ids = ids[~is_among(ids + whole_of(samples)[1], excluded_of(samples))]
     if not len(ids):
@@ -180,8 +181,8 @@ def check_inputs(cache: Cache, samples: Samples, view: View, ids: Ids) -> None:
     bad = np.flatnonzero(expected != found)
     if len(bad):
         raise CacheMismatchError(
-            f"the teacher of {cache.place} was shown other {modality.shown}: view {view.index}, "
+            f"the teacher of {cache.place} was shown different {modality.shown}: view {view.index}, "
             f"{cache.manifest.row_axis} {rows[bad[0]]} has digest "
             f"{found[bad[0]]:016x} here and {expected[bad[0]]:016x} in the cache; {len(bad)} of {len(rows)} {cache.manifest.row_axis}s "
-            "looked at differ. The data or its decoding has changed: restore it, or dump again."
+            "checked differ. The data or its decoding has changed; restore it, or dump again."
         )

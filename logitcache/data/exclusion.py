@@ -1,7 +1,7 @@
-"""Excluding samples from a data set.
+"""Exclude samples from a data set.
 
-Excluded samples keep their ids, so whatever was computed for the others stays valid. The data set itself records them in `excluded`,
-because views that mix samples must not show them either.
+Samples keep their ids, so whatever was computed for the others remains valid. The data set records the excluded samples in `excluded`,
+because views that mix samples must not use them as partners either.
 """
 
 import contextlib
@@ -43,23 +43,23 @@ __all__ = [
 ]
 
 AnySamples = TypeVar("AnySamples", bound=Sized)
-Exclude = str | Path | Sequence[int]  # a file with a sample a line, or sample ids
+Exclude = str | Path | Sequence[int]  # path of a file with one sample per line, or sample ids
 _LOG = logging.getLogger(__name__)
-_NAMED = 20  # samples in one message
-_FEW = 16  # samples that may always be unreadable
+_NAMED = 20  # samples to list in a message
+_FEW = 16  # number of unreadable samples that is always tolerated
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How the samples of a data set are read when it is opened.
+    """Options for opening a data set and reading its samples.
 
     Attributes:
-        tolerant: Whether samples that cannot be read are named in the data set's `unreadable` instead of raising an error.
-        unasked: Ids of samples that are not read to find their class: they are left out.
-        labels: Known classes of a stretch of samples, [n], for those that are not or cannot be read; others have class 0 then.
+        tolerant: Whether to record unreadable samples in the data set's `unreadable` instead of raising an error.
+        unasked: Ids of samples whose class is not read, because they are left out.
+        labels: Known classes of a stretch of samples, [n], used for samples that are not or cannot be read. Without one, the class is 0.
         first: Id of the first sample of that stretch.
-        exif_orientation: Whether images are turned as their EXIF orientation says.
-        text: How text is read; None: as it is by default.
+        exif_orientation: Whether to rotate images according to their EXIF orientation.
+        text: Reading options for text, or None for the defaults.
     """
 
     tolerant: bool = False
@@ -83,14 +83,14 @@ def reading_beside(
     exif_orientation: bool = False,
     text: TextReading | None = None,
 ) -> Reading:
-    """Return how to read a data set of which a cache may hold labels and exclusions: without asking samples that are left out.
+    """Return the reading options for a data set, given a cache that may hold its labels and exclusions. Excluded samples are not read.
 
     Args:
-        cache: The cache, finished or not.
-        exclude: Samples to leave out besides.
-        tolerant: Whether samples that cannot be read are named instead of raising an error; they are in any case if any are left out.
-        exif_orientation: Whether images are turned as their EXIF orientation says.
-        text: How text is read.
+        cache: Cache, finished or not, or None.
+        exclude: Further samples to leave out.
+        tolerant: Whether to record unreadable samples instead of raising an error. Always True if any samples are left out.
+        exif_orientation: Whether to rotate images according to their EXIF orientation.
+        text: Reading options for text.
     """
     recorded = frozenset[int]() if cache is None else frozenset(cache.manifest.excluded)
     reading = Reading(
@@ -101,22 +101,22 @@ def reading_beside(
     )
     if (
         cache is None or not reading.tolerant or cache.manifest.rows is not None
-    ):  # several rows of a sample: no label is its own
+    ):  # a sample with several rows has no label of its own
         return reading
-    with contextlib.suppress(LogitCacheError):  # labels that are damaged are reported where they are needed
+    with contextlib.suppress(LogitCacheError):  # damaged labels are reported when they are used
         return replace(reading, labels=cache.labels(), first=int(cache.manifest.data["first"]))
     return reading
 
 
 def leave_out(samples: AnySamples, excluded: Sequence[int] | Ids) -> AnySamples:
-    """Return a data set, or a stretch of one, without some samples; ids and labels stay as they are.
+    """Return a copy of a data set, or of a stretch of one, that excludes some samples; ids and labels do not change.
 
     Args:
-        samples: The data set.
-        excluded: Ids in the whole data set.
+        samples: Data set.
+        excluded: Ids in the whole data set of the samples to exclude.
 
     Raises:
-        InputError: Nothing is left.
+        InputError: If no sample is left.
     """
     gone = np.unique(np.asarray(excluded, np.int64))
     if not len(gone) and not len(excluded_of(samples)):
@@ -129,36 +129,39 @@ def leave_out(samples: AnySamples, excluded: Sequence[int] | Ids) -> AnySamples:
         found = copy.copy(samples)
         found.whole = without
     if not len(kept_of(found)):
-        raise InputError(f"all {len(samples):,} samples are left out: nothing remains. Exclude fewer.")
+        raise InputError(f"all {len(samples):,} samples are excluded. Exclude fewer.")
     return found  # type: ignore[no-any-return]
 
 
 def excluded_of(samples: Sized) -> Ids:
-    """Return the ids in the whole data set of samples that are left out, ascending."""
+    """Return the ids of excluded samples in the whole data set, ascending."""
     found: Ids = getattr(whole_of(samples)[0], "excluded", np.empty(0, np.int64))
     return found
 
 
 def kept_of(samples: Sized) -> Ids:
-    """Return the samples of a data set, or of a stretch of one, that are not left out: their ids in it, ascending."""
+    """Return the ids of the samples of a data set, or of a stretch of one, that are not excluded, ascending."""
     return np.flatnonzero(kept_mask(len(samples), whole_of(samples)[1], excluded_of(samples)))
 
 
 def log_left_out(samples: Sized) -> None:
-    """Log how many samples are used, where some are left out."""
+    """Log the number of samples used, if some are excluded."""
     if gone := len(samples) - len(kept_of(samples)):
         _LOG.info(
-            "%s of %s samples are used, %s left out", f"{len(samples) - gone:,}", f"{len(samples):,}", f"{gone:,}"
+            "using %s of %s samples; %s are left out", f"{len(samples) - gone:,}", f"{len(samples):,}", f"{gone:,}"
         )
 
 
 def shown_beside(samples: Sized, view: View, ids: Ids) -> Ids:
-    """Return the samples whose pixels appear when a view renders some samples: these and their partners, by id in the whole data set.
+    """Return the samples whose pixels appear when a view renders some samples, which include mixing partners.
 
     Args:
-        samples: The data set, or a stretch of it.
-        view: The view.
+        samples: Data set, or a stretch of it.
+        view: View that renders them.
         ids: Ids in `samples`.
+
+    Returns:
+        Ids in the whole data set, ascending.
     """
     whole, first = whole_of(samples)
     partners = getattr(view, "partners", None)
@@ -168,13 +171,13 @@ def shown_beside(samples: Sized, view: View, ids: Ids) -> Ids:
 
 
 def unreadable_of(samples: Sized) -> dict[int, str]:
-    """Return the samples of the whole data set that were found unreadable when it was opened: sample id to the reason."""
+    """Return the samples of the whole data set that were unreadable when it was opened: sample id to the reason."""
     found: dict[int, str] = getattr(whole_of(samples)[0], "unreadable", {})
     return found
 
 
 def kept_unreadable(samples: Sized) -> dict[int, str]:
-    """Return those of `unreadable_of` that are not left out."""
+    """Return the samples in `unreadable_of` that are not excluded."""
     gone = set(excluded_of(samples).tolist())
     return {sample: reason for sample, reason in unreadable_of(samples).items() if sample not in gone}
 
@@ -183,11 +186,11 @@ def refuse_unreadable(samples: Sized, reasons: Mapping[int, str]) -> None:
     """Raise an error if any sample cannot be read.
 
     Args:
-        samples: The data set.
-        reasons: Sample id to the reason.
+        samples: Data set.
+        reasons: Unreadable samples, id to the reason.
 
     Raises:
-        UnreadableError: At least one cannot be read; the message names the first 20.
+        UnreadableError: If there is at least one; the message lists the first 20.
     """
     if not reasons:
         return
@@ -197,28 +200,28 @@ def refuse_unreadable(samples: Sized, reasons: Mapping[int, str]) -> None:
         raise unreadable(labels(sample), sample_name(samples, sample), why)
     named = name_samples(samples, reasons)
     raise UnreadableError(
-        f"{len(reasons):,} of {len(whole_of(samples)[0]):,} samples cannot be read:{named}\nMend them, or leave them out: "
-        "--skip-unreadable at the dump does so, and so does --exclude FILE, with a line for each."
+        f"{len(reasons):,} of {len(whole_of(samples)[0]):,} samples cannot be read:{named}\nFix them, or leave them out with "
+        "--skip-unreadable at the dump, or with --exclude FILE, a file with one sample per line."
     )
 
 
 def refuse_most(samples: Sized, reasons: Mapping[int, str], count: int, among: str = "samples") -> None:
-    """Refuse to skip most samples, which points to a failed disk or the wrong data.
+    """Raise an error if most samples would be skipped, which points to a failed disk or the wrong data.
 
     Args:
-        samples: The data set.
+        samples: Data set.
         reasons: Unreadable samples, id to the reason.
         count: Number of samples that were read.
         among: Name of those samples in the message.
 
     Raises:
-        UnreadableError: More than half of them, and more than 16, cannot be read.
+        UnreadableError: If more than half of them, and more than 16, cannot be read.
     """
     if len(reasons) > max(_FEW, count // 2):
         raise UnreadableError(
-            f"{len(reasons):,} of {count:,} {among} cannot be read. So many point to a failed disk or the wrong data, so "
-            f"--skip-unreadable left none of them out:{name_samples(samples, reasons)}\nFix the cause and run the same command again, or "
-            "name the samples in a file for --exclude."
+            f"{len(reasons):,} of {count:,} {among} cannot be read. So many failures suggest a failed disk or the wrong data, so "
+            f"--skip-unreadable did not skip any:{name_samples(samples, reasons)}\nFix the cause and run the same command again, or "
+            "list the samples in a file for --exclude."
         )
 
 
@@ -234,33 +237,33 @@ def unreadable(label: str, name: str, reason: str) -> UnreadableError:
 
 
 def remedy_for(name: str) -> str:
-    """Return the advice on how to leave out a sample of this name."""
+    """Return the advice in error messages on how to leave out a sample, by its name."""
     return f"leave it out: with --skip-unreadable at the dump, or with --exclude FILE, a file with the line {name}"
 
 
 def name_samples(samples: Sized, reasons: Mapping[int, str]) -> str:
-    """List samples with the reason for each, one a line; of many the first, and how many more there are."""
+    """Return a list of samples and reasons as text, one per line: the first 20, and the number of others."""
     shown = itertools.islice(sorted(reasons.items()), _NAMED)
     lines = "".join(f"\n  {sample_name(samples, sample)}{f': {why}' if why else ''}" for sample, why in shown)
     return lines + (f"\n  and {len(reasons) - _NAMED:,} more" if len(reasons) > _NAMED else "")
 
 
 def sample_name(samples: Sized, sample: int) -> str:
-    """Return what a sample is called, in messages and in a file for --exclude: its path, or its id."""
+    """Return the name of a sample in messages and in a file for --exclude: its path, or its id."""
     namer = getattr(whole_of(samples)[0], "name_of", None)
     return str(sample) if namer is None else str(namer(sample))
 
 
 def read_exclusions(exclude: Exclude | None, samples: Sized) -> Ids:
-    """Return the ids in the whole data set of samples to leave out, ascending.
+    """Return the ids in the whole data set of samples to exclude, ascending.
 
     Args:
-        exclude: A file with one sample a line, an id or the path that messages print; blank lines and lines that begin with `#`
-            do not count. Or the ids.
-        samples: The data set.
+        exclude: Sample ids, or the path of a file with one sample per line, given by its id or by its path as printed in messages. Blank
+            lines and lines that begin with `#` are ignored.
+        samples: Data set.
 
     Raises:
-        InputError: The file cannot be read, or something names no sample.
+        InputError: If the file cannot be read, or an entry is not a sample.
     """
     if exclude is None:
         return np.empty(0, np.int64)
@@ -276,16 +279,17 @@ def read_exclusions(exclude: Exclude | None, samples: Sized) -> Ids:
     for place, word in words:
         number = numbers.get(word, _number(word))
         if not 0 <= number < len(whole):
-            named = "or paths in the folder, as messages print them" if by_name else "one a line"
+            named = "or paths relative to the folder, as printed in messages" if by_name else "one per line"
             raise InputError(
-                f"--exclude {path}, line {place}: {word!r} is no sample of the data set; expected ids from 0 to {len(whole) - 1:,}, {named}"
+                f"--exclude {path}, line {place}: {word!r} is not a sample of the data set; expected ids from 0 to {len(whole) - 1:,}, "
+                f"{named}"
             )
         found.append(number)
     return np.unique(np.asarray(found, np.int64))
 
 
 def exclusion_numbers(exclude: Exclude | None) -> frozenset[int]:
-    """Return the samples that are given by number; names can be looked up only after the data set is open."""
+    """Return the samples that are given by id; paths can be looked up only after the data set is open."""
     if exclude is None:
         return frozenset()
     if not isinstance(exclude, str | Path):
@@ -298,13 +302,13 @@ def _number(word: str) -> int:
 
 
 def _words(path: Path) -> list[tuple[int, str]]:
-    """Return the lines of a file that name a sample, each with its number in the file."""
+    """Return the line number and content of each line of a file that names a sample."""
     try:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise InputError(
-            f"--exclude {path} cannot be read: {error.strerror}. It is a file with one sample a line. A cache that was begun keeps what it "
-            "leaves out: there --exclude is needed for more samples only."
+            f"--exclude {path} cannot be read: {error.strerror}. Expected a file with one sample per line. An existing cache records its "
+            "excluded samples, so --exclude is needed only to exclude more."
         ) from error
     lines = enumerate(text.removeprefix("\ufeff").split("\n"), 1)
     return [(place, line.strip()) for place, line in lines if line.strip() and not line.strip().startswith("#")]

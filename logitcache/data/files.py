@@ -1,4 +1,4 @@
-"""Files by path, folder or pattern."""
+"""Find files by path, folder or pattern."""
 
 import glob
 import re
@@ -13,32 +13,33 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def matching_files(path: str, ending: str) -> list[Path]:
-    """Return the files that a path names, in the order of their names.
+    """Return the files that match a path, sorted by name.
 
     Args:
-        path: A file, a folder, which stands for all files below it with this ending, or a pattern: `part-*.tar`, `part-{000..146}.tar`.
-        ending: Ending of their names, with the dot.
+        path: Path of a file, a folder to search recursively for files with this ending, or a pattern: `part-*.tar`,
+            `part-{000..146}.tar`.
+        ending: Ending of file names, with the dot.
 
     Raises:
-        InputError: There are none.
+        InputError: If there are none.
     """
     whole = Path(path).expanduser()
     if whole.is_dir():
         found = sorted(one for one in whole.rglob(f"*{ending}") if one.is_file())
         if not found:
-            raise InputError(f"{path} has no files that end in {ending}")
+            raise InputError(f"{path} has no {ending} files")
         return found
     if whole.is_file():
         return [whole]
     named = [Path(one) for pattern in _expanded(str(whole)) for one in glob.glob(pattern, recursive=True)]  # noqa: PTH207  (an absolute pattern)
     found = sorted(one for one in named if one.is_file())
     if not found:
-        raise InputError(f"there is no file, folder or pattern {path}")
+        raise InputError(f"no file or folder matches {path}")
     return found
 
 
 def _expanded(pattern: str) -> Iterator[str]:
-    """Yield a pattern once for each number of a range in braces, written with as many digits as its beginning."""
+    """Expand ranges in braces; numbers are padded with zeros to the width of the first number."""
     if (braces := _BRACES.search(pattern)) is None:
         yield pattern
         return

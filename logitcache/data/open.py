@@ -1,4 +1,4 @@
-"""A data set by name or object, and the modality it belongs to."""
+"""Open data sets by name or from an object, and find their modality."""
 
 import copy
 import inspect
@@ -33,9 +33,7 @@ __all__ = [
     "refuse_orientation",
 ]
 
-MODALITIES: dict[str, Modality] = {
-    one.name: one for one in (IMAGES, TEXT)
-}  # kinds of data; a cache's manifest names one
+MODALITIES: dict[str, Modality] = {one.name: one for one in (IMAGES, TEXT)}  # by the name in a cache's manifest
 _FORMS = (
     "imagefolder:PATH",
     "webdataset:PATH",
@@ -47,19 +45,19 @@ _FORMS = (
     "hf:PATH",
 )
 _IMAGE_KINDS = ("imagefolder", "webdataset", "arrays")
-_TABLES = {"hf": open_hub_table, "parquet": open_parquet_table}  # of images, or of text
+_TABLES = {"hf": open_hub_table, "parquet": open_parquet_table}  # hold images or text
 _OURS = (ArrayImages, FolderImages, MappedImages, Part)
 
 
 def find_modality(name: str) -> Modality:
-    """Return the modality of this name.
+    """Return a modality by name.
 
     Args:
-        name: A key of `MODALITIES`, or `package.module:name` of a user's own.
+        name: Key of `MODALITIES`, or `package.module:name` of a user's own.
 
     Raises:
-        UnknownNameError: No such modality.
-        InputError: It cannot be imported.
+        UnknownNameError: If there is no such modality.
+        InputError: If it cannot be imported.
     """
     if name in MODALITIES:
         return MODALITIES[name]
@@ -70,16 +68,16 @@ def find_modality(name: str) -> Modality:
 
 
 def modality_of(samples: Samples) -> Modality:
-    """Return the modality of a data set: images, unless it names another."""
+    """Return the modality of a data set, images by default."""
     found: Modality | str = getattr(whole_of(samples)[0], "modality", IMAGES)
     return find_modality(found) if isinstance(found, str) else found
 
 
 def named_modality(data: Any) -> Modality | None:
-    """Return the modality of data that is not open yet, or None where only opening it would tell: a user's own factory.
+    """Return the modality of data that is not open yet, or None if it is known only after opening, as for a user's own factory.
 
     Args:
-        data: As `as_samples` takes it.
+        data: Data set, as in `as_samples`.
     """
     if not isinstance(data, str):
         return modality_of(data)
@@ -98,19 +96,18 @@ def as_samples(
     reading: Reading | None = None,
     subject: str = "the data set is of type",
 ) -> Any:
-    """Return a data set as the rest of logitcache sees it.
+    """Convert data to a `Samples` data set.
 
     Args:
-        data: A name (see `load_data`); one of our data sets; any map-style torch or torchvision data set whose items are
-            (PIL image or uint8 pixels, label); one of Hugging Face `datasets`, whose items are {"image": ..., "label": ...}; or
-            arrays, (images, labels[, classes]).
-        classes: Class names, for a data set that has none.
-        reading: How samples are read.
+        data: Name (see `load_data`); a logitcache data set; a map-style torch or torchvision data set with items (PIL image or uint8
+            pixels, label); a Hugging Face data set with items {"image": ..., "label": ...}; or arrays, (images, labels[, classes]).
+        classes: Class names, used if the data set has none.
+        reading: Reading options.
         subject: Beginning of the error message.
 
     Raises:
-        UnknownNameError: No such name.
-        InputError: It cannot be read or used.
+        UnknownNameError: If there is no such name.
+        InputError: If it cannot be read or used.
     """
     if isinstance(data, str):
         return load_data(data, reading)
@@ -120,42 +117,42 @@ def as_samples(
         return _turned(ArrayImages(*data), reading)
     if isinstance(data, Mapping):
         raise InputError(
-            f"{subject} {type(data).__name__}, with {', '.join(map(str, data)) or 'nothing'} in it: give one of these"
+            f"{subject} {type(data).__name__} with {', '.join(map(str, data)) or 'no entries'}; pass one of its entries"
         )
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, IterableDataset):
         return MappedImages(data, classes, reading)
     raise InputError(
-        f"{subject} {type(data).__name__}; expected a data set of (image, label) items that can be asked for by number, or (images, "
-        "labels[, classes]) arrays. Of a loader give its data set; put a stream into a list or into files."
+        f"{subject} {type(data).__name__}; expected a map-style data set of (image, label) items, or (images, labels[, classes]) arrays. "
+        "For a loader, pass its data set; convert a stream to a list or to files."
     )
 
 
 def part_of(samples: Any, span: tuple[int, int]) -> Any:
-    """Return the samples from the first to one before the last: the data set itself where these are all.
+    """Return samples `first` to `last` - 1 of a span (first, last), or the data set itself if these are all.
 
     Raises:
-        InputError: There are no such samples, or this kind of data cannot be divided.
+        InputError: If there are no such samples, or this kind of data cannot be divided.
     """
     first, last = span
     if not 0 <= first < last <= len(samples):
-        raise InputError(f"samples {first}:{last} are not a stretch of the {len(samples):,} samples there are")
+        raise InputError(f"samples {first}:{last} are not a valid range; the data set has {len(samples):,} samples")
     return samples if (first, last) == (0, len(samples)) else modality_of(samples).part(samples, first, last)
 
 
 def load_data(spec: str, reading: Reading | None = None) -> Any:
-    """Open a data set.
+    """Open a data set by name.
 
     Args:
-        spec: `NAME` or `NAME:test` with a name in `NAMED_DATA` or `NAMED_TEXT`; `imagefolder:PATH` with PATH/CLASS/IMAGE;
-            `webdataset:PATH` with tar shards (`ShardItems`);
-            `arrays:FILE.npz` with `images` (uint8, [N, H, W] or [N, H, W, 3]), `labels` and perhaps `classes`; for text (`open_text`)
-            `tokens:FILE.npz`, `text:PATH` or `jsonl:PATH`; of images or text `parquet:PATH` and `hf:PATH[:SPLIT]` (`open_hub_table`);
-            `package.module:factory`, called with "train", or `package.module:factory:test`, which returns what `as_samples` takes.
-        reading: How samples are read.
+        spec: Name: `NAME` or `NAME:test` with a name in `NAMED_DATA` or `NAMED_TEXT`; `imagefolder:PATH` with PATH/CLASS/IMAGE;
+            `webdataset:PATH` with tar shards (`ShardItems`); `arrays:FILE.npz` with `images` (uint8, [N, H, W] or [N, H, W, 3]),
+            `labels` and optionally `classes`; for text `tokens:FILE.npz`, `text:PATH` or `jsonl:PATH` (`open_text`); for images or text
+            `parquet:PATH` or `hf:PATH[:SPLIT]` (`open_hub_table`); or `package.module:factory`, called with "train", or
+            `package.module:factory:test`, which returns data for `as_samples`.
+        reading: Reading options.
 
     Raises:
-        UnknownNameError: No such name.
-        InputError: The data cannot be read or used.
+        UnknownNameError: If there is no such name.
+        InputError: If the data cannot be read or used.
     """
     kind, colon, rest = spec.partition(":")
     if kind in (*TEXT_KINDS, *_IMAGE_KINDS) and colon and not rest:
@@ -181,7 +178,7 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
         raise unknown_name(f"split of {named}", spec.partition(":")[2], SPLITS)
     if ":" in spec:
         factory = resolve(spec, "data set")
-        with explain_foreign_errors(f"data set {spec} cannot be made"):
+        with explain_foreign_errors(f"data set {spec} cannot be created"):
             made = factory(split) if _takes_a_split(factory) else factory()
         return as_samples(made, reading=reading, subject=f"{spec} returned")
     raise unknown_name(
@@ -192,14 +189,14 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
 
 
 def _holds_images(kind: str, path: str) -> bool:
-    """Return whether a table has a column of images; without one it is text."""
+    """Return whether a table has a column of images; otherwise it is text."""
     if kind == "parquet":
         return parquet_holds_images(path)
     return image_column(open_hub_table(path).features.arrow_schema) is not None
 
 
 def _turned(samples: Any, reading: Reading | None) -> Any:
-    """Return the data set with `exif_orientation` set as asked, if its images can have an orientation."""
+    """Return a copy of the data set with `exif_orientation` set as requested, if its images can have an orientation."""
     whole, _ = whole_of(samples)
     if reading is None or reading.exif_orientation == getattr(whole, "exif_orientation", False):
         return samples
@@ -211,26 +208,26 @@ def _turned(samples: Any, reading: Reading | None) -> Any:
 
 
 def refuse_orientation(samples: Any) -> None:
-    """Refuse to turn images that have no EXIF orientation.
+    """Raise an error if images cannot have an EXIF orientation.
 
     Raises:
-        InputError: The data set holds pixels, or is of another kind.
+        InputError: If the data set holds pixels, or is not of images.
     """
     if (kind := modality_of(samples).name) != IMAGES.name:
-        raise InputError(f"--exif-orientation is for images, and the data is {kind}: leave it out")
+        raise InputError(f"--exif-orientation is for images, but the data is {kind}; leave it out")
     if not getattr(whole_of(samples)[0], "exif_orientation", False):
         raise InputError(
-            "--exif-orientation turns images that come as files or as PIL images; this data set holds pixels. Leave it out."
+            "--exif-orientation applies to image files and PIL images, but this data set holds pixels. Leave it out."
         )
 
 
 def held_out_split(spec: str) -> str | None:
-    """Return the test split that belongs to a training set, or None where there is none."""
+    """Return the name of the test split of a training set, or None if there is none."""
     (name, _, split), kind = spec.rpartition(":"), spec.partition(":")[0]
     if kind == "hf":
         source = name.partition(":")[2]
         return f"{name}:test" if split == "train" and source and "test" in hub_splits(source) else None
-    if kind in (*_IMAGE_KINDS, *TEXT_KINDS):  # what follows is a path, also where it is `train`
+    if kind in (*_IMAGE_KINDS, *TEXT_KINDS):  # the rest is a path, even if it ends in `train`
         return None
     if split in SPLITS and name:
         return f"{name}:test" if split == "train" else None
@@ -242,8 +239,6 @@ def held_out_split(spec: str) -> str | None:
 
 
 def _takes_a_split(factory: Any) -> bool:
-    """Return whether a data set factory takes the name of the split."""
-    with explain_foreign_errors(
-        "a data set factory must be a function that takes no argument or the name of the split"
-    ):
+    """Return whether a data set factory takes the name of the split as an argument."""
+    with explain_foreign_errors("a data set factory must be a function of no arguments or of the name of the split"):
         return bool(inspect.signature(factory).parameters)

@@ -1,4 +1,4 @@
-"""What a modality may do besides, each with what happens where it does not."""
+"""Optional methods of a modality, with the default behavior if it does not have them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,15 +41,15 @@ _USUAL_BATCH = 256
 def arranged(
     modality: Modality, samples: Any, inputs: Any, order: Ids, size: int, *, drop_last: bool = False
 ) -> list[Ids]:
-    """Divide an epoch's order of samples into batches: `size` consecutive samples each, or as the modality's `arrange` puts them together.
+    """Divide an epoch's samples into batches: `size` consecutive samples each, or as the modality's `arrange` packs them.
 
     Args:
-        modality: Kind of the data.
-        samples: The data set.
-        inputs: The student's.
-        order: Sample ids, [N].
-        size: Samples of a batch, or what the modality counts: of text, sequences.
-        drop_last: Whether to leave out a last batch that is smaller.
+        modality: Modality of the data.
+        samples: Data set.
+        inputs: Preprocessing of the student.
+        order: Sample ids in the order of the epoch, [N].
+        size: Batch size in samples, or in the modality's own unit (sequences for text).
+        drop_last: Whether to leave out a smaller last batch.
     """
     if (arrange := getattr(modality, "arrange", None)) is not None:
         found: list[Ids] = arrange(samples, inputs, order, size, drop_last=drop_last)
@@ -59,10 +59,10 @@ def arranged(
 
 
 def continued(modality: Modality, views: Sequence[Any], begun: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
-    """Return views as a cache has them that an earlier version may have begun, as the modality's `continued` knows.
+    """Return views that are compatible with an unfinished cache of an earlier version (the modality's `continued`).
 
     Args:
-        modality: Kind of the data.
+        modality: Modality of the data.
         views: Views as this version makes them.
         begun: Manifest entries of the views of the cache.
     """
@@ -71,19 +71,19 @@ def continued(modality: Modality, views: Sequence[Any], begun: Sequence[Mapping[
 
 
 def batched_unit(modality: Modality) -> str:
-    """Return the plural of what `--batch-size` counts: samples, or what the modality's `arrange` makes of them."""
+    """Return the plural name of the unit of `--batch-size`: that of samples, or the modality's own."""
     return str(getattr(modality, "batched_unit", modality.unit))
 
 
 def divided(modality: Modality, samples: Any, inputs: Any, batch: Ids, size: int) -> list[Ids]:
-    """Divide a batch into the fewest parts of at most `size` samples, as even as can be; or as the modality's `divide` counts.
+    """Divide a batch into as few micro-batches of at most `size` samples as possible, of similar size (or the modality's `divide`).
 
     Args:
-        modality: Kind of the data.
-        samples: The data set.
-        inputs: The student's.
-        batch: Sample ids, as `arranged` lists them.
-        size: Samples of a part, or what the modality counts.
+        modality: Modality of the data.
+        samples: Data set.
+        inputs: Preprocessing of the student.
+        batch: Sample ids of a batch from `arranged`.
+        size: Size of a micro-batch in samples, or in the modality's own unit.
     """
     if (divide := getattr(modality, "divide", None)) is not None:
         found: list[Ids] = divide(samples, inputs, batch, size)
@@ -92,16 +92,16 @@ def divided(modality: Modality, samples: Any, inputs: Any, batch: Ids, size: int
 
 
 def for_training(modality: Modality, inputs: Any, samples: Any, sequence_length: int | None = None) -> Any:
-    """Return what a student is given while it trains: what was chosen for it, or what the modality's `for_training` makes of that.
+    """Return the preprocessing of a student for training: `inputs`, or the result of the modality's `for_training`.
 
     Args:
-        modality: Kind of the data.
-        inputs: What `Modality.choose_inputs` chose.
-        samples: The data set.
-        sequence_length: Tokens of a sequence, where somebody asks for so many.
+        modality: Modality of the data.
+        inputs: Preprocessing chosen by `Modality.choose_inputs`.
+        samples: Data set.
+        sequence_length: Length of a sequence in tokens, if the user sets it.
 
     Raises:
-        InputError: This kind of data has no sequences.
+        InputError: If this kind of data has no sequences.
     """
     if (change := getattr(modality, "for_training", None)) is not None:
         return change(inputs, samples, sequence_length)
@@ -111,15 +111,15 @@ def for_training(modality: Modality, inputs: Any, samples: Any, sequence_length:
 
 
 def counting(modality: Modality, samples: Any, loss_on: str | None) -> Any:
-    """Return a data set of which only some rows count in a loss, as the modality's `counting` chooses them.
+    """Return a copy of a data set in which only some rows count in the loss (the modality's `counting`).
 
     Args:
-        modality: Kind of the data.
-        samples: The data set.
-        loss_on: Rows that count, in the words of `--loss-on`. None counts all.
+        modality: Modality of the data.
+        samples: Data set.
+        loss_on: Rows that count, a value of `--loss-on`. None counts all.
 
     Raises:
-        InputError: In this kind of data every row counts.
+        InputError: If the modality does not support this.
     """
     if loss_on is None:
         return samples
@@ -129,22 +129,22 @@ def counting(modality: Modality, samples: Any, loss_on: str | None) -> Any:
 
 
 def counted_offsets_of(samples: Any) -> Ids | None:
-    """Return the number of rows that count in a loss before each sample, and of all at the end, [N + 1]; None where each is one row."""
+    """Return the number of rows before each sample that count in the loss, and the total, [N + 1]; None if each sample is one row."""
     found: Ids | None = getattr(samples, "counted_offsets", None)
     return offsets_of(samples) if found is None else found
 
 
 def held_out(modality: Modality, samples: Any, kept: Ids, share: float) -> Ids:
-    """Return the samples that are evaluated instead of trained on, as the modality's `held_out` chooses them, ascending.
+    """Return the samples to hold out for evaluation, ascending (the modality's `held_out`).
 
     Args:
-        modality: Kind of the data.
-        samples: The data set.
-        kept: Samples that are not left out, ascending.
+        modality: Modality of the data.
+        samples: Data set.
+        kept: Samples that are not excluded, ascending.
         share: Fraction of these samples to hold out.
 
     Raises:
-        InputError: This kind of data holds none out, or no other would be left.
+        InputError: If the modality does not support this, or no sample would be left to train on.
     """
     if (choose := getattr(modality, "held_out", None)) is None:
         raise _for_text("--holdout", modality)
@@ -155,15 +155,15 @@ def held_out(modality: Modality, samples: Any, kept: Ids, share: float) -> Ids:
 def measured_besides(
     modality: Modality, samples: Any, loss: float, rows: int, ids: Ids, names: Sequence[str]
 ) -> Mapping[str, float]:
-    """Return further metrics of an evaluation.
+    """Return additional metrics of an evaluation.
 
     Args:
-        modality: Kind of the data.
-        samples: The data set.
+        modality: Modality of the data.
+        samples: Data set.
         loss: Mean cross-entropy in nats.
         rows: Number of rows.
         ids: Samples that were evaluated, ascending.
-        names: Names of networks that may have what belongs to the data, as a tokenizer.
+        names: Names of networks that may come with files the modality needs, such as a tokenizer.
     """
     found = getattr(modality, "measured_besides", None)
     return {} if found is None else found(samples, loss, rows, ids, names)
@@ -172,14 +172,14 @@ def measured_besides(
 def resident_samples(
     modality: Modality, samples: Any, views: Sequence[Any], inputs: Any, device: torch.device
 ) -> tuple[Resident | None, str]:
-    """Return samples that a device renders by itself, or None and the reason.
+    """Return samples that are rendered on the device without the host, or None and the reason.
 
     Args:
-        modality: Kind of the data.
-        samples: The data set.
-        views: All views that will be shown.
-        inputs: The student's preprocessing.
-        device: The device.
+        modality: Modality of the data.
+        samples: Data set.
+        views: All views that will be rendered.
+        inputs: Preprocessing of the student.
+        device: Device that renders.
     """
     if (find := getattr(modality, "resident", None)) is None:
         return None, f"{modality.name} is rendered by the host"
@@ -188,73 +188,73 @@ def resident_samples(
 
 
 def save_network(modality: Modality, samples: Any, network: Any, folder: Path, names: Sequence[str]) -> None:
-    """Write a trained network also in the form that other libraries load; nothing where its kind of data has none.
+    """Save a trained network in the format of other libraries too, if the modality has one.
 
     Args:
-        modality: Kind of the data.
-        samples: The data set.
-        network: The network.
-        folder: Folder to write to; files of the same names are replaced.
-        names: Names of networks that may have what belongs to the data, as a tokenizer: teacher, student.
+        modality: Modality of the data.
+        samples: Data set.
+        network: Trained network.
+        folder: Folder to write to; existing files of the same names are replaced.
+        names: Names of networks (teacher, student) that may come with files the modality needs, such as a tokenizer.
     """
     if (save := getattr(modality, "save_network", None)) is not None:
         save(samples, network, folder, names)
 
 
 def usual_training(modality: Modality, student: Any) -> Mapping[str, Any]:
-    """Return settings of a training that are usual for a kind of data; none where the defaults are meant for it."""
+    """Return the modality's default training settings, where they differ from the general defaults."""
     found = getattr(modality, "usual_training", None)
     return {} if found is None else found(student)
 
 
 def usual_batch(modality: Modality) -> int:
-    """Return how many samples a teacher is given at a time where nobody says it."""
+    """Return the default batch size of a teacher."""
     return int(getattr(modality, "usual_batch", _USUAL_BATCH))
 
 
 def facts_of(samples: Any) -> Mapping[str, Any]:
-    """Return what a manifest records of a data set in `data`, besides what it records of every one."""
+    """Return the facts about a data set that the manifest records in `data` in addition to the common ones."""
     found: Mapping[str, Any] = getattr(samples, "facts", {})
     return found
 
 
 def carried_arrays(modality: Modality, samples: Any) -> Mapping[str, tuple[str, NDArray[Any]]]:
-    """Return the arrays that a cache carries of its data: name to the name of their axis and their values; of images none."""
+    """Return the arrays of the data that a cache carries: name to axis name and values; none for images."""
     arrays = getattr(modality, "arrays", None)
     found: Mapping[str, tuple[str, NDArray[Any]]] = {} if arrays is None else arrays(samples)
     return found
 
 
 def carried_data(modality: Modality, cache: Cache) -> Any | None:
-    """Return the data that a cache carries; None where its kind of data stays outside."""
+    """Return the data that a cache carries, or None if the modality does not store data in caches."""
     recorded = getattr(modality, "recorded", None)
     return None if recorded is None else recorded(cache)
 
 
 def carried_stretch(modality: Modality, cache: Cache, first: int, last: int) -> Mapping[str, tuple[str, NDArray[Any]]]:
-    """Return what a stretch of a cache carries: of its samples, numbered as in the cache, from the first to one before the last."""
+    """Return the arrays that a cache of samples `first` to `last` - 1 would carry; samples are numbered as in `cache`."""
     data = carried_data(modality, cache)
     return {} if data is None else carried_arrays(modality, modality.part(data, first, last))
 
 
 def carried_together(modality: Modality, caches: Sequence[Cache]) -> Mapping[str, tuple[str, NDArray[Any]]]:
-    """Return what a cache carries that joins stretches of one data set, in order."""
+    """Return the arrays that a cache carries when it joins caches of consecutive stretches of one data set."""
     every = [carried_data(modality, cache) for cache in caches]
     join = getattr(modality, "joined", None)
     return {} if join is None or None in every else carried_arrays(modality, join(every))
 
 
 def _for_text(option: str, modality: Modality) -> InputError:
-    """Return the error for an option of text beside data of another kind."""
-    return InputError(f"{option} is for text, and the data is {modality.name}: leave it out")
+    """Return the error for an option for text that is given for other data."""
+    return InputError(f"{option} is for text, but the data is {modality.name}; leave it out")
 
 
 def with_recorded(modality: Modality, cache: Cache, views: list[Any]) -> list[Any]:
-    """Return views with what a cache records of them besides the manifest: how another tool, whose rows it holds, made each input."""
+    """Return views with the parameters of another tool's augmentation attached, which a cache of imported rows records."""
     attach = getattr(modality, "with_recorded", None)
     return views if attach is None else attach(cache, views)
 
 
 def views_are_equal(modality: Modality) -> bool:
-    """Return whether all views show the same, because this kind of data is never augmented."""
+    """Return whether all views are the same, because the modality has no augmentation."""
     return bool(getattr(modality, "views_are_equal", False))

@@ -1,8 +1,8 @@
-"""The seam between data and everything that sees rows.
+"""The interface between data and the code that works on rows.
 
-Methods, encodings, targets, the training step and `stats` see rows: logits [R, C] and labels [R]. A **modality** (images, text,
-...) owns the rest: how a sample is rendered, what a network is given, and which outputs of a network are rows. For images
-each sample is one row; for text each target token is one. A data set names its modality, and so does a cache's manifest.
+Methods, encodings, targets, the training step and `stats` work on rows: logits [R, C] and labels [R]. A **modality** (images, text, ...)
+defines everything else: how a sample is rendered, the input of a network, and which of its outputs are rows. For images each sample is
+one row; for text each target token is one. A data set names its modality, and so does the manifest of a cache.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,10 +36,9 @@ __all__ = [
 class Samples(Protocol):
     """A labelled data set.
 
-    It may also have `modality`, the `Modality` that it belongs to, or its name (without it: images); `facts`, a mapping that a
-    cache's manifest records of it in `data`; `offsets`, [N + 1] int64, the row at which
-    each sample begins, and R at the end (without it each sample is one row); `whole` and `first`, where it is a stretch of another
-    data set; `unreadable`, the samples that are known not to be readable, id to reason. `excluded` is set on a copy of it.
+    Optional attributes: `modality`, its `Modality` or the name of it (default images); `facts`, a mapping for the entry `data` of the
+    manifest; `offsets`, [N + 1] int64, the first row of each sample, and R (default: each sample is one row); `whole` and `first`, if
+    it is a stretch of another data set; `unreadable`, the samples known to be unreadable, id to reason. `excluded` is set on a copy.
 
     Attributes:
         labels: Class of each row, [R] int64.
@@ -54,18 +53,18 @@ class Samples(Protocol):
         ...
 
     def digest(self) -> str:
-        """Identify the list of samples."""
+        """Return a hash that identifies the list of samples."""
         ...
 
 
 def offsets_of(samples: Samples) -> Ids | None:
-    """Return the row at which each sample begins, and R at the end, [N + 1]; None where each sample is one row."""
+    """Return the first row of each sample, and R, [N + 1]; None if each sample is one row."""
     found: Ids | None = getattr(samples, "offsets", None)
     return found
 
 
 def whole_of(samples: Any) -> tuple[Any, int]:
-    """Return the whole data set, and where these samples begin in it."""
+    """Return the whole data set, and the index in it of the first of these samples."""
     return getattr(samples, "whole", samples), getattr(samples, "first", 0)
 
 
@@ -89,17 +88,17 @@ class RowLabels(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rendition:
-    """A batch of samples as one view shows them.
+    """A batch of samples rendered in one view.
 
     Attributes:
         samples: Sample ids, [B].
-        inputs: For each network one input, not yet on its device (`Inputs.on`); for images [B, C, size, size] uint8.
+        inputs: Input of each network, not yet on its device (see `Inputs.on`); for images [B, C, size, size] uint8.
         digests: Digest of the teacher's input for each row, [R] uint64, or on a GPU the same bits as int64; None if the renderer computes
             none.
-        unreadable: Unreadable samples, which are not among `samples`: id in the whole data set to the reason. Empty unless the renderer
+        unreadable: Unreadable samples, which are not in `samples`: id in the whole data set to the reason. Empty unless the renderer
             skips unreadable samples.
-        keep: For each network the mask of its outputs that are rows, [B, ...] bool, where networks are given the samples in other
-            arrangements; all masks select the same rows in the same order. None: `RowLabels.keep` says it for all.
+        keep: Mask of each network's outputs that are rows, [B, ...] bool, if the networks arrange the samples differently. All masks
+            select the same rows in the same order. None if `RowLabels.keep` applies to all networks.
     """
 
     samples: Ids
@@ -118,11 +117,11 @@ class Rendition:
         return rows.keep if self.keep is None else self.keep[network]
 
     def pin_memory(self) -> "Rendition":
-        """Return the same with inputs in page-locked memory; called by the thread of a loader."""
+        """Return a copy with inputs in page-locked memory; called by the pinning thread of a loader."""
         return self._mapped(torch.Tensor.pin_memory)
 
     def share_memory(self) -> "Rendition":
-        """Return the same with inputs in memory that processes share."""
+        """Return a copy with inputs in shared memory."""
         return self._mapped(torch.Tensor.share_memory_)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> "Rendition":
@@ -131,31 +130,31 @@ class Rendition:
 
 
 def joined_digests(parts: Sequence[NDArray[np.uint64] | Tensor]) -> NDArray[np.uint64]:
-    """Join the digests of several renditions, [N] uint64 on the host."""
+    """Concatenate the digests of several renditions, [N] uint64 on the host."""
     return np.concatenate([one.cpu().numpy().view(np.uint64) if isinstance(one, Tensor) else one for one in parts])
 
 
 class View(Protocol):
-    """One rendition of a whole data set, replayable from its manifest entry alone."""
+    """One augmented version of a whole data set, replayable from its manifest entry alone."""
 
     @property
     def recipe(self) -> str:
-        """How it is made, in words."""
+        """Name of the recipe that produces it."""
         ...
 
     @property
     def index(self) -> int:
-        """Place of the view in its cache."""
+        """Position of the view in its cache."""
         ...
 
     @property
     def group(self) -> int:
-        """Views of one group belong together, for methods that pair views."""
+        """Number of the group; methods that compare views use views of one group together."""
         ...
 
     @property
     def mixes(self) -> bool:
-        """Whether rows are mixed with others, so that they have two labels."""
+        """Whether samples are mixed with others, so that rows have two labels."""
         ...
 
     @property
@@ -169,18 +168,18 @@ class View(Protocol):
 
 
 class Inputs(Protocol):
-    """What one network is given: its preprocessing."""
+    """Preprocessing of one network."""
 
     def on(self, rendered: Any, device: torch.device) -> Any:
-        """Return the network's input on a device, from its entry in `Rendition.inputs`: a tensor, or a mapping of tensors."""
+        """Return the network's input on a device, a tensor or a mapping of tensors, from its entry in `Rendition.inputs`."""
         ...
 
     def variants(self, inputs: Any, test_time_views: str) -> Sequence[Any]:
-        """Return the inputs whose logits are averaged: the input itself, or with test-time augmentation several."""
+        """Return the inputs whose logits are averaged: the input itself, or several with test-time augmentation."""
         ...
 
     def blank(self, samples: int) -> Any:
-        """Return an empty rendered batch of this many samples, to try whether it fits in memory."""
+        """Return a blank rendered batch of this many samples, to test whether it fits in memory."""
         ...
 
     def to_json(self) -> dict[str, Any]:
@@ -189,47 +188,47 @@ class Inputs(Protocol):
 
 
 class Renderer(Protocol):
-    """Renders batches for one network or more."""
+    """Renders batches for one or more networks."""
 
     def batches(self, view: Any, batches: Iterable[Ids]) -> Iterator[Rendition]:
-        """Yield batches of sample ids as a view shows them, in order."""
+        """Yield the rendition of each batch of sample ids in a view, in order."""
         ...
 
 
 class Resident(Protocol):
-    """Samples that a device renders by itself, each one row, from numbers that lie there before an epoch begins.
+    """Samples rendered on the device without the host, from numbers that are copied there before each epoch. Each sample is one row.
 
     Attributes:
-        columns: How many numbers a sample has.
+        columns: Number of numbers per sample.
     """
 
     columns: int
 
     def numbers(self, view: Any, ids: Ids) -> NDArray[np.int64]:
-        """Return the numbers of samples as a view shows them, [N, columns]; on the host."""
+        """Return the numbers that describe samples in a view, [N, columns], on the host."""
         ...
 
     def inputs(self, numbers: Tensor) -> Any:
-        """Return a network's input for a batch from its numbers, [B, columns], without asking the host."""
+        """Return the network's input for a batch from its numbers, [B, columns], without synchronizing with the host."""
         ...
 
 
 class Modality(Protocol):
-    """A kind of data: everything about it that is not rows.
+    """A kind of data, and everything about it that is not rows.
 
-    It may also have the methods that `data.optional` calls: `arrange` and `divide` (batches of samples that are put together),
-    `continued` (views of a cache that an earlier version began), `for_training` (what a student is given, where that is not what its
-    teacher is), `held_out` (samples that are evaluated instead of trained on), `counting` (rows that a loss counts), `save_network` (a
-    student in the form that other libraries load), `arrays` and `recorded` (data that a cache carries), `resident` (samples that a
-    device renders by itself); and `views_are_equal`, true where all views show the same.
+    Optional methods, called through `data.optional`: `arrange` and `divide` (packing of samples into batches), `continued` (views of a
+    cache that an earlier version started), `for_training` (preprocessing of a student, if it differs from its teacher's), `held_out`
+    (samples for evaluation instead of training), `counting` (rows that count in the loss), `save_network` (save a student in the format
+    of other libraries), `arrays` and `recorded` (data that a cache carries), `resident` (samples rendered on the device); and the
+    attribute `views_are_equal`, True if all views are the same.
 
     Attributes:
-        name: `images`, or `package.module:name`, by which a cache finds it again.
-        unit: Plural of a sample, for progress and speed: "images".
+        name: Name recorded in caches: `images`, or `package.module:name` to import it from.
+        unit: Plural name of samples, for progress and speed: "images".
         shown: Name of a network's input in messages: "pixels".
-        headline: The metric by which runs are compared: `test_accuracy`, `test_loss` or `perplexity`.
-        software: Packages that decide what is rendered, beside numpy and torch; their versions go into the manifest.
-        test_time_views: Names of the test-time augmentations, the first of which is none.
+        headline: Metric by which runs are compared: `test_accuracy`, `test_loss` or `perplexity`.
+        software: Packages besides numpy and torch that affect rendering; their versions are recorded in the manifest.
+        test_time_views: Names of the test-time augmentations; the first means none.
     """
 
     name: str
@@ -240,10 +239,10 @@ class Modality(Protocol):
     test_time_views: tuple[str, ...]
 
     def make_views(self, recipe: str, count: int, seed: int) -> Sequence[Any]:
-        """Number `count` views of each recipe.
+        """Return `count` views of each recipe.
 
         Raises:
-            LogitCacheError: A recipe that is not known, or means nothing.
+            LogitCacheError: If a recipe is unknown or invalid.
         """
         ...
 
@@ -251,7 +250,7 @@ class Modality(Protocol):
         """Read the manifest entry of a view.
 
         Raises:
-            FormatVersionError: This version renders it differently.
+            FormatVersionError: If this version renders it differently.
         """
         ...
 
@@ -259,21 +258,21 @@ class Modality(Protocol):
         """Choose the preprocessing of a network.
 
         Args:
-            samples: The data set.
-            view: The view that renders it.
-            said: Options from a user, from a file of weights and from a cache; the first that is not None wins.
+            samples: Data set.
+            view: View to preprocess.
+            said: Options of the user, of a weights file and of a cache; the first that is not None takes precedence.
 
         Raises:
-            InputError: Options that mean nothing.
+            InputError: If an option is invalid.
         """
         ...
 
     def read_inputs(self, entry: Mapping[str, Any]) -> Any:
-        """Read the manifest entry of a preprocessing."""
+        """Read the manifest entry of the preprocessing."""
         ...
 
     def for_evaluation(self, inputs: Any, samples: Any) -> tuple[Any, Any]:
-        """Return preprocessing and view for evaluating, on other samples, a network that was trained with `inputs`."""
+        """Return the preprocessing and view to evaluate a network trained with `inputs` on other samples."""
         ...
 
     def renderer(
@@ -286,32 +285,32 @@ class Modality(Protocol):
         device: torch.device | None = None,
         skip_unreadable: bool = False,
     ) -> Renderer:
-        """Return what renders batches of samples for networks with these preprocessings.
+        """Return a renderer of batches for networks with these preprocessings.
 
-        `skip_unreadable` is given only where it is true: what cannot be read is left out of its batch then, and named in it. A modality
-        may take `on_device` too, which lets batches be rendered and hashed on `device`, to the same bits.
+        `skip_unreadable` is passed only if True; unreadable samples are then left out of their batch and reported in it. A modality may
+        also accept `on_device`, which allows rendering and hashing on `device` with bit-identical results.
         """
         ...
 
     def digests(self, samples: Any, view: Any, ids: Ids) -> NDArray[np.uint64]:
-        """Render samples and hash what a teacher is shown for each of their rows, [R] uint64."""
+        """Render samples and hash the teacher's input for each of their rows, [R] uint64."""
         ...
 
     def row_labels(self, samples: Any, view: Any, ids: Ids) -> RowLabels:
-        """Return rows and labels of a batch of samples."""
+        """Return the rows and labels of a batch of samples."""
         ...
 
     def rows(self, output: Any, keep: Tensor | None, *, classes: int, label: str) -> Iterable[Tensor]:
-        """Yield the logits of a network's rows in order, [r, C] each: all at once, or where they are many a chunk at a time.
+        """Yield the logits of a network's rows in order, [r, C] each; large outputs are yielded in chunks.
 
         Args:
             output: Output of the network.
-            keep: As in `RowLabels`, on the device of the output.
+            keep: Mask as in `RowLabels`, on the device of the output.
             classes: Expected number of logits per row, for the error message.
             label: Subject of the error message, e.g. "the student".
 
         Raises:
-            InputError: The output holds no logits.
+            InputError: If the output holds no logits.
         """
         ...
 
@@ -320,9 +319,9 @@ class Modality(Protocol):
         ...
 
     def part(self, samples: Any, first: int, last: int) -> Any:
-        """Return a stretch of a data set, as a data set of its own.
+        """Return samples `first` to `last` - 1 as a data set.
 
         Raises:
-            InputError: This kind of data cannot be divided.
+            InputError: If this kind of data cannot be divided.
         """
         ...

@@ -1,4 +1,4 @@
-"""Tables of images or text: Hugging Face `datasets` by folder or name, and Parquet files with images."""
+"""Tables of images or text: Hugging Face `datasets`, given by folder or name, and Parquet files with images."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ _IMAGE_COLUMNS = ("image", "img", "pixel_values", "jpg", "png")
 
 
 class Table(Protocol):
-    """What is used of a `datasets.Dataset`."""
+    """The part of the interface of `datasets.Dataset` that logitcache uses."""
 
     features: Any
     column_names: Sequence[str]
@@ -25,44 +25,44 @@ class Table(Protocol):
         ...
 
     def __getitem__(self, key: Any) -> Any:
-        """Return a row by number, or a column by name."""
+        """Return a row by index, or a column by name."""
         ...
 
     def with_format(self, kind: str) -> "Table":
-        """Return the same table, whose rows come as another type."""
+        """Return the same table with rows of another type."""
         ...
 
 
-@functools.lru_cache(maxsize=4)  # its schema is looked at before it is read
+@functools.lru_cache(maxsize=4)  # opened once for the schema and once to read it
 def open_hub_table(path: str) -> Table:
-    """Open a data set of Hugging Face `datasets`.
+    """Open a Hugging Face data set.
 
     Args:
-        path: A folder that `save_to_disk` wrote or that holds files `load_dataset` reads, or a name on the hub; `:SPLIT` after it
-            names the split. Without it: `train`, or the only one.
+        path: Folder written by `save_to_disk` or with files that `load_dataset` reads, or name on the hub, optionally followed by
+            `:SPLIT`. The split defaults to `train`, or to the only one.
 
     Raises:
-        InputError: The package `datasets` is missing, or the data set cannot be read or has no such split.
+        InputError: If the package `datasets` is missing, or the data set cannot be read or has no such split.
     """
     source, _, split = path.rpartition(":") if ":" in path and "/" not in path.rpartition(":")[2] else (path, "", "")
     return _split_of(_opened(source, path), split, source)
 
 
 def hub_splits(source: str) -> list[str]:
-    """Return the names of the splits of a data set of Hugging Face `datasets`; none where it has no splits.
+    """Return the names of the splits of a Hugging Face data set; empty if it has no splits.
 
     Args:
-        source: As for `open_hub_table`, without a split.
+        source: Folder or name, as in `open_hub_table`, without a split.
 
     Raises:
-        InputError: The package `datasets` is missing, or the data set cannot be read.
+        InputError: If the package `datasets` is missing, or the data set cannot be read.
     """
     found = _opened(source, source)
     return list(found) if isinstance(found, Mapping) else []
 
 
 def _opened(source: str, path: str) -> Any:
-    """Return the data set of a folder or a name, with all its splits; messages on the package name `path`."""
+    """Open a data set by folder or name, with all its splits; `path` is its name in the message about a missing package."""
     datasets = _package(f"hf:{path}")
     folder = Path(source).expanduser()
     saved = any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
@@ -72,7 +72,7 @@ def _opened(source: str, path: str) -> Any:
             if saved
             else datasets.load_dataset(str(folder) if folder.exists() else source)
         )
-    except Exception as error:  # of the hub, of the file system, of Arrow
+    except Exception as error:  # from the hub, the file system or Arrow
         raise InputError(
             f"hf:{source} cannot be read as a data set: {first_line(error) or type(error).__name__}"
         ) from error
@@ -92,26 +92,26 @@ def _split_of(found: Any, split: str, source: str) -> Table:
 
 
 def parquet_holds_images(path: str) -> bool:
-    """Return whether Parquet files have a column of images; False where they cannot be read.
+    """Return whether Parquet files have a column of images; False if they cannot be read.
 
     Raises:
-        InputError: Several columns could be the images.
+        InputError: If several columns could be the images.
     """
     try:
         import pyarrow.parquet as pq  # noqa: PLC0415  (an extra)
 
         schema = pq.read_schema(matching_files(path, ".parquet")[0])
-    except (ImportError, InputError, OSError, ValueError):  # whoever opens them says so
+    except (ImportError, InputError, OSError, ValueError):  # reported when they are opened
         return False
     return image_column(schema) is not None
 
 
 @functools.lru_cache(maxsize=4)
 def open_parquet_table(path: str) -> Table:
-    """Open Parquet files as one table; `datasets` copies it once into its cache, where any row is found without reading others.
+    """Open Parquet files as one table. `datasets` copies it once into its cache for random access.
 
     Raises:
-        InputError: The package `datasets` is missing, or a file cannot be read.
+        InputError: If the package `datasets` is missing, or a file cannot be read.
     """
     datasets = _package(f"parquet:{path}, which has images,")
     files = [str(file) for file in matching_files(path, ".parquet")]
@@ -130,15 +130,15 @@ def _package(needed_by: str) -> Any:
 
 
 def image_column(schema: Any) -> str | None:
-    """Return the column of encoded images of an Arrow schema: binary, or a structure with `bytes`; None if there is none.
+    """Return the column of encoded images in an Arrow schema (binary, or a struct with `bytes`), or None if there is none.
 
     Raises:
-        InputError: There are several, none of which has the name of one.
+        InputError: If there are several such columns and none has a usual name.
     """
     found = [field.name for field in schema if _holds_bytes(field.type)]
     named = [name for name in _IMAGE_COLUMNS if name in found]
     if not named and len(found) > 1:
-        raise InputError(f"the columns {', '.join(found)} could each be the images: rename the right one `image`")
+        raise InputError(f"the columns {', '.join(found)} could each be the images; rename the right one to `image`")
     return named[0] if named else found[0] if found else None
 
 

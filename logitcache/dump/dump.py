@@ -1,4 +1,4 @@
-"""`logitcache dump`: run the teacher once over every view of every sample, and keep its logits.
+"""`logitcache dump`: run the teacher once over every view of every sample, and store its logits.
 
 dataset ─(sample, view)→ augmentation ─→ teacher ─→ encode ─→ writer ─→ store
 """
@@ -46,9 +46,9 @@ from logitcache.store import (
 __all__ = ["dump_logits", "probe_rows", "run_job"]
 
 _PROBE_ROWS = 256
-_PROBE_SAMPLES = 16  # where samples have several rows
+_PROBE_SAMPLES = 16  # samples in the probe if they have several rows
 _SHOWN_TWICE = 8
-_SAME = 0.01  # relative gap of logits that are computed twice; bfloat16 has three digits
+_SAME = 0.01  # permitted relative gap between two computations of a logit; bfloat16 has three digits
 _LOG = logging.getLogger(__name__)
 
 
@@ -66,8 +66,8 @@ def dump_logits(
 ) -> Cache:
     """Run a teacher over a data set and store its logits.
 
-    If it is killed anywhere and called again with the same arguments, it continues where it stopped and leaves the same
-    bytes. A larger number of views extends a finished cache. Under torchrun, the processes share the blocks.
+    If it is killed at any point and called again with the same arguments, it resumes where it stopped and produces the same bytes. A
+    larger number of views extends a finished cache. Under torchrun, the processes share the blocks.
 
     {arguments}
 
@@ -75,10 +75,10 @@ def dump_logits(
         The finished cache.
 
     Raises:
-        InputError: Arguments, data, weights or logits cannot be used.
-        UnknownNameError: There is no such setting, network, data set or other name.
-        CacheMismatchError: `out` is another cache.
-        CacheIncompleteError: The disk is full, or the dump was asked to stop.
+        InputError: If arguments, data, weights or logits are invalid.
+        UnknownNameError: If a setting, network, data set or other name is unknown.
+        CacheMismatchError: If `out` is a different cache.
+        CacheIncompleteError: If the disk is full, or a callback asked to stop.
     """
     chosen = DumpSettings.over(settings, options)
     told = combine_callbacks(callbacks, on_progress=on_progress, should_stop=should_stop)
@@ -89,17 +89,17 @@ def dump_logits(
 
 
 def run_job(job: Job, out: str | Path, command: str, settings: DumpSettings, callbacks: Callbacks) -> Cache:
-    """Write the cache of a job that is prepared, or go on where that was stopped.
+    """Write the cache of a prepared job, or resume it.
 
     Args:
-        job: The job.
+        job: Prepared job.
         out: Path of the cache.
-        command: Command line that would continue it.
+        command: Command line that resumes it.
         settings: Settings of the writer.
         callbacks: Callbacks for progress and for stopping.
 
     Raises:
-        LogitCacheError: As `dump_logits`.
+        LogitCacheError: As in `dump_logits`.
     """
     with join_ranks(callbacks.should_stop) as ranks:
         return _dumped(job, ranks, out, command, settings, callbacks)
@@ -113,10 +113,10 @@ def _dumped(
     settings: DumpSettings,
     callbacks: Callbacks,
 ) -> Cache:
-    """Write what is missing of a cache."""
+    """Write the missing blocks of a cache, and return it."""
     manifest = job.manifest
     _refuse_unlike(manifest, ranks)
-    ranks.wait()  # every process has read what was there before the leader writes
+    ranks.wait()  # every process reads the existing cache before the leader writes
     columns = {slug: job.encoding.columns(len(manifest.classes)) for slug in job.teachers}
     labels, offsets = job.samples.labels.astype(np.int32), offsets_of(job.samples)
     notes = {"preprocessing_from": job.origins}
@@ -155,9 +155,9 @@ def _filled(
     settings: DumpSettings,
     callbacks: Callbacks,
 ) -> Job:
-    """Write blocks, until none is missing and all leave out the same samples; return the dump without those.
+    """Write blocks until none is missing and all leave out the same samples; return the job without those samples.
 
-    A sample that could not be read in one view was perhaps read in another, whose block is written once more then.
+    If a sample is unreadable in one view but was read in another, the block of the other view is written again.
     """
     for number in itertools.count():
         filler = Filler(writer, job, ranks, callbacks.should_stop, callbacks.on_step, number)
@@ -178,7 +178,7 @@ def _filled(
 
 
 def _missing(writer: CacheWriter, job: Job, ranks: Ranks, name: str) -> list[tuple[int, int]]:
-    """List the blocks to be written, (view, block): those that are not there, and those that leave out other samples."""
+    """Return the blocks to write as (view, block): missing ones, and ones that leave out a different set of samples."""
     if ranks.leads:
         gone = excluded_of(job.samples)
         if len(gone) or any(writer.committed.values()):
@@ -198,7 +198,7 @@ def _missing(writer: CacheWriter, job: Job, ranks: Ranks, name: str) -> list[tup
 
 
 def _checked(job: Job, ranks: Ranks, settings: DumpSettings, callbacks: Callbacks) -> Job:
-    """Read every sample once, shared among the processes; return the dump without what cannot be read, or refuse it."""
+    """Read every sample once, divided among the processes; return the job without unreadable samples, or raise an error."""
     found = check_data(job.samples, settings, callbacks.on_step, (ranks.rank, ranks.world))
     found = _merged(ranks.gather("unreadable", found))
     if not settings.skip_unreadable:
@@ -208,7 +208,7 @@ def _checked(job: Job, ranks: Ranks, settings: DumpSettings, callbacks: Callback
 
 
 def _merged(reasons: Sequence[Mapping[Any, str]]) -> dict[int, str]:
-    """Join the unreadable samples of several processes; JSON turned their ids into strings."""
+    """Merge the unreadable samples of several processes; their ids are strings after a round trip through JSON."""
     return {int(sample): why for part in reasons for sample, why in part.items()}
 
 
@@ -224,10 +224,10 @@ def _log_left_out(job: Job) -> None:
 
 
 def _probe(job: Job, seed: int) -> tuple[Ids, dict[str, NDArray[np.float32]], dict[int, str]]:
-    """Run every teacher on the rows that are kept in full.
+    """Run every teacher on the rows of the probe.
 
     Returns:
-        Their ids, [P], and logits, [P, C] for each teacher, which are 0 where a sample is left out; and what could not be read.
+        Row ids, [P]; logits of each teacher, [P, C], which are 0 for samples that are left out; and unreadable samples with the reason.
     """
     manifest, view, offsets = job.manifest, job.views[0], offsets_of(job.samples)
     _refuse_unrepeatable(job)
@@ -247,13 +247,17 @@ def _probe(job: Job, seed: int) -> tuple[Ids, dict[str, NDArray[np.float32]], di
 
 
 def _shows_excluded(job: Job, rows: Ids) -> NDArray[np.bool_]:
-    """Return which rows of the first view are of samples that are left out, or would be mixed with one, [P]."""
+    """Return the mask of rows of the first view whose sample is left out, or is mixed with one that is, [P]."""
     gone, samples = excluded_of(job.samples), samples_of(offsets_of(job.samples), rows)
     return np.array([len(left_out_of(job, job.views[0], samples[[n]], gone, gone)) > 0 for n in range(len(rows))])
 
 
 def _ask_for(job: Job, samples: Ids, wanted: Ids) -> tuple[Ids, dict[str, NDArray[np.float32]], dict[int, str]]:
-    """Run every teacher on samples of the first view: the ids of their rows that are wanted, the logits of these, what failed."""
+    """Run every teacher on samples of the first view.
+
+    Returns:
+        Ids of the samples' rows that are in `wanted`, the logits of these rows, and unreadable samples with the reason.
+    """
     found, parts = [np.empty(0, np.int64)], {slug: list[torch.Tensor]() for slug in job.teachers}
     failed: dict[int, str] = {}
     gone = excluded_of(job.samples)
@@ -267,7 +271,7 @@ def _ask_for(job: Job, samples: Ids, wanted: Ids) -> tuple[Ids, dict[str, NDArra
         chosen = np.isin(targets.ids, wanted)
         found.append(targets.ids[chosen])
         mask = torch.from_numpy(chosen)
-        alone = batch.keep is not None  # then the head is not asked for the other rows
+        alone = batch.keep is not None  # then the head computes only these rows
         asked_of = replace(batch, keep=tuple(_only(keep, mask) for keep in batch.keep)) if batch.keep else batch
         for slug, here, logits in ask(job.teachers, asked_of, targets, every):
             parts[slug].append(dense(logits if alone else logits[mask[here].to(logits.device)], 1.0))
@@ -277,14 +281,14 @@ def _ask_for(job: Job, samples: Ids, wanted: Ids) -> tuple[Ids, dict[str, NDArra
 
 
 def _only(keep: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Return the mask of those outputs, [B, ...], that are rows and chosen among them, [R]."""
+    """Restrict a mask of outputs that are rows, [B, ...], to the chosen rows, [R] bool."""
     found = torch.zeros_like(keep)
     found[keep] = chosen
     return found
 
 
 def _refuse_random_teachers(job: Job, samples: Ids, probed: Ids, exact: dict[str, NDArray[np.float32]]) -> None:
-    """Run the teacher again on some samples, in another order and other batches: logits must depend on the sample alone."""
+    """Run the teacher again on some samples in different batches, and raise an error if its logits do not depend on the sample alone."""
     ids, again, _ = _ask_for(job, samples[::-2], probed)
     for slug, values in again.items() if len(ids) else ():
         first = exact[slug][np.searchsorted(probed, ids)]
@@ -294,71 +298,75 @@ def _refuse_random_teachers(job: Job, samples: Ids, probed: Ids, exact: dict[str
         gaps = np.abs(first - values).max(1)
         if (worst := gaps.max(initial=0)) > _SAME * max(float(np.abs(first).max(initial=0)), 1e-30):
             raise InputError(
-                f"teacher {job.teachers[slug].name} is not a function of its input: run twice on the same samples in different batches, it "
-                f"gives different logits (row {ids[gaps.argmax()]} differs by {worst:.2g}). Dropout that evaluation mode does not end, or "
-                "batch normalization that stays in training mode, does this: fix its eval()."
+                f"teacher {job.teachers[slug].name} is not a function of its input: on the same samples in different batches it "
+                f"returns different logits (row {ids[gaps.argmax()]} differs by {worst:.2g}). Dropout or batch normalization that stays in "
+                "training mode causes this; fix its eval()."
             )
 
 
 def _refuse_unsteady(job: Job, slug: str, found: float) -> None:
-    """Refuse a server that does not repeat itself, to within what batches and caches change."""
+    """Raise an error if two answers of a server differ by more than batching and caching explain."""
     if found > job.tolerance:
         raise InputError(
-            f"teacher {job.teachers[slug].name} does not repeat itself: asked twice about the same documents, its probabilities differ by "
-            f"{found:.2g} of 1 on average (total variation; up to {job.tolerance:g} comes from batches and rounding)"
+            f"teacher {job.teachers[slug].name} is not reproducible: its probabilities for the same documents differ by {found:.2g} "
+            f"between two requests (mean total variation; batching and rounding explain at most {job.tolerance:g})"
         )
 
 
 def _warn_of_probabilities(values: NDArray[np.float32], name: str) -> None:
     if not len(values):
-        return  # nothing of the probe could be read
+        return  # no sample of the probe could be read
     if (values >= 0).all() and np.allclose(values.sum(1), 1, atol=1e-3):
         _LOG.warning(
-            "teacher %s seems to return probabilities: each row is 0 or more and sums to 1. Methods take raw logits: leave out softmax.",
+            "teacher %s seems to return probabilities: every row is non-negative and sums to 1. Methods expect raw logits; remove the "
+            "softmax.",
             name,
         )
     elif (values <= 0).all() and np.allclose(np.exp(values).sum(1), 1, atol=1e-3):
         _LOG.warning(
-            "teacher %s returns log-probabilities, which are logits less a number for each row. Most methods see no difference; those that "
-            "look at the size of a logit do.",
+            "teacher %s returns log-probabilities, which differ from logits by a constant per row. Methods that use the magnitude of "
+            "logits are affected; most others are not.",
             name,
         )
 
 
 def _refuse_unrepeatable(job: Job) -> None:
-    """Refuse a user's transform that draws from its own random generator: no student could be shown its pixels again."""
+    """Raise an error if a user's transform draws from its own random generator, so that its pixels cannot be rendered again."""
     some = kept_of(job.samples)[:_SHOWN_TWICE]
     for view in (view for view in job.views if view.runs_others_code):
         first, second = (job.modality.digests(job.samples, view, some) for _ in range(2))
         if (first != second).any():
             raise InputError(
-                f"augmentation {view.recipe} is not reproducible: one of its transforms uses its own random generator. Let it use the "
-                "global generator of torch, Python or numpy, which are seeded for every sample."
+                f"augmentation {view.recipe} is not reproducible: one of its transforms uses its own random generator. Use the global "
+                "generators of torch, Python or numpy, which are seeded for every sample."
             )
 
 
 def _refuse_unlike(manifest: Manifest, ranks: Ranks) -> None:
-    """Refuse a process that would write another cache than the leader's."""
+    """Raise an error if this process would write a different cache from the leader's."""
     theirs = Manifest.from_json(ranks.share("manifest", manifest.to_json()), "the first process")
     if differences := theirs.differences(manifest):
         lines = "".join(f"\n  {key}: there {there!r}, here {here!r}" for key, there, here in differences)
         raise CacheMismatchError(
-            f"process {ranks.rank} would write another cache than process 0; they differ in:{lines}\nGive every process the same "
-            "options, data, weights and versions."
+            f"process {ranks.rank} would write a different cache from process 0; they differ in:{lines}\nUse the same options, data, "
+            "weights and versions in every process."
         )
 
 
 def probe_rows(seed: int, rows: int, classes: int, offsets: Ids | None = None) -> Ids:
-    """Choose the probe: one row at random out of each of 256 equal stretches of a view, or all rows of a smaller one.
+    """Choose the rows of the probe: one at random from each of 256 equal stretches of a view, or all rows of a smaller view.
 
-    Fewer where rows are long: at most 64 MB. Where samples have several rows, the rows are those of 16 samples, each out of one of 16 equal
-    stretches: the teacher runs on whole samples, and 256 of them may be all there are.
+    The probe is limited to 64 MB. If samples have several rows, they are taken from 16 samples, one from each of 16 equal stretches,
+    because the teacher runs on whole samples.
 
     Args:
         seed: Seed of the dump.
-        rows: Rows of a view.
+        rows: Number of rows in a view.
         classes: Number of classes.
-        offsets: Row at which each sample begins, and `rows`, [N + 1]; None where each sample is one row.
+        offsets: First row of each sample, and `rows`, [N + 1]; None if each sample is one row.
+
+    Returns:
+        Row ids, ascending.
     """
     count = min(_PROBE_ROWS, rows, max(PROBE_BYTES // (4 * classes), 1))
     if offsets is None:
@@ -374,7 +382,7 @@ def probe_rows(seed: int, rows: int, classes: int, offsets: Ids | None = None) -
 
 
 def _one_of_each(seed: int, draw: int, length: int, count: int) -> Ids:
-    """Choose one number at random out of each of `count` equal stretches of 0 to `length`, ascending."""
+    """Choose one integer at random from each of `count` equal stretches of 0 to `length` - 1, ascending."""
     edges = np.arange(count + 1) * length // count
-    random = words(seed, 0xFFFFFFFF, np.arange(count), draw)[:, 0]  # a view that no data set has
+    random = words(seed, 0xFFFFFFFF, np.arange(count), draw)[:, 0]  # the key of no view
     return edges[:-1] + integers(random, np.diff(edges))

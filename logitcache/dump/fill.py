@@ -1,4 +1,4 @@
-"""The loop of a dump: render, run the teacher, encode, hand over to the writer; block by block."""
+"""Main loop of a dump: render, run the teacher, encode and write, block by block."""
 
 import logging
 import time
@@ -25,14 +25,14 @@ from logitcache.teachers.forward import Teachers
 __all__ = ["Filler", "ask", "left_out_of", "refuse_unusable", "samples_in", "split", "without"]
 
 _TEXT = "text"
-_PATIENCE = 5.0  # seconds for which a dump that is asked to stop goes on, to finish a block
+_PATIENCE = 5.0  # seconds to continue after a request to stop, in order to finish a block
 _LOG = logging.getLogger(__name__)
 
 
 class Filler:
-    """Fills the blocks that are not committed yet; a batch never straddles a block.
+    """Fills the blocks that are not committed yet.
 
-    A sample whose rows lie in two blocks is rendered for both.
+    Batches do not cross block boundaries. A sample with rows in two blocks is rendered for both.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class Filler:
         on_progress: OnProgress,
         number: int = 0,
     ) -> None:
-        """Take what is needed to fill blocks.
+        """Prepare to fill blocks.
 
         Args:
-            writer: Writes the cache.
-            job: The dump.
-            ranks: The processes that share the blocks.
-            should_stop: Called after every batch; returns whether to stop.
-            on_progress: Called after every batch.
-            number: How often blocks were filled before: rows written again are counted from 0.
+            writer: Writer of the cache.
+            job: Prepared dump.
+            ranks: Processes that share the blocks.
+            should_stop: Function that returns whether to stop, called after every batch.
+            on_progress: Function called after every batch.
+            number: Number of earlier passes over the blocks of this dump; each pass counts its rows from 0.
         """
         self._writer, self._job, self._ranks = writer, job, ranks
         self._teachers, self._views, self._offsets = job.teachers, job.views, offsets_of(job.samples)
@@ -66,11 +66,11 @@ class Filler:
         """Write this process's share of the blocks.
 
         Args:
-            missing: (view, block) of all that are to be written, the same for every process.
+            missing: All blocks to write as (view, block), the same in every process.
 
         Raises:
-            InputError: Logits that cannot be stored.
-            CacheIncompleteError: It was asked to stop; what was committed is whole.
+            InputError: If logits cannot be stored.
+            CacheIncompleteError: If a callback asked to stop; committed blocks are intact.
         """
         rank, world, manifest = self._ranks.rank, self._ranks.world, self._writer.manifest
         mine = missing[rank * len(missing) // world : (rank + 1) * len(missing) // world]
@@ -95,11 +95,11 @@ class Filler:
 
     @property
     def reasons(self) -> Mapping[int, str]:
-        """What this process could not read and left out: id in the whole data set to the reason."""
+        """Unreadable samples that this process left out: id in the whole data set to the reason."""
         return self._reasons
 
     def warn_of_chance(self) -> None:
-        """Warn if a teacher is right no more often than chance: its weights, preprocessing or classes do not fit the data."""
+        """Warn if a teacher's accuracy is at chance level, so that its weights, preprocessing or classes do not fit the data."""
         seen, classes = self._seen, len(self._writer.manifest.classes)
         for slug, right in self._right.items():
             if is_chance(right, seen, classes):
@@ -115,10 +115,10 @@ class Filler:
     def _block(
         self, view: View, block: int, stream: Iterator[Any], batches: Sequence[Ids], gone: Ids
     ) -> tuple[dict[str, NDArray[np.generic]], set[int]]:
-        """Compute the rows of a block; the host waits for the device at its end.
+        """Compute the rows of a block. The host synchronizes with the device once, at the end.
 
         Returns:
-            Rows of every array, and the ids in the whole data set of samples that could not be read.
+            Rows of every array, and the ids in the whole data set of unreadable samples.
         """
         computed = self._computed(view, block, stream, batches, gone)
         refuse_most(self._job.samples, computed.failed, len(self._samples(block)), "samples of a block")
@@ -158,10 +158,10 @@ class Filler:
         return computed
 
     def _rows(self, view: View, block: int, computed: "_Computed") -> dict[str, NDArray[np.generic]]:
-        """Put what was computed of a block in the order of its rows, with fillers for samples that are left out."""
+        """Arrange the results of a block in the order of its rows, with fillers for samples that are left out."""
         first, last = self._writer.manifest.span(block)
         found = np.concatenate(computed.ids)
-        inside = np.flatnonzero((found >= first) & (found < last))  # a sample's other rows are those of another block
+        inside = np.flatnonzero((found >= first) & (found < last))  # the other rows of a sample belong to another block
         at = found[inside] - first
         blank = np.setdiff1d(np.arange(last - first), at) if len(at) < last - first else np.empty(0, np.int64)
         digests = joined_digests(computed.digests)[inside]
@@ -181,7 +181,7 @@ class Filler:
         return rows
 
     def _fillers(self, view: View, rows: Ids) -> dict[str, NDArray[np.generic]]:
-        """Return what stands in rows of samples that are left out, each column: a row whose logits are all 0, as it is encoded."""
+        """Return the columns stored for rows of samples that are left out: the encoding of logits that are all 0."""
         classes, step = len(self._writer.manifest.classes), self._writer.manifest.batch_size
         labels, parts = torch.from_numpy(self._job.samples.labels[rows]), []
         for start in range(0, len(rows), step):
@@ -194,34 +194,34 @@ class Filler:
         done = self._ranks.add(self._counter, rows)
         speed = done / max(time.perf_counter() - self._began, 1e-9)
         notes = [f"view {view.index + 1}/{len(self._views)}", f"{speed:,.0f} rows/s"]
-        if self._ranks.world > 1:  # of the others only the rows are known here
+        if self._ranks.world > 1:  # only the number of rows is known of the other processes
             notes[0] = f"{self._ranks.world} processes"
         elif self._seen:
             shares = ", ".join(f"{right / self._seen:.1%}" for right in self._right.values())
             notes += [f"{bytes_text(self._bytes)} written"] if self._bytes else []
-            notes += [f"teacher{'s' * (len(self._right) > 1)} {shares} right"]
+            notes += [f"teacher accuracy {shares}"]
         self._on_progress(Progress("dumping", self._before + done, self._total, "rows", ", ".join(notes)))
 
     def _stopped(self) -> CacheIncompleteError:
-        """Commit the blocks that are computed, and return the error that tells how to resume."""
+        """Commit the computed blocks, and return the error that explains how to resume."""
         self._bytes += self._writer.drain()
         manifest = self._writer.manifest
         done, total = self._writer.count_committed(), len(manifest.views) * manifest.blocks
         command = self._writer.command
-        how = f"Go on with:\n  {command}" if command else "Run the same command again to go on."
+        how = f"Resume with:\n  {command}" if command else "Run the same command again to resume."
         return CacheIncompleteError(
-            f"stopped as asked: {done} of {total} blocks of {self._writer.place} are committed. {how}"
+            f"stopped on request: {done} of {total} blocks of {self._writer.place} are committed. {how}"
         )
 
 
 class _Computed:
-    """What was computed of a block, batch after batch.
+    """Results of a block, as lists with one entry per chunk.
 
     Attributes:
         ids: Row ids.
         digests: Digest of each row.
-        columns: For each teacher's slug the encoded columns.
-        right: For each teacher's slug whether it is right, by row.
+        columns: Encoded columns, by the teacher's slug.
+        right: Whether the teacher's prediction is correct for each row, by the teacher's slug.
         failed: Unreadable samples: id in the whole data set to the reason.
     """
 
@@ -238,24 +238,24 @@ class _Computed:
 def ask(
     teachers: Mapping[str, Teachers], batch: Rendition, targets: RowLabels, asked: Ids
 ) -> Iterator[tuple[str, slice, torch.Tensor | TopKRows]]:
-    """Run every teacher on a batch that holds the inputs of all of them, in order.
+    """Run every teacher on a batch, which holds the inputs of all teachers in order.
 
-    The last bits of a logit may depend on its place in a batch. So a sample keeps its place, whatever others are left out.
+    The last bits of a logit may depend on its position in the batch, so a sample keeps its position if others are left out.
 
     Args:
-        teachers: Slug to the teacher.
-        batch: The batch.
+        teachers: Teachers by slug.
+        batch: Batch.
         targets: Rows of the batch.
         asked: Sample ids of the whole batch in order, including those that are left out.
 
     Yields:
-        A chunk at a time: the slug, the place of the chunk's rows among the batch's, and their logits, [r, C].
+        For each chunk of rows, the slug, the slice of the batch's rows, and their logits, [r, C].
     """
     begin, inputs, real = 0, batch.inputs, None
     keeps = [batch.kept(targets, network) for network in range(len(inputs))]
     if len(batch.samples) < len(asked):
         real = torch.from_numpy(np.isin(asked, batch.samples))
-        at = (real.cumsum(0) - 1).clamp(min=0)  # a neighbor stands in
+        at = (real.cumsum(0) - 1).clamp(min=0)  # a neighbor takes the place of a sample that is left out
         inputs = tuple(map_tensors(lambda rows: rows[at.to(rows.device)], one) for one in inputs)
         keeps = [None if keep is None else keep[at] & real.view(-1, *[1] * (keep.ndim - 1)) for keep in keeps]
     for slug, one in teachers.items():
@@ -271,14 +271,17 @@ def ask(
 
 
 def left_out_of(job: Job, view: View, samples: Ids, gone: Ids, unmixed: Ids) -> Ids:
-    """Return what is missing of a stretch of a view because samples are left out: their ids in the whole data set, ascending.
+    """Return the excluded samples that affect a stretch of a view, ascending.
 
     Args:
-        job: The dump.
-        view: The view.
-        samples: The stretch, as ids in the data set that is dumped.
-        gone: Ids in the whole data set, ascending, of samples that have no rows.
-        unmixed: Those that are not mixed into others, ascending.
+        job: Prepared dump.
+        view: View.
+        samples: Samples of the stretch, as ids in the dumped data set.
+        gone: Ids in the whole data set of samples without rows, ascending.
+        unmixed: Ids in the whole data set of samples that are not mixed into others, ascending.
+
+    Returns:
+        Ids in the whole data set.
     """
     if not len(gone) and not len(unmixed):
         return gone
@@ -289,13 +292,13 @@ def left_out_of(job: Job, view: View, samples: Ids, gone: Ids, unmixed: Ids) -> 
 
 
 def _chosen(parts: Sequence[torch.Tensor], where: torch.Tensor) -> NDArray[np.generic]:
-    """Join the parts of a column, and take these of its rows."""
+    """Concatenate the parts of a column, and select rows."""
     whole = torch.cat(list(parts))
     return (whole if len(where) == len(whole) else whole[where.to(whole.device)]).cpu().numpy()
 
 
 def _placed(found: NDArray[np.generic], at: Ids, filler: NDArray[np.generic], blank: Ids) -> NDArray[np.generic]:
-    """Put rows where they belong, and fillers between them."""
+    """Return an array with rows at positions `at` and fillers at positions `blank`."""
     if not len(blank):
         return found
     rows = np.empty((len(at) + len(blank), *filler.shape[1:]), filler.dtype)
@@ -304,20 +307,20 @@ def _placed(found: NDArray[np.generic], at: Ids, filler: NDArray[np.generic], bl
 
 
 def without(job: Job, samples: Ids, gone: Ids) -> Ids:
-    """Return some samples of a data set without others, which are named by their ids in the whole data set, ascending."""
+    """Return samples without those in `gone`, which are ids in the whole data set, ascending."""
     _, first = whole_of(job.samples)
     return samples[~is_among(samples + first, gone)] if len(gone) else samples
 
 
 def samples_in(manifest: Manifest, offsets: Ids | None, block: int) -> Ids:
-    """Return the samples that have rows in a block, those that are left out too."""
+    """Return the samples that have rows in a block, including those that are left out."""
     first, last = manifest.span(block)
     begin, end = samples_of(offsets, np.array([first, last - 1]))
     return np.arange(begin, end + 1)
 
 
 def split(samples: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Cut sample ids into batches."""
+    """Divide sample ids into batches."""
     return [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
@@ -329,7 +332,7 @@ def refuse_unusable(
     teacher: str,
     column_name: str = "logits",
 ) -> None:
-    """Raise where a logit is no number, or is one that the precision cannot hold: a cache never stores such a row."""
+    """Raise InputError if a logit is not finite, or exceeds the range of the precision. A cache never stores such a row."""
     if logits.dtype.kind != "f" or np.isfinite(logits).all():
         return
     finite = np.isfinite(logits.reshape(len(logits), -1))
@@ -341,9 +344,9 @@ def refuse_unusable(
     where += f"logit {column} is {value}" if column_name == "logits" else f"among the stored {column_name} is {value}"
     if np.isinf(value) and logits.dtype == np.float16:
         raise InputError(
-            f"teacher {teacher} gives logits beyond 65,504, which float16 cannot hold; {where}. Use --precision f32."
+            f"teacher {teacher} returns logits beyond 65,504, the range of float16; {where}. Use --precision f32."
         )
     raise InputError(
-        f"teacher {teacher} gives logits that are no numbers; {where}; {int((~finite.all(1)).sum()):,} rows of this block are like it. "
-        "Nothing of the block was stored. Check the weights and --mean/--std."
+        f"teacher {teacher} returns logits that are not finite; {where}; {int((~finite.all(1)).sum()):,} rows of this block are affected. "
+        "The block was not stored. Check the weights and --mean/--std."
     )

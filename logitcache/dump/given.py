@@ -1,4 +1,4 @@
-"""Dumps of teachers that are not run here: their log-probabilities are asked for, over HTTP or from another tool's files."""
+"""Dumps of teachers that run elsewhere: log-probabilities come from a server over HTTP, or from files of another tool."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,32 +24,32 @@ from logitcache.teachers.servers.server import Asking, Server, connect, is_serve
 
 __all__ = ["given_entry", "given_job", "prepare"]
 
-# Mean total variation between two answers of one server; another model is beyond 0.2. bfloat16 gave 0.017 against float32, and in batches
-# of 4 against 1 (SmolLM2-135M, WikiText-2, 384 rows, on a CPU; at most 0.018 over any 256 of them that were drawn).
+# Maximum mean total variation between two answers of one server; a different model exceeds 0.2. Measured: 0.017 for bfloat16 against
+# float32 and for batches of 4 against 1 (SmolLM2-135M, WikiText-2, 384 rows, on a CPU; at most 0.018 over random subsets of 256 rows).
 _TOLERANCE = 0.05
-_OF_FORWARD = {  # settings of a forward pass, which happens elsewhere
+_OF_FORWARD = {  # settings of the forward pass, which runs elsewhere
     "teacher_weights": "--teacher-weights",
     "average": "--average",
     "amp": "--amp",
     "compiled": "--compile",
     "deterministic": "--deterministic",
 }
-_COMPARED = 256  # tokens of a text that two tokenizers are compared on
+_COMPARED = 256  # tokens of text on which to compare two tokenizers
 _LOG = logging.getLogger(__name__)
 
 
 def prepare(
     teacher: str | nn.Module | Sequence[str | nn.Module], data: Any, out: str | Path, settings: DumpSettings
 ) -> Job:
-    """Open data and teacher, here or behind a server, and decide what the cache will be; writes nothing.
+    """Open the data and the teacher, local or behind a server, and make the manifest. Nothing is written.
 
-    Raises what `dump_logits` raises.
+    Raises the same errors as `dump_logits`.
     """
     named = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
     if not any(map(is_server, named)):
         return jobs.prepare(teacher, data, out, settings)
     if len(named) > 1:
-        raise InputError("a teacher behind a server is dumped alone: dump the others into caches of their own")
+        raise InputError("a teacher behind a server must be the only one; dump the others into separate caches")
     _refuse_options(str(named[0]), settings)
     samples, reasons = choose_samples(data, named[0], out, settings)
     asking = Asking(settings.concurrency, settings.request_timeout, settings.server_patience)
@@ -88,29 +88,29 @@ def given_job(
     versions: Mapping[str, str] | None = None,
     own: bool = True,
 ) -> Job:
-    """Decide what a cache of log-probabilities will be.
+    """Prepare a dump of log-probabilities.
 
     Args:
         source: Source of the log-probabilities.
-        samples: The documents.
+        samples: Documents.
         data: Name or object that they were opened from.
         out: Path of the cache.
         settings: Settings of the dump.
         weights: Address or path of the source, for the manifest.
-        by: Kind of server, or format, that they come from.
+        by: Kind of the server, or format of the files.
         gives: Further facts about the rows for the manifest.
-        needs: Limits of the teacher: `positions`, the most tokens of a document.
+        needs: Limits of the teacher: `positions`, the maximum number of tokens in a document.
         versions: Versions of the software that computed the rows.
-        own: Whether each row names its own token; else the token's share of the rest stands for it.
+        own: Whether each row includes the log-probability of its own token; otherwise the token gets its share of the rest.
 
     Raises:
-        LogitCacheError: The settings do not suit it, or `out` cannot be read.
+        LogitCacheError: If a setting does not apply, or `out` cannot be read.
     """
     modality = modality_of(samples)
     views = tuple(modality.make_views(settings.augment, settings.views, settings.seed))
     if settings.encoding in ("full", "sampled"):
         raise InputError(
-            f"{source.name} gives the largest log-probabilities alone: leave out --encoding {settings.encoding}"
+            f"{source.name} provides only the largest log-probabilities; leave out --encoding {settings.encoding}"
         )
     most = settings.top_k or min(TOP_K, max(len(samples.classes) - 2, 1))
     chosen = choose_encoding(replace(settings, top_k=most), len(samples.classes))
@@ -132,13 +132,13 @@ def given_job(
 
 
 def given_entry(name: str, weights: str, inputs: Any, gives: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest's entry of a teacher whose log-probabilities were computed elsewhere.
+    """Return the manifest entry of a teacher whose log-probabilities are computed elsewhere.
 
     Args:
         name: Name of the teacher.
         weights: Address or path of the source.
-        inputs: Its preprocessing, as far as it is known.
-        gives: `by`, where they come from, and further facts about the rows.
+        inputs: Preprocessing, as far as it is known.
+        gives: Facts about the rows, including `by`, the kind of the source.
     """
     return {
         "slug": make_slugs([name])[0],
@@ -153,26 +153,26 @@ def given_entry(name: str, weights: str, inputs: Any, gives: Mapping[str, Any]) 
 
 
 def _refuse_options(spec: str, settings: DumpSettings) -> None:
-    """Raise InputError where an option is about a forward pass, which happens elsewhere."""
+    """Raise InputError if an option concerns the forward pass, which runs elsewhere."""
     if named := [option for name, option in _OF_FORWARD.items() if getattr(settings, name)]:
-        raise InputError(f"{named[0]} is for a teacher that runs here, and {spec} runs behind its server: leave it out")
+        raise InputError(f"{named[0]} is for a teacher that runs locally, but {spec} runs on its server; leave it out")
 
 
 def _refuse_other_data(name: str, samples: Any) -> None:
     if modality_of(samples).name != "text":
-        raise InputError(f"{name} answers for text, and this data set is none")
+        raise InputError(f"{name} is a teacher for text, but this data set is not text")
 
 
 def _compare_tokenizers(server: Server, tokenizer: str | None, samples: Any) -> None:
-    """Compare the ids that the server's tokenizer makes of some text with those of the data's.
+    """Compare the server's tokenizer with that of the data on some text.
 
     Raises:
-        InputError: They differ.
+        InputError: If their ids differ.
     """
     if tokenizer is None:
         _LOG.warning(
-            "%s: the data's tokenizer is not named, so it cannot be compared with the server's. See to it that its ids are the server's, "
-            "or name it with --tokenizer hf:PATH.",
+            "%s: the tokenizer of the data is unknown, so it cannot be compared with the server's. Make sure that they are the same, or "
+            "pass it with --tokenizer hf:PATH.",
             server.name,
         )
         return
@@ -183,11 +183,11 @@ def _compare_tokenizers(server: Server, tokenizer: str | None, samples: Any) -> 
     found = server.tokenize(text)
     if found is None:
         _LOG.warning(
-            "%s does not say what its tokenizer makes of text: it is not compared with %s", server.name, tokenizer
+            "%s cannot tokenize text on request, so its tokenizer was not compared with %s", server.name, tokenizer
         )
-    elif found != expected and found[1:] != expected:  # behind a token that begins each text
+    elif found != expected and found[1:] != expected:  # the server may prepend a beginning-of-sequence token
         place = next((n for n, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), len(expected))
         raise InputError(
-            f"{server.name} has another tokenizer than {tokenizer}: of the same text it makes {len(found)} tokens, the other "
-            f"{len(expected)}, and they differ from token {place} on. Name the server's with --tokenizer hf:PATH."
+            f"{server.name} has a different tokenizer from {tokenizer}: it encodes the same text as {len(found)} tokens instead of "
+            f"{len(expected)}, and they differ from token {place} on. Pass the server's tokenizer with --tokenizer hf:PATH."
         )

@@ -1,4 +1,4 @@
-"""What a dump will do: data, views, teachers and encoding opened and decided, before anything is written."""
+"""Preparation of a dump: open data and teachers, choose views and encoding, and make the manifest, before anything is written."""
 
 import contextlib
 import inspect
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 _LARGEST_BATCH = 8192  # rows
-_MANY_CLASSES = 1000  # up to here a full row of float16 is 2 kB
+_MANY_CLASSES = 1000  # number of classes up to which rows are stored in full by default; 2 kB in float16
 TOP_K, _DRAWS = 64, 50
 _PREPROCESSING = ("mean", "std", "image_size", "crop_pct")
 _LOG = logging.getLogger(__name__)
@@ -53,20 +53,20 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A dump that is ready to begin.
+    """A prepared dump.
 
     Attributes:
-        manifest: Manifest of the cache it would write.
-        modality: Kind of the data.
-        samples: The data set, or the stretch of it that is dumped, without the samples that are left out.
-        views: Renditions of the data set.
+        manifest: Manifest of the cache to write.
+        modality: Modality of the data.
+        samples: Data set, or the stretch of it to dump, without excluded samples.
+        views: Views of the data set.
         encoding: Encoding of the stored rows.
-        teachers: Slug to the teacher, or the ensemble, whose logits are stored under it.
-        renderer: Renders the inputs of all teachers.
-        reasons: Why samples are left out, as far as they could not be read: id in the whole data set to the reason.
-        origins: For each teacher's slug where its preprocessing comes from: name of a setting to "option", "weights" or "data".
-        given: The teacher, where its log-probabilities are asked for and not computed here.
-        tolerance: Largest mean total variation between two answers of such a teacher; 0 allows none.
+        teachers: Teacher or ensemble, by slug.
+        renderer: Renderer of the inputs of all teachers.
+        reasons: Unreadable samples that are left out: id in the whole data set to the reason.
+        origins: Origin of each teacher's preprocessing, by slug: name of a setting to "option", "weights" or "data".
+        given: Teacher whose log-probabilities are computed elsewhere; None if teachers run locally.
+        tolerance: Maximum mean total variation between two answers of such a teacher.
     """
 
     manifest: Manifest
@@ -82,20 +82,20 @@ class Job:
     tolerance: float = 0.0
 
     def uniforms(self, view: View, rows: Ids) -> NDArray[np.float64] | None:
-        """Return the random numbers that rows of a view are drawn with, [R, N]; None where the encoding draws none."""
+        """Return the random numbers for drawing classes of rows of a view, [R, N]; None if the encoding is not sampled."""
         _, first = whole_of(self.samples)
         return row_uniforms(self.manifest.encoding, view.index, rows, offsets_of(self.samples), first)
 
     def without(self, excluded: Ids, reasons: Mapping[int, str], settings: DumpSettings) -> "Job":
-        """Return the same dump of fewer samples.
+        """Return a copy that excludes more samples.
 
         Args:
-            excluded: Ids in the whole data set of samples to leave out besides those that are left out already.
-            reasons: Why, as far as they could not be read.
+            excluded: Ids in the whole data set of further samples to exclude.
+            reasons: Unreadable samples among them, id to the reason.
             settings: Settings of the dump.
 
         Raises:
-            InputError: Nothing is left.
+            InputError: If no sample is left.
         """
         samples = leave_out(self.samples, [*excluded_of(self.samples), *excluded])
         inputs = [one for teachers in self.teachers.values() for one in teachers.preprocessing]
@@ -106,7 +106,7 @@ class Job:
         return replace(self, manifest=manifest, samples=samples, renderer=renderer, reasons={**self.reasons, **reasons})
 
     def close(self) -> None:
-        """Give the teachers' networks back as they were."""
+        """Restore the teachers' networks to their original state."""
         for one in self.teachers.values():
             one.close()
 
@@ -114,7 +114,7 @@ class Job:
 def prepare(
     teacher: str | nn.Module | Sequence[str | nn.Module], data: Any, out: str | Path, settings: DumpSettings
 ) -> Job:
-    """Open data and teacher, and decide what the cache will be; writes nothing. Raises what `dump_logits` raises."""
+    """Open the data and the teachers, and make the manifest. Nothing is written. Raises the same errors as `dump_logits`."""
     shown, reasons = choose_samples(data, teacher, out, settings)
     modality = modality_of(shown)
     if settings.test_time_views not in modality.test_time_views:
@@ -127,7 +127,7 @@ def prepare(
     _refuse_other_classes(indices, answered, len(shown.classes))
     networks = _networks(modality, teacher, settings.teacher_weights, answered)
     if settings.average and len(networks) < 2:
-        raise InputError("--average stores the mean of several teachers: name each with a --teacher of its own")
+        raise InputError("--average stores the mean of several teachers; pass each with its own --teacher")
     given = {name: getattr(settings, name) for name in _PREPROCESSING}
     inputs = [modality.choose_inputs(shown, recipes[0], given, network.preprocessing) for network in networks]
     mapped = None if indices is None else {"classes": answered, "indices": list(indices)}
@@ -153,7 +153,7 @@ def prepare(
 
 
 def _origins(given: Mapping[str, Any], network: Network) -> dict[str, str]:
-    """Return where each setting of a teacher's preprocessing comes from."""
+    """Return the origin of each setting of a teacher's preprocessing."""
     return {
         name: "option"
         if given[name] is not None
@@ -167,11 +167,11 @@ def _origins(given: Mapping[str, Any], network: Network) -> dict[str, str]:
 def renderer_of(
     modality: Modality, samples: Samples, inputs: Sequence[Inputs], settings: DumpSettings, device: torch.device
 ) -> Renderer:
-    """Return what renders the inputs of a dump's teachers."""
+    """Return a renderer of the inputs of a dump's teachers."""
     asked = {"skip_unreadable": settings.skip_unreadable, "on_device": settings.render_device == "teacher"}
     switches = {name: True for name, on in asked.items() if on}
     if "on_device" in switches and "on_device" not in inspect.signature(modality.renderer).parameters:
-        raise InputError(f"data of kind {modality.name} is not rendered on a device: leave out --render-device")
+        raise InputError(f"--render-device is not supported by modality {modality.name}; leave it out")
     return modality.renderer(samples, inputs, with_digests=True, workers=settings.workers, device=device, **switches)
 
 
@@ -186,18 +186,18 @@ def make_manifest(
     device: torch.device,
     versions: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Return the manifest of the cache: what is not asked for comes from the one that was `begun`, or from the machine.
+    """Return the manifest of a cache. Settings that are not given are taken from the existing cache, or from this machine.
 
     Args:
         settings: Settings of the dump.
-        samples: The data set, or the stretch of it that is dumped.
+        samples: Data set, or the stretch of it to dump.
         data: Name or object that the data set was opened from.
-        views: Renditions of the data set.
-        entries: The teachers'.
+        views: Views of the data set.
+        entries: Manifest entries of the teachers.
         encoding: Encoding of the rows.
-        begun: Manifest of the cache that is there, or None.
+        begun: Manifest of the existing cache, or None.
         device: Device of the forward pass.
-        versions: Versions of software that is not on this machine.
+        versions: Versions of software on other machines.
     """
     warn_of_other_teacher(samples, entries)
     (whole, first), modality = whole_of(samples), modality_of(samples)
@@ -208,7 +208,7 @@ def make_manifest(
         "test_time_views": settings.test_time_views,
         **({"deterministic": True} if settings.deterministic else {}),
     }
-    # Caches that an earlier version began on a GPU do not record how float32 products are rounded.
+    # Caches that an earlier version started on a GPU do not record the precision of float32 matrix products.
     forward |= {name: x for name, x in float32_settings(device).items() if begun is None or name in begun.forward}
     rows, width = len(samples.labels), widest_bytes(encoding.columns(len(samples.classes)))
     usual = begun.batch_size if begun else usual_batch(modality)
@@ -242,7 +242,7 @@ def make_manifest(
 
 
 def _versions(packages: set[str], others: Mapping[str, str]) -> dict[str, str]:
-    """Return versions by name, of packages that are installed (a teacher of one's own may not need all) and of other software."""
+    """Return versions by name, of installed packages (a user's own teacher may not need all of them) and of other software."""
     found = dict(others)
     for name in packages - found.keys():
         with contextlib.suppress(PackageNotFoundError):
@@ -253,7 +253,7 @@ def _versions(packages: set[str], others: Mapping[str, str]) -> dict[str, str]:
 def _largest_batch(
     networks: Sequence[Network], entries: Sequence[dict[str, Any]], manifest: Manifest, device: torch.device
 ) -> int:
-    """Run blank batches to find out now which fits in memory; no batch is larger than a block, whose rows it would be filled up beyond."""
+    """Return the largest batch size that fits in memory, found by running blank batches; at most the size of a block."""
 
     def attempt(size: int) -> None:
         for network, entry in zip(networks, entries, strict=True):
@@ -280,11 +280,11 @@ def _entry(slug: str, network: Network, inputs: Inputs, class_map: Mapping[str, 
 def _refuse_other_classes(mapped: Sequence[int] | None, answered: int, classes: int) -> None:
     if mapped is None and answered != classes:
         raise InputError(
-            f"--teacher-classes {answered} with data of {classes}: say with --class-map which of them the data's are"
+            f"--teacher-classes {answered} does not match data with {classes} classes; map them with --class-map"
         )
     if mapped and max(mapped) >= answered:
         raise InputError(
-            f"--class-map names class {max(mapped)} of a teacher of {answered}: say how many it has with --teacher-classes"
+            f"--class-map refers to class {max(mapped)}, but the teacher has {answered}; set the number with --teacher-classes"
         )
 
 
@@ -294,29 +294,31 @@ def _networks(
     weights: str | Sequence[str] | None,
     classes: int,
 ) -> list[Network]:
-    """Load the teachers, each with its weights."""
+    """Load the teachers with their weights."""
     named: list[Any] = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
     if strangers := [one for one in named if not isinstance(one, str | nn.Module)]:
         raise InputError(
-            f"a teacher is a network's name or a module, not {type(strangers[0]).__name__}. A factory is called first, with the number of "
-            "classes."
+            f"a teacher must be the name of a network or a module, not {type(strangers[0]).__name__}. Call a factory with the number of "
+            "classes first."
         )
     files: list[str | None] = [weights] if weights is None or isinstance(weights, str) else list(weights)
     if not named or len(files) > len(named) or len(named) > len(files) > 1:
-        raise InputError(f"{len(named)} teachers and {len(files)} --teacher-weights: give one for each, in their order")
+        raise InputError(
+            f"{len(named)} teachers but {len(files)} --teacher-weights; pass one for each teacher, in the same order"
+        )
     if len(named) > 1 and len(files) == 1 and files[0] is not None and files[0] != "DEFAULT":
         raise InputError(
-            f"{len(named)} teachers and one --teacher-weights {files[0]}: give one for each, in their order"
+            f"{len(named)} teachers but one --teacher-weights {files[0]}; pass one for each teacher, in the same order"
         )
     files = files * len(named) if len(files) == 1 else files
     return [_with_weights(modality, one, classes, file) for one, file in zip(named, files, strict=True)]
 
 
 def make_slugs(names: Sequence[str]) -> list[str]:
-    """Name teachers inside a cache; two of one name are told apart by a number."""
+    """Return the slugs of teachers in a cache, with a number appended to repeated names."""
     found: list[str] = []
     for name in names:
-        last = name.rstrip("/").rpartition("/")[2]  # of a path
+        last = name.rstrip("/").rpartition("/")[2]  # last part of a path
         slug = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")
         later = (f"{slug}-{number}" for number in itertools.count(2))
         found.append(slug if slug not in found else next(one for one in later if one not in found))
@@ -324,55 +326,55 @@ def make_slugs(names: Sequence[str]) -> list[str]:
 
 
 def choose_encoding(settings: DumpSettings, classes: int) -> Encoding:
-    """Choose how rows are stored: every class where there are few, the largest where there are many.
+    """Choose the encoding: by default all classes if there are few, and the largest logits if there are many.
 
     Raises:
-        InputError: Settings that mean nothing together.
+        InputError: If settings contradict each other.
     """
     kind, top_k, precision = settings.encoding, settings.top_k, settings.precision
     if kind == "sampled":
         return _sampled(settings)
     for name in ("draws", "proposal_temperature"):
         if getattr(settings, name) is not None:
-            raise InputError(f"{settings.flag(name)} belongs to --encoding sampled: give both, or leave it out")
+            raise InputError(f"{settings.flag(name)} requires --encoding sampled; set both, or leave it out")
     if kind == "full" and top_k is not None:
-        raise InputError("--encoding full keeps every class: leave out --top-k")
+        raise InputError("--encoding full stores every class; leave out --top-k")
     if kind is None:
         kind = "topk" if top_k is not None or classes > _MANY_CLASSES else "full"
     return FullEncoding(precision) if kind == "full" else TopKEncoding(top_k or TOP_K, precision)
 
 
 def _sampled(settings: DumpSettings) -> SampledEncoding:
-    """Return the encoding of draws.
+    """Return the sampled encoding.
 
     Raises:
-        InputError: Settings that mean nothing beside it.
+        InputError: If a setting does not apply to it.
     """
     if settings.top_k is not None:
         raise InputError(
-            "--encoding sampled draws classes instead of keeping the largest: leave out --top-k, or give --draws"
+            "--encoding sampled draws classes instead of storing the largest; leave out --top-k, or set --draws"
         )
     if settings.precision != EncodingSettings().precision:
-        raise InputError("--encoding sampled stores which classes were drawn, at no precision: leave out --precision")
+        raise InputError("--encoding sampled stores classes, not logits, so it has no precision; leave out --precision")
     tempered = 1.0 if settings.proposal_temperature is None else float(settings.proposal_temperature)
     return SampledEncoding(settings.draws or _DRAWS, settings.seed, tempered)
 
 
 def refuse_equal_views(modality: Modality, settings: DumpSettings, encoding: Encoding) -> None:
-    """Refuse several views that would be the same.
+    """Raise an error if several views are requested that would be identical.
 
     Raises:
-        InputError: They would.
+        InputError: If they would be identical.
     """
     if settings.views > 1 and views_are_equal(modality) and not isinstance(encoding, SampledEncoding):
         raise InputError(
-            f"{modality.name} has one view, and {settings.views} of them would be the same: leave out --views, or store draws "
-            "(--encoding sampled), which each view makes anew"
+            f"{modality.name} is not augmented, so {settings.views} views would be identical; leave out --views, or use --encoding "
+            "sampled, which draws new classes for each view"
         )
 
 
 def _with_weights(modality: Modality, teacher: str | nn.Module, classes: int, weights: str | None) -> Network:
-    """Load the teacher, and refuse one without weights."""
+    """Load a teacher, and raise an error if it has no weights."""
     network = modality.network(teacher, classes, weights)
     untrained = (
         isinstance(teacher, str)
@@ -381,19 +383,19 @@ def _with_weights(modality: Modality, teacher: str | nn.Module, classes: int, we
     )
     if untrained:
         raise InputError(
-            f"teacher {teacher} has no weights, so its logits would be noise. Name them with --teacher-weights FILE."
+            f"teacher {teacher} has no weights, so its logits would be noise. Pass them with --teacher-weights FILE."
         )
     built_anew = isinstance(teacher, str) and not weights and not getattr(network.module, "pretrained", False)
     if built_anew and not _is_same(network, modality.network(teacher, classes, None)):
         raise InputError(
-            f"teacher {teacher} has other weights each time it is built: random ones, at least in part. Load its weights in the factory, "
-            "or name them with --teacher-weights FILE."
+            f"teacher {teacher} is initialized with different weights each time, so at least some of them are random. Load its weights in "
+            "the factory, or pass them with --teacher-weights FILE."
         )
     return network
 
 
 def _is_same(one: Network, other: Network) -> bool:
-    """Return whether two networks have the same weights, byte for byte; NaN is equal to itself."""
+    """Return whether two networks have bit-identical weights; NaN equals itself."""
     ours, theirs = (
         {name: value.contiguous().reshape(-1).view(torch.uint8) for name, value in network.module.state_dict().items()}
         for network in (one, other)

@@ -1,4 +1,4 @@
-"""`logitcache dump --plan`: what a dump will take, measured on a few batches and on the disk, before it is begun."""
+"""`logitcache dump --plan`: estimate the time and space of a dump by measuring a few batches and the disk, before it starts."""
 
 import contextlib
 import os
@@ -29,27 +29,27 @@ from logitcache.store import bytes_per_row, carried_bytes, compressed_bytes, met
 
 __all__ = ["DumpPlan", "plan_dump"]
 
-_SECONDS = 10.0  # to measure the teacher
+_SECONDS = 10.0  # time limit for measuring the teacher
 _DISK_BYTES = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class DumpPlan:
-    """What a dump will take.
+    """Estimated time and space of a dump.
 
     Attributes:
         counts: Size of one view by unit: images, or documents and tokens.
-        rows: That are stored, (view, sample).
-        bytes_by_array: On the disk when it is done, estimated from the rows that were measured.
-        bytes_total: Their sum.
-        bytes_per_row: Bytes a row in storage, as `logitcache.store.bytes_per_row` defines it; of all teachers together.
-        free_bytes: On that disk now; None in object storage.
-        disk_bytes_per_second: Written and synced; None in object storage.
-        measured_rows: Rows that the teacher was asked for here.
-        teacher_rows_per_second: Rendering, the teacher's forward pass and encoding, with what is padded.
-        hours: For the whole dump, on one device like this.
-        live_hours_per_epoch: What the teacher would add to every epoch of a training that runs it.
-        pays_after_epochs: Epochs after which the dump has cost less than the live teacher.
+        rows: Number of rows to store, over all views.
+        bytes_by_array: Size of each array on disk, estimated from the measured rows.
+        bytes_total: Total size.
+        bytes_per_row: Bytes per row, for all teachers together, as `logitcache.store.bytes_per_row` defines it.
+        free_bytes: Free space on the disk; None for object storage.
+        disk_bytes_per_second: Speed of writing and syncing; None for object storage.
+        measured_rows: Number of rows that were computed for the measurement.
+        teacher_rows_per_second: Speed of rendering, the teacher's forward pass and encoding, including padding.
+        hours: Duration of the whole dump on one such device.
+        live_hours_per_epoch: Time that running the teacher live would add to each epoch of training.
+        pays_after_epochs: Number of epochs after which the dump has cost less than the live teacher.
     """
 
     counts: dict[str, int]
@@ -67,11 +67,11 @@ class DumpPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether there is room for it."""
+        """Whether there is enough free space."""
         return self.free_bytes is None or self.bytes_total < self.free_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """Return the same as plain objects."""
+        """Return the plan as plain objects."""
         return asdict(self) | {"fits": self.fits}
 
 
@@ -87,14 +87,14 @@ def plan_dump(
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> DumpPlan:
-    """Measure what `dump_logits` would take with the same arguments. Writes nothing but a temporary file.
+    """Estimate the time and space of `dump_logits` with the same arguments. Only a temporary file is written.
 
-    Callbacks are accepted, so that the same arguments serve both functions, but they are not called.
+    Callbacks are accepted so that both functions take the same arguments, but they are not called.
 
     {arguments}
 
     Raises:
-        LogitCacheError: `dump_logits` would raise it too.
+        LogitCacheError: If `dump_logits` would raise it too.
     """
     del callbacks, should_stop, on_progress
     job, place = prepare(teacher, data, out, DumpSettings.over(settings, options)), open_place(out)
@@ -136,9 +136,12 @@ def plan_dump(
 
 
 def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
-    """Ask the teacher for some batches: rows a second, rows, and compressed bytes a row of each column.
+    """Run the teacher on some batches.
 
-    A batch that is not full takes as long as a full one, because it is padded. So full ones are timed, and counted for all blocks.
+    Smaller batches are padded and take as long as full ones, so full batches are timed and the number of batches in all blocks is used.
+
+    Returns:
+        Rows per second, number of measured rows, and compressed bytes per row of each column.
     """
     manifest, view, kept = job.manifest, job.views[0], kept_of(job.samples)
     size = min(manifest.batch_size, len(kept))
@@ -159,7 +162,7 @@ def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
                 parts.setdefault(f"teachers/{slug}/{name}", []).append(column.cpu())
         rows += len(targets.ids)
         if number == 0 and job.given is None:
-            began = time.perf_counter()  # the first one warms up
+            began = time.perf_counter()  # the first batch is a warm-up
             continue
         timed += 1
         if time.perf_counter() - began > _SECONDS:
@@ -176,11 +179,11 @@ def _measure(job: Job) -> tuple[float, int, dict[str, float]]:
 
 
 def _disk(path: Path) -> tuple[int, float]:
-    """Return free bytes and written bytes a second where a cache would go."""
+    """Return the free bytes and the write speed, in bytes per second, of the disk that a path is on."""
     folder = next(parent for parent in [path.absolute(), *path.absolute().parents] if parent.is_dir())
     free = shutil.disk_usage(folder).free
     if free < 2 * _DISK_BYTES:
-        return free, 1e9  # too little room to measure in
+        return free, 1e9  # too little space for a measurement
     data = os.urandom(_DISK_BYTES)
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -190,4 +193,4 @@ def _disk(path: Path) -> tuple[int, float]:
             os.fsync(file.fileno())
             return free, _DISK_BYTES / (time.perf_counter() - began)
     except OSError as error:
-        raise InputError(f"nothing can be written in {folder}: {error}") from error
+        raise InputError(f"cannot write to {folder}: {error}") from error

@@ -1,4 +1,4 @@
-"""Choosing the samples of a dump: open the data set and leave out what is excluded, recorded as excluded, or unreadable."""
+"""Choose the samples of a dump: open the data set, and leave out excluded and unreadable samples."""
 
 import contextlib
 import inspect
@@ -30,28 +30,28 @@ from logitcache.store import Cache, open_cache
 
 __all__ = ["check_data", "choose_samples", "recorded_exclusions"]
 
-_AT_ONCE = 32  # samples that a worker reads between two reports of progress
+_AT_ONCE = 32  # samples that a worker reads between two progress reports
 _FOR_IMAGES = ("class_map", "teacher_classes", "exif_orientation", "channels_last")
 _LOG = logging.getLogger(__name__)
 
 
 def choose_samples(data: Any, teacher: Any, out: str | Path, settings: DumpSettings) -> tuple[Any, dict[int, str]]:
-    """Open a data set, or the stretch of it that is asked for, without the samples that are left out.
+    """Open a data set, or the requested stretch of it, without the samples to leave out.
 
-    These are the samples that `exclude` names, those that a cache which was begun leaves out already, and with `skip_unreadable`
-    those that are known not to be readable.
+    These are the samples in `exclude`, those that an unfinished cache already leaves out, and with `skip_unreadable` those known to be
+    unreadable.
 
     Args:
-        data: As `dump_logits` takes it.
-        teacher: As `dump_logits` takes it; its tokenizer makes tokens of text.
+        data: Data set, as in `dump_logits`.
+        teacher: Teacher, as in `dump_logits`; its tokenizer is used for text.
         out: Path of the cache.
         settings: Settings of the dump.
 
     Returns:
-        The samples, and why some cannot be read: id in the whole data set to the reason.
+        The samples, and the unreadable ones, id in the whole data set to the reason.
 
     Raises:
-        InputError: The data cannot be used, or nothing is left of it.
+        InputError: If the data cannot be used, or no sample is left.
     """
     begun = _begun(out)
     recorded = [] if begun is None else list(begun.manifest.excluded)
@@ -90,28 +90,28 @@ def choose_samples(data: Any, teacher: Any, out: str | Path, settings: DumpSetti
 
 
 def _refuse_unskippable(samples: Samples) -> None:
-    """Refuse data whose modality cannot leave out what it cannot read.
+    """Raise an error if the modality cannot leave out unreadable samples.
 
     Raises:
-        InputError: It cannot.
+        InputError: If it cannot.
     """
     modality = modality_of(samples)
     if "skip_unreadable" not in inspect.signature(modality.renderer).parameters:
         raise InputError(
-            f"data of kind {modality.name} cannot be dumped with --skip-unreadable or --check-data, which its renderer does not take. Name "
-            "what to leave out with --exclude."
+            f"--skip-unreadable and --check-data are not supported by the renderer of modality {modality.name}. List the samples to leave "
+            "out with --exclude."
         )
 
 
 def _begun(out: str | Path) -> Cache | None:
-    """Open the unfinished cache, or return None if it cannot be opened; the writer reports what is wrong with it."""
+    """Open the unfinished cache, or return None if it cannot be opened; the writer reports the reason."""
     with contextlib.suppress(LogitCacheError):
         return open_cache(out, unfinished=True)
     return None
 
 
 def recorded_exclusions(samples: Samples, views: Sequence[Any]) -> tuple[int, ...]:
-    """Return the exclusions to record in a manifest: those within the stretch, or with views that mix those of the whole data set."""
+    """Return the excluded samples to record in a manifest: those of the stretch or, if views mix samples, of the whole data set."""
     excluded, (_, first) = excluded_of(samples), whole_of(samples)
     if not any(view.mixes for view in views):
         excluded = excluded[(excluded >= first) & (excluded < first + len(samples))]
@@ -121,16 +121,16 @@ def recorded_exclusions(samples: Samples, views: Sequence[Any]) -> tuple[int, ..
 def check_data(
     samples: Samples, settings: DumpSettings, on_progress: OnProgress, share: tuple[int, int] = (0, 1)
 ) -> dict[int, str]:
-    """Read every sample that is not left out once, and return the unreadable ones: id in the whole data set to the reason.
+    """Read every sample that is not excluded once, and return the unreadable ones: id in the whole data set to the reason.
 
     Args:
-        samples: The data set, or a stretch of it.
+        samples: Data set, or a stretch of it.
         settings: Settings of the dump.
         on_progress: Called as samples are read.
         share: Number of the part to read, from 0, and number of parts.
 
     Raises:
-        InputError: A worker process has ended, or this kind of data has nothing to check.
+        InputError: If a worker process has died, or the modality does not support this check.
     """
     modality, (rank, world) = modality_of(samples), share
     (view,) = modality.make_views("none", 1, 0)

@@ -1,4 +1,4 @@
-"""The settings of a dump (no torch, so that `logitcache dump --help` stays fast)."""
+"""Settings of a dump. torch is not imported here, so that `logitcache dump --help` is fast."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class TeacherSettings(Settings):
         form="one-or-more",
         metavar="FILE",
         help="Weights of the teacher: a safetensors file, a torch checkpoint, the name of torchvision weights, or demo for the teacher "
-        "that ships with logitcache. For several teachers, one each in the same order.",
+        "that ships with logitcache. For several teachers, pass one for each, in the same order.",
     )
     teacher_classes: int | None = option(
         None,
@@ -52,10 +52,10 @@ class TeacherSettings(Settings):
         None,
         metavar="FILE",
         shown="the same classes",
-        help="JSON file that maps the name of each class of the data to the teacher's class number. Only the logits of these classes are "
-        "stored. In Python also the numbers in order.",
+        help="JSON file that maps each class name of the data to the teacher's class index. Only the logits of these classes are stored. "
+        "In Python, a sequence of indices is accepted too.",
     )
-    average: bool = option(False, help="Store the mean of the logits of several teachers instead of those of each.")
+    average: bool = option(False, help="Store the mean logits of several teachers instead of each teacher's logits.")
     test_time_views: str = option(
         "none",
         metavar="none|flip",
@@ -63,7 +63,7 @@ class TeacherSettings(Settings):
     )
 
     def __post_init__(self) -> None:
-        """Check names, and accept any sequence of class numbers."""
+        """Check names, and convert a sequence of class indices to a tuple."""
         super().__post_init__()
         if self.class_map is not None and not isinstance(self.class_map, str):
             object.__setattr__(self, "class_map", tuple(int(number) for number in self.class_map))
@@ -71,7 +71,7 @@ class TeacherSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ViewSettings(Settings):
-    """The views that the teacher is shown."""
+    """The views to dump."""
 
     panel = "Data"
 
@@ -85,15 +85,17 @@ class ViewSettings(Settings):
         1,
         metavar="V",
         minimum=1,
-        help="Number of views of the whole data set for each recipe; epoch e trains on view e mod V. A larger number extends a cache.",
+        help="Number of views of the data set for each recipe; epoch e trains on view e mod V. A larger number extends an existing cache.",
     )
-    seed: int = option(0, minimum=0, help="Seed of the augmentation, of the choice of probe rows and of draws.")
+    seed: int = option(
+        0, minimum=0, help="Seed for the augmentation, the choice of probe rows and the draws of sampled rows."
+    )
     samples: tuple[int, int] | None = option(
         None,
         form="span",
         metavar="A:B",
         shown="all",
-        help="Range of samples to dump, from A to B - 1; `logitcache merge` joins such caches.",
+        help="Range of samples to dump, A to B - 1; `logitcache merge` joins partial caches.",
     )
 
     def __post_init__(self) -> None:
@@ -104,7 +106,7 @@ class ViewSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SampleSettings(Settings):
-    """The samples that are left out, and how they are read."""
+    """Samples to leave out, and options for reading samples."""
 
     panel = "Data"
 
@@ -114,28 +116,28 @@ class SampleSettings(Settings):
         metavar="FILE",
         shown="none",
         conduct=True,
-        help="Samples to leave out: a file with one a line, its path in an image folder or its number in the data set; or numbers "
-        "separated by commas. A dump that was begun goes on with more of them, and keeps what it has.",
+        help="Samples to leave out: a file with one sample per line, given by its path in an image folder or its id; or ids separated by "
+        "commas. More samples can be excluded when a dump is resumed; finished work is kept.",
     )
     skip_unreadable: bool = option(
         False,
         conduct=True,
-        help="Leave out samples that cannot be read, and list them at the end, instead of stopping.",
+        help="Leave out samples that cannot be read, and list them at the end, instead of stopping with an error.",
     )
     check_data: bool = option(
         False,
         conduct=True,
-        help="Read every sample once before the teacher runs, and name all that cannot be read.",
+        help="Read every sample once before the teacher runs, and list all that cannot be read.",
     )
     exif_orientation: bool = option(
         False,
-        help="Turn images as their EXIF orientation says; part of the cache's identity, so that training does so too.",
+        help="Rotate images according to their EXIF orientation. Part of the cache's identity, so training does the same.",
     )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TextSettings(Settings):
-    """How text becomes contexts of tokens, of which each target is a row."""
+    """Options that turn text into contexts of tokens."""
 
     panel = "Text"
 
@@ -144,44 +146,44 @@ class TextSettings(Settings):
         metavar="TOKENS",
         minimum=2,
         shown="the longest document, for text",
-        help="Most tokens that the teacher reads at a time.",
+        help="Maximum number of tokens in a context, which the teacher reads at a time.",
     )
     too_long: str | None = option(
         None,
         metavar="split|cut|drop",
         shown="split, for text",
-        help="What is done with documents of more tokens: split into several, cut after the first, or dropped.",
+        help="Treatment of documents that are longer than that: split into several contexts, cut after the first tokens, or drop.",
     )
     pack: str | None = option(
         None,
         metavar="none|stream",
         shown="none, for text",
-        help="Whether the teacher reads each document alone (none), or all of them as one stream cut into windows (stream).",
+        help="Whether the teacher reads each document separately (none), or windows of one stream of all documents (stream).",
     )
     rows: str | None = option(
         None,
         metavar="assistant|completion|all",
         shown="assistant, for text",
-        help="Tokens to store logits for: completions of prompts, whatever the assistant says in a chat, and every token of plain text "
-        "(assistant); the same, but of a chat only the last that it says (completion); or all.",
+        help="Tokens to store logits for: completions of prompts, the assistant's turns in a chat, and every token of plain text "
+        "(assistant); the same, but in a chat only the assistant's last turn (completion); or all.",
     )
     documents_by: str | None = option(
         None,
         metavar="file|blank-line",
         shown="file, for text",
-        help="Where a document of a text file ends: with the file, or at a blank line.",
+        help="End of a document in a text file: the end of the file, or a blank line.",
     )
     tokenizer: str | None = option(
         None,
         metavar="hf:PATH",
         shown="that of the teacher, for text",
-        help="Tokenizer that makes tokens of text, if it is not the teacher's.",
+        help="Tokenizer for text, if it is not the teacher's.",
     )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class EncodingSettings(Settings):
-    """How logits are stored."""
+    """Encoding of the stored logits."""
 
     panel = "Encoding"
 
@@ -189,11 +191,11 @@ class EncodingSettings(Settings):
         None,
         metavar="full|topk|sampled",
         shown="full up to 1,000 classes, unless a number of logits is given",
-        help="What to store of a row: the logits of every class (full), the largest with statistics of the others (topk), or classes drawn "
-        "from the teacher's distribution (sampled), which serve KD at temperature 1.",
+        help="Contents of a stored row: the logits of every class (full), the largest logits and statistics of the others (topk), or "
+        "classes drawn from the teacher's distribution (sampled), for KD at temperature 1.",
     )
     top_k: int | None = option(
-        None, metavar="K", minimum=1, shown="64", help="Number of the largest logits that topk stores."
+        None, metavar="K", minimum=1, shown="64", help="Number of logits per row that topk stores."
     )
     draws: int | None = option(
         None,
@@ -206,19 +208,19 @@ class EncodingSettings(Settings):
         None,
         metavar="T",
         shown="1",
-        help="Temperature of the distribution that sampled draws from, 0.5 to 4; each draw then weighs by what it should have been.",
+        help="Temperature of the distribution that sampled draws from, 0.5 to 4; draws are importance-weighted to correct for it.",
     )
     precision: str = option(
         "f16",
         metavar="f32|f16|u8",
-        help="Precision of stored logits: f32 is lossless, f16 takes half of its space, and u8 a quarter.",
+        help="Precision of stored logits: f32 is lossless, f16 takes half the space, and u8 a quarter.",
     )
     block_rows: int | None = option(
         None,
         form="python",
         minimum=1,
         shown="a number chosen by the size of a row",
-        help="Rows per block of the cache.",
+        help="Number of rows per block of the cache.",
     )
 
     def __post_init__(self) -> None:
@@ -229,7 +231,7 @@ class EncodingSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class InputSettings(Settings):
-    """The preprocessing for the teacher."""
+    """Preprocessing of the teacher."""
 
     panel = "Preprocessing of images"
 
@@ -273,30 +275,30 @@ class DumpExecution(Settings):
         form="rows",
         metavar="SAMPLES|auto",
         shown="256 images, or 8 documents",
-        help="Samples per forward pass of the teacher. With auto, as many as fit on a GPU.",
+        help="Number of samples per forward pass of the teacher. With auto, as many as fit on a GPU.",
     )
     amp: bool = option(
-        False, help="Run the teacher in bfloat16 under automatic mixed precision; part of the cache's identity."
+        False, help="Run the teacher with automatic mixed precision in bfloat16. Part of the cache's identity."
     )
     channels_last: bool = option(
         False,
-        help="Use the channels-last memory format, which makes convolutions on GPUs faster; part of the cache's identity.",
+        help="Use the channels-last memory format (faster convolutions on GPUs). Part of the cache's identity.",
     )
     compiled: bool = option(
-        False, flag="compile", help="Compile the teacher with torch.compile; part of the cache's identity."
+        False, flag="compile", help="Compile the teacher with torch.compile. Part of the cache's identity."
     )
     deterministic: bool = option(
         False,
-        help="Run the teacher with torch's deterministic algorithms, so that two dumps on one GPU have the same bits; slower there, and "
-        "part of the cache's identity.",
+        help="Use torch's deterministic algorithms, so that two dumps on the same GPU are bit-identical; slower on GPUs. Part of the "
+        "cache's identity.",
     )
     device: str = option("auto", metavar="NAME", help="Device to run the teacher on: auto, cpu, cuda, cuda:1, ...")
     render_device: str = option(
         "cpu",
         metavar="cpu|teacher",
         conduct=True,
-        help="Where images that are in memory are cropped and hashed: on the host (cpu) or on the device of the teacher, which a GPU then "
-        "waits for less. The bytes are the same. Not tried on a GPU yet.",
+        help="Device that crops and hashes in-memory images: the host (cpu) or the teacher's device, so that a GPU waits less. The bytes "
+        "are the same. Not tried on a GPU yet.",
     )
     workers: int | None = option(
         None,
@@ -304,17 +306,17 @@ class DumpExecution(Settings):
         minimum=0,
         shown="a number that suits the data",
         conduct=True,
-        help="Number of processes that decode images.",
+        help="Number of worker processes that decode images.",
     )
     threads: int | None = option(
         None,
         metavar="N",
         minimum=1,
-        shown="torch's, or those the cache was begun with",
-        help="CPU threads of a forward pass; part of the cache's identity.",
+        shown="torch's, or that of the unfinished cache",
+        help="Number of CPU threads of a forward pass. Part of the cache's identity.",
     )
     allow_mixed: bool = option(
-        False, conduct=True, help="Continue a cache that was begun on another device or with other library versions."
+        False, conduct=True, help="Resume a cache that was started on another device or with other library versions."
     )
 
     def __post_init__(self) -> None:
@@ -330,7 +332,7 @@ class DumpExecution(Settings):
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ServerSettings(Settings):
-    """How a teacher behind a server is asked."""
+    """Requests to a teacher behind a server."""
 
     panel = "Teacher behind a server"
 
@@ -339,23 +341,25 @@ class ServerSettings(Settings):
         metavar="N",
         minimum=1,
         conduct=True,
-        help="Documents that a teacher behind a server is asked about at once.",
+        help="Number of documents to request concurrently from a teacher behind a server.",
     )
     request_timeout: float = option(
-        600.0, metavar="SECONDS", conduct=True, help="Seconds to wait for a server's answer before asking again."
+        600.0,
+        metavar="SECONDS",
+        conduct=True,
+        help="Seconds to wait for a server's answer before the request is retried.",
     )
     server_patience: float = option(
         1800.0,
         metavar="SECONDS",
         conduct=True,
-        help="Seconds for which a server that is busy, slow or restarting is asked again before the dump stops; the same command continues "
-        "it.",
+        help="Seconds to keep retrying a server that is busy, slow or restarting before the dump stops; the same command resumes it.",
     )
 
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
-        self.check("request_timeout", lambda seconds: seconds > 0, "above 0")
+        self.check("request_timeout", lambda seconds: seconds > 0, "greater than 0")
         self.check("server_patience", lambda seconds: seconds >= 0, "0 or more")
 
 
@@ -370,27 +374,27 @@ class DumpSettings(
     DumpExecution,
     ServerSettings,
 ):
-    """All settings of a dump but the teacher, the data and the cache; reusable for any number of dumps.
+    """All settings of a dump except the teacher, the data and the cache. They can be used for any number of dumps.
 
-    The fields are the keyword arguments of `dump_logits` and the options of `logitcache dump`, where each is described.
+    The fields are the keyword arguments of `dump_logits` and the options of `logitcache dump`, which describe them.
     Use `dataclasses.replace` to change some of them.
 
     Raises:
-        UnknownNameError: There is no such setting, encoding or test-time augmentation.
-        InputError: A value is out of range.
+        UnknownNameError: If there is no such setting, encoding or test-time augmentation.
+        InputError: If a value is out of range.
     """
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class DumpRequest(Settings):
-    """What a single call adds to the settings: the teacher, the data, the cache, and who is told of it."""
+    """The arguments of a single call besides the settings: teacher, data, cache and callbacks."""
 
     teacher: "str | nn.Module | Sequence[str | nn.Module]" = option(
         form="one-or-more",
         metavar="NAME",
         panel="Teacher",
         help="Teacher network: a CIFAR network (resnet56, wrn-40-2, ...), torchvision:NAME, timm:NAME or package.module:factory; for "
-        "text hf:PATH, a folder or name of transformers, or hf:FILE.gguf; or vllm:URL or sglang:URL, a model behind a server "
+        "text hf:PATH (a folder or hub name of transformers) or hf:FILE.gguf; or vllm:URL or sglang:URL for a model behind a server "
         "(docs/servers.md). Several teachers run in one pass; on the command line, repeat the option.",
     )
     data: Any = option(
@@ -403,21 +407,21 @@ class DumpRequest(Settings):
     out: str | Path = option(
         metavar="PATH",
         panel="Output",
-        help="Path of the cache, a folder or s3://BUCKET/PATH. A dump that was stopped there is continued.",
+        help="Path of the cache, a folder or s3://BUCKET/PATH. An unfinished cache is resumed.",
     )
     settings: "DumpSettings | None" = option(
-        None, form="python", conduct=True, help="Settings; keyword arguments replace fields of it."
+        None, form="python", conduct=True, help="Settings; keyword arguments override its fields."
     )
     callbacks: Callbacks | None = option(
         None,
         form="python",
         conduct=True,
-        help="Object whose methods are called after every batch, and asked after every block whether to stop. A dump that is asked to "
-        "stop commits what it has and raises CacheIncompleteError.",
+        help="Object whose methods are called after every batch. If its `should_stop` returns True, the dump commits what it has and "
+        "raises CacheIncompleteError.",
     )
     should_stop: Callable[[], bool] | None = option(
-        None, form="python", conduct=True, help="Function called as `Callbacks.should_stop`."
+        None, form="python", conduct=True, help="Function to use as `Callbacks.should_stop`."
     )
     on_progress: OnProgress | None = option(
-        None, form="python", conduct=True, help="Function called as `Callbacks.on_step`."
+        None, form="python", conduct=True, help="Function to use as `Callbacks.on_step`."
     )

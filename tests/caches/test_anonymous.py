@@ -55,7 +55,7 @@ def test_no_byte_of_an_anonymous_slice_names_the_machine(private, run):
         assert np.array_equal(column, part.rows(0, part.teacher, np.arange(300))[name])
     asked = run("verify", "shared.zarr")
     assert asked.exit_code == 1
-    assert "does not say where its data is" in asked.stderr and "--data" in asked.stderr
+    assert "does not record the path of its data" in asked.stderr and "--data" in asked.stderr
     assert (
         run("verify", "shared.zarr", "--data", data, "--replay", "8", "--teacher-weights", str(weights)).exit_code == 0
     )

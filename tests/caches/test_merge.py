@@ -69,9 +69,9 @@ def test_a_slice_of_samples_is_what_a_dump_of_them_would_be(dump, tmp_path, imag
 @pytest.mark.parametrize(
     ("span", "message"),
     [
-        ((200, 301), r"samples 200:301 are not a stretch of the 300"),
-        ((5, 5), r"samples 5:5 are not a stretch"),
-        ((-1, 5), "are not a stretch"),
+        ((200, 301), r"samples 200:301 are not a valid range; the data set has 300"),
+        ((5, 5), r"samples 5:5 are not a valid range"),
+        ((-1, 5), "are not a valid range"),
     ],
 )
 def test_a_stretch_that_is_none_is_refused(dump, span, message):
@@ -247,4 +247,4 @@ def test_arrays_with_other_numbers_are_not_confused(dump, tmp_path, images):
     part = dump(samples=(0, 150), out=tmp_path / "part.zarr")
     pixels, labels, classes = tiny.arrays()
     report = logitcache.verify_cache(part.place.path, data=ArrayImages(pixels[:150], labels[:150], classes))
-    assert "has 300 samples, this data set has 150" in report.pixels_problem
+    assert "has 300 samples, but this data set has 150" in report.pixels_problem

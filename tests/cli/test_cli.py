@@ -40,7 +40,7 @@ def test_the_whole_way(run, npz):
     done = run(*DUMP.split(), "c.zarr")
     assert done.exit_code == 0
     assert re.fullmatch(r"c\.zarr: 300 samples x 2 views, 5 classes, complete; [\d.]+ bytes per row\n", done.stdout)
-    assert re.search(r"dumping: 600/600 rows, view 2/2, [0-9,]+ rows/s, .*teacher [0-9.]+% right", done.stderr)
+    assert re.search(r"dumping: 600/600 rows, view 2/2, [0-9,]+ rows/s, .*teacher accuracy [0-9.]+%", done.stderr)
 
     done = run("stats")
     assert done.exit_code == 0
@@ -210,7 +210,7 @@ REFUSALS = [
     (
         "train c.zarr --student resnet8 --data arrays:other.npz",
         1,
-        "has 300 samples, this data set has 60. Give the data",
+        "has 300 samples, but this data set has 60. Pass the data",
     ),
     ("train c.zarr --student resnet8 --mean 1,2,x", 2, "expected comma-separated numbers, not '1,2,x'"),
     (
@@ -229,7 +229,7 @@ REFUSALS = [
     ("dump --teacher tiny:net --data arrays:data.npz --augment flip --out d.zarr", 1, "unknown augmentation 'flip'"),
     ("dump --teacher tiny:net --data arrays:data.npz --precision f8 --out d.zarr", 1, "unknown precision 'f8'"),
     ("dump --teacher tiny:net --data arrays:data.npz", 2, "Missing option '--out'"),
-    ("dump --teacher tiny:Poisoned --data arrays:data.npz --out d.zarr", 1, "gives logits that are no numbers"),
+    ("dump --teacher tiny:Poisoned --data arrays:data.npz --out d.zarr", 1, "returns logits that are not finite"),
     ("dump --teacher tiny:seven --data arrays:data.npz --out d.zarr", 1, "returns logits for 7 classes, not 5"),
     (
         "dump --teacher tiny:net --data arrays:bad.npz --out d.zarr",
@@ -347,7 +347,7 @@ def test_verify_says_when_the_data_has_changed(ready, tmp_path):
     np.savez(tmp_path / "data.npz", images=255 - pixels, labels=labels, classes=np.array(names))
     done = ready("verify", "c.zarr")
     assert done.exit_code == 1
-    assert "has other samples" in done.stdout
+    assert "has different samples" in done.stdout
     done = ready("verify", "c.zarr", "--check-rows", "0")
     assert done.exit_code == 0
     assert "pixels were not compared (--check-rows 0, " in done.stdout

@@ -31,8 +31,8 @@ ANY_DATA: dict[str, str | None] = {  # what is said, or None where the result is
     "teacher with dropout": r"error: teacher faulty:Teacher is not a function of its input",
     "checkpoint of another": r"error: weights\.pth does not fit faulty:Teacher: ",
     "checkpoint damaged": r"error: weights\.pth is not a weights file that torch can read",
-    "interrupted": r"stopped as asked: ",
-    "group interrupted": r"stopped as asked: ",
+    "interrupted": r"stopped on request: ",
+    "group interrupted": r"stopped on request: ",
 }
 OF_THE_TEACHER = {fault for fault in ANY_DATA if fault.startswith(("teacher", "checkpoint"))}  # however workers start
 ITEMS: dict[str, str | None] = {
@@ -44,7 +44,7 @@ ITEMS: dict[str, str | None] = {
     "item is float": r"error: sample 37 must be a PIL image or uint8 pixels, found torch\.float32",
     "wrong label": r"error: (Items|Table) has two labels for sample 37: 1 in its list .*, 2 in its item",
     "label out of range": r"error: labels must lie in 0 \.\.\. 2 \(3 classes\); sample 37 has 3",
-    "data set cannot be made": r"error: data set faulty:(pairs|table) cannot be made: SystemExit: nothing to be had\n",
+    "data set cannot be made": r"error: data set faulty:(pairs|table) cannot be created: SystemExit: nothing to be had\n",
     "length raises": r"error: cannot read the length, labels or class names of data set (Items|Table): ConnectionError: no database\n",
 }
 WITH_WORKERS: dict[str, str | None] = {
@@ -165,7 +165,7 @@ def test_a_fault_is_a_sentence_and_loses_nothing(tmp_path, monkeypatch, unbroken
     else:
         assert code == (130 if "interrupted" in fault else 1), output
         sentence = [
-            line for line in output.splitlines(keepends=True) if line.startswith(("error:", "stopped as asked"))
+            line for line in output.splitlines(keepends=True) if line.startswith(("error:", "stopped on request"))
         ]
         assert len(sentence) == 1, output
         assert re.match(said, sentence[0]), output

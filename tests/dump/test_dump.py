@@ -172,9 +172,9 @@ def test_a_killed_process_leaves_nothing_half_written_and_is_continued(tmp_path,
         (
             tiny.Poisoned,
             "f32",
-            r"logits that are no numbers; sample \d+ \(class 'class \d'\), view 0: logit 0 is nan; \d+ rows",
+            r"logits that are not finite; sample \d+ \(class 'class \d'\), view 0: logit 0 is nan; \d+ rows",
         ),
-        (tiny.Loud, "f16", r"logits beyond 65,504, which float16 cannot hold; sample 0 .* Use `precision` f32"),
+        (tiny.Loud, "f16", r"logits beyond 65,504, the range of float16; sample 0 .* Use `precision` f32"),
         (tiny.without_logits, "f32", r"teacher Wrapped must return logits \[B, 5\], found dict"),
         (tiny.seven, "f32", r"teacher Sequential returns logits for 7 classes, not 5. .* `class_map`"),
     ],
@@ -224,7 +224,9 @@ def test_a_teacher_of_more_classes_stores_those_of_the_data(dump, tmp_path, imag
 
 @pytest.mark.parametrize("made", [{}, {"top_k": 2}], ids=str)
 def test_more_classes_without_a_map_are_refused(dump, made):
-    with pytest.raises(InputError, match="`teacher_classes` 7 with data of 5: say with `class_map`"):
+    with pytest.raises(
+        InputError, match="`teacher_classes` 7 does not match data with 5 classes; map them with `class_map`"
+    ):
         dump(teacher=tiny.seven(0), teacher_classes=7, **made)
 
 
@@ -237,7 +239,7 @@ def test_more_classes_without_a_map_are_refused(dump, made):
             "maps 'class 3' and 'class 4' to the same class of the teacher, 3; map them to different ones",
         ),
         ("[0, 1, 2, 3, -1]", "0 or more"),
-        ("[0, 1, 2, 3, 7]", "names class 7 of a teacher of 7: say how many it has with `teacher_classes`"),
+        ("[0, 1, 2, 3, 7]", "refers to class 7, but the teacher has 7; set the number with `teacher_classes`"),
         ('{"class 0": 1}', r"lacks class 1, class 2, .* \(missing: 4 of the data's classes\)"),
         ("nonsense", "cannot be read as JSON"),
     ],
@@ -384,7 +386,7 @@ def test_a_top_k_row_is_read_with_zarr_and_numpy_alone(dump, images, tmp_path):
     ("changes", "message"),
     [
         ({"encoding": "topk", "top_k": 4}, "top-k 4 of 5 classes leaves no rest; keep every class"),
-        ({"encoding": "full", "top_k": 2}, "`encoding` full keeps every class: leave out `top_k`"),
+        ({"encoding": "full", "top_k": 2}, "`encoding` full stores every class; leave out `top_k`"),
         ({"encoding": "sparse"}, "unknown encoding 'sparse'"),
     ],
 )

@@ -310,7 +310,7 @@ def test_when_most_of_a_block_cannot_be_read_the_disk_is_to_blame(dump, folder, 
     for file in files(folder)[20:]:
         file.write_bytes(b"")
     with pytest.raises(
-        UnreadableError, match="40 of 60 samples .*cannot be read.* so `skip_unreadable` left none of them out"
+        UnreadableError, match="40 of 60 samples .*cannot be read.* so `skip_unreadable` did not skip any"
     ) as raised:
         dump(folder, skip_unreadable=True, block_rows=60)
     assert "and 20 more" in str(raised.value)
@@ -318,16 +318,19 @@ def test_when_most_of_a_block_cannot_be_read_the_disk_is_to_blame(dump, folder, 
 
 
 def test_nothing_left_is_refused(dump, folder):
-    with pytest.raises(InputError, match="all 60 samples are left out: nothing remains"):
+    with pytest.raises(InputError, match="all 60 samples are excluded"):
         dump(folder, exclude=range(60))
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("# fine\n\nclass 9/000.png\n", r"line 3: 'class 9/000.png' is no sample of the data set"),
-        ("60\n", "line 1: '60' is no sample of the data set; expected ids from 0 to 59, or paths in the folder"),
-        ("3\n-1\n", "line 2: '-1' is no sample"),
+        ("# fine\n\nclass 9/000.png\n", r"line 3: 'class 9/000.png' is not a sample of the data set"),
+        (
+            "60\n",
+            "line 1: '60' is not a sample of the data set; expected ids from 0 to 59, or paths relative to the folder",
+        ),
+        ("3\n-1\n", "line 2: '-1' is not a sample"),
     ],
 )
 def test_a_line_that_names_nothing_is_an_error_with_its_number(dump, folder, tmp_path, text, said):
@@ -337,7 +340,7 @@ def test_a_line_that_names_nothing_is_an_error_with_its_number(dump, folder, tmp
 
 
 def test_a_file_that_is_not_there_says_what_it_is_needed_for(dump, folder, tmp_path):
-    with pytest.raises(InputError, match="cannot be read: No such file .* needed for more samples only"):
+    with pytest.raises(InputError, match="cannot be read: No such file .* needed only to exclude more"):
         dump(folder, exclude=str(tmp_path / "no.txt"))
 
 
@@ -366,7 +369,7 @@ def test_training_leaves_them_out_cached_and_live(cache, tmp_path, caplog):
         assert torch.equal(one, other)
     assert [m["loss"] for m in cached.metrics] == [m["loss"] for m in live.metrics]
     assert cached.results["agreement_rows"] == 58
-    assert caplog.text.count("58 of 60 samples are used, 2 left out") == 2
+    assert caplog.text.count("using 58 of 60 samples; 2 are left out") == 2
 
 
 def test_a_bounded_memory_leaves_them_out_too(cache, tmp_path):
@@ -401,7 +404,7 @@ def test_training_can_leave_out_more_and_records_which(cache, damaged, tmp_path)
 
 def test_mixed_views_refuse_more_at_the_training_and_the_remedy_works(dump, folder, tmp_path):
     cache = dump(folder, augment="pad-crop-flip+mixup")
-    with pytest.raises(CacheMismatchError, match="Run the dump's own command with this `exclude` added"):
+    with pytest.raises(CacheMismatchError, match="Run the dump's command again with this `exclude` added"):
         train_student(cache, tiny.still(tiny.CLASSES), epochs=1, workers=0, out=tmp_path / "r", exclude=[11])
     files(folder)[11].write_bytes(b"broken")
     cache = dump(folder, augment="pad-crop-flip+mixup", exclude=[11])
@@ -522,8 +525,7 @@ def test_the_commands_own_words_work_when_its_file_is_gone(run, folder, tmp_path
     refused = run(*own.split()[1:])
     assert refused.exit_code == 1
     assert (
-        "A cache that was begun keeps what it leaves out: there --exclude is needed for more samples only"
-        in refused.stderr
+        "An existing cache records its excluded samples, so --exclude is needed only to exclude more" in refused.stderr
     )
     done = run(*words.replace(" --exclude bad.txt", "").split())
     assert done.exit_code == 0
@@ -554,7 +556,7 @@ def test_samples_of_several_rows_are_left_out_with_all_their_rows(tmp_path):
     assert logitcache.cache_stats(cache).views[0].rows == kept.sum()
     result = train_student(cache, sequences.teacher(5), data=data, epochs=1, out=tmp_path / "run", test_data=None)
     assert np.isfinite(result.metrics[-1]["loss"])
-    with pytest.raises(InputError, match="cannot be dumped with `skip_unreadable` or `check_data`"):
+    with pytest.raises(InputError, match="`skip_unreadable` and `check_data` are not supported by the renderer"):
         logitcache.dump_logits(sequences.teacher(5), data, tmp_path / "e.zarr", check_data=True, **make)
 
 
@@ -562,7 +564,7 @@ def test_nothing_is_said_of_rows_where_no_sample_can_be_read(tmp_path, caplog):
     for name in "ab":
         (tmp_path / "images" / name).mkdir(parents=True)
         (tmp_path / "images" / name / "0.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match="all 2 samples are left out"):
+    with pytest.raises(InputError, match="all 2 samples are excluded"):
         logitcache.dump_logits(
             teacher=tiny.net(2),
             data=f"imagefolder:{tmp_path / 'images'}",

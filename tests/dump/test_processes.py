@@ -194,7 +194,7 @@ def test_a_process_with_another_teacher_is_refused(tmp_path, npz, environment_of
     )  # fmt: skip
     assert done.returncode != 0
     assert (
-        "process 1 would write another cache than process 0; they differ in:\n  teachers.0.weights_sha256"
+        "process 1 would write a different cache from process 0; they differ in:\n  teachers.0.weights_sha256"
         in done.stderr
     )
 
@@ -216,7 +216,8 @@ def test_a_dump_that_is_asked_to_stop_finishes_its_block_and_says_how_to_go_on(
     assert process.returncode == 128 + number
     assert "stopping after the current block; repeat to stop at once" in said
     assert (
-        "stopped as asked: " in said and f"of 20 blocks of {out} are committed. Go on with:\n  logitcache dump" in said
+        "stopped on request: " in said
+        and f"of 20 blocks of {out} are committed. Resume with:\n  logitcache dump" in said
     )
     assert "Traceback" not in said
     command = said.strip().splitlines()[-1].split()
@@ -243,6 +244,6 @@ def test_a_whole_group_that_is_asked_to_stop_finishes_its_block(tmp_path, enviro
     os.killpg(process.pid, number)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number, said
-    assert "stopped as asked" in said
+    assert "stopped on request" in said
     assert "Traceback" not in said
     assert len(list(out.glob(".logitcache/blocks/*/[0-9]*.json"))) >= 2

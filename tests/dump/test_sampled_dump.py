@@ -56,7 +56,7 @@ def test_numpy_and_zarr_alone_give_back_the_draws(dumped, tmp_path):
 
 def test_a_dump_that_was_stopped_and_one_in_other_batches_leave_the_same_draws(dumped, tmp_path):
     whole = dumped()
-    with pytest.raises(logitcache.LogitCacheError, match="stopped as asked"):
+    with pytest.raises(logitcache.LogitCacheError, match="stopped on request"):
         dumped("stopped.zarr", should_stop=lambda: True)
     dumped("stopped.zarr")
     assert tiny.bytes_of(tmp_path / "stopped.zarr") == tiny.bytes_of(tmp_path / "c.zarr")
@@ -180,8 +180,8 @@ def test_images_have_draws_too(tmp_path):
     ("changes", "message"),
     [
         ({"top_k": 5}, "leave out `top_k`, or give `draws`"),
-        ({"precision": "u8"}, "at no precision: leave out `precision`"),
-        ({"encoding": "full"}, "`draws` belongs to `encoding` sampled"),
+        ({"precision": "u8"}, "so it has no precision; leave out `precision`"),
+        ({"encoding": "full"}, "`draws` requires `encoding` sampled"),
         ({"encoding": "full", "draws": None, "proposal_temperature": 2.0}, "`proposal_temperature` belongs to"),
         ({"proposal_temperature": 40.0}, "must be from 0.5 to 4, not 40"),
         ({"encoding": "full", "draws": None}, "text has one view"),

@@ -170,7 +170,7 @@ def test_tinyvits_keys_may_be_numbers(tmp_path, folder):
 
 def test_rows_whose_images_cannot_be_made_again_are_for_loops_that_make_them(tmp_path, epochs, folder):
     cache, _ = epochs
-    refusal = r"tinyvit augmented with random numbers of its own.*open_dataset"
+    refusal = r"augmented by tinyvit with its own random numbers.*open_dataset"
     for attempt in (
         lambda: logitcache.train_student(cache, "tiny:still", out=tmp_path / "run", temperature=1),
         lambda: logitcache.Loader(cache),
@@ -239,7 +239,7 @@ def test_a_student_trains_on_fkds_crops(tmp_path, crops, folder):
     moved = shutil.copytree(folder, tmp_path / "moved")
     Image.new("RGB", (16, 16)).save(paths(moved)[0])
     report = logitcache.verify_cache(cache.place.path, data=spec(moved))
-    assert "was shown other pixels" in report.pixels_problem
+    assert "was shown different pixels" in report.pixels_problem
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_the_mean_of_several_is_that_of_their_caches(dump, two, images, tmp_path
     merged = logitcache.merge_caches(apart, tmp_path / "merged.zarr", average=True)
     for view in (0, 1):
         assert np.array_equal(cache.view(view, "mean")["logits"], merged.view(view, "mean")["logits"])
-    with pytest.raises(InputError, match="name each with a `teacher` of its own"):
+    with pytest.raises(InputError, match="pass each with its own `teacher`"):
         dump(average=True, out=tmp_path / "one.zarr")
 
 
@@ -197,9 +197,9 @@ def test_a_test_time_view_is_the_mean_with_the_mirror_image(dump, images, tmp_pa
 @pytest.mark.parametrize(
     ("teachers", "weights", "words"),
     [
-        (["tiny:net", "tiny:net"], ["a"], "2 teachers and one `teacher_weights` a"),
-        (["tiny:net"], ["a", "b"], "1 teachers and 2 `teacher_weights`"),
-        (["tiny:net", "tiny:net", "tiny:net"], ["a", "b"], "3 teachers and 2 `teacher_weights`"),
+        (["tiny:net", "tiny:net"], ["a"], "2 teachers but one `teacher_weights` a"),
+        (["tiny:net"], ["a", "b"], "1 teachers but 2 `teacher_weights`"),
+        (["tiny:net", "tiny:net", "tiny:net"], ["a", "b"], "3 teachers but 2 `teacher_weights`"),
     ],
 )
 def test_weights_that_do_not_belong_to_teachers_are_refused(dump, teachers, weights, words):
@@ -283,7 +283,9 @@ class Shuffling(nn.Module):
 
 @pytest.mark.parametrize("kind", [Dropping, Shuffling])
 def test_a_teacher_that_is_no_function_of_its_input_is_refused_before_anything_is_stored(dump, tmp_path, kind):
-    with pytest.raises(InputError, match=f"teacher {kind.__name__} is not a function of its input: run twice"):
+    with pytest.raises(
+        InputError, match=f"teacher {kind.__name__} is not a function of its input: on the same samples"
+    ):
         dump(teacher=kind(tiny.CLASSES))
     assert not list((tmp_path / "c.zarr").rglob("c/0/*"))
 
@@ -299,7 +301,7 @@ def random_head(classes):
 
 def test_a_factory_with_random_weights_is_refused(dump, monkeypatch):
     monkeypatch.syspath_prepend(str(tiny.HERE / "teachers"))
-    with pytest.raises(InputError, match="test_teachers:random_head has other weights each time it is built"):
+    with pytest.raises(InputError, match="test_teachers:random_head is initialized with different weights each time"):
         dump(teacher="test_teachers:random_head")
 
 

@@ -168,7 +168,7 @@ def test_what_cannot_be_held_out_is_refused(cached, tmp_path, changes, words):
 
 
 def test_images_hold_nothing_out(dump, images, tmp_path):
-    with pytest.raises(InputError, match="is for text, and the data is images"):
+    with pytest.raises(InputError, match="is for text, but the data is images"):
         logitcache.train_student(dump(), "tiny:still", data=images, holdout=0.1, epochs=1, out=tmp_path / "r")
 
 

@@ -112,7 +112,7 @@ def test_the_wrong_data_set_is_refused(dump, images):
     cache = dump()
     other = Photos()
     other.images = other.images[::-1].copy()
-    with pytest.raises(CacheMismatchError, match="was shown other pixels"):
+    with pytest.raises(CacheMismatchError, match="was shown different pixels"):
         logitcache.wrap(other, cache)
     other = Photos()
     other.targets = (other.targets + 1) % 5
@@ -388,7 +388,7 @@ def test_a_view_that_nobody_announced_is_checked_too(dump):
     both = logitcache.wrap(photos, dump(views=2))
     both.__getitems__([0, 1])
     photos.images = photos.images[::-1].copy()
-    with pytest.raises(CacheMismatchError, match="was shown other pixels"):
+    with pytest.raises(CacheMismatchError, match="was shown different pixels"):
         both.__getitems__([0, 1])
 
 

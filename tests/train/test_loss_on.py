@@ -126,7 +126,7 @@ def test_a_loader_gives_the_rows_that_count(cached, loss_on, some):
 def test_a_loader_refuses_what_cannot_count(cached, dump, images, tmp_path):
     with pytest.raises(UnknownNameError, match="did you mean 'assistant'"):
         logitcache.Loader(cached(TEXT), loss_on="assistants")
-    with pytest.raises(InputError, match="is for text, and the data is images"):
+    with pytest.raises(InputError, match="is for text, but the data is images"):
         logitcache.Loader(dump(out=tmp_path / "images.zarr"), images, loss_on="all")
 
 
@@ -151,7 +151,7 @@ def test_what_cannot_count_is_refused(cached, dump, images, tmp_path):
     with pytest.raises(UnknownNameError, match="did you mean 'completion'"):
         trained(cached(none), tmp_path / "r", loss_on="completions")
     cache = dump(out=tmp_path / "images.zarr")
-    with pytest.raises(InputError, match="is for text, and the data is images"):
+    with pytest.raises(InputError, match="is for text, but the data is images"):
         logitcache.train_student(cache, "tiny:still", data=images, loss_on="all", epochs=1, out=tmp_path / "r")
 
 

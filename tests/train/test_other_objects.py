@@ -86,7 +86,7 @@ def test_arrays_and_names_are_data_too(tmp_path):
         teacher=tiny.net(tiny.CLASSES), data=(pixels, labels, classes), out=tmp_path / "c.zarr"
     )
     assert cache.manifest.classes == tuple(classes)
-    with pytest.raises(InputError, match="the data set is of type int; expected a data set of"):
+    with pytest.raises(InputError, match="the data set is of type int; expected a map-style data set of"):
         as_samples(3)
 
 
@@ -226,7 +226,7 @@ def test_a_part_in_training_mode_says_how_a_student_is_to_be_trained(dump, image
 
 
 def test_two_dumps_of_swapped_arguments_are_one_sentence(tmp_path):
-    with pytest.raises(InputError, match="a teacher is a network's name or a module, not function"):
+    with pytest.raises(InputError, match="a teacher must be the name of a network or a module, not function"):
         logitcache.dump_logits(tiny.net, tiny.arrays(), tmp_path / "c.zarr")
 
 

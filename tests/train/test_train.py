@@ -643,10 +643,10 @@ def change(what):
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("pixels", r"has other samples \(digest .*\) than this data set"),
+        ("pixels", r"has different samples \(digest .*\) from this data set"),
         ("labels", r"has other labels: sample 4 is 'class \d' in the cache and 'class \d' here; 1 of 300 differ"),
-        ("length", r"has 300 samples, this data set has 299"),
-        ("classes", r"has 5 classes, this data set 5; first difference 'class 1' against 'another'"),
+        ("length", r"has 300 samples, but this data set has 299"),
+        ("classes", r"has 5 classes, but this data set has 5; first difference 'class 1' against 'another'"),
     ],
 )
 def test_other_data_is_refused(dump, train, what, message):
@@ -662,7 +662,7 @@ def test_pixels_that_change_behind_the_sample_list_are_refused(dump, train, tmp_
     train(data=spec, workers=0, out=tmp_path / "before")
     for path in (tmp_path / "images").rglob("*.png"):
         alter(path)
-    with pytest.raises(CacheMismatchError, match=r"was shown other pixels: view 0, sample \d+ has digest"):
+    with pytest.raises(CacheMismatchError, match=r"was shown different pixels: view 0, sample \d+ has digest"):
         train(data=spec, workers=0, out=tmp_path / "after")
 
 
@@ -681,7 +681,7 @@ def test_one_changed_image_is_found_wherever_it_is(dump, train, tmp_path, sample
     assert cache.manifest.blocks == 3
     assert logitcache.verify_cache(cache.place.path, data=spec).ok
     alter(sorted(folder.rglob("*.png"))[sample])
-    problem = rf"was shown other pixels: view \d, sample {sample} has digest .*; 1 of \d+ samples"
+    problem = rf"was shown different pixels: view \d, sample {sample} has digest .*; 1 of \d+ samples"
     assert re.search(problem, logitcache.verify_cache(cache.place.path, data=spec).pixels_problem or "")
     with pytest.raises(CacheMismatchError, match=problem):
         train(data=spec, test_data=None, workers=0, epochs=6)

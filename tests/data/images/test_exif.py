@@ -80,5 +80,5 @@ def test_training_on_labels_alone_can_turn_images(folder, tmp_path):
 
 
 def test_pixels_have_no_orientation(images, tmp_path):
-    with pytest.raises(InputError, match="`exif_orientation` turns images that come as files or as PIL images"):
+    with pytest.raises(InputError, match="`exif_orientation` applies to image files and PIL images"):
         logitcache.dump_logits(tiny.net(5), images, tmp_path / "c.zarr", exif_orientation=True)

@@ -104,7 +104,7 @@ def test_columns_that_cannot_be_told_are_a_sentence(item, said):
 
 
 def test_a_dictionary_of_splits_is_no_data_set():
-    with pytest.raises(InputError, match=r"^the data set is of type dict, with train, test in it: give one of these$"):
+    with pytest.raises(InputError, match=r"^the data set is of type dict with train, test; pass one of its entries$"):
         as_samples({"train": Table(), "test": Table()})
 
 
@@ -129,5 +129,5 @@ def test_a_data_set_of_the_library_itself(monkeypatch, form):
     assert data.labels.tolist() == LABELS
     assert data.classes == Labels.names
     assert torch.equal(data.image(7), torch.from_numpy(pixels[7]).permute(2, 0, 1))
-    with pytest.raises(InputError, match="the data set is of type DatasetDict, with train in it: give one of these"):
+    with pytest.raises(InputError, match="the data set is of type DatasetDict with train; pass one of its entries"):
         as_samples(datasets.DatasetDict(train=made))

@@ -99,8 +99,8 @@ def test_items_by_name_as_hugging_face_gives_them():
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (Stream(), "the data set is of type Stream; .* asked for by number"),
-        (DataLoader(TensorDataset(torch.zeros(3, 1))), "of type DataLoader; .* Of a loader give its data set"),
+        (Stream(), "the data set is of type Stream; expected a map-style data set"),
+        (DataLoader(TensorDataset(torch.zeros(3, 1))), "of type DataLoader; .* For a loader, pass its data set"),
         ((one for one in ()), "of type generator"),
         (Unsure(image), "cannot read the length, labels or class names of data set Unsure: TypeError: who knows"),
         (Items(image, 0), "Items is empty"),
@@ -138,5 +138,5 @@ def broken(_split):
 
 def test_a_factory_that_fails_is_one_sentence(monkeypatch):
     monkeypatch.setattr(tiny, "broken", broken, raising=False)
-    with pytest.raises(InputError, match="data set tiny:broken cannot be made: RuntimeError: no such$"):
+    with pytest.raises(InputError, match="data set tiny:broken cannot be created: RuntimeError: no such$"):
         as_samples("tiny:broken")

@@ -67,7 +67,7 @@ def test_images_on_a_device_leave_out_what_is_left_out_now(images):
 
 
 def test_other_data_and_other_devices_are_refused():
-    with pytest.raises(InputError, match=r"is not rendered on a device: leave out `render_device`|--render-device"):
+    with pytest.raises(InputError, match=r"(`render_device`|--render-device) is not supported by modality"):
         renderer_of(sequences.MODALITY, None, (), DumpSettings(render_device="teacher"), CPU)
     with pytest.raises(UnknownNameError, match="unknown render device 'gpu'"):
         DumpSettings(render_device="gpu")

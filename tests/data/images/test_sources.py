@@ -59,7 +59,7 @@ def test_the_held_out_split_of_a_training_set(spec, companion):
         ("imagefolder:nowhere", InputError, "there is no folder nowhere"),
         ("no.such.module:thing", InputError, "data set 'no.such.module:thing' cannot be imported"),
         ("tiny:nothing", InputError, "data set 'tiny:nothing' cannot be imported"),
-        ("tiny:net", InputError, "expected a data set of"),
+        ("tiny:net", InputError, "expected a map-style data set of"),
     ],
 )
 def test_what_cannot_be_opened_is_said(spec, error, message, monkeypatch):

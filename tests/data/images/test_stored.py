@@ -227,7 +227,7 @@ def test_splits_of_a_data_set_are_named(saved):
             {"image": rows()["image"], "label": [0.5] * COUNT},
             r"labels of parquet:.* \(column label\) must be all class indices",
         ),
-        ({"a": rows()["image"], "b": rows()["image"]}, r"the columns a, b could each be the images: rename"),
+        ({"a": rows()["image"], "b": rows()["image"]}, r"the columns a, b could each be the images; rename"),
     ],
 )
 def test_a_table_without_images_and_labels_is_refused(parquet, columns, said):
@@ -237,7 +237,7 @@ def test_a_table_without_images_and_labels_is_refused(parquet, columns, said):
 
 def test_what_is_not_there_is_said(tmp_path):
     for spec, said in (
-        (f"webdataset:{tmp_path / 'nothing'}", "there is no file, folder or pattern"),
+        (f"webdataset:{tmp_path / 'nothing'}", "no file or folder matches"),
         ("webdataset:", "names no file: expected webdataset:PATH"),
         (f"hf:{tmp_path / 'nothing'}", "cannot be read as a data set: "),
     ):

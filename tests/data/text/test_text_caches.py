@@ -54,7 +54,7 @@ def test_numpy_and_zarr_alone_give_back_tokens_labels_and_logits(dumped, tmp_pat
 
 def test_a_dump_that_was_stopped_leaves_the_same_bytes(dumped, tmp_path):
     dumped()
-    with pytest.raises(logitcache.LogitCacheError, match="stopped as asked"):
+    with pytest.raises(logitcache.LogitCacheError, match="stopped on request"):
         dumped(out=tmp_path / "stopped.zarr", should_stop=lambda: True)
     unfinished = open_cache(tmp_path / "stopped.zarr", unfinished=True)
     assert np.array_equal(documents_of(unfinished).tokens, texts.contexts(60, targets=True).tokens)

@@ -138,7 +138,7 @@ def test_a_student_is_given_sequences_of_the_length_that_was_asked_for():
     assert for_training(TEXT, chosen, samples, 5) == TextInputs(5, packs=True)
     with pytest.raises(InputError, match="the longest context has 4 tokens, more than `sequence_length` 3"):
         for_training(TEXT, chosen, samples, 3)
-    with pytest.raises(InputError, match="is for text, and the data is images"):
+    with pytest.raises(InputError, match="is for text, but the data is images"):
         for_training(IMAGES, object(), object(), 3)
     longer = Documents(np.arange(9), np.array([0, 9]), 10)
     assert TEXT.for_evaluation(TextInputs(5, packs=True), longer) == (TextInputs(9, packs=True), TextView())

@@ -107,7 +107,7 @@ def test_folders_and_patterns_are_read_in_the_order_of_names(tmp_path):
         (tmp_path / name).write_text(content)
     assert listed(load_data(f"text:{tmp_path}", reading)) == [[1, 1], [2, 2]]
     assert listed(load_data(f"text:{tmp_path}/*.md", reading)) == [[3, 3]]
-    with pytest.raises(InputError, match="no file, folder or pattern"):
+    with pytest.raises(InputError, match="no file or folder matches"):
         load_data(f"text:{tmp_path}/nothing", reading)
     with pytest.raises(InputError, match="is text and needs a tokenizer"):
         load_data(f"text:{tmp_path}")
