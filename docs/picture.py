@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Draw docs/demo.svg: run `logitcache demo` in an empty folder and keep what its terminal shows in the end (needs `pip install pyte`).
+"""Draw docs/demo.svg: run `logitcache demo` in a pseudo-terminal and save its output (requires `pip install pyte`).
+
+To keep the picture short, it shows only the last epoch of each student and leaves out the list of commands at the end.
 
 python docs/picture.py docs/demo.svg
 """
@@ -23,7 +25,7 @@ WIDTH = 150
 
 
 def screen_of(output: str) -> list[Text]:
-    """Play terminal output into an emulator and return its lines."""
+    """Return the lines that terminal output leaves on the screen of an emulator."""
     screen = pyte.Screen(WIDTH, 300)
     pyte.Stream(screen).feed(output)
     lines = []
@@ -39,8 +41,19 @@ def screen_of(output: str) -> list[Text]:
     return lines
 
 
+def shortened(lines: list[Text]) -> list[Text]:
+    """Return the lines up to the duration, with only the last epoch of each run."""
+    kept = []
+    for line, following in zip(lines, [*lines[1:], Text()], strict=True):
+        if line.plain.startswith("Done in "):
+            return [*kept, line[: line.plain.index("s.") + len("s.")]]
+        if not (line.plain.startswith("epoch ") and following.plain.startswith("epoch ")):
+            kept.append(line)
+    return kept
+
+
 def run_in_terminal(command: list[str], folder: str) -> bytes:
-    """Run a command in a pseudo-terminal of our width and return what it sent there."""
+    """Run a command in a pseudo-terminal of width `WIDTH` and return its output."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 300, WIDTH, 0, 0))
     process = subprocess.Popen(command, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs)
@@ -60,11 +73,11 @@ def run_in_terminal(command: list[str], folder: str) -> bytes:
 
 
 def main(target: Path) -> None:
-    """Run the demo and export its screen."""
+    """Run the demo and draw its output."""
     with tempfile.TemporaryDirectory() as folder:
         output = run_in_terminal([str(Path(sys.executable).with_name("logitcache")), "demo"], folder)
     console = Console(record=True, width=WIDTH, file=io.StringIO())
-    for line in screen_of(output.decode()):
+    for line in shortened(screen_of(output.decode())):
         console.print(line, style="dim" if line.plain.startswith("$ ") else None)
     target.write_text(console.export_svg(title="logitcache demo"))
 

@@ -1,1 +1,1 @@
-"""Teachers that answer over HTTP: vLLM and SGLang."""
+"""Teachers served over HTTP by vLLM or SGLang."""

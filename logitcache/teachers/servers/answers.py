@@ -1,7 +1,7 @@
-"""What vLLM and SGLang say of the tokens of a prompt, as arrays. Their JSON is the same over HTTP and in files of JSON lines.
+"""Parse the prompt log-probabilities in responses of vLLM and SGLang. The JSON is the same over HTTP and in files of JSON lines.
 
-Row i of an answer is the distribution of token i + 1 after the tokens before it: a prompt of L tokens has L - 1 rows. The alignment is
-not assumed: each row must name the token that was sent, and where the token's own log-probability is said apart, it must be the row's.
+Row i of a response is the distribution of token i + 1, so a prompt of L tokens has L - 1 rows. The alignment is checked: each row must
+contain the token that was sent, and a separately reported log-probability of this token must match its row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,70 +12,74 @@ from logitcache.teachers.given import KnownRows, rectangular
 
 __all__ = ["sglang_answer", "vllm_answer"]
 
-_SAME = 1e-2  # in nats; how far a token's log-probability may be from its row's, which some servers round
+_SAME = (
+    1e-2  # tolerance in nats between the separate and the row's log-probability of a token, because some servers round
+)
 
 
 def vllm_answer(response: Mapping[str, Any], tokens: Sequence[int]) -> KnownRows:
-    """Read a response of vLLM's completions with `prompt_logprobs`, or the like of one in a file.
+    """Parse a response of vLLM's completions endpoint with `prompt_logprobs`, from HTTP or from a file.
 
     Args:
-        response: The JSON object; `prompt_logprobs` is looked for in its first choice, and beside the choices.
-        tokens: The ids that were sent, [L].
+        response: JSON object, with `prompt_logprobs` in its first choice or at the top level.
+        tokens: Ids that were sent, [L].
 
     Raises:
-        InputError: It answers for other tokens, or says nothing of them.
+        InputError: The response is for different tokens, or lacks log-probabilities.
     """
     choices = response.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else {}
     entries = first.get("prompt_logprobs") or response.get("prompt_logprobs")
     echoed = first.get("prompt_token_ids") or response.get("prompt_token_ids")
     if not isinstance(entries, list):
-        raise InputError("the answer has no prompt_logprobs")
+        raise InputError("the response has no prompt_logprobs")
     if echoed is not None and list(echoed) != list(tokens):
-        raise InputError("the answer is for other tokens than were sent")
+        raise InputError("the response is for different tokens than those sent")
     _refuse_other_length(len(entries), len(tokens), "prompt_logprobs")
     rows = []
     for place, entry in enumerate(entries[1:], 1):
         if not isinstance(entry, dict) or not entry:
-            raise InputError(f"prompt_logprobs says nothing of token {place}")
+            raise InputError(f"prompt_logprobs has no entry for token {place}")
         if str(tokens[place]) not in entry:
             raise InputError(
-                f"prompt_logprobs does not name token {place}, id {tokens[place]}: it is for other tokens, or aligned otherwise"
+                f"the row of token {place} in prompt_logprobs lacks its id {tokens[place]}: it is for different tokens or misaligned"
             )
         rows.append(([int(one) for one in entry], [_logprob(one["logprob"], place) for one in entry.values()]))
     return rectangular(rows)
 
 
 def sglang_answer(response: Mapping[str, Any], tokens: Sequence[int]) -> KnownRows:
-    """Read a response of SGLang's `/generate` with `return_logprob` and `top_logprobs_num`, or the like of one in a file.
+    """Parse a response of SGLang's `/generate` with `return_logprob` and `top_logprobs_num`, from HTTP or from a file.
 
     Args:
-        response: The JSON object; its `meta_info` is read.
-        tokens: The ids that were sent, [L].
+        response: JSON object with `meta_info`.
+        tokens: Ids that were sent, [L].
 
     Raises:
-        InputError: It answers for other tokens, or says nothing of them.
+        InputError: The response is for different tokens, or lacks log-probabilities.
     """
     said = response.get("meta_info")
     own, top = (said.get(f"input_{name}_logprobs") if isinstance(said, dict) else None for name in ("token", "top"))
     if not isinstance(own, list) or not isinstance(top, list):
-        raise InputError("the answer has no input_token_logprobs and input_top_logprobs")
+        raise InputError("the response lacks input_token_logprobs or input_top_logprobs")
     _refuse_other_length(len(own), len(tokens), "input_token_logprobs")
     _refuse_other_length(len(top), len(tokens), "input_top_logprobs")
     rows = []
     for place, (mine, entry) in enumerate(zip(own[1:], top[1:], strict=True), 1):
         if mine[1] != tokens[place]:
-            raise InputError(f"the answer is for other tokens: token {place} is id {mine[1]}, sent was {tokens[place]}")
+            raise InputError(
+                f"the response is for different tokens: token {place} has id {mine[1]} instead of {tokens[place]}"
+            )
         if not entry:
-            raise InputError(f"input_top_logprobs says nothing of token {place}")
+            raise InputError(f"input_top_logprobs has no entry for token {place}")
         found = {int(one[1]): _logprob(one[0], place) for one in entry}
         if len(found) < len(entry):
-            raise InputError(f"input_top_logprobs names a class twice for token {place}")
+            raise InputError(f"input_top_logprobs has a duplicate class for token {place}")
         value = _logprob(mine[0], place)
         in_row = found.setdefault(int(mine[1]), value)
         if abs(in_row - value) > _SAME:
             raise InputError(
-                f"the log-probability of token {place} is {value:.4g}, and {in_row:.4g} in its row: rows and tokens are not aligned"
+                f"the log-probability of token {place} is {value:.4g}, but {in_row:.4g} in its row: rows and tokens are not aligned"
             )
         rows.append((list(found), list(found.values())))
     return rectangular(rows)
@@ -88,5 +92,5 @@ def _refuse_other_length(found: int, sent: int, name: str) -> None:
 
 def _logprob(value: Any, place: int) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"the log-probability of token {place} is {value!r}")
+        raise InputError(f"the log-probability of token {place} is {value!r}; expected a number")
     return float(value)

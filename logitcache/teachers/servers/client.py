@@ -1,6 +1,6 @@
-"""Requests to a model server that are tried again while it is busy, slow or restarting, and an error that says what to do when it is not.
+"""HTTP client for model servers that retries requests while the server is busy, slow or restarting.
 
-Credentials come from the environment alone, and are stored nowhere.
+API keys are read from the environment and never stored.
 """
 
 import os
@@ -16,58 +16,58 @@ from logitcache.errors import CacheIncompleteError, InputError, first_line
 
 __all__ = ["ServerClient", "split_address"]
 
-_CONNECT = 10.0  # seconds for a connection
-_PAUSES = (0.25, 30.0)  # seconds before the second attempt, and at most between two
+_CONNECT = 10.0  # connection timeout in seconds
+_PAUSES = (0.25, 30.0)  # initial and maximum pause between attempts in seconds
 _BUSY = (408, 425, 429, 502, 503, 504)
-_FAILURES = 4  # answers of 500 to one request, after which it is the request's fault
-_SHOWN = 300  # characters of a server's own message
+_FAILURES = 4  # responses with status 500 to one request before giving up
+_SHOWN = 300  # maximum length of a server's message
 
 
 def split_address(address: str, environment: str) -> tuple[str, str | None]:
-    """Return the root of a server's URL, and the model that `?model=NAME` asks for.
+    """Return the root URL of a server, and the model name from `?model=NAME`.
 
     Args:
-        address: URL; without a scheme it is http. A path of /v1 is the root.
-        environment: Name of the variable that may hold a key, for the message.
+        address: URL, with http as the default scheme. A path of /v1 is removed.
+        environment: Name of the environment variable for the API key, for the message.
 
     Raises:
-        InputError: It is no URL, or holds a password, which would be stored.
+        InputError: The address is not a URL, or contains a password, which would be stored.
     """
     parts = urlsplit(address if "://" in address else f"http://{address}")
     try:
         known = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
-    except ValueError:  # a port that is no number
+    except ValueError:  # invalid port
         known = False
     if not known:
-        raise InputError(f"{address} is no URL of a server; expected one like http://localhost:8000")
+        raise InputError(f"{address} is not the URL of a server; expected e.g. http://localhost:8000")
     if parts.username or parts.password:
         raise InputError(
-            f"the URL of a server is stored in the cache: put the key into {environment} instead of the URL"
+            f"the URL of a server is stored in the cache and must not contain a password; put the key into {environment} instead"
         )
     query = dict(one.partition("=")[::2] for one in parts.query.split("&")) if parts.query else {}
     if unknown := [name for name in query if name != "model"]:
         raise InputError(
-            f"{address} has no option {unknown[0]!r}; it takes model, as in http://localhost:8000?model=NAME"
+            f"{address} has an unknown parameter {unknown[0]!r}; expected model, e.g. http://localhost:8000?model=NAME"
         )
     path = parts.path.rstrip("/").removesuffix("/v1")
     return urlunsplit((parts.scheme, parts.netloc, path, "", "")), query.get("model") or None
 
 
 class ServerClient:
-    """Sends requests from any number of threads."""
+    """Thread-safe client of a server."""
 
     def __init__(
         self, url: str, *, environment: str, connections: int, timeout: float, patience: float, answers_by: str
     ) -> None:
-        """Open nothing yet.
+        """Create the client, without connecting.
 
         Args:
-            url: Root of the server.
-            environment: Name of the variable that holds a key, if the server wants one.
-            connections: Number of connections at once.
-            timeout: Seconds to wait for an answer.
-            patience: Seconds for which a request is tried again.
-            answers_by: Name of the server for messages.
+            url: Root URL of the server.
+            environment: Name of the environment variable for the API key, which may be unset.
+            connections: Maximum number of connections.
+            timeout: Response timeout in seconds.
+            patience: Time in seconds for which a request is retried.
+            answers_by: Name of the server, for messages.
 
         Raises:
             InputError: The HTTP client is not installed.
@@ -75,7 +75,9 @@ class ServerClient:
         try:
             self._http = import_module("httpx2")
         except ImportError as error:
-            raise InputError(f"{answers_by} needs the package httpx2: pip install 'logitcache[servers]'") from error
+            raise InputError(
+                f"{answers_by} requires the package httpx2; install it with pip install 'logitcache[servers]'"
+            ) from error
         key = os.environ.get(environment)
         self._url, self._environment, self._name = url, environment, answers_by
         self._patience, self._closed = patience, threading.Event()
@@ -87,7 +89,7 @@ class ServerClient:
         )
 
     def get(self, path: str, *, optional: bool = False) -> Any:
-        """Return the JSON that a path answers with; with `optional`, None where the server does not know the path."""
+        """Return the JSON response of a path, or None if `optional` and the server does not have the path."""
         return self._send("GET", path, None, "", missing_is_none=optional)
 
     def post(
@@ -98,22 +100,22 @@ class ServerClient:
         *,
         optional: bool = False,
     ) -> Any:
-        """Return the JSON that a path answers with.
+        """Return the JSON response of a path to a request.
 
         Args:
-            path: Below the root.
-            body: The JSON to send.
+            path: Path relative to the root URL.
+            body: JSON object to send.
             subject: Subject of the request, for messages.
-            optional: Whether to return None where the server does not know the path.
+            optional: Whether to return None if the server does not have the path.
 
         Raises:
-            InputError: The server refuses the request, or fails at it again and again.
-            CacheIncompleteError: The server has not answered for as long as there was patience.
+            InputError: The server rejects the request, or fails on it repeatedly.
+            CacheIncompleteError: The server does not respond within `patience` seconds.
         """
         return self._send("POST", path, body, subject, missing_is_none=optional)
 
     def stop(self) -> None:
-        """Try nothing again that fails from now on."""
+        """Stop retrying failed requests."""
         self._closed.set()
 
     def close(self) -> None:
@@ -144,16 +146,16 @@ class ServerClient:
             except ValueError as error:
                 if isinstance(error, InputError):
                     raise
-                reason = f"its answer is no JSON: {first_line(error)}"
-            except RuntimeError:  # the client was closed while others still asked
+                reason = f"the response is not JSON: {first_line(error)}"
+            except RuntimeError:  # the client was closed during requests of other threads
                 if not self._closed.is_set():
                     raise
-                raise CacheIncompleteError(f"{self._name} was not asked any more{about}") from None
+                raise CacheIncompleteError(f"request to {self._name} was cancelled{about}") from None
             elapsed = time.monotonic() - began
             if self._closed.is_set() or elapsed > self._patience:
                 raise CacheIncompleteError(
-                    f"{self._name} has not answered for {elapsed:.0f} s{about}; last it was {reason}. What was committed is whole: run the "
-                    "same command again when the server is up, or give it longer with --server-patience."
+                    f"{self._name} did not respond for {elapsed:.0f} s{about}; last error: {reason}. Committed data is intact; run the "
+                    "same command again when the server is up, or increase --server-patience."
                 )
             self._closed.wait(min(pause * random.uniform(0.5, 1) if wait is None else wait, _PAUSES[1]))  # noqa: S311
             pause *= 2
@@ -161,15 +163,15 @@ class ServerClient:
     def _refused(self, status: int, reason: str, about: str) -> InputError:
         if status in (401, 403):
             return InputError(
-                f"{self._name} refuses the request{about} with {reason}. Put its key into the environment variable {self._environment}."
+                f"{self._name} rejected the request{about}: {reason}. Set the environment variable {self._environment} to its API key."
             )
         if status == 500:
-            return InputError(f"{self._name} failed {_FAILURES} times at one request{about}: {reason}")
-        return InputError(f"{self._name} refuses the request{about} with {reason}")
+            return InputError(f"{self._name} failed {_FAILURES} times on one request{about}: {reason}")
+        return InputError(f"{self._name} rejected the request{about}: {reason}")
 
 
 def _message(response: Any) -> str:
-    """Return what a server says of an error: vLLM and SGLang put it into `error.message` or `message`."""
+    """Return the error message in a response; vLLM and SGLang put it into `error.message` or `message`."""
     try:
         found = response.json()
         inner = found.get("error", found)

@@ -1,4 +1,4 @@
-"""The model behind a server: which it is, how long a prompt may be, and what it says of a document's tokens."""
+"""A teacher on a server: identify the model, and request the log-probabilities of a document's tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,17 +11,17 @@ from logitcache.teachers.servers.client import ServerClient, split_address
 
 __all__ = ["SERVERS", "Asking", "Server", "connect", "is_server"]
 
-SERVERS = {"vllm": "VLLM_API_KEY", "sglang": "SGLANG_API_KEY"}  # kind to the variable that holds a key
+SERVERS = {"vllm": "VLLM_API_KEY", "sglang": "SGLANG_API_KEY"}  # kind to environment variable for the API key
 
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """How a server is asked.
+    """Settings of the requests to a server.
 
     Attributes:
-        concurrency: Requests at once.
-        timeout: Seconds to wait for an answer.
-        patience: Seconds for which a request is tried again.
+        concurrency: Number of concurrent requests.
+        timeout: Response timeout in seconds.
+        patience: Time in seconds for which a request is retried.
     """
 
     concurrency: int = 16
@@ -31,16 +31,16 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A model behind a server.
+    """A model on a server.
 
     Attributes:
         kind: `vllm` or `sglang`.
-        url: Root of the server.
-        model: Name under which the server serves it.
-        version: Version of the server, or "" where it does not say.
-        positions: Most tokens of a document, or None where it is not known.
+        url: Root URL of the server.
+        model: Name of the model on the server.
+        version: Version of the server; "" if it is unknown.
+        positions: Maximum number of tokens of a document; None if it is unknown.
         asking: Settings of the requests.
-        client: Sends the requests.
+        client: HTTP client.
     """
 
     kind: str
@@ -53,30 +53,30 @@ class Server:
 
     @property
     def name(self) -> str:
-        """Name of the teacher: of the model, wherever it is served."""
+        """Name of the teacher, which is independent of the URL."""
         return f"{self.kind}:{self.model}"
 
     @property
     def weights(self) -> str:
-        """Where it was served."""
+        """URL of the server."""
         return self.url
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What its documents must be like: `positions`, as far as it is known."""
+        """Requirements for documents: `positions`, if it is known."""
         return {} if self.positions is None else {"positions": self.positions}
 
     def ask(self, tokens: Sequence[int], largest: int, subject: str) -> KnownRows:
-        """Return what the model says of each token but the first: its largest log-probabilities, and the token's own.
+        """Return the largest log-probabilities for each token except the first, and that of the token itself.
 
         Args:
-            tokens: Ids, [L].
-            largest: Number of log-probabilities.
+            tokens: Token ids of the document, [L].
+            largest: Number of log-probabilities per token.
             subject: Subject of the request, for messages.
 
         Raises:
-            InputError: The server refuses them, or answers for something else.
-            CacheIncompleteError: It does not answer.
+            InputError: The server rejects the request, or its response does not match the tokens.
+            CacheIncompleteError: The server does not respond.
         """
         sent = list(tokens)
         if self.kind == "vllm":
@@ -103,19 +103,19 @@ class Server:
         except InputError as error:
             if "max allowed" in str(error):  # of --max-logprobs
                 raise InputError(
-                    f"{error}. A row needs one more than --top-k: start the server with `--max-logprobs {largest}` or more, or dump with "
-                    "a smaller --top-k (19 where the server allows 20)."
+                    f"{error}. A row needs one more than --top-k; start the server with `--max-logprobs {largest}` or more, or dump with "
+                    "a smaller --top-k (19 if the server allows 20)."
                 ) from error
             raise
         if not isinstance(found, dict):
-            raise InputError(f"{self.name} answers with no object ({subject})")
+            raise InputError(f"the response of {self.name} is not a JSON object ({subject})")
         try:
             return read(found, sent)
         except InputError as error:
             raise InputError(f"{self.name} ({subject}): {error}") from error
 
     def tokenize(self, text: str) -> list[int] | None:
-        """Return the ids that the server's own tokenizer makes of a text, perhaps with a token at its beginning; None: it does not say."""
+        """Return the token ids of a text by the server's tokenizer, possibly with a BOS token; None if the server cannot tokenize."""
         if self.kind == "vllm":
             body = {"model": self.model, "prompt": text, "add_special_tokens": False}
             found = self.client.post("/tokenize", body, "its tokenizer", optional=True)
@@ -130,30 +130,30 @@ class Server:
         return [int(one[1]) for one in found["meta_info"]["input_token_logprobs"]]
 
     def stop(self) -> None:
-        """Try no request again that fails from now on."""
+        """Stop retrying failed requests."""
         self.client.stop()
 
     def close(self) -> None:
-        """End all requests."""
+        """Close all connections."""
         self.client.close()
 
 
 def is_server(spec: Any) -> bool:
-    """Return whether a teacher is named as one behind a server."""
+    """Return whether a teacher is specified as one on a server."""
     return isinstance(spec, str) and spec.partition(":")[0] in SERVERS and ":" in spec
 
 
 def connect(spec: str, asking: Asking) -> Server:
-    """Ask a server which model it serves.
+    """Connect to a server and look up its model.
 
     Args:
-        spec: `vllm:URL` or `sglang:URL`, where it serves several models with `?model=NAME`.
+        spec: `vllm:URL` or `sglang:URL`, with `?model=NAME` if the server has several models.
         asking: Settings of the requests.
 
     Raises:
-        UnknownNameError: It does not serve this model.
-        InputError: It serves several and none is named, is no such server, or refuses.
-        CacheIncompleteError: It does not answer.
+        UnknownNameError: The server does not have the model.
+        InputError: The server has several models and none is named, is of another kind, or rejects the request.
+        CacheIncompleteError: The server does not respond.
     """
     kind, _, address = spec.partition(":")
     url, wanted = split_address(address, SERVERS[kind])
@@ -171,22 +171,22 @@ def connect(spec: str, asking: Asking) -> Server:
     except BaseException:
         client.close()
         raise
-    # One position is for the token that is generated, and thrown away.
+    # One position is used by the generated token, which is discarded.
     return Server(kind, url, model, version, int(length) - 1 if length else None, asking, client)
 
 
 def _model(client: ServerClient, spec: str, where: str, wanted: str | None) -> tuple[str, Any]:
-    """Return the name of the model that a server serves, or of the one that is wanted, and the most tokens it takes."""
+    """Return the name of the server's model, or of the one that is wanted, and its maximum number of tokens."""
     try:
         models = {one["id"]: one for one in client.get("/v1/models")["data"]}
     except (KeyError, TypeError) as error:
         kind = where.partition(":")[0]
-        raise InputError(f"{where} does not answer as {kind} does: /v1/models lists no models") from error
-    roots = [name for name, one in models.items() if not one.get("parent")]  # adapters have one
+        raise InputError(f"{where} is not a {kind} server: /v1/models lists no models") from error
+    roots = [name for name, one in models.items() if not one.get("parent")]  # adapters have a parent
     if wanted is not None and wanted not in models:
         raise unknown_name(f"model at {where}", wanted, models)
     if wanted is None and len(roots) != 1:
-        raise InputError(f"{where} serves {', '.join(models) or 'no model'}: name one with {spec}?model=NAME")
+        raise InputError(f"{where} serves {', '.join(models) or 'no model'}; name one with {spec}?model=NAME")
     model = wanted or roots[0]
     return model, models[model].get("max_model_len")
 
