@@ -144,7 +144,7 @@ def test_slice_on_the_command_line(dump, run):
     assert (
         run("slice", "c.zarr", "--out", "d.zarr", "--views", "1").stdout == "d.zarr: 300 samples x 1 view, complete\n"
     )
-    assert "made from" in run("info", "d.zarr").stdout
+    assert "derived from" in run("info", "d.zarr").stdout
 
 
 def test_a_slice_needs_a_cache(tmp_path):

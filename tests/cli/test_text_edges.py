@@ -164,7 +164,7 @@ def test_text_that_was_dumped_is_read_again_with_the_tokenizer_of_its_teacher(ty
     Path("a.txt").write_text("Once upon a time there was a dog.")
     code, said = typed("verify c.zarr --data text:a.txt")
     assert code == 1
-    assert "the data of c.zarr has other labels" in said
+    assert "the data of c.zarr has different labels" in said
 
 
 def test_a_training_without_a_cache_has_the_usual_settings_too(typed):

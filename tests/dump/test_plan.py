@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused(run, npz, monkeypatch):
 
 
 def test_what_a_dump_would_refuse_is_refused(images, tmp_path):
-    with pytest.raises(InputError, match="no numbers"):
+    with pytest.raises(InputError, match="logits that are not finite"):
         logitcache.plan_dump(**arguments(images, tmp_path, teacher=tiny.Poisoned(tiny.CLASSES)))
 
 

@@ -18,7 +18,7 @@ def test_preprocessing_is_printed_with_where_it_came_from(run, npz, tmp_path):
     done = run(*words)
     assert "teacher tiny:net sees 16 x 16 pixels (data), mean 0.1, 0.2, 0.3 (weights), std 0.5 (option)" in done.stderr
     shown = " ".join(run("info", "c.zarr").stdout.split())
-    assert "it sees 16 x 16 pixels (data), mean 0.1, 0.2, 0.3 (weights), std 0.5 (option)" in shown
+    assert "16 x 16 pixels (data), mean 0.1, 0.2, 0.3 (weights), std 0.5 (option)" in shown
     run("stats", "c.zarr", "--report", "c.html")
     assert "mean 0.1, 0.2, 0.3 (weights), std 0.5 (option)" in (tmp_path / "c.html").read_text()
 

@@ -428,7 +428,7 @@ def test_what_a_source_does_not_say_is_asked_for(tmp_path):
     refuses("set `rows_temperature` 1 if it was 1", rows_temperature=None)
     refuses("temperature 2 cannot be imported", rows_temperature=2.0)
     refuses("does not record the size of the vocabulary", vocabulary=None)
-    refuses("token 0 .*is id", vocabulary=3)
+    refuses("token 0 .*has id", vocabulary=3)
     refuses("unknown kind of source 'axolot'; did you mean 'axolotl'", kind="axolot", error=UnknownNameError)
     refuses("`alignment` is only for axolotl; leave it out", kind="vllm", rows_temperature=None)
     refuses("there is no file or folder", source=tmp_path / "nothing")

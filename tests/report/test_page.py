@@ -162,7 +162,7 @@ def test_images_come_from_the_data_as_it_was(dump, images, tmp_path):
     assert sample_images(part, [250], images) == {250: found[250]}
     pixels = images.images.permute(0, 2, 3, 1).numpy().copy()
     pixels[0] += 1
-    with pytest.raises(CacheMismatchError, match="other samples"):
+    with pytest.raises(CacheMismatchError, match="different samples"):
         sample_images(cache, [3], ArrayImages(pixels, images.labels, images.classes))
 
 
@@ -177,7 +177,7 @@ def test_large_images_are_made_small(dump):
 def test_without_its_data_a_report_has_no_images_and_says_so(dump, images, tmp_path):
     """A cache that was dumped from an object cannot open it again."""
     stats, path, cache = drawn.stats(["a", "b"]), tmp_path / "out.html", dump()
-    assert "given as an object" in write_report(path, stats, cache)
+    assert "passed as an object" in write_report(path, stats, cache)
     assert "there is no cache at" in write_report(path, stats, tmp_path / "nothing.zarr")
     write_report(path, stats, cache)
     elements = checked(path.read_text())

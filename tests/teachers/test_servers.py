@@ -224,7 +224,7 @@ def test_what_a_server_cannot_do_is_refused_before_anything_is_written(server, t
         told_to(server.teacher, tmp_path / "d.zarr", top_k=19)
     for changes, says in (
         ({"encoding": "full", "top_k": None}, "leave out `encoding` full"),
-        ({"amp": True}, r"`amp` is for a teacher that runs here"),
+        ({"amp": True}, r"`amp` is for a teacher that runs locally"),
         ({"encoding": "sampled", "top_k": None}, "leave out `encoding` sampled"),
         ({"draws": 5}, "`draws` requires `encoding` sampled"),
         ({"views": 2}, "text is not augmented"),

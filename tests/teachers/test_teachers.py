@@ -229,7 +229,7 @@ def test_an_automatic_batch_size_is_recorded_and_kept(dump, run, npz):
     assert open_cache("c.zarr").manifest.batch_size == 256
     done = run(*words, "0")
     assert done.exit_code == 2
-    assert "expected a whole number" in done.stderr
+    assert "expected a positive integer" in done.stderr
 
 
 @pytest.mark.slow

@@ -116,7 +116,7 @@ def test_the_wrong_data_set_is_refused(dump, images):
         logitcache.wrap(other, cache)
     other = Photos()
     other.targets = (other.targets + 1) % 5
-    with pytest.raises(CacheMismatchError, match="other labels"):
+    with pytest.raises(CacheMismatchError, match="different labels"):
         logitcache.wrap(other, cache)
 
     class Augmented(Photos):

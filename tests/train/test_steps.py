@@ -338,7 +338,7 @@ def test_a_training_that_is_asked_to_stop_saves_and_says_how_to_go_on(tmp_path, 
     command.send_signal(number)
     code, said = command.end()
     assert code == 128 + number, said
-    assert "stopping after the step in hand" in said
+    assert "stopping after the current step" in said
     assert "Resume with:\n  logitcache train --resume --out run" in said
     assert run("train", "--resume", "--out", "run").exit_code == 0
     files = [tmp_path / folder / "student.safetensors" for folder in ("run", "whole")]

@@ -134,7 +134,7 @@ def test_a_model_that_cannot_be_written_still_ends_its_run(cache, tmp_path, monk
     assert found.results["loss"] > 0
     assert (tmp_path / "r/student.safetensors").exists()
     assert not (tmp_path / "r/student-hf").exists()
-    assert "not written" in caplog.text
+    assert "was not saved to" in caplog.text
     assert "ValueError: not serializable" in caplog.text
 
 

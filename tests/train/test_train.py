@@ -645,7 +645,7 @@ def change(what):
     ("what", "message"),
     [
         ("pixels", r"has different samples \(digest .*\) from this data set"),
-        ("labels", r"has other labels: sample 4 is 'class \d' in the cache and 'class \d' here; 1 of 300 differ"),
+        ("labels", r"has different labels: sample 4 is 'class \d' in the cache and 'class \d' here; 1 of 300 differ"),
         ("length", r"has 300 samples, but this data set has 299"),
         ("classes", r"has 5 classes, but this data set has 5; first difference 'class 1' against 'another'"),
     ],

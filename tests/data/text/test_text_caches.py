@@ -91,7 +91,7 @@ def test_verify_needs_no_files_and_finds_other_data(dumped, tmp_path):
     other = texts.contexts(60, targets=True)
     other.tokens[0] = (other.tokens[0] + 1) % texts.VOCABULARY
     found = logitcache.verify_cache(tmp_path / "c.zarr", data=other)
-    assert "other samples" in (found.pixels_problem or "")
+    assert "different samples" in (found.pixels_problem or "")
 
 
 def trained(cache, out, **more):
@@ -142,7 +142,7 @@ def test_the_loader_gives_rows_and_which_outputs_they_are(dumped):
 def test_data_given_at_training_must_be_the_same(dumped, tmp_path):
     cache = dumped(teacher=texts.teacher(texts.VOCABULARY))
     trained(cache, tmp_path / "same", data=texts.contexts(60, targets=True))
-    with pytest.raises(CacheMismatchError, match="other"):
+    with pytest.raises(CacheMismatchError, match="different rows"):
         trained(cache, tmp_path / "other", data=texts.contexts(60, seed=1, targets=True))
 
 

@@ -117,7 +117,7 @@ def test_a_pipeline_may_change_the_size_and_torchvisions_changes_do_not():
         ("erasing(p=1", InputError, "is not a step"),
         ("autoaugment(policy=mnist)", InputError, "policies imagenet, cifar10, svhn"),
         ("randaugment(magnitude=40)", InputError, "randaugment .*fails on sample 0"),
-        (f"{__name__}:floats", InputError, "Leave ToDtype"),
+        (f"{__name__}:floats", InputError, "Remove ToDtype"),
         (f"{__name__}:not_callable", InputError, "expected a transform"),
         (f"{__name__}:absent", InputError, "cannot be imported"),
         (f"{__name__}:broken", InputError, "cannot be created: OSError: no such disk"),

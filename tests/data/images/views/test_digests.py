@@ -173,5 +173,5 @@ def test_caches_of_both_digests_are_compared_without_their_pixels(dump, tmp_path
         before.setattr("logitcache.data.images.views.recipes.MULTILINEAR", "blake2b")
         old = dump(out=tmp_path / "old.zarr")
     found = logitcache.compare_caches(old.place.path, new.place.path)
-    assert found.same["views"] == "2 the same"
+    assert found.same["views"] == "2 in common"
     assert found.top1_agreement == 1.0

@@ -83,5 +83,5 @@ def test_a_partner_of_another_size_is_brought_to_the_rows():
     "recipe", ["mixup(alpha=0)", "cutmix(p=2)", "mixup(alpha=nan)", "mixup(alpha=1e+3)", "cutmix(alpha=1e16)"]
 )
 def test_values_that_mean_nothing_are_refused(recipe):
-    with pytest.raises(InputError, match="alpha|share"):
+    with pytest.raises(InputError, match="alpha|p of "):
         drawn(recipe)
