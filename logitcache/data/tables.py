@@ -9,8 +9,17 @@ from typing import Any, Protocol, cast
 from logitcache.data.files import matching_files
 from logitcache.errors import InputError, first_line
 
-__all__ = ["Table", "hub_splits", "image_column", "open_hub_table", "open_parquet_table", "parquet_holds_images"]
+__all__ = [
+    "TEXT_COLUMNS",
+    "Table",
+    "hub_splits",
+    "image_column",
+    "open_hub_table",
+    "open_parquet_table",
+    "parquet_holds_images",
+]
 
+TEXT_COLUMNS = ("text", "prompt", "completion", "messages", "instruction", "context", "input", "response", "output")
 _IMAGE_COLUMNS = ("image", "img", "pixel_values", "jpg", "png")
 
 
@@ -132,19 +141,29 @@ def _package(needed_by: str) -> Any:
 def image_column(schema: Any) -> str | None:
     """Return the column of encoded images in an Arrow schema (binary, or a struct with `bytes`), or None if there is none.
 
+    Binary columns beside text, such as hashes, are images only where their name says so.
+
     Raises:
         InputError: If there are several such columns and none has a usual name.
     """
     found = [field.name for field in schema if _holds_bytes(field.type)]
     named = [name for name in _IMAGE_COLUMNS if name in found]
+    if not named and set(schema.names) & set(TEXT_COLUMNS):
+        found = [name for name in found if _is_structure(schema.field(name).type)]
     if not named and len(found) > 1:
         raise InputError(f"the columns {', '.join(found)} could each be the images; rename the right one to `image`")
     return named[0] if named else found[0] if found else None
 
 
+def _is_structure(kind: Any) -> bool:
+    import pyarrow as pa  # noqa: PLC0415  (an extra)
+
+    return bool(pa.types.is_struct(kind))
+
+
 def _holds_bytes(kind: Any) -> bool:
     import pyarrow as pa  # noqa: PLC0415  (an extra)
 
-    if pa.types.is_struct(kind):
+    if _is_structure(kind):
         return int(kind.get_field_index("bytes")) >= 0
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -159,6 +159,12 @@ def test_tinyvits_epochs_are_views_with_their_seeds(epochs):
     assert cache.manifest.teachers[0]["gives"] == gives | {"label": "among the largest"}
 
 
+def test_images_that_nobody_has_seen_here_are_no_duplicates(epochs):
+    """Their digests are all 0."""
+    cache, _ = epochs
+    assert not [one for one in logitcache.cache_stats(cache).duplicates if one.same_pixels]
+
+
 def test_tinyvits_keys_may_be_numbers(tmp_path, folder):
     """Names of files without suffix are IN-22k's; IN-1k's are numbers in torchvision's order."""
     source = tinyvit(tmp_path / "logits", folder, keys="number")

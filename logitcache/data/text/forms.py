@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from logitcache.data.tables import open_hub_table
+from logitcache.data.tables import TEXT_COLUMNS, open_hub_table
 from logitcache.errors import InputError
 
 __all__ = ["Entry", "PromptEntry", "as_document", "as_prompt", "hub_objects", "jsonl_objects", "parquet_objects"]
 
 _FORMS = "`text`, `prompt` and `completion`, `instruction` and `response`, or `messages`"
-_KEYS = ("text", "prompt", "completion", "messages", "instruction", "context", "input", "response", "output")
 # Alpaca's prompt, which MiniLLM and DistiLLM train and evaluate with (tools/process_data_dolly.py).
 _INSTRUCTION = (
     "Below is an instruction that describes a task{with_context}. Write a response that appropriately completes the "
@@ -103,7 +102,7 @@ def parquet_objects(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         opened, number = pq.ParquetFile(file), 0
         present = opened.schema_arrow.names
-        wanted = [name for name in present if name in _KEYS]
+        wanted = [name for name in present if name in TEXT_COLUMNS]
         if not wanted:
             raise InputError(f"{file} needs the columns {_FORMS}; it has {', '.join(present)}")
         for batch in opened.iter_batches(columns=wanted):
@@ -121,7 +120,7 @@ def hub_objects(path: str) -> Iterator[tuple[str, Any]]:
         InputError: If the data set cannot be read, or has none of the columns.
     """
     table = open_hub_table(path)
-    if not set(table.column_names) & set(_KEYS):
+    if not set(table.column_names) & set(TEXT_COLUMNS):
         raise InputError(f"hf:{path} needs the columns {_FORMS}; it has {', '.join(table.column_names)}")
     for number in range(len(table)):
         yield f"hf:{path}, row {number + 1}", table[number]

@@ -256,6 +256,8 @@ def test_parquet_has_the_same_forms(tmp_path):
     reading = Reading(text=TextReading(tokenizer=Tokenizer(texts.wrapped(WORDS))))
     pq.write_table(pa.table({"text": ["a b", "c d e"], "id": [1, 2]}), tmp_path / "d.parquet")
     assert listed(load_data(f"parquet:{tmp_path}/d.parquet", reading)) == [[1, 2], [3, 4, 5]]
+    pq.write_table(pa.table({"text": ["a b"], "hash": [b"0"], "embedding": [b"1"]}), tmp_path / "d.parquet")
+    assert listed(load_data(f"parquet:{tmp_path}/d.parquet", reading)) == [[1, 2]]
     pq.write_table(pa.table({"content": ["a b"]}), tmp_path / "d.parquet")
     with pytest.raises(
         InputError,
