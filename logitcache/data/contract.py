@@ -12,6 +12,7 @@ from logitcache.data.exclusion import (
     read_exclusions,
     reading_beside,
     refuse_unreadable,
+    sample_name,
 )
 from logitcache.data.open import as_samples, find_modality, modality_of, part_of
 from logitcache.data.optional import carried_data, with_recorded
@@ -180,9 +181,13 @@ def check_inputs(cache: Cache, samples: Samples, view: View, ids: Ids) -> None:
     expected, found = cache.digests(view.index)[rows], modality.digests(samples, view, ids)
     bad = np.flatnonzero(expected != found)
     if len(bad):
+        row = int(rows[bad[0]])
+        number = str(whole_of(samples)[1] + row)
+        name = number if cache.manifest.row_axis == "row" else sample_name(samples, int(number))
+        named = "" if name == number else f" ({name})"
         raise CacheMismatchError(
             f"the teacher of {cache.place} was shown different {modality.shown}: view {view.index}, "
-            f"{cache.manifest.row_axis} {rows[bad[0]]} has digest "
+            f"{cache.manifest.row_axis} {row}{named} has digest "
             f"{found[bad[0]]:016x} here and {expected[bad[0]]:016x} in the cache; {len(bad)} of {len(rows)} {cache.manifest.row_axis}s "
             "checked differ. The data or its decoding has changed; restore it, or dump again."
         )

@@ -109,11 +109,12 @@ def prepare(cache: Cache | None, student: str | nn.Module, settings: TrainSettin
     opened = None if cache is None else cache.of(settings.teacher)
     _refuse_nonsense(opened, name, settings, distills=objective.loss is not None)
     device = pick_device(settings.device)
+    if opened:
+        refuse_unreplayable(opened)
     if opened and not settings.live_teacher:
         _refuse_too_little(opened, objective)
     samples: Any
     if opened:
-        refuse_unreplayable(opened)
         samples, views = recorded_data(opened, settings.data, settings.exclude), cache_views(opened)
         refuse_image_options(samples, {name: getattr(settings, name) for name in _FOR_IMAGES})
         _refuse_other_views(opened, settings)

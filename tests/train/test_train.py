@@ -663,7 +663,7 @@ def test_pixels_that_change_behind_the_sample_list_are_refused(dump, train, tmp_
     train(data=spec, workers=0, out=tmp_path / "before")
     for path in (tmp_path / "images").rglob("*.png"):
         alter(path)
-    with pytest.raises(CacheMismatchError, match=r"was shown different pixels: view 0, sample \d+ has digest"):
+    with pytest.raises(CacheMismatchError, match=r"was shown different pixels: view 0, sample 0 \(class 0/001\.png\) has digest"):
         train(data=spec, workers=0, out=tmp_path / "after")
 
 
@@ -682,7 +682,7 @@ def test_one_changed_image_is_found_wherever_it_is(dump, train, tmp_path, sample
     assert cache.manifest.blocks == 3
     assert logitcache.verify_cache(cache.place.path, data=spec).ok
     alter(sorted(folder.rglob("*.png"))[sample])
-    problem = rf"was shown different pixels: view \d, sample {sample} has digest .*; 1 of \d+ samples"
+    problem = rf"was shown different pixels: view \d, sample {sample} \(class .*png\) has digest .*; 1 of \d+ samples"
     assert re.search(problem, logitcache.verify_cache(cache.place.path, data=spec).pixels_problem or "")
     with pytest.raises(CacheMismatchError, match=problem):
         train(data=spec, test_data=None, workers=0, epochs=6)
@@ -718,7 +718,7 @@ def test_damage_met_while_training_stops_it(dump, train):
         ({"lr": float("nan")}, "`lr` must be greater than 0, not nan"),
         ({"weight_decay": float("nan")}, "`weight_decay` must be 0 or more, not nan"),
         ({"decay_rate": float("nan")}, "`decay_rate` must be 0 or more, not nan"),
-        ({"temperature": 2.0, "parameters": {"temperature": 3.0}}, "temperature is given twice"),
+        ({"temperature": 2.0, "parameters": {"temperature": 3.0}}, "temperature is set twice"),
         ({"opt": "sgdd"}, "unknown optimizer 'sgdd'; did you mean 'sgd'"),
         ({"sched": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
         ({"method": "kdd"}, "unknown method 'kdd'; did you mean 'kd'"),
