@@ -18,7 +18,7 @@ distill = logitcache.get_loss("rld")  # any method; returns [B], or 0-dim where 
 for epoch in range(int(sys.argv[2]) if len(sys.argv) > 2 else 6):
     right = 0
     for batch in loader:
-        logits = student(batch.images)
+        logits = student(batch.inputs)
         loss = F.cross_entropy(logits, batch.labels) + distill(logits, batch.logits, batch.labels).mean()
         optimizer.zero_grad()
         loss.backward()

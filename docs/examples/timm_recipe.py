@@ -22,7 +22,7 @@ for epoch in range(epochs):
     right = 0
     schedule.step(epoch)
     for batch in loader:
-        logits = student(batch.images)
+        logits = student(batch.inputs)
         loss = 0.5 * smooth(logits, batch.labels) + 0.5 * distill(logits, batch.logits, batch.labels).mean()
         optimizer.zero_grad()
         loss.backward()
