@@ -94,7 +94,7 @@ def test_each_way_to_extend_has_its_rates(train, tmp_path):
 def test_a_schedule_that_fell_to_nothing_can_only_be_stretched(train, tmp_path, sched):
     train(sched=sched)
     for extend in (None, "continue"):
-        with pytest.raises(InputError, match=rf"{sched} has decayed to zero.* `extend` stretch follows .* 4 epochs"):
+        with pytest.raises(InputError, match=rf"{sched} has decayed to zero.* `extend` stretch to follow .* 4 epochs"):
             train(sched=sched, epochs=4, resume=True, extend=extend)
     assert record_of(tmp_path / "run")["settings"]["epochs"] == 2
     found = train(sched=sched, epochs=4, resume=True, extend="stretch")

@@ -173,7 +173,7 @@ def test_images_hold_nothing_out(dump, images, tmp_path):
 
 
 def test_labels_alone_have_no_rows_to_compare_with(tmp_path):
-    with pytest.raises(InputError, match="name a cache"):
+    with pytest.raises(InputError, match="pass a cache"):
         logitcache.train_student(
             None, "texts:Student", data="texts:make", method="ce", holdout=0.1, epochs=1, out=tmp_path / "r"
         )

@@ -255,7 +255,7 @@ def test_processes_that_train_together_divide_an_epoch(dump, images, world, monk
     assert steps[:-1] == alone[:-1]
     more = -300 % world
     assert steps[-1] == alone[-1] + alone[0][:more]  # the first are shown again
-    with pytest.raises(InputError, match="belong together"):
+    with pytest.raises(InputError, match="must be given together"):
         Loader(cache, images, rank=1)
 
 

@@ -233,7 +233,7 @@ def test_test_data_that_the_student_cannot_take_is_found_before_the_first_epoch(
     small = ArrayImages(pixels[:, :12, :12].copy(), labels, classes)
     with pytest.raises(
         InputError,
-        match=r"inputs of shape \[3, 16, 16\].* fails on those of the test data, \[3, 12, 12\] \(RuntimeError: .* give test",
+        match=r"inputs of shape \[3, 16, 16\].* fails on those of the test data, \[3, 12, 12\] \(RuntimeError: .* pass test",
     ):
         train(Flat(), test_data=small)
     coloured = ArrayImages(pixels, labels, classes)
@@ -290,7 +290,7 @@ def test_a_student_may_return_other_things_in_each_mode(train, test_images, trai
         (lambda z, x: (x.flatten(1), z), SHAPES["tensor"], r"must return logits \[B, 5\], one for each .* found a tensor \[12, 768\]"),
         (SHAPES["tensor"], lambda _, x: {"features": x}, r"^in evaluation mode, the student must return logits \[B, 5\], found dict"),
         (SHAPES["tensor"], lambda *_: None, "^in evaluation mode, the student must return logits .* found NoneType"),
-        (lambda z, _: z.repeat(2, 1), SHAPES["tensor"], r"a row for each of 12, found a tensor \[24, 5\]"),
+        (lambda z, _: z.repeat(2, 1), SHAPES["tensor"], r"with 12 rows, found a tensor \[24, 5\]"),
         (lambda *_: (), SHAPES["tensor"], "must return logits .* found tuple"),
     ],
 )  # fmt: skip

@@ -310,7 +310,7 @@ def lines(caplog):
 def test_one_line_says_how_steps_are_taken_and_why(train, caplog, changes, reason):
     caplog.set_level(logging.INFO)
     run = train(epochs=1, cuda_graph="on", **changes)
-    assert lines(caplog) == [f"steps are called: {reason}"]
+    assert lines(caplog) == [f"steps are run eagerly: {reason}"]
     assert json.loads((run.path / "run.json").read_text())["settings"]["cuda_graph"] == "on"
 
 
@@ -319,7 +319,7 @@ def test_views_that_the_host_renders_are_trained_on_as_before(train, caplog, aug
     caplog.set_level(logging.INFO)
     train(cache=None, method="ce", augment=augment, epochs=1, cuda_graph="on", workers=0)
     reason = "views mix samples" if "mixup" in augment else "views are rendered by the host"
-    assert lines(caplog) == [f"steps are called: {reason}"]
+    assert lines(caplog) == [f"steps are run eagerly: {reason}"]
 
 
 def test_nothing_is_said_where_nobody_asked(train, caplog):

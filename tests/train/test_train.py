@@ -663,7 +663,9 @@ def test_pixels_that_change_behind_the_sample_list_are_refused(dump, train, tmp_
     train(data=spec, workers=0, out=tmp_path / "before")
     for path in (tmp_path / "images").rglob("*.png"):
         alter(path)
-    with pytest.raises(CacheMismatchError, match=r"was shown different pixels: view 0, sample 0 \(class 0/001\.png\) has digest"):
+    with pytest.raises(
+        CacheMismatchError, match=r"was shown different pixels: view 0, sample 0 \(class 0/001\.png\) has digest"
+    ):
         train(data=spec, workers=0, out=tmp_path / "after")
 
 
