@@ -80,7 +80,7 @@ def demo(
 ) -> None:
     """Dump a teacher's logits, inspect the cache, train students from it and compare them.
 
-    Takes about two minutes on two cores, or three with --text. The data and weights ship with logitcache.
+    Takes two to four minutes on two cores. The data and weights ship with logitcache.
 
     Example: logitcache demo
     """
