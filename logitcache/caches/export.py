@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from logitcache.errors import InputError, unknown_name
 from logitcache.runtime.files import PARTIAL, explain_write_errors, local_path
+from logitcache.runtime.plugins import import_extra
 from logitcache.runtime.progress import OnProgress, Progress, silent
 from logitcache.store import Cache, Manifest, drawn_targets, kept_values, open_cache, rest_level, samples_of
 
@@ -114,11 +115,7 @@ def _to_parquet(cache: Cache, out: Path, views: list[int], on_progress: OnProgre
 
 
 def _write_parquet(cache: Cache, out: Path, parts: Iterable[Rows]) -> list[Path]:
-    try:
-        import pyarrow as pa  # noqa: PLC0415  (an extra)
-        import pyarrow.parquet as pq  # noqa: PLC0415
-    except ImportError as error:
-        raise InputError("Parquet needs the package pyarrow: pip install 'logitcache[parquet]'") from error
+    pa, pq = (import_extra(name, "Parquet", "parquet") for name in ("pyarrow", "pyarrow.parquet"))
     _refuse_existing([out])
     partial, writer = out.with_name(f".{out.name}{PARTIAL}"), None
     try:

@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from logitcache.data.files import matching_files
 from logitcache.errors import InputError, first_line
+from logitcache.runtime.plugins import import_extra
 
 __all__ = [
     "TEXT_COLUMNS",
@@ -72,7 +72,7 @@ def hub_splits(source: str) -> list[str]:
 
 def _opened(source: str, path: str) -> Any:
     """Open a data set by folder or name, with all its splits; `path` is its name in the message about a missing package."""
-    datasets = _package(f"hf:{path}")
+    datasets = import_extra("datasets", f"hf:{path}", "datasets")
     folder = Path(source).expanduser()
     saved = any((folder / name).exists() for name in ("state.json", "dataset_dict.json"))
     try:
@@ -122,20 +122,13 @@ def open_parquet_table(path: str) -> Table:
     Raises:
         InputError: If the package `datasets` is missing, or a file cannot be read.
     """
-    datasets = _package(f"parquet:{path}, which has images,")
+    datasets = import_extra("datasets", f"parquet:{path}, which has images,", "datasets")
     files = [str(file) for file in matching_files(path, ".parquet")]
     try:
         found: Table = datasets.load_dataset("parquet", data_files=files, split="train")
     except Exception as error:
         raise InputError(f"parquet:{path} cannot be read: {first_line(error) or type(error).__name__}") from error
     return found
-
-
-def _package(needed_by: str) -> Any:
-    try:
-        return import_module("datasets")
-    except ImportError as error:
-        raise InputError(f"{needed_by} needs the package datasets: pip install 'logitcache[datasets]'") from error
 
 
 def image_column(schema: Any) -> str | None:

@@ -11,7 +11,6 @@ and are refused, because the mass of the others is lost.
 """
 
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import InputError, explain_foreign_errors
 from logitcache.imports.reader import Document, Line, files_of, json_line, json_lines
+from logitcache.runtime.plugins import import_extra
 from logitcache.teachers.given import KnownRows, rectangular
 
 __all__ = ["AxolotlReader"]
@@ -154,12 +154,8 @@ class AxolotlReader:
 
     def _table(self, file: Path) -> list[dict[str, Any]]:
         if self._held is None or self._held[0] != file:
-            try:
-                self._held = file, import_module("pyarrow.parquet").read_table(file).to_pylist()
-            except ImportError as error:
-                raise InputError(
-                    "Parquet requires the package pyarrow; install it with pip install 'logitcache[parquet]'"
-                ) from error
+            parquet = import_extra("pyarrow.parquet", "Parquet", "parquet")
+            self._held = file, parquet.read_table(file).to_pylist()
         return self._held[1]
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from logitcache.errors import InputError, first_line
 from logitcache.imports.reader import Document, files_of
+from logitcache.runtime.plugins import import_extra
 from logitcache.teachers.given import KnownRows, rectangular
 
 __all__ = ["DistillKitReader"]
@@ -54,12 +55,7 @@ class DistillKitReader:
         Raises:
             InputError: There are no files, they have a different form, or the codec configuration is missing or unknown.
         """
-        try:
-            self._parquet = import_module("pyarrow.parquet")
-        except ImportError as error:
-            raise InputError(
-                "Parquet requires the package pyarrow; install it with pip install 'logitcache[parquet]'"
-            ) from error
+        self._parquet = import_extra("pyarrow.parquet", "Parquet", "parquet")
         self._files = files_of(source, ".parquet")
         self._opened = [self._open(file) for file in self._files]
         present = set(self._opened[0].schema_arrow.names)

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from logitcache.models.modes import (
 )
 from logitcache.models.outputs import logits_of
 from logitcache.models.weights import DEMO_TEACHER, hash_weights, read_notes, read_weights, save_weights
-from logitcache.runtime.plugins import resolve
+from logitcache.runtime.plugins import import_extra, resolve
 from logitcache.runtime.wording import counted
 
 __all__ = [
@@ -169,10 +168,7 @@ def _torchvision(name: str, network: str, classes: int, weights: str | None) -> 
 
 
 def _timm(name: str, network: str, classes: int, weights: str | None) -> Network:
-    try:
-        timm: Any = import_module("timm")  # an extra
-    except ImportError as error:
-        raise InputError(f"{name} needs the package timm: pip install 'logitcache[timm]'") from error
+    timm = import_extra("timm", name, "timm")
     if not timm.is_model(network.partition(".")[0]):
         raise unknown_name("timm network", network, timm.list_models(), "`timm.list_models()`")
     own = weights == "DEFAULT"

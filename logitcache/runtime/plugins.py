@@ -1,4 +1,4 @@
-"""Import of user code by name: `package.module:attribute`."""
+"""Import of user code by name, `package.module:attribute`, and of the packages in extras."""
 
 import importlib
 import pkgutil
@@ -10,7 +10,25 @@ from typing import Any
 
 from logitcache.errors import InputError, explain_foreign_errors, first_line
 
-__all__ = ["resolve", "working_directory_importable"]
+__all__ = ["import_extra", "resolve", "working_directory_importable"]
+
+
+def import_extra(name: str, needed_by: str, extra: str) -> Any:
+    """Import a package that an extra of logitcache installs.
+
+    Args:
+        name: Package or module, e.g. `timm` or `pyarrow.parquet`.
+        needed_by: Subject of the error message.
+        extra: Name of the extra.
+
+    Raises:
+        InputError: If the package is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0]
+        raise InputError(f"{needed_by} needs the package {package}: pip install 'logitcache[{extra}]'") from error
 
 
 def resolve(spec: str, what: str) -> Any:

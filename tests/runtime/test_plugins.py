@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from logitcache.errors import InputError
-from logitcache.runtime.plugins import resolve
+from logitcache.runtime.plugins import import_extra, resolve
 
 
 @pytest.fixture
@@ -39,3 +39,10 @@ def test_whatever_a_module_raises_is_one_sentence(here, content, said):
     with pytest.raises(InputError) as raised:
         resolve("plugin_broken:make", "data set")
     assert str(raised.value) == f"data set 'plugin_broken:make' cannot be imported: {said}"
+
+
+def test_a_package_that_an_extra_installs_is_named(monkeypatch):
+    assert import_extra("json", "it", "lm").loads("1") == 1
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(InputError, match=r"^Parquet needs the package pyarrow: pip install 'logitcache\[parquet\]'$"):
+        import_extra("pyarrow.parquet", "Parquet", "parquet")

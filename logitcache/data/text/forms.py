@@ -16,6 +16,7 @@ from typing import Any
 
 from logitcache.data.tables import TEXT_COLUMNS, open_hub_table
 from logitcache.errors import InputError
+from logitcache.runtime.plugins import import_extra
 
 __all__ = ["Entry", "PromptEntry", "as_document", "as_prompt", "hub_objects", "jsonl_objects", "parquet_objects"]
 
@@ -94,11 +95,7 @@ def parquet_objects(file: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         InputError: If the package pyarrow is missing, or the file cannot be read or has none of the columns.
     """
-    try:
-        import pyarrow as pa  # noqa: PLC0415  (an extra)
-        import pyarrow.parquet as pq  # noqa: PLC0415
-    except ImportError as error:
-        raise InputError("Parquet needs the package pyarrow: pip install 'logitcache[parquet]'") from error
+    pa, pq = (import_extra(name, "Parquet", "parquet") for name in ("pyarrow", "pyarrow.parquet"))
     try:
         opened, number = pq.ParquetFile(file), 0
         present = opened.schema_arrow.names

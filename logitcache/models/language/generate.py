@@ -16,7 +16,7 @@ from torch import Tensor
 
 from logitcache.errors import InputError, explain_foreign_errors
 from logitcache.models.language.causal import CausalNetwork
-from logitcache.models.language.packages import import_extra
+from logitcache.models.language.packages import import_language_package
 from logitcache.models.modes import evaluating
 from logitcache.runtime.philox import uniforms, words
 
@@ -131,7 +131,7 @@ def choose_tokens(logits: Tensor, sampling: Sampling, numbers: NDArray[np.int64]
 @contextmanager
 def _generating_with(model: Any, most: int, ends: Sequence[int]) -> Iterator[None]:
     """Give a model this configuration of generation while this runs: its own may have penalties and other ways to choose."""
-    transformers, own = import_extra("transformers", "generation"), model.generation_config
+    transformers, own = import_language_package("transformers", "generation"), model.generation_config
     model.generation_config = transformers.GenerationConfig(
         max_new_tokens=most, do_sample=False, eos_token_id=list(ends) or None, pad_token_id=min(ends, default=0)
     )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from logitcache.errors import InputError, explain_foreign_errors
-from logitcache.models.language.packages import import_extra
+from logitcache.models.language.packages import import_language_package
 
 __all__ = ["load_gguf", "read_gguf"]
 
@@ -47,7 +47,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], Any]:
     """
     if not path.is_file():
         raise InputError(f"there is no GGUF file {path}")
-    gguf = import_extra("gguf", f"{path}")
+    gguf = import_language_package("gguf", f"{path}")
     with explain_foreign_errors(f"{path} cannot be read as GGUF", "Copy it again."):
         reader = gguf.GGUFReader(path)
         return {name: field.contents() for name, field in reader.fields.items()}, reader
@@ -62,7 +62,7 @@ def load_gguf(path: Path) -> Any:
     Raises:
         InputError: If the file cannot be read, or if its architecture is not supported.
     """
-    transformers = import_extra("transformers", f"{path}")
+    transformers = import_language_package("transformers", f"{path}")
     metadata, reader = read_gguf(path)
     weights = {_renamed(path, one.name): _values(one, metadata) for one in reader.tensors}
     config = _config(path, metadata, transformers, tied="lm_head.weight" not in weights)
@@ -142,7 +142,7 @@ def _renamed(path: Path, name: str) -> str:
 
 def _values(tensor: Any, metadata: Mapping[str, Any]) -> Tensor:
     """Return a tensor as float32, with its elements in the order that transformers uses."""
-    dequantize: Callable[..., Any] = import_extra("gguf.quants", "GGUF").dequantize
+    dequantize: Callable[..., Any] = import_language_package("gguf.quants", "GGUF").dequantize
     found = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).float()
     if metadata["general.architecture"] != _HALVES or (".attn_q." not in tensor.name and ".attn_k." not in tensor.name):
         return found

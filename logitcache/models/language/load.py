@@ -15,7 +15,7 @@ from logitcache.models import Network, fill_network, load_network
 from logitcache.models.hub import without_waiting
 from logitcache.models.language.causal import CausalNetwork
 from logitcache.models.language.gguf import load_gguf
-from logitcache.models.language.packages import import_extra, no_progress_bars
+from logitcache.models.language.packages import import_language_package, no_progress_bars
 from logitcache.runtime.wording import counted
 
 __all__ = ["DEMO_LANGUAGE_MODEL", "load_language_network", "location_of"]
@@ -124,7 +124,7 @@ def _hugging_face(spec: str) -> CausalNetwork:
 
 
 def _from_transformers(spec: str, location: str, dtype: torch.dtype) -> Any:
-    transformers = import_extra("transformers", spec)
+    transformers = import_language_package("transformers", spec)
     folder = Path(location).expanduser()
     if folder.is_file() or (not folder.exists() and (location.startswith((".", "/", "~")) or location.count("/") > 1)):
         raise InputError(
@@ -197,7 +197,7 @@ def _llama(spec: str, said: str, vocabulary: int) -> CausalNetwork:
         raise InputError(
             f"{spec}: the head dimension must be even for rotary positions, not {sizes.get('head_dim', hidden // heads)}"
         )
-    transformers = import_extra("transformers", spec)
+    transformers = import_language_package("transformers", spec)
     tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     with explain_foreign_errors(f"{spec} cannot be built"):
         config = transformers.LlamaConfig(vocab_size=vocabulary, **sizes, **tokens)

@@ -18,7 +18,7 @@ from logitcache.errors import InputError, first_line
 from logitcache.models.hub import without_waiting
 from logitcache.models.language.gguf import entry_of, read_gguf
 from logitcache.models.language.load import location_of
-from logitcache.models.language.packages import import_extra
+from logitcache.models.language.packages import import_language_package
 
 __all__ = ["Spelling", "TokenizerFacts", "load_tokenizer", "spelling_of", "tokenizer_facts"]
 
@@ -69,7 +69,7 @@ def load_tokenizer(spec: str) -> Any:
     Raises:
         InputError: If there is no tokenizer, or if its type is not supported.
     """
-    transformers = import_extra("transformers", f"the tokenizer of {spec}")
+    transformers = import_language_package("transformers", f"the tokenizer of {spec}")
     location, _ = location_of(spec)
     if location.endswith(".gguf"):
         return _from_gguf(Path(location).expanduser(), transformers)
@@ -198,7 +198,7 @@ def _from_gguf(path: Path, transformers: Any) -> Any:
             f"{path} has an unsupported tokenizer {kind}; expected byte pairs (gpt2). "
             "Use the folder with the model's tokenizer.json instead."
         )
-    library = import_extra("tokenizers", f"the tokenizer of {path}")
+    library = import_language_package("tokenizers", f"the tokenizer of {path}")
     tokens = entry_of(metadata, "tokenizer.ggml.tokens", path)
     kinds = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
     merges = [tuple(one.split(" ", 1)) for one in entry_of(metadata, "tokenizer.ggml.merges", path)]

@@ -8,11 +8,11 @@ import random
 import threading
 import time
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from logitcache.errors import CacheIncompleteError, InputError, first_line
+from logitcache.runtime.plugins import import_extra
 
 __all__ = ["ServerClient", "split_address"]
 
@@ -72,12 +72,7 @@ class ServerClient:
         Raises:
             InputError: The HTTP client is not installed.
         """
-        try:
-            self._http = import_module("httpx2")
-        except ImportError as error:
-            raise InputError(
-                f"{answers_by} requires the package httpx2; install it with pip install 'logitcache[servers]'"
-            ) from error
+        self._http = import_extra("httpx2", answers_by, "servers")
         key = os.environ.get(environment)
         self._url, self._environment, self._name = url, environment, answers_by
         self._patience, self._closed = patience, threading.Event()
