@@ -8,7 +8,7 @@ from logitcache.runtime.wording import counted
 from .render import bar, print_pairs, print_table
 
 if TYPE_CHECKING:
-    from logitcache.stats import CacheStats, TokenComparison, TokenStats
+    from logitcache.stats import CacheStats, PairedBin, PositionBin, TokenComparison, TokenStats
 
 __all__ = ["print_paired_tokens", "print_tokens"]
 
@@ -26,7 +26,7 @@ def print_tokens(found: "CacheStats", tokens: "TokenStats") -> None:
     print_pairs(
         f"Surprisal by position: mean {tokens.surprise_nats:.3f} nats per token, perplexity {tokens.perplexity:.2f}",
         {
-            (f"{one.first:,} to {one.last:,}" if one.last > one.first else f"{one.first:,}"): (
+            _span(one): (
                 f"{bar(one.surprise_nats / most):<24} {one.surprise_nats:.3f} nats, "
                 f"entropy {one.entropy_nats:.3f}, {one.accuracy:.1%} accuracy, {counted(one.rows, 'token')}"
             )
@@ -67,7 +67,7 @@ def print_paired_tokens(tokens: "TokenComparison", manifest: Mapping[str, Any]) 
     print_pairs(
         "Agreement on the top token, by position",
         {
-            (f"{one.first:,} to {one.last:,}" if one.last > one.first else f"{one.first:,}"): (
+            _span(one): (
                 f"{bar(one.agreement):<24} {one.agreement:.2%}, KL {one.kl_nats:.2g} nats, surprisal {one.first_surprise_nats:.3f} and "
                 f"{one.second_surprise_nats:.3f}, {counted(one.rows, 'token')}"
             )
@@ -90,3 +90,8 @@ def print_paired_tokens(tokens: "TokenComparison", manifest: Mapping[str, Any]) 
         ],
         left=5,
     )
+
+
+def _span(one: "PositionBin | PairedBin") -> str:
+    """Format the range of positions of a bin."""
+    return f"{one.first:,} to {one.last:,}" if one.last > one.first else f"{one.first:,}"

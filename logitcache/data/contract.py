@@ -181,10 +181,11 @@ def check_inputs(cache: Cache, samples: Samples, view: View, ids: Ids) -> None:
     expected, found = cache.digests(view.index)[rows], modality.digests(samples, view, ids)
     bad = np.flatnonzero(expected != found)
     if len(bad):
-        row = int(rows[bad[0]])
-        number = str(whole_of(samples)[1] + row)
-        name = number if cache.manifest.row_axis == "row" else sample_name(samples, int(number))
-        named = "" if name == number else f" ({name})"
+        row, named = int(rows[bad[0]]), ""
+        if cache.manifest.row_axis == "sample":
+            sample = whole_of(samples)[1] + row
+            name = sample_name(samples, sample)
+            named = "" if name == str(sample) else f" ({name})"
         raise CacheMismatchError(
             f"the teacher of {cache.place} was shown different {modality.shown}: view {view.index}, "
             f"{cache.manifest.row_axis} {row}{named} has digest "

@@ -78,8 +78,8 @@ def import_images(
         missing = writer.missing()
         if reader.row_bytes:  # all views of an image are stored together, so read them once
             missing.sort(key=lambda one: (one[1], one[0]))
-        done, total = len(job.views) * job.manifest.view_rows, len(job.views) * job.manifest.view_rows
-        done -= sum(last - first for first, last in (job.manifest.span(block) for _, block in missing))
+        total = len(job.views) * job.manifest.view_rows
+        done = total - sum(last - first for first, last in (job.manifest.span(block) for _, block in missing))
         for view, block in missing:
             first, last = job.manifest.span(block)
             writer.write(view, block, job.block(view, np.arange(first, last)))
@@ -191,12 +191,7 @@ def _refuse_chance(reader: ImageReader, samples: Any, source: str | Path) -> Non
             "or their classes are in a different order"
         )
     if rows:
-        _LOG.info(
-            "%s: accuracy %.1f%% on %s rows",
-            source,
-            100 * right / rows,
-            f"{rows:,}",
-        )
+        _LOG.info("%s: accuracy %.1f%% on %s rows", source, 100 * right / rows, f"{rows:,}")
 
 
 def _some(reader: ImageReader, samples: Any) -> Iterator[tuple[Any, NDArray[np.int64]]]:

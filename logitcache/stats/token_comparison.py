@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,11 +91,5 @@ class TokenSums:
             for number, (count, *totals) in enumerate(self._bins.T.tolist())
             if count
         ]
-        differing = [
-            DifferingToken(**{**_fields(one), "before": rows.before(one.document, one.position)}) for one in self._most
-        ]
+        differing = [replace(one, before=rows.before(one.document, one.position)) for one in self._most]
         return TokenComparison(positions, differing)
-
-
-def _fields(one: DifferingToken) -> dict[str, Any]:
-    return {name: getattr(one, name) for name in DifferingToken.__slots__}

@@ -96,9 +96,17 @@ class TableItems(StoredItems):
 
 
 class _Member(NamedTuple):
-    """A file in a tar archive: its name, and the offset and size of its content, in bytes."""
+    """A file in a tar archive.
 
-    name: str
+    Attributes:
+        key: Name up to the first dot; empty for hidden files.
+        suffix: Rest of the name, in lower case.
+        offset: Offset of the content, in bytes.
+        size: Size of the content, in bytes.
+    """
+
+    key: str
+    suffix: str
     offset: int
     size: int
 
@@ -137,7 +145,7 @@ class ShardItems(StoredItems):
         """Return an encoded image, as stored in its shard."""
         number, offset, size = map(int, self._places[sample])
         with self._shards[number].open("rb") as shard:
-            return _bytes_of(shard, _Member("", offset, size))
+            return _bytes_of(shard, offset, size)
 
     def label_of(self, sample: int) -> str:
         """Return the shard and key of a sample, the subject of an error message about it."""
@@ -148,11 +156,9 @@ def _samples_of(shard: Path) -> Iterator[tuple[str, _Member, int]]:
     """Yield the key, image and label of each sample of a shard, in order."""
     try:
         with shard.open("rb") as file:
-            for key, group in itertools.groupby(
-                _members_of(file, shard.stat().st_size), lambda one: _split_name(one)[0]
-            ):
+            for key, group in itertools.groupby(_members_of(file, shard.stat().st_size), lambda one: one.key):
                 if key:
-                    members = {_split_name(one)[1]: one for one in group}
+                    members = {one.suffix: one for one in group}
                     yield key, *_image_and_label(file, readable(f"{shard}, sample {key}"), members)
     except (OSError, tarfile.TarError) as error:
         raise InputError(
@@ -165,15 +171,15 @@ def _members_of(file: BinaryIO, size: int) -> Iterator[_Member]:
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while (one := archive.next()) is not None:
             if one.isfile():
-                yield _Member(one.name, one.offset_data, one.size)
+                yield _Member(*_split_name(one.name), one.offset_data, one.size)
             archive.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
         if 0 < size - archive.offset < tarfile.BLOCKSIZE:  # tarfile would take it for the end of the archive
             raise tarfile.ReadError("unexpected end of data")
 
 
-def _split_name(member: _Member) -> tuple[str, str]:
-    """Return the key of a file, which is its name up to the first dot, and the rest in lower case. Hidden files have no key."""
-    folder, slash, file = member.name.rpartition("/")
+def _split_name(name: str) -> tuple[str, str]:
+    """Return key and suffix of a file, as in `_Member`."""
+    folder, slash, file = name.rpartition("/")
     stem, _, suffix = file.partition(".")
     return (folder + slash + stem if stem else ""), suffix.lower()
 
@@ -187,7 +193,8 @@ def _image_and_label(file: BinaryIO, label: str, members: dict[str, _Member]) ->
         raise InputError(
             f"{label} has no label: expected a .cls file with the class index, or a .json file with a `label`"
         )
-    text = _bytes_of(file, members["cls" if "cls" in members else "json"])
+    said = members["cls" if "cls" in members else "json"]
+    text = _bytes_of(file, said.offset, said.size)
     try:
         value: Any = json.loads(text)  # the content of .cls is valid JSON too
         if isinstance(value, dict):
@@ -199,9 +206,9 @@ def _image_and_label(file: BinaryIO, label: str, members: dict[str, _Member]) ->
     return images[0], value
 
 
-def _bytes_of(file: BinaryIO, member: _Member) -> bytes:
-    file.seek(member.offset)
-    return file.read(member.size)
+def _bytes_of(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
 
 
 def _class_names(folder: Path) -> list[str] | None:
