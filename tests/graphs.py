@@ -2,8 +2,9 @@
 
 from typing import Any
 
+import tiny
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -35,3 +36,14 @@ class OnlyWhatAGraphHolds(TorchDispatchMode):
         if len(devices) > 1 and packet in (aten._to_copy, aten.copy_):
             raise Refused(f"{func} between {' and '.join(sorted(devices))}")
         return found
+
+
+class Asking(nn.Module):
+    """A student that reads its input on the host in every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny.net(tiny.CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * (2.0 if x.mean().item() > 1e9 else 1.0)

@@ -181,23 +181,12 @@ def test_no_step_waits_for_the_device(train, how):
         torch.cuda.set_sync_debug_mode("default")
 
 
-class Asking(nn.Module):
-    """A student that looks at its numbers."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = tiny.net(tiny.CLASSES)
-
-    def forward(self, x):
-        return self.net(x) * (2.0 if x.mean().item() > 1e9 else 1.0)
-
-
 def test_a_student_that_cannot_be_captured_is_trained_all_the_same(train, caplog):
     caplog.set_level(logging.WARNING)
-    run = train(student=Asking(), cuda_graph="on")
+    run = train(student=graphs.Asking(), cuda_graph="on")
     said = [record.getMessage() for record in caplog.records if record.name == captures.__name__]
     assert len(said) == REPLAYS
-    usual = train(student=Asking(), cuda_graph="off")
+    usual = train(student=graphs.Asking(), cuda_graph="off")
     assert losses(run) == pytest.approx(losses(usual), rel=1e-3)
 
 

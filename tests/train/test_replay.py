@@ -245,20 +245,9 @@ def test_a_step_copies_nothing_to_a_gpu(data, cache, method, monkeypatch):
     preprocessing._constant.cache_clear()
 
 
-class Asking(nn.Module):
-    """A student that looks at its numbers."""
-
-    def __init__(self):
-        super().__init__()
-        self.net = tiny.net(tiny.CLASSES)
-
-    def forward(self, x):
-        return self.net(x) * (2.0 if x.mean().item() > 1e9 else 1.0)
-
-
 def test_the_guard_sees_a_host_that_reads(train, guarded):
     with pytest.raises(InputError, match="_local_scalar_dense"):
-        train(student=Asking(), epochs=1, cuda_graph="on")
+        train(student=graphs.Asking(), epochs=1, cuda_graph="on")
 
 
 def test_a_step_is_captured_again_when_the_objective_changes(train, guarded):
