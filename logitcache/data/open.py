@@ -14,7 +14,14 @@ from logitcache.data.images.sets import ArrayImages, FolderImages, MappedImages,
 from logitcache.data.images.sources import NAMED_DATA, SPLITS, open_arrays
 from logitcache.data.images.stored import ShardItems, TableItems
 from logitcache.data.protocol import Modality, Samples, whole_of
-from logitcache.data.tables import hub_splits, image_column, open_hub_table, open_parquet_table, parquet_holds_images
+from logitcache.data.tables import (
+    Table,
+    hub_splits,
+    image_column,
+    open_hub_table,
+    open_parquet_table,
+    parquet_holds_images,
+)
 from logitcache.data.text.modality import TEXT
 from logitcache.data.text.reading import TEXT_KINDS
 from logitcache.data.text.sources import NAMED_TEXT, open_text
@@ -45,7 +52,7 @@ _FORMS = (
     "hf:PATH",
 )
 _IMAGE_KINDS = ("imagefolder", "webdataset", "arrays")
-_TABLES = {"hf": open_hub_table, "parquet": open_parquet_table}  # hold images or text
+_TABLES = ("hf", "parquet")  # of images, or of text
 _OURS = (ArrayImages, FolderImages, MappedImages, Part)
 
 
@@ -83,7 +90,9 @@ def named_modality(data: Any) -> Modality | None:
         return modality_of(data)
     kind, _, rest = data.partition(":")
     if kind in _TABLES and rest:
-        return IMAGES if _holds_images(kind, rest) else TEXT
+        if kind == "parquet":  # the schema tells, without reading rows
+            return IMAGES if parquet_holds_images(rest) else TEXT
+        return TEXT if _table_of_images(kind, rest) is None else IMAGES
     if kind in (*TEXT_KINDS, *NAMED_TEXT):
         return TEXT
     return IMAGES if kind in (*NAMED_DATA, *_IMAGE_KINDS) else None
@@ -159,8 +168,8 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
         raise InputError(f"{spec} names no {'folder' if kind == 'imagefolder' else 'file'}: expected {spec}PATH")
     if kind == "webdataset" and rest:
         return MappedImages(ShardItems(rest), reading=reading)
-    if kind in _TABLES and rest and _holds_images(kind, rest):
-        return MappedImages(TableItems(_TABLES[kind](rest), spec), reading=reading)
+    if kind in _TABLES and rest and (table := _table_of_images(kind, rest)) is not None:
+        return MappedImages(TableItems(table, spec), reading=reading)
     if kind in TEXT_KINDS and rest:
         return open_text(kind, rest, None if reading is None else reading.text)
     if kind == "imagefolder" and rest:
@@ -188,11 +197,12 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
     )
 
 
-def _holds_images(kind: str, path: str) -> bool:
-    """Return whether a table has a column of images; otherwise it is text."""
+def _table_of_images(kind: str, path: str) -> Table | None:
+    """Open a table if it has a column of images; return None if it is text."""
     if kind == "parquet":
-        return parquet_holds_images(path)
-    return image_column(open_hub_table(path).features.arrow_schema) is not None
+        return open_parquet_table(path) if parquet_holds_images(path) else None
+    table = open_hub_table(path)
+    return None if image_column(table.features.arrow_schema) is None else table
 
 
 def _with_orientation(samples: Any, reading: Reading | None) -> Any:

@@ -1,11 +1,11 @@
 """Tables of images or text: Hugging Face `datasets`, given by folder or name, and Parquet files with images."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from logitcache.data.files import matching_files
+from logitcache.data.images.items import IMAGE_COLUMNS
 from logitcache.errors import InputError, first_line
 from logitcache.runtime.plugins import import_extra
 
@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 TEXT_COLUMNS = ("text", "prompt", "completion", "messages", "instruction", "context", "input", "response", "output")
-_IMAGE_COLUMNS = ("image", "img", "pixel_values", "jpg", "png")
+_IMAGE_COLUMNS = (*IMAGE_COLUMNS, "jpg", "png")  # the last two as webdataset names them
 
 
 class Table(Protocol):
@@ -42,7 +42,6 @@ class Table(Protocol):
         ...
 
 
-@functools.lru_cache(maxsize=4)  # opened once for the schema and once to read it
 def open_hub_table(path: str) -> Table:
     """Open a Hugging Face data set.
 
@@ -115,7 +114,6 @@ def parquet_holds_images(path: str) -> bool:
     return image_column(schema) is not None
 
 
-@functools.lru_cache(maxsize=4)
 def open_parquet_table(path: str) -> Table:
     """Open Parquet files as one table. `datasets` copies it once into its cache for random access.
 

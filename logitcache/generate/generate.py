@@ -16,6 +16,7 @@ from logitcache.data.exclusion import Reading
 from logitcache.data.text.documents import Documents, token_dtype
 from logitcache.data.text.prompts import Prompt, prompts_in, read_prompts
 from logitcache.data.text.reading import TEXT_KINDS, TextReading
+from logitcache.data.text.sources import OBJECT_KINDS
 from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import InputError
 from logitcache.generate.completions import Completion, complete_all, mean_rouge
@@ -166,7 +167,7 @@ def _tokenizer(source: str | nn.Module, given: Any) -> Tokenizer:
 def _prompts(data: Any, tokenizer: Tokenizer, settings: GenerateSettings) -> list[Prompt]:
     """Return the prompts of a data set, in the requested range."""
     kind, _, path = data.partition(":") if isinstance(data, str) else ("", "", "")
-    if kind in ("jsonl", "parquet", "hf") and path:
+    if kind in OBJECT_KINDS and path:
         every = read_prompts(kind, path, tokenizer, settings.prompt_tokens)
     else:
         reading = TextReading(tokenizer=tokenizer if kind in TEXT_KINDS else None, vocabulary=len(tokenizer))

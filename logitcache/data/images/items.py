@@ -15,9 +15,9 @@ from torch.utils.data import ConcatDataset, Subset
 
 from logitcache.errors import InputError
 
-__all__ = ["class_names", "class_number", "image_and_label", "label_column", "listed_labels"]
+__all__ = ["IMAGE_COLUMNS", "class_names", "class_number", "image_and_label", "label_column", "listed_labels"]
 
-_IMAGE_COLUMNS = ("image", "img", "pixel_values")
+IMAGE_COLUMNS = ("image", "img", "pixel_values")
 _LABEL_COLUMNS = ("label", "labels", "target", "class")
 
 
@@ -34,7 +34,7 @@ def image_and_label(item: Any) -> tuple[Any, Any]:
         if not isinstance(item, Sequence) or len(item) < 2:
             raise InputError(f"the item is {_described(item)}; expected (image, label)")
         return item[0], item[1]
-    image = _column(item, _IMAGE_COLUMNS, (name for name, value in item.items() if _is_image(value)), "an image")
+    image = _column(item, IMAGE_COLUMNS, (name for name, value in item.items() if _is_image(value)), "an image")
     label = _column(item, _LABEL_COLUMNS, (name for name, value in item.items() if _is_whole(value)), "a label")
     return item[image], item[label]
 

@@ -22,11 +22,12 @@ from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import InputError
 from logitcache.runtime.wording import counted
 
-__all__ = ["NAMED_TEXT", "open_text", "read_documents", "read_objects"]
+__all__ = ["NAMED_TEXT", "OBJECT_KINDS", "open_text", "read_documents", "read_objects"]
 
 _STORIES_IDS = 512  # vocabulary of the tokenizer that made the stories
 _NAME_LENGTH = 26  # offset of the length of the name in a zip archive's file header, in bytes
 _AT_ONCE = 512  # documents to tokenize at a time
+OBJECT_KINDS = ("jsonl", "parquet", "hf")  # sources that `read_objects` reads
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n\s*")
 
 

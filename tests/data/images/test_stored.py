@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import tarfile
 
 import numpy as np
@@ -207,6 +208,13 @@ def test_the_companion_of_a_training_split_is_a_test_split_that_is_there(saved, 
     assert held_out_split(f"{spec}:train") == (companion and f"{spec}:{companion}")
     assert held_out_split(spec) is None
     assert held_out_split(f"{spec}:{splits[1]}") is None
+
+
+def test_a_data_set_that_was_saved_again_is_read_again(saved):
+    spec = saved(splits=("train",))
+    assert load_data(spec).classes == NAMES
+    shutil.rmtree(spec.removeprefix("hf:"))
+    assert load_data(saved(classes=("x", "y", "z"))).classes == ("x", "y", "z")
 
 
 def test_splits_of_a_data_set_are_named(saved):
