@@ -1,19 +1,19 @@
-r"""The papers' CIFAR-100: ResNet-56 to ResNet-20, 240 epochs, batch 64, from one cache; in stretches of any length that add up.
+r"""Train the papers' CIFAR-100 students from one cache (ResNet-56 to ResNet-20, 240 epochs, batch 64), in sessions of any length.
 
     python benchmarks/cifar100.py --data arrays:cifar100-train.npz --test-data arrays:cifar100-test.npz \
         --teacher-weights resnet56.safetensors --folder runs/cifar100 --minutes 8 --out benchmarks/results/cifar100.json \
         -- --cuda-graph on --amp --channels-last
-    python benchmarks/cifar100.py --rehearse --folder /tmp/cifar100 --minutes 2
+    python benchmarks/cifar100.py --rehearse --folder runs/rehearsal --minutes 2
 
 A rehearsal trains the demo's students on its images for two epochs, on any machine.
 
-One stretch dumps the teacher, in as many views as fit on the disk and at most one for each epoch, and then trains what is not trained
-yet with `sweep`: ce, kd, dkd and rld with every seed, then all other methods. When the minutes are over, or it is interrupted, the run
-in hand saves its state; when it is killed the run loses the epoch in hand. The same command goes on. What follows
-`--` are options of every `train`; they have to stay the same.
+A session dumps the teacher, with as many views as fit on the disk and at most one per epoch, and then trains the remaining runs with
+`sweep`: ce, kd, dkd and rld with every seed, then all other methods. When time is up, or on an interrupt, the current run saves its state;
+if it is killed, it loses the current epoch. The same command resumes. Options after `--` are passed to every `train` and must not change
+between sessions.
 
-The settings are those of recipes/cifar100/resnet56-resnet20.toml, which has the published accuracies too. These are of the best epoch;
-ours are given of the best and of the last. Each run is kept with the commit and the hardware of every stretch that trained it.
+The settings and the published accuracies are in recipes/cifar100/resnet56-resnet20.toml. The published accuracies are those of the best
+epoch; results here include the best and the last. Each run is recorded with the commit and hardware of every session that trained it.
 """
 
 import argparse
@@ -39,11 +39,11 @@ from logitcache.runs.sweep import Planned, plan_sweep, run_sweep
 RECIPE = Path(__file__).parents[1] / "recipes/cifar100/resnet56-resnet20.toml"
 FIRST = ("ce", "kd", "dkd", "rld")
 PRESETS = {"dkd": "resnet56-resnet20"}
-ROWS, ROW_BYTES = 50_000, 2 * 100  # of a view, as float16
+ROWS, ROW_BYTES = 50_000, 2 * 100  # per view, in float16
 
 
 def main() -> None:
-    """Dump, train and keep, for some minutes."""
+    """Dump and train for the given number of minutes, and write the results."""
     arguments = parsed()
     folder, deadline = arguments.folder, time.monotonic() + 60 * arguments.minutes
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def parsed() -> argparse.Namespace:
-    """Read the command line; what a rehearsal does not say is the demo's."""
+    """Parse the command line; a rehearsal uses the demo's data and weights by default."""
     words, options = sys.argv[1:], list[str]()
     if "--" in words:
         words, options = words[: words.index("--")], words[words.index("--") + 1 :]
@@ -96,7 +96,7 @@ def parsed() -> argparse.Namespace:
 
 
 def dumped(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> Path:
-    """Dump the teacher, or go on with it; deterministically, so that a cache that is lost can be made again for runs that are begun."""
+    """Dump the teacher or resume its dump, deterministically, so that a lost cache can be reproduced for runs that have started."""
     place, views = arguments.folder / "teacher.zarr", arguments.views
     chosen = arguments.folder / "views.json"
     if chosen.exists():
@@ -113,7 +113,7 @@ def dumped(arguments: argparse.Namespace, should_stop: Callable[[], bool]) -> Pa
 
 
 def plan(arguments: argparse.Namespace, cache: Path) -> list[Planned]:
-    """List the runs in the order in which they are trained."""
+    """Return the runs in the order of training."""
     named = tuple(arguments.methods.split(",")) if arguments.methods else FIRST
     groups = [named] if arguments.methods else [named, tuple(name for name in METHODS if name not in FIRST)]
     words = ["--config", str(RECIPE), "--data", arguments.data, "--device", arguments.device]
@@ -136,7 +136,7 @@ def plan(arguments: argparse.Namespace, cache: Path) -> list[Planned]:
 
 
 def begin_stretch(folder: Path, planned: Sequence[Planned]) -> None:
-    """Note when and where a stretch begins, and how far each run is: what is trained until the next one begins was trained here."""
+    """Record the time, machine and progress of each run at the start of a session, to attribute later epochs to it."""
     file = folder / "stretches.jsonl"
     epochs = {run.out.name: len(read_metrics(run.out)) for run in planned if run.begun}
     with file.open("a") as lines:
@@ -144,7 +144,7 @@ def begin_stretch(folder: Path, planned: Sequence[Planned]) -> None:
 
 
 def collected(folder: Path, planned: Sequence[Planned]) -> list[dict[str, Any]]:
-    """Return what is known of each run that has an epoch: accuracies, and where it was trained."""
+    """Return the accuracies and the hardware of each run with at least one epoch."""
     file, rows = folder / "stretches.jsonl", list[dict[str, Any]]()
     stretches = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for run in planned:
@@ -163,7 +163,7 @@ def collected(folder: Path, planned: Sequence[Planned]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]], published: Mapping[str, Any]) -> str:
-    """Return the finished runs by method: number of seeds, mean and deviation of the last and of the best epoch, and what is published."""
+    """Return results by method: number of seeds, mean and deviation of the last and best epoch, and the published accuracy."""
     by_method = defaultdict[str, list[dict[str, Any]]](list)
     for row in rows:
         if row["finished"]:
@@ -177,7 +177,7 @@ def table(rows: Sequence[dict[str, Any]], published: Mapping[str, Any]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Write a mean and, of several, the standard deviation."""
+    """Format a mean, with the standard deviation if there are several values."""
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation}"
 

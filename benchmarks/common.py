@@ -4,6 +4,7 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -15,7 +16,15 @@ import torch
 from logitcache.encoding import Encoding, widest_bytes
 from logitcache.store import Manifest, block_rows_for
 
-__all__ = ["alternating_seconds", "alternating_times", "manifest_of", "peak_bytes", "where", "write_result"]
+__all__ = [
+    "alternating_seconds",
+    "alternating_times",
+    "in_own_process",
+    "manifest_of",
+    "peak_bytes",
+    "where",
+    "write_result",
+]
 
 
 def manifest_of(rows: int, classes: int, encoding: Encoding, views: int = 1) -> Manifest:
@@ -70,6 +79,12 @@ def alternating_times(
             if turn:
                 times[name].append(clock() - started)
     return times
+
+
+def in_own_process(script: str, *words: str) -> str:
+    """Run a script again with other arguments, and return the last line that it prints."""
+    done = subprocess.run([sys.executable, script, *words], stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout.splitlines()[-1]
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

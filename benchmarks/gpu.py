@@ -1,12 +1,12 @@
-"""All that is claimed, or not yet known, of a GPU, measured in one go of at most eight minutes.
+"""Measure everything that depends on a GPU, in at most eight minutes.
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
-    python benchmarks/gpu.py --rehearse --out /tmp/gpu.json          the same code at tiny sizes, on a CPU
+    python benchmarks/gpu.py --rehearse --out gpu.json          the same code at tiny sizes, on a CPU
 
-Each part runs in a process of its own with a limit in seconds, so that one that fails, hangs or runs out of memory takes nothing from the
-others; its JSON is kept as soon as it is there. Ratios within one part count; parts do not share a warm GPU.
+Each part runs in its own process with a time limit, so a part that fails, hangs or runs out of memory does not affect the others. Its
+results are written as soon as they exist. Compare ratios within one part only, because parts do not share a warm GPU.
 
-    unseen          the tests of tests/gpu, one by one: what has never run on a GPU is there
+    unseen          the tests in tests/gpu, one by one, which cover everything that has never run on a GPU
     steps           a training step of ResNet-20 on images in memory, called and as a CUDA graph, beside the whole step of a bare loop of
                     cross-entropy as one CUDA graph, at batch 64 and 512, in float32 and in bfloat16 with channels-last
     compiled        the same with torch.compile, at batch 64
@@ -52,18 +52,18 @@ from logitcache.encoding import TopKEncoding
 from logitcache.models import load_network
 
 ROOT = Path(__file__).parents[1]
-WORDS = argparse.Namespace(rehearse=False, into=None)  # what was asked for
+WORDS = argparse.Namespace(rehearse=False, into=None)  # the command line
 METHODS = ("ce", "kd", "rld", "dkd", "sld")
 FAST = {"amp": True, "channels_last": True}
 
 
 def sized(full: int, tiny: int) -> int:
-    """Return a size, or what a rehearsal has in its place."""
+    """Return a size, or the smaller one in a rehearsal."""
     return tiny if WORDS.rehearse else full
 
 
 def device() -> torch.device:
-    """Return the device that is measured."""
+    """Return the device to measure."""
     return torch.device("cpu" if WORDS.rehearse else "cuda")
 
 
@@ -74,7 +74,7 @@ def synchronize() -> None:
 
 
 def made_up_images(count: int, classes: int = 100) -> ArrayImages:
-    """Return random images of CIFAR's shape."""
+    """Return random images with the shape of CIFAR's."""
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (count, 32, 32, 3), np.uint8)
     return ArrayImages(pixels, random.integers(0, classes, count), [str(n) for n in range(classes)])
@@ -82,7 +82,7 @@ def made_up_images(count: int, classes: int = 100) -> ArrayImages:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """Yield a folder for caches and runs."""
+    """Yield a temporary folder for caches and runs."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
 
@@ -91,7 +91,7 @@ def folder() -> Iterator[Path]:
 
 
 class BareLoop:
-    """Cross-entropy of ResNet-20 on images that lie on the device: gather, crop, flip, forward, backward, SGD, sum of the loss."""
+    """Bare loop with cross-entropy, ResNet-20 and images on the device: gather, crop, flip, forward, backward, SGD, sum of the loss."""
 
     def __init__(self, images: ArrayImages, batch: int, *, amp: bool, channels_last: bool, compiled: bool) -> None:
         self._batch, self._amp, there = batch, amp, device()
@@ -131,7 +131,7 @@ class BareLoop:
         self._next += self._batch
 
     def epoch(self) -> float:
-        """Return the seconds of a step of an epoch, whose random numbers are there before it begins."""
+        """Return the seconds per step of an epoch; its random numbers are drawn before it starts."""
         count = len(self._places)
         self._places.copy_(torch.randperm(count))
         for numbers, most in ((self._top, 9), (self._left, 9), (self._flip, 2)):
@@ -148,7 +148,7 @@ class BareLoop:
         return (time.perf_counter() - began) / steps
 
     def capture(self) -> None:
-        """Have the steps that follow replayed, on a GPU."""
+        """Capture the step, so that all further steps are replayed on a GPU."""
         if device().type != "cuda":
             return
         side = torch.cuda.Stream()
@@ -163,18 +163,18 @@ class BareLoop:
 
 
 def sized_network() -> str:
-    """Return the name of the student."""
+    """Return the name of the student network."""
     return "resnet8" if WORDS.rehearse else "resnet20"
 
 
 def untrained(name: str, classes: int) -> nn.Module:
-    """Return a network as a teacher: what it costs does not depend on its weights."""
+    """Return an untrained network as the teacher, because its speed does not depend on its weights."""
     torch.manual_seed(0)
     return load_network(name, classes).module
 
 
 def our_step(cache: Any, images: ArrayImages, batch: int, method: str, out: Path, **more: Any) -> dict[str, Any]:
-    """Return the seconds of a step of the fastest epoch but the first, and what was said of how steps are taken."""
+    """Return the seconds per step of the fastest epoch after the first, and the log line on how steps are executed."""
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -195,7 +195,7 @@ def our_step(cache: Any, images: ArrayImages, batch: int, method: str, out: Path
 def measure_steps(
     batches: list[int], modes: dict[str, dict[str, Any]], methods: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Measure our steps beside the bare loop's; each row is kept although another fails."""
+    """Compare the steps of logitcache with those of the bare loop, and keep each result even if another one fails."""
     rows: list[dict[str, Any]] = []
     with folder() as here:
         for batch in batches:
@@ -231,14 +231,14 @@ def measure_steps(
 
 
 def part_steps() -> Any:
-    """Steps in float32 and in bfloat16 with channels-last."""
+    """Measure steps in float32, and in bfloat16 with channels-last."""
     return measure_steps(
         [64] if WORDS.rehearse else [64, 512], {"float32": {}, "bfloat16 channels-last": FAST}, METHODS
     )
 
 
 def part_compiled() -> Any:
-    """Compiled steps."""
+    """Measure compiled steps."""
     return measure_steps([64], {"compiled, bfloat16 channels-last": {**FAST, "compiled": True}}, ("ce", "rld"))
 
 
@@ -246,7 +246,7 @@ def part_compiled() -> Any:
 
 
 def part_unseen() -> Any:
-    """Run the tests of tests/gpu, and list what became of each."""
+    """Run the tests in tests/gpu and return the outcome of each."""
     words = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=line", "tests/gpu"]
     words += ["-k", "boxes or largest"] if WORDS.rehearse else []
     environment = os.environ | {"LOGITCACHE_GPU_TESTS": device().type}
@@ -266,7 +266,7 @@ def part_unseen() -> Any:
 
 
 def part_deterministic() -> Any:
-    """Train twice with one seed, called and replayed, and beside the live teacher; the largest difference of a weight."""
+    """Train twice with one seed, eagerly and replayed, and with the live teacher, and return the largest difference of a weight."""
     rows = []
     with folder() as here:
         images = made_up_images(sized(3200, 200))
@@ -294,7 +294,7 @@ def part_deterministic() -> Any:
 
 
 def part_dump() -> Any:
-    """Dump images in memory, beside the bare teacher."""
+    """Compare a dump of images in memory with the bare teacher."""
     rows, count, batch = [], sized(51_200, 256), sized(1024, 64)
     images = made_up_images(count)
     with folder() as here:
@@ -315,7 +315,7 @@ def part_dump() -> Any:
 
 
 def steady_rate(moments: list[tuple[float, int]]) -> float | None:
-    """Return rows a second between a quarter and nine tenths of a dump; None where it was too short to tell."""
+    """Return the rows per second between 25 % and 90 % of a dump, or None if it was too short to measure."""
     most = max((done for _, done in moments), default=0)
     inside = [(at, done) for at, done in moments if 0.25 * most <= done <= 0.9 * most]
     if len(inside) < 2 or inside[-1][0] == inside[0][0]:
@@ -324,7 +324,7 @@ def steady_rate(moments: list[tuple[float, int]]) -> float | None:
 
 
 def bare_rows_a_second(teacher: nn.Module, images: ArrayImages, batch: int, *, amp: bool, channels_last: bool) -> float:
-    """Return how many images a second a teacher takes that lie on the device."""
+    """Return the images per second of the bare teacher on images on the device."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     module, pixels = teacher.to(device(), memory_format=layout).eval(), images.images.to(device())
 
@@ -338,7 +338,7 @@ def bare_rows_a_second(teacher: nn.Module, images: ArrayImages, batch: int, *, a
 
 
 def part_encode() -> Any:
-    """Encode rows of the largest, beside what it cannot do without."""
+    """Compare top-k encoding with torch.topk and logsumexp, which it needs in any case."""
     rows: list[dict[str, Any]] = []
     shapes = [(64, 2000)] if WORDS.rehearse else [(1024, 1000), (4096, 50_257), (4096, 128_256)]
     for count, classes in shapes:
@@ -409,7 +409,7 @@ def jpegs(here: Path, count: int) -> Path:
 
 
 def plain_loader(place: Path, batch: int, workers: int, *steps: Any) -> Any:
-    """Return torchvision's loader of a folder, as its examples make it."""
+    """Return a DataLoader of an image folder, as in torchvision's examples."""
     change = transforms.Compose([*steps, transforms.PILToTensor()])
     data = datasets.ImageFolder(str(place), change)
     return torch.utils.data.DataLoader(
@@ -418,7 +418,7 @@ def plain_loader(place: Path, batch: int, workers: int, *steps: Any) -> Any:
 
 
 def part_files() -> Any:
-    """Train from JPEG files, beside a bare loop."""
+    """Compare training from JPEG files with a bare loop."""
     count, batch, workers, size = sized(2048, 24), sized(128, 8), sized(12, 1), sized(224, 32)
     network = "resnet8" if WORDS.rehearse else "torchvision:resnet18"
     with folder() as here:
@@ -465,7 +465,7 @@ def part_files() -> Any:
 
 
 def part_dump_files() -> Any:
-    """Dump JPEG files, beside torchvision's plain loop."""
+    """Compare a dump of JPEG files with torchvision's plain loop."""
     count, batch, size = sized(3072, 24), sized(256, 8), sized(224, 32)
     network = "resnet8" if WORDS.rehearse else "torchvision:resnet50"
     rows: list[dict[str, Any]] = []
@@ -507,7 +507,7 @@ PARTS: dict[str, tuple[Callable[[], Any], int]] = {  # with the most seconds tha
 
 
 def keep(found: Any) -> None:
-    """Keep what a part has so far: all there will be if it is stopped."""
+    """Write the results of a part so far, in case it is stopped."""
     if WORDS.into is not None:
         unfinished = WORDS.into.with_suffix(".part")
         unfinished.write_text(json.dumps(found))
@@ -515,7 +515,7 @@ def keep(found: Any) -> None:
 
 
 def run_part(name: str, limit: float) -> dict[str, Any]:
-    """Run a part in a process of its own; return what it found, and how it ended."""
+    """Run a part in its own process, and return its results and outcome."""
     with tempfile.TemporaryDirectory() as place:
         into = Path(place) / "found.json"
         words = [
@@ -545,7 +545,7 @@ def run_part(name: str, limit: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the parts one after another while there is time, and keep what each found."""
+    """Run the parts one after another while time remains, and write the results of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--parts", default=",".join(PARTS), help="names with commas between them")
@@ -572,7 +572,7 @@ def main() -> None:
 
 
 def summary(found: dict[str, Any]) -> str:
-    """Return what is to be read first: the median ratio of each kind of step, and the tests that went wrong."""
+    """Return a summary: the median ratio of each kind of step, and the tests that failed."""
     lines = []
     for name in ("steps", "compiled"):
         rows = found.get(name, {}).get("found") or []

@@ -1,18 +1,17 @@
-"""What a cache of very many token rows asks of a machine: opening it, planning an epoch, training from it with bounded memory.
+"""Measure a cache of very many token rows: opening it, planning an epoch, and training with bounded memory.
 
     python benchmarks/scale.py --rows 100000000 --out benchmarks/results/scale-cpu.json
 
-The cache is made up: documents of 512 tokens, 512 ids, the 4 largest logits in a byte each, one block of rows written again and again
-(4.1 GB before compression for 100 million rows). It is dumped for its first documents and continued by the writer itself. Each
-measurement runs in a process of its own; memory is the growth of its largest resident memory since logitcache was imported. Planning is
-what `train` does before its first step: it opens the data, draws the order, packs documents into sequences and reads the first window.
+The cache is synthetic: documents of 512 tokens, 512 ids, the 4 largest logits in u8, with the same block of rows repeated (4.1 GB before
+compression for 100 million rows). The block comes from a dump of the first documents. Each measurement runs in its own process; memory is
+the growth of peak resident memory after the imports. Planning is the work of `train` before its first step: it opens the data, shuffles,
+packs documents into sequences and reads the first window.
 """
 
 import argparse
 import contextlib
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from common import write_result
+from common import in_own_process, write_result
 
 from logitcache import dump_logits, train_student
 from logitcache.data import Documents
@@ -32,7 +31,7 @@ from logitcache.models.language.load import load_language_network
 from logitcache.store import CacheWriter, open_cache
 
 LENGTH, IDS, KEPT = 512, 512, 4
-IN_A_BLOCK = 128  # documents, the same ones in each block: rows have digests of their tokens, which are checked
+IN_A_BLOCK = 128  # the same documents in each block, because `train` checks digests of their tokens
 NETWORK = f"llama:hidden=8,layers=1,heads=1,intermediate=8,context={LENGTH}"
 SETTINGS: dict[str, Any] = {"top_k": KEPT, "precision": "u8", "block_rows": IN_A_BLOCK * (LENGTH - 1)}
 
@@ -70,7 +69,7 @@ def build(path: Path, rows: int) -> None:
 
 
 def opened(path: Path) -> dict[str, float]:
-    """Open it, twice: the first time includes reading its files from the disk."""
+    """Open the cache several times; the first time includes reading its files from disk."""
     times = []
     for _ in range(5):
         started = time.perf_counter()
@@ -80,7 +79,7 @@ def opened(path: Path) -> dict[str, float]:
 
 
 def trained(path: Path, steps: int) -> dict[str, float]:
-    """Train for some steps of 16 sequences with 1 GB for the teacher's rows, and stop."""
+    """Train for some steps of 16 sequences with 1 GB for the teacher's rows, then stop."""
     started, asked = time.perf_counter(), []
 
     def stop() -> bool:
@@ -94,7 +93,7 @@ def trained(path: Path, steps: int) -> dict[str, float]:
 
 
 def measure(what: str, path: Path, steps: int) -> None:
-    """Print what one measurement finds, as JSON."""
+    """Print the result of a measurement as JSON."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = opened(path) if what == "open" else trained(path, steps)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
@@ -102,11 +101,13 @@ def measure(what: str, path: Path, steps: int) -> None:
 
 
 def main() -> None:
-    """Build, measure, print, and keep."""
+    """Build the cache, measure, print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--folder", type=Path, help="where the cache goes, and stays; else a temporary folder")
+    parser.add_argument(
+        "--folder", type=Path, help="folder for the cache, which is kept; a temporary folder by default"
+    )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", choices=["open", "train"], help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -122,18 +123,8 @@ def main() -> None:
             {"what": "cache", "rows": open_cache(path).manifest.rows, "gigabytes": size / 1e9}
         ]
         for what in ("open", "train"):
-            words = [
-                sys.executable,
-                __file__,
-                "--only",
-                what,
-                "--folder",
-                str(path.parent),
-                "--steps",
-                str(chosen.steps),
-            ]
-            done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            words = ["--only", what, "--folder", str(path.parent), "--steps", str(chosen.steps)]
+            rows.append(json.loads(in_own_process(__file__, *words)))
         print("\n".join(map(str, rows)))
         write_result(chosen.out, rows)
 

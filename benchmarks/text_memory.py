@@ -9,14 +9,13 @@ logits of one document alone, [2047, 128256], are 1.05 GB in float32.
 
 import argparse
 import resource
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import write_result
+from common import in_own_process, write_result
 
 from logitcache import dump_logits, train_student
 from logitcache.data import Documents
@@ -65,18 +64,8 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for what in ("dump", "train"):
-            words = [
-                sys.executable,
-                __file__,
-                "--only",
-                what,
-                "--folder",
-                folder,
-                "--documents",
-                str(arguments.documents),
-            ]
-            done = subprocess.run(words, capture_output=True, text=True, check=True)
-            grown = float(done.stdout.split()[-1])
+            words = ["--only", what, "--folder", folder, "--documents", str(arguments.documents)]
+            grown = float(in_own_process(__file__, *words))
             print(f"{what}: {grown:,.0f} MB beyond the model")
             rows.append(
                 {"what": what, "ids": IDS, "tokens": LENGTH, "documents": arguments.documents, "megabytes": grown}

@@ -191,7 +191,7 @@ def kill_dumps(folder, dumped, child, *, processes, kills, longest):
     """Kill dumps at random moments; between kills a cache is refused or whole, and a finished one has the bytes of an unbroken dump.
 
     Args:
-        folder: Where the caches go.
+        folder: Folder for the caches.
         dumped: Dumps into a path, to the end.
         child: Does so in a process of its own; returns its id.
         processes: Processes that want the same cache.

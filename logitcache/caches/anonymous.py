@@ -1,7 +1,7 @@
-"""A manifest without what it says about the machine that made the cache: `slice --anonymous` and `export --anonymous`.
+"""Remove information about the machine from a manifest, for `slice --anonymous` and `export --anonymous`.
 
-Names that everybody can use stay: those of data sets and networks that logitcache, torchvision or timm know. Of whatever was typed as a
-path or an address, the data goes altogether, and of a teacher or a tokenizer the last part of the path stays.
+Public names are kept: data sets and networks known to logitcache, torchvision or timm. Paths and addresses of data are removed; those of
+teachers and tokenizers are reduced to their last part.
 """
 
 import re
@@ -23,11 +23,11 @@ _LIBRARIES = ("torchvision", "timm")
 def anonymous(manifest: Manifest) -> Manifest:
     """Return a manifest without paths and addresses.
 
-    A training from such a cache, and `verify`, must be told where the data is (`--data`), unless the cache carries it, as of text; a live
-    teacher and a replay likewise (`--teacher-weights`, `--teacher`).
+    `train` and `verify` then need `--data`, unless the cache contains the data, as it does for text. A live teacher and `verify --replay`
+    need `--teacher-weights` and, for `verify`, `--teacher`.
 
     Args:
-        manifest: The manifest.
+        manifest: Manifest of the cache.
     """
     data = manifest.data | {"spec": _data(manifest.data["spec"])}
     if "source" in data.get("tokenizer", {}):
@@ -40,13 +40,13 @@ def anonymous(manifest: Manifest) -> Manifest:
 
 
 def _data(spec: str) -> str:
-    """Return the name of a data set, if it is one that is named; else nothing."""
+    """Return the spec of a data set if it is a public name, else an empty string."""
     name, _, split = spec.partition(":")
     return spec if name in (*NAMED_DATA, *NAMED_TEXT) and (split.isalpha() or not split) else ""
 
 
 def _generated(origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return which model wrote the text, and whom it learned from."""
+    """Return the origin of generated text without paths."""
     taught = origin["taught_by"]
     names = taught and [one | {"name": _named(one["name"])} for one in taught]
     return {**origin, "model": _named(origin["model"]), "taught_by": names}
@@ -59,7 +59,7 @@ def _teacher(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(name: str) -> str:
-    """Return the name of a network or a tokenizer; of a path or an address only the last part."""
+    """Return the name of a network or tokenizer, reduced to its last part if it is a path or an address."""
     kind, colon, rest = name.partition(":")
     if not colon:
         return PurePath(name).name or name
@@ -67,7 +67,7 @@ def _named(name: str) -> str:
 
 
 def _derived(entry: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return what a cache was made from, without the same things."""
+    """Return the record of the caches that this one was derived from, without paths."""
     if entry is None:
         return None
     origins = [

@@ -130,8 +130,8 @@ class Method:
         kd_weight: Weight of the divergence.
         warmup: Fraction of the training over which `kd_weight` is ramped up from 0.
         begins: Boolean parameters of the divergence that turn true, each after the given fraction of the training.
-        needs: What the divergence needs from a cache: "labels", "top-k" or "every class". Z-scores and per-row temperatures need
-            every class in any case; `describe` reports both together.
+        needs: Rows that the divergence requires: "labels", "top-k" or "every class". Z-scores and per-row temperatures always require
+            every class; `describe` reports both together.
         couples_batch: Whether the rows of a batch are coupled, so that the result depends on the batch size.
         pairs_views: Whether the paper sums the objective over a weak and a strong view of each image.
         of_sequence: `(teacher [B, C], *, ...) -> [B]` with the divergence's parameters, whose mean over a row's sequence is passed

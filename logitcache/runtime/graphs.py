@@ -1,6 +1,6 @@
-"""A function of static tensors, called a few times and then captured as a CUDA graph and replayed.
+"""Capture a function of static tensors as a CUDA graph and replay it.
 
-Not yet seen on a GPU. A replay launches all kernels of the function at once; what they read and write is where it was in the capture.
+Not yet tried on a GPU. A replay launches all kernels of the function at once, on the tensors that were used in the capture.
 """
 
 import logging
@@ -12,20 +12,20 @@ from logitcache.errors import InputError, first_line
 
 __all__ = ["Replay"]
 
-_WARM_UP = 3  # calls before a capture, in which libraries allocate and torch.compile compiles
+_WARM_UP = 3  # eager calls before a capture, for libraries to allocate memory and torch.compile to compile
 _LOG = logging.getLogger(__name__)
 
 
 class Replay:
-    """Runs a function of static tensors."""
+    """Calls a function of static tensors, or replays its captured graph."""
 
     def __init__(self, device: torch.device, recover: Callable[[], None], *, captures: bool) -> None:
-        """Capture nothing yet.
+        """Create a replay without capturing anything.
 
         Args:
-            device: Where the function computes.
-            recover: Called after a capture that failed: what the function has begun is not to go on.
-            captures: Whether to capture at all; else every run is a call.
+            device: Device of the function's tensors.
+            recover: Function that discards the partial results of the function after a failed capture.
+            captures: Whether to capture; if False, every run is an eager call.
         """
         self._captures, self._recover = captures, recover
         self._stream = torch.cuda.Stream(device) if captures else None  # type: ignore[no-untyped-call]
@@ -37,8 +37,8 @@ class Replay:
         """Call the function, or replay it.
 
         Args:
-            key: Numbers of the host that the function depends on. With others it is captured again.
-            function: Reads and writes static tensors, and asks the host for nothing but in its first calls.
+            key: Values on the host that the function depends on. If they change, the function is captured again.
+            function: Function that reads and writes static tensors and, after its first calls, does not synchronize with the host.
         """
         if self._graph is not None and key == self._key:
             self._graph.replay()
@@ -48,7 +48,7 @@ class Replay:
             function()
 
     def _prepare(self, key: Hashable, function: Callable[[], None]) -> None:
-        """Call the function in the stream of captures, or when it has been called often enough capture it."""
+        """Call the function in the capture stream, or capture it after the warm-up calls."""
         assert self._stream is not None
         if key != self._key:
             self._graph, self._key, self._calls_left = None, key, _WARM_UP
@@ -63,10 +63,10 @@ class Replay:
         here.wait_stream(self._stream)
 
     def _capture(self, function: Callable[[], None]) -> None:
-        """Capture the function and replay it once; call it from now on where it cannot be captured."""
+        """Capture the function and replay it once. If the capture fails, call it eagerly from now on."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # Threads that read ahead may use the GPU meanwhile.
+            # Other threads, which read ahead, may use the GPU during the capture.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 function()
         except (RuntimeError, InputError) as error:

@@ -1,4 +1,4 @@
-"""What a cache takes on disk or in a bucket: by array, in all, and a row. The one definition of "bytes a row"."""
+"""Size of a cache in storage: by array, in total, and per row. This is the only definition of "bytes per row"."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
@@ -14,14 +14,14 @@ _METADATA = "metadata"  # of zarr
 
 @dataclass(frozen=True, slots=True)
 class DiskUse:
-    """Size of a cache as it lies there.
+    """Size of a cache in storage.
 
     Attributes:
-        by_array: Bytes of each array, of all teachers; under `metadata` those that zarr keeps, under `.logitcache` our own files.
-        total: Their sum.
-        blocks: Blocks of which every chunk is there, over all views.
-        rows: Rows of these blocks.
-        per_row: Bytes a row, as `bytes_per_row` defines it.
+        by_array: Bytes of each array, for all teachers; zarr metadata is under `metadata`, and logitcache's files under `.logitcache`.
+        total: Sum of these bytes.
+        blocks: Number of complete blocks, over all views.
+        rows: Number of rows in these blocks.
+        per_row: Bytes per row, as defined by `bytes_per_row`.
     """
 
     by_array: dict[str, int]
@@ -31,19 +31,19 @@ class DiskUse:
     per_row: float
 
     def payload(self, teacher: str) -> float:
-        """Return the part of `per_row` that the columns of a teacher's rows take."""
+        """Return the bytes per row of the encoded columns of a teacher."""
         columns = sum(size for name, size in self.by_array.items() if name.startswith(f"teachers/{teacher}/"))
         return columns / self.rows if self.rows else 0.0
 
 
 def disk_use(cache: Cache) -> DiskUse:
-    """List the files of a cache, and add up their sizes; no file is opened.
+    """Return the size of a cache from a listing of its files, without opening them.
 
     Args:
-        cache: The cache, finished or not; narrowed to one of its teachers, the arrays of the others do not count for a row.
+        cache: Cache, finished or not. If it is limited to one of its teachers, the arrays of the others do not count per row.
 
     Raises:
-        LogitCacheError: Its folder or bucket cannot be listed.
+        LogitCacheError: If the folder or bucket cannot be listed.
     """
     files = cache.place.sizes()
     by_array: Counter[str] = Counter()
@@ -57,22 +57,22 @@ def disk_use(cache: Cache) -> DiskUse:
 
 
 def bytes_per_row(by_array: Mapping[str, int], rows: int, teachers: Collection[str]) -> float:
-    """Return the bytes a row takes in storage, a row being one sample in one view (of text, one target token in one view).
+    """Return the bytes per row in storage. A row is one sample in one view or, for text, one target token in one view.
 
-    All files of the cache count: logits as they are encoded and compressed, digests, labels, probe, metadata, and of text the tokens. Where
-    one of several teachers is looked at, the arrays of the others do not.
+    All files count: encoded and compressed logits, digests, labels, the probe, metadata and, for text, the tokens. Arrays of teachers that
+    are not in `teachers` do not count.
 
     Args:
-        by_array: Bytes by array.
-        rows: Rows that are there, over all views; 0 gives 0.
-        teachers: Slugs of the teachers that are looked at.
+        by_array: Bytes of each array.
+        rows: Number of stored rows over all views; for 0 the result is 0.
+        teachers: Slugs of the teachers to include.
     """
     of_others = sum(size for name, size in by_array.items() if _teacher_of(name) not in ("", *teachers))
     return (sum(by_array.values()) - of_others) / rows if rows else 0.0
 
 
 def _teacher_of(array: str) -> str:
-    """Return the slug of the teacher that an array belongs to; empty if it belongs to all."""
+    """Return the slug of the teacher that an array belongs to, or an empty string if it belongs to all."""
     for above in ("teachers/", "probe/logits/"):
         if array.startswith(above):
             return array.removeprefix(above).partition("/")[0]
@@ -80,7 +80,7 @@ def _teacher_of(array: str) -> str:
 
 
 def _blocks_there(manifest: Manifest, files: Collection[str]) -> set[tuple[int, int]]:
-    """Return the blocks, (view, block), of which every array has its chunk."""
+    """Return the blocks, (view, block), for which every array has its chunk."""
     found: dict[str, set[tuple[int, int]]] = defaultdict(set)
     slugs = {teacher["slug"] for teacher in manifest.teachers}
     for name in files:

@@ -95,7 +95,7 @@ def replays(monkeypatch):
 
 @contextmanager
 def called(monkeypatch):
-    """Have steps called that would be replayed."""
+    """Run steps eagerly instead of replaying them."""
     with monkeypatch.context() as patch:
         patch.setattr(Replay, "run", lambda _self, _key, function: function())
         yield

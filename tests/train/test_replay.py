@@ -147,7 +147,7 @@ def test_a_run_that_is_stopped_in_the_middle_of_an_epoch_goes_on(train, tmp_path
 
 @pytest.fixture
 def guarded(monkeypatch):
-    """Have whole batches take the capturable form of the optimizer, and refuse what a graph cannot hold from the second step on."""
+    """Use the capturable form of the optimizer, and from the second step on refuse operations that a graph cannot hold."""
     found = {"guarded": 0, "keys": []}
 
     def run(self, key, function):

@@ -1,7 +1,7 @@
-"""Completions of prompts by a causal language model: greedy or drawn, a batch at a time, with transformers' key-value cache.
+"""Complete prompts with a causal language model: greedily or by sampling, in batches, with transformers' key-value cache.
 
-A draw depends on the seed, the number of the prompt and the place in its completion alone, so that batches, their order and the number
-of processes do not change which random numbers a prompt gets. What padding changes in the last bits of logits can still tip a draw.
+The random number of a token depends only on the seed, the id of the prompt and the position in the completion, so it does not depend on
+batches, their order or the number of processes. Padding can change the last bits of logits, and so, rarely, a sampled token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,13 +25,13 @@ __all__ = ["Sampling", "choose_tokens", "complete", "end_tokens"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen, and when a completion ends.
+    """Sampling parameters.
 
     Attributes:
-        max_new_tokens: Most tokens of a completion.
-        temperature: Divides the logits; 0 takes the most likely token (greedy).
-        top_p: Draws from the most likely tokens that together have this probability (nucleus); 1 draws from all.
-        seed: Seed of the draws.
+        max_new_tokens: Maximum number of tokens of a completion.
+        temperature: Temperature of the logits; 0 selects the most likely token (greedy decoding).
+        top_p: Probability mass of the most likely tokens to sample from (nucleus sampling); 1 samples from all tokens.
+        seed: Random seed.
     """
 
     max_new_tokens: int = 256
@@ -41,11 +41,11 @@ class Sampling:
 
 
 def end_tokens(network: CausalNetwork, tokenizer: Any) -> list[int]:
-    """Return the ids that end a completion: the tokenizer's, and those that the model's own generation ends at.
+    """Return the ids that end a completion: the end-of-sequence ids of the tokenizer and of the model's generation configuration.
 
     Args:
-        network: The model.
-        tokenizer: A tokenizer of transformers, or None.
+        network: Language model.
+        tokenizer: Transformers tokenizer, or None.
     """
     own = getattr(network.model.generation_config, "eos_token_id", None)
     every = [*(own if isinstance(own, list | tuple) else [own]), getattr(tokenizer, "eos_token_id", None)]
@@ -64,18 +64,18 @@ def complete(
     """Complete a batch of prompts.
 
     Args:
-        network: The model; it runs in evaluation mode on its own device.
-        prompts: Ids of each prompt, [L], at least one.
-        numbers: Number of each prompt, [B], which its random numbers depend on.
-        sampling: How tokens are chosen.
+        network: Language model; it runs in evaluation mode on its own device.
+        prompts: Token ids of each prompt, [L], at least one.
+        numbers: Ids of the prompts, [B], which determine their random numbers.
+        sampling: Sampling parameters.
         ends: Ids that end a completion.
-        vocabulary: Number of ids that exist; columns of the head beyond are never chosen. None: all.
+        vocabulary: Size of the vocabulary; further columns of the head are never selected. None allows all columns.
 
     Returns:
-        Ids of each completion, [M] int64; the last is of `ends` where it ended before `max_new_tokens`.
+        Token ids of each completion, [M] int64. The last id is in `ends` if the completion ended before `max_new_tokens`.
 
     Raises:
-        InputError: A prompt and its completion are longer than the model's positions reach, or the model cannot generate.
+        InputError: If a prompt and its completion exceed the model's positions, or the model cannot generate.
     """
     longest, width = max(map(len, prompts)), network.columns if vocabulary is None else vocabulary
     if network.positions is not None and longest + sampling.max_new_tokens > network.positions:
@@ -86,7 +86,7 @@ def complete(
     device = network.model.get_input_embeddings().weight.device
     ids = np.zeros((len(prompts), longest), np.int64)
     mask = np.zeros_like(ids)
-    for row, prompt in enumerate(prompts):  # padded on the left, so that completions begin in one column
+    for row, prompt in enumerate(prompts):  # padded on the left, so that all completions start in the same column
         ids[row, longest - len(prompt) :], mask[row, longest - len(prompt) :] = prompt, 1
 
     def choose(input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -107,19 +107,19 @@ def complete(
 
 
 def choose_tokens(logits: Tensor, sampling: Sampling, numbers: NDArray[np.int64], place: int) -> Tensor:
-    """Choose the next token of each prompt, [B] int64.
+    """Return the next token of each prompt, [B] int64.
 
     Args:
         logits: Logits of the next token, [B, V].
-        sampling: How it is chosen.
-        numbers: Number of each prompt, [B].
-        place: Number of tokens that are chosen already.
+        sampling: Sampling parameters.
+        numbers: Ids of the prompts, [B].
+        place: Number of tokens in the completion so far.
     """
     if sampling.temperature == 0:
         return logits.argmax(1)
     probabilities, order = (logits.double() / sampling.temperature).softmax(1).sort(dim=1, descending=True, stable=True)
     cumulated = probabilities.cumsum(1)  # [B, V]
-    kept = cumulated - probabilities < sampling.top_p  # those that the ones before them do not suffice without
+    kept = cumulated - probabilities < sampling.top_p  # the smallest set of most likely tokens with this probability
     total = (probabilities * kept).sum(1)
     random = uniforms(words(sampling.seed, 0, numbers, place)[:, 0])
     drawn = torch.from_numpy(random).to(logits.device) * total
@@ -130,7 +130,7 @@ def choose_tokens(logits: Tensor, sampling: Sampling, numbers: NDArray[np.int64]
 
 @contextmanager
 def _generating_with(model: Any, most: int, ends: Sequence[int]) -> Iterator[None]:
-    """Give a model this configuration of generation while this runs: its own may have penalties and other ways to choose."""
+    """Replace the generation configuration of a model in this block, because its own may contain penalties or other decoding rules."""
     transformers, own = import_language_package("transformers", "generation"), model.generation_config
     model.generation_config = transformers.GenerationConfig(
         max_new_tokens=most, do_sample=False, eos_token_id=list(ends) or None, pad_token_id=min(ends, default=0)
@@ -142,6 +142,6 @@ def _generating_with(model: Any, most: int, ends: Sequence[int]) -> Iterator[Non
 
 
 def _until_end(tokens: NDArray[np.int64], ends: Sequence[int]) -> NDArray[np.int64]:
-    """Return tokens up to the first that ends a completion."""
+    """Return the tokens up to and including the first one in `ends`."""
     at = np.flatnonzero(np.isin(tokens, np.asarray(ends, np.int64)))
     return tokens[: at[0] + 1] if len(at) else tokens
