@@ -126,20 +126,23 @@ def evaluate(
     with evaluating(module), torch.no_grad():
         for batch in subject.renderer.batches(subject.view, batches):
             targets = modality.row_labels(samples, subject.view, batch.samples)
-            mask, left, ids_left = batch.kept(targets, 0), targets.labels.to(device), targets.ids
+            mask, all_labels = batch.kept(targets, 0), targets.labels.to(device)
             keep = None if mask is None else mask.to(device)
+            # Allocated before the logits: what is kept between large matrices fragments the memory in which they alternate.
+            predictions.append(torch.empty_like(all_labels))
+            first = 0
             for logits in predict(module, subject.inputs.on(batch.inputs[0], device), keep):
-                labels, left = left[: len(logits)], left[len(logits) :]
-                here, ids_left = ids_left[: len(logits)], ids_left[len(logits) :]
+                here = slice(first, first + len(logits))
+                labels, first = all_labels[here], here.stop
                 if teacher is not None:
-                    differences += compared(logits, teacher(here), labels)
+                    differences += compared(logits, teacher(targets.ids[here]), labels)
                 sums[0] += F.cross_entropy(logits, labels, reduction="sum").double()
                 confidence, predicted = logits.softmax(1).max(1)
                 gap = (predicted == labels).double() - confidence.double()
                 if ranked:
                     sums[1] += logits.topk(_TOP).indices.eq(labels[:, None]).sum()
                 sums[2:].index_add_(0, (confidence * _BINS).nan_to_num().long().clamp_max(_BINS - 1), gap)
-                predictions.append(predicted)
+                predictions[-1][here] = predicted
             rows.append(targets.ids)
             if replicas.world == 1 and len(rows) < len(batches) and should_stop():
                 raise StoppedError("the evaluation was stopped on request")
