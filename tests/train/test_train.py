@@ -572,6 +572,23 @@ def test_a_run_that_exists_is_refused_and_left_alone(dump, train, tmp_path):
         train(resume=True, out=tmp_path / "elsewhere")
 
 
+def test_an_unusable_folder_for_the_run_is_refused_before_the_data_are_opened(train, tmp_path):
+    """Neither the cache nor the data nor the student exists, so each would be refused if it were opened first."""
+    nowhere = {"cache": tmp_path / "none.zarr", "student": "tiny:none", "data": f"arrays:{tmp_path / 'none.npz'}"}
+    for name, written in (("run", "run.json"), ("other", "notes.txt")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / written).write_text("{}")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="already holds a run; nothing in it was touched"):
+        train(**nowhere)
+    with pytest.raises(InputError, match="exists, is not empty and holds no run"):
+        train(out=tmp_path / "other", **nowhere)
+    with pytest.raises(InputError, match="file is a file"):
+        train(out=tmp_path / "file", **nowhere)
+    with pytest.raises(InputError, match="holds no run to resume"):
+        train(out=tmp_path / "new", resume=True, **nowhere)
+
+
 def test_a_run_resumed_with_another_cache_is_refused(dump, train, tmp_path):
     dump()
 
