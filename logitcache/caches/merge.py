@@ -173,6 +173,7 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return write_derived(
+        ordered,
         out,
         manifest,
         np.concatenate([cache.labels() for cache in ordered]),
@@ -234,7 +235,7 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
 
     manifest = _made(opened, "merge", views=tuple(views), block_rows=rounded)
     labels, offsets, probe = opened[0].labels(), opened[0].offsets(), opened[0].probe(slug)
-    return write_derived(out, manifest, labels, offsets, probe, rows, carried=opened[0].carried(), **more)
+    return write_derived(opened, out, manifest, labels, offsets, probe, rows, carried=opened[0].carried(), **more)
 
 
 def _without(
@@ -288,4 +289,4 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
 
     exact = mean_of([torch.from_numpy(probe) for _, probe in probes]).numpy()
     probe, carried = (probes[0][0], exact), opened[0].carried()
-    return write_derived(out, manifest, labels, opened[0].offsets(), probe, rows, carried=carried, **more)
+    return write_derived(opened, out, manifest, labels, opened[0].offsets(), probe, rows, carried=carried, **more)

@@ -40,7 +40,7 @@ from logitcache.store.manifest import HOME, Manifest, read_manifest
 from logitcache.store.offsets import kept_mask, samples_of
 from logitcache.store.places import Hold, Place, open_place
 
-__all__ = ["CacheWriter", "Columns"]
+__all__ = ["CacheWriter", "Columns", "refuse_other_cache"]
 
 Columns = Mapping[str, Mapping[str, Column]]  # teacher slug -> column name -> column
 _AT_ONCE = 6  # blocks in flight between the teacher and the disk: some are encoded while others are synced
@@ -91,7 +91,7 @@ class CacheWriter:
             InputError: If the path holds something else, or if another dump is writing it.
         """
         self.place, self.manifest, self.command = open_place(path), manifest, command
-        _refuse_another(self.place, manifest)
+        refuse_other_cache(self.place, manifest)
         self._ledger = Ledger(self.place)
         self._hold: Hold = self.place.hold(f"{HOME}/lock") if leads else _HeldByTheLeader()
         self._rows = row_arrays(manifest, columns)
@@ -105,7 +105,7 @@ class CacheWriter:
         if not leads:
             return
         try:
-            _refuse_another(self.place, manifest)  # another dump may have started or finished it meanwhile
+            refuse_other_cache(self.place, manifest)  # another dump may have started or finished it meanwhile
             self._ledger.forget_damaged()
             now = datetime.now(UTC).isoformat(timespec="seconds")
             who = {} if anonymous else {"host": socket.gethostname(), "command": command}
@@ -400,7 +400,13 @@ class _HeldByTheLeader:
         """Do nothing."""
 
 
-def _refuse_another(place: Place, manifest: Manifest) -> None:
+def refuse_other_cache(place: Place, manifest: Manifest) -> None:
+    """Check that a cache can be written to a place, or resumed there.
+
+    Raises:
+        CacheMismatchError: If the place holds a different cache.
+        InputError: If it holds something else.
+    """
     found = read_manifest(place)
     if found is None:
         return

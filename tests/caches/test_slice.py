@@ -5,6 +5,7 @@ import pytest
 from tiny import columns_of
 
 import logitcache
+from logitcache.caches import derive
 from logitcache.caches.slice import slice_cache
 from logitcache.dump.dump import probe_rows
 from logitcache.errors import CacheMismatchError, CacheNotFoundError, CorruptCacheError, InputError, LogitCacheError
@@ -124,6 +125,18 @@ def test_a_damaged_cache_is_not_cut_into_one_that_looks_whole(dump, tmp_path):
     ):
         slice_cache(whole.place.path, tmp_path / "part.zarr", precision="u8")
     assert not (tmp_path / "part.zarr").exists()
+
+
+def test_a_path_with_another_cache_is_refused_before_the_files_are_verified(dump, tmp_path, monkeypatch):
+    whole = dump()
+    slice_cache(whole, tmp_path / "part.zarr", views=1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").touch()
+    monkeypatch.setattr(derive, "check_files", None)
+    with pytest.raises(CacheMismatchError, match="part.zarr is a different cache; nothing in it was touched"):
+        slice_cache(whole, tmp_path / "part.zarr", samples=(0, 100))
+    with pytest.raises(InputError, match="other exists and is not a logit cache; nothing in it was touched"):
+        slice_cache(whole, tmp_path / "other", views=1)
 
 
 def test_views_that_belong_together_are_not_parted(dump, tmp_path):
