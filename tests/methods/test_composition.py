@@ -411,6 +411,20 @@ def test_a_function_is_the_same_method_by_its_name_and_in_hand(monkeypatch):
         get_loss("test_composition:returns_a_number")(s, z, y)
 
 
+def test_a_loss_is_printed_as_one_line_with_all_its_options():
+    assert repr(get_loss("rld", beta=4)) == (
+        "<get_loss(rld, beta=4): rld(alpha=1, beta=4, confidence_temperature=1, temperature=4)>"
+    )
+    assert repr(get_loss("kd", temperature=[1, 2], tail="bucket")) == (
+        "<get_loss(kd, tail=bucket, temperature=1+2): kd(tail=bucket, temperature=1+2)>"
+    )
+    assert repr(get_loss("lskd", refine="swap")) == (
+        "<get_loss(lskd, refine=swap): kd(refine=swap(), standardize=true, temperature=2)>"
+    )
+    assert repr(get_loss("normkd")) == "<get_loss(normkd): kd(temperature=by_deviation(base=2))>"
+    assert repr(make_objective("clkd", {}).loss.parts["CC"]).startswith("<get_loss(clkd): clkd(beta=2, ")
+
+
 def test_a_name_may_lead_to_a_composed_loss(monkeypatch):
     monkeypatch.syspath_prepend(str(__import__("pathlib").Path(__file__).parent))
     loss = make_objective("test_composition:BETA", {}).loss
