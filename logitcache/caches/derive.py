@@ -134,7 +134,7 @@ def write_derived(
     with CacheWriter(
         out, manifest, columns, labels, offsets, command=command, carried=carried, anonymous=anonymous
     ) as writer:
-        if not writer.complete:
+        if not writer.finished:
             writer.begin(probe[0], {slug: probe[1]})
             for view, block in writer.missing():
                 first, last = manifest.span(block)

@@ -54,7 +54,7 @@ class CacheWriter:
         manifest: Manifest of the cache.
         command: Command that would resume it.
         committed: Committed blocks, (view, block), each with the ids of the samples it excludes.
-        complete: Whether the cache was already finished, with the same views and exclusions, when its leader opened it.
+        finished: Whether the cache was already finished, with the same views and exclusions, when its leader opened it.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class CacheWriter:
         self._pending: deque[Future[int]] = deque()
         self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}
         self.committed: dict[tuple[int, int], tuple[int, ...]] = {}
-        self.complete = False
+        self.finished = False
         self._root: bytes | None = None  # root metadata of a cache that is resumed
         if not leads:
             return
@@ -115,8 +115,8 @@ class CacheWriter:
                 )
             self.place.append(f"{HOME}/history.jsonl", {"event": "dump", "time": now, **who, **(notes or {})})
             self.committed = self._trusted()
-            self.complete = self._is_whole()
-            if self.complete:
+            self.finished = self._is_whole()
+            if self.finished:
                 self._ledger.forget_records()  # left by a kill after the completion mark
         except BaseException:
             self._hold.close()
@@ -157,7 +157,7 @@ class CacheWriter:
         self._ledger.unmark()
         for view, bad in by_view.items():
             self._ledger.drop(view, bad)
-        self.complete = False
+        self.finished = False
 
     def leave_out(self, excluded: Sequence[int]) -> None:
         """Set the excluded samples (ids in the data set, ascending). Call it before `begin`, or before `finish`."""

@@ -235,7 +235,7 @@ def test_the_command_joins_what_two_commands_dumped(run, npz):
         done = run(*f"dump --teacher tiny:net --data arrays:{npz} --out {name}.zarr --samples {span}".split())
         assert done.exit_code == 0, done.output
     done = run("merge", "b.zarr", "a.zarr", "--out", "whole.zarr")
-    assert done.stdout == "whole.zarr: 300 samples x 1 view, complete\n"
+    assert done.stdout == "whole.zarr: 300 samples x 1 view, finished\n"
     assert run("verify", "whole.zarr").exit_code == 0
     refused = run("dump", "--teacher", "tiny:net", "--data", f"arrays:{npz}", "--out", "x.zarr", "--samples", "5")
     assert refused.exit_code == 2

@@ -155,7 +155,7 @@ def test_a_cache_is_not_cut_onto_itself(dump):
 def test_slice_on_the_command_line(dump, run):
     dump()
     assert (
-        run("slice", "c.zarr", "--out", "d.zarr", "--views", "1").stdout == "d.zarr: 300 samples x 1 view, complete\n"
+        run("slice", "c.zarr", "--out", "d.zarr", "--views", "1").stdout == "d.zarr: 300 samples x 1 view, finished\n"
     )
     assert "derived from" in run("info", "d.zarr").stdout
 
