@@ -144,15 +144,19 @@ def train_student(
         stack.enter_context(deterministic_algorithms("the student", enabled=chosen.deterministic))
         if chosen.gradient_checkpointing:
             stack.enter_context(checkpointing_gradients(model, job.network.name))
-        plan = plan_steps(job, chosen, replicas)
-        stepper = Stepper(model, job.objective, chosen, job.device, replicas, job.samples, capturable=plan.captures)
+        plan = plan_steps(job, chosen)
+        stepper = Stepper(
+            *(model, job.objective, chosen, job.device, replicas, job.samples),
+            static=plan.static,
+            capturable=plan.captures,
+        )
         plan = with_optimizer(plan, chosen, stepper)
         refuse_unfit_student(job, chosen, stepper, replicas)
         if replicas.leads:
             warn_of_milestones(chosen)
             warn_of_other_tokenizer(job.samples, student)
             plan.log(job.device, chosen.cuda_graph)
-        targets = stack.enter_context(contextlib.closing(targets_of(job, chosen, in_place=plan.resident is not None)))
+        targets = stack.enter_context(contextlib.closing(targets_of(job, chosen, in_place=plan.static)))
         stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
         path = local_path(out) if out else free_name(Path("runs"), stem)
         recorded, facts = _record(cache, student, chosen, job), _facts(job, targets.name)

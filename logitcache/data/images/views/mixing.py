@@ -19,7 +19,7 @@ from logitcache.runtime.device import to_device
 from logitcache.runtime.philox import integers, words
 from logitcache.store import is_among
 
-__all__ = ["MIXES", "Mixed", "Mixing", "blend", "blend_batch", "draw"]
+__all__ = ["MIXES", "Mixed", "Mixing", "blend", "blend_batch", "draw", "unmixed"]
 
 _FIRST_DRAW = 1 << 16
 _WHOLE = 256
@@ -63,6 +63,11 @@ class Mixed:
             np.where(gone, _WHOLE, self.weights),
             np.where(gone[:, None], 0, self.boxes),
         )
+
+
+def unmixed(samples: Ints) -> Mixed:
+    """Return the mixing parameters that leave rows as they are."""
+    return Mixed(samples, np.full(len(samples), _WHOLE), np.zeros((len(samples), 4), np.int64))
 
 
 def draw(
@@ -144,7 +149,8 @@ def blend_batch(own: Tensor, partners: Tensor, weights: Tensor, boxes: Tensor) -
     """
     height, width = own.shape[-2:]
     top, bottom, left, right = (
-        edge[:, None] * side // _WHOLE for edge, side in zip(boxes.unbind(1), (height, height, width, width), strict=True)
+        edge[:, None] * side // _WHOLE
+        for edge, side in zip(boxes.unbind(1), (height, height, width, width), strict=True)
     )
     rows, columns = (torch.arange(side, device=own.device) for side in (height, width))
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
