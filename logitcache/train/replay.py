@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from logitcache.data import Ids, View, modality_of
+from logitcache.data import Ids, RowLabels, View, modality_of
 from logitcache.data.optional import divided, has_fixed_shapes, resident_samples
 from logitcache.data.protocol import Renderer, Resident
 from logitcache.methods import SecondLabels
@@ -111,6 +112,54 @@ class _Share(NamedTuple):
     counted: int
 
 
+class _Rows(NamedTuple):
+    """Rows of a micro-batch: ids and labels, [B] int64, second labels if they are mixed, and numbers of resident samples."""
+
+    ids: Tensor
+    labels: Tensor
+    second: SecondLabels | None
+    numbers: Tensor
+
+
+class _Table:
+    """Rows of a view in the order of an epoch, on the device."""
+
+    def __init__(self, rows: int, columns: int, device: torch.device, *, mixes: bool) -> None:
+        """Allocate the tensors.
+
+        Args:
+            rows: Largest number of rows.
+            columns: Number of numbers that describe a resident sample.
+            device: Device of the student.
+            mixes: Whether any view that will be shown mixes samples.
+        """
+        integers = partial(torch.zeros, dtype=torch.int64, device=device)
+        self._numbers = integers(rows, 2 + columns)  # id, label and numbers
+        self._second = SecondLabels(integers(rows), torch.zeros(rows, device=device)) if mixes else None
+
+    def fill(self, rows: RowLabels, numbers: NDArray[np.int64] | None) -> None:
+        """Copy rows to the device.
+
+        Args:
+            rows: Rows in the order of the epoch.
+            numbers: Numbers that describe resident samples, [R, columns].
+        """
+        columns = [torch.from_numpy(rows.ids)[:, None], rows.labels[:, None]]
+        if numbers is not None:
+            columns.append(torch.from_numpy(numbers))
+        self._numbers[: len(rows.ids)].copy_(torch.cat(columns, 1))
+        if rows.second is not None and self._second is not None:
+            for there, here in zip((self._second.labels, self._second.weights), rows.second, strict=True):
+                there[: len(here)].copy_(here)
+
+    def at(self, places: Tensor, *, mixes: bool) -> _Rows:
+        """Return the rows at some places in the order of the epoch, [B], without synchronizing; `mixes`: whether they are mixed."""
+        found, second = self._numbers.index_select(0, places), None
+        if mixes and self._second is not None:
+            second = SecondLabels(*(one.index_select(0, places) for one in (self._second.labels, self._second.weights)))
+        return _Rows(found[:, 0], found[:, 1], second, found[:, 2:])
+
+
 class StaticSteps:
     """Runs the steps of epochs on static tensors."""
 
@@ -144,19 +193,14 @@ class StaticSteps:
         self._replay = Replay(job.device, stepper.forget, captures=plan.captures)
         self._resident = plan.resident
         self._staging = None if plan.resident is not None else Staging(job.inputs, job.device)
-        samples, positions = len(job.samples), range(max(map(len, job.epoch_views)))
-        integers = partial(torch.zeros, dtype=torch.int64, device=job.device)
-        # Row, label and crop of every sample in the order of the epoch; one table for each view of a pair.
-        columns = 2 + (0 if plan.resident is None else plan.resident.columns)
-        self._tables = [integers(samples, columns) for _ in positions]
-        self._second = [
-            SecondLabels(integers(samples), torch.zeros(samples, device=job.device))
-            if any(shown[position].mixes for shown in job.epoch_views)
-            else None
-            for position in positions
+        samples, columns = len(job.samples), 0 if plan.resident is None else plan.resident.columns
+        self._tables = [  # one for each view of a pair
+            _Table(samples, columns, job.device, mixes=any(view.mixes for view in views))
+            for views in zip(*job.epoch_views, strict=True)
         ]
         self._rates = torch.zeros(samples, dtype=torch.float64, device=job.device)
-        self._place, self._step = integers(1), integers(1)  # next sample and next step
+        # Position of the next sample and number of the next step.
+        self._place, self._step = (torch.zeros(1, dtype=torch.int64, device=job.device) for _ in range(2))
         self._offsets = torch.arange(settings.batch_size, device=job.device)
 
     def steps(
@@ -215,17 +259,9 @@ class StaticSteps:
 
     def _fill(self, views: Sequence[View], ids: Ids, rates: Sequence[float]) -> None:
         """Copy everything that the steps of an epoch need to the device."""
-        for view, table, second in zip(views, self._tables, self._second, strict=False):
-            rows = self._modality.row_labels(self._job.samples, view, ids)
-            columns = [torch.from_numpy(rows.ids)[:, None], rows.labels[:, None]]
-            if self._resident is not None:
-                columns.append(torch.from_numpy(self._resident.numbers(view, ids)))
-            table[: len(ids)].copy_(torch.cat(columns, 1))
-            if rows.second is not None:
-                assert second is not None
-                labels, weights = rows.second
-                second.labels[: len(ids)].copy_(labels)
-                second.weights[: len(ids)].copy_(weights)
+        for view, table in zip(views, self._tables, strict=True):
+            numbers = None if self._resident is None else self._resident.numbers(view, ids)
+            table.fill(self._modality.row_labels(self._job.samples, view, ids), numbers)
         self._rates[: len(rates)].copy_(torch.tensor(rates, dtype=torch.float64))
         self._place.zero_()
         self._step.zero_()
@@ -254,15 +290,11 @@ class StaticSteps:
         self, number: int, position: int, places: Tensor, counted: int, mixes: Sequence[bool]
     ) -> MicroBatch:
         """Gather samples of a view by their positions in the order of the epoch, [B]."""
-        table = self._tables[position].index_select(0, places)
-        rows, labels = table[:, 0], table[:, 1]
-        second = self._second[position] if mixes[position] else None
-        if second is not None:
-            second = SecondLabels(second.labels.index_select(0, places), second.weights.index_select(0, places))
+        rows = self._tables[position].at(places, mixes=mixes[position])
         if self._staging is not None:
             inputs = self._staging.inputs(number * len(mixes) + position)
         else:
             assert self._resident is not None
-            inputs = self._resident.inputs(table[:, 2:])
-        teacher = None if self._targets is None else self._targets.held(position).at(rows)
-        return MicroBatch(inputs, None, labels, second, teacher, counted)
+            inputs = self._resident.inputs(rows.numbers)
+        teacher = None if self._targets is None else self._targets.held(position).at(rows.ids)
+        return MicroBatch(inputs, None, rows.labels, rows.second, teacher, counted)
