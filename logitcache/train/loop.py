@@ -45,10 +45,11 @@ from logitcache.train.order import (
     shuffled,
 )
 from logitcache.train.pull import record_pull
-from logitcache.train.replay import StaticSteps, StepPlan
+from logitcache.train.replay import StaticSteps
 from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
 from logitcache.train.step import SUMS, MicroBatch, Stepper
+from logitcache.train.step_plan import StepPlan
 from logitcache.train.targets import CachedTargets, SomeRows, Stretch, Targets, predicted_classes
 
 __all__ = ["Loop"]

@@ -40,10 +40,10 @@ from logitcache.train.keep import save_last
 from logitcache.train.loop import Loop
 from logitcache.train.metrics import EpochMetrics
 from logitcache.train.probe import refuse_unfit_student
-from logitcache.train.replay import plan_steps, with_optimizer
 from logitcache.train.replicas import Replicas, join_replicas
 from logitcache.train.settings import TrainRequest, TrainSettings
 from logitcache.train.step import Stepper
+from logitcache.train.step_plan import plan_steps, with_optimizer
 from logitcache.train.usual import with_usual
 
 __all__ = ["RunResult", "train_student"]

@@ -26,7 +26,7 @@ from logitcache.data.images.views import preprocessing
 from logitcache.errors import InputError, StoppedError
 from logitcache.methods import METHODS
 from logitcache.runtime.graphs import Replay
-from logitcache.train import replay
+from logitcache.train import replay, step_plan
 from logitcache.train.job import prepare, targets_of
 from logitcache.train.optimize import OPTIMIZERS, is_capturable, make_optimizer, set_rate
 from logitcache.train.replicas import Replicas
@@ -254,7 +254,7 @@ def test_a_step_copies_nothing_to_a_gpu(data, cache, method, monkeypatch):
             network = tiny.student(tiny.CLASSES)
         stepper = Stepper(network, job.objective, settings, CUDA, Replicas(), data)
         targets = targets_of(job, settings, in_place=True)
-        plan = replay.StepPlan(static=True, captures=False, reason="", resident=images)
+        plan = step_plan.StepPlan(static=True, captures=False, reason="", resident=images)
         sums = torch.zeros(7, dtype=torch.float64, device=CUDA)
         steps = replay.StaticSteps(job, settings, stepper, targets, Replicas(), plan, sums)
         views, stepper.norms = job.epoch_views[0], {}
@@ -311,7 +311,7 @@ STAGED = "the device is cpu; steps use static tensors, batches are copied to the
 
 
 def lines(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == replay.__name__]
+    return [record.getMessage() for record in caplog.records if record.name == step_plan.__name__]
 
 
 @pytest.mark.parametrize(
