@@ -25,6 +25,7 @@ __all__ = [
     "divided",
     "facts_of",
     "for_training",
+    "has_fixed_shapes",
     "held_out",
     "measured_besides",
     "resident_samples",
@@ -175,16 +176,19 @@ def resident_samples(
     """Return samples that are rendered on the device without the host, or None and the reason.
 
     Args:
-        modality: Modality of the data.
+        modality: Modality of the data, with fixed shapes.
         samples: Data set.
         views: All views that will be rendered.
         inputs: Preprocessing of the student.
         device: Device that renders.
     """
-    if (find := getattr(modality, "resident", None)) is None:
-        return None, f"{modality.name} is rendered by the host"
-    found: tuple[Resident | None, str] = find(samples, views, inputs, device)
+    found: tuple[Resident | None, str] = modality.resident(samples, views, inputs, device)  # type: ignore[attr-defined]
     return found
+
+
+def has_fixed_shapes(modality: Modality) -> bool:
+    """Return whether each sample is one row and one entry of a tensor of fixed shape, which a modality with `resident` promises."""
+    return hasattr(modality, "resident")
 
 
 def save_network(modality: Modality, samples: Any, network: Any, folder: Path, names: Sequence[str]) -> None:

@@ -219,8 +219,8 @@ class Modality(Protocol):
     Optional methods, called through `data.optional`: `arrange` and `divide` (packing of samples into batches), `continued` (views of a
     cache that an earlier version started), `for_training` (preprocessing of a student, if it differs from its teacher's), `held_out`
     (samples for evaluation instead of training), `counting` (rows that count in the loss), `save_network` (save a student in the format
-    of other libraries), `arrays` and `recorded` (data that a cache carries), `resident` (samples rendered on the device); and the
-    attribute `views_are_equal`, True if all views are the same.
+    of other libraries), `arrays` and `recorded` (data that a cache carries), `resident` (samples rendered on the device; a modality
+    that has it promises batches of fixed shapes); and the attribute `views_are_equal`, True if all views are the same.
 
     Attributes:
         name: Name recorded in caches: `images`, or `package.module:name` to import it from.

@@ -45,10 +45,11 @@ from logitcache.train.order import (
     shuffled,
 )
 from logitcache.train.pull import record_pull
-from logitcache.train.replay import StaticSteps, StepPlan
+from logitcache.train.replay import StaticSteps
 from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
 from logitcache.train.step import SUMS, MicroBatch, Stepper
+from logitcache.train.step_plan import StepPlan
 from logitcache.train.targets import CachedTargets, SomeRows, Stretch, Targets, predicted_classes
 
 __all__ = ["Loop"]
@@ -94,8 +95,8 @@ class Loop:
         self._beside: SomeRows | None = None  # teacher's rows of the held-out samples
         self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)  # metrics of the current epoch
         self._static: StaticSteps | None = None
-        if plan.resident is not None:
-            self._static = StaticSteps(job, settings, stepper, targets, plan, self._sums)
+        if plan.static:
+            self._static = StaticSteps(job, settings, stepper, targets, replicas, plan, self._sums)
         self._save_whole: Callable[[], None] = lambda: None  # saves the state at the end of the steps of an epoch
         if job.test is not None:
             seen, view = self.modality.for_evaluation(job.inputs, job.test)
@@ -229,7 +230,7 @@ class Loop:
         """Take a step on each batch, add its metrics to the sums of the epoch, and yield the batch."""
         progress = progress_after(epoch, self.schedule)
         if self._static is not None:
-            yield from self._static.steps(views, batches, rates, progress)
+            yield from self._static.steps(views, batches, rates, progress, renderers)
             return
         for parts, batch, rate in zip(self._micro_batches(views, batches, renderers), batches, rates, strict=True):
             self._sums += self.stepper.step(parts, count_rows(self.counted, batch), rate, progress)

@@ -3,7 +3,7 @@
 import copy
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from datetime import timedelta
@@ -20,7 +20,7 @@ from logitcache.errors import CacheMismatchError, LogitCacheError, StoppedError,
 from logitcache.models.language.head import HiddenStates
 from logitcache.runtime.processes import join_store, lasting_store, under_torchrun
 
-__all__ = ["Replicas", "answer_of", "join_replicas"]
+__all__ = ["Averaging", "Replicas", "answer_of", "join_replicas"]
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=1)  # processes may wait while one evaluates; torchrun stops all when one dies
@@ -108,6 +108,10 @@ class Replicas:
         # gives the same result; and students may have unused parameters.
         gpu = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(_WithHead(model), device_ids=gpu, find_unused_parameters=True)
+
+    def average(self, model: nn.Module) -> "Averaging | None":
+        """Return collectives that do the work of DistributedDataParallel in steps on static tensors; None if there is one process."""
+        return Averaging(model, self.world) if self.world > 1 else None
 
     def summed(self, sums: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""
@@ -197,6 +201,55 @@ class Replicas:
                 f"process {self.rank} lost its connection to the others because one has ended ({first_line(error)}). Saved state is "
                 "intact; if the run has started, restart all processes with --resume."
             ) from error
+
+
+class Averaging:
+    """Averages gradients over all processes, like DistributedDataParallel, but with explicit collectives that a CUDA graph can hold."""
+
+    def __init__(self, model: nn.Module, world: int) -> None:
+        """Give every process the weights and buffers of the leader.
+
+        Args:
+            model: Student, on its device.
+            world: Number of processes.
+        """
+        self._parameters, self._buffers, self._world = list(model.parameters()), list(model.buffers()), world
+        _broadcast([*self._parameters, *self._buffers])
+
+    def broadcast_buffers(self) -> None:
+        """Copy the leader's buffers, such as the statistics of batch normalization, to the other processes."""
+        _broadcast(self._buffers)
+
+    @torch.no_grad()
+    def average_gradients(self) -> None:
+        """Replace each gradient by its mean over all processes; every process must have the same gradients."""
+        for gradients in _by_dtype([one.grad for one in self._parameters if one.grad is not None]):
+            together = torch.cat([one.flatten() for one in gradients]).mul_(1 / self._world)
+            distributed.all_reduce(together)
+            _unpack(together, gradients)
+
+
+@torch.no_grad()
+def _broadcast(tensors: Sequence[Tensor]) -> None:
+    """Copy the leader's tensors to the other processes, with one broadcast per dtype."""
+    for alike in _by_dtype(tensors):
+        together = torch.cat([one.detach().flatten() for one in alike])
+        distributed.broadcast(together, src=0)
+        _unpack(together, alike)
+
+
+def _by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Group tensors by dtype, in order."""
+    found: dict[torch.dtype, list[Tensor]] = {}
+    for one in tensors:
+        found.setdefault(one.dtype, []).append(one)
+    return list(found.values())
+
+
+def _unpack(together: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copy the parts of a flat tensor back to the tensors that it was made from."""
+    parts = torch.split(together, [one.numel() for one in tensors])
+    torch._foreach_copy_(list(tensors), [part.view(one.shape) for part, one in zip(parts, tensors, strict=True)])
 
 
 def join_replicas(device: torch.device) -> Replicas:

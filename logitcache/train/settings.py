@@ -468,8 +468,8 @@ class Execution(Settings):
     cuda_graph: str = option(
         "auto",
         metavar="auto|on|off",
-        help="Capture whole steps as a CUDA graph and replay them, for in-memory images on a GPU. Not tried on a GPU yet, so auto means "
-        "off. If on is not possible, steps run eagerly and the reason is logged.",
+        help="Capture whole steps as a CUDA graph and replay them, for images on a GPU. Not tried on a GPU yet, so auto means off. If on "
+        "is not possible, steps run eagerly and the reason is logged.",
     )
     deterministic: bool = option(
         False,

@@ -70,6 +70,7 @@ class Stepper:
         replicas: Replicas,
         samples: Samples,
         *,
+        static: bool = False,
         capturable: bool = False,
     ) -> None:
         """Prepare a student for training.
@@ -81,6 +82,7 @@ class Stepper:
             device: Device to train on.
             replicas: Processes that train together.
             samples: Training data; its modality determines which of the student's outputs are rows.
+            static: Whether steps run on static tensors, so that gradients are averaged over processes by `Averaging`.
             capturable: Whether steps will be captured as a CUDA graph, so that they must not synchronize with the host.
         """
         self.model, self._objective, self._device = model, objective, device
@@ -108,7 +110,9 @@ class Stepper:
         if settings.channels_last:
             model.to(memory_format=torch.channels_last)
         self._channels_last = settings.channels_last
-        self._replicas, self._replicated = replicas, replicas.replicate(model, device)
+        self._replicas = replicas
+        self._averaging = replicas.average(model) if static else None
+        self._replicated = model if static else replicas.replicate(model, device)
         self._run: Callable[..., Any] = self._replicated
         self.norms: dict[str, float] | None = None  # Objective.gradient_norms of the first batch
         if settings.compiled:
@@ -146,6 +150,8 @@ class Stepper:
             Metrics in `SUMS`, summed over this process's rows (fractions are averaged over views), float64 on the device.
         """
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self._device)
+        if self._averaging is not None:
+            self._averaging.broadcast_buffers()
         for number, part in enumerate(parts):
             count = part[0].weight_rows
             with self._no_sync() if number + 1 < len(parts) else contextlib.nullcontext():
@@ -164,6 +170,8 @@ class Stepper:
             summed = torch.stack([terms for _, terms, _ in found]).sum(0)
             averaged = torch.stack([shares for _, _, shares in found]).mean(0)
             sums += torch.cat([summed, averaged]).double() * count
+        if self._averaging is not None:
+            self._averaging.average_gradients()
         if self._clip is not None:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)

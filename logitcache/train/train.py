@@ -41,10 +41,10 @@ from logitcache.train.keep import save_last
 from logitcache.train.loop import Loop
 from logitcache.train.metrics import EpochMetrics
 from logitcache.train.probe import refuse_unfit_student
-from logitcache.train.replay import plan_steps, with_optimizer
 from logitcache.train.replicas import Replicas, join_replicas
 from logitcache.train.settings import TrainRequest, TrainSettings
 from logitcache.train.step import Stepper
+from logitcache.train.step_plan import StepPlan, plan_steps, with_optimizer
 from logitcache.train.usual import with_usual
 
 __all__ = ["RunResult", "train_student"]
@@ -120,17 +120,7 @@ def train_student(
         LogitCacheError: Base class of these and all other errors.
     """
     chosen = TrainSettings.over(settings, options)
-    if student is None:
-        raise InputError("there is no student to train; pass the name of a network or a module (--student)")
-    if not isinstance(student, str | nn.Module) or isinstance(cache, nn.Module):
-        raise InputError(
-            f"train_student(cache, student) takes a path or a Cache, and the name of a network or a module; found {type(cache).__name__} "
-            f"and {type(student).__name__}. Call a factory with the number of classes first."
-        )
-    if TrainRequest(extend=extend).extend and not resume:
-        raise InputError(
-            "--extend is for a run that is extended; use it with --resume, --out RUN and more --epochs than the run had"
-        )
+    student = _checked(cache, student, extend, resume=resume)
     told = combine_callbacks(callbacks, on_progress=on_progress, on_epoch=on_epoch, should_stop=should_stop)
     replicas = join_replicas(pick_device(chosen.device))
     with explain_lost_workers(), replicas.explain_lost_process(), contextlib.ExitStack() as stack:
@@ -144,15 +134,8 @@ def train_student(
         stack.enter_context(deterministic_algorithms("the student", enabled=chosen.deterministic))
         if chosen.gradient_checkpointing:
             stack.enter_context(checkpointing_gradients(model, job.network.name))
-        plan = plan_steps(job, chosen, replicas)
-        stepper = Stepper(model, job.objective, chosen, job.device, replicas, job.samples, capturable=plan.captures)
-        plan = with_optimizer(plan, chosen, stepper)
-        refuse_unfit_student(job, chosen, stepper, replicas)
-        if replicas.leads:
-            warn_of_milestones(chosen)
-            warn_of_other_tokenizer(job.samples, student)
-            plan.log(job.device, chosen.cuda_graph)
-        targets = stack.enter_context(contextlib.closing(targets_of(job, chosen, in_place=plan.resident is not None)))
+        plan, stepper = _prepared_steps(job, student, chosen, replicas)
+        targets = stack.enter_context(contextlib.closing(targets_of(job, chosen, in_place=plan.static)))
         stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
         path = local_path(out) if out else free_name(Path("runs"), stem)
         recorded, facts = _record(cache, student, chosen, job), _facts(job, targets.name)
@@ -176,6 +159,45 @@ def train_student(
 def _check_target(replicas: Replicas, path: Path, *, resume: bool) -> None:
     """Refuse a folder that cannot hold the run before data and student are opened, which may take minutes."""
     replicas.from_leader(lambda: check_run_target(path, resume=resume or replicas.began(path)))
+
+
+def _checked(cache: Any, student: Any, extend: str | None, *, resume: bool) -> str | nn.Module:
+    """Return the student.
+
+    Raises:
+        InputError: If the arguments are of other types, or --extend is given without --resume.
+    """
+    if student is None:
+        raise InputError("there is no student to train; pass the name of a network or a module (--student)")
+    if not isinstance(student, str | nn.Module) or isinstance(cache, nn.Module):
+        raise InputError(
+            f"train_student(cache, student) takes a path or a Cache, and the name of a network or a module; found {type(cache).__name__} "
+            f"and {type(student).__name__}. Call a factory with the number of classes first."
+        )
+    if TrainRequest(extend=extend).extend and not resume:
+        raise InputError(
+            "--extend is for a run that is extended; use it with --resume, --out RUN and more --epochs than the run had"
+        )
+    return student
+
+
+def _prepared_steps(
+    job: Job, student: str | nn.Module, chosen: TrainSettings, replicas: Replicas
+) -> tuple[StepPlan, Stepper]:
+    """Return how steps are executed, and the student with its optimizer; warn about settings that are probably wrong."""
+    plan = plan_steps(job, chosen)
+    stepper = Stepper(
+        *(job.network.module, job.objective, chosen, job.device, replicas, job.samples),
+        static=plan.static,
+        capturable=plan.captures,
+    )
+    plan = with_optimizer(plan, chosen, stepper)
+    refuse_unfit_student(job, chosen, stepper, replicas)
+    if replicas.leads:
+        warn_of_milestones(chosen)
+        warn_of_other_tokenizer(job.samples, student)
+        plan.log(job.device, chosen.cuda_graph)
+    return plan, stepper
 
 
 def _begun(

@@ -159,6 +159,18 @@ def test_both_views_of_a_pair_are_in_one_graph(train, replays, data, tmp_path_fa
     assert len(replays) >= 6 * REPLAYS
 
 
+@pytest.mark.parametrize("augment", ["pad-crop-flip+mixup+cutmix", "random-resized-crop-flip", "cifar-strong+mixup"])
+def test_mixed_images_and_batches_from_the_host_are_replayed(train, replays, monkeypatch, augment):
+    """Rendered on the device, or by worker processes and copied one batch ahead."""
+    go = partial(train, cache=None, method="ce", augment=augment, workers=2, cuda_graph="on")
+    replayed = go()
+    assert len(replays) >= 6 * REPLAYS
+    with called(monkeypatch):
+        others = go()
+    assert torch.equal(weights(replayed), weights(others))
+    assert losses(replayed) == losses(others)
+
+
 @pytest.mark.skipif(ASKED == "cpu", reason="compiling takes a minute, and shows nothing on a CPU")
 def test_a_compiled_student_and_loss_are_in_the_graph(train, replays):
     train(method="rld", compiled=True, cuda_graph="on", deterministic=False)

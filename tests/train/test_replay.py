@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -25,7 +26,7 @@ from logitcache.data.images.views import preprocessing
 from logitcache.errors import InputError, StoppedError
 from logitcache.methods import METHODS
 from logitcache.runtime.graphs import Replay
-from logitcache.train import replay
+from logitcache.train import replay, step_plan
 from logitcache.train.job import prepare, targets_of
 from logitcache.train.optimize import OPTIMIZERS, is_capturable, make_optimizer, set_rate
 from logitcache.train.replicas import Replicas
@@ -125,6 +126,25 @@ def test_both_views_of_a_pair_are_in_one_step(train, data, tmp_path_factory, met
     assert_same(train(cache=pairs, method=method, cuda_graph="on"), train(cache=pairs, method=method))
 
 
+@pytest.mark.parametrize("augment", ["pad-crop-flip,none", "pad-crop-flip+mixup,none"])
+def test_pairs_that_the_host_renders(train, data, tmp_path_factory, augment):
+    """One of the two mixes images, or none; each step has three micro-batches of two views."""
+    pairs = dumped(tmp_path_factory, data, augment=augment, views=2)
+    go = partial(train, cache=pairs, method="mlkd", image_size=20, workers=0, grad_accum_steps=3)
+    assert_same(go(cuda_graph="on"), go())
+
+
+def test_a_folder_of_images(train, tmp_path):
+    """Decoded by worker processes; the last batch of an epoch is smaller, so it is a step of its own."""
+    pixels, labels, _ = tiny.arrays()
+    for number in range(40):
+        folder = tmp_path / f"images/{labels[number] % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[number]).save(folder / f"{number}.png")
+    go = partial(train, cache=None, method="ce", data=f"imagefolder:{tmp_path}/images", augment="none", workers=1)
+    assert_same(go(batch_size=12, cuda_graph="on"), go(batch_size=12))
+
+
 def test_grey_images_and_a_stretch_of_a_data_set(train, tmp_path_factory):
     pixels, labels, classes = tiny.arrays()
     grey = ArrayImages(pixels[..., 0], labels, classes)
@@ -193,6 +213,12 @@ def test_nothing_else_in_a_step_asks_the_host(train, guarded, changes):
     assert np.isfinite(found.results["loss"])
 
 
+@pytest.mark.parametrize("augment", ["pad-crop-flip+mixup+cutmix", "random-resized-crop-flip+mixup"])
+def test_mixing_and_batches_from_the_host_ask_the_host_for_nothing(train, guarded, augment):
+    train(cache=None, method="ce", augment=augment, workers=0, epochs=1, cuda_graph="on")
+    assert guarded["guarded"] == 1
+
+
 @pytest.mark.parametrize("stored", [{"precision": "u8"}, {"top_k": 2}, {"top_k": 1, "precision": "u8"}], ids=str)
 def test_no_encoding_asks_the_host(train, guarded, data, tmp_path_factory, stored):
     train(cache=dumped(tmp_path_factory, data, **stored), epochs=1, method="rld", cuda_graph="on")
@@ -228,17 +254,15 @@ def test_a_step_copies_nothing_to_a_gpu(data, cache, method, monkeypatch):
             network = tiny.student(tiny.CLASSES)
         stepper = Stepper(network, job.objective, settings, CUDA, Replicas(), data)
         targets = targets_of(job, settings, in_place=True)
-        plan, sums = (
-            replay.StepPlan(images, captures=False, reason=""),
-            torch.zeros(7, dtype=torch.float64, device=CUDA),
-        )
-        steps = replay.StaticSteps(job, settings, stepper, targets, plan, sums)
+        plan = step_plan.StepPlan(static=True, captures=False, reason="", resident=images)
+        sums = torch.zeros(7, dtype=torch.float64, device=CUDA)
+        steps = replay.StaticSteps(job, settings, stepper, targets, Replicas(), plan, sums)
         views, stepper.norms = job.epoch_views[0], {}
         targets.begin(Stretch(views), Stretch(views))
         steps._fill(views, np.arange(48), [0.1])
         for _ in range(2):  # constants are made once
             with graphs.OnlyWhatAGraphHolds() if _ else contextlib.nullcontext():
-                batch = steps._micro_batch(0, steps._place + steps._offsets)
+                batch = steps._micro_batch(0, 0, steps._place + steps._offsets, 48, [False])
                 total, *_ = stepper._forward(batch, 0.5)
         assert total.device == batch.labels.device == CUDA
         targets.close()
@@ -282,17 +306,21 @@ def test_a_capture_that_fails_leaves_nothing_behind(train, monkeypatch, changes)
     assert_same(go(), usual)
 
 
+RESIDENT = "the device is cpu; steps use static tensors, images are rendered on the device"
+STAGED = "the device is cpu; steps use static tensors, batches are copied to the device"
+
+
 def lines(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == replay.__name__]
+    return [record.getMessage() for record in caplog.records if record.name == step_plan.__name__]
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({}, "the device is cpu; steps use static tensors"),
+        ({}, RESIDENT),
         ({"live_teacher": tiny.net(tiny.CLASSES)}, "the live teacher runs in every step"),
         ({"memory_budget": 2_600}, "--memory-budget reads rows in windows"),
-        ({"image_size": 20}, "views are rendered by the host"),
+        ({"image_size": 20}, f"{STAGED} (views are rendered by the host)"),
     ],
     ids=["cpu", "live", "windows", "resized"],
 )
@@ -303,12 +331,22 @@ def test_one_line_says_how_steps_are_taken_and_why(train, caplog, changes, reaso
     assert json.loads((run.path / "run.json").read_text())["settings"]["cuda_graph"] == "on"
 
 
-@pytest.mark.parametrize("augment", ["pad-crop-flip+mixup", "cifar-strong", "random-resized-crop-flip"])
-def test_views_that_the_host_renders_are_trained_on_as_before(train, caplog, augment):
+@pytest.mark.parametrize(
+    ("augment", "where"),
+    [
+        ("cifar-strong", f"{STAGED} (views are rendered by the host)"),
+        ("random-resized-crop-flip", f"{STAGED} (views are rendered by the host)"),
+        ("pad-crop-flip+mixup", RESIDENT),
+        ("pad-crop-flip+cutmix(p=0.5)+mixup", RESIDENT),
+        ("random-resized-crop-flip+cutmix", f"{STAGED} (views are rendered by the host)"),
+    ],
+)
+def test_every_augmentation_is_trained_on_in_static_steps(train, caplog, augment, where):
+    go = partial(train, cache=None, method="ce", augment=augment, workers=0, grad_accum_steps=2)
+    usual = go()
     caplog.set_level(logging.INFO)
-    train(cache=None, method="ce", augment=augment, epochs=1, cuda_graph="on", workers=0)
-    reason = "views mix samples" if "mixup" in augment else "views are rendered by the host"
-    assert lines(caplog) == [f"steps are run eagerly: {reason}"]
+    assert_same(go(cuda_graph="on"), usual)
+    assert lines(caplog) == [f"steps are run eagerly: {where}"]
 
 
 def test_nothing_is_said_where_nobody_asked(train, caplog):

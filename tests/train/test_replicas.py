@@ -50,7 +50,10 @@ class Dropping(torch.nn.Module):  # keeps what its dropout leaves of each batch 
 dropping = Dropping()
 train("dropping", student=dropping)
 torch.save(dropping.drawn, folder / f"drawn-{rank}.pt")
-train("still", student="tiny:still", batch_size=299, grad_accum_steps=2, clip_grad=1.0, model_ema_decay=0.9)
+much = {"student": "tiny:still", "batch_size": 299, "grad_accum_steps": 2, "clip_grad": 1.0, "model_ema_decay": 0.9}
+train("still", **much)
+train("still-static", cuda_graph="on", **much)
+train("mixed-static", "mixed.zarr", cuda_graph="on")
 
 asked_in_second = 0
 def asked():  # by the second process alone, in the second epoch
@@ -180,6 +183,17 @@ def test_two_processes_take_the_steps_of_one(job, tmp_path):
     for two, one in zip(metrics(job / "still"), metrics(tmp_path / "alone"), strict=True):
         for name in ("loss", "ce", "kd", "train_accuracy", "teacher_agreement", "test_accuracy", "test_ece"):
             assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("static", "usual", "files"),
+    [("mixed-static", "mixed-cached", ["student"]), ("still-static", "still", ["student", "student-ema"])],
+)
+def test_static_steps_average_gradients_and_share_buffers_as_torch_does(job, static, usual, files):
+    for file in files:
+        assert torch.equal(weights(job / static, file), weights(job / usual, file))
+    timed = {"seconds": 0, "images_per_second": 0}
+    assert [one | timed for one in metrics(job / static)] == [one | timed for one in metrics(job / usual)]
 
 
 def test_a_stop_that_one_process_hears_stops_all_and_goes_on_as_if_unbroken(job):

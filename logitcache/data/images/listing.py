@@ -20,6 +20,7 @@ from logitcache.runtime.wording import counted
 __all__ = ["Listing", "list_images", "readable", "suffixes"]
 
 _LOG = logging.getLogger(__name__)
+_ASKED = 100  # files of a folder to ask about first whether they may be read
 _NAMED = 3  # files of other types to name in the log
 
 
@@ -115,7 +116,8 @@ class _Walk:
         Raises:
             InputError: If a folder cannot be opened, or links form a cycle.
         """
-        here, refused, others, endings = _identity(folder), dict[str, str](), list[str](), suffixes()
+        here, refused, endings = _identity(folder), dict[str, str](), suffixes()
+        images, others = list[str](), list[str]()
         if here in above:
             raise InputError(
                 f"{readable(folder)} is a link to one of its own parent folders, which makes a cycle. Remove the link."
@@ -132,14 +134,28 @@ class _Walk:
             elif not is_image:
                 others.append(name)
             else:
-                found.append(prefix + name)
+                images.append(name)
                 if is_broken:
-                    refused[found[-1]] = "it is a broken link"
-                elif self._asks and not os.access(entry.path, os.R_OK):
-                    refused[found[-1]] = "permission denied"
+                    refused[prefix + name] = "it is a broken link"
+        found += [prefix + name for name in images]
+        if self._asks:
+            refused = {prefix + name: "permission denied" for name in _refused(folder, images)} | refused
         self.skipped["others"] += len(others)
         self.others = sorted([*self.others, *others])[:_NAMED]
         return refused
+
+
+def _refused(folder: str, names: Sequence[str]) -> Sequence[str]:
+    """Return the files of a folder that may not be read.
+
+    Asking takes as long as listing, so in a large folder some files are asked about first, and all of them if one is refused.
+    """
+    step = -(-len(names) // _ASKED) or 1
+    for some in (names[::step], names):
+        refused = [name for name in some if not os.access(f"{folder}/{name}", os.R_OK)]
+        if step == 1 or not refused:
+            return refused
+    return refused
 
 
 def _identity(folder: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 import logitcache
 from logitcache.data import FolderImages
 from logitcache.data.exclusion import Reading
+from logitcache.data.images import listing
 from logitcache.errors import InputError, UnreadableError
 
 
@@ -97,6 +98,20 @@ def test_what_may_not_be_read_is_named_before_anything_runs(folder, monkeypatch,
         expected = "d/bee cannot be opened: Permission denied"
     with pytest.raises(InputError, match=expected):
         FolderImages(folder)
+
+
+def test_files_of_a_large_folder_are_all_asked_about_if_one_of_some_is_refused(monkeypatch):
+    """So a folder that was copied without its permissions is named file by file, and listing a good one takes half as long."""
+    asked = []
+    names = [str(number) for number in range(1000)]
+    monkeypatch.setattr(os, "access", lambda path, _: asked.append(path) or path not in denied)
+    denied = set()
+    assert not listing._refused("d", names)
+    assert len(asked) == 100
+    denied |= {"d/20", "d/21"}
+    assert listing._refused("d", names) == ["20", "21"]
+    assert listing._refused("d", names[21:25]) == ["21"]
+    assert not listing._refused("d", [])
 
 
 def test_names_that_are_not_utf8_work(folder, tmp_path):

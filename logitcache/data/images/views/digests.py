@@ -65,8 +65,15 @@ def multilinear_digests(pixels: Tensor) -> Tensor:
     keys = _keys(_HEAD + words.shape[1], pixels.device)
     at_once = max((_AT_ONCE_ON_CPU if pixels.device.type == "cpu" else _AT_ONCE) // max(words.shape[1], 1), 1)
     shape = sum(size * _key(number) for number, size in enumerate(pixels.shape[1:]))
-    sums = [some.long().mul_(keys[_HEAD:]).sum(1) for some in torch.split(words, at_once)]
+    sums = [_sum_products(some.long(), keys[_HEAD:]) for some in torch.split(words, at_once)]
     return _mix_bits(torch.cat(sums) + _signed(shape))
+
+
+def _sum_products(words: Tensor, keys: Tensor) -> Tensor:
+    """Return the sum over columns of words, [B, N] int64, times keys, [N], modulo 2**64; words may be overwritten."""
+    if words.device.type == "cpu":
+        return words @ keys  # CUDA has no product of integer matrices
+    return words.mul_(keys).sum(1)
 
 
 def _mix_bits(sums: Tensor) -> Tensor:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from logitcache.data.images.views.preprocessing import resize
 from logitcache.errors import InputError
+from logitcache.runtime.device import to_device
 from logitcache.runtime.philox import integers, words
 from logitcache.store import is_among
 
-__all__ = ["MIXES", "Mixed", "Mixing", "blend", "draw"]
+__all__ = ["MIXES", "Mixed", "Mixing", "blend", "blend_batch", "draw", "unmixed"]
 
 _FIRST_DRAW = 1 << 16
 _WHOLE = 256
@@ -62,6 +63,11 @@ class Mixed:
             np.where(gone, _WHOLE, self.weights),
             np.where(gone[:, None], 0, self.boxes),
         )
+
+
+def unmixed(samples: Ints) -> Mixed:
+    """Return the mixing parameters that leave rows as they are."""
+    return Mixed(samples, np.full(len(samples), _WHOLE), np.zeros((len(samples), 4), np.int64))
 
 
 def draw(
@@ -121,25 +127,33 @@ def blend(own: Tensor | list[Tensor], partners: Tensor | list[Tensor], mixed: Mi
     """Mix renditions: [B, C, H, W] uint8, or one tensor per row. Partners of another size are resized to the size of the row."""
     weights, boxes = torch.from_numpy(mixed.weights), torch.from_numpy(mixed.boxes)
     if isinstance(own, Tensor) and isinstance(partners, Tensor):
-        return _blended(own, partners, weights, boxes)
+        return blend_batch(own, partners, to_device(weights, own.device), to_device(boxes, own.device))
     rows = []
     for row, pair in enumerate(zip(own, partners, strict=True)):
         one, other = (
             pixels.expand(max(map(len, pair)), -1, -1) for pixels in pair
         )  # repeat the channel of a grey image
         fitted = other if one.shape == other.shape else resize(other, list(one.shape[-2:]))
-        rows.append(_blended(one[None], fitted[None], weights[row : row + 1], boxes[row : row + 1])[0])
+        rows.append(blend_batch(one[None], fitted[None], weights[row : row + 1], boxes[row : row + 1])[0])
     return rows
 
 
-def _blended(own: Tensor, partners: Tensor, weights: Tensor, boxes: Tensor) -> Tensor:
+def blend_batch(own: Tensor, partners: Tensor, weights: Tensor, boxes: Tensor) -> Tensor:
+    """Mix images of one size, without synchronizing. All tensors are on one device.
+
+    Args:
+        own: Images, [B, C, H, W] uint8.
+        partners: Images to mix with them, of the same shape.
+        weights: Weights as in `Mixed`, [B] int64.
+        boxes: Boxes as in `Mixed`, [B, 4] int64.
+    """
     height, width = own.shape[-2:]
     top, bottom, left, right = (
-        boxes.unbind(1)[i][:, None] * (height, height, width, width)[i] // _WHOLE for i in range(4)
+        edge[:, None] * side // _WHOLE
+        for edge, side in zip(boxes.unbind(1), (height, height, width, width), strict=True)
     )
-    rows, columns = torch.arange(height), torch.arange(width)
+    rows, columns = (torch.arange(side, device=own.device) for side in (height, width))
     inside = ((rows >= top) & (rows < bottom))[:, :, None] & ((columns >= left) & (columns < right))[:, None, :]
     cut = (boxes[:, 1] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 2])
     share = torch.where(cut[:, None, None], torch.where(inside, 0, _WHOLE), weights[:, None, None]).int()[:, None]
-    share = share.to(own.device)
     return ((own.int() * share + partners.int() * (_WHOLE - share) + _WHOLE // 2) >> 8).to(torch.uint8)
