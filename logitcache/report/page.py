@@ -106,7 +106,8 @@ def _sentence(stats: "CacheStats") -> str:
 def _headline(stats: "CacheStats") -> str:
     health, sound = stats.health, _is_sound(stats.health)
     accuracy, error = stats.mean("accuracy"), stats.mean("calibration_error")
-    words = "complete" if sound else "incomplete" if not health.whole else "suspicious"
+    broken = "unfinished" if not health.finished else "damaged" if not health.whole else "suspicious"
+    words = "intact" if sound else broken
     note = f"all of {counted(health.blocks, 'block')}" if sound else _complaint(health)
     return tiles(
         [
@@ -198,7 +199,7 @@ def _what_it_is(stats: "CacheStats") -> str:
             "forward pass": f"on {manifest['device']}, {', '.join(how)}",
             "versions": ", ".join(f"{name} {version}" for name, version in manifest["software"].items()),
             "derived from": origin_words(manifest["derived"]),
-            "health": "finished: no missing blocks, NaNs or rows of equal logits"
+            "health": "intact: no missing blocks, NaNs or rows of equal logits"
             if _is_sound(health)
             else _complaint(health),
             "encoding error": _lost(stats),

@@ -124,7 +124,7 @@ def test_two_processes_write_what_one_writes(tmp_path, npz, environment_of_child
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("complete") == 1
+    assert done.stdout.count("finished") == 1
     assert "2 processes" in done.stderr
     assert done.stderr.count("1,200/1,200 rows") == 1
     cache = alone(npz, tmp_path / "one.zarr", augment=MIXED)
