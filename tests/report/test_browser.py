@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from logitcache.report import comparison_html, report_html, shown_samples
+from logitcache.report import comparison_html, report_html, samples_with_images
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")]
@@ -82,7 +82,7 @@ def pages() -> dict[str, str]:
     names = [f"class {n}" for n in range(100)]
     usual = drawn.stats(names, views=8, encoding={"kind": "topk", "k": 20, "dtype": "u8"})
     hostile, huge = drawn.stats(drawn.HOSTILE), drawn.stats([f"n{n:08}" for n in range(1000)], views=240)
-    images = {sample: png(32 if sample % 2 else 100) for sample in shown_samples(usual)}
+    images = {sample: png(32 if sample % 2 else 100) for sample in samples_with_images(usual)}
     return {
         "usual": report_html(usual, drawn.fidelity(), ["Do `this`."], images),
         "hostile": report_html(hostile, drawn.fidelity(), drawn.HOSTILE, {}, without_images=drawn.HOSTILE[0]),
