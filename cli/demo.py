@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import at_home
+from .options import expand_home
 
 __all__ = ["demo", "steps"]
 
@@ -69,7 +69,7 @@ def demo(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            callback=at_home,
+            callback=expand_home,
             show_default="a new folder here",
             help="Folder for the cache and the runs.",
         ),
