@@ -46,22 +46,25 @@ def compare(
     """Compare runs: test metric, agreement with the teacher, time and memory, with mean, standard deviation and gain over seeds.
 
     The test metric is the accuracy, or the run's own headline metric, after the last epoch. The best epoch has its own column, because it
-    was selected on the test data. A positive gain means that the method is better, also for metrics where lower is better.
+    was selected on the test data. A positive gain means that the method is better, also for metrics where lower is better. Unfinished runs
+    are listed, but left out of means, gains and pictures.
 
     Example: logitcache compare runs/ce runs/kd runs/rld
     """
     from logitcache.runs.compare import compare_runs, curves, group_runs, headlines, read_published
 
     found, theirs = compare_runs(runs), None if published is None else read_published(published)
+    _say_unfinished(found)
     if picture is not None:
         from logitcache.errors import InputError
         from logitcache.report import draw_runs
         from logitcache.runtime.files import write_bytes
 
-        drawn = curves(found)
+        finished = [run for run in found if run.finished]
+        drawn = curves(finished)
         if not drawn:
-            raise InputError("cannot draw: none of these runs has a test result")
-        (metric,) = headlines(run for run in found if run.value is not None)
+            raise InputError("cannot draw: none of these runs has finished with a test result")
+        (metric,) = headlines(run for run in finished if run.value is not None)
         write_bytes(picture, draw_runs(drawn, metric).encode())
         typer.echo(f"wrote {picture}", err=True)
     if json:
@@ -105,6 +108,17 @@ def _by_headline(found: "Sequence[_Summary]") -> "list[list[_Summary]]":
     from logitcache.runs.compare import headlines
 
     return [[one for one in found if one.headline == metric] for metric in headlines(found)]
+
+
+def _say_unfinished(found: "Sequence[RunSummary]") -> None:
+    """Name each unfinished run with the epoch that it has reached; its values cannot be compared with those of finished runs."""
+    for run in found:
+        if not run.finished:
+            typer.echo(
+                f"{run.run} is unfinished: it has done {run.epochs_done} of {counted(run.epochs, 'epoch')}. It is listed with its last "
+                "values, and left out of means, gains and pictures; train with --resume to finish it.",
+                err=True,
+            )
 
 
 def _say_apart(found: "Sequence[RunSummary | GroupSummary]") -> None:
@@ -184,7 +198,9 @@ def _print_runs(found: "list[RunSummary]") -> None:
             + (f" {run.changes}" if run.changes else "")
             + (" (live teacher)" if run.logits == "live" else ""),
             run.student,
-            str(run.epochs) + f" ({run.extended})" * bool(run.extended) + ", unfinished" * (not run.finished),
+            ("" if run.finished else f"{run.epochs_done} of ")
+            + str(run.epochs)
+            + f" ({run.extended})" * bool(run.extended),
             metric.cell(run.value),
             metric.cell(run.best),
             *[_share(run.test_top5_accuracy)] * top5,

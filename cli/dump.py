@@ -58,7 +58,7 @@ def dump(
                     display.say(f"note: {of_whom}{sentence}")
     shape = f"{samples_words(manifest.to_json())} x {counted(len(manifest.views), 'view')}, {counted(len(manifest.classes), 'class')}"
     several = f", {len(cache.teachers)} teachers ({', '.join(cache.teachers)})" if len(cache.teachers) > 1 else ""
-    typer.echo(f"{given['out']}: {shape}{several}, complete; {disk_use(cache).per_row:.1f} bytes per row")
+    typer.echo(f"{given['out']}: {shape}{several}, finished; {disk_use(cache).per_row:.1f} bytes per row")
 
 
 def _show_plan(given: dict[str, Any]) -> None:

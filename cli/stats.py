@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["stats"]
 
 _GOOD = ["none; the encoding costs the usual methods little of their gradient"]
-_NONE = ["not available until the cache is complete, because it is measured on the probe"]
+_NONE = ["not available until the cache is finished, because it is measured on the probe"]
 
 
 def stats(

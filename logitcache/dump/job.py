@@ -64,7 +64,7 @@ class Job:
         teachers: Teacher or ensemble, by slug.
         renderer: Renderer of the inputs of all teachers.
         reasons: Unreadable samples that are left out: id in the whole data set to the reason.
-        origins: Origin of each teacher's preprocessing, by slug: name of a setting to "option", "weights" or "data".
+        origins: Origin of each teacher's preprocessing, by slug: name of a setting to "option", "weights", "timm", "data" or "default".
         given: Teacher whose log-probabilities are computed elsewhere; None if teachers run locally.
         tolerance: Maximum mean total variation between two answers of such a teacher.
     """
@@ -144,7 +144,7 @@ def prepare(
     groups = [asked] if settings.average else [[one] for one in asked]
     teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
     renderer = renderer_of(modality, shown, inputs, settings, where)
-    origins = {entry["slug"]: _origins(given, network) for entry, network in zip(entries, networks, strict=True)}
+    origins = {entry["slug"]: _origins(given, network, shown) for entry, network in zip(entries, networks, strict=True)}
     for entry in entries:
         seen = preprocessing_words(entry["preprocessing"], origins[entry["slug"]])
         mapped_words = class_map_words(entry["class_map"], shown.classes)
@@ -152,16 +152,14 @@ def prepare(
     return Job(manifest, modality, shown, recipes, chosen, teachers, renderer, reasons, origins)
 
 
-def _origins(given: Mapping[str, Any], network: Network) -> dict[str, str]:
-    """Return the origin of each setting of a teacher's preprocessing."""
-    return {
-        name: "option"
-        if given[name] is not None
-        else "weights"
-        if network.preprocessing.get(name) is not None
-        else "data"
-        for name in _PREPROCESSING
-    }
+def _origins(given: Mapping[str, Any], network: Network, samples: Samples) -> dict[str, str]:
+    """Return the origin of each setting of a teacher's preprocessing, as in `Job.origins`."""
+    # Images of different sizes determine none of them: they are resized to 224 pixels and normalized with ImageNet's mean and std.
+    usual = "data" if getattr(samples, "native_size", True) else "default"
+    known = {name for name, value in network.preprocessing.items() if value is not None}
+    found = dict.fromkeys(_PREPROCESSING, usual)
+    found |= {name: "timm" if name in network.from_timm else "weights" for name in found if name in known}
+    return found | {name: "option" for name in found if given[name] is not None}
 
 
 def renderer_of(

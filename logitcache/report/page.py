@@ -198,7 +198,7 @@ def _what_it_is(stats: "CacheStats") -> str:
             "forward pass": f"on {manifest['device']}, {', '.join(how)}",
             "versions": ", ".join(f"{name} {version}" for name, version in manifest["software"].items()),
             "derived from": origin_words(manifest["derived"]),
-            "health": "complete: no missing blocks, NaNs or rows of equal logits"
+            "health": "finished: no missing blocks, NaNs or rows of equal logits"
             if _is_sound(health)
             else _complaint(health),
             "encoding error": _lost(stats),

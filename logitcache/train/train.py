@@ -26,9 +26,10 @@ from logitcache.data.text.reading import warn_of_other_tokenizer
 from logitcache.errors import InputError
 from logitcache.methods import method_name
 from logitcache.models import checkpointing_gradients, hash_weights, read_weights, restoring_modes
-from logitcache.runs.directory import FollowedRun, Lengthen, RunDirectory, free_name, read_metrics
+from logitcache.runs.directory import FollowedRun, Lengthen, RunDirectory, check_run_target, free_name, read_metrics
 from logitcache.runs.metrics import find_metric
 from logitcache.runtime.determinism import deterministic_algorithms
+from logitcache.runtime.device import pick_device
 from logitcache.runtime.files import local_path
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options
@@ -121,16 +122,15 @@ def train_student(
     chosen = TrainSettings.over(settings, options)
     student = _checked(cache, student, extend, resume=resume)
     told = combine_callbacks(callbacks, on_progress=on_progress, on_epoch=on_epoch, should_stop=should_stop)
-    opened = None if cache is None else open_cache(cache)
-    chosen, usual = with_usual(opened, student, chosen, options)
-    job = prepare(opened, student, chosen)
-    model, replicas = job.network.module.to(job.device), join_replicas(job.device)
-    with (
-        explain_lost_workers(),
-        replicas.explain_lost_process(),
-        restoring_modes(model),
-        contextlib.ExitStack() as stack,
-    ):
+    replicas = join_replicas(pick_device(chosen.device))
+    with explain_lost_workers(), replicas.explain_lost_process(), contextlib.ExitStack() as stack:
+        if out:
+            _check_target(replicas, local_path(out), resume=resume)
+        opened = None if cache is None else open_cache(cache)
+        chosen, usual = with_usual(opened, student, chosen, options)
+        job = prepare(opened, student, chosen)
+        model = job.network.module.to(job.device)
+        stack.enter_context(restoring_modes(model))
         stack.enter_context(deterministic_algorithms("the student", enabled=chosen.deterministic))
         if chosen.gradient_checkpointing:
             stack.enter_context(checkpointing_gradients(model, job.network.name))
@@ -193,6 +193,11 @@ def _prepared_steps(
         warn_of_other_tokenizer(job.samples, student)
         plan.log(job.device, chosen.cuda_graph)
     return plan, stepper
+
+
+def _check_target(replicas: Replicas, path: Path, *, resume: bool) -> None:
+    """Refuse a folder that cannot hold the run before data and student are opened, which may take minutes."""
+    replicas.from_leader(lambda: check_run_target(path, resume=resume or replicas.began(path)))
 
 
 def _begun(

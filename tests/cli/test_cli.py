@@ -39,7 +39,7 @@ def test_what_is_taken_from_a_checkpoint_is_said(run, tmp_path):
 def test_the_whole_way(run, npz):
     done = run(*DUMP.split(), "c.zarr")
     assert done.exit_code == 0
-    assert re.fullmatch(r"c\.zarr: 300 samples x 2 views, 5 classes, complete; [\d.]+ bytes per row\n", done.stdout)
+    assert re.fullmatch(r"c\.zarr: 300 samples x 2 views, 5 classes, finished; [\d.]+ bytes per row\n", done.stdout)
     assert re.search(r"dumping: 600/600 rows, view 2/2, [0-9,]+ rows/s, .*teacher accuracy [0-9.]+%", done.stderr)
 
     done = run("stats")

@@ -434,3 +434,9 @@ def test_a_mean_is_one_number_or_three(dump, mean):
 def test_an_unknown_device_is_refused(dump):
     with pytest.raises(InputError, match="unknown device 'gpu'; expected auto, cpu, cuda"):
         dump(device="gpu")
+
+
+def test_a_path_that_is_not_a_cache_is_refused_before_data_and_teacher_are_opened(dump, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="exists and is not a logit cache; nothing in it was touched"):
+        dump(out=tmp_path, data=f"arrays:{tmp_path / 'none.npz'}", teacher="tiny:none")

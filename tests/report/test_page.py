@@ -135,7 +135,7 @@ def test_health_is_said_first():
     assert page.count("no rows can be read") == 2
     assert "0.00%" not in page
     assert "view 0, block 0: missing" in page
-    assert "complete: no missing blocks" in report_html(drawn.stats(["a", "b"]), None, [], {})
+    assert "finished: no missing blocks" in report_html(drawn.stats(["a", "b"]), None, [], {})
 
 
 def test_comparisons_of_every_size(tmp_path):

@@ -190,7 +190,7 @@ def test_records_that_a_kill_after_the_mark_left_are_removed(cache, tmp_path, mo
         write(tmp_path / "left.zarr", manifest())
     assert list((tmp_path / "left.zarr/.logitcache/blocks").rglob("*.json"))
     with CacheWriter(tmp_path / "left.zarr", manifest(), COLUMNS, LABELS, command="") as writer:
-        assert writer.complete
+        assert writer.finished
     assert bytes_of(tmp_path / "left.zarr") == bytes_of(cache)
 
 

@@ -203,7 +203,7 @@ def test_a_function_in_hand_refuses_what_it_may_not_understand(dump, train, tmp_
     dump(augment="cifar+mixup", out=tmp_path / "mixed.zarr")
     with pytest.raises(CacheMismatchError, match="halved is a plain function, which is assumed to use the label"):
         train(cache=tmp_path / "mixed.zarr", method=halved)
-    with pytest.raises(InputError, match="halved is already a complete loss and takes no temperature"):
+    with pytest.raises(InputError, match="unknown parameter 'temperature' of .*halved; expected none"):
         train(cache=tmp_path / "mixed.zarr", method=halved, temperature=2.0)
     assert not (tmp_path / "run").exists()
     for cache in ("top.zarr", "mixed.zarr"):  # a composed loss brings its own needs
@@ -570,6 +570,23 @@ def test_a_run_that_exists_is_refused_and_left_alone(dump, train, tmp_path):
     assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
     with pytest.raises(InputError, match="holds no run to resume"):
         train(resume=True, out=tmp_path / "elsewhere")
+
+
+def test_an_unusable_folder_for_the_run_is_refused_before_the_data_are_opened(train, tmp_path):
+    """Neither the cache nor the data nor the student exists, so each would be refused if it were opened first."""
+    nowhere = {"cache": tmp_path / "none.zarr", "student": "tiny:none", "data": f"arrays:{tmp_path / 'none.npz'}"}
+    for name, written in (("run", "run.json"), ("other", "notes.txt")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / written).write_text("{}")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="already holds a run; nothing in it was touched"):
+        train(**nowhere)
+    with pytest.raises(InputError, match="exists, is not empty and holds no run"):
+        train(out=tmp_path / "other", **nowhere)
+    with pytest.raises(InputError, match="file is a file"):
+        train(out=tmp_path / "file", **nowhere)
+    with pytest.raises(InputError, match="holds no run to resume"):
+        train(out=tmp_path / "new", resume=True, **nowhere)
 
 
 def test_a_run_resumed_with_another_cache_is_refused(dump, train, tmp_path):
