@@ -12,7 +12,12 @@ from logitcache.report.charts import STYLE, lines
 from logitcache.runtime.wording import decimals
 
 RESULTS, PICTURES = Path("benchmarks/results"), Path("docs/pictures")
-NAMES = {"sampled": "draws", "topk": "largest logits, u8, rest as one class"}
+NAMES = {
+    "sampled": "draws",
+    "topk": "largest logits, u8, rest as one class",
+    "sampled once": "draws, made once",
+    "sampled anew": "draws, made anew for each epoch",
+}
 PAPER = "svg{background:#fff}@media (prefers-color-scheme:dark){svg{background:#171b20}}"
 
 
@@ -36,7 +41,10 @@ def learning(name: str, result: str, title: str) -> None:
     """Draw the loss of students on the test text, the mean over seeds."""
     content, series = json.loads(RESULTS.joinpath(result).read_text()), dict[str, list[tuple[float, float]]]()
     for one in content["rows"]:
-        series.setdefault(one["encoding"], []).append((one["bytes_per_row"], fmean(one["test_nats"])))
+        kind = one["encoding"]
+        if kind == "sampled":
+            kind += " anew" if one["views"] > 1 else " once"
+        series.setdefault(kind, []).append((one["bytes_per_row"], fmean(one["test_nats"])))
     draw(name, title, series, "nats per token")
 
 
