@@ -156,11 +156,6 @@ def train_student(
         return RunResult(run.path, model.eval(), _metrics(run, replicas), results)
 
 
-def _check_target(replicas: Replicas, path: Path, *, resume: bool) -> None:
-    """Refuse a folder that cannot hold the run before data and student are opened, which may take minutes."""
-    replicas.from_leader(lambda: check_run_target(path, resume=resume or replicas.began(path)))
-
-
 def _checked(cache: Any, student: Any, extend: str | None, *, resume: bool) -> str | nn.Module:
     """Return the student.
 
@@ -198,6 +193,11 @@ def _prepared_steps(
         warn_of_other_tokenizer(job.samples, student)
         plan.log(job.device, chosen.cuda_graph)
     return plan, stepper
+
+
+def _check_target(replicas: Replicas, path: Path, *, resume: bool) -> None:
+    """Refuse a folder that cannot hold the run before data and student are opened, which may take minutes."""
+    replicas.from_leader(lambda: check_run_target(path, resume=resume or replicas.began(path)))
 
 
 def _begun(
