@@ -22,11 +22,11 @@ _LOGITS = 1 << 24  # maximum number of logits in memory, 64 MB
 _WORK = 4e10  # maximum number of multiplications, one or two seconds
 _DIGESTS = 1 << 23  # maximum number of digests in memory, 64 MB
 _AT_ONCE = 1024  # rows to compare with all rows of their class at a time
-# Expected number of pairs that are this near by chance, over all samples searched.
-_BY_CHANCE = 0.1
+_BY_CHANCE = 0.1  # expected number of samples whose nearest neighbour is so much nearer than the second by chance
 # Of 210 copies planted among 10,000 images of Fashion-MNIST (35 each: exact, JPEG, noise, darker, shifted, brighter), 58 are found in f16
-# and 54 in u8, and no other pair; with `_BY_CHANCE` 1, 68 among 70, and with `_NEXT` alone, 83 among 86. Of 2,000 rows of 3 classes that
-# were drawn at random, `_NEXT` alone takes 67 to 83 pairs for copies, and 0.1 none (three draws in each precision).
+# and 54 in u8, 35 of them by their pixels, and no other pair; with `_BY_CHANCE` 1, 68 among 70 (f16), and with `_NEXT` alone, 83 among 86.
+# Of 2,000 rows of 3 classes that were drawn at random, `_NEXT` alone takes 67 to 83 pairs for copies, and `_BY_CHANCE` none (three draws
+# in each precision).
 _NEAR = 0.5  # maximum distance, relative to the median distance between nearest neighbours
 _NEXT = 0.35  # maximum distance, relative to the distance from either sample to its second neighbour
 
@@ -48,10 +48,10 @@ def find_duplicates(
         Pairs, nearest first, at most 100; and the number of samples searched by logits.
     """
     drawn = cache.manifest.encoding["kind"] == "sampled"  # of which no logits can be made
-    logits, says, rows, blur = _no_logits() if drawn else _first_logits(cache, teacher)
+    logits, says, rows, rounding = _no_logits() if drawn else _first_logits(cache, teacher)
     reach = _reach(says, logits.shape[1]) if by_logits else 0
-    logits, says, rows, blur = logits[:reach], says[:reach], rows[:reach], blur[:reach]
-    scale, near = _near(logits, says, blur)
+    logits, says, rows, rounding = logits[:reach], says[:reach], rows[:reach], rounding[:reach]
+    scale, near = _near(logits, says, rounding)
     equal = itertools.islice(_equal_pixels(cache, on_progress), _EQUAL)
     pairs: dict[tuple[int, int], tuple[float, bool]] = {}
     for distance, one, other in near:
@@ -75,10 +75,10 @@ def _no_logits() -> tuple[Floats, Ints, Ints, Floats]:
 
 
 def _first_logits(cache: Cache, teacher: str) -> tuple[Floats, Ints, Ints, Floats]:
-    """Return the centered logits of the first samples in view 0, [M, C], and their top classes, row numbers and `_blur`, [M] each."""
+    """Return the centered logits of the first samples in view 0, [M, C], and their top classes, row numbers and rounding distances, [M]."""
     manifest, classes, kept = cache.manifest, len(cache.manifest.classes), cache.kept_rows()
     most = min(manifest.view_rows, _SAMPLES, max(_LOGITS // classes, 1))
-    logits, rows, blur = np.empty((most, classes), np.float32), np.empty(most, np.int64), np.empty(most, np.float32)
+    logits, rows, rounding = np.empty((most, classes), np.float32), np.empty(most, np.int64), np.empty(most, np.float32)
     found = 0
     for block in range(manifest.blocks):
         first, last = manifest.span(block)
@@ -93,20 +93,20 @@ def _first_logits(cache: Cache, teacher: str) -> tuple[Floats, Ints, Ints, Float
             here = slice(part.start, part.start + taken)
             stored = {name: column[here] for name, column in columns.items()}
             dense = decode_rows(manifest.encoding, stored, classes)
-            blur[found : found + taken] = _blur(manifest.encoding["dtype"], stored, dense)
+            rounding[found : found + taken] = _rounding_distance(manifest.encoding["dtype"], stored, dense)
             with np.errstate(invalid="ignore"):  # rows that are not finite are dropped below
                 logits[found : found + taken] = dense - dense.mean(1, keepdims=True)
             rows[found : found + taken] = np.arange(first + here.start, first + here.stop)
             found += taken
-    logits, rows, blur = logits[:found], rows[:found], blur[:found]
+    logits, rows, rounding = logits[:found], rows[:found], rounding[:found]
     with np.errstate(invalid="ignore"):
         finite = np.isfinite(logits.sum(1)) & kept[rows]
     if not finite.all():
-        logits, rows, blur = logits[finite], rows[finite], blur[finite]
-    return logits, logits.argmax(1), rows, blur
+        logits, rows, rounding = logits[finite], rows[finite], rounding[finite]
+    return logits, logits.argmax(1), rows, rounding
 
 
-def _blur(dtype: str, stored: Mapping[str, NDArray[Any]], dense: Floats) -> Floats:
+def _rounding_distance(dtype: str, stored: Mapping[str, NDArray[Any]], dense: Floats) -> Floats:
     """Return the root mean square distance that rounding alone leaves between two rows of a precision, [B].
 
     Each logit has an error that is uniform over one step, hence a variance of step**2 / 12; the difference of two has twice that.
@@ -144,7 +144,7 @@ def _next_ratio(first: Floats, second: Floats, most: int) -> float:
     return float(min(_NEXT, (_BY_CHANCE / max(len(first), 1)) ** (1 / dimension)))
 
 
-def _near(logits: Floats, says: Ints, blur: Floats) -> tuple[float, list[tuple[float, int, int]]]:
+def _near(logits: Floats, says: Ints, rounding: Floats) -> tuple[float, list[tuple[float, int, int]]]:
     """Return the median distance between nearest neighbours, and the near pairs: distance relative to it, two positions."""
     nearest = np.arange(len(says))
     first, second = np.zeros((2, len(says)))
@@ -165,15 +165,17 @@ def _near(logits: Floats, says: Ints, blur: Floats) -> tuple[float, list[tuple[f
             second[group[part]] = np.sqrt(np.maximum(distances.min(1) + squares[part], 0))
     has = np.flatnonzero(nearest != np.arange(len(says)))  # samples that are not the only one of their class
     scale = float(np.median(first[has])) if len(has) else 0.0
-    blurred = np.maximum(first, blur)
+    discernible = np.maximum(first, rounding)
     has_two = np.flatnonzero(np.isfinite(second) & (nearest != np.arange(len(says))))
     ratio = (
-        _next_ratio(blurred[has_two], np.maximum(second, blur)[has_two], logits.shape[1] - 1) if len(has_two) else 0.0
+        _next_ratio(discernible[has_two], np.maximum(second, rounding)[has_two], logits.shape[1] - 1)
+        if len(has_two)
+        else 0.0
     )
     pairs = {
         (min(one, other), max(one, other)): float(first[one]) / scale
         for one, other in zip(has.tolist(), nearest[has].tolist(), strict=True)
-        if first[one] < _NEAR * scale and blurred[one] <= ratio * min(second[one], second[other])
+        if first[one] < _NEAR * scale and discernible[one] <= ratio * min(second[one], second[other])
     }
     return scale, [(distance, *pair) for pair, distance in pairs.items()]
 
