@@ -26,7 +26,7 @@ from logitcache.data.text.reading import (
 from logitcache.dump.settings import DumpSettings
 from logitcache.errors import InputError, LogitCacheError
 from logitcache.runtime.progress import OnProgress, Progress
-from logitcache.store import Cache, open_cache, open_place, read_manifest
+from logitcache.store import Cache, open_cache, open_place, read_manifest, refuse_derived
 
 __all__ = ["check_data", "choose_samples", "recorded_exclusions"]
 
@@ -108,9 +108,13 @@ def _begun(out: str | Path) -> Cache | None:
 
     Raises:
         InputError: If `out` is something else.
+        CacheMismatchError: If it was made from other caches.
     """
-    if read_manifest(open_place(out)) is None:
+    place = open_place(out)
+    manifest = read_manifest(place)
+    if manifest is None:
         return None
+    refuse_derived(place, manifest)
     with contextlib.suppress(LogitCacheError):
         return open_cache(out, unfinished=True)
     return None

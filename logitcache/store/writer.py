@@ -40,7 +40,7 @@ from logitcache.store.manifest import HOME, Manifest, read_manifest
 from logitcache.store.offsets import kept_mask, samples_of
 from logitcache.store.places import Hold, Place, open_place
 
-__all__ = ["CacheWriter", "Columns", "refuse_other_cache"]
+__all__ = ["CacheWriter", "Columns", "refuse_derived", "refuse_other_cache"]
 
 Columns = Mapping[str, Mapping[str, Column]]  # teacher slug -> column name -> column
 _AT_ONCE = 6  # blocks in flight between the teacher and the disk: some are encoded while others are synced
@@ -400,6 +400,15 @@ class _HeldByTheLeader:
         """Do nothing."""
 
 
+def refuse_derived(place: Place, manifest: Manifest) -> None:
+    """Raise CacheMismatchError if the cache at a place was made from other caches, so that a dump cannot extend it."""
+    if manifest.derived:
+        raise CacheMismatchError(
+            f"{place} was made by logitcache {manifest.derived['by']}, and a dump cannot extend it; nothing in it was touched. Dump into "
+            "another path and merge."
+        )
+
+
 def refuse_other_cache(place: Place, manifest: Manifest) -> None:
     """Check that a cache can be written to a place, or resumed there.
 
@@ -412,11 +421,8 @@ def refuse_other_cache(place: Place, manifest: Manifest) -> None:
         return
     views = manifest.views[: len(found.views)]
     differences = found.with_views(found.views[: len(views)]).differences(manifest.with_views(views))
-    if found.derived and not manifest.derived:
-        raise CacheMismatchError(
-            f"{place} was made by logitcache {found.derived['by']}, and a dump cannot extend it; nothing in it was touched. Dump into "
-            "another path and merge."
-        )
+    if not manifest.derived:
+        refuse_derived(place, found)
     if not differences and len(views) < len(found.views):
         there, asked = (
             len({view.get("group", number) for number, view in enumerate(one)}) for one in (found.views, views)
