@@ -310,7 +310,7 @@ def test_a_path_below_a_file_is_said(dump, tmp_path):
 
 def test_other_versions_are_named_and_can_be_accepted(dump, monkeypatch):
     dump()
-    monkeypatch.setattr("logitcache.dump.job.version", lambda package: f"{package}-of-tomorrow")
+    monkeypatch.setattr("logitcache.dump.job.installed_version", lambda package: f"{package}-of-tomorrow")
     with pytest.raises(CacheMismatchError, match=r"(?s)software.torch: there .*, or pass `allow_mixed` to accept that"):
         dump()
     with pytest.raises(CacheMismatchError, match="Repeat the options it was made with"):
