@@ -141,7 +141,7 @@ def command(npz: Path, out: Path, teacher: str = "tiny:Unhurried") -> list[str]:
     return words.split()
 
 
-def test_a_killed_process_leaves_nothing_half_written_and_is_continued(tmp_path, npz):
+def test_a_killed_process_leaves_nothing_half_written_and_is_continued(tmp_path, npz, monkeypatch):
     """SIGKILL to a real process while it dumps; the cache is refused; the same command leaves the bytes of an unbroken dump."""
     dumping = warm.Command("logitcache", command(npz, tmp_path / "killed.zarr"), tmp_path)
     blocks = tmp_path / "killed.zarr/.logitcache/blocks"
@@ -153,6 +153,7 @@ def test_a_killed_process_leaves_nothing_half_written_and_is_continued(tmp_path,
     ):
         open_cache(tmp_path / "killed.zarr")
 
+    monkeypatch.setattr(tiny.Unhurried, "pause", 0)
     arguments = {
         "teacher": "tiny:Unhurried",
         "data": f"arrays:{npz}",
