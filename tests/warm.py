@@ -35,13 +35,13 @@ class Command:
         self._process = _WARM.Process(target=_run, args=(line, folder, self._said, os.environ | (environment or {})))
         self._process.start()
 
-    def wait_until(self, ready: Callable[[], object], seconds: float = 120) -> None:
-        """Wait for what the command does; fail if it ends before."""
+    def wait_until(self, ready: Callable[[], object], seconds: float = 120, every: float = 0.005) -> None:
+        """Wait for what the command does, looking every so many seconds; fail if it ends before."""
         deadline = time.monotonic() + seconds
         while not ready():
             assert self._process.is_alive(), f"the command has ended:\n{self._said.read_text()}"
             assert time.monotonic() < deadline
-            time.sleep(0.005)
+            time.sleep(every)
 
     def send_signal(self, number: int, *, group: bool = False) -> None:
         """Send a signal to the process, or to all of its group, as a terminal does."""
