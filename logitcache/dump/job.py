@@ -1,13 +1,11 @@
 """Preparation of a dump: open data and teachers, choose views and encoding, and make the manifest, before anything is written."""
 
-import contextlib
 import inspect
 import itertools
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from logitcache.encoding import Encoding, FullEncoding, SampledEncoding, TopKEnc
 from logitcache.errors import InputError, unknown_name
 from logitcache.models import Network, hash_weights, read_class_map
 from logitcache.runtime.device import float32_settings, pick_device
+from logitcache.runtime.versions import installed_version
 from logitcache.runtime.wording import class_map_words, preprocessing_words
 from logitcache.store import Manifest, average_of, block_rows_for, open_place, read_manifest, row_uniforms
 from logitcache.teachers.forward import Teachers, largest_fitting
@@ -241,11 +240,8 @@ def make_manifest(
 
 def _versions(packages: set[str], others: Mapping[str, str]) -> dict[str, str]:
     """Return versions by name, of installed packages (a user's own teacher may not need all of them) and of other software."""
-    found = dict(others)
-    for name in packages - found.keys():
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return dict(sorted(found.items()))
+    installed = {name: found for name in packages if (found := installed_version(name))}
+    return dict(sorted((installed | dict(others)).items()))
 
 
 def _largest_batch(

@@ -13,7 +13,6 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +32,7 @@ from logitcache.runtime.device import pick_device
 from logitcache.runtime.files import local_path
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options
+from logitcache.runtime.versions import installed_version
 from logitcache.runtime.workers import explain_lost_workers
 from logitcache.store import Cache, open_cache
 from logitcache.train.extend import lengthened, warn_of_milestones
@@ -274,7 +274,7 @@ def _facts(job: Job, logits: str) -> dict[str, Any]:
             "parameters": sum(p.numel() for p in job.network.module.parameters()),
             "preprocessing": job.inputs.to_json(),
         },
-        "software": {name: version(name) for name in ("logitcache", "numpy", "torch", "torchvision")}
+        "software": {name: installed_version(name) for name in ("logitcache", "numpy", "torch", "torchvision")}
         | {"python": platform.python_version()},
         "hardware": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

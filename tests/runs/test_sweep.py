@@ -433,7 +433,7 @@ RECIPES = [
 ]  # of text, without a student
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", tiny.usual(RECIPES, RECIPES[::4]), ids=lambda path: path.stem)
 def test_a_recipe_is_read_by_train_and_by_compare(recipe, run):
     from logitcache.methods import METHODS
     from logitcache.models import load_network

@@ -298,7 +298,7 @@ def killed_at(step, path, what):
     return status == 0
 
 
-@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 9])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 13])
 @pytest.mark.parametrize("views", [0, 1], ids=["new", "one view more"])
 def test_a_dump_killed_at_any_step_is_continued_to_the_same_bytes(tmp_path, views, stride):
     """Every fsync in turn: temporary files, metadata, chunks, records, ledger, mark. The cache is refused or whole, never between."""
