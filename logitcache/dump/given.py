@@ -34,6 +34,10 @@ _OF_FORWARD = {  # settings of the forward pass, which runs elsewhere
     "compiled": "--compile",
     "deterministic": "--deterministic",
 }
+_LENGTH_OPTIONS = {
+    "vllm": "--max-model-len",
+    "sglang": "--context-length",
+}  # maximum number of tokens, prompt and output
 _COMPARED = 256  # tokens of text on which to compare two tokenizers
 _LOG = logging.getLogger(__name__)
 
@@ -56,6 +60,7 @@ def prepare(
     server = connect(str(named[0]), asking)
     try:
         _refuse_other_data(server.name, samples)
+        _refuse_longer_contexts(server, samples)
         _compare_tokenizers(server, settings.tokenizer, samples)
         found = given_job(
             server,
@@ -161,6 +166,14 @@ def _refuse_options(spec: str, settings: DumpSettings) -> None:
 def _refuse_other_data(name: str, samples: Any) -> None:
     if modality_of(samples).name != "text":
         raise InputError(f"{name} is a teacher for text, but this data set is not text")
+
+
+def _refuse_longer_contexts(server: Server, samples: Any) -> None:
+    if server.positions is not None and samples.longest > server.positions:
+        raise InputError(
+            f"the longest context has {samples.longest:,} tokens, but {server.name} accepts at most {server.positions:,}; dump with "
+            f"--sequence-length {server.positions}, or start the server with `{_LENGTH_OPTIONS[server.kind]} {samples.longest + 1}` or more"
+        )
 
 
 def _compare_tokenizers(server: Server, tokenizer: str | None, samples: Any) -> None:

@@ -13,7 +13,10 @@ import pytest
 import servers
 import torch
 
+import logitcache
+from logitcache.data.text.documents import Documents
 from logitcache.encoding import read_encoding
+from logitcache.errors import InputError
 from logitcache.imports.import_rows import import_rows
 from logitcache.teachers.servers.answers import vllm_answer
 from logitcache.teachers.servers.server import Asking, connect
@@ -79,6 +82,45 @@ def test_the_imitation_refuses_what_the_real_one_refuses(server, case):
     request = case["request"] | {"prompt": case["request"]["prompt"] * case["times"]}
     found = httpx2.post(f"http://127.0.0.1:{server.port}/v1/completions", json=request)
     assert (found.status_code, found.json()) == (case["status"], case["response"])
+
+
+def test_requests_ask_for_the_ids_of_the_prompt_and_compare_them(server, client):
+    """The first token has no row, so only the echo tells whether the server read another one."""
+    server.asked.clear()
+    client.ask(TOKENS, 3, "a document")
+    assert server.asked[0]["return_token_ids"] is True
+    server.faults = [other_first_token]
+    with pytest.raises(InputError, match="for different tokens than those sent"):
+        client.ask(TOKENS, 3, "a document")
+
+
+def other_first_token(answer):
+    answer["choices"][0]["prompt_token_ids"][0] += 1
+    return answer
+
+
+def test_a_top_k_above_the_servers_limit_names_the_largest_that_it_allows(client):
+    with pytest.raises(
+        InputError, match=r"max allowed: 65 .*start the server with `--max-logprobs 66` or more.*64 or less"
+    ):
+        client.ask(TOKENS, 66, "a document")
+
+
+def test_documents_longer_than_the_servers_maximum_name_its_option(server, tmp_path):
+    long = Documents(np.ones(600, np.int64), np.array([0, 600]), 512)
+    with pytest.raises(
+        InputError, match=r"600 tokens, but vllm:stories accepts at most 511;.*`--max-model-len 601` or more"
+    ):
+        logitcache.dump_logits(server.teacher, long, tmp_path / "c.zarr", top_k=8)
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_a_server_of_the_other_kind_is_suspected(server, tmp_path):
+    """vLLM has no `/generate`: its answer was 404 `{"detail": "Not Found"}`."""
+    address = server.teacher.replace("vllm:", "sglang:")
+    documents = Documents(np.array(TOKENS), np.array([0, len(TOKENS)]), 512)
+    with pytest.raises(InputError, match=r"404: Not Found\. Is it a server of another kind"):
+        logitcache.dump_logits(address, documents, tmp_path / "c.zarr", top_k=8)
 
 
 def test_answers_of_completions_and_of_the_batch_runner_are_imported(server, tmp_path):

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from logitcache.errors import CacheIncompleteError, InputError, first_line
 from logitcache.runtime.plugins import import_extra
+from logitcache.teachers.servers.answers import error_message
 
 __all__ = ["ServerClient", "split_address"]
 
@@ -162,18 +163,16 @@ class ServerClient:
             )
         if status == 500:
             return InputError(f"{self._name} failed {_FAILURES} times on one request{about}: {reason}")
-        return InputError(f"{self._name} rejected the request{about}: {reason}")
+        kind = " Is it a server of another kind (vllm: or sglang:)?" if reason == "404: Not Found" else ""
+        return InputError(f"{self._name} rejected the request{about}: {reason}{'.' * bool(kind)}{kind}")
 
 
 def _message(response: Any) -> str:
-    """Return the error message in a response; vLLM and SGLang put it into `error.message` or `message`."""
     try:
-        found = response.json()
-        inner = found.get("error", found)
-        text = inner if isinstance(inner, str) else inner.get("message") or found.get("detail") or response.text
-    except (ValueError, AttributeError):
-        text = response.text
-    return str(text).strip()[:_SHOWN] or response.reason_phrase
+        text = error_message(response.json())
+    except ValueError:
+        text = None
+    return (text or response.text.strip())[:_SHOWN] or response.reason_phrase
 
 
 def _retry_after(response: Any) -> float | None:

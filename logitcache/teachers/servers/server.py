@@ -1,5 +1,6 @@
 """A teacher on a server: identify the model, and request the log-probabilities of a document's tokens."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from logitcache.teachers.servers.client import ServerClient, split_address
 
 __all__ = ["SERVERS", "Asking", "Server", "connect", "is_server"]
 
+_ALLOWED = re.compile(r"max allowed: (\d+)")  # --max-logprobs, in vLLM's error message
 SERVERS = {"vllm": "VLLM_API_KEY", "sglang": "SGLANG_API_KEY"}  # kind to environment variable for the API key
 
 
@@ -87,6 +89,7 @@ class Server:
                 "max_tokens": 1,
                 "temperature": 0.0,
                 "add_special_tokens": False,
+                "return_token_ids": True,
             }
             read, path = vllm_answer, "/v1/completions"
         else:
@@ -101,10 +104,10 @@ class Server:
         try:
             found = self.client.post(path, body, subject)
         except InputError as error:
-            if "max allowed" in str(error):  # of --max-logprobs
+            if allowed := _ALLOWED.search(str(error)):
                 raise InputError(
                     f"{error}. A row needs one more than --top-k; start the server with `--max-logprobs {largest}` or more, or dump with "
-                    "a smaller --top-k (19 if the server allows 20)."
+                    f"--top-k {int(allowed[1]) - 1} or less."
                 ) from error
             raise
         if not isinstance(found, dict):
