@@ -143,3 +143,15 @@ def decoded(cache):
     columns = cache.rows(0, cache.teacher, np.arange(len(labels)))
     columns = {name: torch.from_numpy(one) for name, one in columns.items()}
     return read_encoding(cache.manifest.encoding).decode(columns, labels, 512)
+
+
+@pytest.mark.parametrize(
+    "line", [REAL["run_batch"][2], REAL["errors"][-1]["response"]], ids=["run_batch", "completions"]
+)
+def test_a_failed_request_in_a_file_is_named_with_the_servers_message(tmp_path, line):
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps(one) + "\n" for one in (REAL["run_batch"][0], line)), encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"a.jsonl:2 is a failed request: Requested prompt logprobs of 66.*Send it again"
+    ):
+        import_rows("vllm", source, tmp_path / "c.zarr", vocabulary=512)
