@@ -21,12 +21,10 @@ from logitcache.store import open_place, read_manifest
 from logitcache.teachers.forward import Teachers
 from logitcache.teachers.given import AskingAhead, GivenTeacher, RowSource
 from logitcache.teachers.servers.server import Asking, Server, connect, is_server
+from logitcache.teachers.servers.witness import TOLERANCE
 
 __all__ = ["given_entry", "given_job", "prepare"]
 
-# Maximum mean total variation between two answers of one server; a different model exceeds 0.2. Measured: 0.017 for bfloat16 against
-# float32 and for batches of 4 against 1 (SmolLM2-135M, WikiText-2, 384 rows, on a CPU; at most 0.018 over random subsets of 256 rows).
-_TOLERANCE = 0.05
 _OF_FORWARD = {  # settings of the forward pass, which runs elsewhere
     "teacher_weights": "--teacher-weights",
     "average": "--average",
@@ -76,7 +74,7 @@ def prepare(
     except BaseException:
         server.close()
         raise
-    return replace(found, reasons=reasons, tolerance=_TOLERANCE)
+    return replace(found, reasons=reasons, tolerance=TOLERANCE)
 
 
 def given_job(

@@ -16,7 +16,7 @@ import torch
 import logitcache
 from logitcache.data.text.documents import Documents
 from logitcache.encoding import read_encoding
-from logitcache.errors import InputError
+from logitcache.errors import CacheMismatchError, InputError
 from logitcache.imports.import_rows import import_rows
 from logitcache.teachers.servers.answers import vllm_answer
 from logitcache.teachers.servers.server import Asking, connect
@@ -50,7 +50,7 @@ def shape(value):
 
 
 def test_a_real_answer_has_the_rows_of_the_model_run_here(server):
-    """The largest difference over 6 rows of the 66 largest was 1e-5 nats when this was recorded."""
+    """Every log-probability of every row, against the model in float32."""
     ids, logprobs = vllm_answer(REAL["completions"]["response"], TOKENS)
     direct = server.logprobs(TOKENS).double().numpy()
     assert len(ids) == len(TOKENS) - 1
@@ -155,3 +155,21 @@ def test_a_failed_request_in_a_file_is_named_with_the_servers_message(tmp_path, 
         InputError, match=r"a.jsonl:2 is a failed request: Requested prompt logprobs of 66.*Send it again"
     ):
         import_rows("vllm", source, tmp_path / "c.zarr", vocabulary=512)
+
+
+@pytest.mark.parametrize("fault", ["drop", 503])
+def test_a_server_that_returns_with_another_model_is_refused(server, client, fault):
+    """A dump waits for a server that restarts; it may then have other weights under the same name."""
+    client.ask(TOKENS, 8, "a document")
+    server.faults = [fault]
+    client.ask(TOKENS[:4], 8, "another document")
+    assert client.client.interruptions == 1
+    try:
+        server.scale, server.faults = 0.5, [fault]
+        with pytest.raises(CacheMismatchError, match="since the server was interrupted: .* No row from after"):
+            client.ask(TOKENS[:4], 8, "another document")
+        with pytest.raises(CacheMismatchError, match="since the server was interrupted"):
+            client.ask(TOKENS[:3], 8, "a document that another thread requested")
+    finally:
+        server.scale = 1.0
+    client.ask(TOKENS[:3], 8, "a document")

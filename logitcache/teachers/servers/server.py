@@ -9,6 +9,7 @@ from logitcache.errors import InputError, unknown_name
 from logitcache.teachers.given import KnownRows
 from logitcache.teachers.servers.answers import sglang_answer, vllm_answer
 from logitcache.teachers.servers.client import ServerClient, split_address
+from logitcache.teachers.servers.witness import Witness
 
 __all__ = ["SERVERS", "Asking", "Server", "connect", "is_server"]
 
@@ -43,6 +44,7 @@ class Server:
         positions: Maximum number of tokens of a document; None if it is unknown.
         asking: Settings of the requests.
         client: HTTP client.
+        witness: Check that a restarted server has the same model.
     """
 
     kind: str
@@ -52,6 +54,7 @@ class Server:
     positions: int | None
     asking: Asking
     client: ServerClient = field(repr=False)
+    witness: Witness = field(default_factory=Witness, repr=False)
 
     @property
     def name(self) -> str:
@@ -78,9 +81,15 @@ class Server:
 
         Raises:
             InputError: The server rejects the request, or its response does not match the tokens.
+            CacheMismatchError: The server was interrupted, and returns other probabilities since.
             CacheIncompleteError: The server does not respond.
         """
         sent = list(tokens)
+        found = self._request(sent, largest, subject)
+        self.witness.check(self.name, self.client.interruptions, found, lambda: self._request(sent, largest, subject))
+        return found
+
+    def _request(self, sent: list[int], largest: int, subject: str) -> KnownRows:
         if self.kind == "vllm":
             body: dict[str, Any] = {
                 "model": self.model,
