@@ -12,10 +12,10 @@ demo-text: $(VENV)/.installed-lm
 	$(BIN)/logitcache demo --text
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "slow or not slow" --hypothesis-profile thorough
 
 test-gpu: $(VENV)/.installed-dev
 	LOGITCACHE_GPU_TESTS=cuda $(BIN)/python -m pytest tests/gpu

@@ -7,8 +7,8 @@
 Without `--rows` the teacher is the one that ships, over its own stories. The angle is that between the gradient of KL at temperature 1 from
 stored rows and from full rows, with respect to the logits of a stand-in for a student (the teacher's logits with noise of half their
 deviation), over all rows; and that of the means of 64 rows each. Learning: a student of 0.1 M parameters, nats a token on the test stories
-after `--epochs` passes, `--seeds` seeds; draws are made anew for each epoch, so the cache has a view for each. Bytes are those of
-compressed columns. `rows.npz` has `logits` [R, C] float32 and `labels` [R] of another teacher.
+after `--epochs` passes, `--seeds` seeds, with draws made anew for each epoch, which takes a view for each, and made once. Bytes are those
+of compressed columns in one view. `rows.npz` has `logits` [R, C] float32 and `labels` [R] of another teacher.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from logitcache.methods import get_loss
 from logitcache.store import Cache, compressed_bytes, row_uniforms
 
 DRAWS, LARGEST, GROUP = (6, 12, 25, 50, 100), (2, 4, 8, 16, 32), 64
-LEARNED_DRAWS, LEARNED_LARGEST = (3, 6, 25, 100), (1, 2, 8, 32)
+LEARNED_ANEW, LEARNED_ONCE, LEARNED_LARGEST = (3, 6, 25, 100), (12, 50, 100), (1, 2, 8, 32)
 
 
 def gradient(student: Tensor, teacher: Any, labels: Tensor, tail: str) -> Tensor:
@@ -78,7 +78,8 @@ def payload(cache: Cache) -> float:
 
 def learning(folder: Path, epochs: int, seeds: int) -> list[dict[str, Any]]:
     """Train the demo's student from caches of each kind."""
-    kinds: list[dict[str, Any]] = [{"encoding": "sampled", "draws": n, "views": epochs} for n in LEARNED_DRAWS]
+    kinds: list[dict[str, Any]] = [{"encoding": "sampled", "draws": n, "views": epochs} for n in LEARNED_ANEW]
+    kinds += [{"encoding": "sampled", "draws": n, "views": 1} for n in LEARNED_ONCE]
     kinds += [{"encoding": "topk", "top_k": k, "precision": "u8"} for k in LEARNED_LARGEST]
     common: dict[str, Any] = {"method": "kd", "preset": "language"}
     common |= {"epochs": epochs, "batch_size": 2, "lr": 3e-3, "warmup_epochs": 0.3, "sequence_length": 400}

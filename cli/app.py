@@ -29,7 +29,7 @@ from .import_ import import_
 from .info import info
 from .merge import merge
 from .methods import methods
-from .options import stopped_words
+from .options import stopped_message
 from .slice import slice_
 from .stats import stats
 from .sweep import sweep
@@ -62,7 +62,7 @@ class _Boundary(TyperGroup):
         except (USAGE_ERRORS, typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt as error:
-            typer.echo(stopped_words(ctx.invoked_subcommand), err=True)
+            typer.echo(stopped_message(ctx.invoked_subcommand), err=True)
             raise typer.Exit(130) from error
         except BaseException as error:
             if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):  # rich, on `| head`

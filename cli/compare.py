@@ -8,7 +8,7 @@ import typer
 
 from logitcache.runtime.wording import counted
 
-from .options import JsonOption, at_home
+from .options import JsonOption, expand_home
 from .render import print_json, print_table
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def compare(
         Path | None,
         typer.Option(
             metavar="FILE.svg",
-            callback=at_home,
+            callback=expand_home,
             show_default=False,
             help="Draw learning curves and the final result of each method.",
         ),
@@ -36,7 +36,7 @@ def compare(
         Path | None,
         typer.Option(
             metavar="RECIPE.toml",
-            callback=at_home,
+            callback=expand_home,
             show_default=False,
             help="Show a recipe's published accuracies next to the measured ones.",
         ),
@@ -46,22 +46,25 @@ def compare(
     """Compare runs: test metric, agreement with the teacher, time and memory, with mean, standard deviation and gain over seeds.
 
     The test metric is the accuracy, or the run's own headline metric, after the last epoch. The best epoch has its own column, because it
-    was selected on the test data. A positive gain means that the method is better, also for metrics where lower is better.
+    was selected on the test data. A positive gain means that the method is better, also for metrics where lower is better. Unfinished runs
+    are listed, but left out of means, gains and pictures.
 
     Example: logitcache compare runs/ce runs/kd runs/rld
     """
     from logitcache.runs.compare import compare_runs, curves, group_runs, headlines, read_published
 
     found, theirs = compare_runs(runs), None if published is None else read_published(published)
+    _print_unfinished(found)
     if picture is not None:
         from logitcache.errors import InputError
         from logitcache.report import draw_runs
         from logitcache.runtime.files import write_bytes
 
-        drawn = curves(found)
+        finished = [run for run in found if run.finished]
+        drawn = curves(finished)
         if not drawn:
-            raise InputError("cannot draw: none of these runs has a test result")
-        (metric,) = headlines(run for run in found if run.value is not None)
+            raise InputError("cannot draw: none of these runs has finished with a test result")
+        (metric,) = headlines(run for run in finished if run.value is not None)
         write_bytes(picture, draw_runs(drawn, metric).encode())
         typer.echo(f"wrote {picture}", err=True)
     if json:
@@ -77,8 +80,8 @@ def compare(
         groups = group_runs(found)
         for number, part in enumerate(_by_headline(groups) or [groups]):
             typer.echo("\n" * (number > 0) + "\n".join(_markdown(part, theirs)))
-        _say_apart(groups)
-        _say_conditions(found, theirs)
+        _print_headlines(groups)
+        _print_conditions(found, theirs)
     else:
         print_comparison(found, theirs)
 
@@ -94,8 +97,8 @@ def print_comparison(found: "list[RunSummary]", published: "Published | None" = 
         for part in _by_headline(groups) or [groups]:
             head, *rows = _rows(part, published)
             print_table("over seeds", head, rows, left=2)
-    _say_apart(found)
-    _say_conditions(found, published)
+    _print_headlines(found)
+    _print_conditions(found, published)
     for again in (path for group in groups for path in group.repeats):
         typer.echo(f"{again} has the same seed as another run and is left out of the means", err=True)
 
@@ -107,7 +110,18 @@ def _by_headline(found: "Sequence[_Summary]") -> "list[list[_Summary]]":
     return [[one for one in found if one.headline == metric] for metric in headlines(found)]
 
 
-def _say_apart(found: "Sequence[RunSummary | GroupSummary]") -> None:
+def _print_unfinished(found: "Sequence[RunSummary]") -> None:
+    """Name each unfinished run with the epoch that it has reached; its values cannot be compared with those of finished runs."""
+    for run in found:
+        if not run.finished:
+            typer.echo(
+                f"{run.run} is unfinished: it has done {run.epochs_done} of {counted(run.epochs, 'epoch')}. It is listed with its last "
+                "values, and left out of means, gains and pictures; train with --resume to finish it.",
+                err=True,
+            )
+
+
+def _print_headlines(found: "Sequence[RunSummary | GroupSummary]") -> None:
     from logitcache.runs.compare import headlines
 
     if len(different := headlines(found)) > 1:
@@ -115,7 +129,7 @@ def _say_apart(found: "Sequence[RunSummary | GroupSummary]") -> None:
         typer.echo(f"these runs have different headline metrics ({names}); each metric has its own table", err=True)
 
 
-def _say_conditions(found: "Sequence[RunSummary]", published: "Published | None") -> None:
+def _print_conditions(found: "Sequence[RunSummary]", published: "Published | None") -> None:
     """Warn if the published numbers were measured under different conditions than the runs."""
     if published and (differ := published.differences(found)):
         typer.echo(
@@ -129,12 +143,12 @@ def _head(metric: "Metric") -> list[str]:
     return ["method", "settings", "seeds", metric.heading, f"{gain} ce", f"{gain} kd", "s / epoch"]
 
 
-def _group(group: "GroupSummary", *, told: bool = False) -> list[str]:
-    """Return a row of the table of means; with `told`, student and epochs are always included in the settings."""
+def _group(group: "GroupSummary", *, with_training: bool = False) -> list[str]:
+    """Return a row of the table of means; with `with_training`, student and epochs are always included in the settings."""
     metric, trained = group.headline, f"{group.student}, {counted(group.epochs, 'epoch')}"
     return [
         f"{group.method} {group.changes}".strip(),
-        f"{trained}, {group.differs}" if group.differs and told else group.differs or trained,
+        f"{trained}, {group.differs}" if group.differs and with_training else group.differs or trained,
         str(group.seeds),
         metric.cell(group.mean) + ("" if group.deviation is None else f" ± {metric.spread(group.deviation)}"),
         *(_gain(metric, group.over.get(base)) for base in ("ce", "kd")),
@@ -158,7 +172,7 @@ def _rows(groups: "list[GroupSummary]", published: "Published | None") -> list[l
     of = "best epoch" if published.epochs is None else f"best of {counted(published.epochs, 'epoch')}"
     numbers = [published.accuracies.get(one.method) for one in groups]
     theirs = [f"published ({of})", *("-" if number is None else f"{number:.2f}%" for number in numbers)]
-    rows = [_head(metric), *(_group(one, told=True) for one in groups)]
+    rows = [_head(metric), *(_group(one, with_training=True) for one in groups)]
     return [[*row[:4], number, *row[4:]] for row, number in zip(rows, theirs, strict=True)]
 
 
@@ -184,7 +198,9 @@ def _print_runs(found: "list[RunSummary]") -> None:
             + (f" {run.changes}" if run.changes else "")
             + (" (live teacher)" if run.logits == "live" else ""),
             run.student,
-            str(run.epochs) + f" ({run.extended})" * bool(run.extended) + ", unfinished" * (not run.finished),
+            ("" if run.finished else f"{run.epochs_done} of ")
+            + str(run.epochs)
+            + f" ({run.extended})" * bool(run.extended),
             metric.cell(run.value),
             metric.cell(run.best),
             *[_share(run.test_top5_accuracy)] * top5,

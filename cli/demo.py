@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import at_home
+from .options import expand_home
 
 __all__ = ["demo", "steps"]
 
@@ -36,7 +36,7 @@ def text_steps(cache: str, runs: str) -> list[tuple[str, str]]:
             f"dump {teacher} --top-k 16 --precision u8 --out {top}",
         ),
         ("Inspect the cache", f"stats {cache}"),
-        ("Check that the cache is complete and that the tokens are those the teacher saw", f"verify {cache}"),
+        ("Check that the cache is intact and that the tokens are those the teacher saw", f"verify {cache}"),
         (
             "Train students without a teacher, from the cache, and with calibrated logits, two at a time",
             f"sweep {cache} --method ce --method kd --method loca --seeds 0 --jobs 2 --out {runs} -- {_TEXT_TRAINING}",
@@ -69,7 +69,7 @@ def demo(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            callback=at_home,
+            callback=expand_home,
             show_default="a new folder here",
             help="Folder for the cache and the runs.",
         ),

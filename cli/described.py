@@ -14,7 +14,7 @@ from logitcache.runtime.wording import (
     samples_words,
 )
 
-from .described_info import print_info, state_words
+from .described_info import print_info, state_text
 from .described_tokens import print_paired_tokens, print_tokens
 from .render import bar, print_pairs, print_table
 
@@ -45,10 +45,10 @@ def print_described(found: "CacheStats", *, everything: bool = False) -> None:
     _print_health(found)
     _print_headline(found)
     if not everything:
-        _print_short(found)
+        _print_summary(found)
         return
     print_info(found)
-    print_pairs("", {"encoding error": _lost(found)})
+    print_pairs("", {"encoding error": _encoding_error(found)})
     _print_teacher(found)
     _print_methods(found)
     _print_oddities(found)
@@ -93,11 +93,11 @@ def _agreement(found: "CacheStats") -> dict[str, str]:
     return {"view agreement": f"{percent(share)} of samples have the same top class in all {views} views"}
 
 
-def _print_short(found: "CacheStats") -> None:
+def _print_summary(found: "CacheStats") -> None:
     """Print one line for each section of `--all`."""
     accuracies = [view.accuracy for view in found.views if view.rows]
     shares = sorted((share, label) for label, share in enumerate(found.class_accuracy()) if share is not None)
-    lines = {"logits": kept_words(found.manifest["encoding"]), "state": state_words(found)}
+    lines = {"logits": kept_words(found.manifest["encoding"]), "state": state_text(found)}
     if len(accuracies) > 1:
         lines["accuracy by view"] = f"{percent(min(accuracies))} to {percent(max(accuracies))}"
     if found.tokens is None and len(shares) > 1:
@@ -109,11 +109,11 @@ def _print_short(found: "CacheStats") -> None:
             f"loca raises the label's logit in {percent(found.preview.loca_changed)} of rows; rld masks classes besides the label in "
             f"{percent(found.preview.rld_masked)}"
         )
-    print_pairs("", lines | _odd_words(found))
+    print_pairs("", lines | _suspects(found))
     typer.echo("--all prints all statistics; --report FILE.html writes them as a page with figures")
 
 
-def _odd_words(found: "CacheStats") -> dict[str, str]:
+def _suspects(found: "CacheStats") -> dict[str, str]:
     """Return summary lines about unusual samples."""
     if (tokens := found.tokens) is not None:
         if not tokens.rows:
@@ -140,7 +140,7 @@ def _after(one: "PositionBin") -> str:
     )
 
 
-def _lost(found: "CacheStats") -> str:
+def _encoding_error(found: "CacheStats") -> str:
     """Format the error of the encoding, measured on the probe."""
     probe = found.probe
     if not probe.rows:
@@ -161,9 +161,9 @@ def _print_health(found: "CacheStats") -> None:
     if not health.finished:
         problems.append("the dump is unfinished; run the same command again to resume it")
     if health.missing:
-        problems.append(f"missing, of {counted(health.blocks, 'block')}: {_first(health.missing)}")
+        problems.append(f"missing, of {counted(health.blocks, 'block')}: {_first_few(health.missing)}")
     if health.damaged:
-        problems.append(f"damaged: {_first(health.damaged)}; run `logitcache verify` for details")
+        problems.append(f"damaged: {_first_few(health.damaged)}; run `logitcache verify` for details")
     if health.not_finite_rows:
         problems.append(f"{counted(health.not_finite_rows, 'row')} with NaN or infinite values, left out below")
     if health.constant_rows:
@@ -174,7 +174,7 @@ def _print_health(found: "CacheStats") -> None:
         typer.secho(f"{found.path}: {problem}", fg=typer.colors.RED)
 
 
-def _first(words: list[str]) -> str:
+def _first_few(words: list[str]) -> str:
     return "; ".join(words[:_LINES]) + (f" and {len(words) - _LINES} more" if len(words) > _LINES else "")
 
 
@@ -209,13 +209,13 @@ def _numbers(values: list[float]) -> list[str]:
 
 def _ranks(found: "CacheStats") -> dict[str, str]:
     counts = found.rank_of_label()
-    shown = counts[:_RANKS] if len(counts) > _RANKS else counts[:-1]
+    listed = counts[:_RANKS] if len(counts) > _RANKS else counts[:-1]
     total = sum(counts)
-    lines = {f"{rank + 1}": _barred(count / total) for rank, count in enumerate(shown)}
-    return lines | {f"{len(shown) + 1} or more": _barred((total - sum(shown)) / total)}
+    lines = {f"{rank + 1}": _share_with_bar(count / total) for rank, count in enumerate(listed)}
+    return lines | {f"{len(listed) + 1} or more": _share_with_bar((total - sum(listed)) / total)}
 
 
-def _barred(share: float) -> str:
+def _share_with_bar(share: float) -> str:
     return f"{bar(share):<24} {share:.2%}"
 
 
@@ -258,7 +258,7 @@ def _print_methods(found: "CacheStats") -> None:
         f"Effect of methods (on {counted(preview.rows, 'row')})",
         {
             **(
-                _edits(preview, topk=topk)
+                _label_aware_edits(preview, topk=topk)
                 if preview.labelled
                 else {"loca, sld, rld": "not applicable, because rows of mixed views have two labels"}
             ),
@@ -276,7 +276,7 @@ def _print_methods(found: "CacheStats") -> None:
     )
 
 
-def _edits(preview: "MethodPreview", *, topk: bool) -> dict[str, str]:
+def _label_aware_edits(preview: "MethodPreview", *, topk: bool) -> dict[str, str]:
     least = "at least " if topk else ""
     return {
         "loca": f"raises the label's logit in {preview.loca_changed:.2%} of rows"
@@ -336,7 +336,7 @@ def print_compared(found: "Comparison", manifest: Mapping[str, Any]) -> None:
     print_table(
         f"Comparison over {counted(found.rows, 'shared row')} (entropy in nats; ECE: calibration error)",
         ["cache", "teacher", "encoding", "bytes per row", "accuracy", "entropy", "ECE", *["perplexity"] * of_text],
-        [[*_side(side), *[f"{side.perplexity:.2f}"] * of_text] for side in found.sides],
+        [[*_side_cells(side), *[f"{side.perplexity:.2f}"] * of_text] for side in found.sides],
         left=3,
     )
     kinds = {"both correct": found.both_right, "only first correct": found.first_right}
@@ -349,8 +349,8 @@ def print_compared(found: "Comparison", manifest: Mapping[str, Any]) -> None:
     print_pairs(
         "Agreement",
         {
-            "same top class": _barred(found.top1_agreement),
-            **{word: _barred(share) for word, share in kinds.items()},
+            "same top class": _share_with_bar(found.top1_agreement),
+            **{word: _share_with_bar(share) for word, share in kinds.items()},
             "KL in nats": f"KL(first || second) {forth}; KL(second || first) {back}",
         },
     )
@@ -359,7 +359,7 @@ def print_compared(found: "Comparison", manifest: Mapping[str, Any]) -> None:
     print_advice(found.advice)
 
 
-def _side(side: "Side") -> list[str]:
+def _side_cells(side: "Side") -> list[str]:
     numbers: list[Any] = [side.bytes_per_row, side.accuracy, side.entropy_nats, side.calibration_error]
     words = [
         form.format(number) for form, number in zip(("{:.1f}", "{:.2%}", "{:.3f}", "{:.2%}"), numbers, strict=True)

@@ -19,7 +19,7 @@ from .render import print_pairs
 if TYPE_CHECKING:
     from logitcache.stats import CacheInfo
 
-__all__ = ["print_info", "state_words"]
+__all__ = ["print_info", "state_text"]
 
 _AT_ONE = ("sampled", "topk-mass")  # encodings that support only temperature 1
 _ARRAYS = 6  # maximum number of arrays whose sizes are listed
@@ -40,7 +40,7 @@ def print_info(found: "CacheInfo") -> None:
             "size": f"{bytes_text(found.bytes_total)}, {found.bytes_per_row:.1f} bytes per row ({found.ratio_to_float32:.2f}x raw float32 "
             "logits)",
             "by array": _largest_arrays(found),
-            "state": state_words(found),
+            "state": state_text(found),
             "fingerprint": found.fingerprint or "none while unfinished",
             **_origin(found),
             "versions": ", ".join(f"{name} {version}" for name, version in manifest["software"].items())
@@ -75,7 +75,7 @@ def _largest_arrays(found: "CacheInfo") -> str:
     return ", ".join(f"{name} {bytes_text(size)}" for name, size in largest[:_ARRAYS])
 
 
-def state_words(found: "CacheInfo") -> str:
+def state_text(found: "CacheInfo") -> str:
     """Return whether a cache is finished, and what to do if it is not."""
     there = f"{found.blocks_there:,} of {counted(found.blocks, 'block')} written"
     if not found.finished:
@@ -88,13 +88,13 @@ def state_words(found: "CacheInfo") -> str:
 def _origin(found: "CacheInfo") -> dict[str, str]:
     made, manifest = found.made, found.manifest
     begun = made.get("begun", "")
-    said = {
+    origin = {
         "created": f"{begun} on {made['host']}" if begun and "host" in made else begun,
         "device": f"{manifest['device']}, {counted(manifest['threads'], 'thread')}, batch size {manifest['batch_size']:,}",
         "command": made.get("command", ""),
         "derived from": origin_words(manifest["derived"]),
     }
-    return {word: value for word, value in said.items() if value}
+    return {word: value for word, value in origin.items() if value}
 
 
 def _refused(refuses: Mapping[str, str]) -> str:

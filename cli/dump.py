@@ -9,7 +9,7 @@ from logitcache.errors import InputError
 from logitcache.runtime.processes import this_one_leads
 from logitcache.runtime.wording import bytes_text, counted, samples_words
 
-from .options import ConfigOption, read_options, show_progress, stopping, with_options
+from .options import ConfigOption, catch_signals, read_options, show_progress, with_options
 from .render import print_pairs
 
 __all__ = ["dump"]
@@ -44,8 +44,8 @@ def dump(
     from logitcache.store import disk_use
 
     leads = this_one_leads()
-    with show_progress(quiet=not leads) as display, stopping() as asked:
-        cache = dump_logits(**given, should_stop=asked, on_progress=display)
+    with show_progress(quiet=not leads) as display, catch_signals() as should_stop:
+        cache = dump_logits(**given, should_stop=should_stop, on_progress=display)
         if not leads:
             return
         manifest = cache.manifest
@@ -53,12 +53,12 @@ def dump(
             from logitcache.caches.fidelity import advice
 
             for slug in cache.teachers:
-                of_whom = f"{slug}: " if len(cache.teachers) > 1 else ""
+                prefix = f"{slug}: " if len(cache.teachers) > 1 else ""
                 for sentence in advice(cache, teacher=slug):
-                    display.say(f"note: {of_whom}{sentence}")
+                    display.print(f"note: {prefix}{sentence}")
     shape = f"{samples_words(manifest.to_json())} x {counted(len(manifest.views), 'view')}, {counted(len(manifest.classes), 'class')}"
     several = f", {len(cache.teachers)} teachers ({', '.join(cache.teachers)})" if len(cache.teachers) > 1 else ""
-    typer.echo(f"{given['out']}: {shape}{several}, complete; {disk_use(cache).per_row:.1f} bytes per row")
+    typer.echo(f"{given['out']}: {shape}{several}, finished; {disk_use(cache).per_row:.1f} bytes per row")
 
 
 def _show_plan(given: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import CacheArgument, TeacherOption, at_home, newest_unless, numbers, show_progress
+from .options import CacheArgument, TeacherOption, cache_or_newest, expand_home, numbers, show_progress
 
 __all__ = ["export"]
 
@@ -16,7 +16,7 @@ def export(
         Path,
         typer.Option(
             metavar="FILE",
-            callback=at_home,
+            callback=expand_home,
             show_default=False,
             help="File to write: FILE.parquet, or FILE.safetensors (one file per view).",
         ),
@@ -47,7 +47,7 @@ def export(
     """
     from logitcache.caches.export import export_cache
 
-    path, chosen = newest_unless(cache), numbers(view_ids, int, "--view-ids")
+    path, chosen = cache_or_newest(cache), numbers(view_ids, int, "--view-ids")
     with show_progress() as display:
         files = export_cache(
             path, out, view_ids=chosen, teacher=teacher, layout=layout, anonymous=anonymous, on_progress=display

@@ -6,7 +6,7 @@ import typer
 
 from logitcache.runtime.wording import counted, encoding_words
 
-from .options import CacheArgument, JsonOption, TeacherOption, newest_unless, parameters, spelled
+from .options import CacheArgument, JsonOption, TeacherOption, cache_or_newest, parameters, parse_value
 from .render import print_json, print_table
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def fidelity(
     """
     from logitcache.caches.fidelity import cache_fidelity, sweep_encodings
 
-    path = newest_unless(cache)
-    settings = parameters(set_ or []) | ({} if temperature is None else {"temperature": spelled(temperature)})
+    path = cache_or_newest(cache)
+    settings = parameters(set_ or []) | ({} if temperature is None else {"temperature": parse_value(temperature)})
     if settings and not method:
         raise typer.BadParameter("requires a method; add --method NAME.", param_hint="--set, --temperature")
     arguments: dict[str, Any] = {"methods": method or None, "settings": settings, "teacher": teacher}

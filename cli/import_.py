@@ -42,7 +42,7 @@ def import_(
     held = samples_words(manifest.to_json())
     if manifest.of_images:
         held += f" x {counted(len(manifest.views), 'view')}"
-    typer.echo(f"{given['out']}: {held}, {counted(len(manifest.classes), 'class')}, complete and verified")
+    typer.echo(f"{given['out']}: {held}, {counted(len(manifest.classes), 'class')}, finished and verified")
     typer.echo(f"rows: {kept_words(manifest.encoding)}; for temperature 1 only")
     if "label" in gives:
         what = "label" if manifest.of_images else "token"

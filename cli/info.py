@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .described_info import print_info
-from .options import CacheArgument, JsonOption, newest_unless
+from .options import CacheArgument, JsonOption, cache_or_newest
 from .render import print_json
 
 __all__ = ["info"]
@@ -32,5 +32,5 @@ def info(
     """
     from logitcache.stats import cache_info
 
-    found = cache_info(newest_unless(cache), teacher=teacher)
+    found = cache_info(cache_or_newest(cache), teacher=teacher)
     print_json(found.to_json()) if json else print_info(found)

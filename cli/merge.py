@@ -33,4 +33,4 @@ def merge(
 
     with show_progress() as display:
         manifest = merge_caches(caches, out, average=average, allow_mixed=allow_mixed, on_progress=display).manifest
-    typer.echo(f"{out}: {shape_words(manifest.samples, len(manifest.views))}, complete")
+    typer.echo(f"{out}: {shape_words(manifest.samples, len(manifest.views))}, finished")

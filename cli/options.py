@@ -32,19 +32,19 @@ __all__ = [
     "Display",
     "JsonOption",
     "TeacherOption",
-    "at_home",
-    "newest_unless",
+    "cache_or_newest",
+    "catch_signals",
+    "expand_home",
     "numbers",
     "parameters",
+    "parse_value",
     "read_options",
     "rows_or_auto",
     "samples",
     "show_progress",
     "size",
     "span",
-    "spelled",
-    "stopped_words",
-    "stopping",
+    "stopped_message",
     "with_options",
 ]
 
@@ -59,12 +59,12 @@ _STOPPED = {  # messages for a stopped command
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-def stopped_words(verb: str | None) -> str:
+def stopped_message(verb: str | None) -> str:
     """Return the message for a stopped command, with how to resume it."""
     return _STOPPED.get(verb or "", "stopped")
 
 
-def at_home(path: Path | None) -> Path | None:
+def expand_home(path: Path | None) -> Path | None:
     """Expand a leading `~`, which shells do not expand after `=`."""
     return path and path.expanduser()
 
@@ -88,16 +88,16 @@ def _load_config(ctx: typer.Context, path: Path | None) -> Path | None:
     known = _options_by_word(ctx)
     chosen: dict[str, Any] = {}
     for word, value in content.items():
-        asked = word.replace("-", "_")
-        if asked not in known:
-            close = get_close_matches(asked, known, n=1)
+        name = word.replace("-", "_")
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
             raise typer.BadParameter(
                 f"{path}: {word!r} is not an option of this command"
                 + (f"; did you mean {close[0]!r}?" if close else "")
             )
         if value is not None:
-            option = known[asked]
-            chosen[option.name] = _spelled(value, f"{path}: {word}", option)
+            option = known[name]
+            chosen[option.name] = _as_argument(value, f"{path}: {word}", option)
     ctx.default_map = {**(ctx.default_map or {}), **chosen}
     return path
 
@@ -112,14 +112,14 @@ def _options_by_word(ctx: typer.Context) -> dict[str, Any]:
     return found
 
 
-def _spelled(value: Any, where: str, option: Any) -> Any:
+def _as_argument(value: Any, where: str, option: Any) -> Any:
     """Format a value from a file like an argument on the command line."""
     flag, assignments = getattr(option, "is_flag", False), "--set" in option.opts
     if option.multiple and not assignments:
-        return [_word(inner) for inner in (value if isinstance(value, list) else [value])]
+        return [_format_value(inner) for inner in (value if isinstance(value, list) else [value])]
     if assignments:
         if isinstance(value, dict):
-            return [f"{key}={_word(inner)}" for key, inner in value.items()]
+            return [f"{key}={_format_value(inner)}" for key, inner in value.items()]
         if isinstance(value, list) and all(isinstance(inner, str) for inner in value):
             return value
         raise typer.BadParameter(f'{where} must be a table, or a list of "name=value", not {value!r}')
@@ -127,14 +127,14 @@ def _spelled(value: Any, where: str, option: Any) -> Any:
         raise typer.BadParameter(
             f"{where} must be {'true or false' if flag else 'a number or a string'}, not {value!r}"
         )
-    return value if flag else _word(value)
+    return value if flag else _format_value(value)
 
 
-def _word(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """Format a number, string or boolean, or a list of them."""
     if isinstance(value, bool):
         return str(value).lower()
-    return ",".join(map(_word, value)) if isinstance(value, list | tuple) else str(value)
+    return ",".join(map(_format_value, value)) if isinstance(value, list | tuple) else str(value)
 
 
 ConfigOption = Annotated[
@@ -248,7 +248,7 @@ def _read(value: Any, form: Form | None, flag: str) -> Any:
         case "integers":
             return numbers(value, int, flag)
         case "value":
-            return spelled(value)
+            return parse_value(value)
         case "bytes":
             return size(value, flag)
         case "span":
@@ -259,7 +259,7 @@ def _read(value: Any, form: Form | None, flag: str) -> Any:
             return value
 
 
-def newest_unless(cache: str | None) -> str:
+def cache_or_newest(cache: str | None) -> str:
     """Return the given cache, or the newest one here, whose path is then printed on stderr."""
     if cache is not None:
         return cache
@@ -324,15 +324,15 @@ def parameters(settings: list[str]) -> dict[str, Any]:
             raise typer.BadParameter(f"expected name=value, not {setting!r}", param_hint="--set")
         if name.strip() in found:
             raise typer.BadParameter(f"{name.strip()} is set twice", param_hint="--set")
-        found[name.strip()] = spelled(value)
+        found[name.strip()] = parse_value(value)
     return found
 
 
-def spelled(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """Parse a value: a number, a boolean, a string, or a comma-separated list of them."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) > 1:
-        return tuple(spelled(part) for part in parts)
+        return tuple(parse_value(part) for part in parts)
     try:
         return float(text)
     except ValueError:
@@ -345,7 +345,7 @@ class Display(Protocol):
     def __call__(self, progress: Progress) -> None:
         """Show the current progress."""
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print a line on stderr."""
 
 
@@ -370,41 +370,41 @@ def show_progress(*, quiet: bool = False) -> Iterator[Display]:
 
 
 @contextmanager
-def stopping(unit: str = "block") -> Iterator[Callable[[], bool]]:
+def catch_signals(unit: str = "block") -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether the process should stop after the current unit.
 
     The first SIGINT or SIGTERM requests the stop and the second one stops at once. Before the function was called for the first time, no
     work has started, so the first signal stops at once.
     """
-    asked: list[int] = []
-    when, somebody_asks = 0.0, False
+    received: list[int] = []
+    when, is_polled = 0.0, False
 
-    def ask(number: int, _frame: object) -> None:
+    def on_signal(number: int, _frame: object) -> None:
         nonlocal when
-        if asked and time.monotonic() - when < 1:  # one request, forwarded by both the scheduler and torchrun
+        if received and time.monotonic() - when < 1:  # one request, forwarded by both the scheduler and torchrun
             return
-        asked.append(number)
+        received.append(number)
         when = time.monotonic()
-        if len(asked) > 1 or not somebody_asks:
+        if len(received) > 1 or not is_polled:
             raise KeyboardInterrupt
         typer.echo(f"stopping after the current {unit}; repeat to stop at once", err=True)
 
-    def answer() -> bool:
-        nonlocal somebody_asks
-        somebody_asks = True
-        return bool(asked)
+    def should_stop() -> bool:
+        nonlocal is_polled
+        is_polled = True
+        return bool(received)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield answer
+        yield should_stop
     except (CacheIncompleteError, StoppedError) as error:
-        if not asked:
+        if not received:
             raise
         typer.echo(str(error), err=True)
-        raise typer.Exit(128 + asked[0]) from error
+        raise typer.Exit(128 + received[0]) from error
     except KeyboardInterrupt as error:
-        typer.echo(stopped_words("train" if unit == "step" else "dump"), err=True)
-        raise typer.Exit(128 + (asked or [signal.SIGINT])[0]) from error
+        typer.echo(stopped_message("train" if unit == "step" else "dump"), err=True)
+        raise typer.Exit(128 + (received or [signal.SIGINT])[0]) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -429,7 +429,7 @@ class _Bar:
             self._name = progress.task
         self._bars.update(self._task, completed=progress.done, total=progress.total, note=progress.note)
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         self._bars.console.print(line, markup=False, soft_wrap=True)
 
 
@@ -446,8 +446,8 @@ class _Lines:
         if progress.done == progress.total or now - self._last >= _SECONDS_BETWEEN_LINES:
             self._last = now
             note = f", {progress.note}" if progress.note else ""
-            self.say(f"{progress.task}: {progress.done:,}/{progress.total:,} {progress.unit}{note}")
+            self.print(f"{progress.task}: {progress.done:,}/{progress.total:,} {progress.unit}{note}")
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         if not self._quiet:
             typer.echo(line, err=True)

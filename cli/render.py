@@ -20,7 +20,7 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
 
 
-def _plainly(text: str) -> Text:
+def _clean_text(text: str) -> Text:
     """Return text without markup or control characters: a class may be named "[red]", or contain escape sequences."""
     return Text("".join(letter if letter.isprintable() else "?" for letter in text))
 
@@ -44,7 +44,7 @@ def print_json(content: Any) -> None:
 def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
     """Print keys and values in two columns."""
     table = Table(
-        title=_plainly(title),
+        title=_clean_text(title),
         title_justify="left",
         title_style="bold",
         show_header=False,
@@ -54,15 +54,15 @@ def print_pairs(title: str, pairs: Mapping[str, str]) -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in pairs.items():
-        table.add_row(_plainly(name), _plainly(value))
+        table.add_row(_clean_text(name), _clean_text(value))
     _console().print(table)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 2) -> None:
     """Print a table; the first `left` columns are left-aligned, the others right-aligned."""
-    table = Table(title=_plainly(title), title_justify="left", title_style="bold", header_style="dim")
+    table = Table(title=_clean_text(title), title_justify="left", title_style="bold", header_style="dim")
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position < left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(_plainly, row))
+        table.add_row(*map(_clean_text, row))
     _console().print(table)

@@ -28,4 +28,4 @@ def slice_(
     with show_progress() as display:
         part = slice_cache(cache, **given, on_progress=display)
     manifest = part.manifest
-    typer.echo(f"{given['out']}: {shape_words(manifest.samples, len(manifest.views))}, complete")
+    typer.echo(f"{given['out']}: {shape_words(manifest.samples, len(manifest.views))}, finished")

@@ -8,7 +8,7 @@ import typer
 from logitcache.runtime.files import check_target
 
 from .described import print_advice, print_compared, print_described
-from .options import CacheArgument, JsonOption, at_home, newest_unless, show_progress
+from .options import CacheArgument, JsonOption, cache_or_newest, expand_home, show_progress
 from .render import print_json
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["stats"]
 
 _GOOD = ["none; the encoding costs the usual methods little of their gradient"]
-_NONE = ["not available until the cache is complete, because it is measured on the probe"]
+_NONE = ["not available until the cache is finished, because it is measured on the probe"]
 
 
 def stats(
@@ -43,7 +43,7 @@ def stats(
         typer.Option(
             "--report",
             metavar="FILE.html",
-            callback=at_home,
+            callback=expand_home,
             show_default=False,
             help="Also write an HTML report with figures and images.",
         ),
@@ -76,9 +76,9 @@ def stats(
     if other is not None:
         if advise or data or (teacher or "").count(",") > 1:
             raise typer.BadParameter("two caches cannot be combined with --advise, --data or more than two teachers.")
-        _compare(newest_unless(cache), other, teacher, report, json)
+        _compare(cache_or_newest(cache), other, teacher, report, json)
         return
-    path = newest_unless(cache)
+    path = cache_or_newest(cache)
     if report is not None:
         from logitcache.report import refuse_report
         from logitcache.store import open_cache

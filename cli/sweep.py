@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .compare import print_comparison
-from .options import at_home, newest_unless, numbers, stopping
+from .options import cache_or_newest, catch_signals, expand_home, numbers
 
 __all__ = ["sweep"]
 
@@ -38,7 +38,7 @@ def sweep(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Number of runs at a time.")] = 1,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", callback=at_home, help="Folder for the runs.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", callback=expand_home, help="Folder for the runs.")] = Path(
         "runs/sweep"
     ),
 ) -> None:
@@ -62,15 +62,17 @@ def sweep(
     methods, words = _named(method or ["ce", "kd"]), options or []
     on_labels = set(methods) == {"ce"} and any(word.partition("=")[0] == "--data" for word in words)  # as `train` does
     planned = plan_sweep(
-        cache if on_labels else newest_unless(cache),
+        cache if on_labels else cache_or_newest(cache),
         out,
         methods=methods,
         seeds=numbers(seeds, int, "--seeds") or [],
         vary=varied,
         options=words,
     )
-    with stopping("step") as asked:
-        result = run_sweep(planned, jobs=jobs, should_stop=asked, on_change=lambda line: typer.echo(line, err=True))
+    with catch_signals("step") as should_stop:
+        result = run_sweep(
+            planned, jobs=jobs, should_stop=should_stop, on_change=lambda line: typer.echo(line, err=True)
+        )
     if result.runs:
         print_comparison(compare_runs(result.runs))
     if result.failed:

@@ -16,10 +16,10 @@ from .options import (
     CacheArgument,
     ConfigOption,
     Display,
-    newest_unless,
+    cache_or_newest,
+    catch_signals,
     read_options,
     show_progress,
-    stopping,
     with_options,
 )
 
@@ -34,7 +34,7 @@ def train(ctx: typer.Context, cache: CacheArgument = None, config: ConfigOption 
 
     Example: logitcache train fashion.zarr --method rld --student resnet8 --epochs 6 --sched cosine
     """
-    given, taken_up = {"cache": cache, **read_options(ctx, TrainRequest, TrainSettings)}, dict[str, Any]()
+    given, resumed = {"cache": cache, **read_options(ctx, TrainRequest, TrainSettings)}, dict[str, Any]()
     if given["resume"]:
         if given["out"] is None:
             raise typer.BadParameter("requires the folder of the run; add --out RUN.", param_hint="--resume")
@@ -44,22 +44,22 @@ def train(ctx: typer.Context, cache: CacheArgument = None, config: ConfigOption 
         if not (run / "run.json").exists():
             raise InputError(f"{run} has no run to resume; leave out --resume to start one.")
         recorded = read_run(run)["settings"]
-        taken_up = {name: recorded[name] for name in given if name in recorded and _left_alone(ctx, name)}
-        given |= taken_up
+        resumed = {name: recorded[name] for name in given if name in recorded and _is_default(ctx, name)}
+        given |= resumed
     if given["student"] is None:
         raise typer.BadParameter("missing; add --student NAME.", param_hint="--student")
     if given["cache"] is None and not (given["method"] == "ce" and given["data"]):
-        given["cache"] = newest_unless(None)
+        given["cache"] = cache_or_newest(None)
     if started_by_torchrun():  # torch's C++ code would warn in each process about what replicas.py does on purpose
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from logitcache.runs.metrics import read_headline
     from logitcache.train.train import train_student
 
     leads = this_one_leads()
-    needed = {"cache", "student"}
-    said = {name: given[name] for name in given if name in {*needed, *taken_up} or not _left_alone(ctx, name)}
-    with show_progress(quiet=not leads) as display, stopping("step") as asked:
-        result = train_student(**said, callbacks=_Shown(display), should_stop=asked)
+    required = {"cache", "student"}
+    explicit = {name: given[name] for name in given if name in {*required, *resumed} or not _is_default(ctx, name)}
+    with show_progress(quiet=not leads) as display, catch_signals("step") as should_stop:
+        result = train_student(**explicit, callbacks=_TrainingDisplay(display), should_stop=should_stop)
     if not leads:
         return
     line = [f"{result.path}: {given['method']}, {given['student']}"]
@@ -71,7 +71,7 @@ def train(ctx: typer.Context, cache: CacheArgument = None, config: ConfigOption 
     typer.echo(", ".join(line))
 
 
-class _Shown(Callbacks):
+class _TrainingDisplay(Callbacks):
     """Shows steps in the progress bar and prints a line per epoch."""
 
     def __init__(self, display: Display) -> None:
@@ -81,10 +81,10 @@ class _Shown(Callbacks):
         self._display(progress)
 
     def on_epoch(self, metrics: Mapping[str, Any]) -> None:
-        self._display.say(_epoch_line(metrics))
+        self._display.print(_epoch_line(metrics))
 
 
-def _left_alone(ctx: typer.Context, name: str) -> bool:
+def _is_default(ctx: typer.Context, name: str) -> bool:
     """Return whether a parameter is set neither on the command line nor by --config."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name == "DEFAULT"

@@ -6,7 +6,7 @@ import typer
 
 from logitcache.runtime.wording import counted
 
-from .options import CacheArgument, JsonOption, newest_unless, show_progress
+from .options import CacheArgument, JsonOption, cache_or_newest, show_progress
 from .render import print_json
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def verify(
     """
     from logitcache.caches.verify import verify_cache
 
-    path = newest_unless(cache)
+    path = cache_or_newest(cache)
     with show_progress(quiet=json) as display:
         report = verify_cache(
             path,

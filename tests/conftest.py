@@ -9,6 +9,9 @@ if (
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `import logitcache` does, for the tests with two
 
+import functools
+import gc
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,21 +22,31 @@ import pytest
 import tiny
 import torch
 from logitcache.cli.app import app
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import logitcache
 from logitcache.data import ArrayImages
-from logitcache.store import Cache
+from logitcache.models import hash_weights
+from logitcache.store import Cache, open_cache
 
-hypothesis.settings.register_profile("default", deadline=None, max_examples=25)
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.register_profile("default", deadline=None, max_examples=10)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=10, derandomize=True)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=50)  # of `make test-all`
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 HERE = Path(__file__).parent
+_parser = functools.cache(get_command)  # of every command and option, which typer's runner would build at each line
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--method", help="hold this method, package.module:name, against the contract instead of ours")
+
+
+def pytest_collection_finish() -> None:
+    """Put what was imported, half a million objects, where Python's collector of circles does not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -102,10 +115,32 @@ def amazon(environment: dict[str, str]) -> Any:
 
 
 Dump = Callable[..., Cache]
+# Tests in these folders are given a cache: what one has dumped is copied for the others. Elsewhere each cache is dumped anew.
+COPYING = {"caches", "runs", "stats", "train"}
+PLAIN = {
+    "augment", "batch_size", "block_rows", "encoding", "out", "precision", "seed", "teacher", "threads", "top_k", "views",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def dumped_before(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Path]:
+    """A path for each request for a cache, by what it asks for."""
+    folder, known = tmp_path_factory.mktemp("dumped"), dict[str, Path]()
+
+    def place(changes: dict[str, Any]) -> Path:
+        teacher = changes.get("teacher")
+        if isinstance(teacher, torch.nn.Module):
+            changes = changes | {"teacher": f"{teacher!r} {hash_weights(teacher.state_dict())}"}
+        asked = repr(sorted((name, value) for name, value in changes.items() if name != "out"))
+        return known.setdefault(asked, folder / f"{len(known)}.zarr")
+
+    return place
 
 
 @pytest.fixture
-def dump(tmp_path: Path, images: ArrayImages) -> Dump:
+def dump(
+    request: pytest.FixtureRequest, tmp_path: Path, images: ArrayImages, dumped_before: Callable[[dict[str, Any]], Path]
+) -> Dump:
     """Dump the tiny teacher over the tiny data: 300 samples in three blocks, two views, batches of 64."""
 
     def make(**changes: Any) -> Cache:
@@ -121,12 +156,25 @@ def dump(tmp_path: Path, images: ArrayImages) -> Dump:
         }
         return logitcache.dump_logits(**(arguments | changes))
 
-    return make
+    def copy(**changes: Any) -> Cache:
+        out = Path(changes.get("out", tmp_path / "c.zarr"))
+        if not changes.keys() <= PLAIN or out.exists():
+            return make(**changes)
+        before = dumped_before(changes)
+        if before.exists():
+            shutil.copytree(before, out)
+        else:
+            make(**changes)
+            shutil.copytree(out, before)
+        return open_cache(out)
+
+    return copy if request.path.parent.name in COPYING else make
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Type a command in an empty folder."""
+    monkeypatch.setattr("typer.testing._get_command", _parser)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(HERE))
 

@@ -16,6 +16,7 @@ import warm
 from imports import test_image_imports
 from logitcache.cli.app import app
 from servers import ModelServer
+from typer.core import TyperCommand
 
 import logitcache
 from logitcache import METHODS
@@ -52,7 +53,8 @@ EVERY_LINE |= {line for page in (*PAGES.values(), README, RECIPES) for line in i
 
 
 @pytest.mark.parametrize("line", sorted(EVERY_LINE))
-def test_the_commands_of_every_page_parse(run, line):
+def test_the_commands_of_every_page_parse(run, monkeypatch, line):
+    monkeypatch.setattr(TyperCommand, "format_help", lambda *_: None)  # drawing it takes longer than reading the line
     words = shlex.split(line)
     done = run(words[0], "--help", *words[1:])  # everything is read before help is given
     assert done.exit_code == 0, done.output
@@ -132,8 +134,15 @@ def test_every_page_is_in_the_index_and_in_the_site():
         assert f": docs/{name}\n" in site, name
 
 
-def test_adding_a_method_works_as_its_page_says(run, tmp_path, monkeypatch):
-    """The page's code, its commands, and the contract tests on it."""
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        pytest.param("plain or not compile", id="few compiled"),
+        pytest.param("", id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_adding_a_method_works_as_its_page_says(run, tmp_path, monkeypatch, chosen):
+    """The page's code, its commands, and the contract tests on it; torch.compile takes most of their time."""
     text = (ROOT / "docs/adding-a-method.md").read_text()
     code = "\n\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     (tmp_path / "mine.py").write_text(code)
@@ -143,6 +152,7 @@ def test_adding_a_method_works_as_its_page_says(run, tmp_path, monkeypatch):
     student, teacher = torch.randn(2, 4, 5)
     assert loss(student, teacher, torch.zeros(4, dtype=torch.int64)).shape == (4,)
     contract = ["-q", "-p", "no:cacheprovider", ROOT / "tests/methods/test_contract.py", "--method", "mine:sure"]
+    contract += ["-k", chosen] if chosen else []
     code, said = warm.Command("pytest", contract, tmp_path).end(seconds=300)
     assert code == 0, said[-2000:]
     assert " passed" in said

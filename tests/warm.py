@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import tempfile
@@ -16,28 +17,31 @@ _WARM.set_forkserver_preload(
 
 
 class Command:
-    """A `logitcache` command, or a `pytest` one, that runs beside the test."""
+    """A `logitcache` command, a `pytest` one, or a script in Python, that runs beside the test."""
 
-    def __init__(self, program: str, words: Sequence[object], folder: Path) -> None:
+    def __init__(
+        self, program: str, words: Sequence[object], folder: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
         """Start it.
 
         Args:
-            program: `logitcache` or `pytest`.
+            program: `logitcache`, `pytest` or `python`.
             words: Its arguments.
             folder: Where it runs.
+            environment: Variables besides those of the test.
         """
         self._said = Path(tempfile.mkstemp(dir=folder, prefix=f"{program}-", suffix=".txt")[1])
         line = [program, *map(str, words)]
-        self._process = _WARM.Process(target=_run, args=(line, folder, self._said, dict(os.environ)))
+        self._process = _WARM.Process(target=_run, args=(line, folder, self._said, os.environ | (environment or {})))
         self._process.start()
 
-    def wait_until(self, ready: Callable[[], object], seconds: float = 120) -> None:
-        """Wait for what the command does; fail if it ends before."""
+    def wait_until(self, ready: Callable[[], object], seconds: float = 120, every: float = 0.005) -> None:
+        """Wait for what the command does, looking every so many seconds; fail if it ends before."""
         deadline = time.monotonic() + seconds
         while not ready():
             assert self._process.is_alive(), f"the command has ended:\n{self._said.read_text()}"
             assert time.monotonic() < deadline
-            time.sleep(0.005)
+            time.sleep(every)
 
     def send_signal(self, number: int, *, group: bool = False) -> None:
         """Send a signal to the process, or to all of its group, as a terminal does."""
@@ -70,6 +74,10 @@ def _run(line: list[str], folder: Path, said: Path, environment: Mapping[str, st
 
         # This process has modules whose assertions pytest would rewrite.
         sys.exit(int(pytest.main([*line[1:], "-W", "ignore:Module already imported"])))
+    if line[0] == "python":
+        sys.argv = line[1:]
+        runpy.run_path(line[1], run_name="__main__")
+        return
     from logitcache.cli.start import main
 
     main()

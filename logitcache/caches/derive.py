@@ -1,6 +1,6 @@
 """Derive caches from other caches without the teacher: code shared by `slice` and `merge`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,18 @@ from logitcache.data import find_modality
 from logitcache.encoding import Encoding, read_encoding
 from logitcache.errors import CorruptCacheError, InputError
 from logitcache.runtime.progress import OnProgress, Progress
-from logitcache.store import Cache, CacheWriter, Carried, Manifest, check_files, open_cache, open_place, recorded_arrays
+from logitcache.store import (
+    Cache,
+    CacheWriter,
+    Carried,
+    Manifest,
+    check_files,
+    open_cache,
+    open_place,
+    read_manifest,
+    recorded_arrays,
+    refuse_other_cache,
+)
 
 __all__ = ["Rows", "encoding_of", "exclusions_within", "open_sources", "origin", "write_derived"]
 
@@ -20,22 +31,31 @@ Rows = Callable[[int, NDArray[np.int64]], dict[str, NDArray[Any]]]
 
 
 def open_sources(caches: list[str | Path | Cache], out: str | Path) -> list[Cache]:
-    """Open the source caches and verify every byte.
+    """Open the source caches.
 
     Raises:
-        InputError: If one of them is also the output.
-        CorruptCacheError: If a file is damaged. Copied to a new cache with new checksums, it would look intact.
+        InputError: If one of them is also the output, or if the output is not a cache.
     """
     opened, target = [open_cache(cache) for cache in caches], open_place(out)
     for cache in opened:
         if target == cache.place:
             raise InputError(f"--out {out} is one of the source caches, but must be a new cache. Choose another path.")
+    read_manifest(target)
+    return opened
+
+
+def _refuse_damaged(sources: Sequence[Cache]) -> None:
+    """Verify every byte of the source caches.
+
+    Raises:
+        CorruptCacheError: If a file is damaged. Copied to a new cache with new checksums, it would look intact.
+    """
+    for cache in sources:
         if problems := check_files(cache):
             raise CorruptCacheError(
                 f"{cache.place}: {problems[0].file} {problems[0].problem} (damaged files: {len(problems)}). Repair it with `logitcache "
                 f"verify --repair {cache.place}` and the dump's own command, then try again."
             )
-    return opened
 
 
 def origin(cache: Cache) -> dict[str, Any]:
@@ -65,6 +85,7 @@ def encoding_of(cache: Cache) -> Encoding:
 
 
 def write_derived(
+    sources: Sequence[Cache],
     out: str | Path,
     manifest: Manifest,
     labels: NDArray[np.int32],
@@ -81,6 +102,7 @@ def write_derived(
     """Write a cache of one teacher block by block, or resume one that was interrupted.
 
     Args:
+        sources: Caches to derive it from; every byte of them is verified first.
         out: Path of the cache.
         manifest: Manifest of the cache.
         labels: Class of each row, [R].
@@ -95,6 +117,8 @@ def write_derived(
 
     Raises:
         InputError: If the probe is empty because all of its samples are excluded.
+        CorruptCacheError: If a source is damaged.
+        CacheMismatchError: If `out` is a different cache.
         LogitCacheError: If the cache cannot be written.
     """
     if not len(probe[0]):
@@ -102,13 +126,15 @@ def write_derived(
             f"{out} would have no probe, because all of its samples are excluded, so the result of {doing} could not be verified. "
             "Exclude fewer samples."
         )
+    refuse_other_cache(open_place(out), manifest)  # before the sources are read, which may take minutes
+    _refuse_damaged(sources)
     slug, encoding = manifest.teachers[0]["slug"], read_encoding(manifest.encoding)
     columns = {slug: encoding.columns(len(manifest.classes))}
     shown = {"digests", *recorded_arrays(manifest)}
     with CacheWriter(
         out, manifest, columns, labels, offsets, command=command, carried=carried, anonymous=anonymous
     ) as writer:
-        if not writer.complete:
+        if not writer.finished:
             writer.begin(probe[0], {slug: probe[1]})
             for view, block in writer.missing():
                 first, last = manifest.span(block)

@@ -23,6 +23,7 @@ __all__ = ["merge_caches"]
 
 _OURS = {"block_rows", "derived"}  # may differ; the merged cache gets its own
 _LAST_BITS = ("batch_size", "device", "forward.", "software.", "threads")
+_NOT_PIXELS = {"digest", "index", "group"}  # entries of a view that do not decide its pixels
 _VALUES_AT_ONCE = 16_000_000  # logits in memory, as float32
 
 
@@ -96,7 +97,12 @@ def _refuse(opened: Sequence[Cache], free: set[str], allowed: str) -> None:
     wrong = {key for key in free if key.partition(".")[0] != allowed}
     if not wrong:
         return
-    if all(key.startswith(_LAST_BITS) for key in wrong):
+    if _are_hashed_differently(opened):
+        hint = (
+            "\nThe pixels of these views are hashed with different functions, because some of the dumps were begun before 2026-11-28, so "
+            "whether their teachers saw the same pixels cannot be checked. Dump those whose views have no `digest` again, into a new path."
+        )
+    elif all(key.startswith(_LAST_BITS) for key in wrong):
         hint = "\nThese change the last bits of a logit; pass --allow-mixed to accept that."
     elif any(key.startswith("teachers") for key in wrong):
         hint = "\nPass --average to store the mean of several teachers."
@@ -114,6 +120,14 @@ def _refuse(opened: Sequence[Cache], free: set[str], allowed: str) -> None:
     raise CacheMismatchError(
         f"caches can only be merged if they differ only in samples, only in views or, with --average, only in teachers; these differ "
         f"in:{lines}{hint}"
+    )
+
+
+def _are_hashed_differently(opened: Sequence[Cache]) -> bool:
+    """Return whether the pixels of a view are hashed with another function in some of the caches."""
+    return any(
+        len({view.get("digest") for view in views}) > 1
+        for views in zip(*(cache.manifest.views for cache in opened), strict=False)
     )
 
 
@@ -173,6 +187,7 @@ def _joined(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) -> C
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return write_derived(
+        ordered,
         out,
         manifest,
         np.concatenate([cache.labels() for cache in ordered]),
@@ -207,21 +222,18 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
         )
     views: list[dict[str, Any]] = []
     sources: list[tuple[Cache, int]] = []
-    groups, seen = 0, dict[tuple[bytes, ...], Cache]()
+    groups, seen = 0, dict[tuple[Any, ...], Cache]()
     for cache in opened:
         members_of: dict[int, list[int]] = {}
         for position, view in enumerate(cache.manifest.views):
             members_of.setdefault(view["group"], []).append(position)
         for members in members_of.values():
-            first = np.arange(cache.manifest.span(0)[1])
-            pixels = tuple(
-                one.tobytes() for position in members for one in cache.shown_of(position, first).values()
-            )  # of views that cannot be shown again the seeds
-            if seen.setdefault(pixels, cache) is not cache:
-                raise InputError(
-                    f"view {members[0]} of {cache.place} shows the same pixels as a view of {seen[pixels].place}. Dump one of them with "
-                    "another --seed and an augmentation."
-                )
+            for shown in _shown(cache, members):
+                if seen.setdefault(shown, cache) is not cache:
+                    raise InputError(
+                        f"view {members[0]} of {cache.place} shows the same pixels as a view of {seen[shown].place}. Dump one of them "
+                        "with another --seed and an augmentation."
+                    )
             for position in members:
                 views.append(cache.manifest.views[position] | {"index": len(views), "group": groups})
                 sources.append((cache, position))
@@ -234,7 +246,24 @@ def _appended(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
 
     manifest = _made(opened, "merge", views=tuple(views), block_rows=rounded)
     labels, offsets, probe = opened[0].labels(), opened[0].offsets(), opened[0].probe(slug)
-    return write_derived(out, manifest, labels, offsets, probe, rows, carried=opened[0].carried(), **more)
+    return write_derived(opened, out, manifest, labels, offsets, probe, rows, carried=opened[0].carried(), **more)
+
+
+def _shown(cache: Cache, views: Sequence[int]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return what a group of views shows, in two forms, each equal for groups that show the same pixels.
+
+    Returns:
+        Digests of the first block's pixels; and what the pixels are made from, which also recognizes views whose pixels are hashed with
+        different functions.
+    """
+    first = np.arange(cache.manifest.span(0)[1])
+    pixels, made_from = list[bytes](), list[Any]()
+    for view in views:
+        shown = {name: one.tobytes() for name, one in cache.shown_of(view, first).items()}
+        pixels += shown.values()  # of views that cannot be shown again the seeds
+        made_from += [(name, value) for name, value in cache.manifest.views[view].items() if name not in _NOT_PIXELS]
+        made_from += [(name, value) for name, value in shown.items() if name != "digests"]
+    return tuple(pixels), tuple(made_from)
 
 
 def _without(
@@ -288,4 +317,4 @@ def _averaged(opened: Sequence[Cache], out: str | Path, more: dict[str, Any]) ->
 
     exact = mean_of([torch.from_numpy(probe) for _, probe in probes]).numpy()
     probe, carried = (probes[0][0], exact), opened[0].carried()
-    return write_derived(out, manifest, labels, opened[0].offsets(), probe, rows, carried=carried, **more)
+    return write_derived(opened, out, manifest, labels, opened[0].offsets(), probe, rows, carried=carried, **more)

@@ -97,6 +97,7 @@ def slice_cache(
 
     words = to_command_line(SliceRequest(cache=str(opened.place), out=out), chosen) or []
     return write_derived(
+        [opened],
         out,
         anonymous(made) if chosen.anonymous else made,
         labels,

@@ -46,6 +46,7 @@ AnySamples = TypeVar("AnySamples", bound=Sized)
 Exclude = str | Path | Sequence[int]  # path of a file with one sample per line, or sample ids
 _LOG = logging.getLogger(__name__)
 _NAMED = 20  # samples to list in a message
+_SHOWN = 80  # characters of a line to quote
 _FEW = 16  # number of unreadable samples that is always tolerated
 
 
@@ -271,7 +272,9 @@ def read_exclusions(exclude: Exclude | None, samples: Sized) -> Ids:
     if not isinstance(exclude, str | Path):
         bad = next((one for one in exclude if not 0 <= one < len(whole)), None)
         if bad is not None:
-            raise InputError(f"--exclude names sample {bad}; the data set has samples 0 to {len(whole) - 1:,}")
+            raise InputError(
+                f"sample {bad} cannot be excluded, because the data set has samples 0 to {len(whole) - 1:,}; correct --exclude"
+            )
         return np.unique(np.asarray(list(exclude), np.int64))
     path, by_name, found = Path(exclude).expanduser(), getattr(whole, "numbers_of", None), []
     words = _read_lines(path)
@@ -279,10 +282,10 @@ def read_exclusions(exclude: Exclude | None, samples: Sized) -> Ids:
     for place, word in words:
         number = numbers.get(word, _number(word))
         if not 0 <= number < len(whole):
-            named = "or paths relative to the folder, as printed in messages" if by_name else "one per line"
+            named = ", or a path relative to the folder as printed in messages" if by_name else ""
             raise InputError(
-                f"--exclude {path}, line {place}: {word!r} is not a sample of the data set; expected ids from 0 to {len(whole) - 1:,}, "
-                f"{named}"
+                f"samples cannot be excluded, because line {place} of --exclude {path} is {word[:_SHOWN]!r}, which is not a sample of the "
+                f"data set; write an id from 0 to {len(whole) - 1:,}{named}"
             )
         found.append(number)
     return np.unique(np.asarray(found, np.int64))
@@ -307,8 +310,12 @@ def _read_lines(path: Path) -> list[tuple[int, str]]:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise InputError(
-            f"--exclude {path} cannot be read: {error.strerror}. Expected a file with one sample per line. An existing cache records its "
-            "excluded samples, so --exclude is needed only to exclude more."
+            f"samples cannot be excluded, because --exclude {path} cannot be read ({error.strerror}); name a file with one sample per "
+            "line, or leave it out if an existing cache records all samples to exclude"
         ) from error
+    if "\0" in text:
+        raise InputError(
+            f"samples cannot be excluded, because --exclude {path} is not a text file; name a file with one sample per line"
+        )
     lines = enumerate(text.removeprefix("\ufeff").split("\n"), 1)
     return [(place, line.strip()) for place, line in lines if line.strip() and not line.strip().startswith("#")]

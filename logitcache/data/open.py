@@ -16,11 +16,12 @@ from logitcache.data.images.stored import ShardItems, TableItems
 from logitcache.data.protocol import Modality, Samples, whole_of
 from logitcache.data.tables import (
     Table,
-    hub_splits,
+    hub_test_split,
     image_column,
     open_hub_table,
     open_parquet_table,
     parquet_holds_images,
+    refuse_unlabelled,
 )
 from logitcache.data.text.modality import TEXT
 from logitcache.data.text.reading import TEXT_KINDS
@@ -169,7 +170,10 @@ def load_data(spec: str, reading: Reading | None = None) -> Any:
     if kind == "webdataset" and rest:
         return MappedImages(ShardItems(rest), reading=reading)
     if kind in _TABLES and rest and (table := _table_of_images(kind, rest)) is not None:
-        return MappedImages(TableItems(table, spec), reading=reading)
+        items = TableItems(table, spec)
+        if kind == "hf":
+            refuse_unlabelled(items.targets, rest)
+        return MappedImages(items, reading=reading)
     if kind in TEXT_KINDS and rest:
         return open_text(kind, rest, None if reading is None else reading.text)
     if kind == "imagefolder" and rest:
@@ -232,11 +236,11 @@ def refuse_orientation(samples: Any) -> None:
 
 
 def held_out_split(spec: str) -> str | None:
-    """Return the name of the test split of a training set, or None if there is none."""
-    (name, _, split), kind = spec.rpartition(":"), spec.partition(":")[0]
+    """Return the name of the test split of a training set (for `hf:`, else of its validation split), or None if there is none."""
+    (name, _, split), (kind, _, rest) = spec.rpartition(":"), spec.partition(":")
     if kind == "hf":
-        source = name.partition(":")[2]
-        return f"{name}:test" if split == "train" and source and "test" in hub_splits(source) else None
+        found = hub_test_split(rest)
+        return found and f"hf:{found}"
     if kind in (*_IMAGE_KINDS, *TEXT_KINDS):  # the rest is a path, even if it ends in `train`
         return None
     if split in SPLITS and name:

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from logitcache.data.files import matching_files
 from logitcache.data.images.items import IMAGE_COLUMNS
 from logitcache.errors import InputError, first_line
@@ -12,13 +15,15 @@ from logitcache.runtime.plugins import import_extra
 __all__ = [
     "TEXT_COLUMNS",
     "Table",
-    "hub_splits",
+    "hub_test_split",
     "image_column",
     "open_hub_table",
     "open_parquet_table",
     "parquet_holds_images",
+    "refuse_unlabelled",
 ]
 
+_TEST_SPLITS = ("test", "validation")
 TEXT_COLUMNS = ("text", "prompt", "completion", "messages", "instruction", "context", "input", "response", "output")
 _IMAGE_COLUMNS = (*IMAGE_COLUMNS, "jpg", "png")  # the last two as webdataset names them
 
@@ -52,21 +57,45 @@ def open_hub_table(path: str) -> Table:
     Raises:
         InputError: If the package `datasets` is missing, or the data set cannot be read or has no such split.
     """
-    source, _, split = path.rpartition(":") if ":" in path and "/" not in path.rpartition(":")[2] else (path, "", "")
+    source, split = _source_and_split(path)
     return _split_of(_opened(source, path), split, source)
 
 
-def hub_splits(source: str) -> list[str]:
-    """Return the names of the splits of a Hugging Face data set; empty if it has no splits.
+def hub_test_split(path: str) -> str | None:
+    """Return the path of the split to evaluate on, when training on `path`: `test`, else `validation`; None if there is neither.
+
+    None as well if `path` is not the split `train`.
 
     Args:
-        source: Folder or name, as in `open_hub_table`, without a split.
+        path: As in `open_hub_table`.
 
     Raises:
         InputError: If the package `datasets` is missing, or the data set cannot be read.
     """
-    found = _opened(source, source)
-    return list(found) if isinstance(found, Mapping) else []
+    source, split = _source_and_split(path)
+    found = _opened(source, path) if split in ("", "train") else ()
+    if not isinstance(found, Mapping) or "train" not in found:
+        return None
+    return next((f"{source}:{name}" for name in _TEST_SPLITS if name in found), None)
+
+
+def refuse_unlabelled(targets: NDArray[np.int64], path: str) -> None:
+    """Raise InputError if a split has no labels: all are -1, as in test splits of benchmarks that keep them secret."""
+    if not len(targets) or (targets != -1).any():
+        return
+    source, _ = _source_and_split(path)
+    found = _opened(source, path)
+    others = [name for name in found if name == "validation"] if isinstance(found, Mapping) else []
+    advice = f", such as --test-data hf:{source}:{others[0]}" if others else " (--test-data)"
+    raise InputError(
+        f"hf:{path} cannot be used, because the split has no labels (all {len(targets):,} are -1); name a split with labels{advice}"
+    )
+
+
+def _source_and_split(path: str) -> tuple[str, str]:
+    """Divide `PATH[:SPLIT]`; the split is empty if there is none."""
+    source, colon, split = path.rpartition(":")
+    return (source, split) if colon and "/" not in split else (path, "")
 
 
 def _opened(source: str, path: str) -> Any:

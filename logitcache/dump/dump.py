@@ -125,7 +125,7 @@ def _dumped(
         out, manifest, columns, labels, offsets, command=command, leads=ranks.leads, notes=notes, carried=carried
     )
     with contextlib.closing(job), writer:
-        if not ranks.share("complete", writer.complete if ranks.leads else None):
+        if not ranks.share("finished", writer.finished if ranks.leads else None):
             if settings.check_data:
                 job = _checked(job, ranks, settings, callbacks)
             probed, exact, failed = _probe(job, settings.seed)

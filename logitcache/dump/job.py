@@ -1,13 +1,11 @@
 """Preparation of a dump: open data and teachers, choose views and encoding, and make the manifest, before anything is written."""
 
-import contextlib
 import inspect
 import itertools
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from logitcache.encoding import Encoding, FullEncoding, SampledEncoding, TopKEnc
 from logitcache.errors import InputError, unknown_name
 from logitcache.models import Network, hash_weights, read_class_map
 from logitcache.runtime.device import float32_settings, pick_device
+from logitcache.runtime.versions import installed_version
 from logitcache.runtime.wording import class_map_words, preprocessing_words
 from logitcache.store import Manifest, average_of, block_rows_for, open_place, read_manifest, row_uniforms
 from logitcache.teachers.forward import Teachers, largest_fitting
@@ -64,7 +63,7 @@ class Job:
         teachers: Teacher or ensemble, by slug.
         renderer: Renderer of the inputs of all teachers.
         reasons: Unreadable samples that are left out: id in the whole data set to the reason.
-        origins: Origin of each teacher's preprocessing, by slug: name of a setting to "option", "weights" or "data".
+        origins: Origin of each teacher's preprocessing, by slug: name of a setting to "option", "weights", "timm", "data" or "default".
         given: Teacher whose log-probabilities are computed elsewhere; None if teachers run locally.
         tolerance: Maximum mean total variation between two answers of such a teacher.
     """
@@ -144,7 +143,7 @@ def prepare(
     groups = [asked] if settings.average else [[one] for one in asked]
     teachers = {slug: Teachers(group) for slug, group in zip(slugs, groups, strict=True)}
     renderer = renderer_of(modality, shown, inputs, settings, where)
-    origins = {entry["slug"]: _origins(given, network) for entry, network in zip(entries, networks, strict=True)}
+    origins = {entry["slug"]: _origins(given, network, shown) for entry, network in zip(entries, networks, strict=True)}
     for entry in entries:
         seen = preprocessing_words(entry["preprocessing"], origins[entry["slug"]])
         mapped_words = class_map_words(entry["class_map"], shown.classes)
@@ -152,16 +151,14 @@ def prepare(
     return Job(manifest, modality, shown, recipes, chosen, teachers, renderer, reasons, origins)
 
 
-def _origins(given: Mapping[str, Any], network: Network) -> dict[str, str]:
-    """Return the origin of each setting of a teacher's preprocessing."""
-    return {
-        name: "option"
-        if given[name] is not None
-        else "weights"
-        if network.preprocessing.get(name) is not None
-        else "data"
-        for name in _PREPROCESSING
-    }
+def _origins(given: Mapping[str, Any], network: Network, samples: Samples) -> dict[str, str]:
+    """Return the origin of each setting of a teacher's preprocessing, as in `Job.origins`."""
+    # Images of different sizes determine none of them: they are resized to 224 pixels and normalized with ImageNet's mean and std.
+    usual = "data" if getattr(samples, "native_size", True) else "default"
+    known = {name for name, value in network.preprocessing.items() if value is not None}
+    found = dict.fromkeys(_PREPROCESSING, usual)
+    found |= {name: "timm" if name in network.from_timm else "weights" for name in found if name in known}
+    return found | {name: "option" for name in found if given[name] is not None}
 
 
 def renderer_of(
@@ -243,11 +240,8 @@ def make_manifest(
 
 def _versions(packages: set[str], others: Mapping[str, str]) -> dict[str, str]:
     """Return versions by name, of installed packages (a user's own teacher may not need all of them) and of other software."""
-    found = dict(others)
-    for name in packages - found.keys():
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return dict(sorted(found.items()))
+    installed = {name: found for name in packages if (found := installed_version(name))}
+    return dict(sorted((installed | dict(others)).items()))
 
 
 def _largest_batch(

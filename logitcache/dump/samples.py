@@ -26,7 +26,7 @@ from logitcache.data.text.reading import (
 from logitcache.dump.settings import DumpSettings
 from logitcache.errors import InputError, LogitCacheError
 from logitcache.runtime.progress import OnProgress, Progress
-from logitcache.store import Cache, open_cache
+from logitcache.store import Cache, open_cache, open_place, read_manifest, refuse_derived
 
 __all__ = ["check_data", "choose_samples", "recorded_exclusions"]
 
@@ -104,7 +104,17 @@ def _refuse_unskippable(samples: Samples) -> None:
 
 
 def _begun(out: str | Path) -> Cache | None:
-    """Open the unfinished cache, or return None if it cannot be opened; the writer reports the reason."""
+    """Open the finished or unfinished cache at `out`, or return None if there is none, or only its beginning.
+
+    Raises:
+        InputError: If `out` is something else.
+        CacheMismatchError: If it was made from other caches.
+    """
+    place = open_place(out)
+    manifest = read_manifest(place)
+    if manifest is None:
+        return None
+    refuse_derived(place, manifest)
     with contextlib.suppress(LogitCacheError):
         return open_cache(out, unfinished=True)
     return None

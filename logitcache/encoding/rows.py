@@ -20,6 +20,17 @@ class PartialRows:
 
     __slots__ = ()
     ids: Tensor
+    classes: int
+
+    def in_one_line(self, values: Tensor, **more: Any) -> str:
+        """Return the shape that logits of these rows would have, further facts, and dtype and device of `values`, for `repr`."""
+        facts = {
+            "shape": [*self.ids.shape[:-1], self.classes],
+            **more,
+            "dtype": values.dtype,
+            "device": f"{values.device}",
+        }
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in facts.items())})"
 
     def __len__(self) -> int:
         """Return the number of rows, B."""

@@ -52,6 +52,9 @@ class DrawnRows(PartialRows):
     entropy: Tensor
     classes: int
 
+    def __repr__(self) -> str:
+        return self.in_one_line(self.targets, draws=self.ids.shape[-1])
+
     @property
     def unranked(self) -> None:
         """Always None: the label's log probability is known, whatever its rank."""

@@ -73,6 +73,11 @@ class TopKRows(PartialRows):
     unranked: Tensor
     mass_only: bool = False
 
+    def __repr__(self) -> str:
+        return self.in_one_line(
+            self.values, k=self.ids.shape[-1] - 1, **({"mass_only": True} if self.mass_only else {})
+        )
+
     def why_not_logits(self) -> str:
         """Return why these rows are not logits, for an error message."""
         return (

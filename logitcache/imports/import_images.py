@@ -71,7 +71,7 @@ def import_images(
     columns = {job.slug: job.rows.columns()}
     labels = samples.labels.astype(np.int32)
     with CacheWriter(out, job.manifest, columns, labels, command=command) as writer:
-        if writer.complete:
+        if writer.finished:
             return
         probed, exact = job.probe()
         writer.begin(probed, {job.slug: exact})

@@ -29,7 +29,7 @@ from logitcache.imports.settings import IMAGE_KINDS, KINDS, TEXT_KINDS, ImportRe
 from logitcache.models.language.tokenizer import load_tokenizer
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks, silent
 from logitcache.runtime.settings import show_options, to_command_line
-from logitcache.store import Cache, open_cache
+from logitcache.store import Cache, open_cache, open_place, read_manifest
 from logitcache.teachers.given import KnownRows
 
 __all__ = ["import_rows"]
@@ -74,6 +74,7 @@ def import_rows(
     """
     chosen = ImportSettings.over(settings, options)
     _refuse_options(kind, chosen)
+    read_manifest(open_place(out))  # refuses a path that is not a cache before the source is read
     words = to_command_line(ImportRequest(kind=kind, source=source, out=out), chosen)
     line = "" if words is None else shlex.join(["logitcache", "import", *words])
     do = import_images if kind in IMAGE_KINDS else _import_text

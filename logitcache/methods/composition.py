@@ -177,6 +177,7 @@ def compose(name: str, method: Method, settings: Mapping[str, Any]) -> Distillat
         of_sequence=_bind_of_sequence(method, pieces, bound["divergence"]),
         drawn=functools.partial(method.drawn, **bound["divergence"]) if method.drawn else None,
         not_drawn=pieces.why_not_drawn(),
+        assumed=method.assumed,
         name=call_text("get_loss", [name], settings),
     )
     return replace(whole, parts={part: _single_term(whole, turned_off) for part, turned_off in method.parts.items()})
@@ -300,6 +301,11 @@ class _Pieces:
 
     def why_every_class(self) -> str | None:
         """Return why the loss cannot be computed from top-k rows, or None if it can."""
+        if self.method.assumed:
+            return (
+                f"{self.name} is a plain function, which is assumed to need every logit of a row (wrap it in a logitcache.methods.Method "
+                'with needs="top-k" if it does not)'
+            )
         if self.method.needs == "every class":
             return f"{self.name} needs every logit of a row"
         if self.standardize:
@@ -310,6 +316,8 @@ class _Pieces:
 
     def why_not_drawn(self) -> str | None:
         """Return why the loss cannot be computed from sampled classes, or None if it can."""
+        if self.method.assumed:
+            return f"{self.name} is a plain function, which is assumed not to be linear in the teacher's probabilities"
         if self.method.drawn is None:
             return (
                 f"{self.name} is not linear in the teacher's probabilities, so sampled classes would bias its gradient"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from logitcache.errors import InputError
 from logitcache.methods._ops import misclassified, upcast
+from logitcache.methods._parameters import call_text
 from logitcache.methods.condensed import CondensedStudent, CondensedTeacher, with_first_unlisted
 from logitcache.methods.lskd import standardize
 from logitcache.methods.method import AnyRows, DrawnRows, Rows, are_drawn
@@ -63,6 +64,16 @@ class Distillation:
     assumed: bool = False
     name: str = ""
     parts: Mapping[str, "Distillation"] = field(default_factory=dict, hash=False)
+
+    def __repr__(self) -> str:
+        options = dict(getattr(self.divergence, "keywords", {}))
+        options |= {"temperature": tuple(map(_piece_text, self.temperatures))} if self.temperatures else {}
+        options |= {"refine": _piece_text(self.refine)} if self.refine else {}
+        options |= {"standardize": True} if self.standardize else {}
+        options |= {"tail": "bucket"} if self.bucket else {}
+        function = getattr(self.divergence, "func", self.divergence)
+        name = getattr(function, "__name__", type(function).__name__)
+        return f"<{self.name or type(self).__name__}: {call_text(name, (), options)}>"
 
     def __call__(self, student: Tensor, teacher: AnyRows, labels: Tensor, **more: Any) -> Tensor:
         """Return the loss, [B], or 0-dim if the batch is coupled.
@@ -214,3 +225,11 @@ class Distillation:
         alone = torch.searchsorted(ids, rows.ids)
         teacher = rows.rest_logit(1.0).expand_as(ids).scatter(1, alone, rows.values)
         return acts_on(teacher, torch.searchsorted(ids, labels[:, None]).squeeze(1))
+
+
+def _piece_text(piece: Any) -> Any:
+    """Return a number as it is, and a function with its parameters as the text of a call."""
+    if not callable(piece):
+        return piece
+    function = getattr(piece, "func", piece)
+    return call_text(function.__name__, (), getattr(piece, "keywords", {}))

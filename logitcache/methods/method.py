@@ -146,6 +146,7 @@ class Method:
         presets: Other settings of the paper by name, as keyword arguments of `get_loss` and the weights above.
         about: Piece whose docstring explains the method; None for the divergence.
         parts: Terms of the divergence by name, each with the parameters that turn the other terms off.
+        assumed: Whether `needs` and `ignores_labels` are assumptions, because the method is a plain function.
     """
 
     summary: str
@@ -173,6 +174,7 @@ class Method:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     about: Callable[..., Any] | None = None
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    assumed: bool = False
 
 
 MethodLike = str | Method | LossFunction

@@ -398,7 +398,7 @@ def find_method(method: MethodLike) -> Method:
 
     Returns:
         The method's record. A function or a loss from `get_loss` gets weight 1, and cross-entropy weight 1. A loss from
-        `get_loss` knows its requirements; a function object is assumed to need every class and the label.
+        `get_loss` knows its requirements; a function, by name or as an object, is assumed to need every class and the label.
 
     Raises:
         UnknownNameError: If no method has this name.
@@ -406,6 +406,8 @@ def find_method(method: MethodLike) -> Method:
     """
     if isinstance(method, Method):
         return method
+    if isinstance(method, str) and method in METHODS:
+        return METHODS[method]
     loss = given_loss(method)
     if loss is not None:
         return Method(
@@ -416,64 +418,54 @@ def find_method(method: MethodLike) -> Method:
             couples_batch=loss.couples_batch,
             ignores_labels=not loss.needs_label,
         )
-    name = str(method)
-    if name in METHODS:
-        return METHODS[name]
-    found = _resolve(name)
-    if isinstance(found, Method):
-        return found
-    if not callable(found):
-        raise InputError(
-            f"method {name} is a {type(found).__name__}; expected a function or a logitcache.methods.Method"
-        )
-    positional = [p for p in inspect.signature(found).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    if len(positional) < 3:
-        raise InputError(f"method {name} must take student, teacher and labels; it takes {len(positional)} arguments")
-    summary = (found.__doc__ or "").strip().partition("\n")[0] or name
-    return Method(summary, "-", found)
+    if not isinstance(method, str) and not callable(method):
+        raise unknown_name("method", str(method), METHODS)
+    found = _resolve(method) if isinstance(method, str) else method
+    return found if isinstance(found, Method) else _method_of(found, method_name(method))
 
 
-def given_loss(method: MethodLike) -> Distillation | None:
-    """Return the loss of a method given as an object, or None if the method is composed of pieces.
+def _method_of(function: LossFunction, name: str) -> Method:
+    """Return the record of a plain function, whose requirements are assumptions.
 
     Raises:
-        InputError: If the object cannot be called with student, teacher and labels.
+        InputError: If it cannot be called with student, teacher and labels.
     """
-    if isinstance(method, str):
-        found = _resolve(method) if method not in METHODS else None
-        return found if isinstance(found, Distillation) else None
-    if isinstance(method, Method):
-        return None
-    if isinstance(method, Distillation):
-        return method
-    if isinstance(method, type):
-        raise InputError(f"the method is the class {method.__name__}; pass an instance of it, or a function")
-    if not callable(method):
-        raise unknown_name("method", str(method), METHODS)
-    name = method_name(method)
-    if isinstance(method, nn.Module) and any(one.requires_grad for one in method.parameters()):
+    _refuse_unsuitable(function, name)
+    summary = (function.__doc__ or "").strip().partition("\n")[0] or name
+    return Method(summary, "-", _checking(function, name), needs="every class", assumed=True)
+
+
+def _refuse_unsuitable(function: Any, name: str) -> None:
+    """Raise InputError if an object is not a loss function."""
+    if isinstance(function, type):
+        raise InputError(f"the method is the class {function.__name__}; pass an instance of it, or a function")
+    if not callable(function):
+        raise InputError(
+            f"method {name} is a {type(function).__name__}; expected a function or a logitcache.methods.Method"
+        )
+    if isinstance(function, nn.Module) and any(one.requires_grad for one in function.parameters()):
         raise InputError(
             f"method {name} has trainable parameters, which the optimizer does not see; freeze them with requires_grad_(False)"
         )
     try:
-        inspect.signature(method.forward if isinstance(method, nn.Module) else method).bind(None, None, None)
+        signature = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+    except ValueError:  # a builtin without a signature; checked by its first call
+        return
+    positional = [one for one in signature.parameters.values() if one.kind is not one.KEYWORD_ONLY]
+    try:
+        signature.replace(parameters=positional).bind(None, None, None)
     except TypeError as error:
         raise InputError(f"method {name} cannot be called with student, teacher and labels: {error}") from error
-    except ValueError:  # a builtin without a signature; checked by its first call
-        pass
-    return Distillation(
-        functools.partial(_evaluate, method, name),
-        refine=None,
-        standardize=False,
-        temperatures=(),
-        couples_batch=False,
-        acts_on=None,
-        needs_label=True,
-        every_class=f"{name} is a plain function, which is assumed to need every logit of a row",
-        not_drawn=f"{name} is a plain function, which is assumed not to be linear in the teacher's probabilities",
-        assumed=True,
-        name=name,
-    )
+
+
+def given_loss(method: MethodLike) -> Distillation | None:
+    """Return the loss of a method that is already composed, given as an object or by its name; None for any other method.
+
+    Raises:
+        UnknownNameError: If no method has this name.
+    """
+    found = _resolve(method) if isinstance(method, str) and method not in METHODS else method
+    return found if isinstance(found, Distillation) else None
 
 
 def method_name(method: MethodLike) -> str:
@@ -502,12 +494,21 @@ def _resolve(name: Any) -> Any:
     return resolve(name, "method")
 
 
-def _evaluate(function: LossFunction, name: str, student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """Call a plain loss function and check what it returns."""
-    value = function(student, teacher, labels)
-    if not isinstance(value, Tensor) or value.shape not in ((), labels.shape) or not value.is_floating_point():
-        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise InputError(
-            f"method {name} returned {found}; expected [{len(labels)}], one value per row, or a 0-dim tensor"
-        )
-    return value
+def _checking(function: LossFunction, name: str) -> LossFunction:
+    """Wrap a plain loss function so that what it returns is checked; its signature and docstring are kept."""
+
+    @functools.wraps(function, updated=())
+    def checked(student: Tensor, teacher: Tensor, labels: Tensor, **parameters: Any) -> Tensor:
+        value = function(student, teacher, labels, **parameters)
+        if not isinstance(value, Tensor) or value.shape not in ((), labels.shape) or not value.is_floating_point():
+            found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InputError(
+                f"method {name} returned {found}; expected [{len(labels)}], one value per row, or a 0-dim tensor"
+            )
+        return value
+
+    try:
+        inspect.signature(function)
+    except ValueError:  # a builtin, which takes no parameters
+        del checked.__wrapped__
+    return checked

@@ -55,12 +55,14 @@ class Network:
         weights: Weights as given by the user; empty for an untrained network.
         preprocessing: Preprocessing with which the weights were trained, as far as it is known: `mean`, `std`, `image_size`, `crop_pct`,
             and `in_channels` for a network of grayscale images.
+        from_timm: Names of those settings that come from timm's configuration of the architecture, because the weights record none.
     """
 
     module: nn.Module
     name: str
     weights: str
     preprocessing: dict[str, Any]
+    from_timm: frozenset[str] = frozenset()
 
 
 def load_network(name: str | nn.Module, classes: int, weights: str | None = None) -> Network:
@@ -189,7 +191,10 @@ def _timm(name: str, network: str, classes: int, weights: str | None) -> Network
     if own:
         return Network(module, name, "DEFAULT", known)
     filled = fill_network(module, name, classes, weights)
-    return replace(filled, preprocessing=known | filled.preprocessing) if weights else filled
+    if not weights:
+        return filled
+    recorded = filled.preprocessing
+    return replace(filled, preprocessing=known | recorded, from_timm=frozenset(known.keys() - recorded.keys()))
 
 
 def read_class_map(given: str | Sequence[int], classes: Sequence[str]) -> tuple[int, ...]:

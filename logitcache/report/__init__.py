@@ -1,6 +1,6 @@
 """HTML reports about caches, and SVG figures of runs. Nothing else depends on this package."""
 
-from logitcache.report.page import comparison_html, report_html, shown_samples
+from logitcache.report.page import comparison_html, report_html, samples_with_images
 from logitcache.report.pictures import sample_images
 from logitcache.report.runs import draw_runs
 from logitcache.report.write import refuse_report, write_comparison, write_report
@@ -11,7 +11,7 @@ __all__ = [
     "refuse_report",
     "report_html",
     "sample_images",
-    "shown_samples",
+    "samples_with_images",
     "write_comparison",
     "write_report",
 ]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from logitcache.report.markup import element, plain, shortened, told, width_of
+from logitcache.report.markup import clean, element, escape, shortened, width_of
 from logitcache.runtime.wording import counted, decimals, number, percent, percents
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ __all__ = [
     "band",
     "bars",
     "columns",
-    "falling",
     "figure",
     "heat_map",
     "legend",
@@ -34,6 +33,7 @@ __all__ = [
     "quantile_strips",
     "reliability_diagram",
     "text",
+    "thinned",
     "ticks",
 ]
 
@@ -99,32 +99,32 @@ class Bar:
     Attributes:
         name: Label of the bar; shortened if there is no room, with the full name as a tooltip.
         value: Length of the bar.
-        said: Formatted value.
+        value_text: Formatted value.
         series: Index of its color, from 1.
         interval: Ends of an error bar; None draws none.
     """
 
     name: str
     value: float
-    said: str
+    value_text: str
     series: int = 1
     interval: tuple[float, float] | None = None
 
 
-def figure(name: str, says: str, width: float, height: float, *parts: str) -> str:
+def figure(name: str, description: str, width: float, height: float, *parts: str) -> str:
     """Return a figure, for a page or, with `STYLE` among its elements, for a separate file.
 
     Args:
         name: Title for screen readers.
-        says: Description for screen readers, one sentence.
+        description: Description for screen readers, one sentence.
         width: Width in pixels.
         height: Height in pixels.
         parts: SVG elements.
     """
     return element(
         "svg",
-        element("title", told(name)),
-        element("desc", told(says)),
+        element("title", escape(name)),
+        element("desc", escape(description)),
         *parts,
         xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {width:g} {height:g}",
@@ -136,7 +136,7 @@ def figure(name: str, says: str, width: float, height: float, *parts: str) -> st
 
 def text(x: float, y: float, words: str, anchor: str = "start", class_: str = "") -> str:
     """Draw text."""
-    return element("text", told(words), x=x, y=y, text_anchor=anchor, **({"class_": class_} if class_ else {}))
+    return element("text", escape(words), x=x, y=y, text_anchor=anchor, **({"class_": class_} if class_ else {}))
 
 
 def path(points: Sequence[tuple[float, float]], series: int) -> str:
@@ -159,7 +159,7 @@ def band(points: Sequence[tuple[float, float]], series: int) -> str:
 
 def mark(x: float, y: float, series: int, tip: str = "") -> str:
     """Draw a marker: a disc for odd series, a ring for even ones."""
-    tips = (element("title", told(tip)),) if tip else ()
+    tips = (element("title", escape(tip)),) if tip else ()
     colour = _colour(series)
     if series % 2:
         return element("circle", *tips, cx=x, cy=y, r=4, fill_opacity=0.6, class_=f"f{colour}")
@@ -240,7 +240,7 @@ def _levels(x: Scale, y: Scale, at_most: int, spelling: Spelling) -> list[str]:
 
 def lines(
     name: str,
-    says: str,
+    description: str,
     series: Mapping[str, Sequence[tuple[float, float]]],
     x_name: str,
     y_name: str,
@@ -256,7 +256,7 @@ def lines(
 
     Args:
         name: Title, as in `figure`.
-        says: Description, as in `figure`.
+        description: Description, as in `figure`.
         series: Points of each series, (integer, value), by name; with a legend if there are several.
         x_name: Label of the horizontal axis.
         y_name: Label of the vertical axis.
@@ -284,21 +284,23 @@ def lines(
             parts += [mark(x(a), y(b), place, f"{one}, {x_name} {a:g}: {percent(b)}") for a, b in values]
         else:
             parts.append(path([(x(a), y(b)) for a, b in values], place))
-    return figure(name, says, WIDTH, top + height + 42, *legend(named, 14, 10, marks=points), *parts)
+    return figure(name, description, WIDTH, top + height + 42, *legend(named, 14, 10, marks=points), *parts)
 
 
-def bars(name: str, says: str, rows: Sequence[Bar], *, full: float | None = None, line: float | None = None) -> str:
+def bars(
+    name: str, description: str, rows: Sequence[Bar], *, full: float | None = None, line: float | None = None
+) -> str:
     """Draw horizontal bars with names on the left and values on the right.
 
     Args:
         name: Title, as in `figure`.
-        says: Description, as in `figure`.
+        description: Description, as in `figure`.
         rows: Bars, from top to bottom.
         full: Value of a bar of full width; None uses the largest value.
         line: Value to mark with a dashed line.
     """
-    left = min(max(_LETTER * max(width_of(plain(bar.name)) for bar in rows) + 4, 40), 132) + 8
-    right = _DIGIT * max(len(bar.said) for bar in rows) + 8
+    left = min(max(_LETTER * max(width_of(clean(bar.name)) for bar in rows) + 4, 40), 132) + 8
+    right = _DIGIT * max(len(bar.value_text) for bar in rows) + 8
     x = Scale(0, (max(bar.value for bar in rows) if full is None else full) or 1, left, WIDTH - right)
     parts = []
     for place, bar in enumerate(rows):
@@ -307,12 +309,12 @@ def bars(name: str, says: str, rows: Sequence[Bar], *, full: float | None = None
         parts.append(
             element(
                 "g",
-                element("title", told(f"{bar.name}: {bar.said}")),
+                element("title", escape(f"{bar.name}: {bar.value_text}")),
                 text(left - 8, y + 13, shortened(bar.name, (left - 11) / _LETTER), "end"),
                 element("rect", x=left, y=y, width=x.end - left, height=16, rx=2, fill_opacity=0.5, class_="band"),
                 element("rect", x=left, y=y, width=max(long, 1.5), height=16, rx=2, class_=f"f{_colour(bar.series)}"),
                 *_whisker(x, bar.interval, y + 8),
-                text(WIDTH - 2, y + 13, bar.said, "end"),
+                text(WIDTH - 2, y + 13, bar.value_text, "end"),
             )
         )
     foot = 4 + 22 * len(rows)
@@ -322,7 +324,7 @@ def bars(name: str, says: str, rows: Sequence[Bar], *, full: float | None = None
                 "line", x1=x(line), x2=x(line), y1=0, y2=foot, stroke_width=1.5, stroke_dasharray="3 3", class_="ink"
             )
         )
-    return figure(name, says, WIDTH, foot, *parts)
+    return figure(name, description, WIDTH, foot, *parts)
 
 
 def _whisker(x: Scale, interval: tuple[float, float] | None, y: float) -> list[str]:
@@ -334,7 +336,7 @@ def _whisker(x: Scale, interval: tuple[float, float] | None, y: float) -> list[s
     return [element("line", x1=x1, x2=x2, y1=y1, y2=y2, stroke_width=1.5, class_="ink") for x1, x2, y1, y2 in ends]
 
 
-def columns(name: str, says: str, values: Sequence[tuple[str, float]], x_name: str, y_name: str) -> str:
+def columns(name: str, description: str, values: Sequence[tuple[str, float]], x_name: str, y_name: str) -> str:
     """Draw vertical bars of fractions, from left to right."""
     x = Scale(0, len(values), 50, WIDTH - 18)
     y = Scale(0, max((share for _, share in values), default=0) * 1.02 or 1, 206, 26)
@@ -342,7 +344,7 @@ def columns(name: str, says: str, values: Sequence[tuple[str, float]], x_name: s
     wide = x(1) - x(0)
     every = -(-max(int(_LETTER * max(map(len, (word for word, _ in values)))) + 6, 1) // max(int(wide), 1))
     for place, (word, share) in enumerate(values):
-        tip = element("title", told(f"{x_name} {word}: {percent(share)}"))
+        tip = element("title", escape(f"{x_name} {word}: {percent(share)}"))
         size = {"x": x(place) + 0.12 * wide, "width": 0.76 * wide, "y": y(share), "height": y.start - y(share)}
         parts.append(element("rect", tip, **size, class_="f1"))
         if (len(values) - 1 - place) % every == 0:  # the last one always has a label
@@ -350,10 +352,10 @@ def columns(name: str, says: str, values: Sequence[tuple[str, float]], x_name: s
     parts.append(element("line", x1=x.start, x2=x.end, y1=y.start, y2=y.start, class_="axis"))
     parts.append(text((x.start + x.end) / 2, y.start + 34, x_name, "middle", "small quiet"))
     parts.append(text(14, 14, y_name, "start", "small quiet"))
-    return figure(name, says, WIDTH, 246, *parts)
+    return figure(name, description, WIDTH, 246, *parts)
 
 
-def reliability_diagram(name: str, says: str, bins: "Sequence[Bin]") -> str:
+def reliability_diagram(name: str, description: str, bins: "Sequence[Bin]") -> str:
     """Draw accuracy by confidence with the diagonal of perfect calibration, and the number of rows of each bin below."""
     x, y = Scale(0, 1, 50, WIDTH - 18), Scale(0, 1, 236, 26)
     parts = axes(x, y, "", "accuracy", x_spelling=percents)
@@ -371,8 +373,8 @@ def reliability_diagram(name: str, says: str, bins: "Sequence[Bin]") -> str:
         paleness = 0.3 if one.rows < _FEW else 1
         share = 44 * one.rows / most
         parts += [
-            element("rect", element("title", told(tip)), **wide, **tall, fill_opacity=paleness, class_="f1"),
-            element("rect", element("title", told(tip)), **wide, y=316 - share, height=max(share, 1), class_="quiet"),
+            element("rect", element("title", escape(tip)), **wide, **tall, fill_opacity=paleness, class_="f1"),
+            element("rect", element("title", escape(tip)), **wide, y=316 - share, height=max(share, 1), class_="quiet"),
         ]
     parts += [
         element("line", x1=x(0), y1=y(0), x2=x(1), y2=y(1), stroke_width=1.5, stroke_dasharray="5 4", class_="s2"),
@@ -380,10 +382,10 @@ def reliability_diagram(name: str, says: str, bins: "Sequence[Bin]") -> str:
         element("line", x1=x.start, x2=x.end, y1=316, y2=316, class_="axis"),
         text((x.start + x.end) / 2, 332, "confidence; gray: number of rows", "middle", "small quiet"),
     ]
-    return figure(name, says, WIDTH, 340, *parts)
+    return figure(name, description, WIDTH, 340, *parts)
 
 
-def heat_map(name: str, says: str, matrix: Sequence[Sequence[float | None]], axis: str) -> str:
+def heat_map(name: str, description: str, matrix: Sequence[Sequence[float | None]], axis: str) -> str:
     """Draw a symmetric matrix of fractions, without None and the diagonal, which is 1 and would reduce the contrast of the others."""
     size = len(matrix)
     cell = min((WIDTH - 32) / size, 56)
@@ -405,7 +407,7 @@ def heat_map(name: str, says: str, matrix: Sequence[Sequence[float | None]], axi
                 parts.append(element("rect", **at, width=cell - 1, height=cell - 1, class_="band"))
                 continue
             depth = 0.12 + 0.88 * ((share - low) / (high - low) if high > low else 1)
-            tip = element("title", told(f"{axis} {a} and {b}: {percent(share)}"))
+            tip = element("title", escape(f"{axis} {a} and {b}: {percent(share)}"))
             parts.append(element("rect", tip, **at, width=cell - 1, height=cell - 1, fill_opacity=depth, class_="f1"))
             if decimal_places is not None:
                 shade = "small paper" if depth > 0.55 else "small"
@@ -420,10 +422,10 @@ def heat_map(name: str, says: str, matrix: Sequence[Sequence[float | None]], axi
         element("rect", x=224, y=foot + 12, width=24, height=12, class_="band"),
         text(254, foot + 22, "diagonal", "start", "small"),
     ]
-    return figure(name, says, WIDTH, foot + 32, *parts)
+    return figure(name, description, WIDTH, foot + 32, *parts)
 
 
-def quantile_strips(name: str, says: str, strips: "Mapping[str, Quantiles]", x_name: str) -> str:
+def quantile_strips(name: str, description: str, strips: "Mapping[str, Quantiles]", x_name: str) -> str:
     """Draw box plots: a line from the 5th to the 95th percentile, a box from the 25th to the 75th, the median and, as a ring, the mean."""
     low, high = min(one.p5 for one in strips.values()), max(one.p95 for one in strips.values())
     means = [one.mean for one in strips.values()]
@@ -457,10 +459,10 @@ def quantile_strips(name: str, says: str, strips: "Mapping[str, Quantiles]", x_n
         ]
     parts.append(element("line", x1=x.start, x2=x.end, y1=foot, y2=foot, class_="axis"))
     parts.append(text(WIDTH / 2, foot + 32, x_name, "middle", "small quiet"))
-    return figure(name, says, WIDTH, foot + 38, *parts)
+    return figure(name, description, WIDTH, foot + 38, *parts)
 
 
-def falling(values: Sequence[float]) -> list[tuple[float, float]]:
+def thinned(values: Sequence[float]) -> list[tuple[float, float]]:
     """Thin out a long monotonic sequence to about one point per pixel; return (position from 1, value)."""
     step = max(len(values) // WIDTH, 1)
     chosen = sorted({*range(0, len(values), step), len(values) - 1})

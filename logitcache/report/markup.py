@@ -1,14 +1,14 @@
 """SVG and HTML elements as text. All escaping happens here."""
 
+import html
 import re
 import unicodedata
-from html import escape
 
-__all__ = ["element", "plain", "shortened", "told", "width_of", "with_code"]
+__all__ = ["clean", "element", "escape", "shortened", "width_of", "with_code"]
 
 # Characters that XML 1.0 does not allow, and those that change the direction of the text after them.
-_UNWRITABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_BIDI_CONTROLS = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
 def element(name: str, /, *children: str, **attributes: str | float) -> str:
@@ -16,36 +16,36 @@ def element(name: str, /, *children: str, **attributes: str | float) -> str:
 
     Args:
         name: Name of the element.
-        children: Content as markup: other elements, or text escaped by `told`. Without children, the element is self-closing.
+        children: Content as markup: other elements, or text escaped by `escape`. Without children, the element is self-closing.
         attributes: Attributes, whose values are escaped. `class_` becomes `class` and `stroke_width` becomes `stroke-width`.
     """
     words = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(_spelled(value))}"' for key, value in attributes.items()
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(_spelled(value))}"' for key, value in attributes.items()
     )
     return f"<{name}{words}>{''.join(children)}</{name}>" if children else f"<{name}{words}/>"
 
 
-def told(words: object) -> str:
+def escape(words: object) -> str:
     """Escape text as markup."""
-    return escape(plain(words))
+    return html.escape(clean(words))
 
 
 def with_code(words: object) -> str:
     """Escape text as markup, with code elements for parts in backticks."""
-    parts = told(words).split("`")
+    parts = escape(words).split("`")
     if len(parts) % 2 == 0:
         return "`".join(parts)
     return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
 
 
-def plain(words: object) -> str:
+def clean(words: object) -> str:
     """Return text without characters that XML does not allow or that change the direction of the text after them."""
-    return _TURNING.sub("", _UNWRITABLE.sub("\ufffd", str(words)))
+    return _BIDI_CONTROLS.sub("", _NOT_IN_XML.sub("\ufffd", str(words)))
 
 
 def shortened(words: str, width: float) -> str:
     """Shorten text to a width in average letters, at the end, or at the beginning if it is a path."""
-    words = " ".join(plain(words).split())
+    words = " ".join(clean(words).split())
     if width_of(words) <= width:
         return words
     if "/" in words:
@@ -82,4 +82,4 @@ def _width(letter: str) -> float:
 
 
 def _spelled(value: str | float) -> str:
-    return plain(value) if isinstance(value, str) else f"{round(value, 2):.10g}"
+    return clean(value) if isinstance(value, str) else f"{round(value, 2):.10g}"

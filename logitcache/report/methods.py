@@ -5,7 +5,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from logitcache.report.charts import Bar, bars, lines, quantile_strips
-from logitcache.report.markup import element, told
+from logitcache.report.markup import element, escape
 from logitcache.report.parts import captioned, fold, paragraph, section, table
 from logitcache.runtime.wording import counted, error_text, number, percent
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from logitcache.caches.fidelity import Fidelity, MethodError
     from logitcache.stats import CacheStats, MethodPreview
 
-__all__ = ["what_a_method_will_do"]
+__all__ = ["methods_section"]
 
 _POOR = 0.1  # relative gradient error above which it is marked
 _FLOOR = 1e-5  # lower end of the probability axis
@@ -21,7 +21,7 @@ _DRAWN = 16  # maximum number of methods in the chart
 _STUDENTS = ("untrained", "trained")
 
 
-def what_a_method_will_do(stats: "CacheStats", fidelity: "Fidelity | None") -> str:
+def methods_section(stats: "CacheStats", fidelity: "Fidelity | None") -> str:
     """Return the section about methods."""
     preview = stats.preview
     title = "Effect of methods"
@@ -57,7 +57,12 @@ def _edits(preview: "MethodPreview", least: str) -> list[str]:
     return [
         captioned(
             "Rows changed by label-aware methods",
-            bars("Rows changed by method", "; ".join(f"{bar.name} {bar.said}" for bar in rows) + ".", rows, full=1.0),
+            bars(
+                "Rows changed by method",
+                "; ".join(f"{bar.name} {bar.value_text}" for bar in rows) + ".",
+                rows,
+                full=1.0,
+            ),
             f"On average, {_moved('LoCa', preview.loca_moved)}swap moves {percent(preview.swap_moved)} of the probability in the rows that "
             f"it changes. Where RLD masks classes besides the label, it masks {least}{number(preview.rld_hidden)} classes. Near 0%, "
             "these methods have nothing to correct in this cache. A large fraction is good if the teacher is wrong and bad if the labels "
@@ -96,14 +101,14 @@ def _mass(preview: "MethodPreview") -> list[str]:
         "all further classes": [(place + 1.0, share) for place, share in enumerate(beyond) if share > _FLOOR],
     }
     drawn = {name: points for name, points in series.items() if points}
-    says = f"The first class has {percent(ranked[0])}, the second {percent(ranked[1])}."
+    description = f"The first class has {percent(ranked[0])}, the second {percent(ranked[1])}."
     low = max(min(share for points in drawn.values() for _, share in points), _FLOOR)
     return [
         captioned(
             "Probability by rank",
             lines(
                 "Mean probability by rank",
-                says,
+                description,
                 drawn,
                 "rank of the class in its row",
                 "",
@@ -111,8 +116,8 @@ def _mass(preview: "MethodPreview") -> list[str]:
                 high=1.0,
                 logarithmic=True,
             ),
-            f"{says} Mean probability over rows at T=1, on a logarithmic scale. The dashed line at k is the probability that a top-k row "
-            "leaves out. If the first class has nearly all of it, there is little to distill at T=1: use a higher temperature.",
+            f"{description} Mean probability over rows at T=1, on a logarithmic scale. The dashed line at k is the probability that a "
+            "top-k row leaves out. If the first class has nearly all of it, there is little to distill at T=1: use a higher temperature.",
         )
     ]
 
@@ -122,12 +127,15 @@ def _outside(stats: "CacheStats") -> list[str]:
     if encoding["kind"] != "topk" or not stats.preview.mass_outside:
         return []
     rows = [Bar(word, share, percent(share)) for word, share in stats.preview.mass_outside.items()]
-    says = ", ".join(f"{percent(bar.value)} at {bar.name}" for bar in rows) + "."
+    description = ", ".join(f"{percent(bar.value)} at {bar.name}" for bar in rows) + "."
     return [
         captioned(
             f"Probability outside the top {encoding['k']}",
             bars(
-                "Probability outside the top-k, by temperature", says, rows, full=max(0.5, *(bar.value for bar in rows))
+                "Probability outside the top-k, by temperature",
+                description,
+                rows,
+                full=max(0.5, *(bar.value for bar in rows)),
             ),
             "Mean probability of the classes that are not stored; an estimate above T=1. It is spread evenly over these classes when rows "
             "are read, so a large fraction at the training temperature is bad: dump with a larger `--top-k` or with every class.",
@@ -162,7 +170,7 @@ def _fidelity(fidelity: "Fidelity | None") -> list[str]:
             element("div", _gradients(measured), shown, class_="split turned"),
         ]
     if refused:
-        rows = [[told(one.method), told(one.refused)] for one in refused]
+        rows = [[escape(one.method), escape(one.refused)] for one in refused]
         words = f"{counted(len(refused), 'method')} cannot use these rows: {', '.join(one.method for one in refused)}"
         parts.append(fold(words, table(["method", "reason"], rows, left=2)))
     return parts
@@ -172,7 +180,7 @@ def _cells(one: "MethodError") -> list[str]:
     poor = one.gradient["trained"] > _POOR
     gradient = error_text(one.gradient["trained"])
     return [
-        told(one.method),
+        escape(one.method),
         error_text(one.loss["fresh"]),
         error_text(one.loss["trained"]),
         error_text(one.gradient["fresh"]),
@@ -192,9 +200,9 @@ def _gradients(measured: "list[MethodError]") -> str:
         )
         for one in measured[:_DRAWN]
     ]
-    says = f"The largest error is that of {rows[0].name}, {rows[0].said} of its gradient."
+    description = f"The largest error is that of {rows[0].name}, {rows[0].value_text} of its gradient."
     return captioned(
         "Gradient error, trained student",
-        bars("Gradient error by method", says, rows, full=max(2 * _POOR, rows[0].value), line=_POOR),
-        f"{says} Bars beyond the dashed line ({_POOR:.0%}) are bad.",
+        bars("Gradient error by method", description, rows, full=max(2 * _POOR, rows[0].value), line=_POOR),
+        f"{description} Bars beyond the dashed line ({_POOR:.0%}) are bad.",
     )

@@ -3,25 +3,25 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from logitcache.report.markup import element, told
+from logitcache.report.markup import element, escape
 from logitcache.report.parts import ClassNames, fold, paragraph, picture, section, table
 from logitcache.runtime.wording import counted, number, percent
 
 if TYPE_CHECKING:
     from logitcache.stats import CacheStats, Duplicate, OddSample
 
-__all__ = ["shown_samples", "what_is_odd"]
+__all__ = ["data_section", "samples_with_images"]
 
 _CARDS, _PAIRS = 36, 18
 
 
-def shown_samples(stats: "CacheStats") -> list[int]:
+def samples_with_images(stats: "CacheStats") -> list[int]:
     """Return the ids of the samples whose images the report shows, ascending."""
     pairs = {sample for pair in stats.duplicates[:_PAIRS] for sample in (pair.first, pair.second)}
     return sorted({one.sample for one in stats.odd[:_CARDS]} | pairs)
 
 
-def what_is_odd(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes], without_images: str) -> str:
+def data_section(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes], without_images: str) -> str:
     """Return the section about the data."""
     why = [paragraph(without_images, "quiet")] if without_images and (stats.odd or stats.duplicates) else []
     return section(
@@ -37,8 +37,8 @@ def _labels(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes])
             return [heading, paragraph("Not searched for, because rows of mixed views have two labels.")]
         return [heading, paragraph(f"None found among {samples:,} samples.")]
     views = len(stats.views)
-    says = f"In {stats.odd_total:,} of {samples:,} samples ({percent(stats.odd_total / (samples or 1))}), "
-    says += (
+    description = f"In {stats.odd_total:,} of {samples:,} samples ({percent(stats.odd_total / (samples or 1))}), "
+    description += (
         "the teacher confidently predicts a class other than the label"
         if views == 1
         else f"the teacher confidently predicts the same class, and not the label, in {'both' if views == 2 else f'all {views}'} views "
@@ -47,8 +47,8 @@ def _labels(stats: "CacheStats", names: ClassNames, images: Mapping[int, bytes])
     parts = [
         heading,
         paragraph(
-            f"{says}. The most confident come first. Check each of them: a wrong label misleads the student and every method that relies "
-            "on labels."
+            f"{description}. The most confident come first. Check each of them: a wrong label misleads the student and every method that "
+            "relies on labels."
         ),
         element("div", *(_card(one, names, images) for one in stats.odd[:_CARDS]), class_="cards"),
     ]
@@ -78,12 +78,12 @@ def _card(one: "OddSample", names: ClassNames, images: Mapping[int, bytes]) -> s
         picture(images.get(one.sample), f"sample {one.sample}, labelled {names[one.label]}"),
         element(
             "div",
-            element("p", told(f"sample {one.sample:,}"), class_="quiet"),
+            element("p", escape(f"sample {one.sample:,}"), class_="quiet"),
             element("p", "label ", element("b", names.marked(one.label))),
             element("p", "prediction ", element("b", names.marked(one.says))),
             element(
                 "p",
-                told(f"confidence {percent(one.confidence)}, label {percent(one.label_probability)}"),
+                escape(f"confidence {percent(one.confidence)}, label {percent(one.label_probability)}"),
                 class_="quiet",
             ),
         ),
@@ -133,13 +133,13 @@ def _pair(pair: "Duplicate", names: ClassNames, images: Mapping[int, bytes]) -> 
         element(
             "div",
             picture(images.get(sample), f"sample {sample}, labelled {names[label]}"),
-            element("p", told(f"sample {sample:,}"), class_="quiet"),
+            element("p", escape(f"sample {sample:,}"), class_="quiet"),
             element("p", element("b", names.marked(label))),
         )
         for sample, label in both
     )
-    said = [f"distance {number(pair.distance)}"]
-    said += ["same pixels"] if pair.same_pixels else []
-    said += ["different labels"] if pair.labels[0] != pair.labels[1] else []
+    notes = [f"distance {number(pair.distance)}"]
+    notes += ["same pixels"] if pair.same_pixels else []
+    notes += ["different labels"] if pair.labels[0] != pair.labels[1] else []
     mood = {"class_": "bad"} if pair.labels[0] != pair.labels[1] else {"class_": "quiet"}
-    return element("article", *sides, element("p", told(", ".join(said)), **mood), class_="pair")
+    return element("article", *sides, element("p", escape(", ".join(notes)), **mood), class_="pair")

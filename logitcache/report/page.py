@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from logitcache.report.charts import Bar, bars
-from logitcache.report.markup import element, told, with_code
-from logitcache.report.methods import what_a_method_will_do
-from logitcache.report.odd import shown_samples, what_is_odd
+from logitcache.report.markup import element, escape, with_code
+from logitcache.report.methods import methods_section
+from logitcache.report.odd import data_section, samples_with_images
 from logitcache.report.parts import ClassNames, captioned, facts, page, paragraph, section, table, tiles
-from logitcache.report.quality import class_figures, how_good
-from logitcache.report.tokens import two_on_text, what_text_is
+from logitcache.report.quality import class_figures, teacher_section
+from logitcache.report.tokens import text_comparison, text_section
 from logitcache.runtime.wording import (
     bytes_text,
     class_map_words,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from logitcache.report.words import Speller
     from logitcache.stats import CacheStats, Comparison, Health, Side
 
-__all__ = ["comparison_html", "report_html", "shown_samples"]
+__all__ = ["comparison_html", "report_html", "samples_with_images"]
 
 _NAMED = 20  # maximum number of missing or damaged blocks to list
 
@@ -48,7 +48,7 @@ def report_html(
         stats: Statistics of the cache.
         fidelity: Effect of the encoding on methods; None if it was not measured.
         advice: Sentences, with code in backticks.
-        images: PNG of each sample by id; see `shown_samples`.
+        images: PNG of each sample by id; see `samples_with_images`.
         without_images: Sentence that explains why there are no images.
         spell: Function that converts tokens to text; None if the data is not text.
 
@@ -62,33 +62,33 @@ def report_html(
         f"{title} - logitcache",
         element(
             "header",
-            element("h1", told(title)),
-            paragraph(_sentence(stats), "quiet"),
+            element("h1", escape(title)),
+            paragraph(_summary(stats), "quiet"),
             _headline(stats),
             _advice(advice),
         ),
         element(
             "main",
-            _what_it_is(stats),
-            how_good(stats, names),
-            what_a_method_will_do(stats, fidelity),
-            what_text_is(stats.tokens, spell)
+            _cache_section(stats),
+            teacher_section(stats, names),
+            methods_section(stats, fidelity),
+            text_section(stats.tokens, spell)
             if stats.tokens is not None and spell is not None
-            else what_is_odd(stats, names, images, without_images),
+            else data_section(stats, names, images, without_images),
         ),
-        _foot(f"{stats.path}, fingerprint {stats.fingerprint or 'none while unfinished'}", manifest["software"]),
+        _footer(f"{stats.path}, fingerprint {stats.fingerprint or 'none while unfinished'}", manifest["software"]),
     )
 
 
-def _foot(words: str, software: Mapping[str, str]) -> str:
+def _footer(words: str, software: Mapping[str, str]) -> str:
     version = software.get("logitcache", "")
     return element(
         "footer",
-        told(f"{words}. Dumped by logitcache {version}. Percentages are of rows; a row is one sample in one view."),
+        escape(f"{words}. Dumped by logitcache {version}. Percentages are of rows; a row is one sample in one view."),
     )
 
 
-def _sentence(stats: "CacheStats") -> str:
+def _summary(stats: "CacheStats") -> str:
     manifest = stats.manifest
     views, recipes = manifest["views"], sorted({view["recipe"] for view in manifest["views"]})
     recipe = recipes[0] if len(recipes) == 1 else f"{len(recipes)} recipes"
@@ -106,8 +106,9 @@ def _sentence(stats: "CacheStats") -> str:
 def _headline(stats: "CacheStats") -> str:
     health, sound = stats.health, _is_sound(stats.health)
     accuracy, error = stats.mean("accuracy"), stats.mean("calibration_error")
-    words = "complete" if sound else "incomplete" if not health.whole else "suspicious"
-    note = f"all of {counted(health.blocks, 'block')}" if sound else _complaint(health)
+    broken = "unfinished" if not health.finished else "damaged" if not health.whole else "suspicious"
+    words = "intact" if sound else broken
+    note = f"all of {counted(health.blocks, 'block')}" if sound else _problems(health)
     return tiles(
         [
             ("health", words, note, "good" if sound else "bad"),
@@ -148,7 +149,7 @@ def _is_sound(health: "Health") -> bool:
     return health.whole and not health.constant_rows and not health.not_finite_rows
 
 
-def _complaint(health: "Health") -> str:
+def _problems(health: "Health") -> str:
     found = [
         "dump unfinished" if not health.finished else "",
         f"{counted(len(health.missing), 'block')} missing" if health.missing else "",
@@ -174,11 +175,11 @@ def _advice(advice: Sequence[str]) -> str:
     return element("div", element("h3", "Advice"), element("ul", *groups, *alone), class_="advice")
 
 
-def _what_it_is(stats: "CacheStats") -> str:
+def _cache_section(stats: "CacheStats") -> str:
     manifest, health = stats.manifest, stats.health
     data, views, forward = manifest["data"], manifest["views"], manifest["forward"]
     recipes = list(dict.fromkeys(view["recipe"] for view in views))
-    said = ", ".join(recipes[:8]) + (f" and {len(recipes) - 8:,} more recipes" if len(recipes) > 8 else "")
+    listed_recipes = ", ".join(recipes[:8]) + (f" and {len(recipes) - 8:,} more recipes" if len(recipes) > 8 else "")
     numbers = sorted({view["seed"] for view in views if "seed" in view})  # views of text have none
     seeds = f"; seed {', '.join(map(str, numbers[:8]))}" if numbers else ""
     how = [
@@ -191,17 +192,17 @@ def _what_it_is(stats: "CacheStats") -> str:
             "preprocessing": preprocessing_words(manifest["teachers"][0]["preprocessing"], stats.preprocessing_from),
             "class map": class_map_words(manifest["teachers"][0]["class_map"], stats.classes),
             "data": f"{data['spec'] or 'data set object'}; {samples_words(manifest)}, {counted(len(stats.classes), 'class')}",
-            "views": f"{len(views):,}: {said}{seeds}",
+            "views": f"{len(views):,}: {listed_recipes}{seeds}",
             "encoding": kept_words(manifest["encoding"]),
             "created": ", ".join(words for key, words in stats.made.items() if words and key != "command"),
             "command": f"`{command}`" if (command := stats.made.get("command")) else "",
             "forward pass": f"on {manifest['device']}, {', '.join(how)}",
             "versions": ", ".join(f"{name} {version}" for name, version in manifest["software"].items()),
             "derived from": origin_words(manifest["derived"]),
-            "health": "complete: no missing blocks, NaNs or rows of equal logits"
+            "health": "intact: no missing blocks, NaNs or rows of equal logits"
             if _is_sound(health)
-            else _complaint(health),
-            "encoding error": _lost(stats),
+            else _problems(health),
+            "encoding error": _encoding_error(stats),
             "fingerprint": stats.fingerprint or "none while unfinished",
         }
     )
@@ -212,10 +213,10 @@ def _what_it_is(stats: "CacheStats") -> str:
         if broken
         else []
     )
-    return section("Cache", element("div", described, _sizes(stats), class_="split"), *listed)
+    return section("Cache", element("div", described, _bytes_by_array(stats), class_="split"), *listed)
 
 
-def _lost(stats: "CacheStats") -> str:
+def _encoding_error(stats: "CacheStats") -> str:
     probe = stats.probe
     if not probe.rows:
         return ""
@@ -225,16 +226,16 @@ def _lost(stats: "CacheStats") -> str:
     return f"largest difference {probe.largest_gap:.2g}; KL {divergence}{merged}; {changed}"
 
 
-def _sizes(stats: "CacheStats") -> str:
+def _bytes_by_array(stats: "CacheStats") -> str:
     sizes = sorted(stats.bytes_by_array.items(), key=lambda item: -item[1])
     slug = stats.manifest["teachers"][0]["slug"]
     rows = [Bar(_array_name(name, slug), size, bytes_text(size)) for name, size in sizes]
     if not rows:
         return ""
-    says = f"The largest array is {rows[0].name}, {rows[0].said}."
+    description = f"The largest array is {rows[0].name}, {rows[0].value_text}."
     return captioned(
         "Bytes by array",
-        bars("Bytes by array", says, rows),
+        bars("Bytes by array", description, rows),
         "Size of each array in storage. The teacher's logits should take nearly all of it. If digests or ledger dominate, rows are short "
         "or few, or blocks are small.",
     )
@@ -260,7 +261,7 @@ def comparison_html(comparison: "Comparison", classes: Sequence[str], *, spell: 
         f"{title} - logitcache",
         element(
             "header",
-            element("h1", told(title)),
+            element("h1", escape(title)),
             paragraph(
                 f"Two caches of one data set, {one.path} (A) and {other.path} (B), compared over "
                 f"{counted(comparison.rows, 'row')}.",
@@ -289,7 +290,7 @@ def comparison_html(comparison: "Comparison", classes: Sequence[str], *, spell: 
         element("main", _sides(comparison), _agreement(comparison, names, spell)),
         element(
             "footer",
-            told(f"A: {one.path}, fingerprint {one.fingerprint}. B: {other.path}, fingerprint {other.fingerprint}."),
+            escape(f"A: {one.path}, fingerprint {one.fingerprint}. B: {other.path}, fingerprint {other.fingerprint}."),
         ),
     )
 
@@ -297,8 +298,8 @@ def comparison_html(comparison: "Comparison", classes: Sequence[str], *, spell: 
 def _sides(comparison: "Comparison") -> str:
     def cells(words: str, side: "Side") -> list[str]:
         return [
-            told(f"{words}: {side.teacher}"),
-            told(side.encoding),
+            escape(f"{words}: {side.teacher}"),
+            escape(side.encoding),
             f"{side.bytes_per_row:.1f} B",
             percent(side.accuracy),
             *([f"{side.perplexity:.2f}"] if comparison.tokens is not None else []),
@@ -325,7 +326,7 @@ def _agreement(comparison: "Comparison", names: ClassNames, spell: "Speller | No
     kept = table(
         ["temperature", "KL(A || B)", "KL(B || A)"],
         [
-            [told(word), f"{number(value)} nats", f"{number(comparison.kl_back_nats[word])} nats"]
+            [escape(word), f"{number(value)} nats", f"{number(comparison.kl_back_nats[word])} nats"]
             for word, value in comparison.kl_nats.items()
             if word in comparison.kl_back_nats
         ],
@@ -354,5 +355,5 @@ def _agreement(comparison: "Comparison", names: ClassNames, spell: "Speller | No
             "weight."
         ),
         kept,
-        *(two_on_text(comparison.tokens, spell) if comparison.tokens is not None and spell is not None else []),
+        *(text_comparison(comparison.tokens, spell) if comparison.tokens is not None and spell is not None else []),
     )

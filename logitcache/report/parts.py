@@ -5,12 +5,13 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from logitcache.report.markup import element, plain, shortened, told, with_code
+from logitcache.report.markup import clean, element, escape, shortened, with_code
 from logitcache.report.style import SHEET
 
 __all__ = [
     "ClassNames",
     "captioned",
+    "class_list",
     "facts",
     "fold",
     "page",
@@ -19,7 +20,6 @@ __all__ = [
     "section",
     "table",
     "tiles",
-    "yields",
 ]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -40,9 +40,9 @@ class ClassNames:
 
     def marked(self, number: int) -> str:
         """Return the name of a class as markup, isolated from the direction of the text around it."""
-        full, shown = plain(self.names[number]), self[number]
+        full, shown = clean(self.names[number]), self[number]
         tip = {"title": full} if len(full) > len(shown) else {}
-        return element("bdi", told(shown), **tip)
+        return element("bdi", escape(shown), **tip)
 
 
 def page(title: str, *body: str) -> str:
@@ -53,7 +53,7 @@ def page(title: str, *body: str) -> str:
         element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
-        element("title", told(title)),
+        element("title", escape(title)),
         element("style", SHEET),
     )
     return f"<!doctype html>\n{element('html', head, element('body', *body), lang='en')}\n"
@@ -61,7 +61,7 @@ def page(title: str, *body: str) -> str:
 
 def section(title: str, *body: str) -> str:
     """Return a section."""
-    return element("section", element("h2", told(title)), *body)
+    return element("section", element("h2", escape(title)), *body)
 
 
 def paragraph(words: str, class_: str = "") -> str:
@@ -71,8 +71,8 @@ def paragraph(words: str, class_: str = "") -> str:
 
 def captioned(title: str, picture: str, caption: str, *more: str) -> str:
     """Return a figure with its title and caption, and with further markup below."""
-    said = element("figcaption", with_code(caption))
-    return element("figure", element("h3", told(title)), picture, said, *more)
+    figcaption = element("figcaption", with_code(caption))
+    return element("figure", element("h3", escape(title)), picture, figcaption, *more)
 
 
 def tiles(rows: Iterable[tuple[str, str, str, str]]) -> str:
@@ -80,9 +80,9 @@ def tiles(rows: Iterable[tuple[str, str, str, str]]) -> str:
     made = (
         element(
             "div",
-            element("span", told(what)),
-            element("b", told(number), class_=mood),
-            element("span", told(note)),
+            element("span", escape(what)),
+            element("b", escape(number), class_=mood),
+            element("span", escape(note)),
             class_="tile",
         )
         for what, number, note, mood in rows
@@ -92,7 +92,7 @@ def tiles(rows: Iterable[tuple[str, str, str, str]]) -> str:
 
 def facts(pairs: Mapping[str, str]) -> str:
     """Return a list of names and descriptions in plain text, without those that are empty."""
-    made = (element("dt", told(name)) + element("dd", with_code(words)) for name, words in pairs.items() if words)
+    made = (element("dt", escape(name)) + element("dd", with_code(words)) for name, words in pairs.items() if words)
     return element("dl", *made)
 
 
@@ -120,7 +120,7 @@ def table(
     hint = element("p", "This table scrolls sideways.", class_="hint") if len(head) > _NARROW else ""
     return hint + element(
         "div",
-        element("table", element("thead", row("th", [told(word) for word in head])), element("tbody", "", *body)),
+        element("table", element("thead", row("th", [escape(word) for word in head])), element("tbody", "", *body)),
         class_="scroll",
         tabindex="0",
         role="region",
@@ -130,20 +130,20 @@ def table(
 
 def fold(summary: str, *body: str) -> str:
     """Return a collapsible part."""
-    return element("details", element("summary", told(summary)), *body)
+    return element("details", element("summary", escape(summary)), *body)
 
 
-def yields(names: ClassNames, values: Sequence[tuple[int, str]]) -> str:
+def class_list(names: ClassNames, values: Sequence[tuple[int, str]]) -> str:
     """Return a list of classes with a number each, in columns."""
-    rows = (element("li", names.marked(number), element("span", told(words))) for number, words in values)
+    rows = (element("li", names.marked(number), element("span", escape(words))) for number, words in values)
     return element("ul", *rows, class_="columns")
 
 
-def picture(png: bytes | None, says: str) -> str:
+def picture(png: bytes | None, description: str) -> str:
     """Return an image embedded in the page, or an empty string if there is none."""
     if png is None:
         return ""
     width, height = struct.unpack(">II", png[16:24])
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     small = {"class_": "small"} if max(width, height) < _PIXELATED else {}
-    return element("img", src=source, alt=says, width=width, height=height, **small)
+    return element("img", src=source, alt=description, width=width, height=height, **small)

@@ -7,20 +7,20 @@ from logitcache.report.charts import (
     Bar,
     bars,
     columns,
-    falling,
     heat_map,
     lines,
     reliability_diagram,
+    thinned,
 )
-from logitcache.report.markup import element, told
-from logitcache.report.parts import ClassNames, captioned, fold, paragraph, section, table, yields
+from logitcache.report.markup import element, escape
+from logitcache.report.parts import ClassNames, captioned, class_list, fold, paragraph, section, table
 from logitcache.runtime.wording import counted, percent
 from logitcache.stats import wilson_interval
 
 if TYPE_CHECKING:
     from logitcache.stats import CacheStats, ViewStats
 
-__all__ = ["class_figures", "how_good"]
+__all__ = ["class_figures", "teacher_section"]
 
 _VIEWS_SHOWN, _VIEWS_FOLDED = 16, 240
 _CLASSES_DRAWN, _CLASSES_NAMED, _CLASSES_LISTED = 24, 16, 1000
@@ -31,7 +31,7 @@ _LOW_AGREEMENT = "Low agreement means that the augmentation removes what the tea
 _MARKED = 40  # number of views up to which markers are drawn instead of a line
 
 
-def how_good(stats: "CacheStats", names: ClassNames) -> str:
+def teacher_section(stats: "CacheStats", names: ClassNames) -> str:
     """Return the section about the teacher."""
     views = stats.views
     if not any(view.rows for view in views):
@@ -70,7 +70,7 @@ def _table(stats: "CacheStats") -> str:
 
     def cells(view: str, recipe: str, rows: int, values: Sequence[float]) -> list[str]:
         right, five, errs, confidence, entropy, error = values
-        named = [told(view), told(recipe), f"{rows:,}"]
+        named = [escape(view), escape(recipe), f"{rows:,}"]
         if not rows:
             return [*named, *("-" * len(numbers))]
         return [
@@ -101,12 +101,12 @@ def _table(stats: "CacheStats") -> str:
 def _reliability(stats: "CacheStats") -> str:
     surer = stats.mean("confidence") - stats.mean("accuracy")
     trend = "overconfident" if surer > 0 else "underconfident"
-    says = f"On average, the teacher is {trend} by {percent(abs(surer))}."
+    description = f"On average, the teacher is {trend} by {percent(abs(surer))}."
     return captioned(
         "Calibration",
-        reliability_diagram("Reliability diagram", says, stats.reliability()),
-        f"{says} Bars show the accuracy at each level of confidence; on the dashed line, the two are equal. Bars far below the line are "
-        "bad: the teacher is less accurate than its probabilities claim. Pale bars have fewer than 30 rows. Gray: number of rows.",
+        reliability_diagram("Reliability diagram", description, stats.reliability()),
+        f"{description} Bars show the accuracy at each level of confidence; on the dashed line, the two are equal. Bars far below the line "
+        "are bad: the teacher is less accurate than its probabilities claim. Pale bars have fewer than 30 rows. Gray: number of rows.",
     )
 
 
@@ -126,19 +126,19 @@ def _ranks(stats: "CacheStats") -> str:
         values.append((f"{_PLACES + 1}+", tail / wrong))
     elif len(counts) <= _PLACES:
         values[-1] = (f"{values[-1][0]}+", values[-1][1])
-    says = (
+    description = (
         f"In {percent(counts[1] / wrong)} of {counted(wrong, 'wrong row')}, the label is the teacher's second choice."
     )
     return captioned(
         title,
         columns(
             "Rank of the true class",
-            says,
+            description,
             values,
             "rank of the true class",
             "fraction of wrong rows",
         ),
-        f"{says} Near misses are good: methods that raise the label's logit (LoCa, swap) then change little. A tall last bar "
+        f"{description} Near misses are good: methods that raise the label's logit (LoCa, swap) then change little. A tall last bar "
         "is bad: the teacher does not consider the label at all, or the label is wrong.",
     )
 
@@ -153,13 +153,18 @@ def _by_view(views: "Sequence[ViewStats]") -> list[str]:
     }
     worst = min(counted_views, key=lambda view: view.accuracy)
     best = max(counted_views, key=lambda view: view.accuracy)
-    says = f"View {worst.view} has the lowest accuracy, {percent(worst.accuracy)}; view {best.view} the highest, {percent(best.accuracy)}."
+    description = (
+        f"View {worst.view} has the lowest accuracy, {percent(worst.accuracy)}; "
+        f"view {best.view} the highest, {percent(best.accuracy)}."
+    )
     return [
         captioned(
             "Accuracy by view",
-            lines("Accuracy and confidence by view", says, series, "view", "", points=len(counted_views) <= _MARKED),
-            f"{says} Views of one recipe should differ little. The augmentation of a view far below the others is too strong for this "
-            "teacher.",
+            lines(
+                "Accuracy and confidence by view", description, series, "view", "", points=len(counted_views) <= _MARKED
+            ),
+            f"{description} Views of one recipe should differ little. The augmentation of a view far below the others is too strong for "
+            "this teacher.",
         )
     ]
 
@@ -183,7 +188,7 @@ def class_figures(
     without = f" {absent:,} of {len(shares):,} classes have no rows." if absent else ""
     few = len(ranked) <= _CLASSES_DRAWN
     drawn = ranked if few else ranked[:_CLASSES_NAMED]
-    said = [
+    named_shares = [
         (number, _counted_share(share, None if counts is None else counts[number]))
         for share, number in ranked[:_CLASSES_LISTED]
     ]
@@ -202,7 +207,7 @@ def class_figures(
         bars(title, worst, rows, full=1.0),
         f"{caption}{without}",
         *(
-            [fold(f"All {len(said):,}, with intervals and number of samples", yields(names, said))]
+            [fold(f"All {len(named_shares):,}, with intervals and number of samples", class_list(names, named_shares))]
             if few and counts
             else []
         ),
@@ -210,11 +215,11 @@ def class_figures(
     if few:
         return [first]
     middle = ranked[len(ranked) // 2][0]
-    says = f"{worst} Half of the {len(ranked):,} classes are above {percent(middle)}."
+    description = f"{worst} Half of the {len(ranked):,} classes are above {percent(middle)}."
     curve = lines(
         title,
-        says,
-        {"": falling([share for share, _ in ranked])},
+        description,
+        {"": thinned([share for share, _ in ranked])},
         "classes, from lowest to highest",
         "",
         low=0.0,
@@ -224,14 +229,14 @@ def class_figures(
     rest = f", {len(ranked) - len(listed):,} higher ones left out" if len(ranked) > len(listed) else ""
     every = fold(
         f"Lowest {len(listed):,} by name{rest}" if rest else f"All {len(listed):,} by name",
-        yields(names, said),
+        class_list(names, named_shares),
     )
     return [
         first,
         captioned(
             f"{title}: all {len(ranked):,}",
             curve,
-            f"{says} A flat, high curve is good; a long ramp on the left is bad.",
+            f"{description} A flat, high curve is good; a long ramp on the left is bad.",
             every,
         ),
     ]
@@ -267,22 +272,22 @@ def _agreement(stats: "CacheStats") -> list[str]:
     matrix = stats.agreement
     if all(value is None for a, row in enumerate(matrix) for b, value in enumerate(row) if a != b):
         return []
-    says = "No sample has all views."
+    description = "No sample has all views."
     if stats.agreement_of_all is not None:
-        says = f"All views have the same top class in {percent(stats.agreement_of_all)} of samples."
+        description = f"All views have the same top class in {percent(stats.agreement_of_all)} of samples."
     if len(matrix) <= _MATRIX:
         pairs = [(b, a, matrix[a][b]) for a in range(len(matrix)) for b in range(a)]
-        said = "; ".join(
+        by_pair = "; ".join(
             f"views {one} and {other}: {percent(share)}" for one, other, share in pairs if share is not None
         )
-        detail = f" Pairs of views: {said}." if len(matrix) > 2 else ""
-        return [captioned("Agreement between views", "", f"{says}{detail} {_LOW_AGREEMENT}")]
-    shown = f" The first {len(matrix)} of {len(stats.views)} views are shown." if len(stats.views) > len(matrix) else ""
+        detail = f" Pairs of views: {by_pair}." if len(matrix) > 2 else ""
+        return [captioned("Agreement between views", "", f"{description}{detail} {_LOW_AGREEMENT}")]
+    limit = f" The first {len(matrix)} of {len(stats.views)} views are shown." if len(stats.views) > len(matrix) else ""
     return [
         captioned(
             "Agreement between views",
-            heat_map("Agreement between views", says, matrix, "views"),
-            f"{says} Each cell is the percentage of samples for which two views have the same top class; darker is higher.{shown} "
+            heat_map("Agreement between views", description, matrix, "views"),
+            f"{description} Each cell is the percentage of samples for which two views have the same top class; darker is higher.{limit} "
             f"{_LOW_AGREEMENT}",
         )
     ]

@@ -33,13 +33,13 @@ def draw_runs(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric = 
     top = 44 + 18 * len(curves)
     foot = top + max(_HEIGHT, _ROW * len(curves))
     names = [f"{name} ({len(runs)} {'seed' if len(runs) == 1 else 'seeds'})" for name, runs in curves.items()]
-    says = "; ".join(
+    description = "; ".join(
         f"{name}: {_value(metric, statistics.fmean(run[-1] for run in runs))}" for name, runs in curves.items()
     )
     return (
         figure(
             f"{metric.label.capitalize()} of runs",
-            f"Mean after the last epoch: {says}.",
+            f"Mean after the last epoch: {description}.",
             _WIDTH,
             foot + 44,
             element(
@@ -48,8 +48,8 @@ def draw_runs(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric = 
                 "@media print{svg{background:#fff}}",
             ),
             *legend(names, _LEFT, 20),
-            *_learning(curves, metric, top, foot),
-            *_last(curves, metric, top, foot),
+            *_learning_curves(curves, metric, top, foot),
+            *_final_results(curves, metric, top, foot),
         )
         + "\n"
     )
@@ -83,7 +83,9 @@ def _scale(values: Sequence[float], least: float, metric: Metric, start: float, 
     return Scale(low, high, start, end)
 
 
-def _learning(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, top: float, foot: float) -> list[str]:
+def _learning_curves(
+    curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, top: float, foot: float
+) -> list[str]:
     """Draw the mean by epoch, with the standard deviation if there are several seeds."""
     epochs = max(len(run) for runs in curves.values() for run in runs)
     values = [value for runs in curves.values() for run in runs for value in run]
@@ -106,7 +108,9 @@ def _learning(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, t
     return parts
 
 
-def _last(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, top: float, foot: float) -> list[str]:
+def _final_results(
+    curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, top: float, foot: float
+) -> list[str]:
     """Draw each run's final value, with mean and standard deviation over seeds, one row per method."""
     names = [shortened(name, _NAME) for name in curves]
     left = _WIDTH / 2 + _GAP + 6.6 * max(map(width_of, names))
@@ -131,10 +135,10 @@ def _last(curves: Mapping[str, Sequence[Sequence[float]]], metric: Metric, top: 
         ]
     parts.append(element("line", x1=x.start, x2=x.end, y1=foot, y2=foot, class_="axis"))
     seeds = [len(runs) for runs in curves.values()]
-    says = "after the last epoch: runs, mean and std over seeds"
+    description = "after the last epoch: runs, mean and std over seeds"
     if max(seeds) == 1:
-        says = "after the last epoch; one seed each, differences may be noise"
+        description = "after the last epoch; one seed each, differences may be noise"
     elif min(seeds) == 1:
-        says = "after the last epoch: runs, mean and std over seeds (if several)"
-    parts.append(text(x.end, top - 10, says, "end", "small quiet"))
+        description = "after the last epoch: runs, mean and std over seeds (if several)"
+    parts.append(text(x.end, top - 10, description, "end", "small quiet"))
     return parts

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from logitcache.report.charts import lines
-from logitcache.report.markup import element, told
+from logitcache.report.markup import element, escape
 from logitcache.report.parts import captioned, paragraph, section, table
 from logitcache.report.words import after
 from logitcache.runtime.wording import counted, decimals, number, percent
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from logitcache.report.words import Speller
     from logitcache.stats import PairedBin, PositionBin, TokenComparison, TokenStats
 
-__all__ = ["two_on_text", "what_text_is"]
+__all__ = ["text_comparison", "text_section"]
 
 
-def what_text_is(tokens: "TokenStats", spell: "Speller") -> str:
+def text_section(tokens: "TokenStats", spell: "Speller") -> str:
     """Return the section about the text."""
     heading = "Surprisal"
     if not tokens.rows:
         return section(heading, paragraph("No statistics, because no rows can be read."))
-    says = (
+    description = (
         f"The mean surprisal is {number(tokens.surprise_nats)} nats per token, a perplexity of "
         f"{number(tokens.perplexity)}, over {counted(tokens.rows, 'token')} of {counted(tokens.documents, 'document')}."
     )
     return section(
         heading,
-        paragraph(says),
+        paragraph(description),
         element("div", _by_position(tokens.positions), class_="grid"),
         *_surprising(tokens, spell),
         *_documents(tokens),
@@ -35,7 +35,7 @@ def what_text_is(tokens: "TokenStats", spell: "Speller") -> str:
 
 
 def _by_position(bins: "Sequence[PositionBin]") -> str:
-    says = (
+    description = (
         f"The mean surprisal is {number(bins[0].surprise_nats)} nats after {_span(bins[0])} and {number(bins[-1].surprise_nats)} after "
         f"{_span(bins[-1])}."
         if len(bins) > 1
@@ -49,14 +49,14 @@ def _by_position(bins: "Sequence[PositionBin]") -> str:
         "Surprisal by position in the document",
         lines(
             "Surprisal by position",
-            says,
+            description,
             series,
             "log2 of the number of preceding tokens",
             "nats",
             low=0.0,
             y_spelling=decimals,
         ),
-        f"{says} The teacher is calibrated where the two lines coincide, because entropy is the surprisal that it expects. If the "
+        f"{description} The teacher is calibrated where the two lines coincide, because entropy is the surprisal that it expects. If the "
         "surprisal is high only after few tokens, a longer `--sequence-length` has fewer of these.",
     )
 
@@ -71,9 +71,9 @@ def _surprising(tokens: "TokenStats", spell: "Speller") -> list[str]:
         [
             f"{one.document:,}",
             f"{one.position:,}",
-            told(spell(one.before)),
-            element("b", told(after(spell, one.before, one.label))),
-            told(after(spell, one.before, one.says)),
+            escape(spell(one.before)),
+            element("b", escape(after(spell, one.before, one.label))),
+            escape(after(spell, one.before, one.says)),
             f"{one.surprise_nats:.2f}",
             percent(one.confidence),
         ]
@@ -119,7 +119,7 @@ def _documents(tokens: "TokenStats") -> list[str]:
     return [*parts, paragraph(f"Of {counted(tokens.documents, 'document')}, {copies} in training: {pairs}{more}.")]
 
 
-def two_on_text(tokens: "TokenComparison", spell: "Speller") -> list[str]:
+def text_comparison(tokens: "TokenComparison", spell: "Speller") -> list[str]:
     """Return the part about two teachers of the same text: agreement and surprisal by position, and differing tokens."""
     bins = tokens.positions
     agreement = [(one.first.bit_length() - 1, one.agreement) for one in bins]
@@ -128,13 +128,16 @@ def two_on_text(tokens: "TokenComparison", spell: "Speller") -> list[str]:
         for side, field in (("A", "first_surprise_nats"), ("B", "second_surprise_nats"))
     }
     first, last = bins[0], bins[-1]
-    says = f"They agree on {percent(first.agreement)} of tokens after {_span(first)}, and on {percent(last.agreement)} after {_span(last)}."
+    description = (
+        f"They agree on {percent(first.agreement)} of tokens after {_span(first)}, "
+        f"and on {percent(last.agreement)} after {_span(last)}."
+    )
     axis = "log2 of the number of preceding tokens"
     figures = (
         captioned(
             "Agreement by position",
-            lines("Agreement by position", says, {"": agreement}, axis, "", low=0.0, high=1.0),
-            f"{says} Percentage of tokens for which both teachers have the same most likely token.",
+            lines("Agreement by position", description, {"": agreement}, axis, "", low=0.0, high=1.0),
+            f"{description} Percentage of tokens for which both teachers have the same most likely token.",
         ),
         captioned(
             "Surprisal by position in the document",
@@ -155,10 +158,10 @@ def two_on_text(tokens: "TokenComparison", spell: "Speller") -> list[str]:
         [
             f"{one.document:,}",
             f"{one.position:,}",
-            told(spell(one.before)),
-            element("b", told(after(spell, one.before, one.label))),
-            told(after(spell, one.before, one.first_says)),
-            told(after(spell, one.before, one.second_says)),
+            escape(spell(one.before)),
+            element("b", escape(after(spell, one.before, one.label))),
+            escape(after(spell, one.before, one.first_says)),
+            escape(after(spell, one.before, one.second_says)),
             percent(one.first_probability),
             percent(one.second_probability),
             number(one.kl_nats),

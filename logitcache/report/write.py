@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logitcache.errors import InputError, LogitCacheError
-from logitcache.report.page import comparison_html, report_html, shown_samples
+from logitcache.report.page import comparison_html, report_html, samples_with_images
 from logitcache.report.pictures import sample_images
 from logitcache.report.words import speller_of
 from logitcache.runtime.files import write_bytes
@@ -63,7 +63,7 @@ def write_report(
     images, why = dict[int, bytes](), ""
     spell = None if stats.tokens is None else speller_of(stats.manifest)
     try:
-        images = {} if spell else sample_images(cache, shown_samples(stats), data)
+        images = {} if spell else sample_images(cache, samples_with_images(stats), data)
     except LogitCacheError as error:
         why = f"There are no images here: {error}"
     page = report_html(stats, fidelity, advice, images, without_images=why, spell=spell)

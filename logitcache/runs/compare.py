@@ -64,6 +64,7 @@ class RunSummary:
         value: Headline metric after the last epoch, or None if nothing was tested.
         best: Best headline metric of all epochs, optimistic as above; None while the run is unfinished.
         test_top5_accuracy: Top-5 accuracy on the test data after the last epoch.
+        epochs_done: Number of epochs done; the values of an unfinished run are those after this epoch.
         data: Name of the training data; None if it was an object, or if an older version did not record it.
         kl_to_teacher: Divergence from the teacher on held-out rows after the last epoch, in nats; None if none were held out.
         teacher_agreement: Fraction of cached training rows on which the final student, in evaluation mode, predicts the same class as
@@ -94,6 +95,7 @@ class RunSummary:
     test_top5_accuracy: float | None = None
     data: str | None = None
     kl_to_teacher: float | None = None
+    epochs_done: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as a plain object; `headline` holds the metric with its `value` and `best`."""
@@ -357,6 +359,7 @@ def _summary(path: Path) -> RunSummary:
         test_top5_accuracy=results.get("test_top5_accuracy"),
         data=(run.get("trained_on") or {}).get("data"),
         kl_to_teacher=results.get("kl_to_teacher"),
+        epochs_done=len(history),
     )
 
 

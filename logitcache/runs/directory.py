@@ -26,6 +26,7 @@ __all__ = [
     "FollowedRun",
     "Lengthen",
     "RunDirectory",
+    "check_run_target",
     "free_name",
     "is_held",
     "read_metrics",
@@ -106,6 +107,25 @@ def free_name(folder: Path, stem: str) -> Path:
     return path
 
 
+def check_run_target(path: Path, *, resume: bool) -> None:
+    """Check that a run can be started in a directory, or resumed if `resume`. Settings and data are not compared.
+
+    Raises:
+        InputError: If the run exists and `resume` is false, if it does not exist and `resume` is true, or if something else is there.
+    """
+    if (path / "run.json").exists():
+        if not resume:
+            raise InputError(
+                f"{path} already holds a run; nothing in it was touched. Resume it with --resume, or choose another --out."
+            )
+    elif resume:
+        raise InputError(f"{path} holds no run to resume. Leave out --resume to start one.")
+    elif path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file. Choose another --out.")
+    elif path.exists() and any(path.iterdir()):
+        raise InputError(f"{path} exists, is not empty and holds no run. Choose another --out.")
+
+
 class RunDirectory:
     """Directory of a run in progress."""
 
@@ -136,20 +156,11 @@ class RunDirectory:
         """
         self.path, self._record = path, {"settings": dict(settings), **facts, "log_to": list(logs or ())}
         self._extension: dict[str, Any] | None = None
-        if (path / "run.json").exists():
-            if not resume:
-                raise InputError(
-                    f"{path} already holds a run; nothing in it was touched. Resume it with --resume, or choose another --out."
-                )
+        check_run_target(path, resume=resume)
+        if resume:
             there = read_run(path)
             self._refuse_other(there)
             self._extension = None if lengthen is None else self._extended(there, settings, lengthen)
-        elif resume:
-            raise InputError(f"{path} holds no run to resume. Leave out --resume to start one.")
-        elif path.exists() and not path.is_dir():
-            raise InputError(f"{path} is a file. Choose another --out.")
-        elif path.exists() and any(path.iterdir()):
-            raise InputError(f"{path} exists, is not empty and holds no run. Choose another --out.")
         self._logs, self._told = open_logs(self._record["log_to"] if logs is None else logs, path, settings), False
         self._lock = FileLock(path, _LOCK)
         remove_leftovers(path)

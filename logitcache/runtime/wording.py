@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 
+_ORIGINS = {"timm": "timm's configuration"}  # words for the origins of preprocessing that are not their own
 _NAMED = 5  # classes of a class map to list
 _ENOUGH = 1000  # minimum number of rows to distinguish a teacher's accuracy from chance
 
@@ -128,7 +129,7 @@ def preprocessing_words(entry: Mapping[str, Any], origins: Mapping[str, str] | N
         return ", ".join(f"{name} {value}" for name, value in entry.items())
 
     def source(name: str) -> str:
-        return f" ({origins[name]})" if origins and name in origins else ""
+        return f" ({_ORIGINS.get(origins[name], origins[name])})" if origins and name in origins else ""
 
     resized = {
         "none": "",

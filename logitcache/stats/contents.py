@@ -28,7 +28,7 @@ def made(cache: Cache) -> dict[str, str]:
 
 
 def preprocessing_from(cache: Cache) -> dict[str, str]:
-    """Return the origin of each preprocessing setting at the dump: "option", "weights" or "data".
+    """Return the origin of each preprocessing setting at the dump, as in `CacheInfo.preprocessing_from`.
 
     Empty if the history does not record it.
     """

@@ -344,7 +344,7 @@ class CacheInfo:
         made: Time and place of the dump, from the history: `begun`, `continued` if it was resumed (both UTC), `host`, `device` and
             `command`; empty without a history.
         preprocessing_from: Origin of the preprocessing settings `mean`, `std`, `image_size` and `crop_pct` at the dump, each `option`,
-            `weights` or `data`; empty if the history does not record it.
+            `weights`, `timm` (its configuration of the architecture), `data` or `default`; empty if the history does not record it.
         manifest: Manifest, reduced to the teacher described.
         bytes_by_array: Bytes in storage by array, and for `metadata` and `.logitcache`.
         bytes_total: Sum of these bytes.

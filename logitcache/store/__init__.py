@@ -22,7 +22,7 @@ from logitcache.store.places import Place, open_place
 from logitcache.store.reader import Cache, MissingChunkError, ViewStream, find_newest, open_cache
 from logitcache.store.size import DiskUse, bytes_per_row, disk_use
 from logitcache.store.verify import FileProblem, check_files, drop_damaged, forget_damaged_records
-from logitcache.store.writer import CacheWriter, Columns
+from logitcache.store.writer import CacheWriter, Columns, refuse_derived, refuse_other_cache
 
 __all__ = [
     "FORMAT",
@@ -65,6 +65,8 @@ __all__ = [
     "open_place",
     "read_manifest",
     "recorded_arrays",
+    "refuse_derived",
+    "refuse_other_cache",
     "rest_level",
     "rounding",
     "row_uniforms",

@@ -4,6 +4,7 @@ Each file is uploaded by a single PUT, never in parts, so that a killed upload l
 """
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -208,12 +209,23 @@ def _no_bucket(url: str) -> InputError:
     return InputError(f"{url}: there is no such bucket. Create it, or check the name.")
 
 
+@functools.cache
+def _descriptions() -> Any:
+    """Return botocore's loader of the descriptions of services. It keeps what it has read, and reading takes longer than the rest."""
+    from botocore.loaders import create_loader  # noqa: PLC0415
+
+    return create_loader()
+
+
 def _amazon() -> dict[str, Any]:
     """Return the options for S3, with credentials, region and endpoint resolved by boto3 as in all AWS tools."""
     import boto3  # noqa: PLC0415  (slow to import)
+    import botocore.session  # noqa: PLC0415
     from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415
 
-    session = boto3.Session()
+    core = botocore.session.get_session()
+    core.register_component("data_loader", _descriptions())
+    session = boto3.Session(botocore_session=core)
     found = session.client("s3").meta
     config: dict[str, Any] = {"region": session.region_name or "us-east-1"}
     if ".amazonaws." not in f"{urlsplit(found.endpoint_url).hostname}.":

@@ -5,9 +5,10 @@ and when these bytes reach the disk, so that any zarr reader understands them an
 here, with the codecs given in the metadata.
 """
 
+import functools
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +17,10 @@ import numcodecs.blosc
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.api.asynchronous import consolidate_metadata
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 from zarr.core.buffer import Buffer
+from zarr.core.sync import sync
 from zarr.storage import MemoryStore, StorePath
 
 from logitcache.errors import FormatVersionError
@@ -193,7 +196,8 @@ def probe_ids(manifest: Manifest) -> str:
     return f"probe/{manifest.row_axis}s"
 
 
-def _create(group: zarr.Group, spec: ArraySpec, shape: tuple[int, ...] | None = None) -> zarr.Array:  # type: ignore[type-arg]
+def _fields(spec: ArraySpec) -> dict[str, Any]:
+    """Return the arguments with which zarr creates an array."""
     size = np.dtype(spec.dtype).itemsize
     filters, before = list[Any](), list[Any]()
     if spec.compression == "zstd":
@@ -203,32 +207,46 @@ def _create(group: zarr.Group, spec: ArraySpec, shape: tuple[int, ...] | None = 
         before = [BloscCodec(cname="zstd", clevel=spec.level, shuffle="shuffle", typesize=size, blocksize=together)]
         if len(spec.shape) == 3 and spec.by_column:
             filters = [TransposeCodec(order=(0, 2, 1))]
-    return group.create_array(
-        spec.key,
-        shape=shape or spec.shape,
-        chunks=spec.chunks,
-        dtype=spec.dtype,
-        filters=filters,
-        serializer=BytesCodec(endian="little") if size > 1 else BytesCodec(endian=None),
-        compressors=[*before, Crc32cCodec()],
-        fill_value=0,
-        dimension_names=spec.dimensions,
-        config=_CONFIG,
-    )
+    return {
+        "shape": spec.shape,
+        "chunks": spec.chunks,
+        "dtype": spec.dtype,
+        "filters": filters,
+        "serializer": BytesCodec(endian="little") if size > 1 else BytesCodec(endian=None),
+        "compressors": [*before, Crc32cCodec()],
+        "fill_value": 0,
+        "dimension_names": spec.dimensions,
+        "config": _CONFIG,
+    }
+
+
+@functools.lru_cache(maxsize=256)
+def _metadata_of(spec: ArraySpec) -> Any:
+    """Return zarr's metadata of an array. Creating an array takes zarr milliseconds, most of them to change threads."""
+    return zarr.create_array(MemoryStore(), name=spec.key, zarr_format=3, **_fields(spec)).metadata
+
+
+def _array(spec: ArraySpec, memory: dict[str, Buffer]) -> zarr.Array:  # type: ignore[type-arg]
+    """Return an array whose chunks are put into `memory`, by path."""
+    return zarr.Array(zarr.AsyncArray(_metadata_of(spec), StorePath(MemoryStore(memory), spec.key), _CONFIG))
 
 
 def metadata_files(manifest: Manifest, specs: dict[str, ArraySpec]) -> dict[str, bytes]:
     """Return the content of every `zarr.json` of a cache, by path."""
     memory: dict[str, Buffer] = {}
-    store = MemoryStore(memory)
-    group = zarr.create_group(store, zarr_format=3, attributes={"logitcache": manifest.to_json()})
-    for spec in specs.values():
-        _create(group, spec)
+    sync(_describe(MemoryStore(memory), {"logitcache": manifest.to_json()}, specs.values()))
+    return {key: memory[key].to_bytes() for key in sorted(memory)}
+
+
+async def _describe(store: MemoryStore, attributes: dict[str, Any], specs: Iterable[ArraySpec]) -> None:
+    """Create a group and its arrays, with consolidated metadata; in one go, because each call from outside changes threads twice."""
+    group = await zarr.AsyncGroup.from_store(store, attributes=attributes, zarr_format=3)
+    for spec in specs:
+        await group.create_array(spec.key, **_fields(spec))
     with warnings.catch_warnings():
         # Readers then take the arrays' metadata from the root and never list the folder, where .logitcache would make zarr warn.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        zarr.consolidate_metadata(store)
-    return {key: memory[key].to_bytes() for key in sorted(memory)}
+        await consolidate_metadata(store)
 
 
 def metadata_bytes(
@@ -244,7 +262,7 @@ def whole_array_files(spec: ArraySpec, values: NDArray[np.generic]) -> dict[str,
     if values.shape != spec.shape:  # zarr would truncate or broadcast the values
         raise ValueError(f"{spec.key} must have shape {spec.shape}, not {values.shape}")
     memory: dict[str, Buffer] = {}
-    _create(zarr.create_group(MemoryStore(memory)), spec)[...] = values
+    _array(spec, memory)[...] = values
     return {key: buffer.to_bytes() for key, buffer in sorted(memory.items()) if not key.endswith("zarr.json")}
 
 
@@ -258,7 +276,7 @@ def read_array(spec: ArraySpec, read: Callable[[str], bytes]) -> NDArray[Any]:
     Raises:
         ValueError, RuntimeError: If a chunk is damaged.
     """
-    return read_whole(_create(zarr.create_group(MemoryStore()), spec), read)
+    return read_whole(_array(spec, {}), read)
 
 
 def read_whole(array: "zarr.Array", read: Callable[[str], bytes]) -> NDArray[Any]:  # type: ignore[type-arg]
@@ -288,7 +306,7 @@ class ChunkEncoder:
     """Encode blocks of one array as the bytes of their chunk files. Thread-safe."""
 
     def __init__(self, spec: ArraySpec) -> None:
-        self._metadata: Any = _create(zarr.create_group(MemoryStore()), spec, shape=spec.chunks).metadata
+        self._metadata: Any = _metadata_of(replace(spec, shape=spec.chunks))
         self._key = chunk_key(spec, 0, 0).removeprefix(f"{spec.key}/")
         self._shape, self._dtype, self._plain = spec.chunks, np.dtype(spec.dtype), spec.compression is None
 

@@ -16,6 +16,7 @@ from logitcache.errors import CacheIncompleteError, InputError
 __all__ = ["ConditionalStore", "Lease"]
 
 RENEW, LEASE = 5.0, 20.0  # seconds between renewals, and seconds without renewal after which a lease has expired
+POLL = 0.5  # seconds between two looks at another's lease
 
 
 class ConditionalStore(Protocol):
@@ -69,7 +70,7 @@ class Lease:
                 )
             if tag != seen:
                 seen, since = tag, time.monotonic()
-            time.sleep(0.5)
+            time.sleep(POLL)
 
     def _keep(self) -> None:
         while not self._over.wait(RENEW) and not self._lost:

@@ -40,7 +40,7 @@ from logitcache.store.manifest import HOME, Manifest, read_manifest
 from logitcache.store.offsets import kept_mask, samples_of
 from logitcache.store.places import Hold, Place, open_place
 
-__all__ = ["CacheWriter", "Columns"]
+__all__ = ["CacheWriter", "Columns", "refuse_derived", "refuse_other_cache"]
 
 Columns = Mapping[str, Mapping[str, Column]]  # teacher slug -> column name -> column
 _AT_ONCE = 6  # blocks in flight between the teacher and the disk: some are encoded while others are synced
@@ -54,7 +54,7 @@ class CacheWriter:
         manifest: Manifest of the cache.
         command: Command that would resume it.
         committed: Committed blocks, (view, block), each with the ids of the samples it excludes.
-        complete: Whether the cache was already finished, with the same views and exclusions, when its leader opened it.
+        finished: Whether the cache was already finished, with the same views and exclusions, when its leader opened it.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class CacheWriter:
             InputError: If the path holds something else, or if another dump is writing it.
         """
         self.place, self.manifest, self.command = open_place(path), manifest, command
-        _refuse_another(self.place, manifest)
+        refuse_other_cache(self.place, manifest)
         self._ledger = Ledger(self.place)
         self._hold: Hold = self.place.hold(f"{HOME}/lock") if leads else _HeldByTheLeader()
         self._rows = row_arrays(manifest, columns)
@@ -100,12 +100,12 @@ class CacheWriter:
         self._pending: deque[Future[int]] = deque()
         self._encoders = {key: ChunkEncoder(spec) for key, spec in self._rows.items()}
         self.committed: dict[tuple[int, int], tuple[int, ...]] = {}
-        self.complete = False
+        self.finished = False
         self._root: bytes | None = None  # root metadata of a cache that is resumed
         if not leads:
             return
         try:
-            _refuse_another(self.place, manifest)  # another dump may have started or finished it meanwhile
+            refuse_other_cache(self.place, manifest)  # another dump may have started or finished it meanwhile
             self._ledger.forget_damaged()
             now = datetime.now(UTC).isoformat(timespec="seconds")
             who = {} if anonymous else {"host": socket.gethostname(), "command": command}
@@ -115,8 +115,8 @@ class CacheWriter:
                 )
             self.place.append(f"{HOME}/history.jsonl", {"event": "dump", "time": now, **who, **(notes or {})})
             self.committed = self._trusted()
-            self.complete = self._is_whole()
-            if self.complete:
+            self.finished = self._is_whole()
+            if self.finished:
                 self._ledger.forget_records()  # left by a kill after the completion mark
         except BaseException:
             self._hold.close()
@@ -157,7 +157,7 @@ class CacheWriter:
         self._ledger.unmark()
         for view, bad in by_view.items():
             self._ledger.drop(view, bad)
-        self.complete = False
+        self.finished = False
 
     def leave_out(self, excluded: Sequence[int]) -> None:
         """Set the excluded samples (ids in the data set, ascending). Call it before `begin`, or before `finish`."""
@@ -400,17 +400,29 @@ class _HeldByTheLeader:
         """Do nothing."""
 
 
-def _refuse_another(place: Place, manifest: Manifest) -> None:
+def refuse_derived(place: Place, manifest: Manifest) -> None:
+    """Raise CacheMismatchError if the cache at a place was made from other caches, so that a dump cannot extend it."""
+    if manifest.derived:
+        raise CacheMismatchError(
+            f"{place} was made by logitcache {manifest.derived['by']}, and a dump cannot extend it; nothing in it was touched. Dump into "
+            "another path and merge."
+        )
+
+
+def refuse_other_cache(place: Place, manifest: Manifest) -> None:
+    """Check that a cache can be written to a place, or resumed there.
+
+    Raises:
+        CacheMismatchError: If the place holds a different cache.
+        InputError: If it holds something else.
+    """
     found = read_manifest(place)
     if found is None:
         return
     views = manifest.views[: len(found.views)]
     differences = found.with_views(found.views[: len(views)]).differences(manifest.with_views(views))
-    if found.derived and not manifest.derived:
-        raise CacheMismatchError(
-            f"{place} was made by logitcache {found.derived['by']}, and a dump cannot extend it; nothing in it was touched. Dump into "
-            "another path and merge."
-        )
+    if not manifest.derived:
+        refuse_derived(place, found)
     if not differences and len(views) < len(found.views):
         there, asked = (
             len({view.get("group", number) for number, view in enumerate(one)}) for one in (found.views, views)

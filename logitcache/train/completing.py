@@ -1,5 +1,6 @@
 """Completions of test prompts during training, and their ROUGE-L."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from logitcache.train.replicas import Replicas
 from logitcache.train.settings import TrainSettings
 
 __all__ = ["Completer", "completer_for"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +102,18 @@ def completer_for(
         )
     ids = kept_of(test) if held_out is None else held_out
     sampling = Sampling(settings.generate_tokens or 256, settings.generate_temperature or 0.0, seed=settings.seed)
-    found = [one for one in prompts_of(documents, tokenizer, ids) if one.references]
-    if network.positions is not None:
-        found = [one for one in found if len(one.ids) + sampling.max_new_tokens <= network.positions]
+    every = [one for one in prompts_of(documents, tokenizer, ids) if one.references]
+    most = None if network.positions is None else network.positions - sampling.max_new_tokens
+    found = every if most is None else [one for one in every if len(one.ids) <= most]
+    if most is not None and found and len(found) < len(every):
+        _LOG.info(
+            "generation leaves out %s of %s test prompts, because they have more than %s tokens and do not fit into the student's "
+            "positions together with %s new ones (--generate-tokens)",
+            f"{len(every) - len(found):,}",
+            f"{len(every):,}",
+            f"{most:,}",
+            f"{sampling.max_new_tokens:,}",
+        )
     if not found:
         raise InputError(
             "--generate: the test data has no prompts with completions that fit into the student's positions. Pass --test-data with "

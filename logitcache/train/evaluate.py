@@ -116,9 +116,7 @@ def evaluate(
     size = usual_batch(modality)
     batches = [chosen[start : start + size] for start in range(0, len(chosen), size)][replicas.rank :: replicas.world]
     ranked = modality.headline == ACCURACY.name and len(samples.classes) > _TOP
-    # Loss; number of rows whose label is among the largest logits; correct rows minus confidence in each bin.
-    sums = torch.zeros(2 + _BINS, dtype=torch.float64, device=device)
-    differences = torch.zeros(len(BESIDE), dtype=torch.float64, device=device)
+    sums = _Sums(device, teacher, ranked=ranked)
     rows: list[Ids] = []
     predictions: list[Tensor] = []
     replicas.align(module)
@@ -133,16 +131,8 @@ def evaluate(
             first = 0
             for logits in predict(module, subject.inputs.on(batch.inputs[0], device), keep):
                 here = slice(first, first + len(logits))
-                labels, first = all_labels[here], here.stop
-                if teacher is not None:
-                    differences += compared(logits, teacher(targets.ids[here]), labels)
-                sums[0] += F.cross_entropy(logits, labels, reduction="sum").double()
-                confidence, predicted = logits.softmax(1).max(1)
-                gap = (predicted == labels).double() - confidence.double()
-                if ranked:
-                    sums[1] += logits.topk(_TOP).indices.eq(labels[:, None]).sum()
-                sums[2:].index_add_(0, (confidence * _BINS).nan_to_num().long().clamp_max(_BINS - 1), gap)
-                predictions[-1][here] = predicted
+                predictions[-1][here] = sums.add(logits, all_labels[here], targets.ids[here])
+                first = here.stop
             rows.append(targets.ids)
             if replicas.world == 1 and len(rows) < len(batches) and should_stop():
                 raise StoppedError("the evaluation was stopped on request")
@@ -150,19 +140,63 @@ def evaluate(
     found, said = (_joined(parts) for parts in zip(*replicas.gathered(mine), strict=True))
     order = np.argsort(found, kind="stable")
     found, said = found[order], said[order]
-    sums, accuracy = replicas.summed(sums), float((said == samples.labels[found]).mean())
-    loss, hits, ece = float(sums[0]), float(sums[1]), float(sums[2:].abs().sum())
+    accuracy = float((said == samples.labels[found]).mean())
+    loss, top5, ece, beside = sums.means(replicas, len(found))
     if not math.isfinite(loss):
         raise InputError(
             f"the loss of an evaluation is {loss}, so training has diverged. Lower --lr, or add --warmup-epochs."
         )
-    top5 = hits / len(found) if ranked else None
-    others = dict(measured_besides(modality, samples, loss / len(found), len(found), chosen, subject.names))
-    if teacher is not None:
-        others |= as_metrics(replicas.summed(differences), len(found))
+    others = {**measured_besides(modality, samples, loss, len(found), chosen, subject.names), **beside}
     if subject.completer is not None:
         others |= subject.completer.measure(module, replicas, should_stop)
-    return Evaluation(accuracy, loss / len(found), ece / len(found), found, said, top5, others)
+    return Evaluation(accuracy, loss, ece, found, said, top5, others)
+
+
+class _Sums:
+    """Metrics of an evaluation, summed over rows on the device."""
+
+    def __init__(self, device: torch.device, teacher: Callable[[Ids], AnyRows] | None, *, ranked: bool) -> None:
+        """Begin with no rows.
+
+        Args:
+            device: Device of the network.
+            teacher: Function that returns the teacher's logits of rows, or None.
+            ranked: Whether to count rows whose label is among the largest logits.
+        """
+        self._teacher, self._ranked = teacher, ranked
+        # Loss; number of rows whose label is among the largest logits; correct rows minus confidence in each bin.
+        self._sums = torch.zeros(2 + _BINS, dtype=torch.float64, device=device)
+        self._beside = torch.zeros(len(BESIDE), dtype=torch.float64, device=device)
+
+    def add(self, logits: Tensor, labels: Tensor, rows: Ids) -> Tensor:
+        """Add rows, and return the predicted class of each, [r] int64.
+
+        Args:
+            logits: Logits of the network, [r, C].
+            labels: Class of each row, [r] int64.
+            rows: Row ids, [r].
+        """
+        if self._teacher is not None:
+            self._beside += compared(logits, self._teacher(rows), labels)
+        self._sums[0] += F.cross_entropy(logits, labels, reduction="sum").double()
+        confidence, predicted = logits.softmax(1).max(1)
+        gap = (predicted == labels).double() - confidence.double()
+        if self._ranked:
+            self._sums[1] += logits.topk(_TOP).indices.eq(labels[:, None]).sum()
+        self._sums[2:].index_add_(0, (confidence * _BINS).nan_to_num().long().clamp_max(_BINS - 1), gap)
+        return predicted
+
+    def means(self, replicas: Replicas, rows: int) -> tuple[float, float | None, float, Mapping[str, float]]:
+        """Return the loss, the share of `ranked` rows, the calibration error, and the comparison with the teacher.
+
+        Args:
+            replicas: Processes whose sums are added.
+            rows: Number of rows of all processes.
+        """
+        sums = replicas.summed(self._sums)
+        loss, hits, ece = (float(one) / rows for one in (sums[0], sums[1], sums[2:].abs().sum()))
+        beside = {} if self._teacher is None else as_metrics(replicas.summed(self._beside), rows)
+        return loss, hits if self._ranked else None, ece, beside
 
 
 def _joined(parts: Any) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """Preparation of a training: open cache and data, build student and objective, before anything is written."""
 
+import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -50,6 +51,7 @@ from logitcache.train.weighting import weights_of_classes
 
 __all__ = ["Job", "prepare", "targets_of"]
 
+_LOG = logging.getLogger(__name__)
 _MANY_CLASSES = 4096  # number of classes up to which messages recommend --encoding full
 _FOR_IMAGES = ("augment", "exif_orientation", "channels_last")  # settings that do not apply to text
 
@@ -358,6 +360,11 @@ def _labelled(settings: TrainSettings) -> Any:
 def _test_samples(test_data: Any, data: Any, samples: Samples, cache: Cache | None, loss_on: str | None) -> Any:
     if test_data is None and isinstance(data, str):
         test_data = held_out_split(data)
+        if data.startswith("hf:"):  # whose splits are known only once it is open
+            _LOG.info(
+                "test data: %s",
+                test_data or f"none, because {data} has no split for it; pass --test-data to evaluate the student",
+            )
     if test_data is None:
         return None
     turned = getattr(whole_of(samples)[0], "exif_orientation", False)

@@ -13,7 +13,6 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,12 +25,14 @@ from logitcache.data.text.reading import warn_of_other_tokenizer
 from logitcache.errors import InputError
 from logitcache.methods import method_name
 from logitcache.models import checkpointing_gradients, hash_weights, read_weights, restoring_modes
-from logitcache.runs.directory import FollowedRun, Lengthen, RunDirectory, free_name, read_metrics
+from logitcache.runs.directory import FollowedRun, Lengthen, RunDirectory, check_run_target, free_name, read_metrics
 from logitcache.runs.metrics import find_metric
 from logitcache.runtime.determinism import deterministic_algorithms
+from logitcache.runtime.device import pick_device
 from logitcache.runtime.files import local_path
 from logitcache.runtime.progress import Callbacks, OnProgress, combine_callbacks
 from logitcache.runtime.settings import show_options
+from logitcache.runtime.versions import installed_version
 from logitcache.runtime.workers import explain_lost_workers
 from logitcache.store import Cache, open_cache
 from logitcache.train.extend import lengthened, warn_of_milestones
@@ -43,7 +44,7 @@ from logitcache.train.probe import refuse_unfit_student
 from logitcache.train.replicas import Replicas, join_replicas
 from logitcache.train.settings import TrainRequest, TrainSettings
 from logitcache.train.step import Stepper
-from logitcache.train.step_plan import plan_steps, with_optimizer
+from logitcache.train.step_plan import StepPlan, plan_steps, with_optimizer
 from logitcache.train.usual import with_usual
 
 __all__ = ["RunResult", "train_student"]
@@ -119,43 +120,21 @@ def train_student(
         LogitCacheError: Base class of these and all other errors.
     """
     chosen = TrainSettings.over(settings, options)
-    if student is None:
-        raise InputError("there is no student to train; pass the name of a network or a module (--student)")
-    if not isinstance(student, str | nn.Module) or isinstance(cache, nn.Module):
-        raise InputError(
-            f"train_student(cache, student) takes a path or a Cache, and the name of a network or a module; found {type(cache).__name__} "
-            f"and {type(student).__name__}. Call a factory with the number of classes first."
-        )
-    if TrainRequest(extend=extend).extend and not resume:
-        raise InputError(
-            "--extend is for a run that is extended; use it with --resume, --out RUN and more --epochs than the run had"
-        )
+    student = _checked(cache, student, extend, resume=resume)
     told = combine_callbacks(callbacks, on_progress=on_progress, on_epoch=on_epoch, should_stop=should_stop)
-    opened = None if cache is None else open_cache(cache)
-    chosen, usual = with_usual(opened, student, chosen, options)
-    job = prepare(opened, student, chosen)
-    model, replicas = job.network.module.to(job.device), join_replicas(job.device)
-    with (
-        explain_lost_workers(),
-        replicas.explain_lost_process(),
-        restoring_modes(model),
-        contextlib.ExitStack() as stack,
-    ):
+    replicas = join_replicas(pick_device(chosen.device))
+    with explain_lost_workers(), replicas.explain_lost_process(), contextlib.ExitStack() as stack:
+        if out:
+            _check_target(replicas, local_path(out), resume=resume)
+        opened = None if cache is None else open_cache(cache)
+        chosen, usual = with_usual(opened, student, chosen, options)
+        job = prepare(opened, student, chosen)
+        model = job.network.module.to(job.device)
+        stack.enter_context(restoring_modes(model))
         stack.enter_context(deterministic_algorithms("the student", enabled=chosen.deterministic))
         if chosen.gradient_checkpointing:
             stack.enter_context(checkpointing_gradients(model, job.network.name))
-        plan = plan_steps(job, chosen)
-        stepper = Stepper(
-            *(model, job.objective, chosen, job.device, replicas, job.samples),
-            static=plan.static,
-            capturable=plan.captures,
-        )
-        plan = with_optimizer(plan, chosen, stepper)
-        refuse_unfit_student(job, chosen, stepper, replicas)
-        if replicas.leads:
-            warn_of_milestones(chosen)
-            warn_of_other_tokenizer(job.samples, student)
-            plan.log(job.device, chosen.cuda_graph)
+        plan, stepper = _prepared_steps(job, student, chosen, replicas)
         targets = stack.enter_context(contextlib.closing(targets_of(job, chosen, in_place=plan.static)))
         stem = f"{_folder(job.method)}-{job.network.name}".replace(":", "-")
         path = local_path(out) if out else free_name(Path("runs"), stem)
@@ -175,6 +154,50 @@ def train_student(
             save_last(job, stepper, run.path)
         run.finish(results)
         return RunResult(run.path, model.eval(), _metrics(run, replicas), results)
+
+
+def _checked(cache: Any, student: Any, extend: str | None, *, resume: bool) -> str | nn.Module:
+    """Return the student.
+
+    Raises:
+        InputError: If the arguments are of other types, or --extend is given without --resume.
+    """
+    if student is None:
+        raise InputError("there is no student to train; pass the name of a network or a module (--student)")
+    if not isinstance(student, str | nn.Module) or isinstance(cache, nn.Module):
+        raise InputError(
+            f"train_student(cache, student) takes a path or a Cache, and the name of a network or a module; found {type(cache).__name__} "
+            f"and {type(student).__name__}. Call a factory with the number of classes first."
+        )
+    if TrainRequest(extend=extend).extend and not resume:
+        raise InputError(
+            "--extend is for a run that is extended; use it with --resume, --out RUN and more --epochs than the run had"
+        )
+    return student
+
+
+def _prepared_steps(
+    job: Job, student: str | nn.Module, chosen: TrainSettings, replicas: Replicas
+) -> tuple[StepPlan, Stepper]:
+    """Return how steps are executed, and the student with its optimizer; warn about settings that are probably wrong."""
+    plan = plan_steps(job, chosen)
+    stepper = Stepper(
+        *(job.network.module, job.objective, chosen, job.device, replicas, job.samples),
+        static=plan.static,
+        capturable=plan.captures,
+    )
+    plan = with_optimizer(plan, chosen, stepper)
+    refuse_unfit_student(job, chosen, stepper, replicas)
+    if replicas.leads:
+        warn_of_milestones(chosen)
+        warn_of_other_tokenizer(job.samples, student)
+        plan.log(job.device, chosen.cuda_graph)
+    return plan, stepper
+
+
+def _check_target(replicas: Replicas, path: Path, *, resume: bool) -> None:
+    """Refuse a folder that cannot hold the run before data and student are opened, which may take minutes."""
+    replicas.from_leader(lambda: check_run_target(path, resume=resume or replicas.began(path)))
 
 
 def _begun(
@@ -251,7 +274,7 @@ def _facts(job: Job, logits: str) -> dict[str, Any]:
             "parameters": sum(p.numel() for p in job.network.module.parameters()),
             "preprocessing": job.inputs.to_json(),
         },
-        "software": {name: version(name) for name in ("logitcache", "numpy", "torch", "torchvision")}
+        "software": {name: installed_version(name) for name in ("logitcache", "numpy", "torch", "torchvision")}
         | {"python": platform.python_version()},
         "hardware": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -176,7 +176,7 @@ def test_views_without_augmentation_are_one_view_whatever_the_seed(dump, tmp_pat
 def test_a_dump_does_not_extend_what_was_merged(dump, tmp_path):
     merge_caches([dump(), dump(seed=7, out=tmp_path / "b.zarr")], tmp_path / "m.zarr")
     with pytest.raises(CacheMismatchError, match="was made by logitcache merge, and a dump cannot extend it"):
-        dump(out=tmp_path / "m.zarr", views=5)
+        dump(out=tmp_path / "m.zarr", views=5, teacher="tiny:none", data=f"arrays:{tmp_path / 'none.npz'}")
 
 
 def test_other_data_is_refused(dump, tmp_path, test_images):
@@ -235,7 +235,7 @@ def test_the_command_joins_what_two_commands_dumped(run, npz):
         done = run(*f"dump --teacher tiny:net --data arrays:{npz} --out {name}.zarr --samples {span}".split())
         assert done.exit_code == 0, done.output
     done = run("merge", "b.zarr", "a.zarr", "--out", "whole.zarr")
-    assert done.stdout == "whole.zarr: 300 samples x 1 view, complete\n"
+    assert done.stdout == "whole.zarr: 300 samples x 1 view, finished\n"
     assert run("verify", "whole.zarr").exit_code == 0
     refused = run("dump", "--teacher", "tiny:net", "--data", f"arrays:{npz}", "--out", "x.zarr", "--samples", "5")
     assert refused.exit_code == 2
@@ -248,3 +248,32 @@ def test_arrays_with_other_numbers_are_not_confused(dump, tmp_path, images):
     pixels, labels, classes = tiny.arrays()
     report = logitcache.verify_cache(part.place.path, data=ArrayImages(pixels[:150], labels[:150], classes))
     assert "has 300 samples, but this data set has 150" in report.pixels_problem
+
+
+@pytest.fixture
+def dump_before(dump, monkeypatch):
+    """Dump as before 2026-11-28, when pixels were hashed with BLAKE2b."""
+
+    def make(**changes):
+        with monkeypatch.context() as before:
+            before.setattr("logitcache.data.images.views.recipes.MULTILINEAR", "blake2b")
+            return dump(**changes)
+
+    return make
+
+
+def test_a_view_hashed_in_two_ways_is_one_view(dump, dump_before, tmp_path):
+    caches = [dump_before(views=1), dump(views=1, out=tmp_path / "b.zarr")]
+    with pytest.raises(InputError, match="view 0 of .*b.zarr shows the same pixels as a view of .*c.zarr"):
+        merge_caches(caches, tmp_path / "m.zarr")
+    other = dump(views=1, seed=3, out=tmp_path / "d.zarr")
+    merged = merge_caches([caches[0], other], tmp_path / "m.zarr")
+    assert [view.get("digest") for view in merged.manifest.views] == [None, "multilinear"]
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_parts_hashed_in_two_ways_are_refused_with_the_reason(dump, dump_before, tmp_path, average):
+    changes = {"teacher": another_net()} if average else {"samples": (100, 300)}
+    caches = [dump_before(**({} if average else {"samples": (0, 100)})), dump(**changes, out=tmp_path / "b.zarr")]
+    with pytest.raises(CacheMismatchError, match="hashed with different functions, (.|\n)*have no `digest` again"):
+        merge_caches(caches, tmp_path / "m.zarr", average=average)

@@ -5,6 +5,7 @@ import pytest
 from tiny import columns_of
 
 import logitcache
+from logitcache.caches import derive
 from logitcache.caches.slice import slice_cache
 from logitcache.dump.dump import probe_rows
 from logitcache.errors import CacheMismatchError, CacheNotFoundError, CorruptCacheError, InputError, LogitCacheError
@@ -126,6 +127,18 @@ def test_a_damaged_cache_is_not_cut_into_one_that_looks_whole(dump, tmp_path):
     assert not (tmp_path / "part.zarr").exists()
 
 
+def test_a_path_with_another_cache_is_refused_before_the_files_are_verified(dump, tmp_path, monkeypatch):
+    whole = dump()
+    slice_cache(whole, tmp_path / "part.zarr", views=1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/notes.txt").touch()
+    monkeypatch.setattr(derive, "check_files", None)
+    with pytest.raises(CacheMismatchError, match="part.zarr is a different cache; nothing in it was touched"):
+        slice_cache(whole, tmp_path / "part.zarr", samples=(0, 100))
+    with pytest.raises(InputError, match="other exists and is not a logit cache; nothing in it was touched"):
+        slice_cache(whole, tmp_path / "other", views=1)
+
+
 def test_views_that_belong_together_are_not_parted(dump, tmp_path):
     whole = dump(augment="none,pad-crop-flip")
     with pytest.raises(InputError, match="`views` 3 would split a group of 2 views that belong together"):
@@ -142,7 +155,7 @@ def test_a_cache_is_not_cut_onto_itself(dump):
 def test_slice_on_the_command_line(dump, run):
     dump()
     assert (
-        run("slice", "c.zarr", "--out", "d.zarr", "--views", "1").stdout == "d.zarr: 300 samples x 1 view, complete\n"
+        run("slice", "c.zarr", "--out", "d.zarr", "--views", "1").stdout == "d.zarr: 300 samples x 1 view, finished\n"
     )
     assert "derived from" in run("info", "d.zarr").stdout
 

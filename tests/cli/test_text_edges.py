@@ -9,6 +9,8 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from logitcache.cli.app import app
+from typer.testing import CliRunner
 
 from logitcache.caches import fidelity
 
@@ -34,11 +36,22 @@ def tokens(name: str, **changes) -> None:
     np.savez(name, **({"tokens": TOKENS, "documents": np.array([0, 100, 199]), "vocabulary": 512} | changes))
 
 
+@pytest.fixture(scope="module")
+def dumped(tmp_path_factory):
+    """A cache of two contexts, as the command line leaves it."""
+    folder = tmp_path_factory.mktemp("dumped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        tokens("ok.npz")
+        line = f"dump {TEACHER} --data tokens:ok.npz --out t.zarr"
+        assert CliRunner().invoke(app, line.split(), prog_name="logitcache").exit_code == 0
+    return folder
+
+
 @pytest.fixture
-def cache(typed):
-    """A cache of two contexts."""
-    tokens("ok.npz")
-    assert typed(f"dump {TEACHER} --data tokens:ok.npz --out t.zarr")[0] == 0
+def cache(typed, dumped, tmp_path):
+    """That cache in the folder of the test, with its data."""
+    shutil.copytree(dumped, tmp_path, dirs_exist_ok=True)
 
 
 FILES = {
@@ -213,8 +226,9 @@ def test_what_storing_costs_is_measured_as_text_is_trained(typed, cache):
     assert usual == json.loads(typed(said)[1])["stored"]["methods"]
     hot = json.loads(typed(f"{said} --temperature 4")[1])["stored"]["methods"]
     assert hot != usual
-    assert not re.search(r"advice: \w+ at T=[2-9]", typed("stats s.zarr --advise")[1])
-    assert "or --encoding full" not in typed("stats s.zarr --advise")[1]
+    advice = typed("stats s.zarr --advise")[1]
+    assert not re.search(r"advice: \w+ at T=[2-9]", advice)
+    assert "or --encoding full" not in advice
 
 
 def test_advice_looks_at_few_rows_of_many_classes(typed, cache, monkeypatch):

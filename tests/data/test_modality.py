@@ -1,5 +1,6 @@
 """The seam: a second modality, whose samples have several rows each, goes through every verb without a line in logitcache/."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -88,10 +89,14 @@ def test_verify_looks_at_rows_and_finds_what_changed(dumped, tmp_path):
     )
 
 
+WINDOWS = {"memory_budget": 2 * 2 * 2 * BLOCK * 4 * sequences.CLASSES}
+
+
 @pytest.mark.parametrize(
-    "more", [{}, {"memory_budget": 2 * 2 * 2 * BLOCK * 4 * sequences.CLASSES}], ids=["whole", "windows"]
+    ("method", "more"),
+    tiny.usual(itertools.product(["kd", "rld"], [{}, WINDOWS]), [("kd", {}), ("rld", WINDOWS)]),
+    ids=str,
 )
-@pytest.mark.parametrize("method", ["kd", "rld"])
 def test_training_from_the_cache_is_training_with_the_live_teacher(dumped, tmp_path, method, more):
     cache, data = dumped(), sequences.make("train")
     common = {"student": "sequences:Net", "data": data, "test_data": sequences.make("test"), "method": method}
@@ -226,8 +231,11 @@ def odd(*lengths):
     return sequences.Sequences([random.randint(0, sequences.DIGITS, length + 1) for length in lengths])
 
 
-@pytest.mark.parametrize("more", [{}, {"memory_budget": 10_000}], ids=["whole", "windows"])
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize(
+    ("parts", "more"),
+    tiny.usual(itertools.product([1, 3], [{}, {"memory_budget": 10_000}]), [(1, {"memory_budget": 10_000}), (3, {})]),
+    ids=str,
+)
 def test_samples_without_rows_are_left_out_of_training(dumped, tmp_path, more, parts):
     data = odd(3, 0, 5, 0, 0, 2, 0, 8, 4, 0, 6, 1)
     cache = dumped(data=data, block_rows=8, batch_size=2)

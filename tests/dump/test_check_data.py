@@ -48,7 +48,7 @@ def test_the_command_ends_with_1_or_goes_on_with_what_it_was_told(run, tmp_path)
     second = run(*words, "--skip-unreadable")
     assert second.exit_code == 0
     assert "left out, because they could not be read: 2 of 20 samples" in second.stderr
-    assert "20 samples (2 left out) x 1 view, 5 classes, complete" in second.stdout
+    assert "20 samples (2 left out) x 1 view, 5 classes, finished" in second.stdout
     assert run(*words).exit_code == 0
     assert "(2 left out)" in run("stats", "c.zarr").stdout
 

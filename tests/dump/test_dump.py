@@ -141,7 +141,7 @@ def command(npz: Path, out: Path, teacher: str = "tiny:Unhurried") -> list[str]:
     return words.split()
 
 
-def test_a_killed_process_leaves_nothing_half_written_and_is_continued(tmp_path, npz):
+def test_a_killed_process_leaves_nothing_half_written_and_is_continued(tmp_path, npz, monkeypatch):
     """SIGKILL to a real process while it dumps; the cache is refused; the same command leaves the bytes of an unbroken dump."""
     dumping = warm.Command("logitcache", command(npz, tmp_path / "killed.zarr"), tmp_path)
     blocks = tmp_path / "killed.zarr/.logitcache/blocks"
@@ -153,6 +153,7 @@ def test_a_killed_process_leaves_nothing_half_written_and_is_continued(tmp_path,
     ):
         open_cache(tmp_path / "killed.zarr")
 
+    monkeypatch.setattr(tiny.Unhurried, "pause", 0)
     arguments = {
         "teacher": "tiny:Unhurried",
         "data": f"arrays:{npz}",
@@ -310,7 +311,7 @@ def test_a_path_below_a_file_is_said(dump, tmp_path):
 
 def test_other_versions_are_named_and_can_be_accepted(dump, monkeypatch):
     dump()
-    monkeypatch.setattr("logitcache.dump.job.version", lambda package: f"{package}-of-tomorrow")
+    monkeypatch.setattr("logitcache.dump.job.installed_version", lambda package: f"{package}-of-tomorrow")
     with pytest.raises(CacheMismatchError, match=r"(?s)software.torch: there .*, or pass `allow_mixed` to accept that"):
         dump()
     with pytest.raises(CacheMismatchError, match="Repeat the options it was made with"):
@@ -434,3 +435,9 @@ def test_a_mean_is_one_number_or_three(dump, mean):
 def test_an_unknown_device_is_refused(dump):
     with pytest.raises(InputError, match="unknown device 'gpu'; expected auto, cpu, cuda"):
         dump(device="gpu")
+
+
+def test_a_path_that_is_not_a_cache_is_refused_before_data_and_teacher_are_opened(dump, tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="exists and is not a logit cache; nothing in it was touched"):
+        dump(out=tmp_path, data=f"arrays:{tmp_path / 'none.npz'}", teacher="tiny:none")

@@ -325,12 +325,19 @@ def test_nothing_left_is_refused(dump, folder):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("# fine\n\nclass 9/000.png\n", r"line 3: 'class 9/000.png' is not a sample of the data set"),
+        (
+            "# fine\n\nclass 9/000.png\n",
+            r"line 3 of .*bad.txt is 'class 9/000.png', which is not a sample of the data set",
+        ),
         (
             "60\n",
-            "line 1: '60' is not a sample of the data set; expected ids from 0 to 59, or paths relative to the folder",
+            "line 1 of .* is '60', which is not a sample of the data set; write an id from 0 to 59, or a path relative to the folder",
         ),
-        ("3\n-1\n", "line 2: '-1' is not a sample"),
+        ("3\n-1\n", "line 2 of .* is '-1', which is not a sample"),
+        (
+            "\x89PNG\r\n\0\0",
+            "samples cannot be excluded, because .*bad.txt is not a text file; name a file with one sample per line",
+        ),
     ],
 )
 def test_a_line_that_names_nothing_is_an_error_with_its_number(dump, folder, tmp_path, text, said):
@@ -340,8 +347,14 @@ def test_a_line_that_names_nothing_is_an_error_with_its_number(dump, folder, tmp
 
 
 def test_a_file_that_is_not_there_says_what_it_is_needed_for(dump, folder, tmp_path):
-    with pytest.raises(InputError, match="cannot be read: No such file .* needed only to exclude more"):
+    with pytest.raises(
+        InputError, match=r"no.txt cannot be read \(No such file or directory\); name a file .* or leave it out"
+    ):
         dump(folder, exclude=str(tmp_path / "no.txt"))
+    with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
+        dump(folder, exclude=str(tmp_path))
+    with pytest.raises(InputError, match="sample 60 cannot be excluded, because the data set has samples 0 to 59"):
+        dump(folder, exclude=[60])
 
 
 def test_names_that_are_not_utf8_are_found_as_they_are_printed(dump, folder, tmp_path):
@@ -524,9 +537,7 @@ def test_the_commands_own_words_work_when_its_file_is_gone(run, folder, tmp_path
     (tmp_path / "bad.txt").unlink()
     refused = run(*own.split()[1:])
     assert refused.exit_code == 1
-    assert (
-        "An existing cache records its excluded samples, so --exclude is needed only to exclude more" in refused.stderr
-    )
+    assert "or leave it out if an existing cache records all samples to exclude" in refused.stderr
     done = run(*words.replace(" --exclude bad.txt", "").split())
     assert done.exit_code == 0
     assert open_cache(tmp_path / "c.zarr").manifest.excluded == (5,)

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 import logitcache
+from logitcache.models import save_weights
 from logitcache.runtime.wording import chance_words, class_map_words, is_chance, preprocessing_words
 
 
@@ -21,6 +23,27 @@ def test_preprocessing_is_printed_with_where_it_came_from(run, npz, tmp_path):
     assert "16 x 16 pixels (data), mean 0.1, 0.2, 0.3 (weights), std 0.5 (option)" in shown
     run("stats", "c.zarr", "--report", "c.html")
     assert "mean 0.1, 0.2, 0.3 (weights), std 0.5 (option)" in (tmp_path / "c.html").read_text()
+
+
+def test_settings_that_the_weights_do_not_record_are_not_said_to_be_theirs(run, tmp_path):
+    """A file of weights without notes on a network of timm, and a folder of images, whose sizes may differ."""
+    timm = pytest.importorskip("timm")
+    weights = tmp_path / "weights.safetensors"
+    save_weights(timm.create_model("resnet10t", num_classes=2).state_dict(), weights, {"preprocessing": {"std": [0.5]}})
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 30), "red" if name == "cat" else "blue").save(tmp_path / "images" / name / "1.png")
+    words = f"dump --teacher timm:resnet10t --teacher-weights {weights} --data imagefolder:images --out c.zarr".split()
+    said = (
+        "sees 176 x 176 pixels (timm's configuration), center crop of 0.875 (timm's configuration), "
+        "mean 0.485, 0.456, 0.406 (timm's configuration), std 0.5 (weights)"
+    )
+    assert said in run(*words).stderr
+    done = run(*["dump", "--teacher", "tiny:net", "--data", "imagefolder:images", "--mean", "0.5", "--out", "d.zarr"])
+    assert (
+        "sees 224 x 224 pixels (default), center crop of 0.875 (default), mean 0.5 (option), std 0.229, 0.224, 0.225 (default)"
+        in done.stderr
+    )
 
 
 def test_a_class_map_is_printed(run, npz, tmp_path):

@@ -44,8 +44,7 @@ def child(path):
     return tiny.in_a_child(lambda: told_to(path, pause=0.004))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("processes", "kills"), tiny.usual([(1, 3), (2, 3), (1, 60), (2, 60)], [(1, 3)]))
 def test_dumps_killed_at_random_moments_end_in_the_bytes_of_an_unbroken_one(tmp_path, processes, kills):
     """SIGKILL; between kills a cache is refused or whole, and a row is where it says."""
     tiny.kill_dumps(tmp_path, told_to, child, processes=processes, kills=kills, longest=0.25)

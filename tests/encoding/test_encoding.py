@@ -315,3 +315,10 @@ def test_of_equal_logits_the_first_columns_are_kept():
     assert torch.equal(kept, expected)
     ranked = lifted.sort(dim=1, descending=True).values
     assert (ranked[:, 16] == ranked[:, 17]).sum() > 5
+
+
+def test_rows_are_printed_as_one_line():
+    logits, labels = draw()
+    rows = decoded(TopKEncoding(5, "f16"), stored(TopKEncoding(5, "f16"), logits, labels), labels, 30)
+    assert repr(rows) == "TopKRows(shape=[64, 30], k=5, dtype=torch.float32, device='cpu')"
+    assert repr(rows[3]) == "TopKRows(shape=[30], k=5, dtype=torch.float32, device='cpu')"

@@ -256,3 +256,9 @@ def test_from_hidden_states_it_is_the_same(name):
 def test_draws_that_mean_nothing_are_refused(draws, tempered):
     with pytest.raises(InputError, match="must be from"):
         SampledEncoding(draws, proposal_temperature=tempered)
+
+
+def test_rows_are_printed_as_one_line():
+    logits, labels = torch.zeros(4, 9), torch.zeros(4, dtype=torch.long)
+    rows = drawn(SampledEncoding(3), logits, labels)
+    assert repr(rows) == "DrawnRows(shape=[4, 9], draws=3, dtype=torch.float32, device='cpu')"

@@ -526,3 +526,9 @@ def test_the_command_says_what_rows_can_serve(run, tmp_path):
     assert "methods that read labels refuse these rows" in found.output
     assert open_cache(tmp_path / "c.zarr").manifest.teachers[0]["name"] == "axolotl:big"
     assert run(*words.split()).exit_code == 0  # it is there already
+
+
+def test_a_path_that_is_not_a_cache_is_refused_before_the_source_is_read(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match="exists and is not a logit cache; nothing in it was touched"):
+        import_rows("vllm", tmp_path / "none.jsonl", tmp_path)

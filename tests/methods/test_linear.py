@@ -4,6 +4,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 from torch import nn
 from torch.autograd import DeviceType
@@ -86,12 +87,12 @@ def check(objective, drawn, teacher, *, tolerance=1e-10, make_head=Head, classes
     assert found.rows == len(labels)
 
 
-def settings_of(name):
+def settings_of(name, temperatures=(None, 0.5, 1, 2, 4)):
     """Every temperature and tail that a method takes."""
     method = METHODS[name]
     if name == "ce":
         return [{}]
-    temperatures = [None, 0.5, 1, 2, 4] + [(1.0, 2.0, 4.0)] * ("several" not in method.refuses)
+    temperatures = [*temperatures] + [(1.0, 2.0, 4.0)] * ("several" not in method.refuses)
     tails = ["uniform"] + ["bucket"] * method.takes_bucket
     found = []
     for temperature, tail in itertools.product(temperatures, tails):
@@ -115,7 +116,7 @@ def never_completed(monkeypatch):
 @pytest.mark.parametrize("name", CONDENSED)
 @pytest.mark.parametrize("ties", [False, True], ids=["plain", "ties"])
 def test_condensed_rows_give_what_completed_rows_give(name, ties, never_completed):
-    for number, (settings, k) in enumerate(itertools.product(settings_of(name), (1, 5, CLASSES - 3))):
+    for number, (settings, k) in enumerate(itertools.product(settings_of(name, [None, 1, 2]), (1, 5, CLASSES - 3))):
         check(
             make_objective(name, settings, ce_weight=0.7), draws := draw(number, k=k, ties=ties), draws[3], chunk_rows=3
         )
@@ -123,7 +124,7 @@ def test_condensed_rows_give_what_completed_rows_give(name, ties, never_complete
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONDENSED)
-@pytest.mark.parametrize("precision", ["f16", "u8"])
+@pytest.mark.parametrize("precision", ["f32", "f16", "u8"])
 def test_condensed_rows_give_what_completed_rows_give_for_many_rows(name, precision, never_completed):
     for seed, settings, k in itertools.product(range(5), settings_of(name), (1, 2, 5, 12, CLASSES - 3)):
         drawn = draw(seed, 12, k, ties=bool(seed % 2), precision=precision)
@@ -386,7 +387,7 @@ def largest_allocation(run):
     return max(sizes), max(itertools.accumulate(sizes))
 
 
-@pytest.mark.parametrize("name", ["ce", "kd", "rld", "jsd", "rc"])
+@pytest.mark.parametrize("name", tiny.usual(["ce", "kd", "rld", "jsd", "rc"], ["kd", "rc"]))
 def test_the_matrix_of_all_logits_is_never_formed(name):
     count, classes, chunk = 512, 4_000, 16
     random = torch.Generator().manual_seed(0)

@@ -1,7 +1,9 @@
+import itertools
 from functools import cache
 from hashlib import sha256
 
 import pytest
+import tiny
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,7 @@ EXPECTED = {
     "shufflenetv2": (1_355_528, "453a84f2a0f166f6", (-1.0131, 0.92997)),
 }
 
+SIZES = [(16, 24), (28, 28), (32, 32), (64, 64)]
 every_network = pytest.mark.parametrize("name", CIFAR_NETWORKS)
 
 
@@ -79,8 +82,11 @@ def test_initialisation_and_logits_at_32_px_are_those_of_the_originals(name: str
     assert (logits.min().item(), logits.max().item()) == pytest.approx(EXPECTED[name][2], rel=3e-4)
 
 
-@every_network
-@pytest.mark.parametrize("size", [(16, 24), (28, 28), (32, 32), (64, 64)], ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    tiny.usual(itertools.product(CIFAR_NETWORKS, SIZES), [*zip(CIFAR_NETWORKS, itertools.cycle(SIZES), strict=False)]),
+    ids=str,
+)
 def test_images_of_any_size_give_one_row_of_logits_each(name: str, size: tuple[int, int]) -> None:
     with torch.no_grad():
         logits = _network(name)(torch.rand(2, 3, *size))

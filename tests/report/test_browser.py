@@ -1,6 +1,7 @@
 """The page in a real browser, headless: it renders, fetches nothing, takes no name for an element, and fits a phone."""
 
 import base64
+import functools
 import io
 import json
 import re
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from logitcache.report import comparison_html, report_html, shown_samples
+from logitcache.report import comparison_html, report_html, samples_with_images
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")]
@@ -78,11 +79,12 @@ def png(size: int) -> bytes:
     return written.getvalue()
 
 
+@functools.cache
 def pages() -> dict[str, str]:
     names = [f"class {n}" for n in range(100)]
     usual = drawn.stats(names, views=8, encoding={"kind": "topk", "k": 20, "dtype": "u8"})
     hostile, huge = drawn.stats(drawn.HOSTILE), drawn.stats([f"n{n:08}" for n in range(1000)], views=240)
-    images = {sample: png(32 if sample % 2 else 100) for sample in shown_samples(usual)}
+    images = {sample: png(32 if sample % 2 else 100) for sample in samples_with_images(usual)}
     return {
         "usual": report_html(usual, drawn.fidelity(), ["Do `this`."], images),
         "hostile": report_html(hostile, drawn.fidelity(), drawn.HOSTILE, {}, without_images=drawn.HOSTILE[0]),
@@ -92,13 +94,13 @@ def pages() -> dict[str, str]:
     }
 
 
-PAGES = pages()
+NAMES = ["usual", "hostile", "huge", "empty", "comparison"]
 
 
 @pytest.mark.parametrize("width", [375, 1280])
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_renders_and_fits(tmp_path, name, width):
-    found = measured(tmp_path, PAGES[name], width)
+    found = measured(tmp_path, pages()[name], width)
     assert found["width"] == width
     assert found["scroll"] <= width
     assert len(found["figures"]) >= 1
@@ -112,17 +114,17 @@ def test_it_renders_and_fits(tmp_path, name, width):
 
 def test_it_is_dark_where_the_reader_is(tmp_path):
     by_day, by_night = (
-        measured(tmp_path, PAGES["usual"], 800, f"--blink-settings=preferredColorScheme={scheme}")["paper"]
+        measured(tmp_path, pages()["usual"], 800, f"--blink-settings=preferredColorScheme={scheme}")["paper"]
         for scheme in (1, 0)
     )
     assert (by_day, by_night) == ("rgb(246, 247, 248)", "rgb(15, 18, 21)")
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", NAMES)
 def test_it_asks_for_nothing_but_itself(tmp_path, name):
     """The browser's own log of the network has the file, and images that are inside of it."""
     page = tmp_path / "page.html"
-    page.write_text(PAGES[name])
+    page.write_text(pages()[name])
     log = tmp_path / "net.json"
     document = browse(page, "--dump-dom", f"--log-net-log={log}")
     assert "Likely label errors" in document or name == "comparison"
@@ -143,6 +145,6 @@ def test_a_page_that_fetched_would_be_found(tmp_path):
 
 def test_a_printed_page_is_light(tmp_path):
     """Also where the screen is dark: what holds for print, shown on a dark screen. (Chromium itself prints by day, others do not.)"""
-    copy = PAGES["usual"].replace("@media print", "@media screen")
+    copy = pages()["usual"].replace("@media print", "@media screen")
     found = measured(tmp_path, copy, 800, "--blink-settings=preferredColorScheme=0")
     assert found["ink"] == ["rgb(29, 35, 41)", "rgb(29, 35, 41)"]

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from logitcache.report.charts import Bar, Scale, bars, heat_map, lines, ticks
-from logitcache.report.markup import element, plain, shortened, told, width_of, with_code
+from logitcache.report.markup import clean, element, escape, shortened, width_of, with_code
 from logitcache.report.runs import draw_runs
 from logitcache.runtime.wording import decimals, error_text, percents
 
@@ -47,8 +47,8 @@ def test_words_are_cut_cleaned_and_escaped():
     paths = [shortened(f"teachers/resnet20/{name}", 12) for name in ("ids", "values", "rest")]
     assert [one.rpartition("/")[2] for one in paths] == ["ids", "values", "rest"]
     assert all(one.startswith("…") and width_of(one) <= 12 for one in paths)
-    assert plain("a\x00b\ud800\u202ec") == "a\ufffdb\ufffdc"
-    assert told("<b>") == "&lt;b&gt;"
+    assert clean("a\x00b\ud800\u202ec") == "a\ufffdb\ufffdc"
+    assert escape("<b>") == "&lt;b&gt;"
     assert with_code("use `--top-k <K>`") == "use <code>--top-k &lt;K&gt;</code>"
     assert with_code("one ` alone") == "one ` alone"
     assert (

@@ -11,7 +11,14 @@ import pytest
 
 from logitcache.data import ArrayImages
 from logitcache.errors import CacheMismatchError
-from logitcache.report import comparison_html, report_html, sample_images, shown_samples, write_comparison, write_report
+from logitcache.report import (
+    comparison_html,
+    report_html,
+    sample_images,
+    samples_with_images,
+    write_comparison,
+    write_report,
+)
 from logitcache.stats import wilson_interval
 
 VOID = {"meta", "img", "br", "input", "link"}
@@ -135,7 +142,7 @@ def test_health_is_said_first():
     assert page.count("no rows can be read") == 2
     assert "0.00%" not in page
     assert "view 0, block 0: missing" in page
-    assert "complete: no missing blocks" in report_html(drawn.stats(["a", "b"]), None, [], {})
+    assert "intact: no missing blocks" in report_html(drawn.stats(["a", "b"]), None, [], {})
 
 
 def test_comparisons_of_every_size(tmp_path):
@@ -152,7 +159,7 @@ def test_images_come_from_the_data_as_it_was(dump, images, tmp_path):
     found = sample_images(cache, [3, 250], images)
     assert found.keys() == {3, 250}
     stats = drawn.stats(["a", "b"])
-    chosen = shown_samples(stats)
+    chosen = samples_with_images(stats)
     assert chosen == sorted(set(chosen)) and len(chosen) <= 72
     elements = checked(report_html(stats, None, [], dict.fromkeys(chosen, found[3])))
     shown = [attributes for name, attributes in elements.found if name == "img"]

@@ -433,7 +433,7 @@ RECIPES = [
 ]  # of text, without a student
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", tiny.usual(RECIPES, RECIPES[::4]), ids=lambda path: path.stem)
 def test_a_recipe_is_read_by_train_and_by_compare(recipe, run):
     from logitcache.methods import METHODS
     from logitcache.models import load_network
@@ -497,3 +497,19 @@ def test_a_sweep_on_labels_alone_needs_no_cache(run, npz, monkeypatch):
     words = ["sweep", "--method", "ce", "--seeds", "0", "--", "--student", "s", "--data", f"arrays:{npz}"]
     assert "planned without a cache: True" in run(*words).stderr
     assert "there is no finished cache" in run("sweep", "--method", "kd", *words[3:]).stderr
+
+
+def test_an_unfinished_run_is_listed_with_its_epoch_and_compared_with_none(tmp_path, run):
+    made(tmp_path / "runs", [0.6, 0.7], "kd", ACCURACY)
+    file = tmp_path / "runs/kd--1/run.json"
+    content = json.loads(file.read_text())
+    del content["results"]
+    content["settings"]["epochs"] = 9
+    file.write_text(json.dumps(content))
+    done = run("compare", "runs", "--picture", "p.svg")
+    assert "runs/kd--1 is unfinished: it has done 2 of 9 epochs." in done.stderr
+    assert "2 of 9" in done.stdout
+    assert "over seeds" not in done.stdout
+    only = run("compare", "runs/kd--1", "--picture", "q.svg")
+    assert only.exit_code == 1
+    assert "none of these runs has finished with a test result" in only.stderr

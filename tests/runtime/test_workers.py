@@ -258,7 +258,7 @@ def test_a_small_device_for_shared_memory_ends_with_a_result_or_a_sentence(tmp_p
     assert time.monotonic() - began < 40
     assert "Traceback" not in done.stderr
     assert done.returncode in (0, 1)
-    assert ("complete" in done.stdout) if done.returncode == 0 else ("--shm-size" in done.stderr)
+    assert ("finished" in done.stdout) if done.returncode == 0 else ("--shm-size" in done.stderr)
 
 
 def test_memory_that_processes_share_holds_a_batch():

@@ -6,7 +6,7 @@ from made import SAMPLES, draw, make
 
 import logitcache
 from logitcache.data import ArrayImages, load_data
-from logitcache.encoding import TopKEncoding
+from logitcache.encoding import FullEncoding, TopKEncoding
 from logitcache.stats import cache_stats, duplicates
 from logitcache.stats.duplicates import find_duplicates
 from logitcache.store import open_cache
@@ -100,6 +100,19 @@ def test_rows_of_a_few_logits_are_not_taken_for_images_alike(tmp_path):
     found = cache_stats(make(tmp_path / "c.zarr", logits, labels, TopKEncoding(2, "u8"), digests=digests))
     assert found.duplicates_among == 0
     assert [(one.first, one.second, one.same_pixels) for one in found.duplicates] == [(3, 9, True)]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "u8"])
+def test_rows_of_few_classes_are_not_alike_by_chance(tmp_path, dtype):
+    """Two dimensions hold no 2,000 rows that are all far from each other, and many are equal once they are rounded to 8 bits."""
+    logits, labels = draw(views=1, samples=2000, classes=3)
+    logits[0, 7] = logits[0, 3]
+    digests = np.arange(2000, dtype=np.uint64)[None].copy()
+    digests[0, 7] = digests[0, 3]
+    labels[7] = labels[3]
+    found = cache_stats(make(tmp_path / "c.zarr", logits, labels, FullEncoding(dtype), digests=digests))
+    assert found.duplicates_among == 2000
+    assert [(one.first, one.second, one.same_pixels) for one in found.duplicates] == [(3, 7, True)]
 
 
 def test_work_is_bounded_where_the_teacher_says_one_class_for_all(tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def test_what_is_wrong_is_said_first(run, tmp_path):
     assert done.exit_code == 0
     assert "view 0, block 0; view 0, block 1" in done.stdout
     assert "and 5 more" in done.stdout
-    assert "advice: not available until the cache is complete" in run("stats", "d.zarr", "--advise").stdout
+    assert "advice: not available until the cache is finished" in run("stats", "d.zarr", "--advise").stdout
     assert json.loads(run("stats", "d.zarr", "--advise", "--json").stdout)["advice"] is None
 
 

@@ -317,7 +317,7 @@ def test_another_spelling_of_a_path_is_the_same_cache(cache):
     write(cache, spelled)
     assert open_cache(cache).fingerprint == fingerprint
     with CacheWriter(cache, spelled, COLUMNS, LABELS, command="") as writer:
-        assert writer.complete
+        assert writer.finished
     write(cache, manifest())
     assert bytes_of(cache) == before
 

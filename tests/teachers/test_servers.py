@@ -23,6 +23,8 @@ from logitcache.store import open_cache
 
 KINDS = ("vllm", "sglang")
 K = 16
+# For what both servers have in common: SGLang is asked in the slow tests.
+common = pytest.mark.parametrize("served", tiny.usual(KINDS, ["vllm"]), indirect=True)
 
 
 def documents():
@@ -40,6 +42,12 @@ def decoded(cache):
     encoding = read_encoding(cache.manifest.encoding)
     found = encoding.decode({name: torch.from_numpy(one) for name, one in columns.items()}, labels, 512)
     return found, labels
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """What is asked for again is asked for at once."""
+    monkeypatch.setattr("logitcache.teachers.servers.client._PAUSES", (0.01, 30.0))
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +102,14 @@ def test_rows_over_http_are_those_of_the_same_model_run_here(served, direct):
     assert all(isinstance(one, int) for body in server.asked for one in body[prompt])
 
 
+@common
 def test_several_documents_are_asked_about_at_once(server, tmp_path):
     server.most, server.delay = 0, 0.05
     told_to(server.teacher, tmp_path / "c.zarr", concurrency=3)
     assert server.most == 3
 
 
+@common
 def test_what_a_network_and_a_busy_server_do_costs_time_and_nothing_else(served, server, tmp_path):
     faults = [500, 429, "drop", "cut", 503, "short", 0.3, 502]
     random.Random(0).shuffle(faults)
@@ -109,6 +119,7 @@ def test_what_a_network_and_a_busy_server_do_costs_time_and_nothing_else(served,
     assert tiny.bytes_of(tmp_path / "c.zarr") == tiny.bytes_of(served[1])
 
 
+@common
 def test_an_answer_that_is_too_slow_is_asked_for_again(server, tmp_path):
     server.faults = [3.0]
     began = time.monotonic()
@@ -182,6 +193,7 @@ def test_answers_that_do_not_fit_are_refused_with_their_document(server, tmp_pat
         told_to(server.teacher, tmp_path / "c.zarr")
 
 
+@common
 def test_a_request_that_the_server_cannot_answer_is_not_asked_for_ever(server, tmp_path):
     server.faults = [500] * 40
     with pytest.raises(InputError, match=r"failed 4 times on one request \(document \d.*asked to fail with 500"):
@@ -238,6 +250,7 @@ def test_what_a_server_cannot_do_is_refused_before_anything_is_written(server, t
     assert not (path / "zarr.json").exists()
 
 
+@common
 def test_methods_that_need_the_shape_of_the_rest_refuse_it(served, tmp_path):
     path, student = served[1], "llama:hidden=16,layers=1,heads=2"
     for changes, says in (
@@ -257,20 +270,23 @@ def test_methods_that_need_the_shape_of_the_rest_refuse_it(served, tmp_path):
         get_loss("kd", temperature=2.0)(torch.zeros(len(labels), 512), rows, labels)
 
 
+@common
 def test_a_dump_goes_on_after_kills_of_client_and_server(served, tmp_path):
     """The rows are those of an undisturbed dump; a server on another port, and a little of noise, are the same teacher."""
     kind, path, port = served[0].kind, tmp_path / "c.zarr", None
     small = {"block_rows": 32, "batch_size": 1, "concurrency": 2}
-    moments = random.Random(1)
-    with servers.ModelServer(kind, delay=0.05) as server:
+    with servers.ModelServer(kind) as server:
         whole = told_to(server.teacher, tmp_path / "whole.zarr", **small)
+        server.delay = 0.05
         child = tiny.in_a_child(lambda: told_to(server.teacher, path, **small))
-        time.sleep(2 + moments.uniform(0, 0.5))
+        while len(list(path.rglob(".logitcache/blocks/*/[0-9]*.json"))) < 3:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+            time.sleep(0.01)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         port = server.port
     with pytest.raises(CacheIncompleteError, match="did not respond for .*run the same command again"):
-        told_to(f"{kind}:127.0.0.1:{port}", path, server_patience=0.5, **small)
+        told_to(f"{kind}:127.0.0.1:{port}", path, server_patience=0.2, **small)
     with servers.ModelServer(kind) as server:
         told_to(server.teacher, path, **small)
     ours, theirs = tiny.bytes_of(path), tiny.bytes_of(tmp_path / "whole.zarr")
@@ -280,6 +296,7 @@ def test_a_dump_goes_on_after_kills_of_client_and_server(served, tmp_path):
     assert whole.manifest.differences(open_cache(path).manifest) == []
 
 
+@common
 def test_another_model_under_the_same_name_does_not_continue_a_dump(server, tmp_path):
     stop = iter([False, False, False, True])
     with pytest.raises(CacheIncompleteError):
@@ -294,6 +311,7 @@ def test_another_model_under_the_same_name_does_not_continue_a_dump(server, tmp_
     told_to(server.teacher, tmp_path / "c.zarr", block_rows=32)
 
 
+@common
 def test_verify_asks_the_server_again(served, server):
     path = served[1]
     found = logitcache.verify_cache(path, data=documents(), replay=4, teacher=server.teacher)
@@ -309,6 +327,7 @@ def test_verify_asks_the_server_again(served, server):
         logitcache.verify_cache(path, data=documents(), replay=4, teacher="hf:stories-mini")
 
 
+@common
 def test_a_plan_measures_the_server_first(server, tmp_path):
     server.delay = 0.1
     found = plan_dump(server.teacher, documents(), tmp_path / "c.zarr", top_k=K, batch_size=2, concurrency=2)
@@ -317,6 +336,7 @@ def test_a_plan_measures_the_server_first(server, tmp_path):
     assert not (tmp_path / "c.zarr").exists()
 
 
+@common
 def test_fidelity_says_what_nobody_can_know(served, direct):
     """At most so many nats: with the model at hand, the divergence is below the bound."""
     found = logitcache.cache_fidelity(served[1], methods=["kd", "rld"], settings=None)

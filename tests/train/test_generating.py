@@ -2,11 +2,21 @@
 
 import json
 
+import numpy as np
 import pytest
 import texts
 
 import logitcache
+from logitcache import TrainSettings
+from logitcache.data import as_samples
+from logitcache.data.exclusion import Reading
+from logitcache.data.text.prompts import prompts_of
+from logitcache.data.text.reading import TextReading
+from logitcache.data.text.tokenizer import Tokenizer
 from logitcache.errors import InputError, StoppedError
+from logitcache.models.language.load import load_language_network
+from logitcache.models.language.tokenizer import load_tokenizer
+from logitcache.train.completing import completer_for
 
 pytest.importorskip("transformers")
 pytest.importorskip("rouge_score")
@@ -95,3 +105,15 @@ def test_what_cannot_be_completed_is_said_before_training(answers, tmp_path, cha
 def test_text_without_prompts_is_refused(answers, tmp_path):
     with pytest.raises(InputError, match="the test data has no prompts with completions"):
         trained(answers[1], tmp_path / "r", test_data=texts.stories(3, 20), generate=2)
+
+
+def test_prompts_that_do_not_fit_are_counted_in_the_log(answers, caplog):
+    network = load_language_network("hf:stories-mini", 512).module
+    reading = Reading(text=TextReading(tokenizer=Tokenizer(load_tokenizer("hf:stories-mini"))))
+    test = as_samples(answers[0], reading=reading)
+    lengths = sorted(len(one.ids) for one in prompts_of(test, reading.text.tokenizer.wrapped, np.arange(3)))
+    settings = TrainSettings(generate=5, generate_tokens=network.positions - lengths[1])
+    with caplog.at_level("INFO", "logitcache"):
+        found = completer_for(test, None, network, settings, ["hf:stories-mini"])
+    assert len(found.prompts) == 2
+    assert f"generation leaves out 1 of 3 test prompts, because they have more than {lengths[1]} tokens" in caplog.text

@@ -77,7 +77,9 @@ class Changed(nn.Module):
 def test_a_student_that_cannot_be_trained_is_a_sentence(dump, tmp_path, change, message):
     cache = dump(data=Pictures(), image_size=tiny.SIZE, views=1)
     with pytest.raises(InputError, match=message):
-        logitcache.train_student(cache=cache, data=Pictures(), student=Changed(change), epochs=1, out=tmp_path / "run")
+        logitcache.train_student(
+            cache=cache, data=Pictures(), student=Changed(change), epochs=1, workers=0, out=tmp_path / "run"
+        )
 
 
 def test_arrays_and_names_are_data_too(tmp_path):

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import warm
 from filelock import FileLock
 from safetensors.torch import load_file
-from torch.distributed import HashStore
+from torch.distributed import HashStore, TCPStore
 
 import logitcache
 from logitcache.runtime import processes as ranks
@@ -142,11 +143,21 @@ def made(folder):
             batch_size=32,
         )  # fmt: skip
     (folder / "job.py").write_text(JOB)
-    done = subprocess.run(
-        torchrun(2, folder / "job.py", folder), env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert (folder / "weights-1").exists(), done.stderr
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    job = [folder / "job.py", folder]
+    for process in [warm.Command("python", job, folder, told_by_torchrun(rank, 2, store)) for rank in range(2)]:
+        code, said = process.end()
+        assert code == 0, said
     return folder
+
+
+def told_by_torchrun(rank, world, store):
+    """What a process finds in its environment; the slow tests start torchrun itself."""
+    found = {
+        "MASTER_ADDR": "localhost", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_RESTART_COUNT": 0, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world,
+    }  # fmt: skip
+    return {name: str(value) for name, value in found.items()}
 
 
 def weights(folder, file="student"):

@@ -119,7 +119,7 @@ def whole_rows_only(name):
     return loss is not None and bool(loss.every_class)
 
 
-@pytest.mark.parametrize("method", by_rows(kept=False))
+@pytest.mark.parametrize("method", tiny.usual(by_rows(kept=False), ["ce", "dist", "kd", "rld", "sld", "tad"]))
 def test_every_method_trains_on_full_rows(cache, tmp_path, method):
     found = trained(cache, tmp_path / "r", method=method, epochs=1)
     assert np.isfinite(found.results["loss"])
@@ -130,7 +130,7 @@ def largest(tmp_path_factory):
     return dumped(tmp_path_factory.mktemp("stories") / "largest.zarr", top_k=8)
 
 
-@pytest.mark.parametrize("method", by_rows(kept=True))
+@pytest.mark.parametrize("method", tiny.usual(by_rows(kept=True), ["ce", "kd", "rc", "rld"]))
 def test_methods_that_take_them_train_on_rows_of_the_largest(largest, tmp_path, method):
     found = trained(largest, tmp_path / "r", method=method, epochs=1)
     assert np.isfinite(found.results["loss"])

@@ -1,5 +1,6 @@
 """From a cache to a student: the promise that the cache changes nothing, and that nothing wrong gets through."""
 
+import itertools
 import json
 import re
 import threading
@@ -36,6 +37,7 @@ def train(tmp_path, images, test_images):
             "test_data": test_images,
             "epochs": 3,
             "batch_size": 48,
+            "workers": 0,
             "out": tmp_path / "run",
         }
         return logitcache.train_student(**(arguments | changes))
@@ -81,7 +83,7 @@ def test_cached_is_live(dump, train, tmp_path, method, augment, threads):
 LEARNING = [name for name, one in METHODS.items() if one.divergence]
 
 
-@pytest.mark.parametrize("method", tiny.usual(LEARNING, ["clkd", "kd", "mlkd", "normkd", "rld", "sld", "tad"]))
+@pytest.mark.parametrize("method", tiny.usual(LEARNING, ["clkd", "kd", "rld", "tad"]))
 def test_cached_is_live_for_every_method_also_where_it_was_stopped(dump, train, tmp_path, method):
     """Two views, shuffled; the cached run is stopped in the middle of its second epoch, and resumed."""
     teacher = tiny.net(tiny.CLASSES)
@@ -100,15 +102,15 @@ def test_cached_is_live_for_every_method_also_where_it_was_stopped(dump, train, 
         assert same(weights(cached), weights(live))
 
 
-@pytest.mark.parametrize("method", ["kd", "dist"])
+@pytest.mark.parametrize("method", tiny.usual(["kd", "dist"], ["kd"]))
 def test_cached_is_live_where_rows_are_changed_and_mixed(dump, train, tmp_path, method):
     """Each row of the second view has two labels; RandAugment, erasing, mixup and CutMix are rendered again for the student."""
-    teacher = tiny.net(tiny.CLASSES)
-    dump(teacher=teacher, augment="cifar-strong+erasing+mixup+cutmix")
-    cached = train(method=method, epochs=2, out=tmp_path / "cached")
-    live = train(method=method, epochs=2, out=tmp_path / "live", live_teacher=teacher)
+    teacher, few = tiny.net(tiny.CLASSES), ArrayImages(*(one[:100] for one in tiny.arrays()[:2]), tiny.arrays()[2])
+    dump(teacher=teacher, data=few, augment="cifar-strong+erasing+mixup+cutmix", block_rows=64)
+    cached = train(method=method, data=few, epochs=2, out=tmp_path / "cached")
+    live = train(method=method, data=few, epochs=2, out=tmp_path / "live", live_teacher=teacher)
     assert same(weights(cached), weights(live))
-    alone = train(method="ce", epochs=2, out=tmp_path / "ce")
+    alone = train(method="ce", data=few, epochs=2, out=tmp_path / "ce")
     assert not same(weights(cached), weights(alone))
 
 
@@ -203,7 +205,7 @@ def test_a_function_in_hand_refuses_what_it_may_not_understand(dump, train, tmp_
     dump(augment="cifar+mixup", out=tmp_path / "mixed.zarr")
     with pytest.raises(CacheMismatchError, match="halved is a plain function, which is assumed to use the label"):
         train(cache=tmp_path / "mixed.zarr", method=halved)
-    with pytest.raises(InputError, match="halved is already a complete loss and takes no temperature"):
+    with pytest.raises(InputError, match="unknown parameter 'temperature' of .*halved; expected none"):
         train(cache=tmp_path / "mixed.zarr", method=halved, temperature=2.0)
     assert not (tmp_path / "run").exists()
     for cache in ("top.zarr", "mixed.zarr"):  # a composed loss brings its own needs
@@ -225,8 +227,9 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [1, 2])
-@pytest.mark.parametrize("opt", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("opt", "after"), tiny.usual(itertools.product(["sgd", "adamw"], [1, 2]), [("sgd", 2), ("adamw", 1)])
+)
 def test_a_resumed_run_ends_like_an_unbroken_one(dump, train, tmp_path, after, opt):
     dump()
 
@@ -247,20 +250,21 @@ def test_a_resumed_run_ends_like_an_unbroken_one(dump, train, tmp_path, after, o
     assert timeless[0] == timeless[1]
 
 
-def test_a_killed_run_resumes_from_the_command_line(tmp_path, npz, dump, run):
+def test_a_killed_run_resumes_from_the_command_line(tmp_path, npz, dump, run, monkeypatch):
     """SIGKILL to a real process while it trains; `--resume --out RUN` alone knows the rest."""
     dump(data=f"arrays:{npz}")
-    words = f"train {tmp_path}/c.zarr --student tiny:student --method rld --epochs 30 --lr 0.001 --out".split()
+    words = f"train {tmp_path}/c.zarr --student tiny:Unhurried --method rld --epochs 6 --lr 0.001 --out".split()
     command = warm.Command("logitcache", [*words, tmp_path / "killed"], tmp_path)
     command.wait_until((tmp_path / "killed/checkpoint.pt").exists)
     command.kill()
+    monkeypatch.setattr(tiny.Unhurried, "pause", 0)
     assert not logitcache.compare_runs([tmp_path / "killed"])[0].finished
     assert run("train", "--resume", "--out", "killed").exit_code == 0
     assert run(*words, "whole").exit_code == 0
     assert (tmp_path / "killed/student.safetensors").read_bytes() == (
         tmp_path / "whole/student.safetensors"
     ).read_bytes()
-    assert len(metrics_of(tmp_path / "killed")) == 30
+    assert len(metrics_of(tmp_path / "killed")) == 6
 
 
 def test_a_finished_run_is_not_trained_again(dump, train):
@@ -570,6 +574,23 @@ def test_a_run_that_exists_is_refused_and_left_alone(dump, train, tmp_path):
     assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
     with pytest.raises(InputError, match="holds no run to resume"):
         train(resume=True, out=tmp_path / "elsewhere")
+
+
+def test_an_unusable_folder_for_the_run_is_refused_before_the_data_are_opened(train, tmp_path):
+    """Neither the cache nor the data nor the student exists, so each would be refused if it were opened first."""
+    nowhere = {"cache": tmp_path / "none.zarr", "student": "tiny:none", "data": f"arrays:{tmp_path / 'none.npz'}"}
+    for name, written in (("run", "run.json"), ("other", "notes.txt")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / written).write_text("{}")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="already holds a run; nothing in it was touched"):
+        train(**nowhere)
+    with pytest.raises(InputError, match="exists, is not empty and holds no run"):
+        train(out=tmp_path / "other", **nowhere)
+    with pytest.raises(InputError, match="file is a file"):
+        train(out=tmp_path / "file", **nowhere)
+    with pytest.raises(InputError, match="holds no run to resume"):
+        train(out=tmp_path / "new", resume=True, **nowhere)
 
 
 def test_a_run_resumed_with_another_cache_is_refused(dump, train, tmp_path):

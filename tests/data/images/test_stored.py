@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import shutil
 import tarfile
 
@@ -202,11 +203,19 @@ def test_an_image_that_cannot_be_decoded_is_named_and_can_be_left_out(tmp_path):
     assert cache.manifest.excluded == (12,)
 
 
-@pytest.mark.parametrize(("splits", "companion"), [(("train", "test"), "test"), (("train", "validation"), None)])
-def test_the_companion_of_a_training_split_is_a_test_split_that_is_there(saved, splits, companion):
+@pytest.mark.parametrize(
+    ("splits", "companion"),
+    [
+        (("train", "test"), "test"),
+        (("train", "validation"), "validation"),
+        (("train", "validation", "test"), "test"),
+        (("train", "extra"), None),
+    ],
+)
+def test_the_companion_of_a_training_split_is_a_test_or_validation_split_that_is_there(saved, splits, companion):
     spec = saved(splits=splits)
     assert held_out_split(f"{spec}:train") == (companion and f"{spec}:{companion}")
-    assert held_out_split(spec) is None
+    assert held_out_split(spec) == held_out_split(f"{spec}:train")
     assert held_out_split(f"{spec}:{splits[1]}") is None
 
 
@@ -263,3 +272,29 @@ def test_users_own_data_sets_keep_their_names():
 
     assert isinstance(as_samples(Mine()), MappedImages)
     assert as_samples(Mine()).label_of(0) == "sample 0 of Mine"
+
+
+def test_a_training_says_on_which_split_it_evaluates(saved, tmp_path, caplog):
+    words = {"method": "ce", "student": "tiny:net", "image_size": 16, "epochs": 1, "workers": 0}
+    for number, (splits, said) in enumerate(
+        [
+            (("train", "validation"), "test data: hf:.*:validation$"),
+            (("train",), "test data: none, because .* pass --test-data"),
+        ]
+    ):
+        caplog.clear()
+        with caplog.at_level("INFO", "logitcache"):
+            logitcache.train_student(data=saved(splits=splits), out=tmp_path / f"{number}", **words)
+        assert re.search(said, caplog.text, re.MULTILINE)
+
+
+def test_a_split_without_labels_is_refused_with_the_one_that_has_them(tmp_path, saved):
+    datasets = pytest.importorskip("datasets")
+    labelled = datasets.load_from_disk(saved(splits=("train", "validation")).removeprefix("hf:"))
+    blank = labelled["train"].map(lambda row: {"label": -1})
+    datasets.DatasetDict({**labelled, "test": blank}).save_to_disk(tmp_path / "d")
+    with pytest.raises(
+        InputError,
+        match=r"d:test cannot be used, because the split has no labels .*, such as `test_data` hf:.*d:validation",
+    ):
+        load_data(f"hf:{tmp_path / 'd'}:test")

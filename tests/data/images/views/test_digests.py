@@ -95,7 +95,7 @@ def swapped(image):
             one[[place, place + step]] = one[[place + step, place]]
             found.append(one)
     rows = np.stack(found).reshape(-1, *image.shape)
-    return np.unique(rows[(rows != image).any((1, 2, 3))], axis=0)
+    return rows[(rows != image).any((1, 2, 3))]
 
 
 def shifted(image):
@@ -124,7 +124,7 @@ def test_changes_of_an_image_are_seen(changes, content):
     variants = changes(image)
     found = hashed(np.concatenate([image[None], variants]))
     assert len(variants) > 5
-    assert len(np.unique(found)) == len(np.unique(variants.reshape(len(variants), -1), axis=0)) + 1
+    assert len(np.unique(found)) == len({one.tobytes() for one in variants}) + 1
 
 
 def test_bits_of_digests_are_evenly_used():
