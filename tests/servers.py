@@ -11,7 +11,7 @@ import torch
 from logitcache.models.language.load import load_language_network
 from logitcache.models.language.tokenizer import load_tokenizer
 
-MODEL, VOCABULARY = "stories", 512
+MODEL, VOCABULARY, POSITIONS = "stories", 512, 512
 
 
 class _Quiet(ThreadingHTTPServer):
@@ -76,11 +76,8 @@ class ModelServer:
 
     def get(self, request):
         answers = {
-            "/v1/models": {
-                "object": "list",
-                "data": [{"id": name, "object": "model", "max_model_len": 512} for name in self.names],
-            },
-            "/version": {"version": "0.25.0"} if self.kind == "vllm" else None,
+            "/v1/models": {"object": "list", "data": [model_card(name) for name in self.names]},
+            "/version": {"version": "0.32.0"} if self.kind == "vllm" else None,
             "/server_info": {"version": "0.6.0"} if self.kind == "sglang" else None,
         }
         found = answers.get(request.path)
@@ -92,7 +89,10 @@ class ModelServer:
             return
         if request.path == "/tokenize" and self.kind == "vllm":
             ids = self.tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"])["input_ids"]
-            send(request, 200, {"count": len(ids), "max_model_len": 512, "tokens": ids})
+            send(request, 200, {"count": len(ids), "max_model_len": 512, "tokens": ids, "token_strs": None})
+            return
+        if (request.path == "/generate") != (self.kind == "sglang"):
+            send(request, 404, {"detail": "Not Found"})
             return
         if "text" in body:  # SGLang adds what begins a text
             ids = [1, *self.tokenizer(body["text"], add_special_tokens=False)["input_ids"]]
@@ -119,16 +119,43 @@ class ModelServer:
             return
         if isinstance(fault, float):
             time.sleep(fault)
-        wanted = body["prompt_logprobs"] if self.kind == "vllm" else body["top_logprobs_num"]
-        if self.kind == "vllm" and wanted > self.max_logprobs:
-            message = f"Requested prompt logprobs of {wanted}, which is greater than max allowed: {self.max_logprobs}"
-            send(request, 400, {"error": {"message": message, "type": "BadRequestError", "code": 400}})
+        if self.kind == "vllm" and (refused := self.refusal(body)):
+            send(request, refused["code"], {"error": refused})
             return
-        if self.kind == "vllm" and body["model"] not in self.names:
-            send(request, 404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
-            return
-        found = self.vllm(body["prompt"], wanted) if self.kind == "vllm" else self.sglang(body["input_ids"], wanted)
+        if self.kind == "vllm":
+            found = self.vllm(body["prompt"], body["prompt_logprobs"], body.get("return_token_ids", False))
+        else:
+            found = self.sglang(body["input_ids"], body["top_logprobs_num"])
         send(request, 200, fault(found) if callable(fault) else found, broken=fault if isinstance(fault, str) else None)
+
+    def refusal(self, body):
+        """The error with which vLLM refuses a request, in the order of its checks; None for a request that it answers."""
+        ids, wanted, code, kind, param = body["prompt"], body["prompt_logprobs"], 400, "BadRequestError", None
+        if body["model"] not in self.names:
+            message = f"The model `{body['model']}` does not exist. Valid aliases: {', '.join(self.names)}."
+            code, kind, param = 404, "NotFoundError", "model"
+        elif not ids:
+            message = "You must pass at least one prompt"
+        elif len(ids) > POSITIONS:
+            message = (
+                f"This model's maximum context length is {POSITIONS} tokens. However, your prompt contains {len(ids)} input tokens, which "
+                "exceeds this limit even without any output tokens. Please reduce the length of the input prompt. "
+                f"(parameter=input_tokens, value={len(ids)})"
+            )
+            param = "input_tokens"
+        elif len(ids) == POSITIONS:
+            message, param = "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)", "max_tokens"
+        elif max(ids) >= VOCABULARY:
+            message = f"Token id {max(ids)} is out of vocabulary"
+        elif wanted > self.max_logprobs:
+            message = (
+                f"Requested prompt logprobs of {wanted}, which is greater than max allowed: {self.max_logprobs} "
+                f"(parameter=prompt_logprobs, value={wanted})"
+            )
+            param = "prompt_logprobs"
+        else:
+            return None
+        return {"message": message, "type": kind, "param": param, "code": code}
 
     def logprobs(self, ids):
         """Of each token but the first: of the whole vocabulary, [L - 1, V] float32."""
@@ -139,8 +166,8 @@ class ModelServer:
                 logits = logits + torch.from_numpy(self._random.normal(0, self.noise, logits.shape)).float()
         return logits.log_softmax(-1)
 
-    def vllm(self, ids, wanted):
-        """What completions answers: k or k + 1 entries, keyed by the id as text, the token itself among them with its rank."""
+    def vllm(self, ids, wanted, echo=False):
+        """What completions answers: k or k + 1 entries, keyed by the id as text, the token itself first, with its rank."""
         rows, entries = self.logprobs(ids), [None]
         for row, own in zip(rows, ids[1:], strict=True):
             top = row.topk(wanted)
@@ -151,15 +178,23 @@ class ModelServer:
             rank = int((row >= row[own]).sum())
             mine = {"logprob": clipped(float(row[own])), "rank": rank, "decoded_token": self.tokenizer.decode([own])}
             entries.append({str(own): mine} | found)
+        choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": "length", "stop_reason": None}
+        choice |= {
+            "token_ids": [1] if echo else None,
+            "prompt_logprobs": entries,
+            "prompt_token_ids": ids if echo else None,
+        }
+        usage = {"prompt_tokens": len(ids), "total_tokens": len(ids) + 1, "completion_tokens": 1}
         return {
             "id": "cmpl-1",
             "object": "text_completion",
+            "created": 0,
             "model": MODEL,
-            "choices": [
-                {"index": 0, "text": "", "logprobs": None, "prompt_logprobs": entries, "prompt_token_ids": None}
-            ],
-            "usage": {"prompt_tokens": len(ids), "completion_tokens": 1},
-        }
+            "choices": [choice | {"routed_experts": None}],
+            "service_tier": None,
+            "system_fingerprint": "vllm-0.32.0-942f5abe",
+            "usage": usage | {"prompt_tokens_details": None, "completion_tokens_details": None},
+        } | dict.fromkeys(("kv_transfer_params", "ec_transfer_params", "metrics"))
 
     def sglang(self, ids, wanted):
         """What `/generate` answers: lists of [log-probability, id, text or null], the first without value."""
@@ -170,6 +205,16 @@ class ModelServer:
             top.append([[v, i, None] for v, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)])
         meta = {"id": "1", "prompt_tokens": len(ids), "input_token_logprobs": own, "input_top_logprobs": top}
         return {"text": "", "meta_info": meta | {"output_token_logprobs": [], "output_top_logprobs": []}}
+
+
+def model_card(name):
+    """An entry of /v1/models as vLLM writes it."""
+    allowed = ("allow_sampling", "allow_logprobs", "allow_view")
+    refused = ("allow_create_engine", "allow_search_indices", "allow_fine_tuning", "is_blocking")
+    permission = {"id": "modelperm-1", "object": "model_permission", "created": 0, "organization": "*", "group": None}
+    permission |= dict.fromkeys(allowed, True) | dict.fromkeys(refused, False)
+    card = {"id": name, "object": "model", "created": 0, "owned_by": "vllm", "root": name, "parent": None}
+    return card | {"max_model_len": POSITIONS, "permission": [permission]}
 
 
 def clipped(logprob):

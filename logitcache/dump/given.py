@@ -21,12 +21,10 @@ from logitcache.store import open_place, read_manifest
 from logitcache.teachers.forward import Teachers
 from logitcache.teachers.given import AskingAhead, GivenTeacher, RowSource
 from logitcache.teachers.servers.server import Asking, Server, connect, is_server
+from logitcache.teachers.servers.witness import TOLERANCE
 
 __all__ = ["given_entry", "given_job", "prepare"]
 
-# Maximum mean total variation between two answers of one server; a different model exceeds 0.2. Measured: 0.017 for bfloat16 against
-# float32 and for batches of 4 against 1 (SmolLM2-135M, WikiText-2, 384 rows, on a CPU; at most 0.018 over random subsets of 256 rows).
-_TOLERANCE = 0.05
 _OF_FORWARD = {  # settings of the forward pass, which runs elsewhere
     "teacher_weights": "--teacher-weights",
     "average": "--average",
@@ -34,6 +32,10 @@ _OF_FORWARD = {  # settings of the forward pass, which runs elsewhere
     "compiled": "--compile",
     "deterministic": "--deterministic",
 }
+_LENGTH_OPTIONS = {
+    "vllm": "--max-model-len",
+    "sglang": "--context-length",
+}  # maximum number of tokens, prompt and output
 _COMPARED = 256  # tokens of text on which to compare two tokenizers
 _LOG = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ def prepare(
     server = connect(str(named[0]), asking)
     try:
         _refuse_other_data(server.name, samples)
+        _refuse_longer_contexts(server, samples)
         _compare_tokenizers(server, settings.tokenizer, samples)
         found = given_job(
             server,
@@ -71,7 +74,7 @@ def prepare(
     except BaseException:
         server.close()
         raise
-    return replace(found, reasons=reasons, tolerance=_TOLERANCE)
+    return replace(found, reasons=reasons, tolerance=TOLERANCE)
 
 
 def given_job(
@@ -161,6 +164,14 @@ def _refuse_options(spec: str, settings: DumpSettings) -> None:
 def _refuse_other_data(name: str, samples: Any) -> None:
     if modality_of(samples).name != "text":
         raise InputError(f"{name} is a teacher for text, but this data set is not text")
+
+
+def _refuse_longer_contexts(server: Server, samples: Any) -> None:
+    if server.positions is not None and samples.longest > server.positions:
+        raise InputError(
+            f"the longest context has {samples.longest:,} tokens, but {server.name} accepts at most {server.positions:,}; dump with "
+            f"--sequence-length {server.positions}, or start the server with `{_LENGTH_OPTIONS[server.kind]} {samples.longest + 1}` or more"
+        )
 
 
 def _compare_tokenizers(server: Server, tokenizer: str | None, samples: Any) -> None:

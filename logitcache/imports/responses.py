@@ -12,7 +12,7 @@ import numpy as np
 from logitcache.errors import InputError
 from logitcache.imports.reader import Document, Line, files_of, json_line, json_lines
 from logitcache.teachers.given import KnownRows
-from logitcache.teachers.servers.answers import sglang_answer, vllm_answer
+from logitcache.teachers.servers.answers import error_message, sglang_answer, vllm_answer
 
 __all__ = ["ResponseReader"]
 
@@ -56,6 +56,10 @@ class ResponseReader:
     def _read(self, entry: Any, place: Line) -> tuple[dict[str, Any], Any]:
         body = entry.get("response", entry) if isinstance(entry, dict) else None
         body = body.get("body", body) if isinstance(body, dict) else body
+        if isinstance(entry, dict) and entry.get("error"):
+            raise InputError(
+                f"{place} is a failed request: {error_message(entry) or entry['error']}. Send it again, or remove the line."
+            )
         if not isinstance(body, dict):
             raise InputError(f"{place} is not a response of {self._kind}")
         found = self._tokens(entry, body)

@@ -10,7 +10,7 @@ from typing import Any
 from logitcache.errors import InputError
 from logitcache.teachers.given import KnownRows, rectangular
 
-__all__ = ["sglang_answer", "vllm_answer"]
+__all__ = ["error_message", "sglang_answer", "vllm_answer"]
 
 _SAME = (
     1e-2  # tolerance in nats between the separate and the row's log-probability of a token, because some servers round
@@ -83,6 +83,16 @@ def sglang_answer(response: Mapping[str, Any], tokens: Sequence[int]) -> KnownRo
             )
         rows.append((list(found), list(found.values())))
     return rectangular(rows)
+
+
+def error_message(response: Any) -> str | None:
+    """Return the message of an error response, or None if there is none.
+
+    vLLM and SGLang put it into `error.message`, `message` or `detail`; vLLM's batch runner into `error.error.message`.
+    """
+    while isinstance(response, dict):
+        response = next((response[name] for name in ("error", "message", "detail") if response.get(name)), None)
+    return None if response is None else str(response).strip()
 
 
 def _refuse_other_length(found: int, sent: int, name: str) -> None:

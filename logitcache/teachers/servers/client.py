@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from logitcache.errors import CacheIncompleteError, InputError, first_line
 from logitcache.runtime.plugins import import_extra
+from logitcache.teachers.servers.answers import error_message
 
 __all__ = ["ServerClient", "split_address"]
 
@@ -54,7 +55,12 @@ def split_address(address: str, environment: str) -> tuple[str, str | None]:
 
 
 class ServerClient:
-    """Thread-safe client of a server."""
+    """Thread-safe client of a server.
+
+    Attributes:
+        interruptions: Number of attempts that failed in a way that a restarting server causes: no connection, a connection that was
+            closed, or a status of 500 or more.
+    """
 
     def __init__(
         self, url: str, *, environment: str, connections: int, timeout: float, patience: float, answers_by: str
@@ -76,6 +82,7 @@ class ServerClient:
         key = os.environ.get(environment)
         self._url, self._environment, self._name = url, environment, answers_by
         self._patience, self._closed = patience, threading.Event()
+        self.interruptions = 0
         self._client = self._http.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"} if key else {},
@@ -133,10 +140,12 @@ class ServerClient:
                     return None
                 reason = f"{response.status_code}: {_message(response)}"
                 failures += response.status_code == 500
+                self.interruptions += response.status_code >= 500
                 if response.status_code not in (*_BUSY, 500) or failures >= _FAILURES:
                     raise self._refused(response.status_code, reason, about)
                 wait = _retry_after(response)
             except self._http.TransportError as error:
+                self.interruptions += not isinstance(error, self._http.ReadTimeout)
                 reason = f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
             except ValueError as error:
                 if isinstance(error, InputError):
@@ -162,18 +171,16 @@ class ServerClient:
             )
         if status == 500:
             return InputError(f"{self._name} failed {_FAILURES} times on one request{about}: {reason}")
-        return InputError(f"{self._name} rejected the request{about}: {reason}")
+        kind = " Is it a server of another kind (vllm: or sglang:)?" if reason == "404: Not Found" else ""
+        return InputError(f"{self._name} rejected the request{about}: {reason}{'.' * bool(kind)}{kind}")
 
 
 def _message(response: Any) -> str:
-    """Return the error message in a response; vLLM and SGLang put it into `error.message` or `message`."""
     try:
-        found = response.json()
-        inner = found.get("error", found)
-        text = inner if isinstance(inner, str) else inner.get("message") or found.get("detail") or response.text
-    except (ValueError, AttributeError):
-        text = response.text
-    return str(text).strip()[:_SHOWN] or response.reason_phrase
+        text = error_message(response.json())
+    except ValueError:
+        text = None
+    return (text or response.text.strip())[:_SHOWN] or response.reason_phrase
 
 
 def _retry_after(response: Any) -> float | None:

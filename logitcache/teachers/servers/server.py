@@ -1,5 +1,6 @@
 """A teacher on a server: identify the model, and request the log-probabilities of a document's tokens."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,9 +9,11 @@ from logitcache.errors import InputError, unknown_name
 from logitcache.teachers.given import KnownRows
 from logitcache.teachers.servers.answers import sglang_answer, vllm_answer
 from logitcache.teachers.servers.client import ServerClient, split_address
+from logitcache.teachers.servers.witness import Witness
 
 __all__ = ["SERVERS", "Asking", "Server", "connect", "is_server"]
 
+_ALLOWED = re.compile(r"max allowed: (\d+)")  # --max-logprobs, in vLLM's error message
 SERVERS = {"vllm": "VLLM_API_KEY", "sglang": "SGLANG_API_KEY"}  # kind to environment variable for the API key
 
 
@@ -41,6 +44,7 @@ class Server:
         positions: Maximum number of tokens of a document; None if it is unknown.
         asking: Settings of the requests.
         client: HTTP client.
+        witness: Check that a restarted server has the same model.
     """
 
     kind: str
@@ -50,6 +54,7 @@ class Server:
     positions: int | None
     asking: Asking
     client: ServerClient = field(repr=False)
+    witness: Witness = field(default_factory=Witness, repr=False)
 
     @property
     def name(self) -> str:
@@ -76,9 +81,15 @@ class Server:
 
         Raises:
             InputError: The server rejects the request, or its response does not match the tokens.
+            CacheMismatchError: The server was interrupted, and returns other probabilities since.
             CacheIncompleteError: The server does not respond.
         """
         sent = list(tokens)
+        found = self._request(sent, largest, subject)
+        self.witness.check(self.name, self.client.interruptions, found, lambda: self._request(sent, largest, subject))
+        return found
+
+    def _request(self, sent: list[int], largest: int, subject: str) -> KnownRows:
         if self.kind == "vllm":
             body: dict[str, Any] = {
                 "model": self.model,
@@ -87,6 +98,7 @@ class Server:
                 "max_tokens": 1,
                 "temperature": 0.0,
                 "add_special_tokens": False,
+                "return_token_ids": True,
             }
             read, path = vllm_answer, "/v1/completions"
         else:
@@ -101,10 +113,10 @@ class Server:
         try:
             found = self.client.post(path, body, subject)
         except InputError as error:
-            if "max allowed" in str(error):  # of --max-logprobs
+            if allowed := _ALLOWED.search(str(error)):
                 raise InputError(
                     f"{error}. A row needs one more than --top-k; start the server with `--max-logprobs {largest}` or more, or dump with "
-                    "a smaller --top-k (19 if the server allows 20)."
+                    f"--top-k {int(allowed[1]) - 1} or less."
                 ) from error
             raise
         if not isinstance(found, dict):
