@@ -34,12 +34,26 @@ def test_settings_that_the_weights_do_not_record_are_not_said_to_be_theirs(run, 
         (tmp_path / "images" / name).mkdir(parents=True)
         Image.new("RGB", (40, 30), "red" if name == "cat" else "blue").save(tmp_path / "images" / name / "1.png")
     words = f"dump --teacher timm:resnet10t --teacher-weights {weights} --data imagefolder:images --out c.zarr".split()
+    words += ["--batch-size", "2", "--workers", "0"]
     said = (
         "sees 176 x 176 pixels (timm's configuration), center crop of 0.875 (timm's configuration), "
         "mean 0.485, 0.456, 0.406 (timm's configuration), std 0.5 (weights)"
     )
     assert said in run(*words).stderr
-    done = run(*["dump", "--teacher", "tiny:net", "--data", "imagefolder:images", "--mean", "0.5", "--out", "d.zarr"])
+    done = run(
+        *[
+            "dump",
+            "--teacher",
+            "tiny:net",
+            "--data",
+            "imagefolder:images",
+            "--mean",
+            "0.5",
+            "--out",
+            "d.zarr",
+            *words[-4:],
+        ]
+    )
     assert (
         "sees 224 x 224 pixels (default), center crop of 0.875 (default), mean 0.5 (option), std 0.229, 0.224, 0.225 (default)"
         in done.stderr
