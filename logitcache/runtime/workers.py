@@ -202,22 +202,27 @@ os.register_at_fork(after_in_child=_disown)
 
 
 def _end_processes(stream: Any, owner: int) -> None:
-    """Kill the workers of an iterator; torch itself waits up to 5 s for each one that is stuck."""
+    """Kill the workers of an iterator. torch itself would wait up to 5 s for each one that is stuck.
+
+    Its own shutdown must not follow: it takes a lock that a killed worker may have held, and would wait for it forever.
+    """
     if os.getpid() != owner:
         return
     if stream._worker_pids_set:  # noqa: SLF001  (else torch would report what follows as a failure)
         _C._remove_worker_pids(id(stream))  # noqa: SLF001
         stream._worker_pids_set = False  # noqa: SLF001
-    pinned = _end_pinning(stream)
+    queues = [*stream._index_queues]  # noqa: SLF001
+    if _end_pinning(stream):
+        queues.append(stream._worker_result_queue)  # noqa: SLF001
+    stream._shutdown = True  # noqa: SLF001
     for process in stream._workers:  # noqa: SLF001
         with contextlib.suppress(ValueError, OSError):
             process.kill()
-    if pinned:
-        stream._shutdown_workers()  # noqa: SLF001
-        return
-    stream._shutdown = True  # noqa: SLF001  (torch would wait for the thread)
     for process in stream._workers:  # noqa: SLF001
         process.join(_PATIENCE)
+    for one in queues:
+        one.cancel_join_thread()
+        one.close()
 
 
 def _end_pinning(stream: Any) -> bool:

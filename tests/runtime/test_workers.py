@@ -214,6 +214,20 @@ def test_workers_that_are_collected_late_end_at_once_and_forked_processes_leave_
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_worker_killed_while_it_holds_a_lock_holds_up_nobody():
+    """A worker asks every few seconds whether the parent is done, and holds the lock of that event meanwhile."""
+    data = MappedImages(Pictures())
+    renderer = Renderer(data, [preprocessing_for(data, "none", {"image_size": 16})], workers=2)
+    next(renderer.batches(make_views("none", 1, 0)[0], [np.arange(8)] * 6))
+    stream = renderer._processes._loader._iterator
+    stream._workers_done_event._cond._lock.acquire()  # as a dead worker, which never releases it
+    closing = threading.Thread(target=renderer._processes.close, daemon=True)
+    closing.start()
+    closing.join(5)
+    assert not closing.is_alive()
+    assert not any(process.is_alive() for process in stream._workers)
+
+
 def test_what_is_packed_comes_back_or_says_why_not():
     assert unpack(pack({"a": 1}), "it cannot be built") == {"a": 1}
     found = unpack(pack({"a": 1})[:-3], "it cannot be built")
@@ -272,7 +286,7 @@ def test_memory_that_processes_share_holds_a_batch():
 @pytest.mark.parametrize("inside", [False, True])
 def test_the_thread_that_pins_memory_ends_before_the_workers_that_it_listens_to(inside):
     """As on a GPU, with a stand-in for torch's iterator: the thread would print a traceback and be waited for."""
-    alive_at_kill, shut = [], []
+    alive_at_kill, closed = [], []
 
     class Process:
         def kill(self):
@@ -281,14 +295,19 @@ def test_the_thread_that_pins_memory_ends_before_the_workers_that_it_listens_to(
         def join(self, _timeout):
             pass
 
+    class Queue(queue.Queue):
+        def cancel_join_thread(self):
+            pass
+
+        def close(self):
+            closed.append(self)
+
     class Stream:
         _worker_pids_set = False
         _workers = (Process(), Process())
-        _worker_result_queue = queue.Queue()
+        _worker_result_queue = Queue()
+        _index_queues = (Queue(), Queue())
         _pin_memory_thread_done_event = threading.Event()
-
-        def _shutdown_workers(self):
-            shut.append(True)
 
     stream = Stream()
 
@@ -305,5 +324,6 @@ def test_the_thread_that_pins_memory_ends_before_the_workers_that_it_listens_to(
     thread.join(5)
     assert not thread.is_alive()
     assert alive_at_kill == [inside, inside]
-    assert shut == ([] if inside else [True])
+    assert closed == [*stream._index_queues, *([] if inside else [stream._worker_result_queue])]
+    assert stream._shutdown
     assert stream._pin_memory_thread_done_event.is_set()
