@@ -29,7 +29,7 @@ ANY_DATA: dict[str, str | None] = {  # what is said, or None where the result is
     "teacher exits": r"error: teacher faulty:Teacher fails on an input of shape \[8, 3, 16, 16\]: SystemExit: 3\. ",
     "teacher cannot be made": r"error: network faulty:Teacher cannot be created for 3 classes: RecursionError\n",
     "teacher with dropout": r"error: teacher faulty:Teacher is not a function of its input",
-    "checkpoint of another": r"error: weights\.pth does not fit faulty:Teacher: ",
+    "checkpoint of another": r"error: weights\.pth does not match faulty:Teacher: ",
     "checkpoint damaged": r"error: weights\.pth is not a weights file that torch can read",
     "interrupted": r"stopped on request: ",
     "group interrupted": r"stopped on request: ",
