@@ -45,13 +45,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Put what was imported, half a million objects, where Python's collector of circles does not go through it again and again."""
+    """Exclude imported objects, half a million, from garbage collection, which would traverse them again and again."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_unconfigure() -> None:
-    """Give them back, or extension modules report at the end that their types were never freed."""
+    """Unfreeze these objects, because extension modules report types that are still alive at exit as leaks."""
     gc.unfreeze()
 
 

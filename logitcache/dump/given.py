@@ -32,10 +32,8 @@ _OF_FORWARD = {  # settings of the forward pass, which runs elsewhere
     "compiled": "--compile",
     "deterministic": "--deterministic",
 }
-_LENGTH_OPTIONS = {
-    "vllm": "--max-model-len",
-    "sglang": "--context-length",
-}  # maximum number of tokens, prompt and output
+# Option of a server for the maximum number of tokens, prompt and output.
+_LENGTH_OPTIONS = {"vllm": "--max-model-len", "sglang": "--context-length"}
 _COMPARED = 256  # tokens of text on which to compare two tokenizers
 _LOG = logging.getLogger(__name__)
 

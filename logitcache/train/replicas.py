@@ -109,7 +109,7 @@ class Replicas:
         gpu = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(_WithHead(model), device_ids=gpu, find_unused_parameters=True)
 
-    def average(self, model: nn.Module) -> "Averaging | None":
+    def averaging(self, model: nn.Module) -> "Averaging | None":
         """Return collectives that do the work of DistributedDataParallel in steps on static tensors; None if there is one process."""
         return Averaging(model, self.world) if self.world > 1 else None
 
@@ -207,7 +207,7 @@ class Averaging:
     """Averages gradients over all processes, like DistributedDataParallel, but with explicit collectives that a CUDA graph can hold."""
 
     def __init__(self, model: nn.Module, world: int) -> None:
-        """Give every process the weights and buffers of the leader.
+        """Broadcast the weights and buffers of the leader.
 
         Args:
             model: Student, on its device.

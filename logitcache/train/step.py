@@ -111,7 +111,7 @@ class Stepper:
             model.to(memory_format=torch.channels_last)
         self._channels_last = settings.channels_last
         self._replicas = replicas
-        self._averaging = replicas.average(model) if static else None
+        self._averaging = replicas.averaging(model) if static else None
         self._replicated = model if static else replicas.replicate(model, device)
         self._run: Callable[..., Any] = self._replicated
         self.norms: dict[str, float] | None = None  # Objective.gradient_norms of the first batch

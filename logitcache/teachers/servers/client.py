@@ -171,8 +171,8 @@ class ServerClient:
             )
         if status == 500:
             return InputError(f"{self._name} failed {_FAILURES} times on one request{about}: {reason}")
-        kind = " Is it a server of another kind (vllm: or sglang:)?" if reason == "404: Not Found" else ""
-        return InputError(f"{self._name} rejected the request{about}: {reason}{'.' * bool(kind)}{kind}")
+        advice = ". Is it a server of another kind (vllm: or sglang:)?" if reason == "404: Not Found" else ""
+        return InputError(f"{self._name} rejected the request{about}: {reason}{advice}")
 
 
 def _message(response: Any) -> str:

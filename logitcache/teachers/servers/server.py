@@ -81,7 +81,7 @@ class Server:
 
         Raises:
             InputError: The server rejects the request, or its response does not match the tokens.
-            CacheMismatchError: The server was interrupted, and returns other probabilities since.
+            CacheMismatchError: If the server was interrupted and returns other probabilities since then.
             CacheIncompleteError: The server does not respond.
         """
         sent = list(tokens)

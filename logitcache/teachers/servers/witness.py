@@ -14,7 +14,7 @@ __all__ = ["TOLERANCE", "Witness"]
 # float32 and for batches of 4 against 1 (SmolLM2-135M, WikiText-2, 384 rows, on a CPU; at most 0.018 over random subsets of 256 rows),
 # and 0.014 for both behind vLLM 0.32.0 on a CPU (760 rows). Noise of 5% of the weights' deviation was 0.09 (stories-mini).
 TOLERANCE = 0.05
-_TOLERANCE_OF_FEW = 0.2  # the same for documents of less than _FEW rows
+_TOLERANCE_OF_FEW = 0.2  # the same for documents of fewer than _FEW rows
 _FEW, _MANY = 64, 256  # rows
 
 
@@ -22,7 +22,7 @@ class Witness:
     """One response from before any interruption, which is requested again after each. Thread-safe."""
 
     def __init__(self) -> None:
-        """Remember nothing yet."""
+        """Create a witness without a response."""
         self._lock, self._seen = threading.Lock(), 0
         self._kept: KnownRows | None = None
         self._again: Callable[[], KnownRows] | None = None
@@ -37,14 +37,13 @@ class Witness:
             again: Function that requests these rows again.
 
         Raises:
-            CacheMismatchError: The server returns other probabilities than before the interruption.
+            CacheMismatchError: If the server returns other probabilities than before the interruption.
             LogitCacheError: If the request fails.
         """
         with self._lock:
             if interruptions != self._seen and self._kept is not None and self._again is not None:
-                gap, allowed = _variation(self._kept, self._again()), TOLERANCE
-                if len(self._kept.ids) < _FEW:
-                    allowed = _TOLERANCE_OF_FEW
+                gap = _variation(self._kept, self._again())
+                allowed = TOLERANCE if len(self._kept.ids) >= _FEW else _TOLERANCE_OF_FEW
                 if gap > allowed:
                     raise CacheMismatchError(
                         f"{name} returns other probabilities since the server was interrupted: their mean total variation is {gap:.2g} "
